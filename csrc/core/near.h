@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* near.h -- the names closest to a name that nobody knows.
+ *
+ * Distance is the optimal string alignment distance (insert, delete, replace,
+ * swap neighbours), without regard to case. */
+#ifndef TP_NEAR_H
+#define TP_NEAR_H
+
+#include "text.h"
+
+/* Indices of up to `limit` of the `count` names, nearest first, whose distance
+ * is at most a third of the longer name (at least 2), or which contain `name`
+ * or are contained in it. Equal distances keep the order of `names`. Writes them to
+ * `found` and returns how many. Names over 128 bytes are never near. */
+int tp_near(const char *name, const char *const *names, int count, int limit, int *found);
+
+/* Append `; did you mean 'a' or 'b'?` where anything is near, else the whole
+ * list as `; known: a, b, c`. */
+void tp_near_add(tp_text *text, const char *name, const char *const *names, int count);
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan.h -- what happens to every parameter; decided once, never changed.
+ *
+ * The only value that passes from deciding to doing. Sharding, gathering,
+ * loading, saving and reporting read these entries and derive nothing. */
+#ifndef TP_PLAN_H
+#define TP_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "layout.h"
+#include "model.h"
+#include "rule.h"
+
+typedef enum {
+    TP_WHOLE,         /* on every rank; its gradient is whole, too */
+    TP_WHOLE_SUM,     /* on every rank; the gradients are summed over ranks */
+    TP_SKIPPED,       /* a rule said to leave it alone; as TP_WHOLE */
+    TP_COLUMN,        /* output features */
+    TP_ROW,           /* input features */
+    TP_VOCABULARY,    /* rows of an embedding */
+    TP_HIDDEN         /* columns of an embedding */
+} tp_kind;
+
+/* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden". */
+const char *tp_kind_name(tp_kind kind);
+
+/* One per parameter, in the model's order. A tied parameter (tied_to >= 0)
+ * repeats the entry of the parameter that it is. */
+typedef struct {
+    int parameter;
+    tp_kind kind;
+    tp_source source;
+    const char *rule; /* label or pattern of the deciding rule; "" for none */
+    int dim;          /* dimension of the parameter that shrinks; -1: whole */
+    int64_t outer;    /* the view [outer, layout->size, inner] of the full weight */
+    int64_t inner;
+    const tp_layout *layout; /* NULL: whole */
+} tp_entry;
+
+/* One per module whose forward changes. */
+typedef struct {
+    int module;
+    tp_kind kind; /* TP_COLUMN, TP_ROW, TP_VOCABULARY, TP_HIDDEN */
+    int weight;   /* entry index */
+    int bias;     /* entry index or -1 */
+    bool gather_output;
+    bool split_input;
+} tp_layer;
+
+/* An integer attribute that becomes local: one value per rank. */
+typedef struct {
+    int module;
+    const char *key;
+    int64_t full;
+    const int64_t *values;
+} tp_local_integer;
+
+/* A line for the user: a rule that matched nothing, a tie that kept a weight
+ * whole. */
+typedef struct {
+    const char *text;
+} tp_note;
+
+typedef struct {
+    int ranks;
+    int64_t grain;       /* tp_grain_size, 1: none */
+    bool strict;         /* an unmatched linear layer is an error */
+    bool defaults;       /* apply the rules of TP_FROM_DEFAULT */
+    int embedding_dim;   /* 0 vocabulary, 1 hidden: where a default rule cuts */
+    const char *const *head_patterns; /* substrings of a head's module name */
+    int head_pattern_count;
+} tp_plan_options;
+
+typedef struct tp_plan tp_plan;
+
+/* Decide over every parameter of `model`. `model` and `rules` are borrowed for
+ * the call and the model for the plan's whole life. Everything that cannot be right is
+ * refused with TP_VALUE, the message naming parameter, rule and sizes. */
+int tp_plan_new(const tp_model *model, const tp_rules *rules,
+                const tp_plan_options *options, tp_plan **out, tp_error *err);
+
+int tp_plan_ranks(const tp_plan *plan);
+int tp_plan_entry_count(const tp_plan *plan);
+const tp_entry *tp_plan_entry(const tp_plan *plan, int index);
+int tp_plan_layer_count(const tp_plan *plan);
+const tp_layer *tp_plan_layer(const tp_plan *plan, int index);
+int tp_plan_integer_count(const tp_plan *plan);
+const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
+int tp_plan_note_count(const tp_plan *plan);
+const tp_note *tp_plan_note(const tp_plan *plan, int index);
+
+/* Shape of the shard on `rank`; `shape` has room for TP_MAX_DIMS values. */
+void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);
+
+/* Equal plans of equal models have equal hashes, on every machine: covers ranks, names,
+ * shapes, dtypes, kinds, runs and local integers; not who decided. */
+uint64_t tp_plan_hash(const tp_plan *plan);
+
+/* One row per group of parameters that differ in indices only. */
+typedef struct {
+    const char *pattern; /* indices as `*`; owned by the table */
+    int entry;           /* the first of the group */
+    int count;
+    int64_t full_bytes;  /* of the whole group */
+} tp_plan_row;
+
+typedef struct tp_plan_table tp_plan_table;
+
+int tp_plan_table_new(const tp_plan *plan, tp_plan_table **out, tp_error *err);
+int tp_plan_table_count(const tp_plan_table *table);
+const tp_plan_row *tp_plan_table_row(const tp_plan_table *table, int index);
+
+/* Bytes of the group's shards on `rank`. A tied parameter counts once. */
+int64_t tp_plan_table_bytes(const tp_plan_table *table, int row, int rank);
+void tp_plan_table_free(tp_plan_table *table);
+
+void tp_plan_free(tp_plan *plan);
+
+#endif

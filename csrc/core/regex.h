@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* regex.h -- patterns with exactly the results of Python's re.match.
+ *
+ * A pattern made only of constructs that PCRE2 and Python read alike runs in
+ * PCRE2 with JIT; any other pattern, and any subject that is not printable
+ * ASCII, goes to the fallback, which is the compiled Python pattern. Whether a
+ * pattern is valid at all is Python's decision, taken before it comes here. */
+#ifndef TP_REGEX_H
+#define TP_REGEX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "error.h"
+
+typedef struct tp_regex tp_regex;
+
+/* The compiled Python pattern. `match` returns 1, 0, or -1 with `err` filled. */
+typedef struct {
+    void *context; /* owned by the regex from tp_regex_new on, even if it fails */
+    int (*match)(void *context, const char *subject, size_t size, tp_error *err);
+    void (*release)(void *context);
+} tp_matcher;
+
+/* `fallback` may be NULL for patterns of our own tables; a pattern that needs
+ * it then fails with TP_BUG. */
+int tp_regex_new(const char *pattern, const tp_matcher *fallback, tp_regex **out,
+                 tp_error *err);
+
+/* Whether `subject` matches at its start. A pattern that backtracks without
+ * end fails with TP_LIMIT, naming pattern and subject. */
+int tp_regex_match(const tp_regex *regex, const char *subject, size_t size,
+                   bool *matched, tp_error *err);
+
+/* The pattern as given; borrowed. */
+const char *tp_regex_pattern(const tp_regex *regex);
+
+/* Whether PCRE2 runs it. */
+bool tp_regex_is_native(const tp_regex *regex);
+
+void tp_regex_free(tp_regex *regex);
+
+#endif

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rule.h -- the ordered rules that decide over parameters.
+ *
+ * Earlier rules win. A rule knows where it came from, so that a plan can say
+ * who decided, and it counts nothing: which rules matched is the plan's. */
+#ifndef TP_RULE_H
+#define TP_RULE_H
+
+#include <stdbool.h>
+
+#include "regex.h"
+#include "spec.h"
+
+typedef enum {
+    TP_FROM_CONFIG,  /* partition_config */
+    TP_FROM_PRESET,  /* preset_model */
+    TP_FROM_HF,      /* a transformers tp_plan */
+    TP_FROM_FAMILY,  /* the family table */
+    TP_FROM_DEFAULT, /* embeddings, heads, and norms inside a cut */
+    TP_FROM_NOTHING  /* no rule: stays whole */
+} tp_source;
+
+/* "partition_config", "preset", "tp_plan", "family", "default", "-". */
+const char *tp_source_name(tp_source source);
+
+typedef struct {
+    tp_source source;
+    tp_spec spec;
+    tp_regex **patterns; /* owned; NULL for a transformers rule */
+    int pattern_count;
+    char *hf_pattern;    /* owned; NULL for a rule with patterns */
+    char **model_types;  /* owned; empty: any model */
+    int model_type_count;
+    char *label;         /* owned: what to call the rule, e.g. "layer_specs[2]" */
+} tp_rule;
+
+typedef struct tp_rules tp_rules;
+
+int tp_rules_new(tp_rules **out, tp_error *err);
+
+/* Append a rule; its pointers belong to `rules` from now on, even on failure. */
+int tp_rules_add(tp_rules *rules, tp_rule *rule, tp_error *err);
+
+/* Append a preset's rows as rules. */
+int tp_rules_add_preset(tp_rules *rules, const char *name, tp_error *err);
+
+/* Append one entry of a transformers plan. */
+int tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
+                       tp_error *err);
+
+int tp_rules_count(const tp_rules *rules);
+const tp_rule *tp_rules_at(const tp_rules *rules, int index);
+
+/* What a name is looked up with. */
+typedef struct {
+    const char *parameter;  /* "model.layers.0.mlp.up_proj.weight" */
+    const char *module;     /* "model.layers.0.mlp.up_proj"; NULL: none */
+    const char *model_type; /* "llama"; NULL: unknown */
+    const char *prefix;     /* "model", the base-model prefix; "": none */
+} tp_query;
+
+/* The rules that match, in order, at most `room` of them; returns how many
+ * matched in all, or -1. A pattern is tried on the parameter's name, and on
+ * the module's name when that fails: both are written in the wild. */
+int tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room,
+                  tp_error *err);
+
+void tp_rules_free(tp_rules *rules);
+
+#endif
