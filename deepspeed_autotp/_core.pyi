@@ -1,30 +1,68 @@
-"""The C core: everything that can be decided without a tensor."""
+# SPDX-License-Identifier: Apache-2.0
+"""The C core: everything that can be decided without a tensor.
+
+Wrong types raise TypeError, wrong values ValueError; the message names the argument, what was
+given and what was expected. Ints are not bools, sequences are not strings.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 __all__ = [
-    "Entry", "Layer", "LocalInteger", "Model", "Pattern", "Plan", "Records", "Row", "Rules",
-    "core_info", "dtype_name", "nearest", "merge", "precision", "preset_names", "preset_rows", "split",
-    "split_grain", "check_spec", "style_spec",
+    "Entry",
+    "Layer",
+    "LocalInteger",
+    "Model",
+    "Pattern",
+    "Plan",
+    "Records",
+    "Row",
+    "Rules",
+    "check_spec",
+    "core_info",
+    "dtype_name",
+    "merge",
+    "nearest",
+    "precision",
+    "preset_names",
+    "preset_rows",
+    "split",
+    "split_grain",
+    "style_spec",
 ]
 
-def split(size: int, unit: int, ranks: int) -> tuple[int, ...]: ...
-def split_grain(size: int, grain: int, ranks: int) -> tuple[int, ...]: ...
-def nearest(name: str, names: Sequence[str], limit: int = 3) -> tuple[str, ...]: ...
-def dtype_name(spelling: str, where: str) -> str: ...
-def precision(bf16: bool, fp16: bool) -> str | None: ...
+def split(size: int, unit: int, ranks: int) -> tuple[int, ...]:
+    """Widths per rank, each a multiple of `unit`; earlier ranks take the remainder."""
+
+def split_grain(size: int, grain: int, ranks: int) -> tuple[int, ...]:
+    """Widths per rank, in multiples of `grain` where that is possible."""
+
+def nearest(name: str, names: Sequence[str], limit: int = 3) -> tuple[str, ...]:
+    """The names close to `name`, nearest first."""
+
+def dtype_name(spelling: str, where: str) -> str:
+    """torch's name of a data type without the prefix. ValueError starting with `where`."""
+
+def precision(bf16: bool, fp16: bool) -> str | None:
+    """ "bfloat16", "float16" or None, from the two switches; bf16 wins."""
+
 def preset_names() -> tuple[str, ...]: ...
-def preset_rows(name: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+def preset_rows(name: str, /) -> tuple[tuple[str, dict[str, Any]], ...]:
     """(pattern, spec) of a preset; spec as check_spec returns it."""
-def style_spec(style: str, pattern: str) -> dict[str, Any]: ...
+
+def style_spec(style: str, pattern: str) -> dict[str, Any]:
+    """The specification behind a style of a transformers plan. Errors name `pattern`."""
+
 def check_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check {partition_type, partition_dim, shape, gather_output, split_input, sum_gradient}.
 
-    Missing keys take their default, unknown keys are an error. Returns the normalised dict.
+    Missing keys take their default, unknown keys are an error. Returns the normalised dict, with
+    shape as a tuple. Messages start with `where`.
     """
+
 def core_info() -> dict[str, Any]:
     """{"pcre2": "10.42 ...", "jit": bool}"""
+
 def merge(
     record: tuple[int, str, int, int] | None,
     *,
@@ -48,19 +86,26 @@ def merge(
 class Pattern:
     """A pattern with the results of ``re.match``. ValueError if ``re.compile`` refuses it."""
 
-    def __init__(self, pattern: str) -> None: ...
-    def match(self, subject: str) -> bool: ...
+    def __new__(cls, pattern: str) -> Self: ...
+    def match(self, subject: str, /) -> bool:
+        """ValueError for a pattern that PCRE2 runs and that backtracks without end."""
     @property
     def pattern(self) -> str: ...
     @property
-    def native(self) -> bool: ...
+    def native(self) -> bool:
+        """Whether PCRE2 runs the pattern; otherwise Python's re does."""
 
 @final
 class Records:
-    def add(self, key: int, tp_size: int, dtype: str, group: int = 0, group_size: int = 0) -> None: ...
-    def find(self, key: int) -> tuple[int, str, int, int] | None: ...
+    """What tp_model_init recorded: (tp_size, dtype, group, group_size), one per model."""
+
+    def __new__(cls) -> Self: ...
+    def add(
+        self, key: int, tp_size: int, dtype: str, group: int = 0, group_size: int = 0
+    ) -> None: ...
+    def find(self, key: int, /) -> tuple[int, str, int, int] | None: ...
     def latest(self) -> tuple[int, tuple[int, str, int, int]] | None: ...
-    def remove(self, key: int) -> None: ...
+    def remove(self, key: int, /) -> None: ...
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
 
@@ -68,6 +113,7 @@ class Records:
 class Rules:
     """Ordered rules; earlier ones win."""
 
+    def __new__(cls) -> Self: ...
     def add(
         self,
         patterns: Sequence[str],
@@ -77,9 +123,15 @@ class Rules:
         model_types: Sequence[str] = (),
         source: str = "partition_config",
     ) -> None: ...
-    def add_preset(self, name: str) -> None: ...
+    def add_preset(self, name: str, /) -> None: ...
     def add_style(self, pattern: str, style: str) -> None: ...
-    def find(self, parameter: str, module: str | None = None, model_type: str | None = None, prefix: str = "") -> tuple[int, ...]:
+    def find(
+        self,
+        parameter: str,
+        module: str | None = None,
+        model_type: str | None = None,
+        prefix: str = "",
+    ) -> tuple[int, ...]:
         """Indices of the rules that match, in order."""
     def __len__(self) -> int: ...
 
@@ -92,8 +144,8 @@ class Model:
     parameters: (name, leaf, module index, shape, dtype, itemsize, index of the first name or -1).
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         modules: Sequence[tuple[str, str, str, Mapping[str, int]]],
         parameters: Sequence[tuple[str, str, int, Sequence[int], str, int, int]],
         *,
@@ -102,37 +154,44 @@ class Model:
         integers: Mapping[str, int] = ...,
         input_embedding: int = -1,
         output_head: int = -1,
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class Entry:
-    """One parameter of a plan. Struct sequence, read-only."""
+    """One parameter of a plan; read-only."""
 
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """replicated, replicated+sum, skip, column, row, vocabulary or hidden."""
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """partition_config, preset, tp_plan, family, default, or - for nothing."""
     @property
-    def rule(self) -> str: ...
+    def rule(self) -> str:
+        """Label of the deciding rule, or empty."""
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """The dimension that shrinks; -1: whole."""
     @property
     def view(self) -> tuple[int, int, int]:
-        """(outer, size, inner) of the full weight around the cut."""
+        """(outer, size, inner) of the full weight around the cut; (1, elements, 1) if whole."""
     @property
-    def tied_to(self) -> int: ...
-    def local_shape(self, rank: int) -> tuple[int, ...]: ...
-    def runs(self, rank: int) -> tuple[int, ...]:
+    def tied_to(self) -> int:
+        """Index of the entry whose tensor this is, or -1."""
+    def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
+    def runs(self, rank: int, /) -> tuple[int, ...]:
         """start, length, start, length, ...; empty when the parameter is whole."""
-    def shared(self, rank: int) -> tuple[tuple[int, int, int, int], ...]:
+    def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
         """Runs that other ranks hold too: (offset in the shard, length, owner, holders)."""
 
 @final
 class Layer:
+    """One module whose forward changes; weight and bias are indices of entries, or -1."""
+
     @property
     def module(self) -> str: ...
     @property
@@ -148,6 +207,8 @@ class Layer:
 
 @final
 class LocalInteger:
+    """An integer attribute of a module that has another value on each rank."""
+
     @property
     def module(self) -> str: ...
     @property
@@ -159,12 +220,17 @@ class LocalInteger:
 
 @final
 class Row:
+    """Parameters that differ in indices only; local_bytes has one value per rank."""
+
     @property
     def pattern(self) -> str: ...
     @property
     def count(self) -> int: ...
     @property
-    def entry(self) -> Entry: ...
+    def entry(self) -> Entry:
+        """The first of them; `index` is its place in Plan.entries."""
+    @property
+    def index(self) -> int: ...
     @property
     def full_bytes(self) -> int: ...
     @property
@@ -172,8 +238,10 @@ class Row:
 
 @final
 class Plan:
-    def __init__(
-        self,
+    """What happens to every parameter; decided once, never changed."""
+
+    def __new__(
+        cls,
         model: Model,
         rules: Rules,
         *,
@@ -183,12 +251,12 @@ class Plan:
         defaults: bool = True,
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def ranks(self) -> int: ...
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits."""
+        """16 hexadecimal digits, equal for equal plans of equal models."""
     @property
     def entries(self) -> tuple[Entry, ...]: ...
     @property

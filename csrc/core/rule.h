@@ -51,6 +51,9 @@ int tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
 int tp_rules_count(const tp_rules *rules);
 const tp_rule *tp_rules_at(const tp_rules *rules, int index);
 
+/* Whether the rule is for models of this type at all; NULL: unknown. */
+bool tp_rule_fits_model(const tp_rule *rule, const char *model_type);
+
 /* What a name is looked up with. */
 typedef struct {
     const char *parameter;  /* "model.layers.0.mlp.up_proj.weight" */

@@ -24,7 +24,7 @@ typedef enum {
  * most one level of nesting. `[2, -1]` is two equal pieces along dim 0,
  * `[[q, k, v], -1]` three unequal ones, `[E, -1, H]` with dim 1 a 3-D view.
  * The count of equal pieces, when the view has the rank of the weight, is
- * sizes[dim]; -1 is inferred. */
+ * sizes[dim]; -1 is inferred. The place of the list holds 0 in `sizes`. */
 typedef struct {
     int dims; /* 0: no shape was given */
     int64_t sizes[TP_MAX_DIMS];
@@ -55,7 +55,8 @@ const char *tp_cut_name(tp_cut cut);
 
 /* Check a spec by itself: `dim` in range, sizes positive or -1, the list of pieces at
  * `dim`, flags that fit the cut (gather_output needs column, split_input row,
- * sum_gradient skip). Fails with TP_VALUE, the message starting with `where`. */
+ * sum_gradient skip), neither dim nor shape for a skip. Fails with TP_VALUE, the
+ * message starting with `where`. */
 int tp_spec_check(const tp_spec *spec, const char *where, tp_error *err);
 
 #endif

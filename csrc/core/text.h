@@ -30,6 +30,14 @@ void tp_text_add(tp_text *text, const char *format, ...)
  * Fails with TP_MEMORY. */
 int tp_text_take(tp_text *text, char **out, tp_error *err);
 
+/* Fill `err` with `code` and the text as its message, empty the text. Always returns
+ * -1. Runs out of memory as TP_MEMORY. */
+int tp_text_fail(tp_text *text, tp_code code, tp_error *err);
+
 void tp_text_free(tp_text *text);
+
+/* Whether two names are equal without regard to the case of ASCII letters, whatever
+ * locale the process is in. */
+bool tp_text_same(const char *a, const char *b);
 
 #endif

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target that needs the environment makes it first; `make` alone lists the targets.
+
+venv := .venv
+python := $(venv)/bin/python
+stamp := $(venv)/.stamp
+
+recipes := pyproject.toml setup.py tools/setup.sh
+sources := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h)
+
+# Further arguments of pytest: make test ARGS="-k pool -x"
+ARGS ?=
+# A file for pytest's exit status; make then ends well, and adds no words of its own.
+STATUS ?=
+
+.PHONY: help setup build demo test lint format format-check types asan check bench clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(stamp) ## Make .venv with everything and build the package; nothing to do when up to date
+
+# A changed source needs the compilers only, a changed recipe the whole set-up.
+$(stamp): $(recipes) $(sources)
+	@tools/setup.sh $(if $(filter $(recipes),$?),all,build)
+	@touch $@
+
+build: $(stamp) ## Compile what changed; the same as setup once .venv is there
+
+demo: $(stamp) ## Train a small Llama with TP 2 x DP 2 and compare with one process
+	@$(python) examples/demo.py
+
+test: $(stamp) ## Run everything: format, lint, types, then all tests
+	@$(MAKE) --no-print-directory format-check lint types
+	@$(python) -m pytest $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
+
+lint: $(stamp) ## Check the Python code with ruff
+	@$(python) -m ruff check --quiet .
+
+format: $(stamp) ## Format all C and Python code
+	@$(venv)/bin/clang-format -i $(c_files)
+	@$(python) -m ruff format .
+
+format-check: $(stamp) ## Say what `make format` would change
+	@$(venv)/bin/clang-format --dry-run --Werror $(c_files)
+	@$(python) -m ruff format --diff --quiet .
+
+types: $(stamp) ## Check the types, and the stub against the compiled core
+	@$(python) -m mypy --no-error-summary
+	@$(python) -m mypy.stubtest --concise deepspeed_autotp._core
+
+asan: ## Run the C unit tests under AddressSanitizer and UBSan
+	@$(MAKE) --no-print-directory -C tests/core asan
+
+check: format-check lint types asan ## What is green at every commit
+
+bench: $(stamp) ## Run the benchmarks, one after the other
+	@set -e; for file in benchmarks/*.py; do $(python) "$$file"; done
+
+clean: ## Remove what was built; .venv stays
+	@rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
+	@rm -f deepspeed_autotp/*.so $(stamp)
+	@find deepspeed_autotp tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* defaults.c -- what happens where no rule speaks. */
+#include "defaults.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "choose.h"
+#include "resolve.h"
+
+static const char *const norm_names[] = {
+    "q_norm",   "k_norm", "q_layernorm",     "k_layernorm",   "query_norm",
+    "key_norm", "q_ln",   "query_layernorm", "key_layernorm", "k_ln",
+};
+
+static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
+static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};
+static const tp_spec head = {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true};
+static const tp_spec norm = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true};
+
+static void
+choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
+{
+    build->choices[parameter] = (tp_choice){spec, TP_FROM_DEFAULT, rule};
+}
+
+static bool
+rules_of_a_config(const tp_rules *rules)
+{
+    for (int i = 0; i < tp_rules_count(rules); i++) {
+        const tp_source source = tp_rules_at(rules, i)->source;
+        if (source == TP_FROM_CONFIG || source == TP_FROM_PRESET)
+            return true;
+    }
+    return false;
+}
+
+static bool
+is_head(const tp_build *build, int module)
+{
+    const tp_module *at = tp_model_module(build->model, module);
+    if (at->kind != TP_MODULE_LINEAR)
+        return false;
+    if (module == tp_model_get_facts(build->model)->output_head)
+        return true;
+    const tp_plan_options *options = build->options;
+    for (int i = 0; i < options->head_pattern_count; i++) {
+        if (strstr(tp_build_leaf(at->name), options->head_patterns[i]) != NULL)
+            return true;
+    }
+    return false;
+}
+
+/* The weight that a default may cut along `dim`, or -1. */
+static int
+find_weight(const tp_build *build, int module, int dim)
+{
+    const int weight = tp_model_find_parameter(build->model, module, "weight");
+    if (weight < 0)
+        return -1;
+    const tp_parameter *at = tp_model_parameter(build->model, weight);
+    const bool fits = at->dims == 2 && at->shape[dim] >= build->options->ranks &&
+                      at->shape[1 - dim] > 0;
+    return fits ? weight : -1;
+}
+
+static bool
+is_tied(const tp_build *build, int index)
+{
+    return build->next_name[tp_build_first(build, index)] >= 0;
+}
+
+static void
+choose_embedding(tp_build *build)
+{
+    const int module = tp_model_get_facts(build->model)->input_embedding;
+    if (module < 0 ||
+        tp_model_module(build->model, module)->kind != TP_MODULE_EMBEDDING)
+        return;
+    int weight = tp_model_find_parameter(build->model, module, "weight");
+    if (weight < 0 || tp_choose_is_taken(build, weight))
+        return;
+    /* A head that shares the tensor is cut along the vocabulary. */
+    const int dim = is_tied(build, weight) ? 0 : build->options->embedding_dim;
+    weight = find_weight(build, module, dim);
+    if (weight >= 0)
+        choose(build, weight, dim == 0 ? &vocabulary : &hidden, "input embedding");
+}
+
+/* A head that shares the embedding's tensor is taken by then, and follows it. */
+void
+tp_defaults_choose(tp_build *build)
+{
+    if (!build->options->defaults || !rules_of_a_config(build->rules))
+        return;
+    choose_embedding(build);
+    const int count = tp_model_module_count(build->model);
+    for (int i = 0; i < count; i++) {
+        const int weight = is_head(build, i) ? find_weight(build, i, 0) : -1;
+        if (weight >= 0 && !tp_choose_is_taken(build, weight))
+            choose(build, weight, &head, "output head");
+    }
+}
+
+static bool
+is_norm_name(const char *leaf)
+{
+    for (size_t i = 0; i < sizeof(norm_names) / sizeof(norm_names[0]); i++) {
+        if (strcmp(norm_names[i], leaf) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Whether `index` is the 1-D weight or bias of a norm over one head. */
+static bool
+is_head_norm(const tp_build *build, int index, const char *cut)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, index);
+    const tp_module *module = tp_model_module(build->model, at->module);
+    if (at->dims != 1 || module->parent < 0 || !cut[module->parent] ||
+        !is_norm_name(tp_build_leaf(module->name)))
+        return false;
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
+    return geometry != NULL && at->shape[0] == geometry->head_size &&
+           (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
+}
+
+int
+tp_defaults_norms(tp_build *build, tp_error *err)
+{
+    if (!build->options->defaults)
+        return 0;
+    const int count = tp_model_parameter_count(build->model);
+    const size_t modules = (size_t)tp_model_module_count(build->model);
+    char *cut = calloc(modules + 1, sizeof(*cut)); /* has a child cut in columns */
+    if (cut == NULL)
+        return tp_fail_memory(err);
+    for (int i = 0; i < count; i++) {
+        const int module = tp_model_parameter(build->model, i)->module;
+        const int parent = tp_model_module(build->model, module)->parent;
+        const tp_decision *decision = &build->decisions[i];
+        if (parent >= 0 && decision->kind == TP_COLUMN && !decision->gather_output)
+            cut[parent] = 1;
+    }
+    int result = 0;
+    for (int i = 0; i < count && result == 0; i++) {
+        if (build->choices[i].spec != NULL || !is_head_norm(build, i, cut))
+            continue;
+        choose(build, i, &norm, "norm inside a cut");
+        result = tp_resolve_parameter(build, i, err);
+    }
+    free(cut);
+    return result;
+}

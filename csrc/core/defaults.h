@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* defaults.h -- what happens where no rule speaks.
+ *
+ * A default never decides over a tensor that a rule decides over under another
+ * name, and it never fails: what it does not fit stays whole. */
+#ifndef TP_DEFAULTS_H
+#define TP_DEFAULTS_H
+
+#include "plan_build.h"
+
+/* Choose for input embedding and output heads, where partition_config or a preset is
+ * given. A transformers plan says itself what happens to them. Comes before
+ * anything is resolved. */
+void tp_defaults_choose(tp_build *build);
+
+/* Choose for norms over one head that lie in an attention module with a column
+ * cut, and decide. Their gradient is a part on each rank, because each works
+ * on the rank's own heads only. Comes after the weights are resolved. */
+int tp_defaults_norms(tp_build *build, tp_error *err);
+
+#endif

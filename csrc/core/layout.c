@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* layout.c -- which runs of a cut dimension each rank holds. */
+#include "layout.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "split.h"
+
+/* The heads of one rank, and the ranks that share its key/value heads. */
+typedef struct {
+    int64_t query_start;
+    int64_t query;
+    int64_t key_start;
+    int64_t key;
+    int owner;
+    int holders;
+} head_span;
+
+static int
+check_heads(tp_heads heads, int ranks, tp_error *err)
+{
+    const long long query = heads.query, key = heads.key;
+    if (query <= 0 || key <= 0)
+        return tp_fail(err, TP_VALUE,
+                       "%lld query and %lld key/value heads are no head counts", query,
+                       key);
+    if (query % key != 0)
+        return tp_fail(err, TP_VALUE,
+                       "%lld query heads do not fall into equal groups over %lld "
+                       "key/value heads",
+                       query, key);
+    if (query < ranks)
+        return tp_fail(err, TP_VALUE,
+                       "%lld query heads cannot be spread over %d ranks: a rank would "
+                       "get none",
+                       query, ranks);
+    return 0;
+}
+
+/* Whole key/value heads, each with the group of query heads that attends to it. */
+static int
+span_whole_groups(tp_heads heads, int ranks, head_span *spans, int64_t *widths,
+                  tp_error *err)
+{
+    if (tp_split(heads.key, 1, ranks, widths, err) < 0)
+        return -1;
+    const int64_t group = heads.query / heads.key;
+    int64_t start = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        const int64_t key = widths[rank];
+        spans[rank] = (head_span){start * group, key * group, start, key, rank, 1};
+        start += key;
+    }
+    return 0;
+}
+
+/* One key/value head on several ranks, which cut its group of query heads. The
+ * group is never smaller than its ranks, because there is a query head for
+ * every rank and both are spread evenly. */
+static int
+span_shared_heads(tp_heads heads, int ranks, head_span *spans, int64_t *widths,
+                  tp_error *err)
+{
+    const int key_heads = (int)heads.key; /* fewer than ranks */
+    const int64_t group = heads.query / heads.key;
+    if (tp_split(ranks, 1, key_heads, widths, err) < 0)
+        return -1;
+
+    int64_t *query = widths + key_heads; /* of the ranks of one head */
+    int owner = 0;
+    for (int head = 0; head < key_heads; head++) {
+        const int holders = (int)widths[head];
+        if (tp_split(group, 1, holders, query, err) < 0)
+            return -1;
+        int64_t start = head * group;
+        for (int i = 0; i < holders; i++) {
+            spans[owner + i] = (head_span){start, query[i], head, 1, owner, holders};
+            start += query[i];
+        }
+        owner += holders;
+    }
+    return 0;
+}
+
+/* `spans` has room for `ranks`. */
+static int
+span_heads(tp_heads heads, int ranks, head_span *spans, tp_error *err)
+{
+    if (check_heads(heads, ranks, err) < 0)
+        return -1;
+    int64_t *widths = calloc(2 * (size_t)ranks, sizeof(*widths));
+    if (widths == NULL)
+        return tp_fail_memory(err);
+    const int result = heads.key >= ranks
+                           ? span_whole_groups(heads, ranks, spans, widths, err)
+                           : span_shared_heads(heads, ranks, spans, widths, err);
+    free(widths);
+    return result;
+}
+
+int
+tp_heads_of_rank(tp_heads heads, int ranks, int rank, tp_heads *out, tp_error *err)
+{
+    if (rank < 0 || rank >= ranks)
+        return tp_fail(err, TP_VALUE, "rank %d is not one of %d ranks", rank, ranks);
+    head_span *spans = calloc((size_t)ranks, sizeof(*spans));
+    if (spans == NULL)
+        return tp_fail_memory(err);
+    const int result = span_heads(heads, ranks, spans, err);
+    if (result == 0)
+        *out = (tp_heads){spans[rank].query, spans[rank].key};
+    free(spans);
+    return result;
+}
+
+static int
+check_piece(const tp_piece *piece, tp_heads heads, tp_error *err)
+{
+    const long long size = piece->size, unit = piece->unit;
+    if (size <= 0 || unit <= 0)
+        return tp_fail(err, TP_VALUE, "a piece of size %lld in units of %lld", size,
+                       unit);
+    if (piece->role != TP_PIECE_QUERY && piece->role != TP_PIECE_KEY)
+        return 0;
+    const bool query = piece->role == TP_PIECE_QUERY;
+    const int64_t count = query ? heads.query : heads.key;
+    if (count <= 0 || size % unit != 0 || size / unit != count)
+        return tp_fail(err, TP_VALUE, "size %lld is not %lld %s heads of %lld", size,
+                       (long long)count, query ? "query" : "key/value", unit);
+    return 0;
+}
+
+/* The run of every rank, counted from the start of the piece. */
+static int
+cut_by_size(const tp_piece *piece, int ranks, tp_run *runs, int64_t *widths,
+            tp_error *err)
+{
+    const bool plain = piece->role == TP_PIECE_PLAIN;
+    const int result =
+        plain ? tp_split_grain(piece->size, piece->unit, ranks, widths, err)
+              : tp_split(piece->size, piece->unit, ranks, widths, err);
+    if (result < 0)
+        return -1;
+    int64_t start = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        if (widths[rank] == 0)
+            return tp_fail(err, TP_VALUE,
+                           "%lld units of %lld cannot be spread over %d ranks: a rank "
+                           "would get none",
+                           (long long)(piece->size / piece->unit),
+                           (long long)piece->unit, ranks);
+        runs[rank] = (tp_run){start, widths[rank], rank, 1};
+        start += widths[rank];
+    }
+    return 0;
+}
+
+static void
+cut_by_heads(const tp_piece *piece, const head_span *spans, int ranks, tp_run *runs)
+{
+    const int64_t unit = piece->unit;
+    for (int rank = 0; rank < ranks; rank++) {
+        const head_span *span = &spans[rank];
+        if (piece->role == TP_PIECE_QUERY)
+            runs[rank] =
+                (tp_run){span->query_start * unit, span->query * unit, rank, 1};
+        else
+            runs[rank] = (tp_run){span->key_start * unit, span->key * unit, span->owner,
+                                  span->holders};
+    }
+}
+
+/* `runs` is [count][ranks], counted from the start of the dimension. */
+static int
+cut_pieces(const tp_piece *pieces, int count, tp_heads heads, int ranks, tp_run *runs,
+           tp_error *err)
+{
+    int result = -1;
+    bool by_heads = false;
+    for (int i = 0; i < count; i++) {
+        if (check_piece(&pieces[i], heads, err) < 0)
+            return -1;
+        by_heads |= pieces[i].role == TP_PIECE_QUERY || pieces[i].role == TP_PIECE_KEY;
+    }
+    int64_t *widths = calloc((size_t)ranks, sizeof(*widths));
+    head_span *spans = calloc((size_t)ranks, sizeof(*spans));
+    if (widths == NULL || spans == NULL) {
+        tp_fail_memory(err);
+        goto done;
+    }
+    if (by_heads && span_heads(heads, ranks, spans, err) < 0)
+        goto done;
+
+    int64_t offset = 0;
+    for (int i = 0; i < count; i++) {
+        tp_run *row = runs + (ptrdiff_t)i * ranks;
+        const tp_piece_role role = pieces[i].role;
+        if (role == TP_PIECE_QUERY || role == TP_PIECE_KEY)
+            cut_by_heads(&pieces[i], spans, ranks, row);
+        else if (cut_by_size(&pieces[i], ranks, row, widths, err) < 0)
+            goto done;
+        for (int rank = 0; rank < ranks; rank++)
+            row[rank].start += offset;
+        offset += pieces[i].size;
+    }
+    result = 0;
+done:
+    free(widths);
+    free(spans);
+    return result;
+}
+
+/* One rank's column of `runs`, neighbours joined. `out` has room for `count`. */
+static tp_part
+join_runs(const tp_run *runs, int count, int ranks, int rank, tp_run *out)
+{
+    tp_part part = {out, 0, 0};
+    for (int i = 0; i < count; i++) {
+        const tp_run run = runs[(ptrdiff_t)i * ranks + rank];
+        tp_run *last = part.count > 0 ? &out[part.count - 1] : NULL;
+        part.width += run.length;
+        if (last != NULL && last->start + last->length == run.start &&
+            last->owner == run.owner && last->holders == run.holders)
+            last->length += run.length;
+        else
+            out[part.count++] = run;
+    }
+    return part;
+}
+
+int
+tp_layout_new(tp_arena *arena, const tp_piece *pieces, int count, tp_heads heads,
+              int ranks, const tp_layout **out, tp_error *err)
+{
+    if (ranks <= 0 || count <= 0)
+        return tp_fail(err, TP_VALUE, "cannot lay %d pieces over %d ranks", count,
+                       ranks);
+    int result = -1;
+    const size_t cells = (size_t)count * (size_t)ranks;
+    tp_run *runs = calloc(cells, sizeof(*runs));
+    if (runs == NULL)
+        return tp_fail_memory(err);
+    if (cut_pieces(pieces, count, heads, ranks, runs, err) < 0)
+        goto done;
+
+    tp_layout *layout = tp_arena_take(arena, 1, sizeof(*layout), err);
+    tp_part *parts = tp_arena_take(arena, (size_t)ranks, sizeof(*parts), err);
+    tp_run *kept = tp_arena_take(arena, cells, sizeof(*kept), err);
+    if (layout == NULL || parts == NULL || kept == NULL)
+        goto done;
+    for (int rank = 0; rank < ranks; rank++)
+        parts[rank] =
+            join_runs(runs, count, ranks, rank, kept + (ptrdiff_t)rank * count);
+    for (int i = 0; i < count; i++)
+        layout->size += pieces[i].size;
+    layout->ranks = ranks;
+    layout->parts = parts;
+    *out = layout;
+    result = 0;
+done:
+    free(runs);
+    return result;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* layouts.c -- one layout for all weights that are cut alike. */
+#include "layouts.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hash.h"
+
+typedef struct {
+    uint64_t hash;
+    tp_piece *pieces; /* in the arena */
+    int count;
+    tp_heads heads;
+    const tp_layout *layout; /* NULL: free slot */
+} slot;
+
+struct tp_layouts {
+    tp_arena *arena; /* borrowed */
+    int ranks;
+    slot *slots;
+    size_t room; /* a power of two, at least twice the count */
+    size_t count;
+};
+
+int
+tp_layouts_new(tp_arena *arena, int ranks, tp_layouts **out, tp_error *err)
+{
+    const size_t room = 64;
+    *out = NULL;
+    tp_layouts *layouts = calloc(1, sizeof(*layouts));
+    slot *slots = calloc(room, sizeof(*slots));
+    if (layouts == NULL || slots == NULL) {
+        free(layouts);
+        free(slots);
+        return tp_fail_memory(err);
+    }
+    *layouts = (tp_layouts){arena, ranks, slots, room, 0};
+    *out = layouts;
+    return 0;
+}
+
+static uint64_t
+hash_pieces(const tp_piece *pieces, int count, tp_heads heads)
+{
+    uint64_t hash = tp_hash_int(TP_HASH_START, heads.query);
+    hash = tp_hash_int(hash, heads.key);
+    for (int i = 0; i < count; i++) {
+        hash = tp_hash_int(hash, pieces[i].size);
+        hash = tp_hash_int(hash, pieces[i].unit);
+        hash = tp_hash_int(hash, pieces[i].role);
+    }
+    return hash;
+}
+
+static bool
+same_pieces(const slot *held, const tp_piece *pieces, int count, tp_heads heads)
+{
+    bool same = held->count == count && held->heads.query == heads.query &&
+                held->heads.key == heads.key;
+    for (int i = 0; same && i < count; i++)
+        same = held->pieces[i].size == pieces[i].size &&
+               held->pieces[i].unit == pieces[i].unit &&
+               held->pieces[i].role == pieces[i].role;
+    return same;
+}
+
+static int
+grow(tp_layouts *layouts, tp_error *err)
+{
+    const size_t room = layouts->room * 2;
+    slot *slots = calloc(room, sizeof(*slots));
+    if (slots == NULL)
+        return tp_fail_memory(err);
+    for (size_t i = 0; i < layouts->room; i++) {
+        if (layouts->slots[i].layout == NULL)
+            continue;
+        size_t at = (size_t)layouts->slots[i].hash & (room - 1);
+        while (slots[at].layout != NULL)
+            at = (at + 1) & (room - 1);
+        slots[at] = layouts->slots[i];
+    }
+    free(layouts->slots);
+    layouts->slots = slots;
+    layouts->room = room;
+    return 0;
+}
+
+int
+tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count, tp_heads heads,
+               const tp_layout **out, tp_error *err)
+{
+    if (2 * layouts->count >= layouts->room && grow(layouts, err) < 0)
+        return -1;
+    const uint64_t hash = hash_pieces(pieces, count, heads);
+    size_t at = (size_t)hash & (layouts->room - 1);
+    while (layouts->slots[at].layout != NULL) {
+        const slot *held = &layouts->slots[at];
+        if (held->hash == hash && same_pieces(held, pieces, count, heads)) {
+            *out = held->layout;
+            return 0;
+        }
+        at = (at + 1) & (layouts->room - 1);
+    }
+
+    slot made = {hash, NULL, count, heads, NULL};
+    if (tp_layout_new(layouts->arena, pieces, count, heads, layouts->ranks,
+                      &made.layout, err) < 0)
+        return -1;
+    made.pieces =
+        tp_arena_take(layouts->arena, (size_t)count, sizeof(*made.pieces), err);
+    if (made.pieces == NULL)
+        return -1;
+    memcpy(made.pieces, pieces, (size_t)count * sizeof(*pieces));
+    layouts->slots[at] = made;
+    layouts->count++;
+    *out = made.layout;
+    return 0;
+}
+
+void
+tp_layouts_free(tp_layouts *layouts)
+{
+    if (layouts == NULL)
+        return;
+    free(layouts->slots);
+    free(layouts);
+}

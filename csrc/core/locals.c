@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* locals.c -- the integers of attention modules that become local. */
+#include "locals.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The heads of each rank, for modules with the same counts and the same cuts. */
+typedef struct {
+    tp_heads heads;
+    bool cuts_keys;
+    const int64_t *query; /* one per rank, as the two below */
+    const int64_t *key;
+    const int64_t *group;
+} spread;
+
+typedef struct {
+    char *cuts;      /* one per module: bit 0 heads are cut, bit 1 keys too */
+    spread *spreads; /* the distinct ones; few */
+    int count;
+    int room;
+} workspace;
+
+static bool
+has_key(const char *const *keys, const char *key)
+{
+    for (; *keys != NULL; keys++) {
+        if (strcmp(*keys, key) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool
+differs(const int64_t *values, int ranks, int64_t full)
+{
+    for (int rank = 0; rank < ranks; rank++) {
+        if (values[rank] != full)
+            return true;
+    }
+    return false;
+}
+
+static int
+make_spread(const tp_build *build, int module, spread *out, tp_error *err)
+{
+    const int ranks = build->options->ranks;
+    int64_t *values[3];
+    for (int i = 0; i < 3; i++) {
+        values[i] =
+            tp_arena_take(build->plan->arena, (size_t)ranks, sizeof(int64_t), err);
+        if (values[i] == NULL)
+            return -1;
+    }
+    for (int rank = 0; rank < ranks; rank++) {
+        tp_heads own;
+        if (tp_heads_of_rank(out->heads, ranks, rank, &own, err) < 0)
+            return -1;
+        if (!out->cuts_keys)
+            own.key = out->heads.key;
+        if (own.query % own.key != 0)
+            return tp_fail(err, TP_VALUE,
+                           "module '%s': rank %d of %d has %lld query heads over %lld "
+                           "key/value heads, which are not cut, and they do not fall "
+                           "into equal groups; cut keys and values, too, or skip the "
+                           "weights of this module",
+                           tp_model_module(build->model, module)->name, rank, ranks,
+                           (long long)own.query, (long long)own.key);
+        values[0][rank] = own.query;
+        values[1][rank] = own.key;
+        values[2][rank] = own.query / own.key;
+    }
+    out->query = values[0];
+    out->key = values[1];
+    out->group = values[2];
+    return 0;
+}
+
+static int
+find_spread(const tp_build *build, int module, workspace *work, const spread **out,
+            tp_error *err)
+{
+    const tp_heads heads = tp_geometries_at(build->geometries, module)->heads;
+    const bool cuts_keys = (work->cuts[module] & 2) != 0;
+    for (int i = 0; i < work->count; i++) {
+        const spread *held = &work->spreads[i];
+        if (held->heads.query == heads.query && held->heads.key == heads.key &&
+            held->cuts_keys == cuts_keys) {
+            *out = held;
+            return 0;
+        }
+    }
+    if (work->count == work->room) {
+        const int room = work->room == 0 ? 8 : work->room * 2;
+        spread *grown = realloc(work->spreads, (size_t)room * sizeof(*grown));
+        if (grown == NULL)
+            return tp_fail_memory(err);
+        work->spreads = grown;
+        work->room = room;
+    }
+    spread *made = &work->spreads[work->count];
+    *made = (spread){heads, cuts_keys, NULL, NULL, NULL};
+    if (make_spread(build, module, made, err) < 0)
+        return -1;
+    work->count++;
+    *out = made;
+    return 0;
+}
+
+/* The values of one integer on each rank, or NULL where it stays. */
+static const int64_t *
+local_values(const spread *heads, const tp_integer *integer)
+{
+    const int64_t full = integer->value;
+    if (full == heads->heads.query && has_key(tp_geometry_query_keys, integer->key))
+        return heads->query;
+    if (full == heads->heads.key && has_key(tp_geometry_key_keys, integer->key))
+        return heads->key;
+    if (full == heads->heads.query / heads->heads.key &&
+        has_key(tp_geometry_group_keys, integer->key))
+        return heads->group;
+    return NULL;
+}
+
+static int
+mark_cuts(const tp_build *build, workspace *work, tp_error *err)
+{
+    const size_t modules = (size_t)tp_model_module_count(build->model);
+    work->cuts = calloc(modules + 1, sizeof(*work->cuts));
+    if (work->cuts == NULL)
+        return tp_fail_memory(err);
+    int room = 0;
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const tp_decision *decision = &build->decisions[i];
+        if (decision->attention < 0)
+            continue;
+        char *cuts = &work->cuts[decision->attention];
+        if (*cuts == 0)
+            room += tp_model_module(build->model, decision->attention)->integer_count;
+        *cuts = (char)(*cuts | 1 | (decision->cuts_keys ? 2 : 0));
+    }
+    tp_plan *plan = build->plan;
+    plan->integers =
+        tp_arena_take(plan->arena, (size_t)room + 1, sizeof(*plan->integers), err);
+    return plan->integers == NULL ? -1 : 0;
+}
+
+static void
+add_integers(const tp_build *build, int module, const spread *heads)
+{
+    tp_plan *plan = build->plan;
+    const tp_module *at = tp_model_module(build->model, module);
+    for (int i = 0; i < at->integer_count; i++) {
+        const tp_integer *integer = &at->integers[i];
+        const int64_t *values = local_values(heads, integer);
+        if (values != NULL && differs(values, plan->ranks, integer->value))
+            plan->integers[plan->integer_count++] =
+                (tp_local_integer){module, integer->key, integer->value, values};
+    }
+}
+
+int
+tp_locals_make(tp_build *build, tp_error *err)
+{
+    workspace work = {NULL, NULL, 0, 0};
+    int result = mark_cuts(build, &work, err);
+    const int modules = tp_model_module_count(build->model);
+    for (int i = 0; result == 0 && i < modules; i++) {
+        const spread *heads = NULL;
+        if (work.cuts[i] == 0)
+            continue;
+        result = find_spread(build, i, &work, &heads, err);
+        if (result == 0)
+            add_integers(build, i, heads);
+    }
+    free(work.cuts);
+    free(work.spreads);
+    return result;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* model_data.h -- how a model is stored; for model*.c alone.
+ *
+ * Everybody else reads a model through model.h. */
+#ifndef TP_MODEL_DATA_H
+#define TP_MODEL_DATA_H
+
+#include <stdbool.h>
+
+#include "arena.h"
+#include "model.h"
+
+struct tp_model {
+    tp_arena *arena; /* every string and every list of integers */
+    tp_module *modules;
+    int module_count;
+    int module_room;
+    tp_parameter *parameters;
+    int parameter_count;
+    int parameter_room;
+    /* Chains of the parameters of a module, made by tp_model_seal. */
+    int *first_parameter; /* one per module; -1 ends a chain */
+    int *next_parameter;  /* one per parameter */
+    tp_model_facts facts;
+    bool sealed;
+};
+
+/* Add a text or integers to the model's arena; an absent text becomes "".
+ * NULL, or -1, with `err` filled when memory runs out. */
+const char *tp_model_copy_text(tp_model *model, const char *text, tp_error *err);
+int tp_model_copy_integers(tp_model *model, const tp_integer *from, int count,
+                           const tp_integer **out, tp_error *err);
+
+#endif

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* names.h -- names whose indices do not matter.
+ *
+ * "model.layers.0.mlp" and "model.layers.1.mlp" are both "model.layers.*.mlp". */
+#ifndef TP_NAMES_H
+#define TP_NAMES_H
+
+#include "arena.h"
+#include "model.h"
+
+/* Write `name` with each part that is all digits as `*`. `out` has room for the
+ * name's length and a NUL; the result is never longer than the name. */
+void tp_names_star(const char *name, char *out);
+
+typedef struct {
+    const char **names; /* in the arena, each once, in the model's order */
+    int count;
+} tp_names;
+
+/* The starred names of all modules and parameters of `model`. */
+int tp_names_of_model(tp_arena *arena, const tp_model *model, tp_names *out,
+                      tp_error *err);
+
+/* The last `parts` parts of each name, each once. Names that are shorter stay
+ * as they are. */
+int tp_names_tails(tp_arena *arena, const tp_names *names, int parts, tp_names *out,
+                   tp_error *err);
+
+#endif

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pieces.h -- what the pieces of a viewed weight are: heads, units or plain.
+ *
+ * The only place where a size is held against head counts. */
+#ifndef TP_PIECES_H
+#define TP_PIECES_H
+
+#include "plan_build.h"
+#include "view.h"
+
+typedef struct {
+    tp_piece piece[TP_MAX_PIECES];
+    int count;
+    tp_heads heads; /* as tp_layout_new wants them */
+    int attention;  /* module whose heads are cut; -1: none */
+    bool cuts_keys;
+} tp_pieces;
+
+/* Name the pieces of `view` for a weight of `module` that is cut as `spec` says.
+ * Fails with TP_VALUE where equal pieces would cut through heads. */
+int tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
+                   const tp_view *view, tp_pieces *out, tp_error *err);
+
+#endif

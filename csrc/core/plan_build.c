@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan_build.c -- what the files that make a plan share. */
+#include "plan_build.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "view.h"
+
+const char *
+tp_kind_name(tp_kind kind)
+{
+    static const char *const names[] = {
+        [TP_WHOLE] = "replicated", [TP_WHOLE_SUM] = "replicated+sum",
+        [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
+        [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
+        [TP_HIDDEN] = "hidden",
+    };
+    return names[kind];
+}
+
+bool
+tp_build_is_layer(const tp_module *module)
+{
+    return module->kind != TP_MODULE_OTHER;
+}
+
+const char *
+tp_build_leaf(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot == NULL ? name : dot + 1;
+}
+
+int
+tp_build_first(const tp_build *build, int parameter)
+{
+    const int first = tp_model_parameter(build->model, parameter)->tied_to;
+    return first >= 0 ? first : parameter;
+}
+
+/* The list doubles inside the arena, which gives nothing back: notes are few. */
+static int
+reserve_note(tp_plan *plan, tp_error *err)
+{
+    if (plan->note_count < plan->note_room)
+        return 0;
+    const int room = plan->note_room == 0 ? 8 : plan->note_room * 2;
+    tp_note *notes = tp_arena_take(plan->arena, (size_t)room, sizeof(*notes), err);
+    if (notes == NULL)
+        return -1;
+    if (plan->note_count > 0)
+        memcpy(notes, plan->notes, (size_t)plan->note_count * sizeof(*notes));
+    plan->notes = notes;
+    plan->note_room = room;
+    return 0;
+}
+
+int
+tp_build_note(tp_build *build, tp_text *text, tp_error *err)
+{
+    tp_plan *plan = build->plan;
+    char *line = NULL;
+    if (tp_text_take(text, &line, err) < 0)
+        return -1;
+    int result = -1;
+    if (reserve_note(plan, err) == 0) {
+        const char *copy = tp_arena_text(plan->arena, line, strlen(line), err);
+        if (copy != NULL) {
+            plan->notes[plan->note_count++] = (tp_note){copy};
+            result = 0;
+        }
+    }
+    free(line);
+    return result;
+}
+
+int
+tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
+                tp_error *err)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, parameter);
+    char sizes[TP_VIEW_SIZES];
+    if (err->code != TP_VALUE)
+        return -1;
+    tp_view_sizes(at->shape, at->dims, sizes);
+    return tp_fail(err, TP_VALUE,
+                   "cannot cut '%s' %s over %d rank%s by rule '%s' (%s): %s", at->name,
+                   sizes, build->options->ranks, build->options->ranks == 1 ? "" : "s",
+                   choice->rule, tp_source_name(choice->source), tp_error_text(err));
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan_build.h -- what a plan is made of while it is made; for plan*.c and the
+ * files that decide for it (choose, geometry, view, resolve, defaults, ties,
+ * locals, unmatched).
+ *
+ * Everybody else reads a plan through plan.h. */
+#ifndef TP_PLAN_BUILD_H
+#define TP_PLAN_BUILD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "arena.h"
+#include "geometry.h"
+#include "layouts.h"
+#include "plan.h"
+#include "text.h"
+
+struct tp_plan {
+    tp_arena *arena; /* everything below lives here */
+    const tp_model *model;
+    int ranks;
+    tp_entry *entries; /* one per parameter */
+    int entry_count;
+    tp_layer *layers;
+    int layer_count;
+    tp_local_integer *integers;
+    int integer_count;
+    tp_note *notes;
+    int note_count;
+    int note_room;
+    uint64_t hash;
+};
+
+/* Which rule decides over a parameter. */
+typedef struct {
+    const tp_spec *spec; /* NULL: no rule */
+    tp_source source;
+    const char *rule; /* label; "" for no rule */
+} tp_choice;
+
+/* What the rule comes to for one parameter. */
+typedef struct {
+    tp_kind kind;
+    int dim; /* -1: whole */
+    int64_t outer;
+    int64_t inner;
+    const tp_layout *layout; /* NULL: whole */
+    int attention;           /* module whose heads are cut; -1: none */
+    bool cuts_keys;          /* its key/value heads are cut here, too */
+    bool gather_output;
+    bool split_input;
+} tp_decision;
+
+#define TP_NO_DECISION                                    \
+    {                                                     \
+        TP_WHOLE, -1, 1, 1, NULL, -1, false, false, false \
+    }
+
+typedef struct {
+    const tp_model *model;
+    const tp_rules *rules;
+    const tp_plan_options *options;
+    tp_plan *plan;
+    tp_choice *choices;     /* one per parameter; a bias has its weight's */
+    tp_decision *decisions; /* one per parameter */
+    int *next_name;         /* one per parameter: the next name of its tensor, or -1 */
+    bool *matched;          /* one per rule: it matched some parameter */
+    tp_layouts *layouts;
+    tp_geometries *geometries;
+} tp_build;
+
+/* Whether the module's forward can be exchanged: it has one weight and maybe a bias. */
+bool tp_build_is_layer(const tp_module *module);
+
+/* The part of a name behind its last dot. */
+const char *tp_build_leaf(const char *name);
+
+/* The name that comes first of those that share the parameter's tensor. */
+int tp_build_first(const tp_build *build, int parameter);
+
+/* Take the text over as a note of the plan; the text is empty afterwards. */
+int tp_build_note(tp_build *build, tp_text *text, tp_error *err);
+
+/* Put "cannot cut <parameter> [sizes] by rule '<label>' (<source>): " in front of
+ * a TP_VALUE error. Returns -1. */
+int tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
+                    tp_error *err);
+
+#endif

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan_hash.c -- one number for a plan, to compare it over ranks. */
+#include "plan_hash.h"
+
+#include "hash.h"
+#include "plan_build.h"
+
+/* Thousands of entries share a handful of layouts, so each is hashed about
+ * once: a layout's pointer says where its hash is kept. */
+enum { KEPT = 256 };
+
+typedef struct {
+    const tp_layout *layout[KEPT];
+    uint64_t hash[KEPT];
+} kept_hashes;
+
+static uint64_t
+hash_runs(const tp_layout *layout)
+{
+    uint64_t hash = tp_hash_int(TP_HASH_START, layout->size);
+    for (int rank = 0; rank < layout->ranks; rank++) {
+        const tp_part *part = &layout->parts[rank];
+        hash = tp_hash_int(hash, part->count);
+        for (int i = 0; i < part->count; i++) {
+            const tp_run *run = &part->runs[i];
+            hash = tp_hash_int(hash, run->start);
+            hash = tp_hash_int(hash, run->length);
+            hash = tp_hash_int(hash, run->owner);
+            hash = tp_hash_int(hash, run->holders);
+        }
+    }
+    return hash;
+}
+
+static uint64_t
+hash_layout(kept_hashes *kept, const tp_layout *layout)
+{
+    if (layout == NULL)
+        return 0;
+    const uintptr_t address = (uintptr_t)layout;
+    const size_t at = (size_t)((address >> 4) ^ (address >> 12)) % KEPT;
+    if (kept->layout[at] != layout) {
+        kept->layout[at] = layout;
+        kept->hash[at] = hash_runs(layout);
+    }
+    return kept->hash[at];
+}
+
+static uint64_t
+hash_entry(uint64_t hash, const tp_plan *plan, const tp_entry *entry, kept_hashes *kept)
+{
+    const tp_parameter *at = tp_model_parameter(plan->model, entry->parameter);
+    hash = tp_hash_text(hash, at->name);
+    hash = tp_hash_text(hash, at->dtype);
+    hash = tp_hash_int(hash, at->dims);
+    for (int i = 0; i < at->dims; i++)
+        hash = tp_hash_int(hash, at->shape[i]);
+    hash = tp_hash_int(hash, at->tied_to);
+    hash = tp_hash_int(hash, entry->kind);
+    hash = tp_hash_int(hash, entry->dim);
+    hash = tp_hash_int(hash, entry->outer);
+    hash = tp_hash_int(hash, entry->inner);
+    return tp_hash_int(hash, (int64_t)hash_layout(kept, entry->layout));
+}
+
+static uint64_t
+hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
+{
+    hash = tp_hash_text(hash, tp_model_module(plan->model, layer->module)->name);
+    hash = tp_hash_int(hash, layer->kind);
+    hash = tp_hash_int(hash, layer->weight);
+    hash = tp_hash_int(hash, layer->bias);
+    hash = tp_hash_int(hash, layer->gather_output);
+    return tp_hash_int(hash, layer->split_input);
+}
+
+static uint64_t
+hash_integer(uint64_t hash, const tp_plan *plan, const tp_local_integer *integer)
+{
+    hash = tp_hash_text(hash, tp_model_module(plan->model, integer->module)->name);
+    hash = tp_hash_text(hash, integer->key);
+    for (int rank = 0; rank < plan->ranks; rank++)
+        hash = tp_hash_int(hash, integer->values[rank]);
+    return hash;
+}
+
+uint64_t
+tp_plan_hash_make(const tp_plan *plan)
+{
+    kept_hashes kept = {{NULL}, {0}};
+    uint64_t hash = tp_hash_int(TP_HASH_START, plan->ranks);
+    hash = tp_hash_int(hash, plan->entry_count);
+    for (int i = 0; i < plan->entry_count; i++)
+        hash = hash_entry(hash, plan, &plan->entries[i], &kept);
+    hash = tp_hash_int(hash, plan->layer_count);
+    for (int i = 0; i < plan->layer_count; i++)
+        hash = hash_layer(hash, plan, &plan->layers[i]);
+    hash = tp_hash_int(hash, plan->integer_count);
+    for (int i = 0; i < plan->integer_count; i++)
+        hash = hash_integer(hash, plan, &plan->integers[i]);
+    return hash;
+}

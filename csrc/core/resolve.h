@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* resolve.h -- what a chosen rule comes to for one parameter.
+ *
+ * Turns a specification, a shape and the head counts around it into a kind, a
+ * view and a layout. Which rule is chosen is choose.c's and defaults.c's. */
+#ifndef TP_RESOLVE_H
+#define TP_RESOLVE_H
+
+#include "plan_build.h"
+
+/* Fill the decision of `parameter`, which is no bias of a layer, from its
+ * choice. Fails with TP_VALUE naming parameter, rule, sizes and what to do. */
+int tp_resolve_parameter(tp_build *build, int parameter, tp_error *err);
+
+/* Fill the decision of the bias of a layer from that of its weight. */
+int tp_resolve_bias(tp_build *build, int bias, int weight, tp_error *err);
+
+#endif

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rule.c -- the ordered rules that decide over parameters. */
+#include "rule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "hfplan.h"
+#include "preset.h"
+#include "text.h"
+
+struct tp_rules {
+    tp_rule *rules; /* owned, with all they point to */
+    int count;
+    int room;
+};
+
+static const char *const source_names[] = {
+    [TP_FROM_CONFIG] = "partition_config",
+    [TP_FROM_PRESET] = "preset",
+    [TP_FROM_HF] = "tp_plan",
+    [TP_FROM_FAMILY] = "family",
+    [TP_FROM_DEFAULT] = "default",
+    [TP_FROM_NOTHING] = "-",
+};
+
+const char *
+tp_source_name(tp_source source)
+{
+    return source_names[source];
+}
+
+static void
+release(tp_rule *rule)
+{
+    for (int i = 0; rule->patterns != NULL && i < rule->pattern_count; i++)
+        tp_regex_free(rule->patterns[i]);
+    for (int i = 0; rule->model_types != NULL && i < rule->model_type_count; i++)
+        free(rule->model_types[i]);
+    free(rule->patterns);
+    free(rule->model_types);
+    free(rule->hf_pattern);
+    free(rule->label);
+}
+
+int
+tp_rules_new(tp_rules **out, tp_error *err)
+{
+    *out = calloc(1, sizeof(**out));
+    return *out == NULL ? tp_fail_memory(err) : 0;
+}
+
+int
+tp_rules_add(tp_rules *rules, tp_rule *rule, tp_error *err)
+{
+    if (rules->count == rules->room) {
+        const int room = rules->room == 0 ? 16 : rules->room * 2;
+        tp_rule *grown = realloc(rules->rules, (size_t)room * sizeof(*grown));
+        if (grown == NULL) {
+            release(rule);
+            return tp_fail_memory(err);
+        }
+        rules->rules = grown;
+        rules->room = room;
+    }
+    rules->rules[rules->count++] = *rule;
+    return 0;
+}
+
+static int
+add_preset_row(tp_rules *rules, const tp_preset *preset, int index, tp_error *err)
+{
+    const tp_preset_row *row = &preset->rows[index];
+    tp_rule rule = {.source = TP_FROM_PRESET, .spec = row->spec};
+    tp_text label = TP_NO_TEXT;
+    tp_text_add(&label, "preset %s[%d]", preset->name, index);
+    if (tp_text_take(&label, &rule.label, err) < 0)
+        goto fail;
+
+    rule.patterns = calloc(1, sizeof(*rule.patterns));
+    if (rule.patterns == NULL) {
+        tp_fail_memory(err);
+        goto fail;
+    }
+    if (tp_regex_new(row->pattern, NULL, &rule.patterns[0], err) < 0)
+        goto fail;
+    rule.pattern_count = 1;
+    return tp_rules_add(rules, &rule, err);
+
+fail:
+    release(&rule);
+    return -1;
+}
+
+int
+tp_rules_add_preset(tp_rules *rules, const char *name, tp_error *err)
+{
+    const tp_preset *preset = NULL;
+    if (tp_preset_find(name, &preset, err) < 0)
+        return -1;
+    for (int i = 0; i < preset->count; i++) {
+        if (add_preset_row(rules, preset, i, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int
+tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
+                   tp_error *err)
+{
+    tp_rule rule = {.source = TP_FROM_HF};
+    if (tp_style_spec(style, pattern, &rule.spec, err) < 0)
+        return -1;
+
+    tp_text copy = TP_NO_TEXT;
+    tp_text label = TP_NO_TEXT;
+    tp_text_add(&copy, "%s", pattern);
+    tp_text_add(&label, "%s: %s", pattern, style);
+    if (tp_text_take(&copy, &rule.hf_pattern, err) < 0 ||
+        tp_text_take(&label, &rule.label, err) < 0) {
+        tp_text_free(&label);
+        release(&rule);
+        return -1;
+    }
+    return tp_rules_add(rules, &rule, err);
+}
+
+int
+tp_rules_count(const tp_rules *rules)
+{
+    return rules->count;
+}
+
+const tp_rule *
+tp_rules_at(const tp_rules *rules, int index)
+{
+    return &rules->rules[index];
+}
+
+bool
+tp_rule_fits_model(const tp_rule *rule, const char *model_type)
+{
+    if (rule->model_type_count == 0)
+        return true;
+    for (int i = 0; model_type != NULL && i < rule->model_type_count; i++) {
+        if (tp_text_same(rule->model_types[i], model_type))
+            return true;
+    }
+    return false;
+}
+
+static int
+match_patterns(const tp_rule *rule, const char *name, bool *matched, tp_error *err)
+{
+    *matched = false;
+    if (name == NULL)
+        return 0;
+    const size_t size = strlen(name);
+    for (int i = 0; i < rule->pattern_count && !*matched; i++) {
+        if (tp_regex_match(rule->patterns[i], name, size, matched, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int
+match_rule(const tp_rule *rule, const tp_query *query, bool *matched, tp_error *err)
+{
+    *matched = false;
+    if (!tp_rule_fits_model(rule, query->model_type))
+        return 0;
+    if (rule->hf_pattern != NULL) {
+        const char *pattern = rule->hf_pattern;
+        *matched = tp_hf_match(pattern, query->prefix, query->parameter) ||
+                   (query->module != NULL &&
+                    tp_hf_match(pattern, query->prefix, query->module));
+        return 0;
+    }
+    if (match_patterns(rule, query->parameter, matched, err) < 0)
+        return -1;
+    return *matched ? 0 : match_patterns(rule, query->module, matched, err);
+}
+
+int
+tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room,
+              tp_error *err)
+{
+    int count = 0;
+    for (int i = 0; i < rules->count; i++) {
+        bool matched = false;
+        if (match_rule(&rules->rules[i], query, &matched, err) < 0)
+            return -1;
+        if (!matched)
+            continue;
+        if (count < room)
+            found[count] = i;
+        count++;
+    }
+    return count;
+}
+
+void
+tp_rules_free(tp_rules *rules)
+{
+    if (rules == NULL)
+        return;
+    for (int i = 0; i < rules->count; i++)
+        release(&rules->rules[i]);
+    free(rules->rules);
+    free(rules);
+}

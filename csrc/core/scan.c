@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* scan.c -- which patterns mean the same in Python and in PCRE2.
+ *
+ * A recursive descent over the pattern that gives up at the first construct it
+ * does not know. Left out on purpose, although both engines have them: what
+ * PCRE2 reads differently in newer versions ("{,n}", blanks in "{m, n}"), what
+ * Python warns about ("[[", "--", "&&", "~~", "||" in a class), what changed
+ * in Python (\B on empty text, \Z), and repeats of groups or lookaheads that
+ * can match nothing, where engines differ in when a loop ends. */
+#include "scan.h"
+
+#include <string.h>
+
+/* Far below where either engine runs out of stack. */
+#define DEEPEST 50
+
+/* PCRE2 unrolls counted groups; larger counts are left to Python. */
+#define LARGEST_COUNT 1000
+
+typedef struct {
+    const char *at;
+    int depth;         /* of groups; 0 is the top level */
+    bool alternatives; /* at the top level: no text is required then */
+    char *text;        /* runs of literals of the top level, one after another */
+    size_t start;      /* of the current run */
+    size_t end;
+    size_t best_start;
+    size_t best_size;
+} scan;
+
+typedef enum {
+    ELEMENT_LITERAL,  /* one certain character, already in the current run */
+    ELEMENT_SOME,     /* at least one character, not known which */
+    ELEMENT_NULLABLE, /* a group that can match nothing */
+    ELEMENT_ASSERTION /* matches no character */
+} element;
+
+typedef struct {
+    bool present;
+    bool optional; /* zero times will do */
+} repeat;
+
+static bool
+is_digit(char letter)
+{
+    return letter >= '0' && letter <= '9';
+}
+
+static bool
+is_alphanumeric(char letter)
+{
+    return is_digit(letter) || (letter >= 'a' && letter <= 'z') ||
+           (letter >= 'A' && letter <= 'Z');
+}
+
+static bool
+is_printable(char letter)
+{
+    return letter >= ' ' && letter <= '~';
+}
+
+static bool
+is_one_of(char letter, const char *set)
+{
+    return letter != '\0' && strchr(set, letter) != NULL;
+}
+
+/* Punctuation, a blank included, stands for itself after a backslash. */
+static bool
+is_escapable(char letter)
+{
+    return is_printable(letter) && !is_alphanumeric(letter);
+}
+
+static void
+end_run(scan *s)
+{
+    if (s->end - s->start > s->best_size) {
+        s->best_start = s->start;
+        s->best_size = s->end - s->start;
+    }
+    s->start = s->end;
+}
+
+static element
+add_literal(scan *s, char letter)
+{
+    if (s->depth > 0)
+        return ELEMENT_SOME;
+    s->text[s->end++] = letter;
+    return ELEMENT_LITERAL;
+}
+
+/* Behind a backslash, outside a class. */
+static bool
+scan_escape(scan *s, element *out)
+{
+    const char letter = *s->at++;
+    if (is_one_of(letter, "dDwWsS"))
+        *out = ELEMENT_SOME;
+    else if (is_one_of(letter, "bA"))
+        *out = ELEMENT_ASSERTION;
+    else if (is_escapable(letter))
+        *out = add_literal(s, letter);
+    else
+        return false;
+    return true;
+}
+
+/* Where Python warns of set operations to come. */
+static bool
+is_set_operation(const char *at)
+{
+    return is_one_of(at[0], "-&~|") && at[0] == at[1];
+}
+
+/* One member or one range. Only letters and digits bound a range: what
+ * "[\w-z]" or "[+-\-]" means is not the same everywhere. */
+static bool
+scan_member(scan *s)
+{
+    const bool escaped = *s->at == '\\';
+    if (escaped)
+        s->at++;
+    const char letter = *s->at;
+    if (escaped ? !is_escapable(letter) && !is_one_of(letter, "dDwWsS")
+                : !is_printable(letter) || letter == '[' || is_set_operation(s->at))
+        return false;
+    s->at++;
+    if (s->at[0] != '-' || s->at[1] == ']')
+        return true;
+
+    const char last = s->at[1];
+    if (escaped || !is_alphanumeric(letter) || !is_alphanumeric(last))
+        return false;
+    s->at += 2;
+    return true;
+}
+
+/* Behind the opening bracket. A first "]" is a member in both engines. */
+static bool
+scan_class(scan *s)
+{
+    if (*s->at == '^')
+        s->at++;
+    do {
+        if (!scan_member(s))
+            return false;
+    } while (*s->at != ']');
+    s->at++;
+    return true;
+}
+
+static bool scan_alternatives(scan *s, bool *nullable);
+
+/* Behind the opening parenthesis. */
+static bool
+scan_group(scan *s, element *out)
+{
+    const bool special = *s->at == '?';
+    const bool assertion = special && is_one_of(s->at[1], "=!");
+    if (special && !assertion && s->at[1] != ':')
+        return false;
+    if (special)
+        s->at += 2;
+    bool nullable;
+    if (s->depth++ == DEEPEST)
+        return false;
+    if (!scan_alternatives(s, &nullable) || *s->at != ')')
+        return false;
+    s->depth--;
+    s->at++;
+    *out = nullable ? ELEMENT_NULLABLE : ELEMENT_SOME;
+    if (assertion)
+        *out = ELEMENT_ASSERTION;
+    return true;
+}
+
+static bool
+scan_element(scan *s, element *out)
+{
+    const char letter = *s->at++;
+    *out = ELEMENT_SOME;
+    switch (letter) {
+        case '\\':
+            return scan_escape(s, out);
+        case '[':
+            return scan_class(s);
+        case '(':
+            return scan_group(s, out);
+        case '.':
+            return true;
+        case '^':
+        case '$':
+            *out = ELEMENT_ASSERTION;
+            return true;
+        default:
+            /* A lone bracket or brace is a literal to both, but hardly meant. */
+            if (!is_printable(letter) || is_one_of(letter, "]{}*+?"))
+                return false;
+            *out = add_literal(s, letter);
+            return true;
+    }
+}
+
+static bool
+scan_count(scan *s, int *out)
+{
+    if (!is_digit(*s->at))
+        return false;
+    int count = 0;
+    while (is_digit(*s->at) && count <= LARGEST_COUNT)
+        count = 10 * count + (*s->at++ - '0');
+    *out = count;
+    return count <= LARGEST_COUNT;
+}
+
+/* Behind the opening brace: "m}", "m,}" or "m,n}". */
+static bool
+scan_counts(scan *s, repeat *out)
+{
+    int least, most;
+    if (!scan_count(s, &least))
+        return false;
+    if (*s->at == ',') {
+        s->at++;
+        if (*s->at != '}' && (!scan_count(s, &most) || most < least))
+            return false;
+    }
+    out->optional = least == 0;
+    return *s->at++ == '}';
+}
+
+static bool
+scan_repeat(scan *s, repeat *out)
+{
+    *out = (repeat){false, false};
+    if (!is_one_of(*s->at, "*+?{"))
+        return true;
+    const char kind = *s->at++;
+    out->present = true;
+    out->optional = kind != '+';
+    if (kind == '{' && !scan_counts(s, out))
+        return false;
+    if (*s->at == '?') /* lazy: finds as much as greedy, in another order */
+        s->at++;
+    return !is_one_of(*s->at, "*+?{");
+}
+
+/* Keep the runs of the top level true to what an element and its repeat say. */
+static void
+follow_run(scan *s, element kind, repeat times)
+{
+    if (s->depth > 0 || (kind == ELEMENT_LITERAL && !times.present))
+        return;
+    if (kind == ELEMENT_LITERAL && times.optional)
+        s->end--;
+    end_run(s);
+}
+
+/* Up to the end of the group or of the pattern. */
+static bool
+scan_alternatives(scan *s, bool *nullable)
+{
+    bool empty = true; /* this alternative, as far as it has been read */
+    *nullable = false;
+    while (*s->at != '\0' && *s->at != ')') {
+        if (*s->at == '|') {
+            s->at++;
+            s->alternatives = s->alternatives || s->depth == 0;
+            *nullable = *nullable || empty;
+            empty = true;
+            continue;
+        }
+        element kind;
+        repeat times;
+        if (!scan_element(s, &kind) || !scan_repeat(s, &times))
+            return false;
+        const bool may_be_empty = kind == ELEMENT_NULLABLE || kind == ELEMENT_ASSERTION;
+        if (times.present && may_be_empty)
+            return false;
+        empty = empty && (may_be_empty || times.optional);
+        follow_run(s, kind, times);
+    }
+    *nullable = *nullable || empty;
+    return true;
+}
+
+bool
+tp_scan(const char *pattern, char *literal, size_t *size)
+{
+    scan s = {.at = pattern, .text = literal};
+    bool nullable;
+    if (!scan_alternatives(&s, &nullable) || *s.at != '\0')
+        return false;
+    end_run(&s);
+    *size = s.alternatives ? 0 : s.best_size;
+    memmove(literal, literal + s.best_start, *size);
+    return true;
+}

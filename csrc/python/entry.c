@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* entry.c -- the type Entry: what happens to one parameter. */
+#include "args.h"
+#include "holder.h"
+
+static const tp_entry *
+get(PyObject *self)
+{
+    return tp_plan_entry(py_view_plan(self), ((py_view *)self)->index);
+}
+
+static const tp_parameter *
+get_parameter(PyObject *self)
+{
+    return tp_model_parameter(py_view_model(self), get(self)->parameter);
+}
+
+static PyObject *
+entry_get_name(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(get_parameter(self)->name);
+}
+
+static PyObject *
+entry_get_kind(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(tp_kind_name(get(self)->kind));
+}
+
+static PyObject *
+entry_get_source(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(tp_source_name(get(self)->source));
+}
+
+static PyObject *
+entry_get_rule(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(get(self)->rule);
+}
+
+static PyObject *
+entry_get_shape(PyObject *self, void *closure)
+{
+    (void)closure;
+    const tp_parameter *parameter = get_parameter(self);
+    return py_int_tuple(parameter->shape, parameter->dims);
+}
+
+static PyObject *
+entry_get_dim(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(get(self)->dim);
+}
+
+static PyObject *
+entry_get_view(PyObject *self, void *closure)
+{
+    (void)closure;
+    const tp_entry *entry = get(self);
+    const tp_parameter *parameter = get_parameter(self);
+    int64_t view[3] = {1, 1, 1};
+    if (entry->layout != NULL) {
+        view[0] = entry->outer;
+        view[1] = entry->layout->size;
+        view[2] = entry->inner;
+    } else {
+        for (int i = 0; i < parameter->dims; i++)
+            view[1] *= parameter->shape[i];
+    }
+    return py_int_tuple(view, 3);
+}
+
+static PyObject *
+entry_get_tied_to(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(get_parameter(self)->tied_to);
+}
+
+static int
+read_rank(PyObject *self, PyObject *arg, int *rank)
+{
+    const int ranks = tp_plan_ranks(py_view_plan(self));
+    if (py_read_int(arg, "rank", rank) < 0)
+        return -1;
+    if (*rank >= 0 && *rank < ranks)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "rank: %d is not between 0 and %d", *rank,
+                 ranks - 1);
+    return -1;
+}
+
+static PyObject *
+entry_local_shape(PyObject *self, PyObject *arg)
+{
+    int rank = 0;
+    int64_t shape[TP_MAX_DIMS];
+    if (read_rank(self, arg, &rank) < 0)
+        return NULL;
+    tp_plan_local_shape(py_view_plan(self), ((py_view *)self)->index, rank, shape);
+    return py_int_tuple(shape, get_parameter(self)->dims);
+}
+
+static PyObject *
+entry_runs(PyObject *self, PyObject *arg)
+{
+    int rank = 0;
+    if (read_rank(self, arg, &rank) < 0)
+        return NULL;
+    const tp_layout *layout = get(self)->layout;
+    if (layout == NULL)
+        return PyTuple_New(0);
+    const tp_part *part = &layout->parts[rank];
+    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)part->count);
+    for (int i = 0; tuple != NULL && i < part->count; i++) {
+        PyObject *start = PyLong_FromLongLong(part->runs[i].start);
+        PyObject *length = PyLong_FromLongLong(part->runs[i].length);
+        if (start == NULL || length == NULL) {
+            Py_XDECREF(start);
+            Py_XDECREF(length);
+            Py_CLEAR(tuple);
+            break;
+        }
+        PyTuple_SetItem(tuple, 2 * (Py_ssize_t)i, start); /* stolen */
+        PyTuple_SetItem(tuple, 2 * (Py_ssize_t)i + 1, length);
+    }
+    return tuple;
+}
+
+static PyObject *
+entry_shared(PyObject *self, PyObject *arg)
+{
+    int rank = 0;
+    int64_t offset = 0;
+    PyObject *result = NULL;
+    if (read_rank(self, arg, &rank) < 0)
+        return NULL;
+    PyObject *list = PyList_New(0);
+    const tp_layout *layout = get(self)->layout;
+    const tp_part *part = layout == NULL ? NULL : &layout->parts[rank];
+    if (list == NULL)
+        return NULL;
+    for (int i = 0; part != NULL && i < part->count; i++) {
+        const tp_run *run = &part->runs[i];
+        const int64_t start = offset;
+        offset += run->length;
+        if (run->holders <= 1)
+            continue;
+        PyObject *item = Py_BuildValue("LLii", (long long)start, (long long)run->length,
+                                       run->owner, run->holders);
+        const int appended = item == NULL ? -1 : PyList_Append(list, item);
+        Py_XDECREF(item);
+        if (appended < 0)
+            goto done;
+    }
+    result = PyList_AsTuple(list);
+done:
+    Py_DECREF(list);
+    return result;
+}
+
+static PyObject *
+entry_repr(PyObject *self)
+{
+    const tp_entry *entry = get(self);
+    PyObject *shape = entry_get_shape(self, NULL);
+    if (shape == NULL)
+        return NULL;
+    PyObject *repr =
+        PyUnicode_FromFormat("<Entry %s %R %s by %s>", get_parameter(self)->name, shape,
+                             tp_kind_name(entry->kind), tp_source_name(entry->source));
+    Py_DECREF(shape);
+    return repr;
+}
+
+static PyMethodDef methods[] = {
+    {"local_shape", entry_local_shape, METH_O,
+     "local_shape($self, rank, /)\n--\n\n"
+     "Shape of the shard on ``rank``."},
+    {"runs", entry_runs, METH_O,
+     "runs($self, rank, /)\n--\n\n"
+     "start, length, start, length, ... of the shard on ``rank`` along the cut, in\n"
+     "elements; empty when the parameter is whole."},
+    {"shared", entry_shared, METH_O,
+     "shared($self, rank, /)\n--\n\n"
+     "Runs that other ranks hold, too: (offset in the shard, length, owner, "
+     "holders).\n\n"
+     "Ranks owner to owner + holders - 1 hold the run."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef getters[] = {
+    {"name", entry_get_name, NULL, "Name of the parameter.", NULL},
+    {"kind", entry_get_kind, NULL,
+     "replicated, replicated+sum, skip, column, row, vocabulary or hidden.", NULL},
+    {"source", entry_get_source, NULL,
+     "partition_config, preset, tp_plan, family, default or - for nothing.", NULL},
+    {"rule", entry_get_rule, NULL, "Label of the deciding rule, or empty.", NULL},
+    {"shape", entry_get_shape, NULL, "Full shape.", NULL},
+    {"dim", entry_get_dim, NULL, "The dimension that shrinks; -1: whole.", NULL},
+    {"view", entry_get_view, NULL,
+     "(outer, size, inner) of the full weight around the cut; (1, elements, 1) when "
+     "it is whole.",
+     NULL},
+    {"tied_to", entry_get_tied_to, NULL,
+     "Index of the entry whose tensor this is, or -1.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)"One parameter of a plan; read-only."},
+    {Py_tp_dealloc, PY_SLOT(py_view_dealloc)},
+    {Py_tp_repr, PY_SLOT(entry_repr)},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getters},
+    {0, NULL},
+};
+
+const PyType_Spec py_entry_spec = {
+    .name = "deepspeed_autotp._core.Entry",
+    .basicsize = sizeof(py_view),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = slots,
+};

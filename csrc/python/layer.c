@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* layer.c -- the type Layer: one module whose forward changes. */
+#include "holder.h"
+
+static const tp_layer *
+get(PyObject *self)
+{
+    return tp_plan_layer(py_view_plan(self), ((py_view *)self)->index);
+}
+
+static PyObject *
+layer_get_module(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(
+        tp_model_module(py_view_model(self), get(self)->module)->name);
+}
+
+static PyObject *
+layer_get_kind(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(tp_kind_name(get(self)->kind));
+}
+
+static PyObject *
+layer_get_weight(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(get(self)->weight);
+}
+
+static PyObject *
+layer_get_bias(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(get(self)->bias);
+}
+
+static PyObject *
+layer_get_gather_output(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->gather_output);
+}
+
+static PyObject *
+layer_get_split_input(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->split_input);
+}
+
+static PyObject *
+layer_repr(PyObject *self)
+{
+    const tp_layer *layer = get(self);
+    return PyUnicode_FromFormat(
+        "<Layer %s %s>", tp_model_module(py_view_model(self), layer->module)->name,
+        tp_kind_name(layer->kind));
+}
+
+static PyGetSetDef getters[] = {
+    {"module", layer_get_module, NULL, "Name of the module.", NULL},
+    {"kind", layer_get_kind, NULL, "column, row, vocabulary or hidden.", NULL},
+    {"weight", layer_get_weight, NULL, "Index of the weight's entry.", NULL},
+    {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
+    {"gather_output", layer_get_gather_output, NULL,
+     "Whether every rank gets the whole output.", NULL},
+    {"split_input", layer_get_split_input, NULL,
+     "Whether the input is whole and each rank takes its part.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)"One module whose forward changes; read-only."},
+    {Py_tp_dealloc, PY_SLOT(py_view_dealloc)},
+    {Py_tp_repr, PY_SLOT(layer_repr)},
+    {Py_tp_getset, getters},
+    {0, NULL},
+};
+
+const PyType_Spec py_layer_spec = {
+    .name = "deepspeed_autotp._core.Layer",
+    .basicsize = sizeof(py_view),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = slots,
+};

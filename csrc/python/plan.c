@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan.c -- the type Plan: what happens to every parameter. */
+#include "args.h"
+#include "holder.h"
+#include "row.h"
+
+typedef struct {
+    PyObject_HEAD PyObject *holder; /* strong */
+    PyObject *entries;              /* strong: tuple; NULL until it is asked for */
+} py_plan;
+
+/* The arguments of Plan; borrowed, NULL when not given. */
+typedef struct {
+    PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
+    PyObject *head_patterns;
+} arguments;
+
+static const tp_plan *
+get(PyObject *self)
+{
+    return ((py_holder *)((py_plan *)self)->holder)->plan;
+}
+
+static int
+check_types(const py_state *state, const arguments *given)
+{
+    if (!PyObject_TypeCheck(given->model, state->types[PY_MODEL]))
+        return py_wrong_type(given->model, "model", "a Model");
+    if (!PyObject_TypeCheck(given->rules, state->types[PY_RULES]))
+        return py_wrong_type(given->rules, "rules", "Rules");
+    return 0;
+}
+
+/* `heads` keeps the strings that `options` borrows. */
+static int
+read_options(const arguments *given, tp_plan_options *options, py_texts *heads)
+{
+    static const char *const default_heads[] = {"lm_head", "embed_out"};
+    options->grain = 1;
+    options->defaults = true;
+    options->embedding_dim = 1;
+    options->head_patterns = default_heads;
+    options->head_pattern_count = 2;
+    if (py_read_int(given->ranks, "ranks", &options->ranks) < 0 ||
+        py_read_int64(given->grain, "grain", &options->grain) < 0 ||
+        py_read_flag(given->strict, "strict", &options->strict) < 0 ||
+        py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
+        py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
+        return -1;
+    if (given->head_patterns == NULL)
+        return 0;
+    if (py_texts_read(heads, given->head_patterns, "head_patterns") < 0)
+        return -1;
+    options->head_patterns = heads->items;
+    options->head_pattern_count = heads->count;
+    return 0;
+}
+
+static PyObject *
+plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static const char *const names[] = {"model",         "rules",         "ranks",
+                                        "grain",         "strict",        "defaults",
+                                        "embedding_dim", "head_patterns", NULL};
+    py_state *state = PyType_GetModuleState(type);
+    arguments given = {0};
+    tp_plan_options options = {0};
+    py_texts heads = PY_NO_TEXTS;
+    PyObject *self = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOO:Plan", (char **)names,
+                                     &given.model, &given.rules, &given.ranks,
+                                     &given.grain, &given.strict, &given.defaults,
+                                     &given.embedding_dim, &given.head_patterns) ||
+        py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
+        return NULL;
+    if (read_options(&given, &options, &heads) < 0)
+        goto done;
+    self = PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        goto done;
+    ((py_plan *)self)->holder =
+        py_holder_new(state, given.model, given.rules, &options);
+    if (((py_plan *)self)->holder == NULL)
+        Py_CLEAR(self);
+done:
+    py_texts_clear(&heads);
+    return self;
+}
+
+static void
+plan_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(((py_plan *)self)->entries);
+    Py_XDECREF(((py_plan *)self)->holder);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *
+plan_get_ranks(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(tp_plan_ranks(get(self)));
+}
+
+static PyObject *
+plan_get_hash(PyObject *self, void *closure)
+{
+    (void)closure;
+    static const char digits[] = "0123456789abcdef";
+    const uint64_t hash = tp_plan_hash(get(self));
+    char text[16];
+    for (int i = 0; i < 16; i++)
+        text[i] = digits[hash >> (60 - 4 * i) & 15];
+    return PyUnicode_FromStringAndSize(text, 16);
+}
+
+static PyObject *
+plan_get_entries(PyObject *self, void *closure)
+{
+    (void)closure;
+    py_plan *plan = (py_plan *)self;
+    if (plan->entries == NULL)
+        plan->entries = py_view_tuple(py_state_of(self), PY_ENTRY, plan->holder,
+                                      tp_plan_entry_count(get(self)));
+    return Py_XNewRef(plan->entries);
+}
+
+static PyObject *
+plan_get_layers(PyObject *self, void *closure)
+{
+    (void)closure;
+    return py_view_tuple(py_state_of(self), PY_LAYER, ((py_plan *)self)->holder,
+                         tp_plan_layer_count(get(self)));
+}
+
+static PyObject *
+plan_get_integers(PyObject *self, void *closure)
+{
+    (void)closure;
+    return py_view_tuple(py_state_of(self), PY_INTEGER, ((py_plan *)self)->holder,
+                         tp_plan_integer_count(get(self)));
+}
+
+static PyObject *
+plan_get_notes(PyObject *self, void *closure)
+{
+    (void)closure;
+    const int count = tp_plan_note_count(get(self));
+    PyObject *tuple = PyTuple_New(count);
+    for (int i = 0; tuple != NULL && i < count; i++) {
+        PyObject *text = PyUnicode_FromString(tp_plan_note(get(self), i)->text);
+        if (text == NULL)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SetItem(tuple, i, text); /* stolen */
+    }
+    return tuple;
+}
+
+static PyObject *
+plan_table(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return py_row_table(py_state_of(self), ((py_plan *)self)->holder);
+}
+
+static PyObject *
+plan_repr(PyObject *self)
+{
+    return PyUnicode_FromFormat("<Plan of %d parameters for %d ranks>",
+                                tp_plan_entry_count(get(self)),
+                                tp_plan_ranks(get(self)));
+}
+
+static PyMethodDef methods[] = {
+    {"table", plan_table, METH_NOARGS,
+     "table($self)\n--\n\n"
+     "One row per group of parameters that differ in indices only."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef getters[] = {
+    {"ranks", plan_get_ranks, NULL, "Ranks the model is cut over.", NULL},
+    {"hash", plan_get_hash, NULL,
+     "16 hexadecimal digits, equal for equal plans of equal models.", NULL},
+    {"entries", plan_get_entries, NULL, "One Entry per parameter, in order.", NULL},
+    {"layers", plan_get_layers, NULL, "One Layer per module that changes.", NULL},
+    {"integers", plan_get_integers, NULL, "The attributes that become local.", NULL},
+    {"notes", plan_get_notes, NULL, "What the user should know.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc,
+     (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
+             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'))\n--\n\n"
+             "What happens to every parameter; decided here, never changed.\n\n"
+             "ValueError, naming parameter, rule and sizes, for what cannot be right."},
+    {Py_tp_new, PY_SLOT(plan_new)},
+    {Py_tp_dealloc, PY_SLOT(plan_dealloc)},
+    {Py_tp_repr, PY_SLOT(plan_repr)},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getters},
+    {0, NULL},
+};
+
+const PyType_Spec py_plan_spec = {
+    .name = "deepspeed_autotp._core.Plan",
+    .basicsize = sizeof(py_plan),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rule.h -- one rule from Python values. */
+#ifndef PY_RULE_H
+#define PY_RULE_H
+
+#include "module.h"
+
+#include "../core/rule.h"
+
+/* Borrowed; model_types and source are NULL when they were not given. */
+typedef struct {
+    PyObject *patterns, *spec, *label, *model_types, *source;
+} py_rule_arguments;
+
+/* Fill `rule`, which the caller hands to tp_rules_add or drops. Messages about
+ * the content of the rule start with its label. */
+int py_rule_build(py_state *state, const py_rule_arguments *given, tp_rule *rule);
+
+/* Release a rule that never reached the core. */
+void py_rule_drop(tp_rule *rule);
+
+#endif

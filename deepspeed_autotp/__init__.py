@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Automatic tensor parallelism for training, beside DeepSpeed.
+
+    initialize(...)            in place of deepspeed.initialize(...)
+    install()                  before a Hugging Face Trainer, Accelerate or TRL script
+    parallelize(model, ...)    in a torchrun loop without DeepSpeed
+"""
+
+from deepspeed_autotp.api import (
+    initialize,
+    merge_tp_model_init_into_config,
+    parallelize,
+    record_tp_model_init_args,
+    reset,
+    tp_model_init,
+)
+from deepspeed_autotp.config import TPConfig, TPTrainingConfig, get_tensor_parallel_config
+from deepspeed_autotp.installing import install, uninstall
+from deepspeed_autotp.load import infer_config_dtype, load_ds_config
+from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
+from deepspeed_autotp.norm import clip_grad_norm_
+from deepspeed_autotp.replicas import check_replicas
+from deepspeed_autotp.report import plan_table
+from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, merge_autotp_configs
+from deepspeed_autotp.sharded import full_state_dict, tensor_parallel
+from deepspeed_autotp.specs import PartitionType, TPLayerSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoTPConfig",
+    "AutoTPPresets",
+    "PartitionType",
+    "TPConfig",
+    "TPLayerSpec",
+    "TPTrainingConfig",
+    "check_replicas",
+    "clip_grad_norm_",
+    "full_state_dict",
+    "get_tensor_parallel_config",
+    "infer_config_dtype",
+    "initialize",
+    "install",
+    "is_autotp_training_mode",
+    "load_ds_config",
+    "merge_autotp_configs",
+    "merge_tp_model_init_into_config",
+    "parallelize",
+    "plan_table",
+    "record_tp_model_init_args",
+    "reset",
+    "set_autotp_mode",
+    "tensor_parallel",
+    "tp_model_init",
+    "uninstall",
+]

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls with DeepSpeed's names and signatures, and ``parallelize`` for a loop without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from deepspeed_autotp import interop
+from deepspeed_autotp.agree import Agreement
+from deepspeed_autotp.apply import shard, world_agreement
+from deepspeed_autotp.checks import shown
+from deepspeed_autotp.config import TPTrainingConfig
+from deepspeed_autotp.describe import dtype_name
+from deepspeed_autotp.dtypes import parse_dtype
+from deepspeed_autotp.engine import Prepared, prepare
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.load import load_ds_config
+from deepspeed_autotp.merging import copied, group_size, merge
+from deepspeed_autotp.mode import set_autotp_mode
+from deepspeed_autotp.records import RECORDS, Recorded
+
+
+def tp_model_init(
+    model: nn.Module, tp_size: int, dtype: Any, config: Any = None, **kwargs: Any
+) -> nn.Module:
+    """Record tensor-parallel arguments for a later ``initialize``; returns ``model`` untouched.
+
+    tp_size  ranks over which the model is cut
+    dtype    data type of training: a torch dtype or any usual spelling
+    config   a DeepSpeed configuration to check the arguments against, at once
+    tp_group (keyword) the process group; without it groups are made
+
+    ValueError when a live record or ``config`` says otherwise, naming both values.
+    """
+    tp_group = kwargs.pop("tp_group", None)
+    if kwargs:
+        raise TypeError(f"tp_model_init got unknown arguments {sorted(kwargs)}; known: tp_group")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"tp_model_init: model: got {shown(model)}, expected a torch.nn.Module")
+    if config is not None:
+        record = _record_of(tp_size, dtype, tp_group, dist)
+        trial = copied(load_ds_config(config))
+        merge(trial, record, mpu=None, mesh_param=None, dist_module=_initialized(dist))
+    record_tp_model_init_args(tp_size, dtype, tp_group, dist, model=model)
+    set_autotp_mode(training=True)
+    return model
+
+
+def record_tp_model_init_args(
+    tp_size: int, dtype: Any, tp_group: Any, dist_module: Any, model: nn.Module | None = None
+) -> None:
+    """Record arguments; without ``model`` they hold for any model until :func:`reset`."""
+    record = _record_of(tp_size, dtype, tp_group, dist_module)
+    size, name, _, ranks = record.values
+    RECORDS.add(model, tp_size=size, dtype=name, tp_group=tp_group, group_size=ranks)
+
+
+def merge_tp_model_init_into_config(
+    config_dict: dict[str, Any], mpu: Any, mesh_param: Any, dist_module: Any
+) -> None:
+    """Fill ``config_dict`` from the latest record that is still alive; nothing without one.
+
+    Process groups of consecutive ranks are made when neither a group, an mpu nor a mesh is
+    given. ValueError lists every conflict, and then ``config_dict`` is unchanged.
+    """
+    recorded = RECORDS.latest()
+    if recorded is None:
+        return
+    ranks = _initialized(dist_module)
+    if merge(config_dict, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=ranks):
+        interop.engine_group(tp_size=recorded.values[0])
+
+
+def reset() -> None:
+    """Forget what ``tp_model_init`` recorded."""
+    RECORDS.clear()
+
+
+def initialize(
+    args: Any = None,
+    model: nn.Module | None = None,
+    optimizer: Any = None,
+    model_parameters: Any = None,
+    training_data: Any = None,
+    lr_scheduler: Any = None,
+    distributed_port: int = 29500,
+    mpu: Any = None,
+    dist_init_required: bool | None = None,
+    collate_fn: Any = None,
+    config: Any = None,
+    mesh_param: Any = None,
+    config_params: Any = None,
+) -> tuple[Any, Any, Any, Any]:
+    """``deepspeed.initialize`` on a model that is sharded first.
+
+    Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler. The
+    degree is ``tensor_parallel.autotp_size`` of the configuration (a dictionary, a path or
+    base64) or what ``tp_model_init`` recorded; with 0 or 1 nothing is changed. The
+    configuration given is not changed.
+
+    Raises one ValueError on every rank, with the model as it was, when the configuration has
+    conflicts, the degree does not fit the ranks, the model cannot be cut or the ranks differ.
+    """
+    start = interop.engine_initialize()
+    interop.init_distributed(port=distributed_port, required=dist_init_required)
+    agreement = world_agreement()
+    prepared: Prepared = agreement.together(
+        lambda: prepare(
+            model,
+            interop.config_argument(args, config, config_params),
+            mpu=mpu,
+            mesh_param=mesh_param,
+            optimizer=optimizer,
+        )
+    )
+    if model is not None and prepared.settings is not None and not prepared.sharded_before:
+        group = TPGroup(interop.engine_group(tp_size=prepared.settings.autotp_size))
+        state = shard(model, settings=prepared.settings, group=group, agreement=agreement)
+        interop.mark_parameters(
+            state.parameters, keeper=state, counted=state.counts_in_norm
+        )
+    if model is not None and prepared.settings is not None:
+        interop.mark_model(model)
+    result: tuple[Any, Any, Any, Any] = start(
+        args=interop.without_config(args),
+        model=model,
+        optimizer=optimizer,
+        model_parameters=model_parameters,
+        training_data=training_data,
+        lr_scheduler=lr_scheduler,
+        distributed_port=distributed_port,
+        mpu=mpu,
+        dist_init_required=dist_init_required,
+        collate_fn=collate_fn,
+        config=prepared.config,
+        mesh_param=mesh_param,
+    )
+    return result
+
+
+def parallelize(
+    model: nn.Module,
+    *,
+    tp_size: int | None = None,
+    tp_group: dist.ProcessGroup | None = None,
+    mesh: Any = None,
+    config: TPTrainingConfig | Mapping[str, Any] | None = None,
+    example_inputs: Mapping[str, object] | None = None,
+) -> nn.Module:
+    """Shard ``model`` in place for a training loop without DeepSpeed, and return it.
+
+    tp_size         ranks that share the model: blocks of consecutive ranks of the world
+    tp_group        the process group itself, instead of ``tp_size``
+    mesh            a DeviceMesh, of one dimension or with one named "tp", instead of both
+    config          keys of DeepSpeed's ``tensor_parallel`` section, such as ``preset_model``
+    example_inputs  keyword arguments of ``model`` for the trial, the same on every rank;
+                    known for transformers models
+
+    torch.distributed must be initialised. Gradients are then those of the single-device
+    model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.
+    Raises one ValueError on every rank of the group, with the model unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parallelize: model: got {shown(model)}, expected a torch.nn.Module")
+    if not dist.is_initialized():
+        raise ValueError(
+            "parallelize needs torch.distributed: call torch.distributed.init_process_group and "
+            "start the script with torchrun"
+        )
+    if sum(given is not None for given in (tp_size, tp_group, mesh)) > 1:
+        raise ValueError("parallelize: give one of tp_size, tp_group and mesh")
+    if mesh is not None:
+        tp_group = interop.mesh_group(mesh)
+    agreement = world_agreement() if tp_group is None else Agreement(tp_group)
+    settings = agreement.together(lambda: _settings(config, tp_size, tp_group))
+    if settings.autotp_size <= 1:
+        return model
+    if tp_group is None:
+        tp_group, _ = dist.new_subgroups(group_size=settings.autotp_size)
+    shard(
+        model,
+        settings=settings,
+        group=TPGroup(tp_group),
+        agreement=agreement,
+        example_inputs=example_inputs,
+    )
+    return model
+
+
+def _settings(
+    config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, tp_group: Any
+) -> TPTrainingConfig:
+    settings = config if isinstance(config, TPTrainingConfig) else TPTrainingConfig(**(config or {}))
+    asked = tp_size if tp_group is None else dist.get_world_size(tp_group)
+    if asked is None:
+        asked = settings.autotp_size
+    if settings.autotp_size not in (0, asked):
+        raise ValueError(
+            f"parallelize: {asked} ranks were asked for, but config.autotp_size is "
+            f"{settings.autotp_size}"
+        )
+    ranks = dist.get_world_size() if tp_group is None else asked
+    if type(asked) is not int or asked < 1 or ranks % asked:
+        raise ValueError(
+            f"parallelize: tp_size is {asked}, which does not divide the {ranks} ranks of this run"
+        )
+    return settings.model_copy(update={"autotp_size": asked})
+
+
+def _record_of(tp_size: Any, dtype: Any, tp_group: Any, dist_module: Any) -> Recorded:
+    if type(tp_size) is not int:
+        raise TypeError(f"tp_model_init: tp_size: got {shown(tp_size)}, expected an int")
+    name = dtype_name(parse_dtype(dtype, "tp_model_init: dtype"))
+    ranks = group_size(tp_group, _initialized(dist_module))
+    return Recorded((tp_size, name, 0 if tp_group is None else id(tp_group), ranks), tp_group)
+
+
+def _initialized(dist_module: Any) -> Any:
+    """``dist_module`` where it can be asked for sizes, else None."""
+    return dist_module if dist_module is not None and dist_module.is_initialized() else None

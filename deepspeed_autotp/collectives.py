@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autograd functions over one tensor-parallel group, as dual pairs.
+
+    whole -> parts                        parts -> whole
+    copy_to_ranks   y = x                 sum_over_ranks  y = sum_r x_r
+                    dx = sum_r dy_r                       dx = dy
+    take_own        y = own part of x     gather_parts    y = all parts in their places
+                    dx = gather_parts(dy)                 dx = take_own(dy)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepspeed_autotp.group import TPGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where every rank's part of a feature dimension lies.
+
+    ``runs[rank]`` is start, length, start, length, ... ; ``widths[rank]`` the sum of lengths;
+    ``size`` the whole. Read from a plan entry, never computed.
+    """
+
+    size: int
+    widths: tuple[int, ...]
+    runs: tuple[tuple[int, ...], ...]
+
+
+def _pairs(runs: Sequence[int]) -> zip[tuple[int, int]]:
+    return zip(runs[::2], runs[1::2], strict=True)
+
+
+def _own(x: Tensor, parts: Parts, rank: int) -> Tensor:
+    pieces = [x.narrow(-1, start, length) for start, length in _pairs(parts.runs[rank])]
+    return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+
+def _whole(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+    shapes = [(*x.shape[:-1], width) for width in parts.widths]
+    whole = x.new_empty(*x.shape[:-1], parts.size)
+    for rank, part in enumerate(group.all_gather(x, shapes)):
+        taken = 0
+        for start, length in _pairs(parts.runs[rank]):
+            whole.narrow(-1, start, length).copy_(part.narrow(-1, taken, length))
+            taken += length
+    return whole
+
+
+class _CopyToRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: TPGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        # dy comes straight from the layer's matmul and nobody else holds it.
+        return ctx.group.all_reduce(dy), None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: TPGroup) -> Tensor:
+        total = group.all_reduce(x)
+        if total is x:
+            ctx.mark_dirty(x)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy, None
+
+
+class _GatherParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+        ctx.parts, ctx.group = parts, group
+        return _whole(x, parts, group)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _own(dy, ctx.parts, ctx.group.rank), None, None
+
+
+class _TakeOwn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+        ctx.parts, ctx.group = parts, group
+        return _own(x, parts, group.rank)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _whole(dy, ctx.parts, ctx.group), None, None
+
+
+def copy_to_ranks(x: Tensor, group: TPGroup) -> Tensor:
+    """``y = x``; the gradients of the ranks are summed. The output must have one consumer."""
+    y: Tensor = _CopyToRanks.apply(x, group)
+    return y
+
+
+def sum_over_ranks(x: Tensor, group: TPGroup) -> Tensor:
+    """``y = sum over ranks of x``, in place of ``x``; the gradient passes unchanged."""
+    y: Tensor = _SumOverRanks.apply(x, group)
+    return y
+
+
+def gather_parts(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+    """``[..., width] -> [..., size]``; the gradient is the own part of the whole gradient."""
+    y: Tensor = _GatherParts.apply(x, parts, group)
+    return y
+
+
+def take_own(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+    """``[..., size] -> [..., width]``; the gradient is gathered from all ranks."""
+    y: Tensor = _TakeOwn.apply(x, parts, group)
+    return y

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``tensor_parallel`` section of a DeepSpeed configuration.
+
+The classes carry DeepSpeed's names, fields and defaults. Every field has an effect or is refused,
+and all problems of a section come in one ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, PlainValidator, field_serializer
+
+from deepspeed_autotp.checks import (
+    Check,
+    ConfigProblems,
+    dictionary,
+    flag,
+    integer,
+    shown,
+    wrong,
+)
+from deepspeed_autotp.dtypes import parse_dtype
+from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, merge_autotp_configs
+from deepspeed_autotp.section import Section, is_auto
+
+__all__ = ["TPConfig", "TPTrainingConfig", "deepspeed_section", "get_tensor_parallel_config"]
+
+
+class TPConfig(Section):
+    """The nested section ``tp``: the ranks and who groups them.
+
+    tp_size        ranks over which the model is cut
+    tp_grain_size  widths are multiples of this where the model leaves a choice, in elements
+    mpu            an object that knows the parallel groups
+    tp_group       the process group of the ranks
+    """
+
+    _where: ClassVar[str] = "tp"
+
+    tp_size: Annotated[int, PlainValidator(integer(1))] = 1
+    tp_grain_size: Annotated[int, PlainValidator(integer(1))] = 1
+    mpu: Any = None
+    tp_group: Any = None
+
+    # Spelled out so that type checkers accept what the checks accept.
+    def __init__(self, /, **data: Any) -> None:
+        super().__init__(**data)
+
+
+def _dtype(value: object) -> torch.dtype:
+    try:
+        return parse_dtype(value, "dtype")
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("dtype: ")) from None
+
+
+def _nested(value: object) -> TPConfig:
+    if isinstance(value, TPConfig):
+        return value
+    return TPConfig() if value is None else TPConfig(**dictionary(value))
+
+
+def _preset(value: object) -> str | None:
+    """The name as it was written; the core knows which there are."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise wrong(value, "the name of a preset")
+    try:
+        AutoTPPresets.get_preset(value)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("preset_model: ")) from None
+    return value
+
+
+def _partition(value: object) -> dict[str, Any] | None:
+    """The dictionary as it was written, once a configuration can be made of it."""
+    if value is None:
+        return None
+    given = dictionary(value)
+    AutoTPConfig.from_dict(given)
+    return given
+
+
+def _only(allowed: object, reason: str) -> Check:
+    """A check for a field that is there for DeepSpeed's sake and may keep its default only."""
+
+    def check(value: object) -> object:
+        if value is not allowed and value != allowed:
+            raise ValueError(f"{shown(value)} is not supported: {reason}")
+        return allowed
+
+    return check
+
+
+def _head(value: object) -> bool | None:
+    if value is True:
+        raise ValueError(
+            "True is not supported yet: the loss reads whole logits; leave it out or write false"
+        )
+    return None if value is None else flag(value)
+
+
+def _backend(value: object) -> str:
+    if value == "liger":
+        raise ValueError("'liger' is not supported yet; leave it out or write 'torch'")
+    if value != "torch":
+        raise wrong(value, "'torch'")
+    return "torch"
+
+
+def _self_check(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise wrong(value, "'auto', true or false")
+    return value
+
+
+class TPTrainingConfig(Section):
+    """The section ``tensor_parallel``.
+
+    dtype             the data type of the weights: a torch data type or any usual spelling
+    autotp_size       ranks over which the model is cut; 0 and 1 leave it whole
+    tp_overlap_comm   sum input gradients while weight gradients are computed
+    tensor_parallel   the nested section, ``tp`` for short
+    partition_config  the user's rules, as AutoTPConfig.from_dict reads them
+    preset_model      the name of one of AutoTPPresets
+    self_check        compare a few tokens with the whole model before the weights are cut;
+                      "auto" does so where the rules are heuristic
+
+    ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
+    fields are DeepSpeed's; a value that asks for what is not supported is refused.
+    """
+
+    _where: ClassVar[str] = "tensor_parallel"
+    _aliases: ClassVar[Mapping[str, str]] = {
+        "tp": "tensor_parallel",
+        "kernel_inject": "replace_with_kernel_inject",
+    }
+    _moved: ClassVar[Sequence[str]] = ("tp_grain_size",)
+
+    dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float16
+    autotp_size: Annotated[int, PlainValidator(integer(0))] = 0
+    tp_overlap_comm: Annotated[bool, PlainValidator(flag)] = False
+    vocab_parallel_lm_head: Annotated[bool | None, PlainValidator(_head)] = None
+    vocab_parallel_ce_backend: Annotated[Literal["torch"], PlainValidator(_backend)] = "torch"
+    tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(default_factory=TPConfig)
+    injection_policy_tuple: Annotated[
+        None, PlainValidator(_only(None, "write the layers as partition_config.layer_specs"))
+    ] = None
+    partition_config: Annotated[dict[str, Any] | None, PlainValidator(_partition)] = None
+    preset_model: Annotated[str | None, PlainValidator(_preset)] = None
+    keep_module_on_host: Annotated[
+        bool,
+        PlainValidator(_only(False, "weights stay on the device where they are; leave it out")),
+    ] = False
+    replace_with_kernel_inject: Annotated[
+        bool, PlainValidator(_only(False, "the kernels it injects are for inference; leave it out"))
+    ] = False
+    self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
+
+    # Spelled out so that type checkers accept what the checks accept.
+    def __init__(self, /, **data: Any) -> None:
+        super().__init__(**data)
+
+    def get_partition_config_object(self) -> AutoTPConfig | None:
+        """The user's rules before those of the preset, or None if there are neither.
+
+        With ``use_default_specs: false`` the user's rules stand alone.
+        """
+        config = AutoTPPresets.get_preset(self.preset_model) if self.preset_model else None
+        if self.partition_config:
+            custom = AutoTPConfig.from_dict(self.partition_config)
+            if config is None or not custom.use_default_specs:
+                config = custom
+            else:
+                config = merge_autotp_configs(config, custom)
+        if config is not None:
+            config.tp_size = self.autotp_size
+        return config
+
+    @field_serializer("dtype")
+    def _dtype_text(self, dtype: torch.dtype) -> str:
+        return str(dtype)
+
+    @classmethod
+    def _arrange(cls, data: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
+        given = dict(data)
+        grain = given.pop("tp_grain_size", "auto")
+        values = super()._arrange(given, lines)
+        if is_auto(grain):
+            return values
+        try:
+            values["tensor_parallel"] = _with_grain(values.get("tensor_parallel", {}), grain)
+        except ValueError as error:
+            lines.append(f"tp_grain_size: {error}")
+        return values
+
+    def _contradictions(self) -> list[str]:
+        lines = []
+        rules = self.partition_config or {}
+        size = rules.get("tp_size", self.autotp_size)
+        if size != self.autotp_size:
+            lines.append(
+                f"partition_config.tp_size: got {size}, but autotp_size is {self.autotp_size}; "
+                "leave it out here"
+            )
+        if self.preset_model and not rules.get("use_default_specs", True):
+            lines.append(
+                f"preset_model: {self.preset_model!r} has no effect, since "
+                "partition_config.use_default_specs is false; leave out one of them"
+            )
+        return lines
+
+
+def _with_grain(nested: object, grain: object) -> object:
+    """The nested section with the grain size that was written outside it."""
+    integer(1)(grain)
+    nested = {} if nested is None else nested
+    inside: object = "auto"
+    if isinstance(nested, TPConfig) and "tp_grain_size" in nested.model_fields_set:
+        inside = nested.tp_grain_size
+    elif isinstance(nested, dict):
+        inside = nested.get("tp_grain_size", "auto")
+    if not is_auto(inside) and inside != grain:
+        raise ValueError(
+            f"got {grain}, but tp_grain_size in the nested section is {shown(inside)}; "
+            "write one of them"
+        )
+    if isinstance(nested, TPConfig):
+        return nested.model_copy(update={"tp_grain_size": grain})
+    return {**nested, "tp_grain_size": grain} if isinstance(nested, dict) else nested
+
+
+def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig:
+    """The section of a DeepSpeed configuration; its defaults where there is none."""
+    if not isinstance(ds_config, Mapping):
+        raise ConfigProblems("the configuration", [f": {wrong(ds_config, 'a dictionary')}"])
+    section = ds_config.get("tensor_parallel")
+    return TPTrainingConfig() if section is None else _read_section(section)
+
+
+def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The section as DeepSpeed 0.19.8 takes it, for a model that is already cut.
+
+    It needs the degree and the group and nothing that would have it cut the model again.
+    """
+    read = config if isinstance(config, TPTrainingConfig) else _read_section(config)
+    nested = read.tensor_parallel
+    kept = {"mpu": nested.mpu, "tp_group": nested.tp_group}
+    return {
+        "autotp_size": read.autotp_size,
+        "tp": {
+            "tp_size": max(read.autotp_size, 1),
+            **{key: value for key, value in kept.items() if value is not None},
+        },
+    }
+
+
+def _read_section(section: object) -> TPTrainingConfig:
+    try:
+        given = dictionary(section)
+    except ValueError as error:
+        raise ConfigProblems("tensor_parallel", [f": {error}"]) from None
+    return TPTrainingConfig(**given)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step from a whole model to a sharded one, and back.
+
+Everything but the cutting of tensors is recorded and can be undone: module classes, integer
+attributes, gradient hooks and the data of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp import ops
+from deepspeed_autotp._core import Entry, Layer, Plan
+from deepspeed_autotp.collectives import Parts
+from deepspeed_autotp.describe import Description
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.layers import Sharding, sharded_class
+from deepspeed_autotp.sharded import cut
+
+
+class Conversion:
+    """One model, one plan, one group."""
+
+    def __init__(self, description: Description, *, plan: Plan, group: TPGroup) -> None:
+        self._modules = description.modules
+        self._parameters = description.parameters
+        self._plan = plan
+        self._group = group
+        self._undo: list[Callable[[], None]] = []
+
+    def switch(self) -> None:
+        """Give modules their sharded classes, local integers and gradient hooks."""
+        for layer in self._plan.layers:
+            self._switch_layer(layer)
+        for integer in self._plan.integers:
+            module = self._modules[integer.module]
+            self._assign(module, integer.key, integer.values[self._group.rank])
+        for index, entry in enumerate(self._plan.entries):
+            self._hook(index, entry)
+
+    def lend(self) -> None:
+        """Let every cut parameter be its shard as a view of the whole weight.
+
+        A shard of several runs cannot be a view and is a copy.
+        """
+        for index, entry in self._cut_entries():
+            parameter = self._parameters[index]
+            rank = self._group.rank
+            view = ops.narrow(
+                parameter.data,
+                view=entry.view,
+                runs=entry.runs(rank),
+                shape=entry.local_shape(rank),
+            )
+            self._lay(parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view)
+
+    def commit(self) -> None:
+        """Cut the tensors one by one; a storage is free as soon as its shard is made."""
+        for index, entry in self._cut_entries():
+            parameter = self._parameters[index]
+            parameter.data = cut(parameter.data, entry=entry, rank=self._group.rank)
+
+    def undo(self) -> None:
+        """Back to the model as it was before this conversion. Not possible after ``commit``."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _cut_entries(self) -> list[tuple[int, Entry]]:
+        return [
+            (index, entry)
+            for index, entry in enumerate(self._plan.entries)
+            if entry.dim >= 0 and entry.tied_to < 0
+        ]
+
+    def _switch_layer(self, layer: Layer) -> None:
+        module = self._modules[layer.module]
+        entry = self._plan.entries[layer.weight]
+        ranks = range(self._group.size)
+        parts = Parts(
+            size=entry.view[1],
+            widths=tuple(sum(entry.runs(rank)[1::2]) for rank in ranks),
+            runs=tuple(entry.runs(rank) for rank in ranks),
+        )
+        self._set_class(module, sharded_class(module, layer.kind))
+        self._assign(
+            module,
+            "sharding",
+            Sharding(
+                group=self._group,
+                parts=parts,
+                gather_output=layer.gather_output,
+                split_input=layer.split_input,
+            ),
+        )
+        if isinstance(module, nn.Linear):
+            rows, columns = entry.local_shape(self._group.rank)
+            self._assign(module, "out_features", module.out_features if layer.gather_output else rows)
+            self._assign(module, "in_features", module.in_features if layer.split_input else columns)
+
+    def _set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
+        before = type(module)
+        module.__class__ = cls
+
+        def back() -> None:
+            module.__class__ = before
+
+        self._undo.append(back)
+
+    def _assign(self, module: nn.Module, key: str, value: Any) -> None:
+        attributes = module.__dict__
+        was_there, before = key in attributes, attributes.get(key)
+        attributes[key] = value
+
+        def back() -> None:
+            if was_there:
+                attributes[key] = before
+            else:
+                del attributes[key]
+
+        self._undo.append(back)
+
+    def _lay(self, parameter: nn.Parameter, data: Tensor) -> None:
+        before = parameter.data
+        parameter.data = data
+
+        def back() -> None:
+            parameter.data = before
+
+        self._undo.append(back)
+
+    def _hook(self, index: int, entry: Entry) -> None:
+        if entry.tied_to >= 0:
+            return
+        hook: Callable[[Tensor], Tensor] | None = None
+        if entry.kind == "replicated+sum":
+            hook = _SumGradient(self._group)
+        elif any(entry.shared(rank) for rank in range(self._group.size)):
+            hook = _SumSharedRuns(self._group, entry)
+        if hook is None:
+            return
+        parameter = self._parameters[index]
+        frozen = not parameter.requires_grad
+        # A hook needs requires_grad when it is made and stays when a frozen weight thaws later.
+        parameter.requires_grad_(True)
+        self._undo.append(parameter.register_hook(hook).remove)
+        if frozen:
+            parameter.requires_grad_(False)
+
+
+def _in_float32(gradient: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Reduce a 16-bit gradient in float32: its sum is rounded once, not once per rank."""
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        return reduce(gradient.float()).to(gradient.dtype)
+    return reduce(gradient.clone())
+
+
+class _SumGradient:
+    """Sum the gradient of a parameter that every rank holds but uses for its own part."""
+
+    def __init__(self, group: TPGroup) -> None:
+        self._group = group
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return _in_float32(gradient, self._group.all_reduce)
+
+
+class _SumSharedRuns:
+    """Sum the gradient of the runs that several ranks hold, as with few key/value heads."""
+
+    def __init__(self, group: TPGroup, entry: Entry) -> None:
+        self._group = group
+        self._dim = entry.dim
+        self._runs = entry.shared(group.rank)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self._group.step()  # ranks without a shared run keep in step with the others
+        total = gradient.clone()
+        for offset, length, owner, holders in self._runs:
+            part = total.narrow(self._dim, offset, length)
+            part.copy_(
+                _in_float32(part, lambda x, o=owner, h=holders: self._group.sum_shared(x, o, h))
+            )
+        return total

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A torch model as the names, shapes and integers that the core plans from.
+
+Reads; decides nothing. Works on meta tensors and on models whose weights are elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deepspeed_autotp import interop
+from deepspeed_autotp._core import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The core's view of a model, and the torch objects behind its indices.
+
+    ``parameters[i]`` is the tensor of the plan's entry ``i`` and ``modules`` maps every module
+    name that the plan uses to its module.
+    """
+
+    model: Model
+    parameters: tuple[nn.Parameter, ...]
+    modules: dict[str, nn.Module]
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "conv1d" if interop.is_conv1d(module) else "other"
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    return {key: value for key, value in vars(module).items() if type(value) is int}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(model: nn.Module) -> Description:
+    """Read ``model``; a tensor that has several names appears once per name, tied to the first."""
+    modules = dict(model.named_modules())
+    places = {module: index for index, module in enumerate(modules.values())}
+    first: dict[int, int] = {}
+    parameters: list[nn.Parameter] = []
+    rows = []
+    for index, (name, module) in enumerate(modules.items()):
+        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            tied = first.setdefault(id(parameter), len(parameters))
+            rows.append(
+                (
+                    f"{name}.{leaf}" if name else leaf,
+                    leaf,
+                    index,
+                    interop.full_shape(parameter),
+                    dtype_name(parameter.dtype),
+                    parameter.itemsize,
+                    tied if tied < len(parameters) else -1,
+                )
+            )
+            parameters.append(parameter)
+    facts = interop.model_facts(model)
+    return Description(
+        model=Model(
+            [
+                (name, type(module).__name__, _kind(module), _integers(module))
+                for name, module in modules.items()
+            ],
+            rows,
+            model_type=facts.model_type,
+            prefix=facts.prefix,
+            integers=facts.integers,
+            input_embedding=places.get(facts.input_embedding, -1),
+            output_head=places.get(facts.output_head, -1),
+        ),
+        parameters=tuple(parameters),
+        modules=modules,
+    )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks that share one model, seen from this rank.
+
+Owns the process group and its collectives; knows nothing of autograd or of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class TPGroup:
+    """One tensor-parallel process group.
+
+    ``before`` is called ahead of every collective; the trial uses it so that a rank that
+    fails between two collectives can tell the others instead of leaving them waiting.
+    """
+
+    def __init__(self, handle: dist.ProcessGroup) -> None:
+        self.handle = handle
+        self.rank = dist.get_rank(handle)
+        self.size = dist.get_world_size(handle)
+        self.global_ranks = tuple(dist.get_process_group_ranks(handle))
+        self.device = (
+            torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
+        )
+        self.before: Callable[[], None] | None = None
+        self._shared: dict[tuple[int, int], dist.ProcessGroup] = {}
+
+    def step(self) -> None:
+        """Announce a collective to whoever set ``before``."""
+        if self.before is not None:
+            self.before()
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum ``x`` over the ranks in place and return it; made contiguous first if it is not."""
+        self.step()
+        x = x.contiguous()
+        dist.all_reduce(x, group=self.handle)
+        return x
+
+    def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Every rank's tensor, in rank order; ``shapes[rank]`` is the shape of that rank's.
+
+        Shapes may differ: all are padded to the longest, which gloo needs and NCCL prefers.
+        """
+        self.step()
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        longest = max(sizes)
+        sent = x.reshape(-1)
+        if sent.numel() < longest:
+            sent = torch.cat([sent, sent.new_zeros(longest - sent.numel())])
+        # Bytes travel: gloo has no gather for every dtype, and copies need no arithmetic.
+        received = sent.new_empty(self.size, longest)
+        dist.all_gather(
+            list(received.view(torch.uint8).unbind(0)),
+            sent.contiguous().view(torch.uint8),
+            group=self.handle,
+        )
+        return [
+            row[:size].reshape(shape)
+            for row, size, shape in zip(received, sizes, shapes, strict=True)
+        ]
+
+    def broadcast(self, x: Tensor) -> None:
+        """Overwrite ``x`` with the value that the first rank has."""
+        dist.broadcast(x, src=self.global_ranks[0], group=self.handle)
+
+    def sum_shared(self, x: Tensor, owner: int, holders: int) -> Tensor:
+        """Sum ``x`` over the ranks ``owner .. owner + holders - 1``, of which this is one."""
+        x = x.contiguous()
+        dist.all_reduce(x, group=self.shared(owner, holders))
+        return x
+
+    def shared(self, owner: int, holders: int) -> dist.ProcessGroup:
+        """The group of ranks ``owner .. owner + holders - 1``, made at first use by its members."""
+        key = (owner, holders)
+        if key not in self._shared:
+            self._shared[key] = dist.new_group(
+                list(self.global_ranks[owner : owner + holders]),
+                backend="gloo" if dist.get_backend(self.handle) == "gloo" else None,
+                use_local_synchronization=True,
+            )
+        return self._shared[key]
+
+
+def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
+    """A group over ``ranks`` (global, this rank among them) that moves host tensors and objects."""
+    return dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+
+
+def moves_host_tensors(handle: dist.ProcessGroup) -> bool:
+    """Whether ``handle`` can carry tensors that lie in host memory."""
+    return torch.device("cpu") in handle._device_types

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our functions in the place of DeepSpeed's, for code that calls DeepSpeed by name."""
+
+from __future__ import annotations
+
+from deepspeed_autotp import interop
+from deepspeed_autotp.api import initialize, tp_model_init
+
+
+def install() -> None:
+    """From now on ``deepspeed.initialize`` and ``deepspeed.tp_model_init`` are ours.
+
+    transformers, Accelerate and TRL look both up when they call them. Nothing else of
+    DeepSpeed changes; calling it twice is harmless. ImportError where DeepSpeed is missing.
+    """
+    interop.install_functions({"initialize": initialize, "tp_model_init": tp_model_init})
+
+
+def uninstall() -> None:
+    """Put DeepSpeed's own functions back; harmless where ours are not in place."""
+    interop.uninstall_functions()

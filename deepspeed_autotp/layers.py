@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers whose weight is sharded.
+
+A module is converted in place by giving it one of these classes, so that its hooks, its
+wrappers and the identity of its parameters survive. T is the number of tokens, I and O are
+input and output features, R the ranks, V the vocabulary, H the hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepspeed_autotp.collectives import Parts, copy_to_ranks, gather_parts, sum_over_ranks, take_own
+from deepspeed_autotp.group import TPGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """What a converted layer knows: its group, and the parts of the dimension that is cut."""
+
+    group: TPGroup
+    parts: Parts
+    gather_output: bool = False
+    split_input: bool = False
+
+
+class ColumnLinear(nn.Linear):
+    """Linear whose output features are sharded.
+
+    x  [T, I]     replicated
+    w  [O/R, I]   this rank's rows
+    y  [T, O/R]   = x @ w.T + b, or [T, O] with ``gather_output``
+
+    forward   no communication (all-gather with ``gather_output``)
+    backward  all-reduce of dx
+    """
+
+    sharding: Sharding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(F.linear(copy_to_ranks(x, self.sharding.group), self.weight, self.bias))
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Gather the output where the plan says so."""
+        own = self.sharding
+        return gather_parts(y, own.parts, own.group) if own.gather_output else y
+
+
+class RowLinear(nn.Linear):
+    """Linear whose input features are sharded.
+
+    x  [T, I/R]   this rank's part, or [T, I] with ``split_input``
+    w  [O, I/R]   this rank's columns
+    y  [T, O]     = sum over ranks of x @ w.T, then + b once
+
+    forward   all-reduce of the output
+    backward  no communication (all-gather of dx with ``split_input``)
+    """
+
+    sharding: Sharding
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.sharding
+        if own.split_input:
+            x = take_own(x, own.parts, own.group)
+        y = sum_over_ranks(F.linear(x, self.weight), own.group)
+        return y if self.bias is None else y + self.bias
+
+
+class VocabularyEmbedding(nn.Embedding):
+    """Embedding whose vocabulary is sharded.
+
+    ids [T]        replicated
+    w   [V/R, H]   this rank's rows
+    y   [T, H]     = sum over ranks of w[ids] where the rank holds the id, else 0
+
+    forward   all-reduce of the output
+    backward  no communication
+    """
+
+    sharding: Sharding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        own = self.sharding
+        start, length = own.parts.runs[own.group.rank]
+        elsewhere = (ids < start) | (ids >= start + length)
+        local = (ids - start).masked_fill_(elsewhere, 0)
+        padding = None if self.padding_idx is None else self.padding_idx - start
+        if padding is not None and not 0 <= padding < length:
+            padding = None
+        found = F.embedding(local, self.weight, padding)
+        return sum_over_ranks(found.masked_fill(elsewhere.unsqueeze(-1), 0), own.group)
+
+
+class HiddenEmbedding(nn.Embedding):
+    """Embedding whose hidden dimension is sharded.
+
+    ids [T]        replicated
+    w   [V, H/R]   this rank's columns
+    y   [T, H]     = the ranks' w[ids] side by side
+
+    forward   all-gather of the output
+    backward  no communication
+    """
+
+    sharding: Sharding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        own = self.sharding
+        return gather_parts(F.embedding(ids, self.weight, self.padding_idx), own.parts, own.group)
+
+
+class ColumnConv1D(nn.Module):
+    """GPT-2's transposed linear, ``w [I, O/R]``; otherwise as :class:`ColumnLinear`."""
+
+    sharding: Sharding
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.sharding
+        y = F.linear(copy_to_ranks(x, own.group), self.weight.t(), self.bias)
+        return gather_parts(y, own.parts, own.group) if own.gather_output else y
+
+
+class RowConv1D(nn.Module):
+    """GPT-2's transposed linear, ``w [I/R, O]``; otherwise as :class:`RowLinear`."""
+
+    sharding: Sharding
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.sharding
+        if own.split_input:
+            x = take_own(x, own.parts, own.group)
+        return sum_over_ranks(F.linear(x, self.weight.t()), own.group) + self.bias
+
+
+_CLASSES: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {
+    ("column", nn.Linear): ColumnLinear,
+    ("row", nn.Linear): RowLinear,
+    ("vocabulary", nn.Embedding): VocabularyEmbedding,
+    ("hidden", nn.Embedding): HiddenEmbedding,
+}
+_CONV1D: dict[str, type[nn.Module]] = {"column": ColumnConv1D, "row": RowConv1D}
+
+
+def sharded_class(module: nn.Module, kind: str) -> type[nn.Module]:
+    """The class that ``module`` takes when it is cut as ``kind``.
+
+    A subclass of ``nn.Linear`` or ``nn.Embedding`` keeps its own forward: what that calls as
+    ``super().forward`` becomes the sharded forward.
+    """
+    base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
+    if not isinstance(module, base):
+        return _CONV1D[kind]
+    sharded = _CLASSES[kind, base]
+    own = type(module)
+    if own is base:
+        return sharded
+    return type(f"{sharded.__name__}Of{own.__name__}", (own, sharded), {})

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A DeepSpeed configuration from a dictionary, a file or base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from deepspeed_autotp import _core
+from deepspeed_autotp.checks import dictionary, shown, wrong
+from deepspeed_autotp.dtypes import named_dtype
+
+__all__ = ["infer_config_dtype", "load_ds_config", "switched_on"]
+
+_EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
+
+
+def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration as a dictionary; a dictionary is returned as it is.
+
+    A string is a path if something is there, else base64. Where hjson is installed, as it is
+    with DeepSpeed, a file may have comments. Raises ValueError with what was given and why it
+    could not be read.
+    """
+    if isinstance(config, dict):
+        return config
+    if not isinstance(config, str | os.PathLike):
+        raise wrong(config, _EXPECTED)
+    path = os.fspath(config)
+    try:
+        if not isinstance(config, str) or os.path.exists(path):
+            return _parse(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the configuration file {path!r}: {_reason(error)}") from None
+    try:
+        return _parse(_decode(config))
+    except ValueError as error:
+        raise ValueError(
+            f"got {shown(config)}, expected {_EXPECTED}; as a path: there is no such file; "
+            f"as base64: {_reason(error)}"
+        ) from None
+
+
+def infer_config_dtype(config_dict: Mapping[str, Any]) -> torch.dtype | None:
+    """The data type that ``bf16.enabled`` or ``fp16.enabled`` asks for; "auto" asks for none."""
+    bf16 = "bf16" if "bf16" in config_dict else "bfloat16"
+    name = _core.precision(switched_on(config_dict, bf16), switched_on(config_dict, "fp16"))
+    return None if name is None else named_dtype(name)
+
+
+def switched_on(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a section such as "bf16" is enabled, read as DeepSpeed reads it.
+
+    1 and "true" count as true, "auto" as false; ValueError for what is neither true nor false.
+    """
+    section = config.get(key)
+    if section is None:
+        return False
+    try:
+        value = dictionary(section).get("enabled", False)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    if value == "auto":
+        return False
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{key}.enabled: {wrong(value, 'true or false')}") from None
+
+
+def _decode(text: str) -> str:
+    """Base64 of either alphabet, in one line or several, as text."""
+    plain = "".join(text.split()).translate(str.maketrans("-_", "+/"))
+    return base64.b64decode(plain, validate=True).decode("utf-8")
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """A JSON object; ValueError with the place of the mistake, or with a key given twice."""
+    value = _parser()(text, object_pairs_hook=_without_duplicates)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {shown(value)}, expected a JSON object")
+    return value
+
+
+def _parser() -> Callable[..., Any]:
+    try:
+        loads: Callable[..., Any] = importlib.import_module("hjson").loads
+    except ImportError:
+        return json.loads
+    return loads
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = [repr(key) for key in found if keys.count(key) > 1]
+        raise ValueError(f"keys given more than once: {', '.join(twice)}")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text (byte {error.start} is not UTF-8)"
+    if isinstance(error, binascii.Error):
+        return f"it is not base64 ({error})"
+    return " ".join(str(error).split())

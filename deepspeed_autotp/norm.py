@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient norm of a sharded model, for training loops without DeepSpeed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp.sharded import tensor_parallel
+
+
+@torch.no_grad()
+def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients so that their Euclidean norm is at most ``max_norm``.
+
+    Returns the norm before, in float32: that of the whole model, each weight counted once
+    however many ranks hold it. Every rank of the tensor-parallel group calls it.
+    """
+    state = tensor_parallel(model)
+    square = torch.zeros((), dtype=torch.float32, device=state.parameters[0].device)
+    gradients = []
+    for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
+        if entry.tied_to >= 0 or parameter.grad is None:
+            continue
+        gradients.append(parameter.grad)
+        square += state.owned_square(parameter.grad, entry=entry)
+    norm = state.group.all_reduce(square).sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.to(gradient.device))
+    return norm

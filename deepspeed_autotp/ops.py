@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut runs out of a full tensor, and write them back.
+
+A tensor is seen as ``view = (outer, size, inner)`` around the cut dimension. ``runs`` is a flat
+list ``start, length, start, length, ...`` along ``size``, in elements; a shard is the runs one
+after the other. ``view``, ``runs`` and the shape of the shard come from an entry of the plan.
+
+Contiguous CPU tensors are copied by the C library behind ``torch.ops.deepspeed_autotp``; every
+other device and layout by torch, run by run, without a contiguous copy of the full tensor.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+__all__ = ["narrow", "pack", "unpack_"]
+
+View = tuple[int, int, int]
+
+
+def _load() -> None:
+    spec = find_spec("deepspeed_autotp._ops")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "deepspeed_autotp._ops is not built; install the package with "
+            "'pip install --no-build-isolation .' so that it is compiled for the installed torch"
+        )
+    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
+
+
+_load()
+_ops = torch.ops.deepspeed_autotp
+
+
+@torch.library.register_fake("deepspeed_autotp::pack")  # type: ignore[untyped-decorator]
+def _pack_fake(
+    full: Tensor, outer: int, size: int, inner: int, runs: Sequence[int], shape: Sequence[int]
+) -> Tensor:
+    return full.new_empty(shape)
+
+
+@torch.library.register_fake("deepspeed_autotp::unpack_")  # type: ignore[untyped-decorator]
+def _unpack_fake(
+    full: Tensor, shard: Tensor, outer: int, size: int, inner: int, runs: Sequence[int]
+) -> None:
+    return None
+
+
+@torch.library.register_fake("deepspeed_autotp::check")  # type: ignore[untyped-decorator]
+def _check_fake(
+    outer: int,
+    size: int,
+    inner: int,
+    runs: Sequence[int],
+    full_items: int,
+    shard_items: int,
+    disjoint: bool,
+) -> None:
+    return None
+
+
+def pack(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The shard of ``full`` as a new tensor of ``shape``, on the same device.
+
+    The result never shares memory with ``full`` and has no gradient history. It is the only
+    memory that is taken.
+    ValueError when a run lies outside the cut dimension or when the sizes do not fit together.
+    """
+    with torch.no_grad():
+        if _is_plain(full):
+            return _ops.pack(full, *view, runs, shape)  # type: ignore[no-any-return]
+        _ops.check(*view, runs, full.numel(), math.prod(shape), False)
+        shard = full.new_empty(shape)
+        for part, place in _pairs(full, shard, view=view, runs=runs):
+            place.copy_(part)
+        return shard
+
+
+def narrow(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor | None:
+    """The shard of ``full`` as a view of its memory, or None where that takes a copy.
+
+    It is a view when there is one run, and ``shape`` follows from the strides of ``full``.
+    ValueError as for ``pack``.
+    """
+    _ops.check(*view, runs, full.numel(), math.prod(shape), False)
+    if len(runs) != 2:
+        return None
+    seen, dim = _around_cut(full, view)
+    try:
+        return seen.narrow(dim, runs[0], runs[1]).view(shape)
+    except RuntimeError:  # the one way torch says that strides do not allow a view
+        return None
+
+
+def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> None:
+    """Write ``shard`` into its runs of ``full``, in place; other elements keep their values.
+
+    ``shard`` may have any shape with the right number of elements.
+    ValueError as for ``pack``, when runs overlap, and when dtypes or devices differ.
+    """
+    if shard.dtype != full.dtype or shard.device != full.device:
+        raise ValueError(
+            f"the shard is {shard.dtype} on {shard.device}, the full tensor {full.dtype} on "
+            f"{full.device}; both must be the same"
+        )
+    with torch.no_grad():
+        if _is_plain(full) and _is_plain(shard):
+            _ops.unpack_(full, shard, *view, runs)
+            # The operator writes behind autograd's back.
+            torch.autograd.graph.increment_version(full)
+            return
+        _ops.check(*view, runs, full.numel(), shard.numel(), True)
+        for place, part in _pairs(full, shard, view=view, runs=runs):
+            place.copy_(part)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the elements lie in CPU memory one after the other, as they read."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not (tensor.is_complex() and tensor.is_conj())
+    )
+
+
+def _pairs(
+    full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each run, views of the same shape of ``full`` and of ``shard``; sizes are checked."""
+    if shard.numel() == 0:
+        return []
+    seen, dim = _around_cut(full, view)
+    rows = shard.reshape(*seen.shape[:dim], -1, *seen.shape[dim + 1 :])
+    lengths = runs[1::2]
+    offsets = accumulate(lengths, initial=0)
+    return [
+        (seen.narrow(dim, start, length), rows.narrow(dim, offset, length))
+        for start, length, offset in zip(runs[::2], lengths, offsets, strict=False)
+    ]
+
+
+def _around_cut(full: Tensor, view: View) -> tuple[Tensor, int]:
+    """A view of ``full`` in which the cut dimension stands by itself, and its index.
+
+    Splits at most one dimension of ``full``, which every stride allows; ``full.view(view)`` would
+    refuse transposed tensors.
+    """
+    if full.is_contiguous() or full.numel() == 0:
+        return full.view(view), 1
+    outer, size, _ = view
+    before, dim = 1, 0
+    while before * full.shape[dim] < outer * size:
+        before *= full.shape[dim]
+        dim += 1
+    sizes = (outer // before, size, before * full.shape[dim] // (outer * size))
+    if math.prod(sizes) != full.shape[dim]:
+        raise ValueError(
+            f"the view {view} joins dimensions of a tensor of shape {tuple(full.shape)}, which "
+            "must be contiguous for that"
+        )
+    return torch.unflatten(full, dim, sizes), dim + 1

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ordered layer specifications, as a user or a preset writes them, and as the core's rules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepspeed_autotp import _core
+from deepspeed_autotp.checks import (
+    Check,
+    ConfigProblems,
+    check_all,
+    dictionary,
+    flag,
+    integer,
+    nest,
+    sequence,
+    shown,
+    strings,
+    unknown_keys,
+    wrong,
+)
+from deepspeed_autotp.specs import SPEC_CHECKS, TPLayerSpec, add_rule, preset_spec
+
+__all__ = ["AutoTPConfig", "AutoTPPresets", "build_rules", "merge_autotp_configs"]
+
+_log = logging.getLogger("deepspeed_autotp")
+
+
+@dataclass
+class AutoTPConfig:
+    """Ordered layer specifications and what holds for the rest of the model.
+
+    tp_size                  ranks; taken from ``autotp_size`` where a configuration has one
+    layer_specs              the first that matches a parameter decides
+    embedding_partition_dim  where a default rule cuts an embedding: 0 vocabulary, 1 hidden
+    lm_head_patterns         a module whose name contains one of these is an output head
+    use_default_specs        False: nothing but `layer_specs` decides
+    strict_mode              a linear layer that no rule matches is an error
+
+    Raises ValueError that lists every field with a wrong value.
+    """
+
+    tp_size: int = 1
+    layer_specs: list[TPLayerSpec] = field(default_factory=list)
+    embedding_partition_dim: int = 1
+    lm_head_patterns: list[str] = field(default_factory=lambda: ["lm_head", "embed_out"])
+    use_default_specs: bool = True
+    strict_mode: bool = False
+
+    def __post_init__(self) -> None:
+        lines = check_all(self.__dict__, _CONFIG_CHECKS)
+        if lines:
+            raise ConfigProblems("AutoTPConfig", lines)
+
+    def find_matching_spec(
+        self, param_name: str, model_type: str | None = None
+    ) -> TPLayerSpec | None:
+        """The first specification that matches, or None; a warning names all if several do."""
+        found = [spec for spec in self.layer_specs if spec.matches(param_name, model_type)]
+        if len(found) > 1:
+            _log.warning(
+                "parameter %s matches %d layer_specs, and the first decides: %s",
+                param_name,
+                len(found),
+                "; ".join(str(spec.patterns) for spec in found),
+            )
+        return found[0] if found else None
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> AutoTPConfig:
+        """The configuration under ``partition_config``.
+
+        Raises ValueError that lists every unknown key and every wrong value with its path.
+        """
+        try:
+            given = dictionary(config_dict)
+        except ValueError as error:
+            raise ConfigProblems("partition_config", [f": {error}"]) from None
+        lines = unknown_keys(given, list(_CONFIG_CHECKS))
+        given = {key: value for key, value in given.items() if key in _CONFIG_CHECKS}
+        given["layer_specs"] = _specs_from(given.get("layer_specs", []), lines)
+        try:
+            config = cls(**given)
+        except ConfigProblems as error:
+            lines += error.lines
+        if lines:
+            raise ConfigProblems("partition_config", lines)
+        return config
+
+
+def merge_autotp_configs(base: AutoTPConfig, override: AutoTPConfig) -> AutoTPConfig:
+    """Both lists of specifications, those of `override` first; its other fields hold."""
+    return AutoTPConfig(
+        tp_size=override.tp_size if override.tp_size > 1 else base.tp_size,
+        layer_specs=[*override.layer_specs, *base.layer_specs],
+        embedding_partition_dim=override.embedding_partition_dim,
+        lm_head_patterns=override.lm_head_patterns or base.lm_head_patterns,
+        use_default_specs=override.use_default_specs,
+        strict_mode=override.strict_mode,
+    )
+
+
+def build_rules(config: AutoTPConfig) -> _core.Rules:
+    """The specifications as ordered rules of the core, each with its origin.
+
+    A rule of the user is called "layer_specs[2]" after its place.
+    """
+    rules = _core.Rules()
+    for index, spec in enumerate(config.layer_specs):
+        add_rule(rules, spec, label=f"layer_specs[{index}]")
+    return rules
+
+
+class AutoTPPresets:
+    """DeepSpeed's presets, from the core's table.
+
+    A fused q|k|v has no `shape` here, where DeepSpeed's presets for phi3 and chatglm cut it in
+    thirds: the plan finds its pieces from the head counts, which need not be equal.
+    """
+
+    @staticmethod
+    def get_preset(model_type: str) -> AutoTPConfig:
+        """The preset of that name, in any case; ValueError with the nearest names if none is."""
+        if not isinstance(model_type, str):
+            raise ConfigProblems("preset_model", [f": {wrong(model_type, 'a name')}"])
+        rows = _core.preset_rows(model_type)
+        name = f"preset {model_type.lower()}"
+        return AutoTPConfig(
+            layer_specs=[
+                preset_spec(f"{name}[{index}]", pattern, row)
+                for index, (pattern, row) in enumerate(rows)
+            ]
+        )
+
+    @staticmethod
+    def llama() -> AutoTPConfig:
+        """Separate q, k, v and gate, up."""
+        return AutoTPPresets.get_preset("llama")
+
+    @staticmethod
+    def bloom() -> AutoTPConfig:
+        """q, k, v fused head by head."""
+        return AutoTPPresets.get_preset("bloom")
+
+    @staticmethod
+    def chatglm() -> AutoTPConfig:
+        """q|k|v and gate|up fused."""
+        return AutoTPPresets.get_preset("chatglm")
+
+    @staticmethod
+    def mixtral() -> AutoTPConfig:
+        """As llama, with numbered experts w1, w2, w3."""
+        return AutoTPPresets.get_preset("mixtral")
+
+    @staticmethod
+    def deepseek_v2() -> AutoTPConfig:
+        """Latent attention, numbered experts and shared ones."""
+        return AutoTPPresets.get_preset("deepseek_v2")
+
+    @staticmethod
+    def qwen2() -> AutoTPConfig:
+        """As llama."""
+        return AutoTPPresets.get_preset("qwen2")
+
+    @staticmethod
+    def phi3() -> AutoTPConfig:
+        """q|k|v and gate|up fused."""
+        return AutoTPPresets.get_preset("phi3")
+
+    @staticmethod
+    def llama_gqa(num_heads: int, num_kv_heads: int, head_dim: int) -> AutoTPConfig:
+        """As llama, with q|k|v fused into ``qkv_proj`` with fewer key/value heads."""
+        counts = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        lines = check_all(counts, dict.fromkeys(counts, integer(1)))
+        if lines:
+            raise ConfigProblems("AutoTPPresets.llama_gqa", lines)
+        query, key = num_heads * head_dim, num_kv_heads * head_dim
+        fused = preset_spec(
+            "preset llama_gqa[1]",
+            r".*\.self_attn\.qkv_proj\.weight$",
+            {
+                "partition_type": "column",
+                "partition_dim": 0,
+                "shape": ((query, key, key), -1),
+                "gather_output": False,
+                "sum_gradient": False,
+            },
+        )
+        separate = "model.layers.0.self_attn.q_proj.weight"
+        return AutoTPConfig(
+            layer_specs=[
+                fused if spec.matches(separate) else spec
+                for spec in AutoTPPresets.llama().layer_specs
+            ]
+        )
+
+
+def _specs_from(value: object, lines: list[str]) -> list[TPLayerSpec]:
+    """Specifications from their dictionaries; problems are added to `lines`."""
+    specs: list[TPLayerSpec] = []
+    try:
+        given = sequence(value, "dictionaries")
+    except ValueError as error:
+        lines.append(f"layer_specs: {error}")
+        return specs
+    for index, item in enumerate(given):
+        try:
+            specs.append(_spec_from(item))
+        except ConfigProblems as error:
+            lines += nest(f"layer_specs[{index}]", error.lines)
+    return specs
+
+
+def _spec_from(item: object) -> TPLayerSpec:
+    try:
+        given = dictionary(item)
+    except ValueError as error:
+        raise ConfigProblems("TPLayerSpec", [f": {error}"]) from None
+    lines = unknown_keys(given, list(SPEC_CHECKS))
+    try:
+        spec = TPLayerSpec(**{"patterns": [], **{k: given[k] for k in SPEC_CHECKS if k in given}})
+    except ConfigProblems as error:
+        lines += error.lines
+    if lines:
+        raise ConfigProblems("TPLayerSpec", lines)
+    return spec
+
+
+def _layer_specs(value: object) -> list[TPLayerSpec]:
+    found: list[TPLayerSpec] = []
+    for item in sequence(value, "TPLayerSpec"):
+        if not isinstance(item, TPLayerSpec):
+            raise ValueError(
+                f"got a list with {shown(item)}, expected TPLayerSpec; "
+                "AutoTPConfig.from_dict reads dictionaries"
+            )
+        found.append(item)
+    return found
+
+
+def _embedding_dim(value: object) -> int:
+    if value not in (0, 1) or isinstance(value, bool):
+        raise wrong(value, "0 (vocabulary) or 1 (hidden)")
+    return 0 if value == 0 else 1
+
+
+_CONFIG_CHECKS: Mapping[str, Check] = {
+    "tp_size": integer(0),
+    "layer_specs": _layer_specs,
+    "embedding_partition_dim": _embedding_dim,
+    "lm_head_patterns": strings("names"),
+    "use_default_specs": flag,
+    "strict_mode": flag,
+}

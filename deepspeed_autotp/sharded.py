@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is sharded: its plan, its group, and its weights whole again.
+
+Reads the plan's entries and moves tensors accordingly; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp import interop, ops
+from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp.group import TPGroup
+
+_KEY = "tensor_parallel"
+
+
+def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
+    """The shard of ``full`` that ``rank`` holds, as a tensor of its own."""
+    return ops.pack(
+        full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank)
+    )
+
+
+class TensorParallel:
+    """What a sharded model carries; found again with :func:`tensor_parallel`.
+
+    ``parameters[i]`` is the tensor of ``plan.entries[i]``; ``index`` finds the entry of a
+    parameter by its identity, which sharding keeps.
+    """
+
+    def __init__(
+        self, *, plan: Plan, group: TPGroup, parameters: tuple[nn.Parameter, ...]
+    ) -> None:
+        self.plan = plan
+        self.group = group
+        self.parameters = parameters
+        self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
+
+    def entry(self, parameter: Tensor) -> Entry | None:
+        """The plan's entry of ``parameter``, or None for a tensor the plan does not know."""
+        found = self._index.get(id(parameter))
+        return None if found is None else self.plan.entries[found]
+
+    def counts_in_norm(self, index: int) -> bool:
+        """Whether this rank counts parameter ``index`` in the gradient norm.
+
+        A shard counts where it lies; what several ranks hold counts on the first of them, and
+        what all hold on none here, because DeepSpeed counts the first rank's anyway.
+        """
+        entry = self.plan.entries[index]
+        if entry.dim < 0:
+            return False
+        return all(owner == self.group.rank for _, _, owner, _ in entry.shared(self.group.rank))
+
+    def owned_square(self, gradient: Tensor, *, entry: Entry) -> Tensor:
+        """Sum of squares of what this rank is the first to hold of a gradient, in float32."""
+        rank = self.group.rank
+        if entry.dim < 0:
+            return gradient.float().square().sum() * (rank == 0)
+        square = gradient.float().square()
+        for offset, length, owner, _ in entry.shared(rank):
+            if owner != rank:
+                square.narrow(entry.dim, offset, length).zero_()
+        return square.sum()
+
+    def gather(self, shard: Tensor, *, entry: Entry) -> Tensor:
+        """The full tensor on every rank. Every rank calls it, in the same order."""
+        ranks = range(self.group.size)
+        parts = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
+        full = shard.detach().new_empty(entry.shape)
+        for rank, part in zip(ranks, parts, strict=True):
+            ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
+        return full
+
+    # DeepSpeed's protocol: it gathers and cuts the parameters of one module at a time.
+
+    @torch.no_grad()
+    def gather_params(self, params_list: list[Tensor | None]) -> None:
+        """Make every cut parameter of the list whole, in place."""
+        for parameter, entry in self._cut_entries(params_list):
+            parameter.data = self.gather(parameter, entry=entry)
+
+    @torch.no_grad()
+    def _tp_partition(self, params_list: list[Tensor | None]) -> None:
+        for parameter, entry in self._cut_entries(params_list):
+            parameter.data = cut(parameter.detach(), entry=entry, rank=self.group.rank)
+
+    def _cut_entries(self, params_list: list[Tensor | None]) -> Iterator[tuple[Tensor, Entry]]:
+        for parameter in params_list:
+            entry = None if parameter is None else self.entry(parameter)
+            if parameter is not None and entry is not None and entry.dim >= 0:
+                yield parameter, entry
+
+
+def attach(model: nn.Module, state: TensorParallel) -> None:
+    """Make ``model`` carry ``state``."""
+    model.__dict__[_KEY] = state
+
+
+def tensor_parallel(model: nn.Module) -> TensorParallel:
+    """The state of a sharded model, or of the one inside an engine or wrapper.
+
+    ValueError when nothing in ``model`` is sharded.
+    """
+    found = find_tensor_parallel(model)
+    if found is None:
+        raise ValueError(
+            f"{type(model).__name__} is not sharded: pass it to deepspeed_autotp.initialize or "
+            "deepspeed_autotp.parallelize first"
+        )
+    return found
+
+
+def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
+    """As :func:`tensor_parallel`, with None instead of the error."""
+    for inner in interop.unwrapped(model):
+        found = inner.__dict__.get(_KEY)
+        if isinstance(found, TensorParallel):
+            return found
+    return None
+
+
+@torch.no_grad()
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights and buffers of a sharded model, on the host, on every rank.
+
+    Every rank of the group calls it. Plain transformers and torch load the result.
+    """
+    state = tensor_parallel(model)
+    inner = next(m for m in interop.unwrapped(model) if _KEY in m.__dict__)
+    whole: dict[int, Tensor] = {}
+    result = {}
+    for name, tensor in inner.state_dict(keep_vars=True).items():
+        if id(tensor) not in whole:
+            entry = state.entry(tensor)
+            cut_here = entry is not None and entry.dim >= 0
+            with interop.gathered([tensor]):
+                held = state.gather(tensor, entry=entry) if entry and cut_here else tensor
+                whole[id(tensor)] = held.detach().cpu()
+        result[name] = whole[id(tensor)]
+    return result

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensor parallelism in a plain torchrun loop, without DeepSpeed.
+
+    torchrun --nproc-per-node=2 examples/train_torch.py
+"""
+
+import torch
+import torch.distributed as dist
+from corpus import VOCABULARY, batch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import deepspeed_autotp
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    if device == "cuda":
+        torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+        )
+    ).to(device)
+    model = deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    for step in range(20):
+        ids = batch(step, rows=4, length=128).to(device)  # every rank of a model: the same rows
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        deepspeed_autotp.clip_grad_norm_(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if dist.get_rank() == 0:
+            print(f"step {step:2d}  loss {loss.item():.4f}")
+
+    weights = deepspeed_autotp.full_state_dict(model)
+    if dist.get_rank() == 0:
+        save_file({k: v.contiguous() for k, v in weights.items()}, "model.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "hfplan.h"
+
+#include "check.h"
+
+#define PATTERN "layers.*.mlp.up_proj"
+
+static tp_spec
+spec_of(const char *style)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_spec spec = TP_NO_SPEC;
+    CHECK_OK(tp_style_spec(style, PATTERN, &spec, &err), &err);
+    return spec;
+}
+
+static void
+test_plain_styles_name_a_cut_and_nothing_else(void)
+{
+    const struct {
+        const char *style;
+        tp_cut cut;
+    } rows[] = {
+        {"colwise", TP_CUT_COLUMN},        {"rowwise", TP_CUT_ROW},
+        {"embedding_rowwise", TP_CUT_ROW}, {"embedding_colwise", TP_CUT_COLUMN},
+        {"replicate", TP_CUT_SKIP},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const tp_spec spec = spec_of(rows[i].style);
+        CHECK_INT_EQ(spec.cut, rows[i].cut);
+        CHECK_INT_EQ(spec.dim, -1);
+        CHECK_INT_EQ(spec.shape.dims, 0);
+        CHECK(!spec.gather_output && !spec.split_input && !spec.sum_gradient);
+    }
+}
+
+static void
+test_old_and_new_names_of_a_style_mean_the_same(void)
+{
+    const char *const gather[] = {"colwise_gather_output", "colwise_rep"};
+    const char *const split[] = {"rowwise_split_input", "rowwise_rep"};
+    for (int i = 0; i < 2; i++) {
+        const tp_spec column = spec_of(gather[i]);
+        CHECK(column.cut == TP_CUT_COLUMN && column.gather_output &&
+              !column.split_input);
+        const tp_spec row = spec_of(split[i]);
+        CHECK(row.cut == TP_CUT_ROW && row.split_input && !row.gather_output);
+    }
+}
+
+static void
+test_packed_styles_are_two_equal_pieces_along_the_cut(void)
+{
+    const tp_spec column = spec_of("packed_colwise");
+    CHECK_INT_EQ(column.cut, TP_CUT_COLUMN);
+    CHECK_INT_EQ(column.shape.dims, 2);
+    CHECK_INT_EQ(column.shape.sizes[0], 2);
+    CHECK_INT_EQ(column.shape.sizes[1], -1);
+    const tp_spec row = spec_of("packed_rowwise");
+    CHECK_INT_EQ(row.cut, TP_CUT_ROW);
+    CHECK_INT_EQ(row.shape.dims, 2);
+    CHECK_INT_EQ(row.shape.sizes[0], -1);
+    CHECK_INT_EQ(row.shape.sizes[1], 2);
+}
+
+static void
+test_a_replicated_gradient_style_sums_the_gradient(void)
+{
+    const tp_spec spec = spec_of("replicated_with_grad_allreduce");
+    CHECK(spec.cut == TP_CUT_SKIP && spec.sum_gradient);
+}
+
+static void
+test_every_style_that_is_built_passes_the_check_of_specs(void)
+{
+    const char *const styles[] = {
+        "colwise",
+        "colwise_gather_output",
+        "colwise_rep",
+        "rowwise",
+        "rowwise_split_input",
+        "rowwise_rep",
+        "embedding_rowwise",
+        "embedding_colwise",
+        "packed_colwise",
+        "packed_rowwise",
+        "replicate",
+        "replicated_with_grad_allreduce",
+    };
+    tp_error err = TP_NO_ERROR;
+    for (size_t i = 0; i < sizeof(styles) / sizeof(styles[0]); i++) {
+        const tp_spec spec = spec_of(styles[i]);
+        CHECK_OK(tp_spec_check(&spec, styles[i], &err), &err);
+    }
+}
+
+static void
+test_the_case_of_a_style_does_not_count(void)
+{
+    CHECK(spec_of("ColWise_Rep").gather_output);
+}
+
+static void
+test_a_known_style_that_is_not_built_says_so(void)
+{
+    const char *const styles[] = {
+        "moe_tp_experts", "moe_identity_expert", "mla_kv_a_proj", "local_params",
+        "all_reduce",     "sequence_parallel",   "gather",        "local",
+        "local_colwise",  "local_rowwise",       "grouped_gemm",  "ep_router",
+    };
+    tp_error err = TP_NO_ERROR;
+    tp_spec spec = TP_NO_SPEC;
+    for (size_t i = 0; i < sizeof(styles) / sizeof(styles[0]); i++) {
+        const int result = tp_style_spec(styles[i], PATTERN, &spec, &err);
+        CHECK_TEXT_HAS(tp_error_text(&err), styles[i]);
+        CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
+        CHECK_FAILS(result, TP_VALUE, &err,
+                    "is a known transformers style that is not supported yet; write a "
+                    "partition_config for these layers");
+    }
+}
+
+static void
+test_an_unknown_style_names_pattern_style_and_the_nearest(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_spec spec = TP_NO_SPEC;
+    const int result = tp_style_spec("colwize", PATTERN, &spec, &err);
+    CHECK_TEXT_HAS(tp_error_text(&err),
+                   "tp_plan['" PATTERN "']: unknown style 'colwize'");
+    CHECK_FAILS(result, TP_VALUE, &err, "did you mean 'colwise'");
+}
+
+static void
+test_a_star_takes_exactly_one_index_between_dots(void)
+{
+    CHECK(tp_hf_match("layers.*.mlp", "", "layers.0.mlp"));
+    CHECK(tp_hf_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
+    CHECK(tp_hf_match("*.mlp", "", "3.mlp"));
+    CHECK(tp_hf_match("experts.*", "", "experts.7"));
+    CHECK(tp_hf_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers..mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.a.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.0a.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.0.1.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.-1.mlp"));
+    CHECK(!tp_hf_match("experts.*", "", "experts."));
+    CHECK(!tp_hf_match("experts.*", "", "experts.7.w1"));
+}
+
+static void
+test_a_star_inside_a_part_is_only_a_star(void)
+{
+    CHECK(!tp_hf_match("w*.weight", "", "w1.weight"));
+    CHECK(!tp_hf_match("*x.weight", "", "1x.weight"));
+    CHECK(tp_hf_match("w*.weight", "", "w*.weight"));
+}
+
+static void
+test_a_name_matches_whole_and_case_counts(void)
+{
+    CHECK(tp_hf_match("lm_head", "", "lm_head"));
+    CHECK(!tp_hf_match("lm_head", "", "lm_head.weight"));
+    CHECK(!tp_hf_match("lm_head", "", "my_lm_head"));
+    CHECK(!tp_hf_match("lm_head.weight", "", "lm_head"));
+    CHECK(!tp_hf_match("lm_head", "", "LM_head"));
+    CHECK(!tp_hf_match("a.b", "", "a_b"));
+}
+
+static void
+test_the_base_model_prefix_may_stand_on_either_side(void)
+{
+    CHECK(tp_hf_match("layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hf_match("layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hf_match("model.layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hf_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hf_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "model", "other.layers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "", "model.layers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "model", "modellayers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "model", "models.layers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "model", "model_layers.0.mlp"));
+    CHECK(!tp_hf_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
+    CHECK(!tp_hf_match("", "model", "model"));
+}
+
+int
+main(void)
+{
+    RUN(test_plain_styles_name_a_cut_and_nothing_else);
+    RUN(test_old_and_new_names_of_a_style_mean_the_same);
+    RUN(test_packed_styles_are_two_equal_pieces_along_the_cut);
+    RUN(test_a_replicated_gradient_style_sums_the_gradient);
+    RUN(test_every_style_that_is_built_passes_the_check_of_specs);
+    RUN(test_the_case_of_a_style_does_not_count);
+    RUN(test_a_known_style_that_is_not_built_says_so);
+    RUN(test_an_unknown_style_names_pattern_style_and_the_nearest);
+    RUN(test_a_star_takes_exactly_one_index_between_dots);
+    RUN(test_a_star_inside_a_part_is_only_a_star);
+    RUN(test_a_name_matches_whole_and_case_counts);
+    RUN(test_the_base_model_prefix_may_stand_on_either_side);
+    return check_result();
+}

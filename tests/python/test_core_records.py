@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded arguments and their merging, as Python sees them."""
+
+import pytest
+
+from deepspeed_autotp import _core
+from deepspeed_autotp._core import Records
+
+
+def test_records_are_found_by_key_and_age() -> None:
+    records = Records()
+    assert records.latest() is None and records.find(1) is None and len(records) == 0
+    records.add(1, 2, "bf16")
+    records.add(2, 2, "torch.bfloat16")
+    assert records.find(1) == (2, "bfloat16", 0, 0)
+    assert records.latest() == (2, (2, "bfloat16", 0, 0))
+    records.remove(2)
+    records.remove(7)
+    assert records.latest() == (1, (2, "bfloat16", 0, 0))
+    records.clear()
+    assert len(records) == 0
+
+
+def test_a_record_keeps_its_group() -> None:
+    records = Records()
+    records.add(-5, 4, "half", group=1 << 62, group_size=4)
+    assert records.find(-5) == (4, "float16", 1 << 62, 4)
+
+
+def test_a_record_that_conflicts_names_both_values() -> None:
+    records = Records()
+    records.add(1, 2, "bf16")
+    with pytest.raises(ValueError, match=r"(?s)tp_size: 4 .* 2 .*dtype: float16 .* bfloat16"):
+        records.add(2, 4, "fp16")
+    assert len(records) == 1
+
+
+def test_records_name_the_argument_that_is_wrong() -> None:
+    records = Records()
+    with pytest.raises(TypeError, match="key: expected an int, got str"):
+        records.add("1", 2, "bf16")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dtype: expected a str, got None"):
+        records.add(1, 2, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype: 'bf1' .*'bf16'"):
+        records.add(1, 2, "bf1")
+    with pytest.raises(ValueError, match="tp_size is 0"):
+        records.add(1, 0, "bf16")
+    assert len(records) == 0
+
+
+def test_merge_fills_what_is_missing() -> None:
+    filled = _core.merge((4, "bfloat16", 0, 0), autotp_size=4)
+    assert filled == {
+        "autotp_size": None,
+        "tp_size": 4,
+        "tp_group": False,
+        "make_groups": True,
+    }
+
+
+def test_merge_lists_all_conflicts_in_one_error() -> None:
+    with pytest.raises(ValueError, match="conflicts") as caught:
+        _core.merge((4, "bfloat16", 0, 0), autotp_size=2, tp_size=8, fp16=True)
+    assert "autotp_size: 2" in str(caught.value)
+    assert "tp_size: 8" in str(caught.value)
+    assert "fp16" in str(caught.value)
+
+
+def test_merge_names_the_argument_that_is_wrong() -> None:
+    with pytest.raises(TypeError, match="record: expected a tuple .*, got list"):
+        _core.merge([4, "bfloat16", 0, 0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="record: expected a tuple .*, got 2 items"):
+        _core.merge((4, "bfloat16"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="bf16: expected True or False, got str"):
+        _core.merge(None, bf16="auto")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dtype: expected a str or None, got int"):
+        _core.merge(None, dtype=16)  # type: ignore[arg-type]

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shards are exactly the runs of the full tensor, bit for bit, and write back the same way."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deepspeed_autotp import ops
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.bool,
+    torch.complex32,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A full shape, how it is seen around the cut dimension, and what a shard of it looks like."""
+
+    full: tuple[int, ...]
+    view: tuple[int, int, int]
+    runs: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def disjoint_runs(draw: st.DrawFn, size: int) -> list[int]:
+    marks = sorted(draw(st.sets(st.integers(0, size), max_size=8)))
+    spans = list(pairwise(marks))
+    kept = draw(st.permutations(spans))[: draw(st.integers(0, len(spans)))]
+    return [number for start, stop in kept for number in (start, stop - start)]
+
+
+def any_runs(draw: st.DrawFn, size: int) -> list[int]:
+    runs = []
+    for _ in range(draw(st.integers(0, 6)) if size else 0):
+        start = draw(st.integers(0, size - 1))
+        runs += [start, draw(st.integers(1, size - start))]
+    return runs
+
+
+@st.composite
+def cuts(draw: st.DrawFn, *, disjoint: bool = False) -> Cut:
+    """Any rank from 1 to 5, sizes from 0; sometimes the cut dimension is stacked in another."""
+    sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+    dim = draw(st.integers(0, len(sizes) - 1))
+    stacked = draw(st.sampled_from((1, 1, 2, 3)))
+    size = sizes[dim]
+    runs = disjoint_runs(draw, size) if disjoint else any_runs(draw, size)
+    view = (math.prod(sizes[:dim]) * stacked, size, math.prod(sizes[dim + 1 :]))
+    full = (*sizes[:dim], stacked * size, *sizes[dim + 1 :])
+    shape = (*sizes[:dim], stacked * sum(runs[1::2]), *sizes[dim + 1 :])
+    return Cut(full, view, tuple(runs), shape)
+
+
+def random_bits(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Every bit pattern of the dtype, NaNs and negative zeros among them."""
+    last = dtype.itemsize
+    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (*shape, last), dtype=torch.uint8)
+    return raw.view(dtype).reshape(*shape)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, one more dimension behind."""
+    return tensor.contiguous().unsqueeze(-1).view(torch.uint8)
+
+
+def reference(full: Tensor, cut: Cut) -> Tensor:
+    """The bytes of the shard, from torch alone."""
+    outer, size, inner = cut.view
+    seen = bits(full).reshape(outer, size, inner * full.element_size())
+    parts = [seen.narrow(1, *run) for run in zip(cut.runs[::2], cut.runs[1::2], strict=True)]
+    empty = seen.narrow(1, 0, 0)
+    return torch.cat([empty, *parts], 1).reshape(*cut.shape, full.element_size())
+
+
+def permuted(full: Tensor, order: Sequence[int]) -> Tensor:
+    """The same elements and shape in memory of another order."""
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return full.permute(list(order)).contiguous().permute(inverse)
+
+
+def pack(full: Tensor, cut: Cut) -> Tensor:
+    return ops.pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def compile_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.compile sets this variable for good when nobody has."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cut=cuts(), dtype=st.sampled_from(DTYPES))
+def test_pack_equals_the_concatenated_narrows_bitwise(cut: Cut, dtype: torch.dtype) -> None:
+    full = random_bits(cut.full, dtype)
+    shard = pack(full, cut)
+    assert shard.dtype == dtype
+    assert shard.shape == cut.shape
+    assert shard.is_contiguous()
+    assert torch.equal(bits(shard), reference(full, cut))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cut=cuts(disjoint=True), dtype=st.sampled_from(DTYPES))
+def test_unpack_restores_the_runs_and_touches_nothing_else(cut: Cut, dtype: torch.dtype) -> None:
+    source, target = random_bits(cut.full, dtype), random_bits(cut.full, dtype)
+    outer, size, inner = cut.view
+    expected = bits(target).reshape(outer, size, inner * dtype.itemsize)
+    seen = bits(source).reshape(expected.shape)
+    for start, length in zip(cut.runs[::2], cut.runs[1::2], strict=True):
+        expected.narrow(1, start, length).copy_(seen.narrow(1, start, length))
+
+    result = target.clone()
+    ops.unpack_(result, pack(source, cut), view=cut.view, runs=cut.runs)
+    assert torch.equal(bits(result), expected.reshape(*cut.full, dtype.itemsize))
+    assert torch.equal(bits(pack(result, cut)), bits(pack(source, cut)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cut=cuts(disjoint=True), data=st.data())
+def test_memory_of_another_order_packs_and_unpacks_the_same(cut: Cut, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(cut.full))))
+    full = random_bits(cut.full, torch.int32)
+    shard = pack(permuted(full, order), cut)
+    assert torch.equal(shard, pack(full, cut))
+    assert shard.is_contiguous()
+
+    target = permuted(torch.zeros_like(full), order)
+    ops.unpack_(target, shard, view=cut.view, runs=cut.runs)
+    expected = torch.zeros_like(full)
+    ops.unpack_(expected, shard, view=cut.view, runs=cut.runs)
+    assert torch.equal(target, expected)
+
+
+@settings(deadline=None, max_examples=200)
+@given(cut=cuts(), data=st.data())
+def test_narrow_is_a_view_that_equals_pack_or_none(cut: Cut, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(cut.full))))
+    full = permuted(random_bits(cut.full, torch.int32), order)
+    view = ops.narrow(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+    if view is None:
+        return
+    assert len(cut.runs) == 2
+    assert torch.equal(view, pack(full, cut))
+    assert view.shape == cut.shape
+    assert view.untyped_storage().data_ptr() == full.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("full", "view", "runs", "shape"),
+    [
+        ((6, 4), (1, 6, 4), (3, 3), (3, 4)),
+        ((6, 4), (6, 4, 1), (2, 2), (6, 2)),
+        ((2, 6, 4), (2, 6, 4), (3, 3), (2, 3, 4)),
+        ((8, 4, 3, 3), (8, 4, 9), (2, 2), (8, 2, 3, 3)),
+    ],
+)
+def test_narrow_finds_the_view_of_one_run(
+    full: tuple[int, ...], view: ops.View, runs: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    weight = torch.arange(math.prod(full)).view(full)
+    shard = ops.narrow(weight, view=view, runs=runs, shape=shape)
+    assert shard is not None
+    assert torch.equal(shard, ops.pack(weight, view=view, runs=runs, shape=shape))
+    shard.fill_(-1)
+    assert (weight == -1).sum() == math.prod(shape)
+
+
+def test_narrow_has_no_view_of_stacked_experts_or_of_two_runs() -> None:
+    stacked = torch.zeros(2 * 6, 4)
+    assert ops.narrow(stacked, view=(2, 6, 4), runs=(3, 3), shape=(6, 4)) is None
+    assert ops.narrow(stacked, view=(1, 12, 4), runs=(0, 2, 6, 2), shape=(4, 4)) is None
+
+
+def test_stacked_experts_are_cut_inside_each_expert() -> None:
+    experts = torch.arange(2 * 4 * 3).view(8, 3)
+    shard = ops.pack(experts, view=(2, 4, 3), runs=(2, 2), shape=(4, 3))
+    assert torch.equal(shard, experts[[2, 3, 6, 7]])
+
+
+def test_pack_never_shares_memory_even_when_the_shard_is_everything() -> None:
+    full = torch.zeros(4, 4)
+    for weight in (full, full.t()):
+        shard = ops.pack(weight, view=(1, 4, 4), runs=(0, 4), shape=(4, 4))
+        shard.fill_(1)
+        assert not full.any()
+
+
+@pytest.mark.parametrize(
+    ("runs", "shape", "message"),
+    [
+        ((8, 3), (3, 2), r"run 0 \(start 8, length 3\).*size 10"),
+        ((0, 1, -1, 2), (3, 2), r"run 1 \(start -1, length 2\).*size 10"),
+        ((0, 2, 11, 1), (3, 2), r"run 1 \(start 11, length 1\).*size 10"),
+        ((2**62, 2**62), (3, 2), r"run 0 .*size 10"),
+        ((4, 0), (0, 2), r"run 0 \(start 4, length 0\) is empty"),
+        ((0, 3, 5), (3, 2), "3 numbers; expected pairs"),
+        ((0, 3), (4, 2), r"take 3 of 10 .*a shard of \(1, 3, 2\).*8 elements"),
+    ],
+)
+@pytest.mark.parametrize("where", ["contiguous", "transposed", "meta"])
+def test_bad_runs_raise_value_error_naming_run_and_size(
+    where: str, runs: tuple[int, ...], shape: tuple[int, int], message: str
+) -> None:
+    full = torch.arange(20).view(10, 2)
+    given_full = {"contiguous": full, "transposed": permuted(full, (1, 0)), "meta": full.to("meta")}
+    weight = given_full[where]
+    view = (1, 10, 2)
+    with pytest.raises(ValueError, match=message):
+        ops.pack(weight, view=view, runs=runs, shape=shape)
+    with pytest.raises(ValueError, match=message):
+        ops.narrow(weight, view=view, runs=runs, shape=shape)
+    with pytest.raises(ValueError, match=message):
+        ops.unpack_(weight, weight.new_zeros(shape), view=view, runs=runs)
+    assert torch.equal(full, torch.arange(20).view(10, 2))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_view_of_another_size_raises_value_error(transposed: bool) -> None:
+    full = torch.zeros(10, 2)
+    weight = permuted(full, (1, 0)) if transposed else full
+    for view in ((1, 10, 3), (-1, -10, 2), (2**40, 2**40, 2**40)):
+        with pytest.raises(ValueError, match="does not fit a full tensor of 20 elements"):
+            ops.pack(weight, view=view, runs=(0, 1), shape=(1, 2))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_overlapping_runs_pack_but_do_not_unpack(transposed: bool) -> None:
+    full = torch.arange(20).view(10, 2)
+    weight = permuted(full, (1, 0)) if transposed else full
+    cut = Cut((10, 2), (1, 10, 2), (5, 2, 0, 1, 6, 1), (4, 2))
+    assert torch.equal(pack(weight, cut), full[[5, 6, 0, 6]])
+    with pytest.raises(ValueError, match=r"\(start 5, length 2\) and \(start 6, length 1\) overl"):
+        ops.unpack_(weight, torch.zeros(4, 2, dtype=torch.int64), view=cut.view, runs=cut.runs)
+
+
+def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> None:
+    full = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match=r"float64 on cpu, the full tensor torch\.float32 on cpu"):
+        ops.unpack_(full, torch.zeros(2, 2).double(), view=(1, 4, 2), runs=(0, 2))
+    with pytest.raises(ValueError, match="float32 on meta"):
+        ops.unpack_(full, torch.zeros(2, 2, device="meta"), view=(1, 4, 2), runs=(0, 2))
+    with pytest.raises(ValueError, match="shares no memory"):
+        ops.unpack_(full, full[1:3], view=(1, 4, 2), runs=(0, 2))
+    with pytest.raises(ValueError, match="full tensor's dtype"):
+        torch.ops.deepspeed_autotp.unpack_(full, torch.zeros(2, 2).int(), 1, 4, 2, [0, 2])
+
+
+def test_a_view_that_joins_dimensions_needs_contiguous_memory() -> None:
+    full = torch.arange(24).view(2, 3, 4)
+    cut = Cut((2, 3, 4), (1, 6, 4), (1, 3), (3, 4))
+    assert torch.equal(pack(full, cut), full.view(6, 4)[1:4])
+    with pytest.raises(ValueError, match=r"joins dimensions of a tensor of shape \(2, 3, 4\)"):
+        pack(permuted(full, (1, 0, 2)), cut)
+
+
+def test_meta_tensors_give_meta_shards() -> None:
+    full = torch.empty(10, 2, device="meta", dtype=torch.bfloat16)
+    shard = ops.pack(full, view=(1, 10, 2), runs=(1, 3), shape=(3, 2))
+    assert (shard.device.type, shard.dtype, shard.shape) == ("meta", torch.bfloat16, (3, 2))
+    ops.unpack_(full, shard, view=(1, 10, 2), runs=(1, 3))
+
+
+def test_conjugated_tensors_are_resolved() -> None:
+    full = torch.randn(4, 2, dtype=torch.complex64).conj()
+    shard = ops.pack(full, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
+    assert torch.equal(shard, full[1:3])
+    ops.unpack_(full, shard * 2, view=(1, 4, 2), runs=(1, 2))
+    assert torch.equal(full[1:3], shard * 2)
+
+
+def test_parameters_keep_no_history_and_count_the_write() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 2))
+    version = weight._version
+    shard = ops.pack(weight, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
+    assert not shard.requires_grad
+    ops.unpack_(weight, shard + 1, view=(1, 4, 2), runs=(1, 2))
+    assert weight._version > version
+    assert weight.sum() == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("compile_cache")
+def test_opcheck_accepts_both_operators(dtype: torch.dtype) -> None:
+    full = torch.randn(4, 6, dtype=dtype)
+    args = (full, 4, 6, 1, [4, 2, 0, 1])
+    torch.library.opcheck(torch.ops.deepspeed_autotp.pack.default, (*args, [4, 3]))
+    shard = torch.randn(4, 3, dtype=dtype)
+    torch.library.opcheck(torch.ops.deepspeed_autotp.unpack_.default, (full, shard, *args[1:]))
+
+
+@pytest.mark.usefixtures("compile_cache")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_compiled_function_gives_the_eager_result(transposed: bool) -> None:
+    def double(weight: Tensor) -> Tensor:
+        shard = ops.pack(weight, view=(4, 6, 1), runs=(4, 2, 0, 1), shape=(4, 3))
+        ops.unpack_(weight, shard * 2, view=(4, 6, 1), runs=(4, 2, 0, 1))
+        return shard
+
+    full = torch.randn(4, 6)
+    eager, compiled = full.clone(), permuted(full, (1, 0)) if transposed else full.clone()
+    run = torch.compile(double, fullgraph=True, backend="aot_eager")
+    assert torch.equal(run(compiled), double(eager))
+    assert torch.equal(compiled, eager)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("view", "runs"),
+    [
+        ((1, 3001, 1021), (1501, 1500)),
+        ((3001, 1021, 1), (700, 321, 1, 201)),
+        ((1, 3001 * 1021, 1), (1531011, 1531010)),
+    ],
+)
+def test_the_number_of_threads_does_not_change_the_result(
+    view: ops.View, runs: tuple[int, ...]
+) -> None:
+    full = random_bits((3001, 1021), torch.float32)
+    shape = (view[0] * sum(runs[1::2]) * view[2],)
+    cut = Cut((3001, 1021), view, runs, shape)
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        shard = pack(full, cut)
+        target = torch.zeros_like(full)
+        ops.unpack_(target, shard, view=view, runs=runs)
+        results.append((shard, target))
+        assert torch.equal(bits(shard), reference(full, cut))
+    for shard, target in results[1:]:
+        assert torch.equal(bits(shard), bits(results[0][0]))
+        assert torch.equal(bits(target), bits(results[0][1]))
+
+
+def test_more_than_two_to_the_31_elements_are_addressed_exactly() -> None:
+    # Of 2 GiB only the pages that are written take memory.
+    size = 2**31 + 4096
+    full = torch.empty(size, dtype=torch.uint8)
+    full[0] = 0
+    full[-4:] = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
+    view, runs = (1, size, 1), (size - 3, 3, 0, 1)
+    shard = ops.pack(full, view=view, runs=runs, shape=(4,))
+    assert shard.tolist() == [1, 2, 3, 0]
+    ops.unpack_(full, shard + 1, view=view, runs=runs)
+    assert full[-4:].tolist() == [0, 2, 3, 4]
+    assert full[0] == 1
+
+
+PEAK = """
+import sys, torch
+from deepspeed_autotp import ops
+
+def peak():
+    # Not ru_maxrss: a child starts with its parent's.
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+def pack(rows, runs):
+    return ops.pack(full, view=(rows, 8192, 1), runs=runs, shape=(rows, sum(runs[1::2])))
+
+torch.set_num_threads(1)
+rows = 8192
+full = torch.empty(8192, rows).fill_(1)
+full = full.t() if sys.argv[1] == "transposed" else full
+# The first call loads code; only what a later one takes belongs to the shard.
+ops.pack(full[:64], view=(64, 8192, 1), runs=(0, 1), shape=(64, 1))
+before = peak()
+shard = pack(rows, (64, 1024, 5000, 1024))
+print(peak() - before - shard.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_the_peak_extra_memory_of_pack_is_the_shard(layout: str) -> None:
+    # A process of its own: the peak of this one may lie above what pack takes.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK, layout],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert abs(int(done.stdout)) < 4 << 20
