@@ -29,12 +29,13 @@ CXX_FLAGS = ["-std=c++17"]
 TORCH_OLDEST = (2, 10)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
-INSTALL_COMPILER = "apt-get install build-essential (Debian, Ubuntu) or dnf install gcc gcc-c++"
-NEEDS = "deepspeed-autotp needs {what} to build: {how}"
-
 
 def missing(what: str, how: str) -> PlatformError:
-    return PlatformError(NEEDS.format(what=what, how=how))
+    return PlatformError(f"deepspeed-autotp needs {what} to build: {how}")
+
+
+def packages(debian: str, fedora: str) -> str:
+    return f"apt-get install {debian} (Debian, Ubuntu) or dnf install {fedora} (Fedora)"
 
 
 def sources(folder: str, *endings: str) -> list[str]:
@@ -62,7 +63,7 @@ class BuildExtensions(build_ext):
         super().run()
 
     def build_extensions(self) -> None:
-        self.check_compiler()
+        self.check_needs()
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -129,22 +130,19 @@ class BuildExtensions(build_ext):
         done = subprocess.run(command, input=text, text=True, capture_output=True)
         return done.returncode == 0
 
-    def check_compiler(self) -> None:
+    def check_needs(self) -> None:
         """Says in one sentence what is missing, before the first file is compiled."""
-        if shutil.which(self.compiler.compiler[0]) is None or not self.preprocesses("c", ""):
-            raise missing(f"a C compiler ({self.compiler.compiler[0]})", INSTALL_COMPILER)
+        compilers = packages("build-essential", "gcc gcc-c++")
+        name = self.compiler.compiler[0]
+        if shutil.which(name) is None or not self.preprocesses("c", ""):
+            raise missing(f"a C compiler ({name})", compilers)
         if not self.preprocesses("c++", "#include <string>\n"):
-            raise missing("a C++ compiler", INSTALL_COMPILER)
+            raise missing("a C++ compiler", compilers)
         if not self.preprocesses("c", "#include <Python.h>\n"):
-            raise missing(
-                "Python's headers",
-                "apt-get install python3-dev (Debian, Ubuntu) or dnf install python3-devel",
-            )
+            raise missing("Python's headers", packages("python3-dev", "python3-devel"))
         if not self.preprocesses("c", "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n"):
-            raise missing(
-                "the PCRE2 headers",
-                "apt-get install libpcre2-dev (Debian, Ubuntu) or dnf install pcre2-devel",
-            )
+            raise missing("the PCRE2 headers", packages("libpcre2-dev", "pcre2-devel"))
+        torch_folder()
 
     def pcre2(self) -> str:
         """The static library, so that a wheel needs nothing; else the shared one."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Automatic tensor parallelism for training, beside DeepSpeed.
 
-    initialize(...)            in place of deepspeed.initialize(...)
-    install()                  before a Hugging Face Trainer, Accelerate or TRL script
-    parallelize(model, ...)    in a torchrun loop without DeepSpeed
+initialize(...)            in place of deepspeed.initialize(...)
+install()                  before a Hugging Face Trainer, Accelerate or TRL script
+parallelize(model, ...)    in a torchrun loop without DeepSpeed
 """
 
 from deepspeed_autotp.api import (

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -121,9 +120,7 @@ def initialize(
     if model is not None and prepared.settings is not None and not prepared.sharded_before:
         group = TPGroup(interop.engine_group(tp_size=prepared.settings.autotp_size))
         state = shard(model, settings=prepared.settings, group=group, agreement=agreement)
-        interop.mark_parameters(
-            state.parameters, keeper=state, counted=state.counts_in_norm
-        )
+        interop.mark_parameters(state.parameters, keeper=state, counted=state.counts_in_norm)
     if model is not None and prepared.settings is not None:
         interop.mark_model(model)
     result: tuple[Any, Any, Any, Any] = start(
@@ -195,7 +192,9 @@ def parallelize(
 def _settings(
     config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, tp_group: Any
 ) -> TPTrainingConfig:
-    settings = config if isinstance(config, TPTrainingConfig) else TPTrainingConfig(**(config or {}))
+    settings = (
+        config if isinstance(config, TPTrainingConfig) else TPTrainingConfig(**(config or {}))
+    )
     asked = tp_size if tp_group is None else dist.get_world_size(tp_group)
     if asked is None:
         asked = settings.autotp_size

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Autograd functions over one tensor-parallel group, as dual pairs.
 
-    whole -> parts                        parts -> whole
-    copy_to_ranks   y = x                 sum_over_ranks  y = sum_r x_r
-                    dx = sum_r dy_r                       dx = dy
-    take_own        y = own part of x     gather_parts    y = all parts in their places
-                    dx = gather_parts(dy)                 dx = take_own(dy)
+whole -> parts                        parts -> whole
+copy_to_ranks   y = x                 sum_over_ranks  y = sum_r x_r
+                dx = sum_r dy_r                       dx = dy
+take_own        y = own part of x     gather_parts    y = all parts in their places
+                dx = gather_parts(dy)                 dx = take_own(dy)
 """
 
 from __future__ import annotations
@@ -102,23 +102,23 @@ class _TakeOwn(torch.autograd.Function):
 
 def copy_to_ranks(x: Tensor, group: TPGroup) -> Tensor:
     """``y = x``; the gradients of the ranks are summed. The output must have one consumer."""
-    y: Tensor = _CopyToRanks.apply(x, group)
+    y: Tensor = _CopyToRanks.apply(x, group)  # type: ignore[no-untyped-call]
     return y
 
 
 def sum_over_ranks(x: Tensor, group: TPGroup) -> Tensor:
     """``y = sum over ranks of x``, in place of ``x``; the gradient passes unchanged."""
-    y: Tensor = _SumOverRanks.apply(x, group)
+    y: Tensor = _SumOverRanks.apply(x, group)  # type: ignore[no-untyped-call]
     return y
 
 
 def gather_parts(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     """``[..., width] -> [..., size]``; the gradient is the own part of the whole gradient."""
-    y: Tensor = _GatherParts.apply(x, parts, group)
+    y: Tensor = _GatherParts.apply(x, parts, group)  # type: ignore[no-untyped-call]
     return y
 
 
 def take_own(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     """``[..., size] -> [..., width]``; the gradient is gathered from all ranks."""
-    y: Tensor = _TakeOwn.apply(x, parts, group)
+    y: Tensor = _TakeOwn.apply(x, parts, group)  # type: ignore[no-untyped-call]
     return y

@@ -7,6 +7,7 @@ attributes, gradient hooks and the data of parameters.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,9 @@ class Conversion:
                 runs=entry.runs(rank),
                 shape=entry.local_shape(rank),
             )
-            self._lay(parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view)
+            self._lay(
+                parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view
+            )
 
     def commit(self) -> None:
         """Cut the tensors one by one; a storage is free as soon as its shard is made."""
@@ -98,8 +101,12 @@ class Conversion:
         )
         if isinstance(module, nn.Linear):
             rows, columns = entry.local_shape(self._group.rank)
-            self._assign(module, "out_features", module.out_features if layer.gather_output else rows)
-            self._assign(module, "in_features", module.in_features if layer.split_input else columns)
+            self._assign(
+                module, "out_features", module.out_features if layer.gather_output else rows
+            )
+            self._assign(
+                module, "in_features", module.in_features if layer.split_input else columns
+            )
 
     def _set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
         before = type(module)
@@ -181,7 +188,6 @@ class _SumSharedRuns:
         total = gradient.clone()
         for offset, length, owner, holders in self._runs:
             part = total.narrow(self._dim, offset, length)
-            part.copy_(
-                _in_float32(part, lambda x, o=owner, h=holders: self._group.sum_shared(x, o, h))
-            )
+            reduce = functools.partial(self._group.sum_shared, owner=owner, holders=holders)
+            part.copy_(_in_float32(part, reduce))
         return total

@@ -25,9 +25,7 @@ class TPGroup:
         self.rank = dist.get_rank(handle)
         self.size = dist.get_world_size(handle)
         self.global_ranks = tuple(dist.get_process_group_ranks(handle))
-        self.device = (
-            torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
-        )
+        self.device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
         self.before: Callable[[], None] | None = None
         self._shared: dict[tuple[int, int], dist.ProcessGroup] = {}
 
@@ -80,17 +78,20 @@ class TPGroup:
         """The group of ranks ``owner .. owner + holders - 1``, made at first use by its members."""
         key = (owner, holders)
         if key not in self._shared:
+            members = list(self.global_ranks[owner : owner + holders])
+            gloo = dist.get_backend(self.handle) == "gloo"
             self._shared[key] = dist.new_group(
-                list(self.global_ranks[owner : owner + holders]),
-                backend="gloo" if dist.get_backend(self.handle) == "gloo" else None,
-                use_local_synchronization=True,
+                members, backend="gloo" if gloo else None, use_local_synchronization=True
             )
         return self._shared[key]
 
 
 def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
     """A group over ``ranks`` (global, this rank among them) that moves host tensors and objects."""
-    return dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+    made: dist.ProcessGroup = dist.new_group(
+        list(ranks), backend="gloo", use_local_synchronization=True
+    )
+    return made
 
 
 def moves_host_tensors(handle: dist.ProcessGroup) -> bool:

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepspeed_autotp.collectives import Parts, copy_to_ranks, gather_parts, sum_over_ranks, take_own
+from deepspeed_autotp.collectives import (
+    Parts,
+    copy_to_ranks,
+    gather_parts,
+    sum_over_ranks,
+    take_own,
+)
 from deepspeed_autotp.group import TPGroup
 
 

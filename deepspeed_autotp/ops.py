@@ -29,7 +29,7 @@ def _load() -> None:
             "deepspeed_autotp._ops is not built; install the package with "
             "'pip install --no-build-isolation .' so that it is compiled for the installed torch"
         )
-    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
+    torch.ops.load_library(spec.origin)
 
 
 _load()

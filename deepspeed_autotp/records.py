@@ -48,7 +48,7 @@ class ModelRecords:
             self._models[key] = weakref.ref(model, lambda _: self._remove(key))
 
     def of(self, model: nn.Module) -> Recorded | None:
-        """The record of ``model``, of a model around it or inside it, or the one without a model."""
+        """The record of ``model``, of one around or inside it, or the one without a model."""
         for key, reference in self._models.items():
             recorded = reference()
             if recorded is not None and _related(recorded, model):

@@ -3,33 +3,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
-from deepspeed_autotp._core import Plan
+from deepspeed_autotp._core import Entry, Plan
 
 
 def plan_table(plan: Plan) -> Table:
-    """One line per group of parameters: rule, full and local shape, bytes per rank."""
-    table = Table(title=f"Sharding plan over {plan.ranks} ranks ({plan.hash})")
-    for name in ("parameters", "cut", "rule", "from"):
+    """One line per group of parameters: cut, rule, full and local shape, bytes per rank.
+
+    ``rich.print(plan_table(plan))`` prints it. Local shapes and bytes are given once where all
+    ranks have the same, else one after the other.
+    """
+    table = Table(
+        title=f"Sharding plan over {plan.ranks} ranks", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("parameters", no_wrap=True)
+    for name in ("cut", "rule"):
         table.add_column(name, overflow="fold")
-    for name in ("full shape", "local shape", "bytes per rank"):
+    for name in ("full", "per rank", "bytes/rank"):
         table.add_column(name, justify="right")
+    ranks = range(plan.ranks)
     for row in plan.table():
         entry = row.entry
-        times = f" x{row.count}" if row.count > 1 else ""
-        locals_ = dict.fromkeys(entry.local_shape(rank) for rank in range(plan.ranks))
         table.add_row(
-            row.pattern + times,
+            row.pattern + (f" x{row.count}" if row.count > 1 else ""),
             entry.kind,
-            entry.rule or "-",
-            entry.source,
+            _rule(entry),
             _shape(entry.shape),
-            " | ".join(_shape(shape) for shape in locals_),
-            " | ".join(dict.fromkeys(decimal(size) for size in row.local_bytes)),
+            _once(_shape(entry.local_shape(rank)) for rank in ranks),
+            _once(decimal(size) for size in row.local_bytes),
         )
     return table
+
+
+def _rule(entry: Entry) -> str:
+    """The rule, without the pattern that repeats the parameter's own name."""
+    style = entry.rule.rpartition(": ")[2] if entry.source == "tp_plan" else entry.rule
+    return f"{entry.source}: {style}" if style else "-"
+
+
+def _once(words: Iterable[str]) -> str:
+    return " | ".join(dict.fromkeys(words))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

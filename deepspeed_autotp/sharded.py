@@ -20,9 +20,7 @@ _KEY = "tensor_parallel"
 
 def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
     """The shard of ``full`` that ``rank`` holds, as a tensor of its own."""
-    return ops.pack(
-        full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank)
-    )
+    return ops.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
 class TensorParallel:
@@ -32,9 +30,7 @@ class TensorParallel:
     parameter by its identity, which sharding keeps.
     """
 
-    def __init__(
-        self, *, plan: Plan, group: TPGroup, parameters: tuple[nn.Parameter, ...]
-    ) -> None:
+    def __init__(self, *, plan: Plan, group: TPGroup, parameters: tuple[nn.Parameter, ...]) -> None:
         self.plan = plan
         self.group = group
         self.parameters = parameters

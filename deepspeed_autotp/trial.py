@@ -8,7 +8,7 @@ one parameter of each kind are compared; the first module that differs is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop, ops
+from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.sharded import cut
 
 # Sums in another order differ by rounding; a wrong cut differs by about one. Between the
 # two there is a wide gap, and these bounds lie in it.
@@ -62,8 +63,9 @@ class Trial:
         ]
         self._watched = [
             index
-            for index in dict.fromkeys(row.index for row in plan.table())
-            if description.parameters[index].requires_grad
+            for index in (row.index for row in plan.table())
+            if plan.entries[index].tied_to < 0
+            and description.parameters[index].requires_grad
             and description.parameters[index].numel() <= _LARGEST_GRADIENT
         ]
 
@@ -128,7 +130,7 @@ class Trial:
                 return f"the model's output {difference}"
         for index, full in whole.gradients.items():
             entry = self._plan.entries[index]
-            expected_part = full if entry.dim < 0 else _part(full, entry, rank)
+            expected_part = full if entry.dim < 0 else cut(full, entry=entry, rank=rank)
             got = sharded.gradients.get(index)
             if got is None:
                 return f"{entry.name} has no gradient when the model is sharded"
@@ -154,7 +156,7 @@ class Trial:
         return "none"
 
 
-def _record(seen: _Seen, name: str):  # type: ignore[no-untyped-def]
+def _record(seen: _Seen, name: str) -> Callable[[nn.Module, object, object], None]:
     def hook(module: nn.Module, args: object, output: object) -> None:
         seen.outputs.setdefault(name, []).extend(
             t.detach().clone() for t in interop.output_tensors(output)
@@ -163,15 +165,11 @@ def _record(seen: _Seen, name: str):  # type: ignore[no-untyped-def]
     return hook
 
 
-def _enter(seen: _Seen, name: str):  # type: ignore[no-untyped-def]
+def _enter(seen: _Seen, name: str) -> Callable[[nn.Module, object], None]:
     def hook(module: nn.Module, args: object) -> None:
         seen.entered = name
 
     return hook
-
-
-def _part(full: Tensor, entry, rank: int) -> Tensor:  # type: ignore[no-untyped-def]
-    return ops.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
 def _fixed_weights(t: Tensor) -> Tensor:

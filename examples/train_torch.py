@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensor parallelism in a plain torchrun loop, without DeepSpeed.
 
-    torchrun --nproc-per-node=2 examples/train_torch.py
+torchrun --nproc-per-node=2 examples/train_torch.py
 """
 
 import torch

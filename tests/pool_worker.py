@@ -155,9 +155,10 @@ def _destroy_engines() -> None:
 
 
 def _reset_deepspeed() -> None:
-    from deepspeed import comm
+    from deepspeed import comm, zero
     from deepspeed.module_inject import layers
     from deepspeed.runtime.tensor_parallel import init_utils
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.utils import groups
 
     backend = comm.comm
@@ -165,6 +166,11 @@ def _reset_deepspeed() -> None:
     groups._release_process_group_references()
     init_utils._TP_MODEL_INIT_ARGS = None
     layers.DEEPSPEED_AUTOTP_MODE = layers.AUTOTP_MODE.INFERENCE
+    # ZeRO 3 numbers modules and parameters from where the last engine of this process ended, and
+    # compares the numbers over ranks, which have served different jobs here.
+    zero.Init.param_id = 0
+    number = DeepSpeedZeRoOffload._register_deepspeed_module
+    number.__defaults__[0][0] = 0
 
 
 def _reset_accelerate() -> None:

@@ -101,7 +101,7 @@ def train_family(family: str, tied: bool, settings: list[Setting]) -> dict[Setti
         )
         assert [id(p) for p in model.parameters()] == identities
         after = deepspeed_autotp.full_state_dict(engine)
-        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(torch.equal(t.to(after[name].dtype), after[name]) for name, t in before.items())
         losses = train_engine(engine, tp=setting.tp, accumulate=setting.accumulate)
         worst[setting] = worst_difference(losses, expected)
         deepspeed_autotp.check_replicas(engine)

@@ -8,7 +8,7 @@
 typedef struct {
     const char **labels; /* of the rules, which may be gone before the plan is */
     int *found;          /* room for one index per rule */
-    char *noted;         /* [rules][rules]: the pair has its note; only with several */
+    char *noted;         /* [rules][rules]: the pair was compared */
 } search;
 
 int

@@ -87,7 +87,7 @@ static tp_geometry
 make_geometry(const counts *own, const counts *config)
 {
     static const counts nothing = {-1, -1, -1, -1, -1};
-    const tp_geometry none = {{0, 0}, 0};
+    const tp_geometry none = {{0, 0}, 0, false};
     if (own->head_size < 0 && own->query < 0)
         return none;
     const int64_t query = own->query > 0 ? own->query : config->query;
@@ -105,13 +105,35 @@ make_geometry(const counts *own, const counts *config)
     if (__builtin_mul_overflow(query, head_size, &product) ||
         __builtin_mul_overflow(key, head_size, &product) || product > INT64_MAX / 4)
         return none;
-    return (tp_geometry){{query, key}, head_size};
+    return (tp_geometry){{query, key}, head_size, false};
 }
 
 static bool
 is_layer(const tp_module *module)
 {
     return module->kind != TP_MODULE_OTHER;
+}
+
+static void
+find_separate_keys(tp_geometries *geometries)
+{
+    const tp_model *model = geometries->model;
+    for (int i = 0; i < tp_model_module_count(model); i++) {
+        const tp_module *module = tp_model_module(model, i);
+        if (!is_layer(module))
+            continue;
+        const int attention = tp_geometries_find(geometries, i);
+        const int index = tp_model_find_parameter(model, i, "weight");
+        if (index < 0 || tp_geometries_at(geometries, attention) == NULL)
+            continue;
+        tp_geometry *geometry = &geometries->modules[attention];
+        const tp_parameter *weight = tp_model_parameter(model, index);
+        const int64_t *shape = weight->shape;
+        const int64_t out = module->kind == TP_MODULE_CONV1D ? shape[1] : shape[0];
+        if (weight->dims == 2 && geometry->heads.key != geometry->heads.query &&
+            out == geometry->heads.key * geometry->head_size)
+            geometry->separate_keys = true;
+    }
 }
 
 int
@@ -142,6 +164,7 @@ tp_geometries_new(const tp_model *model, tp_geometries **out, tp_error *err)
         const counts own = read_counts(module->integers, module->integer_count);
         geometries->modules[i] = make_geometry(&own, &config);
     }
+    find_separate_keys(geometries);
     *out = geometries;
     return 0;
 }

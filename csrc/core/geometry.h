@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* geometry.h -- head counts and head size of the attention modules of a model.
  *
- * Read from integers that the modules and the configuration carry, never from
- * sizes of weights. Decides nothing about a weight. */
+ * Counts are read from integers that the modules and the configuration carry,
+ * never from sizes of weights. Decides nothing about a weight. */
 #ifndef TP_GEOMETRY_H
 #define TP_GEOMETRY_H
 
@@ -19,6 +19,8 @@ extern const char *const tp_geometry_group_keys[];
 typedef struct {
     tp_heads heads;
     int64_t head_size;
+    bool separate_keys; /* a layer of its own makes the keys: there is no fused q|k|v.
+                         * False where that cannot be told from the queries. */
 } tp_geometry;
 
 typedef struct tp_geometries tp_geometries;

@@ -16,16 +16,16 @@
 /* What the caller found. Sizes are -1 where the configuration has none, group
  * identities 0, dtype spellings NULL. */
 typedef struct {
-    int64_t autotp_size;      /* tensor_parallel.autotp_size */
-    int64_t tp_size;          /* tensor_parallel.tp.tp_size */
-    int64_t tp_group;         /* identity of tensor_parallel.tp.tp_group */
-    int64_t tp_group_size;    /* its ranks; 0: unknown */
-    const char *section;      /* "tp" or "tensor_parallel": the nested spelling used */
-    const char *dtype;        /* tensor_parallel.dtype, as written */
-    bool bf16;                /* bf16.enabled is true ("auto" is not) */
+    int64_t autotp_size;   /* tensor_parallel.autotp_size */
+    int64_t tp_size;       /* tensor_parallel.tp.tp_size */
+    int64_t tp_group;      /* identity of tensor_parallel.tp.tp_group */
+    int64_t tp_group_size; /* its ranks; 0: unknown */
+    const char *section;   /* "tp" or "tensor_parallel": the nested spelling used */
+    const char *dtype;     /* tensor_parallel.dtype, as written */
+    bool bf16;             /* bf16.enabled is true ("auto" is not) */
     bool fp16;
-    bool has_mpu;             /* mpu was passed to initialize */
-    bool has_mesh;            /* mesh_param was passed, or a mesh is configured */
+    bool has_mpu;  /* mpu was passed to initialize */
+    bool has_mesh; /* mesh_param was passed, or a mesh is configured */
 } tp_merge_facts;
 
 /* What to write into the configuration: -1 or 0 where nothing is missing. */
@@ -37,7 +37,8 @@ typedef struct {
 } tp_merge_fill;
 
 /* `record` may be NULL: then only the configuration is checked against itself
- * (autotp_size against tp.tp_size and the group's size, bf16 against fp16, dtype against both). */
+ * (autotp_size against tp.tp_size and the group's size, bf16 against fp16, dtype
+ * against both). */
 int tp_merge(const tp_record *record, const tp_merge_facts *facts, tp_merge_fill *fill,
              tp_error *err);
 

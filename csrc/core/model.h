@@ -80,7 +80,8 @@ const tp_model_facts *tp_model_get_facts(const tp_model *model);
 int tp_model_find_parameter(const tp_model *model, int module, const char *leaf);
 
 /* Value of the first of the NULL-terminated `keys` that a module has, or -1. */
-int64_t tp_model_integer(const tp_integer *integers, int count, const char *const *keys);
+int64_t tp_model_integer(const tp_integer *integers, int count,
+                         const char *const *keys);
 
 void tp_model_free(tp_model *model);
 

@@ -12,7 +12,8 @@
  * is at most a third of the longer name (at least 2), or which contain `name`
  * or are contained in it. Equal distances keep the order of `names`. Writes them to
  * `found` and returns how many. Names over 128 bytes are never near. */
-int tp_near(const char *name, const char *const *names, int count, int limit, int *found);
+int tp_near(const char *name, const char *const *names, int count, int limit,
+            int *found);
 
 /* Append `; did you mean 'a' or 'b'?` where anything is near, else the whole
  * list as `; known: a, b, c`. */

@@ -79,7 +79,8 @@ add_whole(const tp_build *build, int module, int attention, const tp_spec *spec,
         return true;
     if (spec->shape.dims > 0)
         return false;
-    if (spec->cut == TP_CUT_COLUMN && size == fused_size(geometry)) {
+    if (spec->cut == TP_CUT_COLUMN && !geometry->separate_keys &&
+        size == fused_size(geometry)) {
         const char *leaf = tp_build_leaf(tp_model_module(build->model, module)->name);
         const char *type = tp_model_get_facts(build->model)->model_type;
         mark_heads(out, geometry, attention, true);

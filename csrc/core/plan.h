@@ -14,13 +14,13 @@
 #include "rule.h"
 
 typedef enum {
-    TP_WHOLE,         /* on every rank; its gradient is whole, too */
-    TP_WHOLE_SUM,     /* on every rank; the gradients are summed over ranks */
-    TP_SKIPPED,       /* a rule said to leave it alone; as TP_WHOLE */
-    TP_COLUMN,        /* output features */
-    TP_ROW,           /* input features */
-    TP_VOCABULARY,    /* rows of an embedding */
-    TP_HIDDEN         /* columns of an embedding */
+    TP_WHOLE,      /* on every rank; its gradient is whole, too */
+    TP_WHOLE_SUM,  /* on every rank; the gradients are summed over ranks */
+    TP_SKIPPED,    /* a rule said to leave it alone; as TP_WHOLE */
+    TP_COLUMN,     /* output features */
+    TP_ROW,        /* input features */
+    TP_VOCABULARY, /* rows of an embedding */
+    TP_HIDDEN      /* columns of an embedding */
 } tp_kind;
 
 /* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden". */
@@ -65,10 +65,10 @@ typedef struct {
 
 typedef struct {
     int ranks;
-    int64_t grain;       /* tp_grain_size, 1: none */
-    bool strict;         /* an unmatched linear layer is an error */
-    bool defaults;       /* apply the rules of TP_FROM_DEFAULT */
-    int embedding_dim;   /* 0 vocabulary, 1 hidden: where a default rule cuts */
+    int64_t grain;     /* tp_grain_size, 1: none */
+    bool strict;       /* an unmatched linear layer is an error */
+    bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
+    int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
 } tp_plan_options;
@@ -103,7 +103,7 @@ typedef struct {
     const char *pattern; /* indices as `*`; owned by the table */
     int entry;           /* the first of the group */
     int count;
-    int64_t full_bytes;  /* of the whole group */
+    int64_t full_bytes; /* of the whole group */
 } tp_plan_row;
 
 typedef struct tp_plan_table tp_plan_table;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan_build.h -- what a plan is made of while it is made; for plan*.c and the
- * files that decide for it (choose, geometry, view, resolve, defaults, ties,
+ * files that decide for it (choose, pieces, resolve, defaults, ties,
  * locals, unmatched).
  *
  * Everybody else reads a plan through plan.h. */

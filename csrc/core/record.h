@@ -12,9 +12,9 @@
 
 typedef struct {
     int64_t tp_size;
-    const char *dtype;   /* canonical name, static lifetime */
-    int64_t group;       /* identity of the process group; 0: none */
-    int64_t group_size;  /* ranks of the group; 0: unknown */
+    const char *dtype;  /* canonical name, static lifetime */
+    int64_t group;      /* identity of the process group; 0: none */
+    int64_t group_size; /* ranks of the group; 0: unknown */
 } tp_record;
 
 typedef struct tp_records tp_records;
@@ -23,8 +23,8 @@ int tp_records_new(tp_records **out, tp_error *err);
 
 /* Record under `key`. A live record with another tp_size, dtype, group or group size
  * fails with TP_VALUE naming both values; an equal one is fine. A group whose size is
- * known and is not tp_size fails, and so does tp_size < 1. Recording again under the same key
- * replaces it. */
+ * known and is not tp_size fails, and so does tp_size < 1. Recording again under the
+ * same key replaces it. */
 int tp_records_add(tp_records *records, int64_t key, const tp_record *record,
                    tp_error *err);
 

@@ -28,10 +28,10 @@ typedef struct {
     tp_spec spec;
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;
-    char *hf_pattern;    /* owned; NULL for a rule with patterns */
-    char **model_types;  /* owned; empty: any model */
+    char *hf_pattern;   /* owned; NULL for a rule with patterns */
+    char **model_types; /* owned; empty: any model */
     int model_type_count;
-    char *label;         /* owned: what to call the rule, e.g. "layer_specs[2]" */
+    char *label; /* owned: what to call the rule, e.g. "layer_specs[2]" */
 } tp_rule;
 
 typedef struct tp_rules tp_rules;

@@ -41,9 +41,9 @@ typedef struct {
     bool sum_gradient;  /* skip: the gradient is a part on every rank */
 } tp_spec;
 
-#define TP_NO_SPEC                                                          \
-    {                                                                       \
-        TP_CUT_COLUMN, -1, {0, {0}, 0, {0}}, false, false, false            \
+#define TP_NO_SPEC                                               \
+    {                                                            \
+        TP_CUT_COLUMN, -1, {0, {0}, 0, {0}}, false, false, false \
     }
 
 /* "column", "row", "skip", in any case. Fails with TP_VALUE naming `where` and the

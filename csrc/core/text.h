@@ -18,9 +18,9 @@ typedef struct {
     bool failed;
 } tp_text;
 
-#define TP_NO_TEXT           \
-    {                        \
-        NULL, 0, 0, false    \
+#define TP_NO_TEXT        \
+    {                     \
+        NULL, 0, 0, false \
     }
 
 void tp_text_add(tp_text *text, const char *format, ...)

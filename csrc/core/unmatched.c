@@ -41,13 +41,15 @@ pattern_of(const tp_rule *rule)
 }
 
 static int
-add_nearest(tp_arena *arena, const tp_names *names, const char *pattern, tp_text *text,
+add_nearest(tp_arena *arena, const tp_names *names, const tp_rule *rule, tp_text *text,
             tp_error *err)
 {
-    char *wanted = tp_arena_take(arena, strlen(pattern) + 1, 1, err);
+    const char *pattern = pattern_of(rule);
+    char *wanted = tp_arena_text(arena, pattern, strlen(pattern), err);
     if (wanted == NULL)
         return -1;
-    spell_out(pattern, wanted);
+    if (rule->hf_pattern == NULL)
+        spell_out(pattern, wanted);
     int parts = 1;
     for (const char *at = wanted; *at != '\0'; at++)
         parts += *at == '.';
@@ -90,7 +92,7 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
                 rule->label, tp_source_name(rule->source), pattern);
     if (rule->pattern_count > 1)
         tp_text_add(&text, " and %d more", rule->pattern_count - 1);
-    if (add_nearest(arena, names, pattern, &text, err) < 0) {
+    if (add_nearest(arena, names, rule, &text, err) < 0) {
         tp_text_free(&text);
         return -1;
     }

@@ -1,63 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "plan_fixture.h"
-
-/* A llama of `layers`: hidden 16, 4 query and 2 key/value heads of 4, MLP 24,
- * vocabulary 33. `tied`: the head is the embedding. */
-static void
-add_llama(fixture *f, int layers, bool tied)
-{
-    char name[64];
-    add_fact(f, "num_attention_heads", 4);
-    add_fact(f, "num_key_value_heads", 2);
-    add_fact(f, "hidden_size", 16);
-    f->facts.model_type = "llama";
-    add_module(f, "", TP_MODULE_OTHER, 0);
-    add_module(f, "model", TP_MODULE_OTHER, 1, "vocab_size", 33);
-    const int embedding =
-        add_matrix(f, "model.embed_tokens", TP_MODULE_EMBEDDING, 33, 16);
-    f->facts.input_embedding = tp_model_parameter(f->model, embedding)->module;
-    for (int i = 0; i < layers; i++) {
-        static const struct {
-            const char *leaf;
-            int out;
-            int in;
-        } linears[] = {{"self_attn.q_proj", 16, 16}, {"self_attn.k_proj", 8, 16},
-                       {"self_attn.v_proj", 8, 16},  {"self_attn.o_proj", 16, 16},
-                       {"mlp.gate_proj", 24, 16},    {"mlp.up_proj", 24, 16},
-                       {"mlp.down_proj", 16, 24}};
-        snprintf(name, sizeof(name), "model.layers.%d", i);
-        add_module(f, name, TP_MODULE_OTHER, 1, "hidden_size", 16);
-        snprintf(name, sizeof(name), "model.layers.%d.self_attn", i);
-        add_module(f, name, TP_MODULE_OTHER, 3, "head_dim", 4, "num_key_value_groups",
-                   2, "layer_idx", i);
-        snprintf(name, sizeof(name), "model.layers.%d.mlp", i);
-        add_module(f, name, TP_MODULE_OTHER, 1, "hidden_size", 16);
-        for (size_t j = 0; j < sizeof(linears) / sizeof(linears[0]); j++) {
-            snprintf(name, sizeof(name), "model.layers.%d.%s", i, linears[j].leaf);
-            add_linear(f, name, linears[j].out, linears[j].in);
-        }
-        snprintf(name, sizeof(name), "model.layers.%d.input_layernorm", i);
-        const int norm = add_module(f, name, TP_MODULE_OTHER, 0);
-        add_shaped(f, norm, "weight", 1, (int64_t[]){16}, -1);
-    }
-    const int head = add_module(f, "lm_head", TP_MODULE_LINEAR, 0);
-    add_shaped(f, head, "weight", 2, (int64_t[]){33, 16}, tied ? embedding : -1);
-    f->facts.output_head = head;
-}
-
-static void
-add_llama_styles(fixture *f)
-{
-    add_style(f, "model.embed_tokens", "embedding_rowwise");
-    add_style(f, "layers.*.self_attn.q_proj", "colwise");
-    add_style(f, "layers.*.self_attn.k_proj", "colwise");
-    add_style(f, "layers.*.self_attn.v_proj", "colwise");
-    add_style(f, "layers.*.self_attn.o_proj", "rowwise");
-    add_style(f, "layers.*.mlp.gate_proj", "colwise");
-    add_style(f, "layers.*.mlp.up_proj", "colwise");
-    add_style(f, "layers.*.mlp.down_proj", "rowwise");
-    add_style(f, "lm_head", "colwise_gather_output");
-}
+#include "plan_llama.h"
 
 static void
 test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
@@ -179,81 +121,6 @@ test_equal_cuts_share_one_layout(void)
     fixture_free(&f);
 }
 
-static uint64_t
-hash_of(int layers, bool tied, int ranks, const char *style)
-{
-    fixture f = fixture_new(ranks);
-    add_llama(&f, layers, tied);
-    add_style(&f, "layers.*.mlp.up_proj", style);
-    const uint64_t hash = make_plan(&f) ? tp_plan_hash(f.plan) : 0;
-    fixture_free(&f);
-    return hash;
-}
-
-static void
-test_the_hash_tells_plans_apart_and_nothing_else(void)
-{
-    const uint64_t hash = hash_of(2, false, 2, "colwise");
-    CHECK(hash == hash_of(2, false, 2, "colwise"));
-    CHECK(hash != hash_of(3, false, 2, "colwise"));
-    CHECK(hash != hash_of(2, true, 2, "colwise"));
-    CHECK(hash != hash_of(2, false, 4, "colwise"));
-    CHECK(hash != hash_of(2, false, 2, "rowwise"));
-    CHECK(hash != hash_of(2, false, 2, "colwise_gather_output"));
-    CHECK(hash_of(2, false, 2, "colwise_rep") ==
-          hash_of(2, false, 2, "colwise_gather_output"));
-}
-
-static void
-test_the_table_has_one_row_for_names_that_differ_in_indices(void)
-{
-    fixture f = fixture_new(2);
-    add_llama(&f, 3, true);
-    add_llama_styles(&f);
-    tp_plan_table *table = NULL;
-    if (make_plan(&f) && CHECK_OK(tp_plan_table_new(f.plan, &table, &f.err), &f.err)) {
-        CHECK_INT_EQ(tp_plan_table_count(table), 10);
-        const tp_plan_row *embedding = tp_plan_table_row(table, 0);
-        CHECK_TEXT_EQ(embedding->pattern, "model.embed_tokens.weight");
-        CHECK_INT_EQ(embedding->full_bytes, 33 * 16 * 4);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 0), 17 * 16 * 4);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 1), 16 * 16 * 4);
-        const tp_plan_row *query = tp_plan_table_row(table, 1);
-        CHECK_TEXT_EQ(query->pattern, "model.layers.*.self_attn.q_proj.weight");
-        CHECK_INT_EQ(query->count, 3);
-        CHECK_INT_EQ(query->full_bytes, 3 * 16 * 16 * 4);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 1, 1), 3 * 8 * 16 * 4);
-        const tp_plan_row *head = tp_plan_table_row(table, 9);
-        CHECK_TEXT_EQ(head->pattern, "lm_head.weight");
-        CHECK_INT_EQ(head->count, 1);
-        CHECK_INT_EQ(head->full_bytes, 0);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 9, 0), 0);
-    }
-    tp_plan_table_free(table);
-    fixture_free(&f);
-}
-
-static void
-test_layers_that_are_cut_differently_have_rows_of_their_own(void)
-{
-    fixture f = fixture_new(2);
-    add_llama(&f, 3, false);
-    add_rule(&f, "first", ".*layers\\.1\\.mlp\\.up_proj.*", TP_CUT_SKIP);
-    add_rule(&f, "second", ".*mlp\\.up_proj.*", TP_CUT_COLUMN);
-    tp_plan_table *table = NULL;
-    if (make_plan(&f) && CHECK_OK(tp_plan_table_new(f.plan, &table, &f.err), &f.err)) {
-        int rows = 0;
-        for (int i = 0; i < tp_plan_table_count(table); i++) {
-            const tp_plan_row *row = tp_plan_table_row(table, i);
-            if (strcmp(row->pattern, "model.layers.*.mlp.up_proj.weight") == 0)
-                rows += row->count == (rows == 0 ? 2 : 1);
-        }
-        CHECK_INT_EQ(rows, 2);
-    }
-    tp_plan_table_free(table);
-    fixture_free(&f);
-}
-
 static void
 test_labels_outlive_the_rules(void)
 {
@@ -331,9 +198,6 @@ main(void)
     RUN(test_integers_that_stay_are_not_listed);
     RUN(test_one_rank_holds_everything);
     RUN(test_equal_cuts_share_one_layout);
-    RUN(test_the_hash_tells_plans_apart_and_nothing_else);
-    RUN(test_the_table_has_one_row_for_names_that_differ_in_indices);
-    RUN(test_layers_that_are_cut_differently_have_rows_of_their_own);
     RUN(test_labels_outlive_the_rules);
     RUN(test_degrees_and_grains_that_cannot_be_are_refused);
     RUN(test_more_ranks_than_query_heads_are_refused_naming_the_module);

@@ -3,6 +3,7 @@
 
 import ctypes
 import gc
+import re
 import sys
 from collections.abc import Callable
 
@@ -136,7 +137,8 @@ def test_nothing_is_held_after_use(use: Callable[[], None]) -> None:
     rounds = 200
     for _ in range(20):
         use()
-    counted = [None, True, False, *(vars(_core)[name] for name in _core.__all__)]
+    counted = [None, True, False, re.error, ValueError, TypeError]
+    counted += [vars(_core)[name] for name in _core.__all__]
     references = [sys.getrefcount(value) for value in counted]
     bytes_before, blocks_before = held()
     for _ in range(rounds):

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan_fixture.h"
+
+static uint32_t state = 4711;
+
+static int
+pick(int low, int high)
+{
+    state = state * 1664525u + 1013904223u;
+    return low + (int)((state >> 8) % (uint32_t)(high - low + 1));
+}
+
+/* Mostly sensible, now and then not. */
+static tp_spec
+random_spec(void)
+{
+    tp_spec spec = {.cut = (tp_cut)pick(TP_CUT_COLUMN, TP_CUT_SKIP), .dim = -1};
+    if (spec.cut == TP_CUT_SKIP)
+        return spec;
+    spec.gather_output = spec.cut == TP_CUT_COLUMN && pick(0, 3) == 0;
+    spec.split_input = spec.cut == TP_CUT_ROW && pick(0, 3) == 0;
+    spec.dim = pick(0, 3) == 0 ? pick(0, 1) : -1;
+    if (pick(0, 2) > 0)
+        return spec;
+    spec.shape.dims = pick(1, 4);
+    if (spec.dim < 0)
+        spec.dim = pick(0, spec.shape.dims - 1);
+    for (int i = 0; i < spec.shape.dims; i++)
+        spec.shape.sizes[i] = pick(0, 1) == 0 ? -1 : pick(1, 8);
+    if (spec.dim < spec.shape.dims && pick(0, 2) == 0) {
+        spec.shape.sizes[spec.dim] = 0;
+        spec.shape.pieces = pick(1, 3);
+        for (int i = 0; i < spec.shape.pieces; i++)
+            spec.shape.piece[i] = 4 * pick(1, 4);
+    }
+    return spec;
+}
+
+/* Modules and rules drawn at random; two names may share a tensor. */
+static void
+add_random(fixture *f)
+{
+    char name[32];
+    add_module(f, "", TP_MODULE_OTHER, 0);
+    f->facts.model_type = pick(0, 1) == 0 ? "bloom" : "llama";
+    const int key = pick(1, 3);
+    add_module(f, "attn", TP_MODULE_OTHER, 3, "num_heads", key * pick(1, 3),
+               "num_key_value_heads", key, "head_dim", 4);
+    const int count = pick(1, 6);
+    int tie = -1;
+    for (int i = 0; i < count; i++) {
+        snprintf(name, sizeof(name), pick(0, 1) == 0 ? "attn.query_key_value%d" : "w%d",
+                 i);
+        const tp_module_kind kind = (tp_module_kind)pick(0, 3);
+        const int module = add_module(f, name, kind, 0);
+        const int64_t shape[] = {4 * pick(1, 9), 4 * pick(1, 9)};
+        if (tie >= 0 && pick(0, 2) == 0) {
+            const tp_parameter *first = tp_model_parameter(f->model, tie);
+            add_shaped(f, module, "weight", 2, first->shape, tie);
+            continue;
+        }
+        const int weight = add_shaped(f, module, "weight", 2, shape, -1);
+        tie = pick(0, 2) == 0 ? weight : tie;
+        if (pick(0, 2) == 0)
+            add_vector(f, weight, "bias", (int)shape[pick(0, 3) == 0]);
+    }
+    f->facts.input_embedding = pick(-1, count);
+    f->facts.output_head = pick(-1, count);
+    for (int i = pick(1, 4); i > 0; i--) {
+        const tp_spec spec = random_spec();
+        if (tp_spec_check(&spec, "r", &f->err) == 0)
+            add_spec(f, "r", pick(0, 1) == 0 ? ".*[0-3]" : "attn.*", spec);
+        tp_error_clear(&f->err);
+    }
+}
+
+/* The view covers the parameter, the shards of its ranks too. */
+static void
+check_entry(const fixture *f, int index)
+{
+    const tp_entry *entry = tp_plan_entry(f->plan, index);
+    const tp_parameter *at = tp_model_parameter(f->model, index);
+    int64_t full = 1;
+    for (int i = 0; i < at->dims; i++)
+        full *= at->shape[i];
+    if (entry->layout == NULL) {
+        CHECK(entry->dim == -1 && entry->kind <= TP_SKIPPED);
+        return;
+    }
+    CHECK(entry->kind > TP_SKIPPED);
+    CHECK_INT_EQ(entry->outer * entry->layout->size * entry->inner, full);
+    CHECK_INT_EQ(at->shape[entry->dim] % entry->layout->size, 0);
+    int64_t own = 0;
+    for (int rank = 0; rank < tp_plan_ranks(f->plan); rank++) {
+        int64_t shape[TP_MAX_DIMS];
+        int64_t shard = 1;
+        tp_plan_local_shape(f->plan, index, rank, shape);
+        for (int i = 0; i < at->dims; i++)
+            shard *= shape[i];
+        const tp_part *part = &entry->layout->parts[rank];
+        CHECK_INT_EQ(shard, entry->outer * part->width * entry->inner);
+        for (int i = 0; i < part->count; i++) {
+            if (part->runs[i].owner == rank)
+                own += part->runs[i].length;
+        }
+    }
+    CHECK_INT_EQ(own, entry->layout->size);
+}
+
+static void
+check_layer(const fixture *f, int index)
+{
+    const tp_layer *layer = tp_plan_layer(f->plan, index);
+    const tp_entry *weight = tp_plan_entry(f->plan, layer->weight);
+    CHECK(weight->layout != NULL);
+    if (layer->bias < 0)
+        return;
+    const tp_entry *bias = tp_plan_entry(f->plan, layer->bias);
+    CHECK(bias->layout == (layer->kind == TP_COLUMN ? weight->layout : NULL));
+}
+
+static void
+test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
+{
+    int made = 0;
+    for (int round = 0; round < 4000; round++) {
+        fixture f = fixture_new(pick(1, 5));
+        f.options.grain = pick(1, 5);
+        f.options.embedding_dim = pick(0, 1);
+        add_random(&f);
+        if (try_plan(&f) < 0) {
+            CHECK(f.err.code == TP_VALUE && strlen(tp_error_text(&f.err)) > 20);
+        } else {
+            made++;
+            for (int i = 0; i < tp_plan_entry_count(f.plan); i++)
+                check_entry(&f, i);
+            for (int i = 0; i < tp_plan_layer_count(f.plan); i++)
+                check_layer(&f, i);
+        }
+        fixture_free(&f);
+    }
+    CHECK(made > 500 && made < 3500);
+}
+
+static void
+test_tied_names_have_equal_entries(void)
+{
+    for (int round = 0; round < 1000; round++) {
+        fixture f = fixture_new(pick(1, 3));
+        add_random(&f);
+        const int count = try_plan(&f) == 0 ? tp_plan_entry_count(f.plan) : 0;
+        for (int i = 0; i < count; i++) {
+            const int first = tp_model_parameter(f.model, i)->tied_to;
+            if (first < 0)
+                continue;
+            const tp_entry *a = tp_plan_entry(f.plan, i);
+            const tp_entry *b = tp_plan_entry(f.plan, first);
+            CHECK(a->kind == b->kind && a->dim == b->dim && a->layout == b->layout);
+        }
+        fixture_free(&f);
+    }
+}
+
+int
+main(void)
+{
+    RUN(test_a_random_plan_covers_every_weight_or_is_refused_with_words);
+    RUN(test_tied_names_have_equal_entries);
+    return check_result();
+}

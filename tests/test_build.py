@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build that lacks something says in one sentence what to install."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A compiler that reads everything but one header.
+COMPILER = """#!/bin/sh
+case "$*" in
+*"-E -x"*) text=$(cat); case "$text" in *{header}*) exit 1;; esac
+           printf '%s\\n' "$text" | exec gcc "$@";;
+esac
+exec gcc "$@"
+"""
+
+# setup.py where torch cannot be found.
+NO_TORCH = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def build(folder: Path, *program: str, compiler: str = "gcc") -> str:
+    """Start a build that stops before it compiles; the last line it writes."""
+    done = subprocess.run(
+        [sys.executable, *program, "-q", "build_ext", f"--build-temp={folder}/temp"]
+        + [f"--build-lib={folder}/lib"],
+        cwd=ROOT,
+        env={**os.environ, "CC": compiler},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert not (folder / "temp").exists()
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_missing_compiler_is_one_sentence(tmp_path: Path) -> None:
+    assert build(tmp_path, "setup.py", compiler="no-such-compiler") == (
+        "error: deepspeed-autotp needs a C compiler (no-such-compiler) to build: "
+        "apt-get install build-essential (Debian, Ubuntu) or dnf install gcc gcc-c++ (Fedora)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "what", "debian", "fedora"),
+    [
+        ("<pcre2.h>", "the PCRE2 headers", "libpcre2-dev", "pcre2-devel"),
+        ("<Python.h>", "Python's headers", "python3-dev", "python3-devel"),
+        ("<string>", "a C++ compiler", "build-essential", "gcc gcc-c++"),
+    ],
+)
+def test_a_missing_header_is_one_sentence(
+    tmp_path: Path, header: str, what: str, debian: str, fedora: str
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(COMPILER.format(header=f"'{header}'"))
+    compiler.chmod(0o755)
+    assert build(tmp_path, "setup.py", compiler=str(compiler)) == (
+        f"error: deepspeed-autotp needs {what} to build: "
+        f"apt-get install {debian} (Debian, Ubuntu) or dnf install {fedora} (Fedora)"
+    )
+
+
+def test_a_missing_torch_is_one_sentence(tmp_path: Path) -> None:
+    assert build(tmp_path, "-c", NO_TORCH) == (
+        "error: deepspeed-autotp needs PyTorch 2.10 or later to build: "
+        "pip install 'torch>=2.10', then pip install --no-build-isolation ."
+    )
