@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from deepspeed_autotp._core import Entry, Plan
@@ -21,18 +22,16 @@ def plan_table(plan: Plan) -> Table:
     table = Table(
         title=f"Sharding plan over {plan.ranks} ranks", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    table.add_column("parameters", no_wrap=True)
-    for name in ("cut", "rule"):
-        table.add_column(name, overflow="fold")
+    table.add_column("parameters", overflow="fold")
+    table.add_column("cut", no_wrap=True)
     for name in ("full", "per rank", "bytes/rank"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     ranks = range(plan.ranks)
     for row in plan.table():
         entry = row.entry
         table.add_row(
-            row.pattern + (f" x{row.count}" if row.count > 1 else ""),
+            row.pattern + (f" x{row.count}" if row.count > 1 else "") + _rule(entry),
             entry.kind,
-            _rule(entry),
             _shape(entry.shape),
             _once(_shape(entry.local_shape(rank)) for rank in ranks),
             _once(decimal(size) for size in row.local_bytes),
@@ -41,9 +40,9 @@ def plan_table(plan: Plan) -> Table:
 
 
 def _rule(entry: Entry) -> str:
-    """The rule, without the pattern that repeats the parameter's own name."""
+    """The rule on a line of its own, without the pattern that repeats the parameter's name."""
     style = entry.rule.rpartition(": ")[2] if entry.source == "tp_plan" else entry.rule
-    return f"{entry.source}: {style}" if style else "-"
+    return f"\n[dim]  {escape(f'{entry.source}: {style}')}[/]" if style else ""
 
 
 def _once(words: Iterable[str]) -> str:

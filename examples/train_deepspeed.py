@@ -71,7 +71,9 @@ def train(options: argparse.Namespace) -> list[float]:
     losses = []
     rows = options.rows // replicas
     started = time.perf_counter()
-    with tqdm(range(options.steps), desc=options.label, disable=rank != 0) as steps:
+    with tqdm(
+        range(options.steps), desc=options.label, disable=rank != 0, mininterval=0.5
+    ) as steps:
         for step in steps:
             everyone = batch(step, rows=options.rows, length=options.length)
             ids = everyone[replica * rows : (replica + 1) * rows].to(engine.device)
@@ -80,7 +82,9 @@ def train(options: argparse.Namespace) -> list[float]:
             engine.step()
             losses.append(mean_over_ranks(loss.detach()))
             tokens = (step + 1) * everyone.numel() / (time.perf_counter() - started)
-            steps.set_postfix(loss=f"{losses[-1]:.3f}", tokens_per_s=f"{tokens:,.0f}")
+            steps.set_postfix(
+                loss=f"{losses[-1]:.3f}", tokens_per_s=f"{tokens:,.0f}", refresh=False
+            )
     return losses
 
 
