@@ -14,7 +14,7 @@ ARGS ?=
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test lint format format-check types asan check bench clean
+.PHONY: help setup build demo test lint format format-check types asan fuzz check bench clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -53,6 +53,9 @@ types: $(stamp) ## Check the types, and the stub against the compiled core
 
 asan: ## Run the C unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -C tests/core asan
+
+fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
+	@$(MAKE) --no-print-directory -C tests/core fuzz
 
 check: format-check lint types asan ## What is green at every commit
 

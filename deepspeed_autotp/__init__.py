@@ -9,7 +9,6 @@ parallelize(model, ...)    in a torchrun loop without DeepSpeed
 from deepspeed_autotp.api import (
     initialize,
     merge_tp_model_init_into_config,
-    parallelize,
     record_tp_model_init_args,
     reset,
     tp_model_init,
@@ -19,6 +18,7 @@ from deepspeed_autotp.installing import install, uninstall
 from deepspeed_autotp.load import infer_config_dtype, load_ds_config
 from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.norm import clip_grad_norm_
+from deepspeed_autotp.plain import parallelize
 from deepspeed_autotp.replicas import check_replicas
 from deepspeed_autotp.report import plan_table
 from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, merge_autotp_configs

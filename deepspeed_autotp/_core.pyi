@@ -88,12 +88,12 @@ class Pattern:
 
     def __new__(cls, pattern: str) -> Self: ...
     def match(self, subject: str, /) -> bool:
-        """ValueError for a pattern that PCRE2 runs and that backtracks without end."""
+        """ValueError for a pattern that backtracks without end."""
     @property
     def pattern(self) -> str: ...
     @property
     def native(self) -> bool:
-        """Whether PCRE2 runs the pattern; otherwise Python's re does."""
+        """Whether PCRE2 decides; otherwise Python's re does."""
 
 @final
 class Records:
@@ -183,6 +183,8 @@ class Entry:
     def tied_to(self) -> int:
         """Index of the entry whose tensor this is, or -1."""
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
+    def width(self, rank: int, /) -> int:
+        """Elements along the cut that `rank` holds, out of `view[1]`; all of them if whole."""
     def runs(self, rank: int, /) -> tuple[int, ...]:
         """start, length, start, length, ...; empty when the parameter is whole."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:

@@ -6,16 +6,20 @@ A rank that fails says so to the others, so that all raise the same error and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.group import host_group, moves_host_tensors
 
 T = TypeVar("T")
+
+# How many names or values an error lists.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Agreement:
     def __init__(self, handle: dist.ProcessGroup) -> None:
         self._ranks = dist.get_process_group_ranks(handle)
         self._handle = handle if moves_host_tensors(handle) else host_group(self._ranks)
-        self.rank = dist.get_rank(handle)
+        self.is_first = dist.get_rank(handle) == 0
 
     def exchange(self, mine: T) -> list[T]:
         """Every rank's ``mine``, in rank order."""
@@ -56,25 +60,36 @@ class Agreement:
             return result
         raise self._error(failed) from own
 
-    def same_plan(self, plan: Plan) -> None:
-        """ValueError on every rank unless all ranks made the same plan."""
-        if len(set(self.exchange(plan.hash))) == 1:
+    def same(self, mine: Mapping[str, str], what: str) -> None:
+        """ValueError on every rank, listing what differs, unless all ranks have equal values."""
+        everyone = self.exchange(dict(mine))
+        keys = dict.fromkeys(key for values in everyone for key in values)
+        lines = []
+        for key in keys:
+            holders: dict[str, list[int]] = {}
+            for rank, values in zip(self._ranks, everyone, strict=True):
+                holders.setdefault(values.get(key, "not there"), []).append(rank)
+            if len(holders) > 1:
+                lines.append(f"{key}: {_by_rank(holders)}")
+        if lines:
+            raise ValueError(
+                "\n  - ".join([f"{what} differs between the ranks:", *lines])
+                + "\nGive every rank the same."
+            )
+
+    def same_plan(self, plan: Plan, dtypes: Sequence[torch.dtype]) -> None:
+        """ValueError on every rank unless all ranks made the same plan.
+
+        ``dtypes[i]`` is the data type of the parameter of entry ``i``.
+        """
+        flags = "".join(f"{layer.gather_output:d}{layer.split_input:d}" for layer in plan.layers)
+        if len(set(self.exchange((plan.hash, flags)))) == 1:
             return
-        lines = [
-            f"{e.name} {e.kind} {list(e.shape)} {[e.runs(r) for r in range(plan.ranks)]}"
-            for e in plan.entries
-        ]
-        everyone = self.exchange(lines)
-        for other, theirs in enumerate(everyone):
-            for first, line in zip(everyone[0], theirs, strict=False):
-                if first != line:
-                    raise ValueError(_different(other, first, line))
-            if len(theirs) != len(everyone[0]):
-                raise ValueError(
-                    f"the ranks hold different models: rank 0 has {len(everyone[0])} parameters, "
-                    f"rank {other} has {len(theirs)}. Build the same model on every rank."
-                )
-        raise ValueError("the ranks made different plans; give every rank the same configuration")
+        first, *others = self.exchange(_lines(plan, dtypes))
+        for rank, theirs in zip(self._ranks[1:], others, strict=True):
+            if theirs != first:
+                raise ValueError(_different(first, theirs, ranks=(self._ranks[0], rank)))
+        raise AssertionError("the hashes of equal plans differ")
 
     def _error(self, failed: list[tuple[int, _Failure]]) -> Exception:
         rank, failure = failed[0]
@@ -85,14 +100,56 @@ class Agreement:
         return ValueError(text) if failure.is_users else RuntimeError(text)
 
 
+def world_agreement() -> Agreement:
+    """Agreement over all ranks of the default process group."""
+    assert dist.group.WORLD is not None
+    return Agreement(dist.group.WORLD)
+
+
 def _failure(error: Exception) -> _Failure:
     users = isinstance(error, (ValueError, TypeError, OSError))
     return _Failure(str(error) if users else f"{type(error).__name__}: {error}", users)
 
 
-def _different(other: int, first: str, line: str) -> str:
+def _by_rank(holders: Mapping[str, Sequence[int]]) -> str:
+    """``2 on rank 0, but 4 on ranks 1, 2``."""
+    words = []
+    for value, ranks in holders.items():
+        named = ", ".join(map(str, ranks[:_NAMED])) + (", ..." if len(ranks) > _NAMED else "")
+        words.append(f"{value} on rank{'s' if len(ranks) > 1 else ''} {named}")
+    return ", but ".join(words)
+
+
+def _lines(plan: Plan, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+    """What a plan says, by the name of the parameter, layer or integer it says it about."""
+    lines = {
+        entry.name: f"{entry.kind} {list(entry.shape)} {dtype} "
+        f"{[entry.runs(rank) for rank in range(plan.ranks)]}"
+        for entry, dtype in zip(plan.entries, dtypes, strict=True)
+    }
+    for layer in plan.layers:
+        lines[f"{layer.module} (layer)"] = (
+            f"{layer.kind} gather_output={layer.gather_output} split_input={layer.split_input}"
+        )
+    for integer in plan.integers:
+        lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
+    return lines
+
+
+def _different(
+    first: Mapping[str, str], other: Mapping[str, str], *, ranks: tuple[int, int]
+) -> str:
+    lines = []
+    for here, there, rank in ((first, other, ranks[0]), (other, first, ranks[1])):
+        only = [name for name in here if name not in there]
+        if only:
+            more = f" and {len(only) - _NAMED} more" if len(only) > _NAMED else ""
+            lines.append(f"only rank {rank} has {', '.join(only[:_NAMED])}{more}")
+    if not lines:
+        name = next(name for name in first if first[name] != other[name])
+        lines = [f"{name} on rank {ranks[0]}: {first[name]}"]
+        lines.append(f"{name} on rank {ranks[1]}: {other[name]}")
     return (
-        f"rank 0 and rank {other} made different plans. First difference:\n"
-        f"  rank 0: {first}\n  rank {other}: {line}\n"
-        "Build the same model and give the same configuration on every rank."
+        "\n  - ".join(["the ranks made different plans:", *lines])
+        + "\nBuild the same model and give the same configuration on every rank."
     )

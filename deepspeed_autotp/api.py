@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls with DeepSpeed's names and signatures, and ``parallelize`` for a loop without it."""
+"""The calls with DeepSpeed's names and signatures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.agree import Agreement
-from deepspeed_autotp.apply import shard, world_agreement
-from deepspeed_autotp.checks import shown
-from deepspeed_autotp.config import TPTrainingConfig
+from deepspeed_autotp.agree import world_agreement
+from deepspeed_autotp.checks import shown, wrong
 from deepspeed_autotp.describe import dtype_name
 from deepspeed_autotp.dtypes import parse_dtype
-from deepspeed_autotp.engine import Prepared, prepare
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.engine import Prepared, prepare, shard_for_engine
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, group_size, merge
 from deepspeed_autotp.mode import set_autotp_mode
 from deepspeed_autotp.records import RECORDS, Recorded
+from deepspeed_autotp.sharded import first_rank_state_dict
 
 
 def tp_model_init(
@@ -65,14 +62,21 @@ def merge_tp_model_init_into_config(
     """Fill ``config_dict`` from the latest record that is still alive; nothing without one.
 
     Process groups of consecutive ranks are made when neither a group, an mpu nor a mesh is
-    given. ValueError lists every conflict, and then ``config_dict`` is unchanged.
+    given and ``dist_module`` is initialised. ValueError lists every conflict, and then
+    ``config_dict`` is unchanged.
     """
+    if not isinstance(config_dict, dict):
+        raise ValueError(f"config_dict: {wrong(config_dict, 'a dictionary')}")
     recorded = RECORDS.latest()
     if recorded is None:
         return
-    ranks = _initialized(dist_module)
-    if merge(config_dict, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=ranks):
+    asked = _initialized(dist_module)
+    filled = copied(config_dict)
+    make = merge(filled, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=asked)
+    if make and asked is not None:
+        interop.init_distributed(port=29500, required=None)
         interop.engine_group(tp_size=recorded.values[0])
+    config_dict.update(filled)
 
 
 def reset() -> None:
@@ -115,14 +119,12 @@ def initialize(
             mpu=mpu,
             mesh_param=mesh_param,
             optimizer=optimizer,
+            warn=agreement.is_first,
         )
     )
-    if model is not None and prepared.settings is not None and not prepared.sharded_before:
-        group = TPGroup(interop.engine_group(tp_size=prepared.settings.autotp_size))
-        state = shard(model, settings=prepared.settings, group=group, agreement=agreement)
-        interop.mark_parameters(state.parameters, keeper=state, counted=state.counts_in_norm)
+    agreement.same(prepared.compared, "the configuration")
     if model is not None and prepared.settings is not None:
-        interop.mark_model(model)
+        shard_for_engine(model, settings=prepared.settings, agreement=agreement)
     result: tuple[Any, Any, Any, Any] = start(
         args=interop.without_config(args),
         model=model,
@@ -137,85 +139,17 @@ def initialize(
         config=prepared.config,
         mesh_param=mesh_param,
     )
+    if model is not None and prepared.settings is not None:
+        whole = first_rank_state_dict
+        interop.save_whole_weights(result[0], whole=lambda frozen: whole(model, frozen=frozen))
     return result
-
-
-def parallelize(
-    model: nn.Module,
-    *,
-    tp_size: int | None = None,
-    tp_group: dist.ProcessGroup | None = None,
-    mesh: Any = None,
-    config: TPTrainingConfig | Mapping[str, Any] | None = None,
-    example_inputs: Mapping[str, object] | None = None,
-) -> nn.Module:
-    """Shard ``model`` in place for a training loop without DeepSpeed, and return it.
-
-    tp_size         ranks that share the model: blocks of consecutive ranks of the world
-    tp_group        the process group itself, instead of ``tp_size``
-    mesh            a DeviceMesh, of one dimension or with one named "tp", instead of both
-    config          keys of DeepSpeed's ``tensor_parallel`` section, such as ``preset_model``
-    example_inputs  keyword arguments of ``model`` for the trial, the same on every rank;
-                    known for transformers models
-
-    torch.distributed must be initialised. Gradients are then those of the single-device
-    model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.
-    Raises one ValueError on every rank of the group, with the model unchanged.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"parallelize: model: got {shown(model)}, expected a torch.nn.Module")
-    if not dist.is_initialized():
-        raise ValueError(
-            "parallelize needs torch.distributed: call torch.distributed.init_process_group and "
-            "start the script with torchrun"
-        )
-    if sum(given is not None for given in (tp_size, tp_group, mesh)) > 1:
-        raise ValueError("parallelize: give one of tp_size, tp_group and mesh")
-    if mesh is not None:
-        tp_group = interop.mesh_group(mesh)
-    agreement = world_agreement() if tp_group is None else Agreement(tp_group)
-    settings = agreement.together(lambda: _settings(config, tp_size, tp_group))
-    if settings.autotp_size <= 1:
-        return model
-    if tp_group is None:
-        tp_group, _ = dist.new_subgroups(group_size=settings.autotp_size)
-    shard(
-        model,
-        settings=settings,
-        group=TPGroup(tp_group),
-        agreement=agreement,
-        example_inputs=example_inputs,
-    )
-    return model
-
-
-def _settings(
-    config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, tp_group: Any
-) -> TPTrainingConfig:
-    settings = (
-        config if isinstance(config, TPTrainingConfig) else TPTrainingConfig(**(config or {}))
-    )
-    asked = tp_size if tp_group is None else dist.get_world_size(tp_group)
-    if asked is None:
-        asked = settings.autotp_size
-    if settings.autotp_size not in (0, asked):
-        raise ValueError(
-            f"parallelize: {asked} ranks were asked for, but config.autotp_size is "
-            f"{settings.autotp_size}"
-        )
-    ranks = dist.get_world_size() if tp_group is None else asked
-    if type(asked) is not int or asked < 1 or ranks % asked:
-        raise ValueError(
-            f"parallelize: tp_size is {asked}, which does not divide the {ranks} ranks of this run"
-        )
-    return settings.model_copy(update={"autotp_size": asked})
 
 
 def _record_of(tp_size: Any, dtype: Any, tp_group: Any, dist_module: Any) -> Recorded:
     if type(tp_size) is not int:
         raise TypeError(f"tp_model_init: tp_size: got {shown(tp_size)}, expected an int")
     name = dtype_name(parse_dtype(dtype, "tp_model_init: dtype"))
-    ranks = group_size(tp_group, _initialized(dist_module))
+    ranks = group_size(tp_group, _initialized(dist_module), "tp_model_init: tp_group")
     return Recorded((tp_size, name, 0 if tp_group is None else id(tp_group), ranks), tp_group)
 
 

@@ -8,11 +8,11 @@ rank; in the commit nothing can fail.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan, Rules
@@ -24,24 +24,23 @@ from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
-from deepspeed_autotp.trial import PeerFailed, Trial
+from deepspeed_autotp.trial import Trial, agreed_inputs
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# A trial runs the whole model three times over sixteen tokens. Beyond this many parameters
-# that takes minutes on a host, so it runs only where it is asked for.
-_LARGEST_TRIAL = 2_000_000_000
+# How many of the plan's notes an error repeats.
+_NOTES = 3
 
 
 def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: int) -> Plan:
-    """The plan for ``ranks`` ranks; ValueError when no rule says how to cut the model."""
+    """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model."""
     partition = settings.get_partition_config_object()
     if partition is None:
         partition = AutoTPConfig()
         rules = _model_rules(description)
     else:
         rules = build_rules(partition)
-    return Plan(
+    plan = Plan(
         description.model,
         rules,
         ranks=ranks,
@@ -51,6 +50,14 @@ def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: in
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
     )
+    if all(entry.dim < 0 for entry in plan.entries):
+        what = type(description.modules[""]).__name__
+        raise ValueError(
+            f"the rules cut nothing of {what}, so that every rank would hold all of it: write "
+            "rules for its parameters in tensor_parallel.partition_config"
+            + "".join(f"\n  - {note}" for note in plan.notes[:_NOTES])
+        )
+    return plan
 
 
 def _model_rules(description: Description) -> Rules:
@@ -88,83 +95,85 @@ def shard(
         return description, make_plan(description, settings, ranks=group.size)
 
     description, plan = agreement.together(plan_all)
-    agreement.same_plan(plan)
-    for note in plan.notes:
-        _log.warning("%s", note)
+    agreement.same_plan(plan, [p.dtype for p in description.parameters])
+    if agreement.is_first:
+        for note in plan.notes:
+            _log.warning("%s", note)
+    interop.make_plain(description.parameters)
     nearby = _nearby(group, description)
-    share_weights(description, nearby, agreement=agreement)
-    _try(model, description, plan, nearby, agreement, settings.self_check, example_inputs)
-
+    inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
+    restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
     conversion = Conversion(description, plan=plan, group=group)
+    try:
+        if inputs is not None:
+            trial = Trial(model, description, plan, group=nearby)
+            trial.run(inputs, agreement=agreement)
+        agreement.together(conversion.switch)
+    except Exception:
+        conversion.undo()
+        restore()
+        raise
     with torch.no_grad():
         conversion.commit()
-    conversion.switch()
-    share_random_state(nearby)
+    place = description.parameters[0].device
+    share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(model, state)
     return state
 
 
+def compared(settings: TPTrainingConfig) -> dict[str, str]:
+    """What all ranks have to be given alike, by the name of the field.
+
+    Process groups differ between ranks by nature.
+    """
+    values = {
+        f"tensor_parallel.{key}": str(value)
+        for key, value in settings
+        if key not in ("tensor_parallel", "dtype")
+    }
+    values["tensor_parallel.tp_grain_size"] = str(settings.tensor_parallel.tp_grain_size)
+    return values
+
+
 def _refuse(model: nn.Module) -> None:
-    if find_tensor_parallel(model) is not None:
-        raise ValueError(f"{type(model).__name__} is sharded already; shard a model once")
-    for name, parameter in model.named_parameters():
-        if interop.is_partitioned(parameter):
+    """ValueError for a model whose weights are not there, not whole or not in one place."""
+    what = type(model).__name__
+    if any(find_tensor_parallel(module) is not None for module in model.modules()):
+        raise ValueError(f"{what} is sharded already; shard a model once")
+    places: dict[torch.device, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if _is_dtensor(tensor):
             raise ValueError(
-                f"{name} is partitioned by deepspeed.zero.Init already. Build the model outside of "
-                "zero.Init (with transformers: create it before the ZeRO 3 configuration "
-                "object); ZeRO 3 partitions the shards in initialize."
+                f"{name} is a DTensor, sharded by somebody else already; load the model without a "
+                "tp_plan or device mesh"
             )
-        if parameter.is_meta:
+        if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device; load its weights before sharding")
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        places.setdefault(tensor.device, name)
+        if tensor.grad is not None:
+            raise ValueError(
+                f"{name} has a gradient of the whole weight; call model.zero_grad() before"
+            )
+    if not places:
+        raise ValueError(f"{what} has no parameters: there is nothing to shard")
+    if len(places) > 1:
+        named = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ValueError(f"the weights lie in several places ({named}); move the model to one")
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Whether torch's own sharding, as behind transformers' ``tp_plan="auto"``, holds it."""
+    # Without the module nobody has made one, and importing it to ask would cost a second.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _nearby(group: TPGroup, description: Description) -> TPGroup:
     """A group over the same ranks that can move the model's tensors where they lie now."""
     device = next(iter(description.parameters)).device
-    if device.type == group.device.type:
-        return group
-    return TPGroup(host_group(group.global_ranks)) if device.type == "cpu" else group
-
-
-def _try(
-    model: nn.Module,
-    description: Description,
-    plan: Plan,
-    group: TPGroup,
-    agreement: Agreement,
-    wanted: bool | str,
-    example_inputs: Mapping[str, object] | None,
-) -> None:
-    """Run the trial where it is wanted and possible; ValueError on every rank if it differs."""
-    if wanted is False:
-        return
-    device = next(iter(description.parameters)).device
-    inputs = example_inputs or interop.trial_inputs(model, device=device)
-    if inputs is None:
-        if wanted is True:
-            raise ValueError(
-                f"self_check is on, but what {type(model).__name__} takes as input is not known; "
-                "pass example_inputs to deepspeed_autotp.parallelize"
-            )
-        _log.info("no trial: the inputs of %s are not known", type(model).__name__)
-        return
-    if wanted != True and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:  # noqa: E712
-        _log.info("no trial of a model this large; self_check: true runs it")
-        return
-
-    def run() -> None:
-        try:
-            problem = Trial(model, description, plan).problem(inputs, group=group)
-        except PeerFailed:
-            return  # the rank that failed has the words
-        if problem is not None:
-            raise ValueError(f"the sharded model is not the whole model: {problem}")
-
-    agreement.together(run)
-
-
-def world_agreement() -> Agreement:
-    """Agreement over all ranks of the default process group."""
-    assert dist.group.WORLD is not None
-    return Agreement(dist.group.WORLD)
+    if device.type == "cpu" and group.device.type != "cpu":
+        return TPGroup(host_group(group.global_ranks))
+    return group

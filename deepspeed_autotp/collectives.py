@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.group import TPGroup
 
@@ -60,6 +61,7 @@ class _CopyToRanks(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         # dy comes straight from the layer's matmul and nobody else holds it.
         return ctx.group.all_reduce(dy), None
@@ -74,6 +76,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         return dy, None
 
@@ -85,6 +88,7 @@ class _GatherParts(torch.autograd.Function):
         return _whole(x, parts, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         return _own(dy, ctx.parts, ctx.group.rank), None, None
 
@@ -96,6 +100,7 @@ class _TakeOwn(torch.autograd.Function):
         return _own(x, parts, group.rank)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         return _whole(dy, ctx.parts, ctx.group), None, None
 

@@ -7,7 +7,6 @@ attributes, gradient hooks and the data of parameters.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.describe import Description
+from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
@@ -39,9 +39,13 @@ class Conversion:
             self._switch_layer(layer)
         for integer in self._plan.integers:
             module = self._modules[integer.module]
-            self._assign(module, integer.key, integer.values[self._group.rank])
-        for index, entry in enumerate(self._plan.entries):
-            self._hook(index, entry)
+            value = integer.values[self._group.rank]
+            owner, _, key = integer.key.rpartition(".")
+            if owner:  # "config.<key>", as describe names what the module's configuration says
+                value = _with_integer(vars(module)[owner], key, value)
+            self._assign(module, owner or key, value)
+        hooks = hook_gradients(self._plan, self._parameters, self._group)
+        self._undo.extend(hook.remove for hook in hooks)
 
     def lend(self) -> None:
         """Let every cut parameter be its shard as a view of the whole weight.
@@ -66,6 +70,7 @@ class Conversion:
         for index, entry in self._cut_entries():
             parameter = self._parameters[index]
             parameter.data = cut(parameter.data, entry=entry, rank=self._group.rank)
+        torch.clear_autocast_cache()  # it may have copies of the whole weights
 
     def undo(self) -> None:
         """Back to the model as it was before this conversion. Not possible after ``commit``."""
@@ -85,7 +90,7 @@ class Conversion:
         ranks = range(self._group.size)
         parts = Parts(
             size=entry.view[1],
-            widths=tuple(sum(entry.runs(rank)[1::2]) for rank in ranks),
+            widths=tuple(entry.width(rank) for rank in ranks),
             runs=tuple(entry.runs(rank) for rank in ranks),
         )
         self._set_class(module, sharded_class(module, layer.kind))
@@ -139,55 +144,10 @@ class Conversion:
 
         self._undo.append(back)
 
-    def _hook(self, index: int, entry: Entry) -> None:
-        if entry.tied_to >= 0:
-            return
-        hook: Callable[[Tensor], Tensor] | None = None
-        if entry.kind == "replicated+sum":
-            hook = _SumGradient(self._group)
-        elif any(entry.shared(rank) for rank in range(self._group.size)):
-            hook = _SumSharedRuns(self._group, entry)
-        if hook is None:
-            return
-        parameter = self._parameters[index]
-        frozen = not parameter.requires_grad
-        # A hook needs requires_grad when it is made and stays when a frozen weight thaws later.
-        parameter.requires_grad_(True)
-        self._undo.append(parameter.register_hook(hook).remove)
-        if frozen:
-            parameter.requires_grad_(False)
 
-
-def _in_float32(gradient: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Reduce a 16-bit gradient in float32: its sum is rounded once, not once per rank."""
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        return reduce(gradient.float()).to(gradient.dtype)
-    return reduce(gradient.clone())
-
-
-class _SumGradient:
-    """Sum the gradient of a parameter that every rank holds but uses for its own part."""
-
-    def __init__(self, group: TPGroup) -> None:
-        self._group = group
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return _in_float32(gradient, self._group.all_reduce)
-
-
-class _SumSharedRuns:
-    """Sum the gradient of the runs that several ranks hold, as with few key/value heads."""
-
-    def __init__(self, group: TPGroup, entry: Entry) -> None:
-        self._group = group
-        self._dim = entry.dim
-        self._runs = entry.shared(group.rank)
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        self._group.step()  # ranks without a shared run keep in step with the others
-        total = gradient.clone()
-        for offset, length, owner, holders in self._runs:
-            part = total.narrow(self._dim, offset, length)
-            reduce = functools.partial(self._group.sum_shared, owner=owner, holders=holders)
-            part.copy_(_in_float32(part, reduce))
-        return total
+def _with_integer(config: Any, key: str, value: int) -> Any:
+    """``config`` with another value under ``key``; all else is shared, also what is set later."""
+    cls = type(config)
+    local: Any = object.__new__(type(cls.__name__, (cls,), {key: property(lambda _: value)}))
+    object.__setattr__(local, "__dict__", vars(config))
+    return local

@@ -37,7 +37,19 @@ def _kind(module: nn.Module) -> str:
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
-    return {key: value for key, value in vars(module).items() if type(value) is int}
+    """Its own, and as "config.<key>" those of a configuration that its forward may read."""
+    own = {key: value for key, value in vars(module).items() if type(value) is int}
+    if any(_kind(child) in ("linear", "conv1d") for child in module.children()):
+        own |= {f"config.{key}": value for key, value in _config_integers(module).items()}
+    return own
+
+
+def _config_integers(module: nn.Module) -> dict[str, int]:
+    """Of a plain object; one that makes its attributes itself cannot be given other values."""
+    config = vars(module).get("config")
+    if type(type(config)) is not type or "__dict__" not in dir(config):
+        return {}
+    return {key: value for key, value in vars(config).items() if type(value) is int}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be known before DeepSpeed's engine is built: settings, and what DeepSpeed gets."""
+"""What has to be known and done before DeepSpeed's engine is built."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.checks import shown
+from deepspeed_autotp.agree import Agreement
+from deepspeed_autotp.apply import compared, shard
+from deepspeed_autotp.checks import wrong
 from deepspeed_autotp.config import (
     TPTrainingConfig,
     deepspeed_section,
     get_tensor_parallel_config,
 )
+from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, merge
 from deepspeed_autotp.records import RECORDS
@@ -24,28 +28,44 @@ from deepspeed_autotp.sharded import find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 
+# What DeepSpeed's own steps depend on: with other values on another rank they wait for ever.
+_COMPARED = (
+    "bf16",
+    "bfloat16",
+    "fp16",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """``settings`` is None where there is nothing to shard; ``config`` is DeepSpeed's."""
+    """``settings`` is None where there is nothing to shard; ``config`` is DeepSpeed's.
+
+    ``compared`` has to be the same on every rank.
+    """
 
     config: dict[str, Any]
     settings: TPTrainingConfig | None
-    sharded_before: bool = False
+    compared: Mapping[str, str]
 
 
 def prepare(
-    model: nn.Module | None, given: Any, *, mpu: Any, mesh_param: Any, optimizer: Any
+    model: object, given: Any, *, mpu: Any, mesh_param: Any, optimizer: Any, warn: bool
 ) -> Prepared:
     """Read, merge and check everything that does not need the model's weights.
 
-    ValueError for whatever cannot be right; nothing has changed then.
+    ``warn`` is whether this rank speaks for all. ValueError for whatever cannot be right;
+    nothing has changed then.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"initialize: model: got {shown(model)}, expected a torch.nn.Module")
+        raise ValueError(f"initialize: model: {wrong(model, 'a torch.nn.Module')}")
+    interop.refuse_engine_record()
     config = copied(load_ds_config(given))
+    get_tensor_parallel_config(config)  # wrong types of the whole section come in one error
     recorded = RECORDS.of(model)
-    if recorded is None and len(RECORDS):
+    if recorded is None and RECORDS.any_alive() and warn:
         _log.warning(
             "tp_model_init recorded arguments for another model; they do not hold for this %s",
             type(model).__name__,
@@ -53,29 +73,50 @@ def prepare(
     merge(config, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=dist)
     settings = get_tensor_parallel_config(config)
     if "tensor_parallel" in config:
-        config["tensor_parallel"] = deepspeed_section(settings)
+        config["tensor_parallel"] = section = deepspeed_section(settings)
+        # DeepSpeed makes the groups itself, and prints its configuration as JSON.
+        section["tp"] = {"tp_size": section["tp"]["tp_size"]}
+    _check_degree(model, settings)
+    _check_groups_made(settings.autotp_size, mpu)
     if settings.autotp_size <= 1:
-        return Prepared(config, None)
-    _check_ranks(settings)
-    _check_group(settings.tensor_parallel.tp_group, settings.autotp_size, "the tp_group")
-    if mpu is not None:
-        _check_group(interop.mpu_group(mpu), settings.autotp_size, "the group of mpu")
+        return Prepared(config, None, {"tensor_parallel.autotp_size": "0 or 1"})
     interop.refuse_pipeline(model)
+    _check_groups(settings, mpu)
     _check_optimizer(optimizer)
     interop.default_whole_weights_on_save(config)
     interop.settle_engine_config(config, mpu=mpu)
-    before = find_tensor_parallel(model)
-    if before is not None and before.group.size != settings.autotp_size:
+    values = {key: str(config[key]) for key in _COMPARED if key in config}
+    zero = config["zero_optimization"]
+    values["zero_optimization.stage"] = str(zero.get("stage") if isinstance(zero, dict) else zero)
+    values["the model"] = "whole" if find_tensor_parallel(model) is None else "sharded"
+    return Prepared(config, settings, compared(settings) | values)
+
+
+def shard_for_engine(model: nn.Module, *, settings: TPTrainingConfig, agreement: Agreement) -> None:
+    """Shard ``model`` over the engine's group, unless it is, and tell DeepSpeed so."""
+    handle = interop.engine_group(tp_size=settings.autotp_size)
+    state = find_tensor_parallel(model)
+    if state is None:
+        state = shard(model, settings=settings, group=TPGroup(handle), agreement=agreement)
+    interop.mark_parameters(state.parameters, keeper=state, counted=state.counts_in_norm)
+    interop.mark_model(model)
+
+
+def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
+    degree, ranks = settings.autotp_size, dist.get_world_size()
+    nested = settings.tensor_parallel.tp_size
+    if degree == 0 and nested > 1:
         raise ValueError(
-            f"the model is sharded over {before.group.size} ranks already, but "
-            f"tensor_parallel.autotp_size is {settings.autotp_size}"
+            f"tensor_parallel.tp.tp_size is {nested}, but autotp_size, which switches tensor "
+            f"parallelism on, is not set; write autotp_size: {nested}"
         )
-    return Prepared(config, settings, sharded_before=before is not None)
-
-
-def _check_ranks(settings: TPTrainingConfig) -> None:
-    ranks, degree = dist.get_world_size(), settings.autotp_size
-    if ranks % degree:
+    before = find_tensor_parallel(model)
+    if before is not None and list(before.group.global_ranks) != _consecutive(degree):
+        raise ValueError(
+            f"the model is sharded over the ranks {list(before.group.global_ranks)} already, but "
+            f"with tensor_parallel.autotp_size {degree} DeepSpeed uses {_consecutive(degree)}"
+        )
+    if degree > 1 and ranks % degree:
         fitting = [n for n in range(2, ranks + 1) if ranks % n == 0]
         raise ValueError(
             f"tensor_parallel.autotp_size is {degree}, which does not divide the {ranks} ranks of "
@@ -83,19 +124,42 @@ def _check_ranks(settings: TPTrainingConfig) -> None:
         )
 
 
-def _check_group(group: Any, degree: int, what: str) -> None:
-    """DeepSpeed's engine uses consecutive ranks, whatever group it is given."""
-    if group is None:
+def _check_groups_made(degree: int, mpu: Any) -> None:
+    """DeepSpeed keeps one set of groups for the whole process and uses it for every engine."""
+    made = interop.engine_group_size()
+    if made is None or made == max(degree, 1) or (degree <= 1 and mpu is not None):
         return
+    raise ValueError(
+        f"tensor_parallel.autotp_size is {degree}, but DeepSpeed has groups of {made} ranks in "
+        "this process already, from an earlier engine, and can have one size only. Use "
+        f"autotp_size {made} for this model, too, or initialize it in another process"
+        + (", or before the sharded one." if degree <= 1 else ".")
+    )
+
+
+def _consecutive(degree: int) -> list[int]:
+    """The ranks that share a model with this one in DeepSpeed's engine."""
+    degree = max(degree, 1)
     first = dist.get_rank() // degree * degree
-    expected = list(range(first, first + degree))
-    actual = list(dist.get_process_group_ranks(group))
-    if actual != expected:
-        raise ValueError(
-            f"{what} has the ranks {actual}, but DeepSpeed's engine needs {degree} consecutive "
-            f"ranks, here {expected}. Leave the group away, or number the processes so that the "
-            "ranks of a group follow one another."
-        )
+    return list(range(first, first + degree))
+
+
+def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
+    """DeepSpeed's engine uses consecutive ranks, whatever group it is given."""
+    nested = settings.tensor_parallel
+    expected = _consecutive(settings.autotp_size)
+    for group, what in (
+        (nested.tp_group, "the tp_group"),
+        (interop.mpu_group(nested.mpu), "the group of tensor_parallel.tp.mpu"),
+        (interop.mpu_group(mpu), "the group of mpu"),
+    ):
+        actual = expected if group is None else list(dist.get_process_group_ranks(group))
+        if actual != expected:
+            raise ValueError(
+                f"{what} has the ranks {actual}, but DeepSpeed's engine needs "
+                f"{settings.autotp_size} consecutive ranks, here {expected}. Leave the group away, "
+                "or number the processes so that the ranks of a group follow one another."
+            )
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -7,6 +7,7 @@ Owns the process group and its collectives; knows nothing of autograd or of laye
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ class TPGroup:
         self.global_ranks = tuple(dist.get_process_group_ranks(handle))
         self.device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
         self.before: Callable[[], None] | None = None
-        self._shared: dict[tuple[int, int], dist.ProcessGroup] = {}
+        self._blocks: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
 
     def step(self) -> None:
         """Announce a collective to whoever set ``before``."""
@@ -66,30 +67,56 @@ class TPGroup:
 
     def broadcast(self, x: Tensor) -> None:
         """Overwrite ``x`` with the value that the first rank has."""
-        dist.broadcast(x, src=self.global_ranks[0], group=self.handle)
+        sent = x.detach().reshape(-1).to(self.device)
+        # Bytes travel, as above.
+        dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=self.handle)
+        x.detach().copy_(sent.reshape(x.shape))
 
-    def sum_shared(self, x: Tensor, owner: int, holders: int) -> Tensor:
-        """Sum ``x`` over the ranks ``owner .. owner + holders - 1``, of which this is one."""
+    def sum_in(self, block: dist.ProcessGroup, x: Tensor) -> Tensor:
+        """Sum ``x`` over the ranks of ``block``, of which this is one."""
         x = x.contiguous()
-        dist.all_reduce(x, group=self.shared(owner, holders))
+        dist.all_reduce(x, group=block)
         return x
 
-    def shared(self, owner: int, holders: int) -> dist.ProcessGroup:
-        """The group of ranks ``owner .. owner + holders - 1``, made at first use by its members."""
-        key = (owner, holders)
-        if key not in self._shared:
-            members = list(self.global_ranks[owner : owner + holders])
-            gloo = dist.get_backend(self.handle) == "gloo"
-            self._shared[key] = dist.new_group(
-                members, backend="gloo" if gloo else None, use_local_synchronization=True
+    def block(self, blocks: tuple[tuple[int, int], ...]) -> dist.ProcessGroup:
+        """The group of the ranks that hold the same as this one.
+
+        ``blocks[rank]`` is the first rank and the number of ranks of that rank's block. Every
+        rank calls it, also one that is alone in its block: torch names a group made by its
+        members alone after the number of groups that they have, which must stay the same on
+        all ranks or the next such group is never found.
+        """
+        owner, holders = blocks[self.rank]
+        if holders == self.size:
+            return self.handle
+        if blocks not in self._blocks:
+            self._blocks[blocks] = dist.new_group(
+                list(self.global_ranks[owner : owner + holders]),
+                backend="gloo" if dist.get_backend(self.handle) == "gloo" else None,
+                use_local_synchronization=True,
             )
-        return self._shared[key]
+        return self._blocks[blocks]
+
+    def __deepcopy__(self, memo: object) -> TPGroup:
+        """The same: a copy of a model lives on the same ranks."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a sharded model holds a process group, which cannot be pickled or sent; save "
+            "model.state_dict(), which has this rank's shards, or "
+            "deepspeed_autotp.full_state_dict(model), which has the whole weights"
+        )
 
 
 def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
-    """A group over ``ranks`` (global, this rank among them) that moves host tensors and objects."""
+    """A group over ``ranks`` (global, this rank among them) that moves host tensors and objects.
+
+    Those ranks call it, and nobody else has to.
+    """
+    everyone = len(ranks) == dist.get_world_size()
     made: dist.ProcessGroup = dist.new_group(
-        list(ranks), backend="gloo", use_local_synchronization=True
+        list(ranks), backend="gloo", use_local_synchronization=not everyone
     )
     return made
 

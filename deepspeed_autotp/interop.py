@@ -20,13 +20,14 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 
 def deepspeed() -> ModuleType:
     """The deepspeed module; ImportError says what to install."""
     if importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
-            "deepspeed_autotp.initialize needs DeepSpeed: pip install 'deepspeed>=0.19'. "
+            "initialize and install need DeepSpeed: pip install 'deepspeed>=0.19'. "
             "A training loop without DeepSpeed can use deepspeed_autotp.parallelize(model, ...)."
         )
     return importlib.import_module("deepspeed")
@@ -150,6 +151,31 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]
     return context
 
 
+# What zero.Init gives a parameter beside the names that begin with "ds_".
+_PARTITIONED = frozenset(
+    {
+        *("all_gather", "all_gather_coalesced", "partition", "partition_gradients"),
+        *("reduce_gradients_at_owner", "aligned_size", "padding_size", "partition_numel"),
+        *("item", "convert_to_zero_parameters", "is_external_param", "nvme_swapper"),
+    }
+)
+
+
+def make_plain(parameters: Iterable[nn.Parameter]) -> None:
+    """Make parameters that ``deepspeed.zero.Init`` holds whole and ordinary, in place.
+
+    Every rank that built the model calls it, and then holds the whole model.
+    """
+    for parameter in parameters:
+        if is_partitioned(parameter):
+            with gathered([parameter]):
+                whole = parameter.detach().clone()
+            attributes = vars(parameter)
+            for name in [n for n in attributes if n.startswith("ds_") or n in _PARTITIONED]:
+                del attributes[name]
+            parameter.data = whole
+
+
 class ParameterKeeper(Protocol):
     """What DeepSpeed calls to make a module's parameters whole and to cut them again."""
 
@@ -201,12 +227,37 @@ def engine_group(*, tp_size: int) -> dist.ProcessGroup:
     return handle
 
 
+def engine_group_size() -> int | None:
+    """Ranks of the group that DeepSpeed's engine uses, or None where it has not made one."""
+    groups = importlib.import_module("deepspeed.utils.groups")
+    made = groups._TENSOR_MODEL_PARALLEL_GROUP
+    return None if made is None else dist.get_world_size(made)
+
+
+def refuse_engine_record() -> None:
+    """ValueError where DeepSpeed's own ``tp_model_init`` was called: its ``initialize`` would
+    shard by DeepSpeed's rules what ours has left alone."""
+    recorded = importlib.import_module("deepspeed.runtime.tensor_parallel.init_utils")
+    if recorded._TP_MODEL_INIT_ARGS is not None:
+        raise ValueError(
+            "deepspeed.tp_model_init was called: call deepspeed_autotp.tp_model_init in its place, "
+            "or deepspeed_autotp.install() before it"
+        )
+
+
 def config_argument(args: Any, config: Any, config_params: Any) -> Any:
-    """The configuration among the places where ``deepspeed.initialize`` accepts one, or None."""
-    found = config if config is not None else config_params
-    if found is not None:
-        return found
-    return getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
+    """The configuration among the places where ``deepspeed.initialize`` accepts one."""
+    passed = config if config is not None else config_params
+    named = getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
+    if passed is not None and named is not None:
+        raise ValueError(
+            f"initialize: args.deepspeed_config is {named!r}, and config is passed, too; pass one"
+        )
+    if passed is None and named is None:
+        raise ValueError(
+            "initialize: no configuration: pass config=..., or args with deepspeed_config"
+        )
+    return named if passed is None else passed
 
 
 def mpu_group(mpu: Any) -> dist.ProcessGroup | None:
@@ -229,6 +280,8 @@ def unwrapped(engine_or_model: Any) -> Iterator[nn.Module]:
 
 def mesh_group(mesh: Any) -> dist.ProcessGroup:
     """The group of a one-dimensional DeviceMesh, or of its dimension "tp"."""
+    if not isinstance(mesh, DeviceMesh):
+        raise ValueError(f"parallelize: mesh: got {type(mesh).__name__}, expected a DeviceMesh")
     names = mesh.mesh_dim_names or ()
     if mesh.ndim > 1 and "tp" not in names:
         raise ValueError(
@@ -274,7 +327,7 @@ def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
     """
     try:
         checked = deepspeed().DeepSpeedConfig(config, mpu)
-    except (AssertionError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # assertions, pydantic's errors and DeepSpeed's own
         raise ValueError(f"DeepSpeed refuses the configuration: {error}") from error
     config.pop("train_batch_size", None)
     config["train_micro_batch_size_per_gpu"] = checked.train_micro_batch_size_per_gpu
@@ -290,6 +343,31 @@ def default_whole_weights_on_save(config: dict[str, Any]) -> None:
     zero = config.setdefault("zero_optimization", {})
     if isinstance(zero, dict):
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+
+
+def save_whole_weights(engine: Any, *, whole: Callable[[bool], dict[str, Tensor] | None]) -> None:
+    """Let ``engine`` write whole weights wherever it writes a model without its optimizer.
+
+    ``whole(frozen)`` is the state on the first rank and None elsewhere. Without it DeepSpeed
+    0.19.8 writes the first rank's shards in ``save_16bit_model`` unless ZeRO 3 is on, and
+    leaves the buffers away in what ``Trainer.save_model`` takes.
+    """
+    save = engine.save_16bit_model
+
+    def save_16bit_model(
+        save_dir: str,
+        save_filename: str = "pytorch_model.bin",
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        engine.module_state_dict = lambda **_: whole(not exclude_frozen_parameters)
+        try:
+            saved: bool = save(save_dir, save_filename, exclude_frozen_parameters)
+        finally:
+            del engine.module_state_dict
+        return saved
+
+    engine.save_16bit_model = save_16bit_model
+    engine._replace_module_consolidated_state_dict = lambda: whole(True)
 
 
 def has_stepped(optimizer: Any) -> bool:

@@ -9,6 +9,7 @@ input and output features, R the ranks, V the vocabulary, H the hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ class RowLinear(nn.Linear):
         if own.split_input:
             x = take_own(x, own.parts, own.group)
         y = sum_over_ranks(F.linear(x, self.weight), own.group)
-        return y if self.bias is None else y + self.bias
+        # Under autocast the bias is wider than the product, and would widen the output.
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -92,7 +94,9 @@ class VocabularyEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         own = self.sharding
         start, length = own.parts.runs[own.group.rank]
-        elsewhere = (ids < start) | (ids >= start + length)
+        # An id outside the whole vocabulary is left for F.embedding to refuse.
+        known = (ids >= 0) & (ids < own.parts.size)
+        elsewhere = ((ids < start) | (ids >= start + length)) & known
         local = (ids - start).masked_fill_(elsewhere, 0)
         padding = None if self.padding_idx is None else self.padding_idx - start
         if padding is not None and not 0 <= padding < length:
@@ -143,7 +147,8 @@ class RowConv1D(nn.Module):
         own = self.sharding
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        return sum_over_ranks(F.linear(x, self.weight.t()), own.group) + self.bias
+        y = sum_over_ranks(F.linear(x, self.weight.t()), own.group)
+        return y + self.bias.to(y.dtype)
 
 
 _CLASSES: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {
@@ -155,17 +160,58 @@ _CLASSES: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {
 _CONV1D: dict[str, type[nn.Module]] = {"column": ColumnConv1D, "row": RowConv1D}
 
 
+class _MustReach(nn.Module):
+    """Stands before a class with its own forward, which must come to the sharded one.
+
+    A forward that takes the weight itself would compute with a part of it, in silence.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["reached"] = False
+        y = super().forward(*args, **kwargs)
+        if not vars(self)["reached"]:
+            own = type(self).__mro__[2].__name__
+            raise RuntimeError(
+                f"{own}.forward does not call super().forward, and so misses what makes up for its "
+                "weight being sharded; let it call super().forward, or leave the layer whole with "
+                "partition_type 'skip'"
+            )
+        return y
+
+
+class _Reached(nn.Module):
+    """Stands between the two."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["reached"] = True
+        return super().forward(*args, **kwargs)
+
+
 def sharded_class(module: nn.Module, kind: str) -> type[nn.Module]:
     """The class that ``module`` takes when it is cut as ``kind``.
 
     A subclass of ``nn.Linear`` or ``nn.Embedding`` keeps its own forward: what that calls as
-    ``super().forward`` becomes the sharded forward.
+    ``super().forward`` becomes the sharded forward, and RuntimeError says so if it calls nothing.
+    ValueError for an embedding whose options need all of its rows or the whole of one.
     """
     base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
     if not isinstance(module, base):
         return _CONV1D[kind]
+    if isinstance(module, nn.Embedding):
+        _refuse_options(module)
     sharded = _CLASSES[kind, base]
     own = type(module)
     if own is base:
         return sharded
-    return type(f"{sharded.__name__}Of{own.__name__}", (own, sharded), {})
+    name = f"{sharded.__name__}Of{own.__name__}"
+    if own.forward is base.forward:
+        return type(name, (own, sharded), {})
+    return type(name, (_MustReach, own, _Reached, sharded), {})
+
+
+def _refuse_options(module: nn.Embedding) -> None:
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        raise ValueError(
+            f"{module!r} cannot be cut: max_norm, scale_grad_by_freq and sparse hold for a whole "
+            "embedding; leave it whole with partition_type 'skip', or switch them off"
+        )

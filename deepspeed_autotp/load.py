@@ -19,7 +19,7 @@ from deepspeed_autotp import _core
 from deepspeed_autotp.checks import dictionary, shown, wrong
 from deepspeed_autotp.dtypes import named_dtype
 
-__all__ = ["infer_config_dtype", "load_ds_config", "switched_on"]
+__all__ = ["infer_config_dtype", "load_ds_config", "precision_switches", "switched_on"]
 
 _EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
 
@@ -52,9 +52,14 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
 
 def infer_config_dtype(config_dict: Mapping[str, Any]) -> torch.dtype | None:
     """The data type that ``bf16.enabled`` or ``fp16.enabled`` asks for; "auto" asks for none."""
-    bf16 = "bf16" if "bf16" in config_dict else "bfloat16"
-    name = _core.precision(switched_on(config_dict, bf16), switched_on(config_dict, "fp16"))
+    name = _core.precision(*precision_switches(config_dict))
     return None if name is None else named_dtype(name)
+
+
+def precision_switches(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether bf16, under either of its names, and fp16 are enabled."""
+    bf16 = "bf16" if "bf16" in config else "bfloat16"
+    return switched_on(config, bf16), switched_on(config, "fp16")
 
 
 def switched_on(config: Mapping[str, Any], key: str) -> bool:

@@ -13,18 +13,21 @@ from deepspeed_autotp.sharded import tensor_parallel
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients so that their Euclidean norm is at most ``max_norm``.
 
-    Returns the norm before, in float32: that of the whole model, each weight counted once
-    however many ranks hold it. Every rank of the tensor-parallel group calls it.
+    Returns the norm before, in float32, or in float64 where a gradient is: that of the whole
+    model, each weight counted once however many ranks hold it. Weights that the model got after
+    it was sharded count as whole on every rank. Every rank of the tensor-parallel group calls it.
     """
     state = tensor_parallel(model)
-    square = torch.zeros((), dtype=torch.float32, device=state.parameters[0].device)
+    square = torch.zeros((), dtype=torch.float64, device=state.parameters[0].device)
+    dtype = torch.float32
     gradients = []
-    for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
-        if entry.tied_to >= 0 or parameter.grad is None:
+    for parameter in model.parameters():
+        if parameter.grad is None:
             continue
         gradients.append(parameter.grad)
-        square += state.owned_square(parameter.grad, entry=entry)
-    norm = state.group.all_reduce(square).sqrt()
+        dtype = torch.promote_types(dtype, parameter.grad.dtype)
+        square += state.owned_square(parameter.grad, entry=state.entry(parameter))
+    norm = state.group.all_reduce(square).sqrt().to(dtype)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.to(gradient.device))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,12 @@ class ModelRecords:
     ) -> None:
         """Record; ValueError names both values when a live record says otherwise."""
         key = _NO_MODEL if model is None else id(model)
-        self._core.add(key, tp_size, dtype, 0 if tp_group is None else id(tp_group), group_size)
+        values = (tp_size, dtype, 0 if tp_group is None else id(tp_group), group_size)
+        try:
+            self._core.add(key, *values)
+        except ValueError:
+            self._forget_dead()
+            self._core.add(key, *values)
         self._groups[key] = tp_group
         if model is not None:
             self._models[key] = weakref.ref(model, lambda _: self._remove(key))
@@ -56,9 +62,15 @@ class ModelRecords:
         return self._recorded(_NO_MODEL)
 
     def latest(self) -> Recorded | None:
-        """The record that was made last."""
+        """The record that was made last, of those whose model is in use."""
+        self._forget_dead()
         found = self._core.latest()
         return None if found is None else self._recorded(found[0])
+
+    def any_alive(self) -> bool:
+        """Whether there is a record whose model is in use."""
+        self._forget_dead()
+        return len(self._core) > 0
 
     def clear(self) -> None:
         """Forget all records."""
@@ -66,8 +78,10 @@ class ModelRecords:
         self._models.clear()
         self._groups.clear()
 
-    def __len__(self) -> int:
-        return len(self._core)
+    def _forget_dead(self) -> None:
+        """A model in a reference cycle, as in an engine, lives on until it is collected."""
+        if self._models:
+            gc.collect()
 
     def _recorded(self, key: int) -> Recorded | None:
         values = self._core.find(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ _log = logging.getLogger("deepspeed_autotp")
 # Elements of each parameter that are compared. Weights that were drawn or loaded differently
 # differ nearly everywhere, so a few tell; reading all of them would cost a pass over the model.
 _SAMPLE = 64
+# How many names an error lists.
+_NAMED = 5
 
 
 def _sample(tensor: Tensor) -> bytes:
@@ -38,11 +41,18 @@ def _digest(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _nothing() -> None:
+    pass
+
+
 @torch.no_grad()
-def share_weights(description: Description, group: TPGroup, *, agreement: Agreement) -> None:
+def share_weights(
+    description: Description, group: TPGroup, *, agreement: Agreement, keep: bool
+) -> Callable[[], None]:
     """Give every rank the first rank's weights, where the ranks hold different ones.
 
-    As data parallelism does; shards of different models would make no model.
+    As data parallelism does; shards of different models would make no model. The function
+    returned gives the ranks their own weights back, of which a copy was kept with ``keep``.
     """
     model = description.modules[""]
     tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
@@ -50,50 +60,77 @@ def share_weights(description: Description, group: TPGroup, *, agreement: Agreem
     everyone = agreement.exchange(mine)
     # The same answer on every rank of a group, whatever other groups hold.
     if len({digest for first, digest in everyone if first == mine[0]}) == 1:
-        return
-    _log.warning(
-        "the ranks hold different weights of %s; taking those of rank %d",
-        type(model).__name__,
-        group.global_ranks[0],
-    )
+        return _nothing
+    if group.rank == 0:
+        _log.warning(
+            "the ranks %s hold different weights of %s; taking those of rank %d",
+            list(group.global_ranks),
+            type(model).__name__,
+            group.global_ranks[0],
+        )
+    before = [tensor.detach().clone() for tensor in tensors] if keep and group.rank else []
     for tensor in tensors:
-        whole = tensor.data.contiguous()
+        whole = tensor.detach().contiguous()
         group.broadcast(whole)
-        tensor.data.copy_(whole)
+        if group.rank:
+            tensor.detach().copy_(whole)
+
+    @torch.no_grad()
+    def restore() -> None:
+        for tensor, own in zip(tensors, before, strict=False):
+            tensor.detach().copy_(own)
+
+    return restore
 
 
-def share_random_state(group: TPGroup) -> None:
-    """Give every rank the first rank's random state, on the host and on the group's device."""
-    state = torch.get_rng_state()
-    sent = state.to(group.device)
+def share_random_state(group: TPGroup, *, device: torch.device) -> None:
+    """Give every rank the first rank's random state, on the host and on ``device``.
+
+    ``device`` is where training will be: ``group`` may move host tensors, as the model lies
+    there still.
+    """
+    sent = torch.get_rng_state().to(group.device)
     group.broadcast(sent)
     torch.set_rng_state(sent.cpu())
-    if group.device.type == "cuda":
-        sent = torch.cuda.get_rng_state(group.device).to(group.device)
+    if device.type == "cuda":
+        sent = torch.cuda.get_rng_state(device).to(group.device)
         group.broadcast(sent)
-        torch.cuda.set_rng_state(sent.cpu(), group.device)
+        torch.cuda.set_rng_state(sent.cpu(), device)
 
 
 @torch.no_grad()
 def check_replicas(model_or_engine: nn.Module) -> None:
-    """Compare every replicated parameter over the tensor-parallel ranks, bit by bit.
+    """Compare what several tensor-parallel ranks hold of every parameter, bit by bit.
 
-    Every rank calls it. RuntimeError on every rank, naming the parameters that drifted apart.
+    That is every whole parameter, and the key/value heads that ranks share. Every rank of the
+    group calls it. RuntimeError on each of them, naming the parameters that drifted apart.
     """
     state = tensor_parallel(model_or_engine)
     agreement = Agreement(state.group.handle)
-    digests = {}
+    mine: dict[tuple[str, int, int], str] = {}  # by name, owner and number of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
-        if entry.dim < 0 and entry.tied_to < 0:
-            with interop.gathered([parameter]):
-                held = parameter.detach().cpu().contiguous().reshape(-1)
-            digests[entry.name] = hashlib.blake2b(
-                bytes(held.view(torch.uint8).numpy()), digest_size=16
-            ).hexdigest()
-    everyone = agreement.exchange(digests)
-    drifted = [n for n in digests if len({theirs[n] for theirs in everyone}) > 1]
+        shared = entry.shared(state.group.rank)
+        if entry.tied_to >= 0 or (entry.dim >= 0 and not shared):
+            continue
+        with interop.gathered([parameter]):
+            held = parameter.detach()
+            if entry.dim < 0:
+                mine[entry.name, 0, 0] = _hash(held)
+            for number, (offset, length, owner, _) in enumerate(shared):
+                mine[entry.name, owner, number] = _hash(held.narrow(entry.dim, offset, length))
+    found: dict[tuple[str, int, int], set[str]] = {}
+    for theirs in agreement.exchange(mine):
+        for key, digest in theirs.items():
+            found.setdefault(key, set()).add(digest)
+    drifted = list(dict.fromkeys(name for (name, *_), seen in found.items() if len(seen) > 1))
     if drifted:
+        named = ", ".join(drifted[:_NAMED]) + (", ..." if len(drifted) > _NAMED else "")
         raise RuntimeError(
-            f"{len(drifted)} replicated parameters differ between the tensor-parallel ranks "
-            f"{list(state.group.global_ranks)}: {', '.join(drifted[:5])}"
+            f"{len(drifted)} parameter{'s' if len(drifted) > 1 else ''} that several ranks hold "
+            f"differ between the tensor-parallel ranks {list(state.group.global_ranks)}: {named}"
         )
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -6,13 +6,17 @@ Reads the plan's entries and moves tensors accordingly; decides nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop, ops
 from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
 
 _KEY = "tensor_parallel"
@@ -35,6 +39,7 @@ class TensorParallel:
         self.group = group
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
+        self._shards: dict[int, Tensor] = {}
 
     def entry(self, parameter: Tensor) -> Entry | None:
         """The plan's entry of ``parameter``, or None for a tensor the plan does not know."""
@@ -52,12 +57,15 @@ class TensorParallel:
             return False
         return all(owner == self.group.rank for _, _, owner, _ in entry.shared(self.group.rank))
 
-    def owned_square(self, gradient: Tensor, *, entry: Entry) -> Tensor:
-        """Sum of squares of what this rank is the first to hold of a gradient, in float32."""
+    def owned_square(self, gradient: Tensor, *, entry: Entry | None) -> Tensor:
+        """Sum of squares of what this rank is the first to hold of a gradient.
+
+        In float32, or in float64 where the gradient is. A tensor without an entry is whole.
+        """
         rank = self.group.rank
-        if entry.dim < 0:
-            return gradient.float().square().sum() * (rank == 0)
-        square = gradient.float().square()
+        square = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
+        if entry is None or entry.dim < 0:
+            return square.sum() * (rank == 0)
         for offset, length, owner, _ in entry.shared(rank):
             if owner != rank:
                 square.narrow(entry.dim, offset, length).zero_()
@@ -72,18 +80,31 @@ class TensorParallel:
             ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
         return full
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
+        """The state of a copy of the model: its parameters, their gradients summed as here."""
+        parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
+        hook_gradients(self.plan, parameters, self.group)
+        return TensorParallel(plan=self.plan, group=self.group, parameters=parameters)
+
     # DeepSpeed's protocol: it gathers and cuts the parameters of one module at a time.
 
     @torch.no_grad()
     def gather_params(self, params_list: list[Tensor | None]) -> None:
         """Make every cut parameter of the list whole, in place."""
         for parameter, entry in self._cut_entries(params_list):
+            self._shards[id(parameter)] = parameter.data
             parameter.data = self.gather(parameter, entry=entry)
 
     @torch.no_grad()
     def _tp_partition(self, params_list: list[Tensor | None]) -> None:
+        """Cut what ``gather_params`` made whole, into the memory where the shards were.
+
+        The optimizer may own that memory: ZeRO updates one flat buffer for many weights.
+        """
         for parameter, entry in self._cut_entries(params_list):
-            parameter.data = cut(parameter.detach(), entry=entry, rank=self.group.rank)
+            shard = self._shards.pop(id(parameter))
+            shard.copy_(cut(parameter.detach(), entry=entry, rank=self.group.rank))
+            parameter.data = shard
 
     def _cut_entries(self, params_list: list[Tensor | None]) -> Iterator[tuple[Tensor, Entry]]:
         for parameter in params_list:
@@ -120,22 +141,41 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     return None
 
 
-@torch.no_grad()
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The whole weights and buffers of a sharded model, on the host, on every rank.
 
-    Every rank of the group calls it. Plain transformers and torch load the result.
+    Every rank calls it. The tensors are copies, tied names share one; plain transformers and
+    torch load the result.
     """
+    return _full_state(model, kept=True, frozen=True)
+
+
+def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
+    """As :func:`full_state_dict` on the first rank of all; None on the others, which help.
+
+    ``frozen`` says whether weights that do not train are in it.
+    """
+    first = dist.get_rank() == 0
+    whole = _full_state(model, kept=first, frozen=frozen)
+    return whole if first else None
+
+
+@torch.no_grad()
+def _full_state(model: nn.Module, *, kept: bool, frozen: bool) -> dict[str, Tensor]:
     state = tensor_parallel(model)
     inner = next(m for m in interop.unwrapped(model) if _KEY in m.__dict__)
-    whole: dict[int, Tensor] = {}
+    whole: dict[int, Tensor | None] = {}
     result = {}
     for name, tensor in inner.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
+            continue
         if id(tensor) not in whole:
             entry = state.entry(tensor)
             cut_here = entry is not None and entry.dim >= 0
             with interop.gathered([tensor]):
                 held = state.gather(tensor, entry=entry) if entry and cut_here else tensor
-                whole[id(tensor)] = held.detach().cpu()
-        result[name] = whole[id(tensor)]
+                whole[id(tensor)] = held.detach().to("cpu", copy=True) if kept else None
+        copy = whole[id(tensor)]
+        if copy is not None:
+            result[name] = copy
     return result

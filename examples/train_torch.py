@@ -2,12 +2,13 @@
 """Tensor parallelism in a plain torchrun loop, without DeepSpeed.
 
 torchrun --nproc-per-node=2 examples/train_torch.py
+
+Ends with a folder that ``LlamaForCausalLM.from_pretrained("torch-output")`` loads.
 """
 
 import torch
 import torch.distributed as dist
 from corpus import VOCABULARY, batch
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import deepspeed_autotp
@@ -44,7 +45,7 @@ def main() -> None:
 
     weights = deepspeed_autotp.full_state_dict(model)
     if dist.get_rank() == 0:
-        save_file({k: v.contiguous() for k, v in weights.items()}, "model.safetensors")
+        model.save_pretrained("torch-output", state_dict=weights)
     dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+import weakref
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,6 +26,8 @@ from tests.pool_process import Answer, Failure, Job
 # The parent gives up first and then reports every stack; a group that gave up before it would
 # end the wait of the rank that is of interest.
 GROUP_MARGIN = 30.0
+# Engines that something still refers to after they were destroyed, which works once only.
+_DESTROYED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def main() -> None:
@@ -150,8 +153,9 @@ def _destroy_engines() -> None:
 
     # By type(): isinstance asks the object, and lazy modules answer by importing something.
     for value in gc.get_objects():
-        if issubclass(type(value), DeepSpeedEngine):
+        if issubclass(type(value), DeepSpeedEngine) and value not in _DESTROYED:
             value.destroy()
+            _DESTROYED.add(value)
 
 
 def _reset_deepspeed() -> None:

@@ -65,10 +65,12 @@ def own_rows(ids: torch.Tensor, *, tp: int) -> torch.Tensor:
     return ids.chunk(dist.get_world_size() // tp)[dist.get_rank() // tp]
 
 
-def train_engine(engine: Any, *, tp: int, accumulate: int = 1, steps: int = STEPS) -> list[float]:
-    """Losses of the whole batch, as :func:`single_losses` has them."""
+def train_engine(
+    engine: Any, *, tp: int, accumulate: int = 1, first: int = 0, steps: int = STEPS
+) -> list[float]:
+    """Losses of the whole batch from step ``first``, as :func:`single_losses` has them."""
     losses = []
-    for step in range(steps):
+    for step in range(first, first + steps):
         total = torch.zeros(())
         for ids in own_rows(tokens(step), tp=tp).chunk(accumulate):
             loss = engine(input_ids=ids, labels=ids).loss

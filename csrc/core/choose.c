@@ -16,7 +16,7 @@ tp_choose_weight_of(const tp_build *build, int index)
 {
     const tp_parameter *parameter = tp_model_parameter(build->model, index);
     if (strcmp(parameter->leaf, "bias") != 0 ||
-        !tp_build_is_layer(tp_model_module(build->model, parameter->module)))
+        !tp_module_is_layer(tp_model_module(build->model, parameter->module)))
         return -1;
     return tp_model_find_parameter(build->model, parameter->module, "weight");
 }

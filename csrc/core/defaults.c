@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "choose.h"
+#include "names.h"
 #include "resolve.h"
 
 static const char *const norm_names[] = {
@@ -45,7 +46,7 @@ is_head(const tp_build *build, int module)
         return true;
     const tp_plan_options *options = build->options;
     for (int i = 0; i < options->head_pattern_count; i++) {
-        if (strstr(tp_build_leaf(at->name), options->head_patterns[i]) != NULL)
+        if (strstr(tp_names_leaf(at->name), options->head_patterns[i]) != NULL)
             return true;
     }
     return false;
@@ -119,7 +120,7 @@ is_head_norm(const tp_build *build, int index, const char *cut)
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
     if (at->dims != 1 || module->parent < 0 || !cut[module->parent] ||
-        !is_norm_name(tp_build_leaf(module->name)))
+        !is_norm_name(tp_names_leaf(module->name)))
         return false;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
     return geometry != NULL && at->shape[0] == geometry->head_size &&

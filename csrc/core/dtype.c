@@ -24,12 +24,6 @@ _Static_assert(sizeof(spellings) == sizeof(canonical), "one name per spelling");
 
 static const char torch_prefix[] = "torch.";
 
-static char
-lower(char letter)
-{
-    return letter >= 'A' && letter <= 'Z' ? (char)(letter - 'A' + 'a') : letter;
-}
-
 static bool
 is_blank(char letter)
 {
@@ -43,7 +37,7 @@ reads(const char *text, size_t size, const char *word)
     if (strlen(word) != size)
         return false;
     for (size_t i = 0; i < size; i++)
-        if (lower(text[i]) != word[i])
+        if (tp_text_lower(text[i]) != word[i])
             return false;
     return true;
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* geometry.c -- head counts and head size of the attention modules of a model. */
-#define _POSIX_C_SOURCE 200809L /* strcasecmp */
 #include "geometry.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+
+#include "text.h"
 
 static const char *const head_size_keys[] = {
     "head_dim", "attention_head_size", "head_size",
@@ -108,19 +108,13 @@ make_geometry(const counts *own, const counts *config)
     return (tp_geometry){{query, key}, head_size, false};
 }
 
-static bool
-is_layer(const tp_module *module)
-{
-    return module->kind != TP_MODULE_OTHER;
-}
-
 static void
 find_separate_keys(tp_geometries *geometries)
 {
     const tp_model *model = geometries->model;
     for (int i = 0; i < tp_model_module_count(model); i++) {
         const tp_module *module = tp_model_module(model, i);
-        if (!is_layer(module))
+        if (!tp_module_is_layer(module))
             continue;
         const int attention = tp_geometries_find(geometries, i);
         const int index = tp_model_find_parameter(model, i, "weight");
@@ -156,7 +150,7 @@ tp_geometries_new(const tp_model *model, tp_geometries **out, tp_error *err)
     const counts config = read_counts(facts->integers, facts->integer_count);
     for (int i = 0; i < count; i++) {
         const tp_module *module = tp_model_module(model, i);
-        if (is_layer(module)) {
+        if (tp_module_is_layer(module)) {
             if (module->parent >= 0)
                 geometries->layers[module->parent]++;
             continue;
@@ -195,7 +189,7 @@ tp_geometry_interleaved(const char *model_type, const char *leaf)
     if (model_type == NULL)
         return false;
     for (size_t i = 0; i < sizeof(interleaved) / sizeof(interleaved[0]); i++) {
-        if (strcasecmp(interleaved[i].model_type, model_type) == 0 &&
+        if (tp_text_same(interleaved[i].model_type, model_type) &&
             strcmp(interleaved[i].leaf, leaf) == 0)
             return true;
     }

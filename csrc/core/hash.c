@@ -1,36 +1,56 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hash.c -- a 64-bit FNV-1a hash, the same on every machine. */
+/* hash.c -- a 64-bit hash, the same on every machine. */
 #include "hash.h"
 
 #include <string.h>
 
-#define FNV_PRIME UINT64_C(0x100000001b3)
+/* 2^64 over the golden ratio: odd, and its bits are spread evenly. */
+#define FACTOR UINT64_C(0x9e3779b97f4a7c15)
 
-uint64_t
-tp_hash_bytes(uint64_t hash, const void *data, size_t size)
+/* Eight bytes at a time, because a plan hashes megabytes of names. Both steps
+ * can be undone, so two values never meet from the same `hash`. The product
+ * moves bits upwards only; the shift brings them down again. */
+static uint64_t
+mix(uint64_t hash, uint64_t word)
 {
-    const unsigned char *bytes = data;
-    for (size_t i = 0; i < size; i++)
-        hash = (hash ^ bytes[i]) * FNV_PRIME;
-    return hash;
+    hash = (hash ^ word) * FACTOR;
+    return hash ^ (hash >> 32);
+}
+
+/* `size` bytes, at most eight, as a little-endian number. */
+static uint64_t
+read_word(const unsigned char *bytes, size_t size)
+{
+    uint64_t word = 0;
+    memcpy(&word, bytes, size);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
+    return word;
 }
 
 uint64_t
 tp_hash_int(uint64_t hash, int64_t value)
 {
-    const uint64_t bits = (uint64_t)value;
-    unsigned char bytes[8];
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (unsigned char)(bits >> (8 * i));
-    return tp_hash_bytes(hash, bytes, sizeof(bytes));
+    return mix(hash, (uint64_t)value);
+}
+
+uint64_t
+tp_hash_bytes(uint64_t hash, const void *data, size_t size)
+{
+    const unsigned char *bytes = data;
+    size_t left = size;
+    for (; left >= 8; left -= 8, bytes += 8)
+        hash = mix(hash, read_word(bytes, 8));
+    if (left > 0)
+        hash = mix(hash, read_word(bytes, left));
+    return mix(hash, size);
 }
 
 uint64_t
 tp_hash_text(uint64_t hash, const char *text)
 {
     /* No text is -1 bytes long, which tells NULL from "". */
-    if (text == NULL)
-        return tp_hash_int(hash, -1);
-    const size_t size = strlen(text);
-    return tp_hash_int(tp_hash_bytes(hash, text, size), (int64_t)size);
+    return text == NULL ? tp_hash_int(hash, -1)
+                        : tp_hash_bytes(hash, text, strlen(text));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hash.h -- a 64-bit FNV-1a hash, the same on every machine.
+/* hash.h -- a 64-bit hash, the same on every machine.
  *
- * Ranks compare it to see that they made the same plan; it is no defence
- * against an attacker. http://www.isthe.com/chongo/tech/comp/fnv/ */
+ * Ranks compare it to see that they made the same plan, and maps find names by
+ * it; it is no defence against an attacker. */
 #ifndef TP_HASH_H
 #define TP_HASH_H
 
@@ -11,13 +11,13 @@
 
 #define TP_HASH_START UINT64_C(0xcbf29ce484222325)
 
-uint64_t tp_hash_bytes(uint64_t hash, const void *data, size_t size);
-
-/* Mixes the value in as eight little-endian bytes. */
+/* Mixes the value in, whatever the byte order of the machine. */
 uint64_t tp_hash_int(uint64_t hash, int64_t value);
 
-/* Mixes the bytes and the length in, so that "ab","c" differs from "a","bc".
- * NULL differs from "". */
+/* Mixes the bytes and their number in, so that "ab","c" differs from "a","bc". */
+uint64_t tp_hash_bytes(uint64_t hash, const void *data, size_t size);
+
+/* As tp_hash_bytes; NULL differs from "". */
 uint64_t tp_hash_text(uint64_t hash, const char *text);
 
 #endif

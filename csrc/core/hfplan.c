@@ -70,7 +70,7 @@ unknown_style(const char *style, const char *pattern, tp_error *err)
 }
 
 int
-tp_style_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
+tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
 {
     for (int i = 0; i < STYLE_COUNT; i++) {
         if (!tp_text_same(style, styles[i].name))
@@ -137,7 +137,7 @@ after_prefix(const char *name, const char *prefix)
 }
 
 bool
-tp_hf_match(const char *pattern, const char *prefix, const char *name)
+tp_hfplan_match(const char *pattern, const char *prefix, const char *name)
 {
     if (same_name(pattern, name))
         return true;

@@ -14,10 +14,10 @@
 /* The specification behind a style name, old or new, in any case. Fails with
  * TP_VALUE naming pattern, style and the nearest styles; a style that is known but
  * not built yet fails with its own message. */
-int tp_style_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err);
+int tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err);
 
 /* Whether `name` is `pattern`, or `prefix.pattern` when `prefix` is not empty,
  * or `pattern` begins with `prefix.` and `name` is the rest. */
-bool tp_hf_match(const char *pattern, const char *prefix, const char *name);
+bool tp_hfplan_match(const char *pattern, const char *prefix, const char *name);
 
 #endif

@@ -27,16 +27,16 @@ struct tp_layouts {
 int
 tp_layouts_new(tp_arena *arena, int ranks, tp_layouts **out, tp_error *err)
 {
-    const size_t room = 64;
     *out = NULL;
     tp_layouts *layouts = calloc(1, sizeof(*layouts));
-    slot *slots = calloc(room, sizeof(*slots));
-    if (layouts == NULL || slots == NULL) {
-        free(layouts);
-        free(slots);
+    if (layouts == NULL)
+        return tp_fail_memory(err);
+    *layouts = (tp_layouts){.arena = arena, .ranks = ranks, .room = 64};
+    layouts->slots = calloc(layouts->room, sizeof(*layouts->slots));
+    if (layouts->slots == NULL) {
+        tp_layouts_free(layouts);
         return tp_fail_memory(err);
     }
-    *layouts = (tp_layouts){arena, ranks, slots, room, 0};
     *out = layouts;
     return 0;
 }

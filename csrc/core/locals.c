@@ -21,9 +21,13 @@ typedef struct {
     int room;
 } workspace;
 
+/* An integer of the configuration object that a module holds, which some forwards
+ * read in the place of the module's own, is called "config.<key>". */
 static bool
 has_key(const char *const *keys, const char *key)
 {
+    if (strncmp(key, "config.", strlen("config.")) == 0)
+        key += strlen("config.");
     for (; *keys != NULL; keys++) {
         if (strcmp(*keys, key) == 0)
             return true;

@@ -58,6 +58,15 @@ tp_model_copy_text(tp_model *model, const char *text, tp_error *err)
     return tp_arena_text(model->arena, text, strlen(text), err);
 }
 
+/* As tp_model_copy_text, unless the text is the one copied to `last` before. */
+static const char *
+share_text(tp_model *model, const char *text, const char **last, tp_error *err)
+{
+    if (text == NULL || *last == NULL || strcmp(text, *last) != 0)
+        *last = tp_model_copy_text(model, text, err);
+    return *last;
+}
+
 int
 tp_model_copy_integers(tp_model *model, const tp_integer *from, int count,
                        const tp_integer **out, tp_error *err)
@@ -101,7 +110,7 @@ tp_model_add_module(tp_model *model, const tp_module *module, int *index, tp_err
     tp_module copy = *module;
     copy.parent = -1;
     copy.name = tp_model_copy_text(model, module->name, err);
-    copy.class_name = tp_model_copy_text(model, module->class_name, err);
+    copy.class_name = share_text(model, module->class_name, &model->last_class, err);
     if (copy.name == NULL || copy.class_name == NULL ||
         tp_model_copy_integers(model, module->integers, module->integer_count,
                                &copy.integers, err) < 0)
@@ -175,13 +184,19 @@ tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *inde
 
     tp_parameter copy = *parameter;
     copy.name = tp_model_copy_text(model, parameter->name, err);
-    copy.leaf = tp_model_copy_text(model, parameter->leaf, err);
-    copy.dtype = tp_model_copy_text(model, parameter->dtype, err);
+    copy.leaf = share_text(model, parameter->leaf, &model->last_leaf, err);
+    copy.dtype = share_text(model, parameter->dtype, &model->last_dtype, err);
     if (copy.name == NULL || copy.leaf == NULL || copy.dtype == NULL)
         return -1;
     *index = model->parameter_count++;
     model->parameters[*index] = copy;
     return 0;
+}
+
+bool
+tp_module_is_layer(const tp_module *module)
+{
+    return module->kind != TP_MODULE_OTHER;
 }
 
 int

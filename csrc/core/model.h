@@ -5,6 +5,7 @@
 #ifndef TP_MODEL_H
 #define TP_MODEL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "error.h"
@@ -31,6 +32,9 @@ typedef struct {
     const tp_integer *integers;
     int integer_count;
 } tp_module;
+
+/* Whether the module's forward can be exchanged: it has one weight and maybe a bias. */
+bool tp_module_is_layer(const tp_module *module);
 
 typedef struct {
     const char *name;

@@ -19,8 +19,11 @@ struct tp_model {
     int parameter_count;
     int parameter_room;
     /* Chains of the parameters of a module, made by tp_model_seal. */
-    int *first_parameter; /* one per module; -1 ends a chain */
-    int *next_parameter;  /* one per parameter */
+    int *first_parameter;   /* one per module; -1 ends a chain */
+    int *next_parameter;    /* one per parameter */
+    const char *last_class; /* shared by neighbours that have the same; or NULL */
+    const char *last_leaf;
+    const char *last_dtype;
     tp_model_facts facts;
     bool sealed;
 };

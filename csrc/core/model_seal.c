@@ -29,9 +29,10 @@ find_parent(const tp_map *map, const char *name)
 static int
 add_name(tp_map *map, const char *name, int index, const char *what, tp_error *err)
 {
-    if (tp_map_find(map, name, strlen(name)) >= 0)
+    const int held = tp_map_add(map, name, index, err);
+    if (held >= 0 && held != index)
         return tp_fail(err, TP_VALUE, "two %s are called '%s'", what, name);
-    return tp_map_add(map, name, index, err);
+    return held < 0 ? -1 : 0;
 }
 
 static int

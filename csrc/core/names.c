@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* names.c -- names whose indices do not matter. */
+/* names.c -- the parts of names, and names whose indices do not matter. */
 #include "names.h"
 
 #include <stdlib.h>
@@ -7,6 +7,13 @@
 
 #include "map.h"
 #include "text.h"
+
+const char *
+tp_names_leaf(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot == NULL ? name : dot + 1;
+}
 
 void
 tp_names_star(const char *name, char *out)
@@ -30,12 +37,12 @@ tp_names_star(const char *name, char *out)
 static int
 add_once(tp_map *map, const char *name, tp_names *list, tp_error *err)
 {
-    if (name[0] == '\0' || tp_map_find(map, name, strlen(name)) >= 0)
+    if (name[0] == '\0')
         return 0;
-    if (tp_map_add(map, name, list->count, err) < 0)
-        return -1;
-    list->names[list->count++] = name;
-    return 0;
+    const int held = tp_map_add(map, name, list->count, err);
+    if (held == list->count)
+        list->names[list->count++] = name;
+    return held < 0 ? -1 : 0;
 }
 
 static int

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* names.h -- names whose indices do not matter.
+/* names.h -- the parts of names, and names whose indices do not matter.
  *
  * "model.layers.0.mlp" and "model.layers.1.mlp" are both "model.layers.*.mlp". */
 #ifndef TP_NAMES_H
@@ -7,6 +7,9 @@
 
 #include "arena.h"
 #include "model.h"
+
+/* The part of a name behind its last dot. */
+const char *tp_names_leaf(const char *name);
 
 /* Write `name` with each part that is all digits as `*`. `out` has room for the
  * name's length and a NUL; the result is never longer than the name. */

@@ -10,8 +10,7 @@
 /* More suggestions than this are a list, not a hint. */
 #define SUGGESTIONS 3
 
-/* A name in lower case. The C locale's letters only: names are compared the
- * same way whatever locale the process is in. */
+/* A name in lower case. */
 typedef struct {
     char data[LONGEST + 1];
     int size;
@@ -24,9 +23,7 @@ fold(const char *name, folded *out)
     for (; name[size] != '\0'; size++) {
         if (size == LONGEST)
             return false;
-        const char letter = name[size];
-        out->data[size] =
-            letter >= 'A' && letter <= 'Z' ? (char)(letter - 'A' + 'a') : letter;
+        out->data[size] = tp_text_lower(name[size]);
     }
     out->data[size] = '\0';
     out->size = size;

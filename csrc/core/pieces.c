@@ -2,6 +2,8 @@
 /* pieces.c -- what the pieces of a viewed weight are: heads, units or plain. */
 #include "pieces.h"
 
+#include "names.h"
+
 static void
 add_piece(tp_pieces *out, int64_t size, int64_t unit, tp_piece_role role)
 {
@@ -81,7 +83,7 @@ add_whole(const tp_build *build, int module, int attention, const tp_spec *spec,
         return false;
     if (spec->cut == TP_CUT_COLUMN && !geometry->separate_keys &&
         size == fused_size(geometry)) {
-        const char *leaf = tp_build_leaf(tp_model_module(build->model, module)->name);
+        const char *leaf = tp_names_leaf(tp_model_module(build->model, module)->name);
         const char *type = tp_model_get_facts(build->model)->model_type;
         mark_heads(out, geometry, attention, true);
         add_fused(geometry, tp_geometry_interleaved(type, leaf), size, out);

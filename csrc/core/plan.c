@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan.c -- what happens to every parameter: the way through, and reading. */
+/* plan.c -- what happens to every parameter: the way through. */
 #include "plan.h"
 
 #include <stdlib.h>
@@ -137,7 +137,7 @@ make_layers(tp_build *build, tp_error *err)
     if (plan->layers == NULL)
         return -1;
     for (int i = 0; i < count; i++) {
-        if (!tp_build_is_layer(tp_model_module(build->model, i)))
+        if (!tp_module_is_layer(tp_model_module(build->model, i)))
             continue;
         const int weight = tp_model_find_parameter(build->model, i, "weight");
         if (weight < 0 || build->decisions[weight].layout == NULL)
@@ -208,76 +208,4 @@ tp_plan_free(tp_plan *plan)
         return;
     tp_arena_free(plan->arena);
     free(plan);
-}
-
-int
-tp_plan_ranks(const tp_plan *plan)
-{
-    return plan->ranks;
-}
-
-int
-tp_plan_entry_count(const tp_plan *plan)
-{
-    return plan->entry_count;
-}
-
-const tp_entry *
-tp_plan_entry(const tp_plan *plan, int index)
-{
-    return &plan->entries[index];
-}
-
-int
-tp_plan_layer_count(const tp_plan *plan)
-{
-    return plan->layer_count;
-}
-
-const tp_layer *
-tp_plan_layer(const tp_plan *plan, int index)
-{
-    return &plan->layers[index];
-}
-
-int
-tp_plan_integer_count(const tp_plan *plan)
-{
-    return plan->integer_count;
-}
-
-const tp_local_integer *
-tp_plan_integer(const tp_plan *plan, int index)
-{
-    return &plan->integers[index];
-}
-
-int
-tp_plan_note_count(const tp_plan *plan)
-{
-    return plan->note_count;
-}
-
-const tp_note *
-tp_plan_note(const tp_plan *plan, int index)
-{
-    return &plan->notes[index];
-}
-
-uint64_t
-tp_plan_hash(const tp_plan *plan)
-{
-    return plan->hash;
-}
-
-void
-tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape)
-{
-    const tp_entry *at = &plan->entries[entry];
-    const tp_parameter *parameter = tp_model_parameter(plan->model, at->parameter);
-    for (int i = 0; i < parameter->dims; i++)
-        shape[i] = parameter->shape[i];
-    if (at->layout != NULL)
-        shape[at->dim] =
-            shape[at->dim] / at->layout->size * at->layout->parts[rank].width;
 }

@@ -7,31 +7,6 @@
 
 #include "view.h"
 
-const char *
-tp_kind_name(tp_kind kind)
-{
-    static const char *const names[] = {
-        [TP_WHOLE] = "replicated", [TP_WHOLE_SUM] = "replicated+sum",
-        [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
-        [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
-        [TP_HIDDEN] = "hidden",
-    };
-    return names[kind];
-}
-
-bool
-tp_build_is_layer(const tp_module *module)
-{
-    return module->kind != TP_MODULE_OTHER;
-}
-
-const char *
-tp_build_leaf(const char *name)
-{
-    const char *dot = strrchr(name, '.');
-    return dot == NULL ? name : dot + 1;
-}
-
 int
 tp_build_first(const tp_build *build, int parameter)
 {

@@ -70,12 +70,6 @@ typedef struct {
     tp_geometries *geometries;
 } tp_build;
 
-/* Whether the module's forward can be exchanged: it has one weight and maybe a bias. */
-bool tp_build_is_layer(const tp_module *module);
-
-/* The part of a name behind its last dot. */
-const char *tp_build_leaf(const char *name);
-
 /* The name that comes first of those that share the parameter's tensor. */
 int tp_build_first(const tp_build *build, int parameter);
 

@@ -120,8 +120,8 @@ tp_records_add(tp_records *records, int64_t key, const tp_record *record, tp_err
         if (check_against(record, &records->slots[i].record, err) < 0)
             return -1;
     }
-    const slot added = {key,
-                        *record}; /* before `record`, if it lies in the list, moves */
+    /* A copy, because `record` may lie in the list, which is about to move. */
+    const slot added = {key, *record};
     if (reserve(records, err) < 0)
         return -1;
     tp_records_remove(records, key); /* so that the key becomes the latest */

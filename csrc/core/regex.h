@@ -3,8 +3,10 @@
  *
  * A pattern made only of constructs that PCRE2 and Python read alike runs in
  * PCRE2 with JIT; any other pattern, and any subject that is not printable
- * ASCII, goes to the fallback, which is the compiled Python pattern. Whether a
- * pattern is valid at all is Python's decision, taken before it comes here. */
+ * ASCII, goes to the fallback, which is the compiled Python pattern and has no
+ * bound of its own: PCRE2 goes first there, to see whether the search ends.
+ * Whether a pattern is valid at all is Python's decision, taken before it
+ * comes here. */
 #ifndef TP_REGEX_H
 #define TP_REGEX_H
 
@@ -12,6 +14,7 @@
 #include <stddef.h>
 
 #include "error.h"
+#include "subject.h"
 
 typedef struct tp_regex tp_regex;
 
@@ -27,15 +30,15 @@ typedef struct {
 int tp_regex_new(const char *pattern, const tp_matcher *fallback, tp_regex **out,
                  tp_error *err);
 
-/* Whether `subject` matches at its start. A pattern that backtracks without
- * end fails with TP_LIMIT, naming pattern and subject. */
-int tp_regex_match(const tp_regex *regex, const char *subject, size_t size,
-                   bool *matched, tp_error *err);
+/* Whether `subject` matches at its start. A pattern that backtracks
+ * without end fails with TP_LIMIT, naming pattern and subject. */
+int tp_regex_match(const tp_regex *regex, const tp_subject *subject, bool *matched,
+                   tp_error *err);
 
 /* The pattern as given; borrowed. */
 const char *tp_regex_pattern(const tp_regex *regex);
 
-/* Whether PCRE2 runs it. */
+/* Whether PCRE2 decides; otherwise the fallback does. */
 bool tp_regex_is_native(const tp_regex *regex);
 
 void tp_regex_free(tp_regex *regex);

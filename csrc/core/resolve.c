@@ -130,7 +130,7 @@ tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
     } else if (choice->spec != NULL) {
         const tp_module *module = tp_model_module(build->model, weight->module);
         int result = -1;
-        if (tp_build_is_layer(module) && strcmp(weight->leaf, "weight") == 0)
+        if (tp_module_is_layer(module) && strcmp(weight->leaf, "weight") == 0)
             result = cut_weight(build, weight, choice->spec, &decision, err);
         else
             tp_fail(err, TP_VALUE,

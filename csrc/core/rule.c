@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "hfplan.h"
+#include "names.h"
 #include "preset.h"
 #include "text.h"
 
@@ -30,8 +31,8 @@ tp_source_name(tp_source source)
     return source_names[source];
 }
 
-static void
-release(tp_rule *rule)
+void
+tp_rule_clear(tp_rule *rule)
 {
     for (int i = 0; rule->patterns != NULL && i < rule->pattern_count; i++)
         tp_regex_free(rule->patterns[i]);
@@ -57,7 +58,7 @@ tp_rules_add(tp_rules *rules, tp_rule *rule, tp_error *err)
         const int room = rules->room == 0 ? 16 : rules->room * 2;
         tp_rule *grown = realloc(rules->rules, (size_t)room * sizeof(*grown));
         if (grown == NULL) {
-            release(rule);
+            tp_rule_clear(rule);
             return tp_fail_memory(err);
         }
         rules->rules = grown;
@@ -88,7 +89,7 @@ add_preset_row(tp_rules *rules, const tp_preset *preset, int index, tp_error *er
     return tp_rules_add(rules, &rule, err);
 
 fail:
-    release(&rule);
+    tp_rule_clear(&rule);
     return -1;
 }
 
@@ -105,12 +106,22 @@ tp_rules_add_preset(tp_rules *rules, const char *name, tp_error *err)
     return 0;
 }
 
+/* The pairs behind the last `*`, or else of the last part: those in front of it may
+ * be the model's prefix, without which names match, too. */
+static tp_pairs
+last_pairs(const char *pattern)
+{
+    const char *star = strrchr(pattern, '*');
+    const char *last = star != NULL ? star + 1 : tp_names_leaf(pattern);
+    return tp_subject_of(last, strlen(last)).pairs;
+}
+
 int
 tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
                    tp_error *err)
 {
     tp_rule rule = {.source = TP_FROM_HF};
-    if (tp_style_spec(style, pattern, &rule.spec, err) < 0)
+    if (tp_hfplan_spec(style, pattern, &rule.spec, err) < 0)
         return -1;
 
     tp_text copy = TP_NO_TEXT;
@@ -120,9 +131,10 @@ tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
     if (tp_text_take(&copy, &rule.hf_pattern, err) < 0 ||
         tp_text_take(&label, &rule.label, err) < 0) {
         tp_text_free(&label);
-        release(&rule);
+        tp_rule_clear(&rule);
         return -1;
     }
+    rule.hf_pairs = last_pairs(rule.hf_pattern);
     return tp_rules_add(rules, &rule, err);
 }
 
@@ -151,45 +163,46 @@ tp_rule_fits_model(const tp_rule *rule, const char *model_type)
 }
 
 static int
-match_patterns(const tp_rule *rule, const char *name, bool *matched, tp_error *err)
+match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
+               tp_error *err)
 {
-    *matched = false;
-    if (name == NULL)
-        return 0;
-    const size_t size = strlen(name);
     for (int i = 0; i < rule->pattern_count && !*matched; i++) {
-        if (tp_regex_match(rule->patterns[i], name, size, matched, err) < 0)
+        if (tp_regex_match(rule->patterns[i], name, matched, err) < 0)
             return -1;
     }
     return 0;
 }
 
 static int
-match_rule(const tp_rule *rule, const tp_query *query, bool *matched, tp_error *err)
+match_name(const tp_rule *rule, const char *prefix, const tp_subject *name,
+           bool *matched, tp_error *err)
 {
-    *matched = false;
-    if (!tp_rule_fits_model(rule, query->model_type))
-        return 0;
-    if (rule->hf_pattern != NULL) {
-        const char *pattern = rule->hf_pattern;
-        *matched = tp_hf_match(pattern, query->prefix, query->parameter) ||
-                   (query->module != NULL &&
-                    tp_hf_match(pattern, query->prefix, query->module));
-        return 0;
-    }
-    if (match_patterns(rule, query->parameter, matched, err) < 0)
-        return -1;
-    return *matched ? 0 : match_patterns(rule, query->module, matched, err);
+    if (rule->hf_pattern == NULL)
+        return match_patterns(rule, name, matched, err);
+    *matched = (rule->hf_pairs & ~name->pairs) == 0 &&
+               tp_hfplan_match(rule->hf_pattern, prefix, name->text);
+    return 0;
 }
 
 int
 tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room,
               tp_error *err)
 {
+    const bool twice = query->module != NULL;
+    const char *second = twice ? query->module : "";
+    const tp_subject module = tp_subject_of(second, strlen(second));
+    const tp_subject parameter =
+        tp_subject_after(&module, query->parameter, strlen(query->parameter));
     int count = 0;
     for (int i = 0; i < rules->count; i++) {
+        const tp_rule *rule = &rules->rules[i];
         bool matched = false;
-        if (match_rule(&rules->rules[i], query, &matched, err) < 0)
+        if (!tp_rule_fits_model(rule, query->model_type))
+            continue;
+        if (match_name(rule, query->prefix, &parameter, &matched, err) < 0)
+            return -1;
+        if (!matched && twice &&
+            match_name(rule, query->prefix, &module, &matched, err) < 0)
             return -1;
         if (!matched)
             continue;
@@ -206,7 +219,7 @@ tp_rules_free(tp_rules *rules)
     if (rules == NULL)
         return;
     for (int i = 0; i < rules->count; i++)
-        release(&rules->rules[i]);
+        tp_rule_clear(&rules->rules[i]);
     free(rules->rules);
     free(rules);
 }

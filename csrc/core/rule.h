@@ -29,10 +29,14 @@ typedef struct {
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;
     char *hf_pattern;   /* owned; NULL for a rule with patterns */
+    tp_pairs hf_pairs;  /* that every name contains which hf_pattern matches */
     char **model_types; /* owned; empty: any model */
     int model_type_count;
     char *label; /* owned: what to call the rule, e.g. "layer_specs[2]" */
 } tp_rule;
+
+/* Release what the rule owns, as far as it has been filled. */
+void tp_rule_clear(tp_rule *rule);
 
 typedef struct tp_rules tp_rules;
 

@@ -20,16 +20,13 @@
 typedef struct {
     const char *at;
     int depth;         /* of groups; 0 is the top level */
-    bool alternatives; /* at the top level: no text is required then */
-    char *text;        /* runs of literals of the top level, one after another */
-    size_t start;      /* of the current run */
-    size_t end;
-    size_t best_start;
-    size_t best_size;
+    bool alternatives; /* at the top level: nothing is required then */
+    tp_pairs required; /* by the literals of the top level */
+    char last;         /* the literal just before; NUL: none */
 } scan;
 
 typedef enum {
-    ELEMENT_LITERAL,  /* one certain character, already in the current run */
+    ELEMENT_LITERAL,  /* one certain character, the one just read */
     ELEMENT_SOME,     /* at least one character, not known which */
     ELEMENT_NULLABLE, /* a group that can match nothing */
     ELEMENT_ASSERTION /* matches no character */
@@ -72,25 +69,6 @@ is_escapable(char letter)
     return is_printable(letter) && !is_alphanumeric(letter);
 }
 
-static void
-end_run(scan *s)
-{
-    if (s->end - s->start > s->best_size) {
-        s->best_start = s->start;
-        s->best_size = s->end - s->start;
-    }
-    s->start = s->end;
-}
-
-static element
-add_literal(scan *s, char letter)
-{
-    if (s->depth > 0)
-        return ELEMENT_SOME;
-    s->text[s->end++] = letter;
-    return ELEMENT_LITERAL;
-}
-
 /* Behind a backslash, outside a class. */
 static bool
 scan_escape(scan *s, element *out)
@@ -101,7 +79,7 @@ scan_escape(scan *s, element *out)
     else if (is_one_of(letter, "bA"))
         *out = ELEMENT_ASSERTION;
     else if (is_escapable(letter))
-        *out = add_literal(s, letter);
+        *out = ELEMENT_LITERAL;
     else
         return false;
     return true;
@@ -198,7 +176,7 @@ scan_element(scan *s, element *out)
             /* A lone bracket or brace is a literal to both, but hardly meant. */
             if (!is_printable(letter) || is_one_of(letter, "]{}*+?"))
                 return false;
-            *out = add_literal(s, letter);
+            *out = ELEMENT_LITERAL;
             return true;
     }
 }
@@ -247,15 +225,16 @@ scan_repeat(scan *s, repeat *out)
     return !is_one_of(*s->at, "*+?{");
 }
 
-/* Keep the runs of the top level true to what an element and its repeat say. */
+/* Add what an element of the top level and its repeat require. `letter` is the
+ * element where it is a literal. */
 static void
-follow_run(scan *s, element kind, repeat times)
+add_required(scan *s, element kind, char letter, repeat times)
 {
-    if (s->depth > 0 || (kind == ELEMENT_LITERAL && !times.present))
+    if (s->depth > 0)
         return;
-    if (kind == ELEMENT_LITERAL && times.optional)
-        s->end--;
-    end_run(s);
+    if (kind == ELEMENT_LITERAL && !times.optional && s->last != '\0')
+        s->required |= tp_pairs_of(s->last, letter);
+    s->last = kind == ELEMENT_LITERAL && !times.present ? letter : '\0';
 }
 
 /* Up to the end of the group or of the pattern. */
@@ -274,27 +253,28 @@ scan_alternatives(scan *s, bool *nullable)
         }
         element kind;
         repeat times;
-        if (!scan_element(s, &kind) || !scan_repeat(s, &times))
+        if (!scan_element(s, &kind))
+            return false;
+        const char letter = s->at[-1];
+        if (!scan_repeat(s, &times))
             return false;
         const bool may_be_empty = kind == ELEMENT_NULLABLE || kind == ELEMENT_ASSERTION;
         if (times.present && may_be_empty)
             return false;
         empty = empty && (may_be_empty || times.optional);
-        follow_run(s, kind, times);
+        add_required(s, kind, letter, times);
     }
     *nullable = *nullable || empty;
     return true;
 }
 
 bool
-tp_scan(const char *pattern, char *literal, size_t *size)
+tp_scan(const char *pattern, tp_pairs *required)
 {
-    scan s = {.at = pattern, .text = literal};
+    scan s = {.at = pattern};
     bool nullable;
     if (!scan_alternatives(&s, &nullable) || *s.at != '\0')
         return false;
-    end_run(&s);
-    *size = s.alternatives ? 0 : s.best_size;
-    memmove(literal, literal + s.best_start, *size);
+    *required = s.alternatives ? 0 : s.required;
     return true;
 }

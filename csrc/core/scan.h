@@ -8,12 +8,11 @@
 #define TP_SCAN_H
 
 #include <stdbool.h>
-#include <stddef.h>
+
+#include "pairs.h"
 
 /* Whether `pattern`, which Python has accepted, is in the common subset. If so,
- * `literal` gets the longest text that every match contains (its size in
- * `size`, 0: none); it is not NUL-terminated and has room for as many bytes as
- * the pattern has. */
-bool tp_scan(const char *pattern, char *literal, size_t *size);
+ * `required` gets pairs that every match contains. */
+bool tp_scan(const char *pattern, tp_pairs *required);
 
 #endif

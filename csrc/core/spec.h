@@ -2,7 +2,7 @@
 /* spec.h -- what a rule asks for: the cut of one weight and its collectives.
  *
  * A specification is checked by itself here; whether it fits a certain weight
- * is decided in plan.c. */
+ * is decided in view.c and resolve.c. */
 #ifndef TP_SPEC_H
 #define TP_SPEC_H
 

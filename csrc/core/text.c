@@ -80,8 +80,8 @@ tp_text_free(tp_text *text)
     *text = (tp_text)TP_NO_TEXT;
 }
 
-static char
-lower(char letter)
+char
+tp_text_lower(char letter)
 {
     return letter >= 'A' && letter <= 'Z' ? (char)(letter - 'A' + 'a') : letter;
 }
@@ -89,7 +89,7 @@ lower(char letter)
 bool
 tp_text_same(const char *a, const char *b)
 {
-    while (*a != '\0' && lower(*a) == lower(*b)) {
+    while (*a != '\0' && tp_text_lower(*a) == tp_text_lower(*b)) {
         a++;
         b++;
     }

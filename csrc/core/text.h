@@ -36,6 +36,9 @@ int tp_text_fail(tp_text *text, tp_code code, tp_error *err);
 
 void tp_text_free(tp_text *text);
 
+/* The small letter of an ASCII letter; any other character as it is. */
+char tp_text_lower(char letter);
+
 /* Whether two names are equal without regard to the case of ASCII letters, whatever
  * locale the process is in. */
 bool tp_text_same(const char *a, const char *b);

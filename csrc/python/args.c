@@ -257,16 +257,20 @@ py_texts_clear(py_texts *texts)
     texts->count = 0;
 }
 
+void
+py_tuple_put(PyObject **tuple, Py_ssize_t index, PyObject *item)
+{
+    if (item == NULL)
+        Py_CLEAR(*tuple);
+    else
+        PyTuple_SetItem(*tuple, index, item);
+}
+
 PyObject *
 py_int_tuple(const int64_t *values, int count)
 {
     PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple != NULL && i < count; i++) {
-        PyObject *value = PyLong_FromLongLong(values[i]);
-        if (value == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, value); /* stolen */
-    }
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, PyLong_FromLongLong(values[i]));
     return tuple;
 }

@@ -73,7 +73,11 @@ typedef struct {
 int py_texts_read(py_texts *texts, PyObject *object, const char *what);
 void py_texts_clear(py_texts *texts);
 
-/* A new tuple of ints. */
+/* Put `item`, which is stolen, into a tuple that is being filled. Where `item` is
+ * NULL the tuple goes and becomes NULL. */
+void py_tuple_put(PyObject **tuple, Py_ssize_t index, PyObject *item);
+
+/* A new tuple of ints, or NULL. */
 PyObject *py_int_tuple(const int64_t *values, int count);
 
 #endif

@@ -58,21 +58,24 @@ entry_get_dim(PyObject *self, void *closure)
     return PyLong_FromLong(get(self)->dim);
 }
 
+/* Along the cut; of a whole weight, all of its elements. */
+static int64_t
+full_size(PyObject *self)
+{
+    const tp_layout *layout = get(self)->layout;
+    const tp_parameter *parameter = get_parameter(self);
+    int64_t elements = 1;
+    for (int i = 0; i < parameter->dims; i++)
+        elements *= parameter->shape[i];
+    return layout == NULL ? elements : layout->size;
+}
+
 static PyObject *
 entry_get_view(PyObject *self, void *closure)
 {
     (void)closure;
     const tp_entry *entry = get(self);
-    const tp_parameter *parameter = get_parameter(self);
-    int64_t view[3] = {1, 1, 1};
-    if (entry->layout != NULL) {
-        view[0] = entry->outer;
-        view[1] = entry->layout->size;
-        view[2] = entry->inner;
-    } else {
-        for (int i = 0; i < parameter->dims; i++)
-            view[1] *= parameter->shape[i];
-    }
+    const int64_t view[] = {entry->outer, full_size(self), entry->inner};
     return py_int_tuple(view, 3);
 }
 
@@ -108,6 +111,17 @@ entry_local_shape(PyObject *self, PyObject *arg)
 }
 
 static PyObject *
+entry_width(PyObject *self, PyObject *arg)
+{
+    int rank = 0;
+    if (read_rank(self, arg, &rank) < 0)
+        return NULL;
+    const tp_layout *layout = get(self)->layout;
+    return PyLong_FromLongLong(layout == NULL ? full_size(self)
+                                              : layout->parts[rank].width);
+}
+
+static PyObject *
 entry_runs(PyObject *self, PyObject *arg)
 {
     int rank = 0;
@@ -118,17 +132,10 @@ entry_runs(PyObject *self, PyObject *arg)
         return PyTuple_New(0);
     const tp_part *part = &layout->parts[rank];
     PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)part->count);
-    for (int i = 0; tuple != NULL && i < part->count; i++) {
-        PyObject *start = PyLong_FromLongLong(part->runs[i].start);
-        PyObject *length = PyLong_FromLongLong(part->runs[i].length);
-        if (start == NULL || length == NULL) {
-            Py_XDECREF(start);
-            Py_XDECREF(length);
-            Py_CLEAR(tuple);
-            break;
-        }
-        PyTuple_SetItem(tuple, 2 * (Py_ssize_t)i, start); /* stolen */
-        PyTuple_SetItem(tuple, 2 * (Py_ssize_t)i + 1, length);
+    for (Py_ssize_t i = 0; tuple != NULL && i < part->count; i++) {
+        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(part->runs[i].start));
+        if (tuple != NULL)
+            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(part->runs[i].length));
     }
     return tuple;
 }
@@ -183,6 +190,11 @@ static PyMethodDef methods[] = {
     {"local_shape", entry_local_shape, METH_O,
      "local_shape($self, rank, /)\n--\n\n"
      "Shape of the shard on ``rank``."},
+    {"width", entry_width, METH_O,
+     "width($self, rank, /)\n--\n\n"
+     "Elements along the cut that ``rank`` holds, out of ``view[1]``; all of them "
+     "when\n"
+     "the parameter is whole."},
     {"runs", entry_runs, METH_O,
      "runs($self, rank, /)\n--\n\n"
      "start, length, start, length, ... of the shard on ``rank`` along the cut, in\n"

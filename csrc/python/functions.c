@@ -20,7 +20,7 @@
 typedef int (*splitter)(int64_t, int64_t, int, int64_t *, tp_error *);
 
 static PyObject *
-split_with(splitter function, int64_t size, int64_t unit, int ranks)
+split_widths(splitter function, int64_t size, int64_t unit, int ranks)
 {
     PyObject *result = NULL;
     tp_error err = TP_NO_ERROR;
@@ -39,6 +39,24 @@ split_with(splitter function, int64_t size, int64_t unit, int ranks)
     return result;
 }
 
+/* `format` is PyArg_ParseTupleAndKeywords's; `unit` names the second argument. */
+static PyObject *
+split_with(splitter function, PyObject *args, PyObject *kwargs, const char *format,
+           const char *unit)
+{
+    const char *const names[] = {"size", unit, "ranks", NULL};
+    PyObject *size_arg, *unit_arg, *ranks_arg;
+    int64_t size = 0, unit_size = 0;
+    int ranks = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, (char **)names, &size_arg,
+                                     &unit_arg, &ranks_arg) ||
+        py_read_int64(size_arg, "size", &size) < 0 ||
+        py_read_int64(unit_arg, unit, &unit_size) < 0 ||
+        py_read_int(ranks_arg, "ranks", &ranks) < 0)
+        return NULL;
+    return split_widths(function, size, unit_size, ranks);
+}
+
 const char py_split_doc[] =
     "split(size, unit, ranks)\n--\n\n"
     "Widths per rank, each a multiple of ``unit``; earlier ranks take the "
@@ -49,17 +67,7 @@ PyObject *
 py_split(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static const char *const names[] = {"size", "unit", "ranks", NULL};
-    PyObject *size_arg, *unit_arg, *ranks_arg;
-    int64_t size = 0, unit = 0;
-    int ranks = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:split", (char **)names,
-                                     &size_arg, &unit_arg, &ranks_arg) ||
-        py_read_int64(size_arg, "size", &size) < 0 ||
-        py_read_int64(unit_arg, "unit", &unit) < 0 ||
-        py_read_int(ranks_arg, "ranks", &ranks) < 0)
-        return NULL;
-    return split_with(tp_split, size, unit, ranks);
+    return split_with(tp_split, args, kwargs, "OOO:split", "unit");
 }
 
 const char py_split_grain_doc[] =
@@ -71,17 +79,7 @@ PyObject *
 py_split_grain(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static const char *const names[] = {"size", "grain", "ranks", NULL};
-    PyObject *size_arg, *grain_arg, *ranks_arg;
-    int64_t size = 0, grain = 0;
-    int ranks = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:split_grain", (char **)names,
-                                     &size_arg, &grain_arg, &ranks_arg) ||
-        py_read_int64(size_arg, "size", &size) < 0 ||
-        py_read_int64(grain_arg, "grain", &grain) < 0 ||
-        py_read_int(ranks_arg, "ranks", &ranks) < 0)
-        return NULL;
-    return split_with(tp_split_grain, size, grain, ranks);
+    return split_with(tp_split_grain, args, kwargs, "OOO:split_grain", "grain");
 }
 
 /* New tuple of the names at `found`. */
@@ -196,7 +194,7 @@ py_style_spec(PyObject *module, PyObject *args, PyObject *kwargs)
         py_read_text(style_arg, "style", &style) < 0 ||
         py_read_text(pattern_arg, "pattern", &pattern) < 0)
         return NULL;
-    if (tp_style_spec(style, pattern, &spec, &err) < 0)
+    if (tp_hfplan_spec(style, pattern, &spec, &err) < 0)
         return py_raise(&err);
     return py_spec_dict(&spec);
 }

@@ -54,13 +54,8 @@ PyObject *
 py_view_tuple(py_state *state, py_type which, PyObject *holder, int count)
 {
     PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple != NULL && i < count; i++) {
-        PyObject *view = py_view_new(state, which, holder, i);
-        if (view == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, view); /* stolen */
-    }
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, py_view_new(state, which, holder, i));
     return tuple;
 }
 

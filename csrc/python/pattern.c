@@ -115,8 +115,8 @@ pattern_match(PyObject *self, PyObject *subject)
         return NULL; /* UnicodeEncodeError, which is a ValueError */
     tp_error err = TP_NO_ERROR;
     bool matched = false;
-    if (tp_regex_match(((py_pattern *)self)->regex, data, (size_t)size, &matched,
-                       &err) < 0)
+    const tp_subject text = tp_subject_of(data, (size_t)size);
+    if (tp_regex_match(((py_pattern *)self)->regex, &text, &matched, &err) < 0)
         return py_raise(&err);
     return PyBool_FromLong(matched);
 }
@@ -155,7 +155,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getters[] = {
     {"pattern", pattern_get_pattern, NULL, "The pattern as given.", NULL},
     {"native", pattern_get_native, NULL,
-     "Whether PCRE2 runs the pattern; otherwise Python's re does.", NULL},
+     "Whether PCRE2 decides; otherwise Python's re does.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -149,13 +149,8 @@ plan_get_notes(PyObject *self, void *closure)
     (void)closure;
     const int count = tp_plan_note_count(get(self));
     PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple != NULL && i < count; i++) {
-        PyObject *text = PyUnicode_FromString(tp_plan_note(get(self), i)->text);
-        if (text == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, text); /* stolen */
-    }
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, PyUnicode_FromString(tp_plan_note(get(self), i)->text));
     return tuple;
 }
 

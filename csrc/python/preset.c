@@ -19,14 +19,17 @@ py_preset_names(PyObject *module, PyObject *unused)
     int count = 0;
     const char *const *names = tp_preset_names(&count);
     PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple != NULL && i < count; i++) {
-        PyObject *name = PyUnicode_FromString(names[i]);
-        if (name == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, name); /* stolen */
-    }
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, PyUnicode_FromString(names[i]));
     return tuple;
+}
+
+/* New: (pattern, spec). */
+static PyObject *
+row_tuple(const tp_preset_row *row)
+{
+    PyObject *spec = py_spec_dict(&row->spec);
+    return spec == NULL ? NULL : Py_BuildValue("sN", row->pattern, spec);
 }
 
 const char py_preset_rows_doc[] =
@@ -46,14 +49,7 @@ py_preset_rows(PyObject *module, PyObject *name)
     if (tp_preset_find(text, &preset, &err) < 0)
         return py_raise(&err);
     PyObject *rows = PyTuple_New(preset->count);
-    for (int i = 0; rows != NULL && i < preset->count; i++) {
-        PyObject *spec = py_spec_dict(&preset->rows[i].spec);
-        PyObject *row =
-            spec == NULL ? NULL : Py_BuildValue("sN", preset->rows[i].pattern, spec);
-        if (row == NULL)
-            Py_CLEAR(rows);
-        else
-            PyTuple_SetItem(rows, i, row); /* stolen */
-    }
+    for (int i = 0; rows != NULL && i < preset->count; i++)
+        py_tuple_put(&rows, i, row_tuple(&preset->rows[i]));
     return rows;
 }

@@ -45,8 +45,9 @@ py_record_read(PyObject *tuple, tp_record *out)
                          &out->group_size);
 }
 
-PyObject *
-py_record_tuple(const tp_record *record)
+/* New tuple, or NULL. */
+static PyObject *
+record_tuple(const tp_record *record)
 {
     return Py_BuildValue("LsLL", (long long)record->tp_size, record->dtype,
                          (long long)record->group, (long long)record->group_size);
@@ -106,7 +107,7 @@ records_find(PyObject *self, PyObject *arg)
     if (py_read_int64(arg, "key", &key) < 0)
         return NULL;
     const tp_record *record = tp_records_find(get(self), key);
-    return record == NULL ? Py_NewRef(Py_None) : py_record_tuple(record);
+    return record == NULL ? Py_NewRef(Py_None) : record_tuple(record);
 }
 
 static PyObject *
@@ -117,7 +118,7 @@ records_latest(PyObject *self, PyObject *unused)
     const tp_record *record = tp_records_latest(get(self), &key);
     if (record == NULL)
         Py_RETURN_NONE;
-    PyObject *tuple = py_record_tuple(record);
+    PyObject *tuple = record_tuple(record);
     return tuple == NULL ? NULL : Py_BuildValue("LN", (long long)key, tuple);
 }
 

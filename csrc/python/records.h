@@ -10,7 +10,4 @@
 /* Read a tuple; messages start with "record". */
 int py_record_read(PyObject *tuple, tp_record *out);
 
-/* New tuple, or NULL. */
-PyObject *py_record_tuple(const tp_record *record);
-
 #endif

@@ -23,13 +23,9 @@ static PyObject *
 local_bytes(const tp_plan_table *table, int row, int ranks)
 {
     PyObject *tuple = PyTuple_New(ranks);
-    for (int rank = 0; tuple != NULL && rank < ranks; rank++) {
-        PyObject *bytes = PyLong_FromLongLong(tp_plan_table_bytes(table, row, rank));
-        if (bytes == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, rank, bytes); /* stolen */
-    }
+    for (int rank = 0; tuple != NULL && rank < ranks; rank++)
+        py_tuple_put(&tuple, rank,
+                     PyLong_FromLongLong(tp_plan_table_bytes(table, row, rank)));
     return tuple;
 }
 
@@ -62,13 +58,8 @@ py_row_table(py_state *state, PyObject *holder)
         return py_raise(&err);
     const int count = tp_plan_table_count(table);
     PyObject *tuple = PyTuple_New(count);
-    for (int i = 0; tuple != NULL && i < count; i++) {
-        PyObject *row = row_new(state, holder, table, i);
-        if (row == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, row); /* stolen */
-    }
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, row_new(state, holder, table, i));
     tp_plan_table_free(table);
     return tuple;
 }

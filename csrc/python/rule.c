@@ -12,18 +12,6 @@
 #include "pattern.h"
 #include "spec.h"
 
-void
-py_rule_drop(tp_rule *rule)
-{
-    for (int i = 0; i < rule->pattern_count; i++)
-        tp_regex_free(rule->patterns[i]);
-    for (int i = 0; i < rule->model_type_count; i++)
-        free(rule->model_types[i]);
-    free(rule->patterns);
-    free(rule->model_types);
-    free(rule->label);
-}
-
 static int
 read_source(PyObject *object, tp_source *out)
 {
@@ -135,6 +123,6 @@ py_rule_build(py_state *state, const py_rule_arguments *given, tp_rule *rule)
     memset(rule, 0, sizeof(*rule));
     if (fill(state, given, rule) == 0)
         return 0;
-    py_rule_drop(rule);
+    tp_rule_clear(rule);
     return -1;
 }

@@ -12,11 +12,8 @@ typedef struct {
     PyObject *patterns, *spec, *label, *model_types, *source;
 } py_rule_arguments;
 
-/* Fill `rule`, which the caller hands to tp_rules_add or drops. Messages about
+/* Fill `rule`, which the caller hands to tp_rules_add or clears. Messages about
  * the content of the rule start with its label. */
 int py_rule_build(py_state *state, const py_rule_arguments *given, tp_rule *rule);
-
-/* Release a rule that never reached the core. */
-void py_rule_drop(tp_rule *rule);
 
 #endif

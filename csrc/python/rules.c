@@ -79,7 +79,7 @@ rules_add(PyObject *self, PyObject *args, PyObject *kwargs)
         py_rule_build(py_state_of(self), &given, &rule) < 0)
         return NULL;
     if (check_writable(self) < 0) {
-        py_rule_drop(&rule);
+        tp_rule_clear(&rule);
         return NULL;
     }
     if (tp_rules_add(get(self), &rule, &err) < 0) /* `rule` is stolen */
@@ -131,13 +131,8 @@ find(PyObject *self, const tp_query *query)
         py_raise(&err);
     else
         result = PyTuple_New(count);
-    for (int i = 0; result != NULL && i < count; i++) {
-        PyObject *index = PyLong_FromLong(found[i]);
-        if (index == NULL)
-            Py_CLEAR(result);
-        else
-            PyTuple_SetItem(result, i, index); /* stolen */
-    }
+    for (int i = 0; result != NULL && i < count; i++)
+        py_tuple_put(&result, i, PyLong_FromLong(found[i]));
     PyMem_Free(found);
     return result;
 }

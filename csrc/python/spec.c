@@ -206,11 +206,7 @@ shape_tuple(const tp_shape *shape)
     for (int i = 0; tuple != NULL && shape->pieces > 0 && i < shape->dims; i++) {
         if (shape->sizes[i] != 0)
             continue;
-        PyObject *pieces = py_int_tuple(shape->piece, shape->pieces);
-        if (pieces == NULL)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SetItem(tuple, i, pieces); /* stolen */
+        py_tuple_put(&tuple, i, py_int_tuple(shape->piece, shape->pieces));
     }
     return tuple;
 }

@@ -31,7 +31,7 @@ constexpr int64_t kGrain = 256;
 
 // One copy as torch's threads see it; lives on the stack of the operator.
 struct Copy {
-    tp_cut cut;
+    tp_shard_cut cut;
     const void *source;  // borrowed
     void *target;        // borrowed
     int64_t bytes;       // of the shard
@@ -59,14 +59,15 @@ require(bool holds, const char *message)
         throw std::invalid_argument(message);
 }
 
-tp_cut
+tp_shard_cut
 make_cut(int64_t outer, int64_t size, int64_t inner, const std::vector<int64_t> &runs)
 {
     return {outer, size, inner, 0, runs.data(), static_cast<int64_t>(runs.size())};
 }
 
 void
-check_cut(const tp_cut &cut, int64_t full_items, int64_t shard_items, bool disjoint)
+check_cut(const tp_shard_cut &cut, int64_t full_items, int64_t shard_items,
+          bool disjoint)
 {
     tp_error err = TP_NO_ERROR;
     if (tp_shard_check(&cut, full_items, shard_items, &err) < 0)
@@ -131,7 +132,7 @@ Tensor
 pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
      std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    tp_cut cut = make_cut(outer, size, inner, runs);
+    tp_shard_cut cut = make_cut(outer, size, inner, runs);
     check_cut(cut, full.numel(), count_items(shape), false);
     require(full.is_contiguous(), "pack takes a contiguous full tensor");
     cut.item = static_cast<int64_t>(full.element_size());
@@ -148,7 +149,7 @@ void
 unpack(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
        int64_t inner, std::vector<int64_t> runs)
 {
-    tp_cut cut = make_cut(outer, size, inner, runs);
+    tp_shard_cut cut = make_cut(outer, size, inner, runs);
     check_cut(cut, full.numel(), shard.numel(), true);
     require(full.is_contiguous() && shard.is_contiguous(),
             "unpack_ takes a contiguous full tensor and a contiguous shard");

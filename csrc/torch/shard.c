@@ -22,7 +22,7 @@ enum {
 };
 
 static int
-check_run(const tp_cut *cut, int64_t run, int64_t *width, tp_error *err)
+check_run(const tp_shard_cut *cut, int64_t run, int64_t *width, tp_error *err)
 {
     const int64_t start = cut->runs[2 * run];
     const int64_t length = cut->runs[2 * run + 1];
@@ -53,7 +53,7 @@ volume(int64_t outer, int64_t size, int64_t inner, int64_t *out)
 }
 
 int
-tp_shard_check(const tp_cut *cut, int64_t full_items, int64_t shard_items,
+tp_shard_check(const tp_shard_cut *cut, int64_t full_items, int64_t shard_items,
                tp_error *err)
 {
     int64_t items = 0;
@@ -104,7 +104,7 @@ check_ascending(const int64_t *runs, int64_t values, tp_error *err)
 }
 
 int
-tp_shard_disjoint(const tp_cut *cut, tp_error *err)
+tp_shard_disjoint(const tp_shard_cut *cut, tp_error *err)
 {
     const size_t bytes = (size_t)cut->values * sizeof(*cut->runs);
     if (bytes == 0)
@@ -121,7 +121,7 @@ tp_shard_disjoint(const tp_cut *cut, tp_error *err)
 }
 
 static int64_t
-row_bytes(const tp_cut *cut)
+row_bytes(const tp_shard_cut *cut)
 {
     int64_t width = 0;
     for (int64_t i = 1; i < cut->values; i += 2)
@@ -130,7 +130,7 @@ row_bytes(const tp_cut *cut)
 }
 
 int64_t
-tp_shard_bytes(const tp_cut *cut)
+tp_shard_bytes(const tp_shard_cut *cut)
 {
     return cut->outer * row_bytes(cut);
 }
@@ -177,7 +177,7 @@ make_pages(void *memory, int64_t bytes)
 /* Where a walk stands: inside `run` of outer row `row`, `done` bytes of that run
  * behind it. */
 typedef struct {
-    const tp_cut *cut;
+    const tp_shard_cut *cut;
     int64_t row;
     int64_t run;
     int64_t done;
@@ -192,7 +192,7 @@ typedef struct {
 } tp_stretch;
 
 static tp_walk
-walk_from(const tp_cut *cut, int64_t begin, int64_t end)
+walk_from(const tp_shard_cut *cut, int64_t begin, int64_t end)
 {
     tp_walk walk = {cut, 0, 0, 0, begin, end};
     if (begin >= end)
@@ -213,7 +213,7 @@ walk_next(tp_walk *walk, tp_stretch *out)
     if (walk->at >= walk->end)
         return false;
 
-    const tp_cut *cut = walk->cut;
+    const tp_shard_cut *cut = walk->cut;
     const int64_t element = cut->inner * cut->item;
     const int64_t start = cut->runs[2 * walk->run];
     const int64_t left = cut->runs[2 * walk->run + 1] * element - walk->done;
@@ -238,7 +238,7 @@ walk_next(tp_walk *walk, tp_stretch *out)
 }
 
 void
-tp_shard_pack(const tp_cut *cut, const void *full, void *shard, int64_t begin,
+tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard, int64_t begin,
               int64_t end)
 {
     tp_walk walk = walk_from(cut, begin, end);
@@ -256,7 +256,7 @@ tp_shard_pack(const tp_cut *cut, const void *full, void *shard, int64_t begin,
 }
 
 void
-tp_shard_unpack(const tp_cut *cut, void *full, const void *shard, int64_t begin,
+tp_shard_unpack(const tp_shard_cut *cut, void *full, const void *shard, int64_t begin,
                 int64_t end)
 {
     tp_walk walk = walk_from(cut, begin, end);

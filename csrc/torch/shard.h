@@ -20,31 +20,31 @@ typedef struct {
     int64_t item;        /* bytes per element; not read by the checks */
     const int64_t *runs; /* borrowed: start, length, start, length, ... */
     int64_t values;      /* how many numbers `runs` holds, two per run */
-} tp_cut;
+} tp_shard_cut;
 
 /* Whether the view holds `full_items` elements, every run lies inside the cut
  * dimension, and the runs fill exactly `shard_items` elements. Fails with TP_VALUE
  * naming the run and the size. What passes is safe to pack. */
-int tp_shard_check(const tp_cut *cut, int64_t full_items, int64_t shard_items,
+int tp_shard_check(const tp_shard_cut *cut, int64_t full_items, int64_t shard_items,
                    tp_error *err);
 
 /* Whether no two runs share an element, so that unpacking does not depend on
  * the order of writes. Called after tp_shard_check. Fails with TP_VALUE. */
-int tp_shard_disjoint(const tp_cut *cut, tp_error *err);
+int tp_shard_disjoint(const tp_shard_cut *cut, tp_error *err);
 
 /* Bytes of the shard of a checked cut. */
-int64_t tp_shard_bytes(const tp_cut *cut);
+int64_t tp_shard_bytes(const tp_shard_cut *cut);
 
 /* Tell the kernel that `bytes` bytes at `memory`, freshly allocated, are about to
  * be filled. An optimisation only: nothing depends on whether it is heard. */
 void tp_shard_expect(void *memory, int64_t bytes);
 
 /* Copy bytes [begin, end) of the shard out of the full tensor. */
-void tp_shard_pack(const tp_cut *cut, const void *full, void *shard, int64_t begin,
-                   int64_t end);
+void tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard,
+                   int64_t begin, int64_t end);
 
 /* Copy bytes [begin, end) of the shard to their places in the full tensor. */
-void tp_shard_unpack(const tp_cut *cut, void *full, const void *shard, int64_t begin,
-                     int64_t end);
+void tp_shard_unpack(const tp_shard_cut *cut, void *full, const void *shard,
+                     int64_t begin, int64_t end);
 
 #endif

@@ -3,30 +3,49 @@
 
 #include "check.h"
 
-/* http://www.isthe.com/chongo/src/fnv/test_fnv.c */
+/* Worked out apart from the code, from its description. */
 static void
-test_bytes_give_the_published_fnv_1a_values(void)
+test_the_values_are_the_same_on_every_machine(void)
 {
-    CHECK(tp_hash_bytes(TP_HASH_START, "", 0) == TP_HASH_START);
-    CHECK(tp_hash_bytes(TP_HASH_START, "a", 1) == UINT64_C(0xaf63dc4c8601ec8c));
-    CHECK(tp_hash_bytes(TP_HASH_START, "foobar", 6) == UINT64_C(0x85944171f73967e8));
+    CHECK(tp_hash_int(TP_HASH_START, 1) == UINT64_C(0x5a8419103ebe48e4));
+    CHECK(tp_hash_int(TP_HASH_START, -2) == UINT64_C(0x07446d361b3f5cc1));
+    CHECK(tp_hash_bytes(TP_HASH_START, "", 0) == UINT64_C(0xf8bb92c91b3f5cc0));
+    CHECK(tp_hash_bytes(TP_HASH_START, "model.layers.0.weight", 21) ==
+          UINT64_C(0x5277fb7e70b7f266));
 }
 
 static void
-test_bytes_may_come_in_parts(void)
+test_eight_bytes_are_a_little_endian_integer(void)
 {
-    uint64_t hash = tp_hash_bytes(TP_HASH_START, "foo", 3);
-    hash = tp_hash_bytes(hash, "bar", 3);
-    CHECK(hash == tp_hash_bytes(TP_HASH_START, "foobar", 6));
+    const unsigned char bytes[] = {8, 7, 6, 5, 4, 3, 2, 1};
+    CHECK(tp_hash_bytes(7, bytes, 8) ==
+          tp_hash_int(tp_hash_int(7, INT64_C(0x0102030405060708)), 8));
 }
 
 static void
-test_an_integer_is_eight_little_endian_bytes(void)
+test_bytes_that_are_zero_count(void)
 {
-    const unsigned char bytes[] = {0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
-    CHECK(tp_hash_int(7, -2) == tp_hash_bytes(7, bytes, 8));
-    const unsigned char large[] = {8, 7, 6, 5, 4, 3, 2, 1};
-    CHECK(tp_hash_int(7, INT64_C(0x0102030405060708)) == tp_hash_bytes(7, large, 8));
+    const unsigned char zeros[16] = {0};
+    for (size_t i = 1; i <= sizeof(zeros); i++)
+        CHECK(tp_hash_bytes(7, zeros, i) != tp_hash_bytes(7, zeros, i - 1));
+}
+
+static void
+test_many_names_have_as_many_hashes_in_their_low_bits(void)
+{
+    enum { NAMES = 20000, SLOTS = 1 << 16 };
+    static unsigned char seen[SLOTS];
+    int most = 0;
+    memset(seen, 0, sizeof(seen));
+    for (int i = 0; i < NAMES; i++) {
+        char name[40];
+        snprintf(name, sizeof(name), "model.layers.%d.mlp.%d.weight", i / 100, i % 100);
+        const uint64_t hash = tp_hash_text(TP_HASH_START, name);
+        const int held = ++seen[hash % SLOTS];
+        most = held > most ? held : most;
+    }
+    /* A random function puts about six into the fullest of them. */
+    CHECK(most <= 10);
 }
 
 static void
@@ -49,9 +68,10 @@ test_no_text_differs_from_an_empty_one(void)
 int
 main(void)
 {
-    RUN(test_bytes_give_the_published_fnv_1a_values);
-    RUN(test_bytes_may_come_in_parts);
-    RUN(test_an_integer_is_eight_little_endian_bytes);
+    RUN(test_the_values_are_the_same_on_every_machine);
+    RUN(test_eight_bytes_are_a_little_endian_integer);
+    RUN(test_bytes_that_are_zero_count);
+    RUN(test_many_names_have_as_many_hashes_in_their_low_bits);
     RUN(test_where_a_text_ends_counts);
     RUN(test_no_text_differs_from_an_empty_one);
     return check_result();

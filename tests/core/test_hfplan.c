@@ -10,7 +10,7 @@ spec_of(const char *style)
 {
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
-    CHECK_OK(tp_style_spec(style, PATTERN, &spec, &err), &err);
+    CHECK_OK(tp_hfplan_spec(style, PATTERN, &spec, &err), &err);
     return spec;
 }
 
@@ -111,7 +111,7 @@ test_a_known_style_that_is_not_built_says_so(void)
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
     for (size_t i = 0; i < sizeof(styles) / sizeof(styles[0]); i++) {
-        const int result = tp_style_spec(styles[i], PATTERN, &spec, &err);
+        const int result = tp_hfplan_spec(styles[i], PATTERN, &spec, &err);
         CHECK_TEXT_HAS(tp_error_text(&err), styles[i]);
         CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
         CHECK_FAILS(result, TP_VALUE, &err,
@@ -125,7 +125,7 @@ test_an_unknown_style_names_pattern_style_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
-    const int result = tp_style_spec("colwize", PATTERN, &spec, &err);
+    const int result = tp_hfplan_spec("colwize", PATTERN, &spec, &err);
     CHECK_TEXT_HAS(tp_error_text(&err),
                    "tp_plan['" PATTERN "']: unknown style 'colwize'");
     CHECK_FAILS(result, TP_VALUE, &err, "did you mean 'colwise'");
@@ -134,55 +134,55 @@ test_an_unknown_style_names_pattern_style_and_the_nearest(void)
 static void
 test_a_star_takes_exactly_one_index_between_dots(void)
 {
-    CHECK(tp_hf_match("layers.*.mlp", "", "layers.0.mlp"));
-    CHECK(tp_hf_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
-    CHECK(tp_hf_match("*.mlp", "", "3.mlp"));
-    CHECK(tp_hf_match("experts.*", "", "experts.7"));
-    CHECK(tp_hf_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers..mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.a.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.0a.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.0.1.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "layers.-1.mlp"));
-    CHECK(!tp_hf_match("experts.*", "", "experts."));
-    CHECK(!tp_hf_match("experts.*", "", "experts.7.w1"));
+    CHECK(tp_hfplan_match("layers.*.mlp", "", "layers.0.mlp"));
+    CHECK(tp_hfplan_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
+    CHECK(tp_hfplan_match("*.mlp", "", "3.mlp"));
+    CHECK(tp_hfplan_match("experts.*", "", "experts.7"));
+    CHECK(tp_hfplan_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers..mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.a.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.0a.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.0.1.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.-1.mlp"));
+    CHECK(!tp_hfplan_match("experts.*", "", "experts."));
+    CHECK(!tp_hfplan_match("experts.*", "", "experts.7.w1"));
 }
 
 static void
 test_a_star_inside_a_part_is_only_a_star(void)
 {
-    CHECK(!tp_hf_match("w*.weight", "", "w1.weight"));
-    CHECK(!tp_hf_match("*x.weight", "", "1x.weight"));
-    CHECK(tp_hf_match("w*.weight", "", "w*.weight"));
+    CHECK(!tp_hfplan_match("w*.weight", "", "w1.weight"));
+    CHECK(!tp_hfplan_match("*x.weight", "", "1x.weight"));
+    CHECK(tp_hfplan_match("w*.weight", "", "w*.weight"));
 }
 
 static void
 test_a_name_matches_whole_and_case_counts(void)
 {
-    CHECK(tp_hf_match("lm_head", "", "lm_head"));
-    CHECK(!tp_hf_match("lm_head", "", "lm_head.weight"));
-    CHECK(!tp_hf_match("lm_head", "", "my_lm_head"));
-    CHECK(!tp_hf_match("lm_head.weight", "", "lm_head"));
-    CHECK(!tp_hf_match("lm_head", "", "LM_head"));
-    CHECK(!tp_hf_match("a.b", "", "a_b"));
+    CHECK(tp_hfplan_match("lm_head", "", "lm_head"));
+    CHECK(!tp_hfplan_match("lm_head", "", "lm_head.weight"));
+    CHECK(!tp_hfplan_match("lm_head", "", "my_lm_head"));
+    CHECK(!tp_hfplan_match("lm_head.weight", "", "lm_head"));
+    CHECK(!tp_hfplan_match("lm_head", "", "LM_head"));
+    CHECK(!tp_hfplan_match("a.b", "", "a_b"));
 }
 
 static void
 test_the_base_model_prefix_may_stand_on_either_side(void)
 {
-    CHECK(tp_hf_match("layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hf_match("layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hf_match("model.layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hf_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hf_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "model", "other.layers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "", "model.layers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "model", "modellayers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "model", "models.layers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "model", "model_layers.0.mlp"));
-    CHECK(!tp_hf_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
-    CHECK(!tp_hf_match("", "model", "model"));
+    CHECK(tp_hfplan_match("layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hfplan_match("layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hfplan_match("model.layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hfplan_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hfplan_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "other.layers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "", "model.layers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "modellayers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "models.layers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "model_layers.0.mlp"));
+    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
+    CHECK(!tp_hfplan_match("", "model", "model"));
 }
 
 int

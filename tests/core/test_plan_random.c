@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* test_plan_random [SEED [ROUNDS]]: other plans than the usual ones, and more. */
 #include "plan_fixture.h"
 
 static uint32_t state = 4711;
+static int rounds = 4000;
 
 static int
 pick(int low, int high)
@@ -123,7 +125,7 @@ static void
 test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
 {
     int made = 0;
-    for (int round = 0; round < 4000; round++) {
+    for (int round = 0; round < rounds; round++) {
         fixture f = fixture_new(pick(1, 5));
         f.options.grain = pick(1, 5);
         f.options.embedding_dim = pick(0, 1);
@@ -139,13 +141,14 @@ test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
         }
         fixture_free(&f);
     }
-    CHECK(made > 500 && made < 3500);
+    /* Both ways are tried often enough to mean something. */
+    CHECK(made > rounds / 8 && made < rounds - rounds / 8);
 }
 
 static void
 test_tied_names_have_equal_entries(void)
 {
-    for (int round = 0; round < 1000; round++) {
+    for (int round = 0; round < rounds / 4; round++) {
         fixture f = fixture_new(pick(1, 3));
         add_random(&f);
         const int count = try_plan(&f) == 0 ? tp_plan_entry_count(f.plan) : 0;
@@ -162,8 +165,12 @@ test_tied_names_have_equal_entries(void)
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
+    if (argc > 1)
+        state = (uint32_t)strtoul(argv[1], NULL, 10);
+    if (argc > 2)
+        rounds = (int)strtol(argv[2], NULL, 10);
     RUN(test_a_random_plan_covers_every_weight_or_is_refused_with_words);
     RUN(test_tied_names_have_equal_entries);
     return check_result();

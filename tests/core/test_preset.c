@@ -24,8 +24,8 @@ spec_for(const tp_preset *preset, const char *parameter)
         bool matched = false;
         CHECK_OK(tp_regex_new(preset->rows[i].pattern, NULL, &regex, &err), &err);
         CHECK(tp_regex_is_native(regex));
-        CHECK_OK(tp_regex_match(regex, parameter, strlen(parameter), &matched, &err),
-                 &err);
+        const tp_subject subject = tp_subject_of(parameter, strlen(parameter));
+        CHECK_OK(tp_regex_match(regex, &subject, &matched, &err), &err);
         tp_regex_free(regex);
         if (!matched)
             continue;

@@ -1,42 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "regex.h"
-
-#include <stdlib.h>
-#include <time.h>
-
-#include "check.h"
-
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
-/* Stands for the compiled Python pattern: counts what it is asked. */
-typedef struct {
-    int answer;
-    int asked;
-    int released;
-} witness;
-
-static int
-witness_match(void *context, const char *subject, size_t size, tp_error *err)
-{
-    witness *self = context;
-    (void)subject;
-    (void)size;
-    self->asked++;
-    return self->answer < 0 ? tp_fail(err, TP_RAISED, "raised") : self->answer;
-}
-
-static void
-witness_release(void *context)
-{
-    witness *self = context;
-    self->released++;
-}
-
-static tp_matcher
-matcher_of(witness *self)
-{
-    return (tp_matcher){self, witness_match, witness_release};
-}
+#include "regex_fixture.h"
 
 /* 1, 0, or -1 for an error, which is cleared. */
 static int
@@ -47,7 +10,7 @@ match_size(const char *pattern, const char *subject, size_t size)
     bool matched = false;
     int result = -1;
     if (CHECK_OK(tp_regex_new(pattern, NULL, &regex, &err), &err) &&
-        CHECK_OK(tp_regex_match(regex, subject, size, &matched, &err), &err))
+        CHECK_OK(match_text(regex, subject, size, &matched, &err), &err))
         result = matched;
     tp_regex_free(regex);
     return result;
@@ -136,9 +99,9 @@ test_a_native_pattern_asks_python_only_about_other_than_printable_ascii(void)
     CHECK(tp_regex_is_native(regex));
     CHECK_TEXT_EQ(tp_regex_pattern(regex), "a.b$");
 
-    CHECK_OK(tp_regex_match(regex, "a~b", 3, &matched, &err), &err);
+    CHECK_OK(match_text(regex, "a~b", 3, &matched, &err), &err);
     CHECK(matched);
-    CHECK_OK(tp_regex_match(regex, "a bc", 4, &matched, &err), &err);
+    CHECK_OK(match_text(regex, "a bc", 4, &matched, &err), &err);
     CHECK(!matched);
     CHECK_INT_EQ(python.asked, 0);
 
@@ -151,12 +114,11 @@ test_a_native_pattern_asks_python_only_about_other_than_printable_ascii(void)
         "a\x1f"
         "b"};
     for (size_t i = 0; i < COUNT(other); i++) {
-        CHECK_OK(tp_regex_match(regex, other[i], strlen(other[i]), &matched, &err),
-                 &err);
+        CHECK_OK(match_text(regex, other[i], strlen(other[i]), &matched, &err), &err);
         CHECK(matched);
         CHECK_INT_EQ(python.asked, i + 1);
     }
-    CHECK_OK(tp_regex_match(regex, "a\0b", 3, &matched, &err), &err);
+    CHECK_OK(match_text(regex, "a\0b", 3, &matched, &err), &err);
     CHECK_INT_EQ(python.asked, COUNT(other) + 1);
     CHECK_INT_EQ(python.released, 0);
     tp_regex_free(regex);
@@ -173,16 +135,15 @@ test_a_pattern_outside_the_subset_is_python_alone(void)
     bool matched = true;
     CHECK_OK(tp_regex_new("(?i)A", &fallback, &regex, &err), &err);
     CHECK(!tp_regex_is_native(regex));
-    CHECK_OK(tp_regex_match(regex, "a", 1, &matched, &err), &err);
+    CHECK_OK(match_text(regex, "a", 1, &matched, &err), &err);
     CHECK(!matched);
     python.answer = 1;
-    CHECK_OK(tp_regex_match(regex, "a", 1, &matched, &err), &err);
+    CHECK_OK(match_text(regex, "a", 1, &matched, &err), &err);
     CHECK(matched);
     CHECK_INT_EQ(python.asked, 2);
 
     python.answer = -1;
-    CHECK_FAILS(tp_regex_match(regex, "a", 1, &matched, &err), TP_RAISED, &err,
-                "raised");
+    CHECK_FAILS(match_text(regex, "a", 1, &matched, &err), TP_RAISED, &err, "raised");
     CHECK(!matched);
     tp_regex_free(regex);
     CHECK_INT_EQ(python.released, 1);
@@ -233,7 +194,7 @@ test_a_runaway_pattern_is_an_error_within_a_second(void)
             bool matched = true;
             CHECK_OK(tp_regex_new(runaway[i], NULL, &regex, &err), &err);
             const clock_t start = clock();
-            CHECK_INT_EQ(tp_regex_match(regex, subject, sizes[j], &matched, &err), -1);
+            CHECK_INT_EQ(match_text(regex, subject, sizes[j], &matched, &err), -1);
             CHECK(clock() - start < CLOCKS_PER_SEC);
             CHECK(!matched);
             CHECK_INT_EQ(err.code, TP_LIMIT);
@@ -248,7 +209,7 @@ test_a_runaway_pattern_is_an_error_within_a_second(void)
 static void
 test_a_missing_required_text_ends_a_runaway_pattern_before_it_starts(void)
 {
-    CHECK_INT_EQ(match("(\\w+)*x", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+    CHECK_INT_EQ(match("(\\w+)*xy", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
                  0);
 }
 
@@ -276,7 +237,7 @@ test_a_long_pattern_and_a_long_subject_are_cut_in_messages(void)
     char subject[5000];
     memset(subject, 'a', sizeof(subject));
     CHECK_OK(tp_regex_new("(\\w+)*[xy]", NULL, &regex, &err), &err);
-    CHECK_INT_EQ(tp_regex_match(regex, subject, sizeof(subject), &matched, &err), -1);
+    CHECK_INT_EQ(match_text(regex, subject, sizeof(subject), &matched, &err), -1);
     CHECK(strlen(tp_error_text(&err)) < 600);
     tp_error_clear(&err);
     tp_regex_free(regex);

@@ -9,16 +9,16 @@ enum { OUTER = 3, SIZE = 10, INNER = 2, ITEM = 3, FULL = OUTER * SIZE * INNER * 
 
 static const int64_t kRuns[] = {7, 2, 0, 1, 3, 3};
 
-static tp_cut
+static tp_shard_cut
 make_cut(const int64_t *runs, int64_t values)
 {
-    const tp_cut cut = {OUTER, SIZE, INNER, ITEM, runs, values};
+    const tp_shard_cut cut = {OUTER, SIZE, INNER, ITEM, runs, values};
     return cut;
 }
 
 /* One byte at a time, from the definition: the shard is the runs, in order. */
 static int64_t
-reference_pack(const tp_cut *cut, const unsigned char *full, unsigned char *shard)
+reference_pack(const tp_shard_cut *cut, const unsigned char *full, unsigned char *shard)
 {
     const int64_t element = cut->inner * cut->item;
     int64_t at = 0;
@@ -39,7 +39,7 @@ fill(unsigned char *bytes, int64_t count)
 static void
 test_every_range_of_bytes_packs_the_same_shard(void)
 {
-    const tp_cut cut = make_cut(kRuns, 6);
+    const tp_shard_cut cut = make_cut(kRuns, 6);
     unsigned char full[FULL];
     unsigned char want[FULL];
     fill(full, FULL);
@@ -59,7 +59,7 @@ test_every_range_of_bytes_packs_the_same_shard(void)
 static void
 test_every_range_of_bytes_unpacks_into_the_runs_and_nowhere_else(void)
 {
-    const tp_cut cut = make_cut(kRuns, 6);
+    const tp_shard_cut cut = make_cut(kRuns, 6);
     unsigned char full[FULL];
     unsigned char shard[FULL];
     fill(full, FULL);
@@ -84,9 +84,9 @@ static void
 test_a_cut_without_elements_has_no_bytes_and_copies_nothing(void)
 {
     const int64_t runs[] = {0, 4};
-    const tp_cut no_rows = {0, 4, 5, 8, runs, 2};
-    const tp_cut no_columns = {3, 4, 0, 8, runs, 2};
-    const tp_cut no_runs = {3, 4, 5, 8, NULL, 0};
+    const tp_shard_cut no_rows = {0, 4, 5, 8, runs, 2};
+    const tp_shard_cut no_columns = {3, 4, 0, 8, runs, 2};
+    const tp_shard_cut no_runs = {3, 4, 5, 8, NULL, 0};
     tp_error err = TP_NO_ERROR;
     CHECK_OK(tp_shard_check(&no_rows, 0, 0, &err), &err);
     CHECK_OK(tp_shard_check(&no_columns, 0, 0, &err), &err);
@@ -106,7 +106,7 @@ test_a_run_outside_the_dimension_is_named_with_the_size(void)
                                   {0, 1, 11, 1},        {0, 1, 10, 1},
                                   {0, 1, INT64_MAX, 1}, {0, 1, 1, INT64_MAX}};
     for (size_t i = 0; i < sizeof(outside) / sizeof(*outside); i++) {
-        const tp_cut cut = make_cut(outside[i], 4);
+        const tp_shard_cut cut = make_cut(outside[i], 4);
         tp_error err = TP_NO_ERROR;
         CHECK_INT_EQ(tp_shard_check(&cut, 60, 18, &err), -1);
         CHECK_INT_EQ(err.code, TP_VALUE);
@@ -120,8 +120,8 @@ static void
 test_an_empty_run_and_a_lone_number_are_refused(void)
 {
     const int64_t empty[] = {4, 0};
-    const tp_cut cut = make_cut(empty, 2);
-    const tp_cut lone = make_cut(kRuns, 3);
+    const tp_shard_cut cut = make_cut(empty, 2);
+    const tp_shard_cut lone = make_cut(kRuns, 3);
     tp_error err = TP_NO_ERROR;
     CHECK_FAILS(tp_shard_check(&cut, 60, 0, &err), TP_VALUE, &err, "is empty");
     CHECK_FAILS(tp_shard_check(&lone, 60, 12, &err), TP_VALUE, &err, "3 numbers");
@@ -130,9 +130,9 @@ test_an_empty_run_and_a_lone_number_are_refused(void)
 static void
 test_sizes_that_do_not_fit_together_are_refused(void)
 {
-    const tp_cut cut = make_cut(kRuns, 6);
-    tp_cut negative = cut;
-    tp_cut huge = cut;
+    const tp_shard_cut cut = make_cut(kRuns, 6);
+    tp_shard_cut negative = cut;
+    tp_shard_cut huge = cut;
     negative.outer = negative.size = -1;
     huge.outer = huge.size = huge.inner = INT64_C(1) << 40;
     tp_error err = TP_NO_ERROR;
@@ -148,7 +148,7 @@ test_sizes_beyond_32_bits_are_exact(void)
 {
     const int64_t half = INT64_C(5) << 32;
     const int64_t runs[] = {half, half};
-    const tp_cut cut = {1, 2 * half, 1, 4, runs, 2};
+    const tp_shard_cut cut = {1, 2 * half, 1, 4, runs, 2};
     tp_error err = TP_NO_ERROR;
     CHECK_OK(tp_shard_check(&cut, 2 * half, half, &err), &err);
     CHECK_INT_EQ(tp_shard_bytes(&cut), 4 * half);
@@ -159,9 +159,9 @@ test_runs_are_disjoint_in_any_order_unless_they_share_an_element(void)
 {
     const int64_t shared[] = {7, 2, 0, 1, 8, 1};
     const int64_t same[] = {3, 1, 3, 1};
-    const tp_cut good = make_cut(kRuns, 6);
-    const tp_cut bad = make_cut(shared, 6);
-    const tp_cut twice = make_cut(same, 4);
+    const tp_shard_cut good = make_cut(kRuns, 6);
+    const tp_shard_cut bad = make_cut(shared, 6);
+    const tp_shard_cut twice = make_cut(same, 4);
     tp_error err = TP_NO_ERROR;
     CHECK_OK(tp_shard_disjoint(&good, &err), &err);
     CHECK_FAILS(tp_shard_disjoint(&bad, &err), TP_VALUE, &err,

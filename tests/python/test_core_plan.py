@@ -30,11 +30,12 @@ def test_every_weight_is_covered_by_the_runs_of_all_ranks() -> None:
             if entry.dim < 0:
                 assert all(entry.local_shape(rank) == entry.shape for rank in range(ranks))
                 assert all(entry.runs(rank) == () for rank in range(ranks))
+                assert all(entry.width(rank) == entry.view[1] for rank in range(ranks))
                 continue
             covered = []
             for rank in range(ranks):
                 runs = entry.runs(rank)
-                assert sum(runs[1::2]) == entry.local_shape(rank)[entry.dim]
+                assert sum(runs[1::2]) == entry.width(rank) == entry.local_shape(rank)[entry.dim]
                 for start, length in zip(runs[::2], runs[1::2], strict=True):
                     covered.extend(range(start, start + length))
             assert sorted(covered) == list(range(entry.shape[entry.dim]))

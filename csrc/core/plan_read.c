@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan_read.c -- what happens to every parameter: reading. */
+#include "plan_build.h"
+
+const char *
+tp_kind_name(tp_kind kind)
+{
+    static const char *const names[] = {
+        [TP_WHOLE] = "replicated", [TP_WHOLE_SUM] = "replicated+sum",
+        [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
+        [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
+        [TP_HIDDEN] = "hidden",
+    };
+    return names[kind];
+}
+
+int
+tp_plan_ranks(const tp_plan *plan)
+{
+    return plan->ranks;
+}
+
+int
+tp_plan_entry_count(const tp_plan *plan)
+{
+    return plan->entry_count;
+}
+
+const tp_entry *
+tp_plan_entry(const tp_plan *plan, int index)
+{
+    return &plan->entries[index];
+}
+
+int
+tp_plan_layer_count(const tp_plan *plan)
+{
+    return plan->layer_count;
+}
+
+const tp_layer *
+tp_plan_layer(const tp_plan *plan, int index)
+{
+    return &plan->layers[index];
+}
+
+int
+tp_plan_integer_count(const tp_plan *plan)
+{
+    return plan->integer_count;
+}
+
+const tp_local_integer *
+tp_plan_integer(const tp_plan *plan, int index)
+{
+    return &plan->integers[index];
+}
+
+int
+tp_plan_note_count(const tp_plan *plan)
+{
+    return plan->note_count;
+}
+
+const tp_note *
+tp_plan_note(const tp_plan *plan, int index)
+{
+    return &plan->notes[index];
+}
+
+uint64_t
+tp_plan_hash(const tp_plan *plan)
+{
+    return plan->hash;
+}
+
+void
+tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape)
+{
+    const tp_entry *at = &plan->entries[entry];
+    const tp_parameter *parameter = tp_model_parameter(plan->model, at->parameter);
+    for (int i = 0; i < parameter->dims; i++)
+        shape[i] = parameter->shape[i];
+    if (at->layout != NULL)
+        shape[at->dim] =
+            shape[at->dim] / at->layout->size * at->layout->parts[rank].width;
+}

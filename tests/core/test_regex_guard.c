@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "regex_fixture.h"
+
+/* Python is never asked, because it would not come back. */
+static void
+check_guarded(const char *pattern, const char *subject)
+{
+    tp_error err = TP_NO_ERROR;
+    witness python = {.answer = 1};
+    const tp_matcher fallback = matcher_of(&python);
+    tp_regex *regex = NULL;
+    bool matched = true;
+    CHECK_OK(tp_regex_new(pattern, &fallback, &regex, &err), &err);
+    const clock_t start = clock();
+    CHECK_INT_EQ(match_text(regex, subject, strlen(subject), &matched, &err), -1);
+    CHECK(clock() - start < CLOCKS_PER_SEC);
+    CHECK(!matched);
+    CHECK_INT_EQ(err.code, TP_LIMIT);
+    CHECK_TEXT_HAS(tp_error_text(&err), pattern);
+    CHECK_TEXT_HAS(tp_error_text(&err), subject);
+    if (!CHECK_INT_EQ(python.asked, 0))
+        fprintf(stderr, "  for '%s'\n", pattern);
+    tp_error_clear(&err);
+    tp_regex_free(regex);
+}
+
+static void
+test_a_runaway_pattern_is_an_error_before_python_is_asked(void)
+{
+    static const char *const runaway[] = {
+        "(?i)(\\w+)*[xy]", "(a*)*b",           "(?:(?:a*)*)*b",       "(?P<all>a+)+$",
+        "(a|a?)+$",        "(?s)(.*)*x",       "(?i:(a+)+)$",         "(?x) (a +)+ $",
+        "(a+)+\\Z",        "(?<!x)(a+)+$",     "(?:(a)|b)*\\1(a+)+$", "(a{0,9})*b",
+        "(a?){30}a{30}!b", "(\\u0061+)+\\x42", "(?(1)b|(a+)+$)",
+    };
+    for (size_t i = 0; i < COUNT(runaway); i++)
+        check_guarded(runaway[i], "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!");
+}
+
+static void
+test_a_native_pattern_that_runs_away_on_other_letters_is_an_error_as_well(void)
+{
+    static const char letters[] =
+        "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+        "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+        "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+        "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+        "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9";
+    check_guarded("(\\w+)*[xy]", letters);
+    check_guarded("(\\w+\\.?)+$\\b[xy]", letters);
+    check_guarded(".*.*.*.*.*.*.*.*[xy]", letters);
+    check_guarded("(a+)+$", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\xc3\xa9");
+}
+
+static void
+test_whatever_else_the_guard_says_python_decides(void)
+{
+    /* Refused by PCRE2, not matched by it, and no UTF-8. */
+    static const char *const patterns[] = {"\\N{DIGIT ONE}", "(?i)b", "(?i)a"};
+    static const char *const subjects[] = {"1", "a", "a\xff"};
+    for (size_t i = 0; i < COUNT(patterns); i++) {
+        tp_error err = TP_NO_ERROR;
+        witness python = {.answer = 1};
+        const tp_matcher fallback = matcher_of(&python);
+        tp_regex *regex = NULL;
+        bool matched = false;
+        CHECK_OK(tp_regex_new(patterns[i], &fallback, &regex, &err), &err);
+        CHECK_OK(match_text(regex, subjects[i], strlen(subjects[i]), &matched, &err),
+                 &err);
+        CHECK(matched);
+        CHECK_INT_EQ(python.asked, 1);
+        tp_regex_free(regex);
+    }
+}
+
+int
+main(void)
+{
+    RUN(test_a_runaway_pattern_is_an_error_before_python_is_asked);
+    RUN(test_a_native_pattern_that_runs_away_on_other_letters_is_an_error_as_well);
+    RUN(test_whatever_else_the_guard_says_python_decides);
+    return check_result();
+}
