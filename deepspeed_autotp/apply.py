@@ -21,6 +21,7 @@ from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
+from deepspeed_autotp.heads import output_head
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
@@ -92,10 +93,14 @@ def shard(
     def plan_all() -> tuple[Description, Plan]:
         _refuse(model)
         description = describe(model)
-        return description, make_plan(description, settings, ranks=group.size)
+        plan = make_plan(description, settings, ranks=group.size)
+        output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
+        return description, plan
 
     description, plan = agreement.together(plan_all)
-    agreement.same_plan(plan, [p.dtype for p in description.parameters])
+    agreement.same_plan(plan, [_traits(p) for p in description.parameters])
+    buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
+    agreement.same(buffers, "the model's buffers")
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
@@ -109,6 +114,7 @@ def shard(
             trial = Trial(model, description, plan, group=nearby)
             trial.run(inputs, agreement=agreement)
         agreement.together(conversion.switch)
+        agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
     except Exception:
         conversion.undo()
         restore()
@@ -120,6 +126,11 @@ def shard(
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(model, state)
     return state
+
+
+def _traits(parameter: nn.Parameter) -> str:
+    """What of a parameter has to be the same on all ranks and is not in the plan."""
+    return f"{parameter.dtype} {'trains' if parameter.requires_grad else 'frozen'}"
 
 
 def compared(settings: TPTrainingConfig) -> dict[str, str]:

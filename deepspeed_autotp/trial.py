@@ -21,7 +21,7 @@ from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.lockstep import PeerFailed, lockstep
+from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.rounding import differs, root_mean_square
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.untouched import same_numbers, untouched
@@ -173,12 +173,14 @@ class Trial:
                 conversion.lend()
                 try:
                     self._pass(watch, inputs)
-                except PeerFailed:
+                except (PeerFailed, Strayed):
                     raise
                 except Exception as error:
                     raise ValueError(self._failed(watch, error)) from error
         except PeerFailed:
             return  # the rank that failed has the words
+        except Strayed as error:
+            raise ValueError(f"the model takes another way on each rank: {error}") from error
         finally:
             conversion.undo()
         problem = self._compare(whole, watch.seen)
