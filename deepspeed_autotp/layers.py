@@ -25,6 +25,11 @@ from deepspeed_autotp.collectives import (
 from deepspeed_autotp.group import TPGroup
 
 
+def gathered(part: Tensor, sharding: Sharding) -> Tensor:
+    """The whole output of a layer, from this rank's part."""
+    return gather_parts(part, sharding.parts, sharding.group)
+
+
 @dataclass(frozen=True, slots=True)
 class Sharding:
     """What a converted layer knows: its group, and the parts of the dimension that is cut.
@@ -36,12 +41,7 @@ class Sharding:
     parts: Parts
     gather_output: bool = False
     split_input: bool = False
-    give: Callable[[Tensor, Sharding], Tensor] = lambda part, sharding: gathered(part, sharding)
-
-
-def gathered(part: Tensor, sharding: Sharding) -> Tensor:
-    """The whole output of a layer that gathers it."""
-    return gather_parts(part, sharding.parts, sharding.group)
+    give: Callable[[Tensor, Sharding], Tensor] = gathered
 
 
 class ColumnLinear(nn.Linear):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.sharded import find_tensor_parallel
+from deepspeed_autotp.sharded import find_part
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     it was sharded count as whole on every rank. Every rank of the tensor-parallel group calls it.
     A model that is not sharded is clipped as torch does.
     """
-    state = find_tensor_parallel(model)
+    state = find_part(model)
     if state is None:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     state.check_identity(model)

@@ -160,6 +160,21 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     return None
 
 
+def find_part(model: nn.Module) -> TensorParallel | None:
+    """As :func:`find_tensor_parallel`, also where a part of ``model`` is sharded.
+
+    What is around that part is whole on every rank. ValueError for several parts.
+    """
+    found = (find_tensor_parallel(module) for module in model.modules())
+    states = {id(state): state for state in found if state is not None}
+    if len(states) > 1:
+        raise ValueError(
+            f"{len(states)} parts of {type(model).__name__} are sharded, each on its own; call "
+            "this for one part after the other"
+        )
+    return next(iter(states.values()), None)
+
+
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The whole weights and buffers of a model, sharded or not, on the host, on every rank.
 
@@ -181,10 +196,10 @@ def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor
 
 @torch.no_grad()
 def _full_state(model: nn.Module, *, kept: bool, frozen: bool) -> dict[str, Tensor]:
-    state = find_tensor_parallel(model)
-    *_, inner = interop.unwrapped(model)
+    state = find_part(model)
+    *_, last = interop.unwrapped(model)
+    inner = next((m for m in interop.unwrapped(model) if _KEY in m.__dict__), last)
     if state is not None:
-        inner = next(m for m in interop.unwrapped(model) if _KEY in m.__dict__)
         state.check_identity(inner)
     whole: dict[int, Tensor | None] = {}
     result = {}

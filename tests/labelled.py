@@ -247,6 +247,18 @@ def autocast() -> dict[str, Any]:
     }
 
 
+def compiled() -> tuple[float, float, bool]:
+    """A step of a compiled model, which keeps whole logits."""
+    torch._dynamo.reset()
+    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
+    expected = whole(**batch()).loss
+    expected.backward()
+    outputs = torch.compile(model, backend="eager")(**batch())
+    outputs.loss.backward()
+    plain = type(outputs.logits) is Tensor and outputs.logits.shape[-1] == VOCABULARY
+    return abs(float((outputs.loss - expected).detach())), _apart(model, whole), plain
+
+
 @contextmanager
 def _gathers(group: Any) -> Iterator[list[int]]:
     """Elements of every all-gather over ``group``."""

@@ -97,12 +97,40 @@ def later() -> tuple[float, float]:
     return found[0], found[1]
 
 
-def empty() -> tuple[float, str]:
-    """The norm of a model without gradients; what a whole model raises."""
+class Reward(nn.Module):
+    """A sharded model inside another, with a head of its own."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.backbone = backbone
+        self.value = nn.Linear(64, 1).double()
+        self.value.weight.grad = torch.full((1, 64), 3.0, dtype=torch.float64)
+
+
+def around() -> tuple[float, float, bool, str]:
+    """Norms of a model of which a part is sharded, whether its whole weights come out, and what
+    two such parts raise."""
+    whole = Reward(with_gradients(torch.float64, False))
+    model = Reward(with_gradients(torch.float64, True))
+    expected = float(nn.utils.clip_grad_norm_(whole.parameters(), 1.0))
+    norm = float(deepspeed_autotp.clip_grad_norm_(model, 1.0))
+    full = deepspeed_autotp.full_state_dict(model)
+    same = all(torch.equal(full[name], tensor) for name, tensor in whole.state_dict().items())
+    pair = nn.ModuleList([model, with_gradients(torch.float64, True)])
+    try:
+        deepspeed_autotp.clip_grad_norm_(pair, 1.0)
+    except ValueError as error:
+        return expected, norm, same, str(error)
+    return expected, norm, same, "nothing"
+
+
+def empty() -> tuple[float, bool]:
+    """The norm of a model without gradients; and whether a whole model is clipped as by torch."""
     model = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=dist.get_world_size())
     norm = float(deepspeed_autotp.clip_grad_norm_(model, 1.0))
-    try:
-        deepspeed_autotp.clip_grad_norm_(build("llama", tied=False), 1.0)
-    except ValueError as error:
-        return norm, str(error)
-    return norm, "nothing"
+    whole = [with_gradients(torch.float32, False) for _ in range(2)]
+    first = deepspeed_autotp.clip_grad_norm_(whole[0], 0.5)
+    same = torch.equal(first, nn.utils.clip_grad_norm_(whole[1].parameters(), 0.5))
+    pairs = zip(whole[0].parameters(), whole[1].parameters(), strict=True)
+    return norm, same and all(torch.equal(a.grad, b.grad) for a, b in pairs)

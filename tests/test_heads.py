@@ -80,6 +80,11 @@ def test_autocast_gives_the_types_of_one_process(pool: Pool) -> None:
         assert found == {"loss": True, "dtypes": True}
 
 
+def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
+    for loss, gradients, plain in pool.run(labelled.compiled, timeout=110):
+        assert loss < 1e-6 and gradients < 1e-5 and plain
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_the_engine_gathers_no_whole_logits(pool: Pool, zero: int) -> None:
     for found in pool.run(labelled.through_engine, zero, ranks=4, timeout=110):

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests import uses
+from tests import logit_uses as uses
 from tests.pool import Pool
 
 

@@ -52,7 +52,11 @@ def test_missing_gradients_and_later_weights_count_as_in_one_process(pool: Pool)
         assert sharded == pytest.approx(whole, rel=1e-12)
 
 
-def test_without_gradients_the_norm_is_zero_and_a_whole_model_is_refused(pool: Pool) -> None:
-    for norm, text in pool.run(norms.empty):
-        assert norm == 0
-        assert "LlamaForCausalLM is not sharded" in text
+def test_a_model_of_which_a_part_is_sharded_counts_all_of_itself(pool: Pool) -> None:
+    for whole, sharded, same, text in pool.run(norms.around):
+        assert sharded == pytest.approx(whole, rel=1e-12) and same
+        assert text.startswith("2 parts of ModuleList are sharded")
+
+
+def test_without_gradients_the_norm_is_zero_and_a_whole_model_is_clipped(pool: Pool) -> None:
+    assert pool.run(norms.empty) == [(0.0, True)] * 2
