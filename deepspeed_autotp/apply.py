@@ -20,7 +20,7 @@ from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
-from deepspeed_autotp.group import TPGroup, close_at_exit, host_group
+from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.heads import output_head
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
@@ -125,7 +125,6 @@ def shard(
     share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(model, state)
-    close_at_exit()
     return state
 
 

@@ -6,7 +6,6 @@ Owns the process group and its collectives; knows nothing of autograd or of laye
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -120,21 +119,6 @@ def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
         list(ranks), backend="gloo", use_local_synchronization=not everyone
     )
     return made
-
-
-def close_at_exit() -> None:
-    """Destroy the process groups before the interpreter ends, where the script does not.
-
-    A thread of gloo that lets go of a tensor while the interpreter ends is stopped in the middle
-    of C++ code, which aborts the process after a training run that went well.
-    """
-    atexit.unregister(_close)
-    atexit.register(_close)
-
-
-def _close() -> None:
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
 
 
 def moves_host_tensors(handle: dist.ProcessGroup) -> bool:
