@@ -51,7 +51,8 @@ def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: in
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
     )
-    if all(entry.dim < 0 for entry in plan.entries):
+    # The default rules cut an embedding also where every pattern of the user has a typo.
+    if all(entry.dim < 0 or entry.source == "default" for entry in plan.entries):
         what = type(description.modules[""]).__name__
         raise ValueError(
             f"the rules cut nothing of {what}, so that every rank would hold all of it: write "

@@ -117,10 +117,10 @@ def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
             f"with tensor_parallel.autotp_size {degree} DeepSpeed uses {_consecutive(degree)}"
         )
     if degree > 1 and ranks % degree:
-        fitting = [n for n in range(2, ranks + 1) if ranks % n == 0]
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
         raise ValueError(
             f"tensor_parallel.autotp_size is {degree}, which does not divide the {ranks} ranks of "
-            f"this run; sizes that fit: {', '.join(map(str, fitting)) or 'none'}"
+            f"this run; sizes that fit: {', '.join(map(str, fitting))}"
         )
 
 

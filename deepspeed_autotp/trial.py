@@ -61,7 +61,9 @@ def agreed_inputs(
     ValueError on every rank when the trial was asked for and no inputs are known, or when the
     ranks were given different ones.
     """
-    inputs = agreement.together(lambda: _inputs(model, description, wanted, given))
+    inputs = agreement.together(
+        lambda: _inputs(model, description, wanted, given, warn=agreement.is_first)
+    )
     values = {} if inputs is None else inputs.values
     said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
     agreement.same({"a trial": str(inputs is not None), **said}, "what the trial is run with")
@@ -73,6 +75,8 @@ def _inputs(
     description: Description,
     wanted: bool | str,
     given: Mapping[str, object] | None,
+    *,
+    warn: bool,
 ) -> Inputs | None:
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(
@@ -91,10 +95,18 @@ def _inputs(
                 f"self_check is on, but what {type(model).__name__} takes as input is not known; "
                 "pass example_inputs to deepspeed_autotp.parallelize"
             )
-        _log.info("no trial: the inputs of %s are not known", type(model).__name__)
+        if warn:
+            _log.warning(
+                "the plan for %s is not tried, since what it takes as input is not known: a wrong "
+                "rule would train wrongly in silence. Pass example_inputs to "
+                "deepspeed_autotp.parallelize, which may come before initialize, or set "
+                "tensor_parallel.self_check to false.",
+                type(model).__name__,
+            )
         return None
     if not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
-        _log.info("no trial of a model this large; self_check: true runs it")
+        if warn:
+            _log.info("no trial of a model this large; self_check: true runs it")
         return None
     return Inputs(values, insist=insist)
 

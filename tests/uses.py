@@ -111,6 +111,15 @@ def copies() -> tuple[dict[str, float], bool]:
     return found, kept
 
 
+def other_batches() -> tuple[str, float]:
+    """What the first call raises when every rank has its own batch; and the loss of the next
+    call, with the same batch, less that of one process."""
+    model = sharded()
+    text = raised(lambda: loss_of(model, tokens(dist.get_rank())))
+    whole = loss_of(build("llama", tied=False), tokens(0))
+    return text, float((loss_of(model, tokens(0)) - whole).detach().abs())
+
+
 def handmade_curve(given: bool) -> tuple[list[float], list[float]]:
     """Losses of a model that no library knows, in one process and sharded."""
     expected = single_curve(build_handmade(), rate=RATE)
