@@ -126,7 +126,7 @@ def compare_first_batch(model: nn.Module, group: TPGroup) -> None:
                 f"dist.get_rank() // {group.size}, the number of the replica, not by the rank."
             )
 
-    hook = model.register_forward_pre_hook(compare, with_kwargs=True)
+    hook = model.register_forward_pre_hook(compare, prepend=True, with_kwargs=True)
 
 
 @torch.no_grad()
