@@ -253,7 +253,10 @@ class Plan:
         defaults: bool = True,
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
-    ) -> Self: ...
+        whole: Sequence[str] = (),
+    ) -> Self:
+        """whole: names of modules that stay whole with all below them; `*` is one index."""
+
     @property
     def ranks(self) -> int: ...
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,13 @@ _log = logging.getLogger("deepspeed_autotp")
 _NOTES = 3
 
 
-def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: int) -> Plan:
-    """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model."""
+def make_plan(
+    description: Description, settings: TPTrainingConfig, *, ranks: int, whole: Sequence[str] = ()
+) -> Plan:
+    """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
+
+    ``whole`` names modules that stay whole whatever the rules say.
+    """
     partition = settings.get_partition_config_object()
     if partition is None:
         partition = AutoTPConfig()
@@ -49,6 +54,7 @@ def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: in
         defaults=partition.use_default_specs,
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
+        whole=whole,
     )
     if all(entry.dim < 0 for entry in plan.entries):
         what = type(description.modules[""]).__name__
@@ -103,14 +109,27 @@ def shard(
     nearby = _nearby(group, description)
     inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
-    conversion = Conversion(description, plan=plan, group=group)
+
+    def plan_again(whole: Sequence[str]) -> Plan:
+        plan = agreement.together(
+            lambda: make_plan(description, settings, ranks=group.size, whole=whole)
+        )
+        agreement.same_plan(plan, [p.dtype for p in description.parameters])
+        return plan
+
+    conversion: Conversion | None = None
     try:
         if inputs is not None:
             trial = Trial(model, description, plan, group=nearby)
-            trial.run(inputs, agreement=agreement)
+            own_rules = settings.get_partition_config_object() is not None
+            plan = trial.run(
+                inputs, plan, again=None if own_rules else plan_again, agreement=agreement
+            )
+        conversion = Conversion(description, plan=plan, group=group)
         agreement.together(conversion.switch)
     except Exception:
-        conversion.undo()
+        if conversion is not None:
+            conversion.undo()
         restore()
         raise
     with torch.no_grad():

@@ -35,7 +35,7 @@ from tests.training import worst_difference
             "qwen3",
             trials.NO_NORM_SUM,
             [
-                "the gradient of model.layers.0.self_attn.q_norm.weight (replicated; no rule)",
+                "the gradient of model.layers.1.self_attn.k_norm.weight (replicated; no rule)",
                 "grad_allreduce",
             ],
         ),

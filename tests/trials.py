@@ -69,7 +69,9 @@ def fail_in_trial(rank: int, place: str) -> str:
         layer.register_full_backward_pre_hook(backward)
     else:
         layer.register_forward_pre_hook(forward)
-    return refusal(model, lambda: initialize(model, {"autotp_size": 2}))
+    # The user's rules: what fails under them is an error.
+    section = {"autotp_size": 2, "preset_model": "llama"}
+    return refusal(model, lambda: initialize(model, section))
 
 
 def refused_with_other_weights() -> str:

@@ -7,11 +7,13 @@
 #include "choose.h"
 #include "defaults.h"
 #include "locals.h"
+#include "modules.h"
 #include "plan_build.h"
 #include "plan_hash.h"
 #include "resolve.h"
 #include "ties.h"
 #include "unmatched.h"
+#include "whole.h"
 
 enum { MOST_RANKS = 4096 };
 
@@ -56,12 +58,14 @@ open_build(tp_build *build, tp_error *err)
 {
     const size_t parameters = (size_t)tp_model_parameter_count(build->model) + 1;
     const size_t rules = (size_t)tp_rules_count(build->rules) + 1;
+    const size_t modules = (size_t)tp_model_module_count(build->model) + 1;
     build->choices = calloc(parameters, sizeof(*build->choices));
     build->decisions = calloc(parameters, sizeof(*build->decisions));
     build->next_name = calloc(parameters, sizeof(*build->next_name));
     build->matched = calloc(rules, sizeof(*build->matched));
-    if (build->choices == NULL || build->decisions == NULL ||
-        build->next_name == NULL || build->matched == NULL)
+    build->module_rules = calloc(modules, sizeof(*build->module_rules));
+    if (build->module_rules == NULL || build->choices == NULL ||
+        build->decisions == NULL || build->next_name == NULL || build->matched == NULL)
         return tp_fail_memory(err);
     link_names(build);
     if (tp_layouts_new(build->plan->arena, build->options->ranks, &build->layouts,
@@ -77,6 +81,7 @@ close_build(tp_build *build)
     free(build->decisions);
     free(build->next_name);
     free(build->matched);
+    free(build->module_rules);
     tp_layouts_free(build->layouts);
     tp_geometries_free(build->geometries);
 }
@@ -159,7 +164,8 @@ make_layers(tp_build *build, tp_error *err)
 static int
 decide(tp_build *build, tp_error *err)
 {
-    if (tp_choose_rules(build, err) < 0)
+    if (tp_choose_rules(build, err) < 0 || tp_modules_choose(build, err) < 0 ||
+        tp_whole_choose(build, err) < 0)
         return -1;
     tp_defaults_choose(build);
     if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0 ||

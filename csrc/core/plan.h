@@ -71,6 +71,8 @@ typedef struct {
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
+    const char *const *whole; /* modules left whole: `*` stands for one index */
+    int whole_count;
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;

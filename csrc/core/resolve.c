@@ -6,6 +6,7 @@
 
 #include "pieces.h"
 #include "view.h"
+#include "whole.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */
 static const struct {
@@ -125,7 +126,9 @@ tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
     const tp_parameter *weight = tp_model_parameter(build->model, parameter);
     const tp_choice *choice = &build->choices[parameter];
     tp_decision decision = TP_NO_DECISION;
-    if (choice->spec != NULL && choice->spec->cut == TP_CUT_SKIP) {
+    if (tp_whole_is(choice)) {
+        decision.kind = TP_WHOLE;
+    } else if (choice->spec != NULL && choice->spec->cut == TP_CUT_SKIP) {
         decision.kind = choice->spec->sum_gradient ? TP_WHOLE_SUM : TP_SKIPPED;
     } else if (choice->spec != NULL) {
         const tp_module *module = tp_model_module(build->model, weight->module);

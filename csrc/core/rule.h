@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 
+#include "hfplan.h"
 #include "regex.h"
 #include "spec.h"
 
@@ -25,6 +26,7 @@ const char *tp_source_name(tp_source source);
 
 typedef struct {
     tp_source source;
+    tp_style style; /* other than TP_STYLE_CUT: of a module; `spec` says nothing */
     tp_spec spec;
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* whole.h -- modules that stay whole whatever the rules say.
+ *
+ * What was tried and found to be another model is planned anew with its module left
+ * whole: no parameter under it is cut, and none of their gradients is summed. */
+#ifndef TP_WHOLE_H
+#define TP_WHOLE_H
+
+#include "plan_build.h"
+
+/* Whether a parameter was chosen to be left whole. */
+bool tp_whole_is(const tp_choice *choice);
+
+/* Leave the parameters under the modules of the options' `whole` whole, with every
+ * other name of their tensors. Comes after the rules are chosen and before the
+ * defaults. Fails with TP_VALUE for a name that no module has. */
+int tp_whole_choose(tp_build *build, tp_error *err);
+
+#endif

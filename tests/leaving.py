@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose own plan is wrong in one block, run on every rank by tests.test_leaving."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import deepspeed_autotp
+from tests.families import build
+from tests.training import STEPS, single_losses, worst_difference
+
+WRONG = {
+    # gate and up give their parts, and a whole layer takes them.
+    "fails": ("llama", {"model.layers.*.mlp.down_proj": "replicate"}),
+    # The rank's part of gate is not the features of its part of up.
+    "differs": ("llama", {"model.layers.*.mlp.gate_proj": "packed_colwise"}),
+    # Each rank's heads give a part of the gradient.
+    "gradient": ("qwen3", {"model.layers.*.self_attn.q_norm": "replicate"}),
+    # Nothing gathers the parts of the logits.
+    "head": ("llama", {"lm_head": "colwise"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What became of a model: its losses against one process, what was said, what is cut."""
+
+    apart: float
+    warnings: list[str]
+    layers: frozenset[str]
+
+
+class _Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def wrong_model(kind: str) -> nn.Module:
+    family, styles = WRONG[kind]
+    model = build(family, tied=False)
+    own: Mapping[str, str] = vars(model).get("_tp_plan") or {}
+    vars(model)["_tp_plan"] = {**own, **styles}
+    return model
+
+
+def train_left(kind: str) -> Left:
+    """Shard a model whose plan is wrong, train it, and compare it with one process."""
+    expected = single_losses(wrong_model(kind), clip=0.0)
+    model = wrong_model(kind)
+    handler = _Warnings()
+    logger = logging.getLogger("deepspeed_autotp")
+    logger.addHandler(handler)
+    try:
+        deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    finally:
+        logger.removeHandler(handler)
+    plan = deepspeed_autotp.tensor_parallel(model).plan
+    losses = single_losses(model, clip=0.0, steps=STEPS)
+    deepspeed_autotp.check_replicas(model)
+    layers = frozenset(layer.module for layer in plan.layers)
+    return Left(worst_difference(losses, expected), handler.texts, layers)
+
+
+def refuse_everything() -> str:
+    """The refusal of a model in which nothing is left to cut."""
+    model = build("llama", tied=False)
+    styles = dict.fromkeys(["q_proj", "k_proj", "v_proj", "o_proj"], "replicate")
+    vars(model)["_tp_plan"] = {
+        **{f"model.layers.*.self_attn.{name}": style for name, style in styles.items()},
+        "model.layers.*.mlp.up_proj": "replicate",
+        "model.layers.*.mlp.gate_proj": "replicate",
+        "model.layers.*.mlp.down_proj": "colwise",
+        "lm_head": "replicate",
+    }
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    try:
+        deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    except ValueError as error:
+        after = model.state_dict()
+        assert all(torch.equal(t, after[name]) for name, t in before.items())
+        return str(error)
+    return "not refused"
