@@ -8,6 +8,7 @@ H the hidden size, K the experts per token, R the ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Experts(nn.Module):
 
     forward   all-reduce of the output
     backward  all-reduce of the gradients of x and of the routing weights
+
+    A bias of the output is whole on every rank, and each adds its R-th part.
     """
 
     sharding: Sharding
@@ -83,3 +86,26 @@ def _shared(value: Any, sharding: Sharding) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return share_with_ranks(value, sharding.group)
     return value
+
+
+BLOCKS: dict[str, type[nn.Module]] = {"experts": Experts, "rope": SharedRope, "norm": WholeNorm}
+
+
+def block_class(
+    module: nn.Module, kind: str, *, divided: Sequence[str] = (), ranks: int = 1
+) -> type[nn.Module]:
+    """The class that ``module`` takes as a block of ``kind``, with its own forward inside.
+
+    Parameters whose names are ``divided`` read as their ``ranks``-th part.
+    """
+    own, block = type(module), BLOCKS[kind]
+    shares = {name: property(_share(name, ranks)) for name in divided}
+    return type(f"{block.__name__}Of{own.__name__}", (block, own), shares)
+
+
+def _share(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:
+    def share(module: nn.Module) -> Tensor | None:
+        parameter = module._parameters[name]
+        return None if parameter is None else parameter / ranks
+
+    return share

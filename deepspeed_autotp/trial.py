@@ -34,7 +34,7 @@ _log = logging.getLogger("deepspeed_autotp")
 _LARGEST_TRIAL = 2_000_000_000
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
-_WHOLE_OUTPUT = ("row", "vocabulary", "hidden")
+_WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts")
 
 
 class Inputs:

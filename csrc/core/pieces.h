@@ -21,4 +21,9 @@ typedef struct {
 int tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
                    const tp_view *view, tp_pieces *out, tp_error *err);
 
+/* As tp_pieces_make, for a parameter that is no layer's weight: `attention` is the
+ * module whose heads it may follow, or -1. */
+void tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attention,
+                   const tp_view *view, tp_pieces *out);
+
 #endif
