@@ -201,7 +201,7 @@ class Layer:
     def module(self) -> str: ...
     @property
     def kind(self) -> str:
-        """column, row, vocabulary, hidden, experts, rope or norm."""
+        """column, row, vocabulary, hidden, experts, share, rope or norm."""
     @property
     def weight(self) -> int: ...
     @property

@@ -44,6 +44,22 @@ class Experts(nn.Module):
         return sum_over_ranks(super().forward(*args, **kwargs), group)
 
 
+class Share(nn.Module):
+    """A module inside of experts that each rank runs whole: each gives its R-th part.
+
+    x  [T, H]   replicated
+    y  [T, H]   = own forward of x / R
+
+    forward   no communication: the experts sum
+    backward  no communication: the experts sum
+    """
+
+    sharding: Sharding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs) / self.sharding.group.size
+
+
 class SharedRope(nn.Module):
     """The projection of latent attention whose last features go to every head as they are.
 
@@ -88,7 +104,12 @@ def _shared(value: Any, sharding: Sharding) -> Any:
     return value
 
 
-BLOCKS: dict[str, type[nn.Module]] = {"experts": Experts, "rope": SharedRope, "norm": WholeNorm}
+BLOCKS: dict[str, type[nn.Module]] = {
+    "experts": Experts,
+    "share": Share,
+    "rope": SharedRope,
+    "norm": WholeNorm,
+}
 
 
 def block_class(

@@ -7,6 +7,9 @@ share_with_ranks                                      dx = dy
                 dx = sum_r dy_r
 take_own        y = own part of x     gather_parts    y = all parts in their places
                 dx = gather_parts(dy)                 dx = take_own(dy)
+
+A run that several ranks hold is the same on all of them, and each has a part of its gradient: the
+parts are added where the gradient becomes whole, and each holder takes its share of a whole one.
 """
 
 from __future__ import annotations
@@ -53,6 +56,37 @@ def _whole(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
             whole.narrow(-1, start, length).copy_(part.narrow(-1, taken, length))
             taken += length
     return whole
+
+
+def _is_shared(parts: Parts) -> bool:
+    """Whether several ranks hold some run."""
+    return sum(parts.widths) > parts.size
+
+
+def _own_share(dy: Tensor, parts: Parts, rank: int) -> Tensor:
+    """The own part of a whole gradient, divided by the number of ranks that hold it, too."""
+    if not _is_shared(parts):
+        return _own(dy, parts, rank)
+    held = [run for runs in parts.runs for run in _pairs(runs)]
+    return torch.cat(
+        [
+            dy.narrow(-1, start, length) / held.count((start, length))
+            for start, length in _pairs(parts.runs[rank])
+        ],
+        dim=-1,
+    )
+
+
+def _whole_gradient(dy: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+    """The whole gradient from those of the parts, added where several ranks hold a run."""
+    if not _is_shared(parts):
+        return _whole(dy, parts, group)
+    whole = dy.new_zeros(*dy.shape[:-1], parts.size)
+    taken = 0
+    for start, length in _pairs(parts.runs[group.rank]):
+        whole.narrow(-1, start, length).copy_(dy.narrow(-1, taken, length))
+        taken += length
+    return group.all_reduce(whole)
 
 
 class _CopyToRanks(torch.autograd.Function):
@@ -103,7 +137,7 @@ class _GatherParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _own(dy, ctx.parts, ctx.group.rank), None, None
+        return _own_share(dy, ctx.parts, ctx.group.rank), None, None
 
 
 class _TakeOwn(torch.autograd.Function):
@@ -115,7 +149,7 @@ class _TakeOwn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _whole(dy, ctx.parts, ctx.group), None, None
+        return _whole_gradient(dy, ctx.parts, ctx.group), None, None
 
 
 def copy_to_ranks(x: Tensor, group: TPGroup) -> Tensor:

@@ -34,10 +34,19 @@ class Left:
     layers: frozenset[str]
 
 
-class _Warnings(logging.Handler):
+class Warnings(logging.Handler):
+    """Within it, the list of what the package warns of."""
+
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        logging.getLogger("deepspeed_autotp").addHandler(self)
+        return self.texts
+
+    def __exit__(self, *raised: object) -> None:
+        logging.getLogger("deepspeed_autotp").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
@@ -55,18 +64,13 @@ def train_left(kind: str) -> Left:
     """Shard a model whose plan is wrong, train it, and compare it with one process."""
     expected = single_losses(wrong_model(kind), clip=0.0)
     model = wrong_model(kind)
-    handler = _Warnings()
-    logger = logging.getLogger("deepspeed_autotp")
-    logger.addHandler(handler)
-    try:
+    with Warnings() as warnings:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    finally:
-        logger.removeHandler(handler)
     plan = deepspeed_autotp.tensor_parallel(model).plan
     losses = single_losses(model, clip=0.0, steps=STEPS)
     deepspeed_autotp.check_replicas(model)
     layers = frozenset(layer.module for layer in plan.layers)
-    return Left(worst_difference(losses, expected), handler.texts, layers)
+    return Left(worst_difference(losses, expected), warnings, layers)
 
 
 def refuse_everything() -> str:

@@ -7,12 +7,8 @@
 
 #include "choose.h"
 #include "names.h"
+#include "norms.h"
 #include "resolve.h"
-
-static const char *const norm_names[] = {
-    "q_norm",   "k_norm", "q_layernorm",     "k_layernorm",   "query_norm",
-    "key_norm", "q_ln",   "query_layernorm", "key_layernorm", "k_ln",
-};
 
 static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
 static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};
@@ -103,16 +99,6 @@ tp_defaults_choose(tp_build *build)
     }
 }
 
-static bool
-is_norm_name(const char *leaf)
-{
-    for (size_t i = 0; i < sizeof(norm_names) / sizeof(norm_names[0]); i++) {
-        if (strcmp(norm_names[i], leaf) == 0)
-            return true;
-    }
-    return false;
-}
-
 /* Whether `index` is the 1-D weight or bias of a norm over one head. */
 static bool
 is_head_norm(const tp_build *build, int index, const char *cut)
@@ -120,7 +106,7 @@ is_head_norm(const tp_build *build, int index, const char *cut)
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
     if (at->dims != 1 || module->parent < 0 || !cut[module->parent] ||
-        !is_norm_name(tp_names_leaf(module->name)))
+        !tp_norms_is_head(tp_names_leaf(module->name)))
         return false;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
     return geometry != NULL && at->shape[0] == geometry->head_size &&

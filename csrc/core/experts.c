@@ -128,3 +128,12 @@ tp_experts_divided(const tp_build *build, int module, int *out)
     }
     return count;
 }
+
+bool
+tp_experts_share(const tp_build *build, int module)
+{
+    const int rule = build->module_rules[module];
+    const int parent = tp_model_module(build->model, module)->parent;
+    return rule >= 0 && parent >= 0 && build->experts[parent] &&
+           tp_rules_at(build->rules, rule)->style == TP_STYLE_SHARE;
+}

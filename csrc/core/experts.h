@@ -16,4 +16,8 @@ void tp_experts_settle(tp_build *build);
  * share. Writes their indices to `out`, which may be NULL, and returns how many. */
 int tp_experts_divided(const tp_build *build, int module, int *out);
 
+/* Whether a rule says that the module, inside of experts that are cut, gives its input
+ * back: each rank may give a share only, so that the sum is the whole. */
+bool tp_experts_share(const tp_build *build, int module);
+
 #endif

@@ -46,7 +46,7 @@ static const style_row styles[] = {
      {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true}},
     {"replicate", TP_STYLE_CUT, {.cut = TP_CUT_SKIP, .dim = -1}},
     {.name = "moe_tp_experts", .style = TP_STYLE_EXPERTS},
-    {.name = "moe_identity_expert", .style = TP_STYLE_UNKNOWN},
+    {.name = "moe_identity_expert", .style = TP_STYLE_SHARE},
     {.name = "mla_kv_a_proj", .style = TP_STYLE_ROPE},
     {.name = "local_params", .style = TP_STYLE_NOTHING},
     {.name = "all_reduce", .style = TP_STYLE_UNKNOWN},

@@ -15,7 +15,8 @@
 typedef enum {
     TP_STYLE_CUT,     /* a weight: a specification says how it is cut */
     TP_STYLE_EXPERTS, /* a module that holds the weights of experts */
-    TP_STYLE_ROPE, /* a linear layer that makes a latent, and positions for all heads */
+    TP_STYLE_SHARE,   /* a module inside of experts that computes nothing */
+    TP_STYLE_ROPE,    /* a linear layer that makes a latent and positions */
     TP_STYLE_NOTHING, /* nothing that would have to be done here */
     TP_STYLE_UNKNOWN  /* known to transformers, but not to this package */
 } tp_style;

@@ -9,6 +9,7 @@
 #include "experts.h"
 #include "locals.h"
 #include "modules.h"
+#include "norms.h"
 #include "plan_build.h"
 #include "plan_hash.h"
 #include "plan_layers.h"
@@ -149,6 +150,7 @@ decide(tp_build *build, tp_error *err)
     if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0)
         return -1;
     tp_experts_settle(build);
+    tp_norms_settle(build);
     if (tp_defaults_norms(build, err) < 0 || resolve_all(build, true, err) < 0 ||
         tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
         tp_unmatched_layers(build, err) < 0)

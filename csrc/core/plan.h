@@ -22,12 +22,13 @@ typedef enum {
     TP_VOCABULARY, /* rows of an embedding */
     TP_HIDDEN,     /* columns of an embedding */
     TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
+    TP_SHARE,      /* only of a layer inside of experts: each rank gives its share */
     TP_ROPE,       /* only of a layer: ranks use a run of its output for their heads */
     TP_NORM        /* only of a layer: a norm over features that are cut */
 } tp_kind;
 
 /* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden", and
- * of a layer "experts", "rope", "norm". */
+ * of a layer "experts", "share", "rope", "norm". */
 const char *tp_kind_name(tp_kind kind);
 
 /* One per parameter, in the model's order. A tied parameter (tied_to >= 0)

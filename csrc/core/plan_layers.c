@@ -3,6 +3,7 @@
 #include "plan_layers.h"
 
 #include "experts.h"
+#include "norms.h"
 #include "rope.h"
 
 /* A linear or embedding module whose weight is cut. */
@@ -37,6 +38,26 @@ experts_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
     return 0;
 }
 
+/* 1 where the module's forward changes, 0 where not, -1 for an error. */
+static int
+find_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
+{
+    if (cut_layer(build, module, out))
+        return 1;
+    if (build->experts[module])
+        return experts_layer(build, module, out, err) < 0 ? -1 : 1;
+    if (tp_experts_share(build, module)) {
+        out->kind = TP_SHARE;
+        return 1;
+    }
+    out->weight = tp_norms_follow(build, module);
+    if (out->weight >= 0) {
+        out->kind = TP_NORM;
+        return 1;
+    }
+    return tp_rope_layer(build, module, out, err);
+}
+
 int
 tp_plan_layers_make(tp_build *build, tp_error *err)
 {
@@ -48,11 +69,7 @@ tp_plan_layers_make(tp_build *build, tp_error *err)
         return -1;
     for (int i = 0; i < count; i++) {
         tp_layer layer = {.module = i, .weight = -1, .bias = -1};
-        int found = cut_layer(build, i, &layer);
-        if (!found && build->experts[i])
-            found = experts_layer(build, i, &layer, err) < 0 ? -1 : 1;
-        else if (!found)
-            found = tp_rope_layer(build, i, &layer, err);
+        const int found = find_layer(build, i, &layer, err);
         if (found < 0)
             return -1;
         if (found)

@@ -10,7 +10,8 @@ tp_kind_name(tp_kind kind)
         [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
         [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
         [TP_HIDDEN] = "hidden",    [TP_EXPERTS] = "experts",
-        [TP_ROPE] = "rope",        [TP_NORM] = "norm",
+        [TP_SHARE] = "share",      [TP_ROPE] = "rope",
+        [TP_NORM] = "norm",
     };
     return names[kind];
 }

@@ -117,6 +117,27 @@ test_experts_that_stay_whole_are_no_layer(void)
 }
 
 static void
+test_what_gives_its_input_back_inside_of_experts_gives_a_share(void)
+{
+    for (int whole = 0; whole < 2; whole++) {
+        const char *const names[] = {"experts"};
+        fixture f = fixture_new(2);
+        f.options.whole = names;
+        f.options.whole_count = whole;
+        add_experts(&f, false);
+        add_module(&f, "experts.identity", TP_MODULE_OTHER, 0);
+        add_style(&f, "experts.gate_up_proj", "packed_colwise");
+        add_style(&f, "experts.down_proj", "rowwise");
+        add_style(&f, "experts.identity", "moe_identity_expert");
+        if (make_plan(&f)) {
+            const tp_layer *layer = layer_of(&f, "experts.identity");
+            CHECK(whole ? layer == NULL : layer->kind == TP_SHARE);
+        }
+        fixture_free(&f);
+    }
+}
+
+static void
 test_a_raw_parameter_with_an_element_per_head_follows_the_heads(void)
 {
     fixture f = fixture_new(2);
@@ -186,6 +207,7 @@ main(void)
     RUN(test_gate_and_up_that_take_turns_are_cut_in_pairs);
     RUN(test_biases_of_experts_are_cut_or_added_in_shares);
     RUN(test_experts_that_stay_whole_are_no_layer);
+    RUN(test_what_gives_its_input_back_inside_of_experts_gives_a_share);
     RUN(test_a_raw_parameter_with_an_element_per_head_follows_the_heads);
     RUN(test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused);
     RUN(test_a_style_that_is_not_known_here_is_noted_once);

@@ -79,6 +79,20 @@ test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names(void)
 }
 
 static void
+test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted(void)
+{
+    fixture f = fixture_new(2);
+    add_mlps(&f);
+    f.facts.prefix = "language_model";
+    add_style(&f, "layers.*.mlp.up_proj", "colwise");
+    add_style(&f, "model.layers.*.mlp.up_proj", "colwise");
+    f.options.strict = false;
+    if (make_plan(&f))
+        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+    fixture_free(&f);
+}
+
+static void
 test_rules_for_other_model_types_are_not_noted(void)
 {
     fixture f = fixture_new(2);
@@ -244,6 +258,7 @@ main(void)
     RUN(test_rules_that_ask_for_the_same_need_no_note);
     RUN(test_a_rule_that_matches_nothing_is_noted_with_near_names);
     RUN(test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names);
+    RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted);
     RUN(test_rules_for_other_model_types_are_not_noted);
     RUN(test_strict_refuses_a_rule_that_matches_nothing);
     RUN(test_strict_refuses_a_preset_only_when_none_of_its_rows_matches);

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts, latent attention and the like train as in one process, and are cut."""
+
+import pytest
+
+from tests.architectures import ARCHITECTURES, train
+from tests.pool import Pool
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_experts_and_latents_train_as_in_one_process(pool: Pool, name: str, ranks: int) -> None:
+    for trained in pool.run(train, name, ranks=ranks, timeout=110):
+        assert trained.stayed_whole == []
+        assert trained.apart < 1e-5
+        assert trained.weights < 1e-4
+        assert trained.kinds & {"experts", "norm"}
+        # The plan of deepseek_v3 leaves its attention whole.
+        assert trained.share < (0.62 if ranks == 2 else 0.45)
