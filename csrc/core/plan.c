@@ -151,7 +151,7 @@ decide(tp_build *build, tp_error *err)
         return -1;
     tp_experts_settle(build);
     tp_norms_settle(build);
-    if (tp_defaults_norms(build, err) < 0 || resolve_all(build, true, err) < 0 ||
+    if (tp_defaults_inside(build, err) < 0 || resolve_all(build, true, err) < 0 ||
         tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
         tp_unmatched_layers(build, err) < 0)
         return -1;

@@ -17,7 +17,7 @@ typedef enum {
     TP_FROM_PRESET,  /* preset_model */
     TP_FROM_HF,      /* a transformers tp_plan */
     TP_FROM_FAMILY,  /* the family table */
-    TP_FROM_DEFAULT, /* embeddings, heads, and norms inside a cut */
+    TP_FROM_DEFAULT, /* embeddings, heads, and what works inside a cut */
     TP_FROM_NOTHING  /* no rule: stays whole */
 } tp_source;
 
