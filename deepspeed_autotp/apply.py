@@ -22,6 +22,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.heads import output_head
+from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
@@ -133,6 +134,8 @@ def shard(
     except Exception:
         restore()
         raise
+    if agreement.is_first and (remark := little_cut(plan)):
+        _log.warning("%s: %s", type(model).__name__, remark)
     with torch.no_grad():
         conversion.commit()
     place = description.parameters[0].device
