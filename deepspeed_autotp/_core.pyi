@@ -264,8 +264,12 @@ class Plan:
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
         whole: Sequence[str] = (),
+        apart: Sequence[str] = (),
     ) -> Self:
-        """whole: names of modules that stay whole with all below them; `*` is one index."""
+        """whole: names of modules that stay whole with all below them; `*` is one index.
+
+        apart: those whose layers are cut one by one, with whole activations between them.
+        """
 
     @property
     def ranks(self) -> int: ...

@@ -35,11 +35,17 @@ _NOTES = 3
 
 
 def make_plan(
-    description: Description, settings: TPTrainingConfig, *, ranks: int, whole: Sequence[str] = ()
+    description: Description,
+    settings: TPTrainingConfig,
+    *,
+    ranks: int,
+    whole: Sequence[str] = (),
+    apart: Sequence[str] = (),
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
-    ``whole`` names modules that stay whole whatever the rules say.
+    Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
+    layers are cut one by one, with whole activations between them.
     """
     partition = settings.get_partition_config_object()
     if partition is None:
@@ -57,6 +63,7 @@ def make_plan(
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
         whole=whole,
+        apart=apart,
     )
     if all(entry.dim < 0 for entry in plan.entries):
         what = type(description.modules[""]).__name__
@@ -103,9 +110,9 @@ def shard(
 
     description = agreement.together(describe_whole)
 
-    def agreed_plan(whole: Sequence[str] = ()) -> Plan:
+    def agreed_plan(whole: Sequence[str] = (), apart: Sequence[str] = ()) -> Plan:
         def make() -> Plan:
-            plan = make_plan(description, settings, ranks=group.size, whole=whole)
+            plan = make_plan(description, settings, ranks=group.size, whole=whole, apart=apart)
             output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
             return plan
 

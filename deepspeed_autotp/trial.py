@@ -3,15 +3,15 @@
 
 A few tokens go through the model whole and through the model with every cut weight lent as a
 view. Outputs of the layers that give whole outputs, the model's outputs, and the gradients of
-two parameters of each kind are compared; the first module that differs is named, and left whole
-where nobody wrote the rule for it.
+two parameters of each kind are compared; the first module that differs is named. Where nobody
+wrote the rule for it, its layers are cut one by one, or else it is left whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.differences import Comparison, Difference, starred
+from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.untouched import same_numbers, untouched
@@ -133,17 +134,17 @@ class Trial:
         inputs: Inputs,
         plan: Plan,
         *,
-        again: Callable[[Sequence[str]], Plan] | None,
+        again: Again | None,
         agreement: Agreement,
     ) -> Plan:
         """The plan that makes the sharded model the whole one: ``plan``, or with ``again`` one in
-        which the blocks that differed, given by their names, are left whole.
+        which the blocks that differed are cut layer by layer, or left whole.
 
         ValueError on every rank of ``agreement`` when there is none. Nothing is compared where
         the whole model cannot take inputs that were only guessed, or its outputs are not finite,
         as with weights that are not loaded yet.
         """
-        left: list[str] = []
+        left = Exempt()
         with untouched(self._model, self._device):
             whole = self._whole(inputs, agreement)
             while whole is not None:
@@ -152,15 +153,10 @@ class Trial:
                     break
                 if again is None or not found.block:
                     raise ValueError(found.text)
-                left += found.block
-                try:
-                    plan = again(left)
-                except ValueError as error:
-                    raise ValueError(f"{found.text}; and without that, {error}") from error
-                if agreement.is_first:
-                    _log.warning(
-                        "%s stays whole on every rank: %s", ", ".join(found.block), found.text
-                    )
+                plan = left.plan_without(found, again)
+        if agreement.is_first:
+            for warning in left.warnings():
+                _log.warning("%s", warning)
         return plan
 
     def _whole(self, inputs: Inputs, agreement: Agreement) -> Seen | None:

@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole;
+    PyObject *head_patterns, *whole, *apart;
 } arguments;
 
 static const tp_plan *
@@ -33,7 +33,7 @@ check_types(const py_state *state, const arguments *given)
 
 /* The texts that options borrow. */
 typedef struct {
-    py_texts heads, whole;
+    py_texts heads, whole, apart;
 } texts;
 
 static int
@@ -55,6 +55,10 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         return -1;
     options->whole = kept->whole.items;
     options->whole_count = kept->whole.count;
+    if (given->apart != NULL && py_texts_read(&kept->apart, given->apart, "apart") < 0)
+        return -1;
+    options->apart = kept->apart.items;
+    options->apart_count = kept->apart.count;
     if (given->head_patterns == NULL)
         return 0;
     if (py_texts_read(&kept->heads, given->head_patterns, "head_patterns") < 0)
@@ -68,17 +72,17 @@ static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "model",    "rules",         "ranks",         "grain", "strict",
-        "defaults", "embedding_dim", "head_patterns", "whole", NULL};
+        "model",         "rules",         "ranks", "grain", "strict", "defaults",
+        "embedding_dim", "head_patterns", "whole", "apart", NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
-    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS};
+    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOO:Plan", (char **)names, &given.model,
+            args, kwargs, "OO|$OOOOOOOO:Plan", (char **)names, &given.model,
             &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
-            &given.embedding_dim, &given.head_patterns, &given.whole) ||
+            &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
     if (read_options(&given, &options, &kept) < 0)
@@ -93,6 +97,7 @@ plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 done:
     py_texts_clear(&kept.heads);
     py_texts_clear(&kept.whole);
+    py_texts_clear(&kept.apart);
     return self;
 }
 
@@ -198,11 +203,11 @@ static PyGetSetDef getters[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     (void
-          *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
-            "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=())\n--\n\n"
-            "What happens to every parameter; decided here, never changed.\n\n"
-            "ValueError, naming parameter, rule and sizes, for what cannot be right."},
+     (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
+             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
+             "apart=())\n--\n\n"
+             "What happens to every parameter; decided here, never changed.\n\n"
+             "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},
     {Py_tp_dealloc, PY_SLOT(plan_dealloc)},
     {Py_tp_repr, PY_SLOT(plan_repr)},
