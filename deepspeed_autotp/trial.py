@@ -170,6 +170,7 @@ class Trial:
             problem = f"{type(error).__name__}: {error}"
         problems = agreement.exchange(problem)
         if not any(problems):
+            self._warn_of_nothing(watch.seen, agreement)
             return watch.seen
 
         def refuse() -> None:
@@ -179,6 +180,14 @@ class Trial:
         agreement.together(refuse)
         _log.info("no trial: %s cannot be run whole: %s", type(self._model).__name__, problem)
         return None
+
+    def _warn_of_nothing(self, seen: Seen, agreement: Agreement) -> None:
+        if not seen.finals and agreement.is_first:
+            _log.warning(
+                "the trial sees no tensor in the output of %s, and so compares inner layers and no "
+                "gradient; return a tensor, or a mapping, sequence or dataclass with tensors",
+                type(self._model).__name__,
+            )
 
     def _check(
         self, inputs: Mapping[str, object], plan: Plan, whole: Seen, agreement: Agreement
