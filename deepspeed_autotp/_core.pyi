@@ -192,12 +192,16 @@ class Entry:
 
 @final
 class Layer:
-    """One module whose forward changes; weight and bias are indices of entries, or -1."""
+    """One module whose forward changes; weight and bias are indices of entries, or -1.
+
+    Of a norm, weight is that of the projection whose layout its features have.
+    """
 
     @property
     def module(self) -> str: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """column, row, vocabulary, hidden, experts, share, rope or norm."""
     @property
     def weight(self) -> int: ...
     @property
@@ -206,6 +210,12 @@ class Layer:
     def gather_output(self) -> bool: ...
     @property
     def split_input(self) -> bool: ...
+    @property
+    def divided(self) -> tuple[int, ...]:
+        """Of experts: entries that are added to the sum, of which each rank adds its share."""
+    @property
+    def run(self) -> tuple[int, int]:
+        """Of rope: start and length of the features that the heads of all ranks use."""
 
 @final
 class LocalInteger:
@@ -253,7 +263,14 @@ class Plan:
         defaults: bool = True,
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
-    ) -> Self: ...
+        whole: Sequence[str] = (),
+        apart: Sequence[str] = (),
+    ) -> Self:
+        """whole: names of modules that stay whole with all below them; `*` is one index.
+
+        apart: those whose layers are cut one by one, with whole activations between them.
+        """
+
     @property
     def ranks(self) -> int: ...
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.heads import output_head
+from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
@@ -33,8 +34,19 @@ _log = logging.getLogger("deepspeed_autotp")
 _NOTES = 3
 
 
-def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: int) -> Plan:
-    """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model."""
+def make_plan(
+    description: Description,
+    settings: TPTrainingConfig,
+    *,
+    ranks: int,
+    whole: Sequence[str] = (),
+    apart: Sequence[str] = (),
+) -> Plan:
+    """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
+
+    Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
+    layers are cut one by one, with whole activations between them.
+    """
     partition = settings.get_partition_config_object()
     if partition is None:
         partition = AutoTPConfig()
@@ -50,6 +62,8 @@ def make_plan(description: Description, settings: TPTrainingConfig, *, ranks: in
         defaults=partition.use_default_specs,
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
+        whole=whole,
+        apart=apart,
     )
     # The default rules cut an embedding also where every pattern of the user has a typo.
     if all(entry.dim < 0 or entry.source == "default" for entry in plan.entries):
@@ -91,15 +105,23 @@ def shard(
     model unchanged, when any rank cannot plan, plans differently, or the trial differs.
     """
 
-    def plan_all() -> tuple[Description, Plan]:
+    def describe_whole() -> Description:
         _refuse(model)
-        description = describe(model)
-        plan = make_plan(description, settings, ranks=group.size)
-        output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
-        return description, plan
+        return describe(model)
 
-    description, plan = agreement.together(plan_all)
-    agreement.same_plan(plan, [_traits(p) for p in description.parameters])
+    description = agreement.together(describe_whole)
+
+    def agreed_plan(whole: Sequence[str] = (), apart: Sequence[str] = ()) -> Plan:
+        def make() -> Plan:
+            plan = make_plan(description, settings, ranks=group.size, whole=whole, apart=apart)
+            output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
+            return plan
+
+        plan = agreement.together(make)
+        agreement.same_plan(plan, [_traits(p) for p in description.parameters])
+        return plan
+
+    plan = agreed_plan()
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
     agreement.same(buffers, "the model's buffers")
     if agreement.is_first:
@@ -109,17 +131,19 @@ def shard(
     nearby = _nearby(group, description)
     inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
-    conversion = Conversion(description, plan=plan, group=group)
+
     try:
         if inputs is not None:
             trial = Trial(model, description, plan, group=nearby)
-            trial.run(inputs, agreement=agreement)
-        agreement.together(conversion.switch)
-        agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
+            own_rules = settings.get_partition_config_object() is not None
+            again = None if own_rules else agreed_plan
+            plan = trial.run(inputs, plan, again=again, agreement=agreement)
+        conversion = _switched(description, plan, settings, group=group, agreement=agreement)
     except Exception:
-        conversion.undo()
         restore()
         raise
+    if agreement.is_first and (remark := little_cut(plan)):
+        _log.warning("%s: %s", type(model).__name__, remark)
     with torch.no_grad():
         conversion.commit()
     place = description.parameters[0].device
@@ -127,6 +151,25 @@ def shard(
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(model, state)
     return state
+
+
+def _switched(
+    description: Description,
+    plan: Plan,
+    settings: TPTrainingConfig,
+    *,
+    group: TPGroup,
+    agreement: Agreement,
+) -> Conversion:
+    """The conversion with everything done but the cutting; undone where any rank fails."""
+    conversion = Conversion(description, plan=plan, group=group)
+    try:
+        agreement.together(conversion.switch)
+        agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
+    except Exception:
+        conversion.undo()
+        raise
+    return conversion
 
 
 def _traits(parameter: nn.Parameter) -> str:

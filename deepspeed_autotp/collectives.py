@@ -3,9 +3,13 @@
 
 whole -> parts                        parts -> whole
 copy_to_ranks   y = x                 sum_over_ranks  y = sum_r x_r
-                dx = sum_r dy_r                       dx = dy
+share_with_ranks                                      dx = dy
+                dx = sum_r dy_r
 take_own        y = own part of x     gather_parts    y = all parts in their places
                 dx = gather_parts(dy)                 dx = take_own(dy)
+
+A run that several ranks hold is the same on all of them, and each has a part of its gradient: the
+parts are added where the gradient becomes whole, and each holder takes its share of a whole one.
 """
 
 from __future__ import annotations
@@ -59,6 +63,37 @@ def _whole(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     return whole
 
 
+def _is_shared(parts: Parts) -> bool:
+    """Whether several ranks hold some run."""
+    return sum(parts.widths) > parts.size
+
+
+def _own_share(dy: Tensor, parts: Parts, rank: int) -> Tensor:
+    """The own part of a whole gradient, divided by the number of ranks that hold it, too."""
+    if not _is_shared(parts):
+        return _own(dy, parts, rank)
+    held = [run for runs in parts.runs for run in _pairs(runs)]
+    return torch.cat(
+        [
+            dy.narrow(-1, start, length) / held.count((start, length))
+            for start, length in _pairs(parts.runs[rank])
+        ],
+        dim=-1,
+    )
+
+
+def _whole_gradient(dy: Tensor, parts: Parts, group: TPGroup) -> Tensor:
+    """The whole gradient from those of the parts, added where several ranks hold a run."""
+    if not _is_shared(parts):
+        return _whole(dy, parts, group)
+    whole = dy.new_zeros(*dy.shape[:-1], parts.size)
+    taken = 0
+    for start, length in _pairs(parts.runs[group.rank]):
+        whole.narrow(-1, start, length).copy_(dy.narrow(-1, taken, length))
+        taken += length
+    return group.all_reduce(whole)
+
+
 class _CopyToRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: TPGroup) -> Tensor:
@@ -70,6 +105,18 @@ class _CopyToRanks(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         # dy comes straight from the layer's matmul and nobody else holds it.
         return ctx.group.all_reduce(dy), None
+
+
+class _ShareWithRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: TPGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.all_reduce(dy.clone()), None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -95,7 +142,7 @@ class _GatherParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _own(dy, ctx.parts, ctx.group.rank), None, None
+        return _own_share(dy, ctx.parts, ctx.group.rank), None, None
 
 
 class _TakeOwn(torch.autograd.Function):
@@ -107,12 +154,18 @@ class _TakeOwn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _whole(dy, ctx.parts, ctx.group), None, None
+        return _whole_gradient(dy, ctx.parts, ctx.group), None, None
 
 
 def copy_to_ranks(x: Tensor, group: TPGroup) -> Tensor:
     """``y = x``; the gradients of the ranks are summed. The output must have one consumer."""
     y: Tensor = _CopyToRanks.apply(x, group)  # type: ignore[no-untyped-call]
+    return y
+
+
+def share_with_ranks(x: Tensor, group: TPGroup) -> Tensor:
+    """As :func:`copy_to_ranks`, for any number of consumers."""
+    y: Tensor = _ShareWithRanks.apply(x, group)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
+from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
@@ -96,25 +97,24 @@ class Conversion:
 
     def _switch_layer(self, layer: Layer) -> None:
         module = self._modules[layer.module]
-        entry = self._plan.entries[layer.weight]
-        ranks = range(self._group.size)
-        parts = Parts(
-            size=entry.view[1],
-            widths=tuple(entry.width(rank) for rank in ranks),
-            runs=tuple(entry.runs(rank) for rank in ranks),
-        )
-        self._set_class(module, sharded_class(module, layer.kind))
+        entry = None if layer.weight < 0 else self._plan.entries[layer.weight]
+        if layer.kind in BLOCKS:
+            divided = [self._plan.entries[i].name.rpartition(".")[2] for i in layer.divided]
+            cls = block_class(module, layer.kind, divided=divided, ranks=self._group.size)
+        else:
+            cls = sharded_class(module, layer.kind)
+        self._set_class(module, cls)
         self._assign(
             module,
             "sharding",
             Sharding(
                 group=self._group,
-                parts=parts,
+                parts=self._parts(layer, entry),
                 gather_output=layer.gather_output,
                 split_input=layer.split_input,
             ),
         )
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and entry is not None and entry.dim >= 0:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(
                 module, "out_features", module.out_features if layer.gather_output else rows
@@ -122,6 +122,24 @@ class Conversion:
             self._assign(
                 module, "in_features", module.in_features if layer.split_input else columns
             )
+
+    def _parts(self, layer: Layer, entry: Entry | None) -> Parts:
+        """Of the dimension that is cut; of rope, the run of its output that all ranks use."""
+        ranks = range(self._group.size)
+        if entry is None:
+            return Parts(size=0, widths=(), runs=())
+        if layer.kind == "rope":
+            start, length = layer.run
+            return Parts(
+                size=start + length,
+                widths=tuple(length for _ in ranks),
+                runs=tuple((start, length) for _ in ranks),
+            )
+        return Parts(
+            size=entry.view[1],
+            widths=tuple(entry.width(rank) for rank in ranks),
+            runs=tuple(entry.runs(rank) for rank in ranks),
+        )
 
     def _set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
         before = type(module)

@@ -3,14 +3,15 @@
 
 A few tokens go through the model whole and through the model with every cut weight lent as a
 view. Outputs of the layers that give whole outputs, the model's outputs, and the gradients of
-one parameter of each kind are compared; the first module that differs is named.
+two parameters of each kind are compared; the first module that differs is named. Where nobody
+wrote the rule for it, its layers are cut one by one, or else it is left whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -20,10 +21,10 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
+from deepspeed_autotp.differences import Comparison, Difference, starred
+from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
-from deepspeed_autotp.rounding import differs, root_mean_square
-from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.untouched import same_numbers, untouched
 from deepspeed_autotp.watch import Seen, Watch
 
@@ -34,11 +35,7 @@ _log = logging.getLogger("deepspeed_autotp")
 _LARGEST_TRIAL = 2_000_000_000
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
-# A gradient that is this much smaller than the largest may be rounding alone, as that of a key
-# bias, which softmax makes vanish.
-_VANISHING = 1e-3
-_WHOLE_OUTPUT = ("row", "vocabulary", "hidden")
-_NAMED = 4
+_WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts")
 
 
 class Inputs:
@@ -119,17 +116,18 @@ def _digest(value: object) -> str:
 
 
 class Trial:
-    """Runs and compares; the model is as it was before, whatever happens."""
+    """Runs and compares; the model is as it was before, whatever happens.
+
+    ``plan`` is the first one to be tried: what it cuts says what is looked at.
+    """
 
     def __init__(
         self, model: nn.Module, description: Description, plan: Plan, *, group: TPGroup
     ) -> None:
         self._model = model
         self._description = description
-        self._plan = plan
         self._group = group
         self._device = description.parameters[0].device
-        self._cut = {layer.module: layer for layer in plan.layers}
         self._exits = {
             layer.module
             for layer in plan.layers
@@ -137,23 +135,41 @@ class Trial:
         }
         self._watched = [
             index
-            for index in (row.index for row in plan.table())
+            for index in _ends_of_kinds(plan)
             if plan.entries[index].tied_to < 0
             and description.parameters[index].requires_grad
             and description.parameters[index].numel() <= _LARGEST_GRADIENT
         ]
 
-    def run(self, inputs: Inputs, *, agreement: Agreement) -> None:
-        """ValueError on every rank of ``agreement`` when the sharded model is another one.
+    def run(
+        self,
+        inputs: Inputs,
+        plan: Plan,
+        *,
+        again: Again | None,
+        agreement: Agreement,
+    ) -> Plan:
+        """The plan that makes the sharded model the whole one: ``plan``, or with ``again`` one in
+        which the blocks that differed are cut layer by layer, or left whole.
 
-        Nothing is compared where the whole model cannot take inputs that were only guessed, or
-        its outputs are not finite, as with weights that are not loaded yet.
+        ValueError on every rank of ``agreement`` when there is none. Nothing is compared where
+        the whole model cannot take inputs that were only guessed, or its outputs are not finite,
+        as with weights that are not loaded yet.
         """
+        left = Exempt()
         with untouched(self._model, self._device):
             whole = self._whole(inputs, agreement)
-            if whole is None:
-                return
-            agreement.together(lambda: self._check(inputs.values, whole))
+            while whole is not None:
+                found = self._check(inputs.values, plan, whole, agreement)
+                if found is None:
+                    break
+                if again is None or not found.block:
+                    raise ValueError(found.text)
+                plan = left.plan_without(found, again)
+        if agreement.is_first:
+            for warning in left.warnings():
+                _log.warning("%s", warning)
+        return plan
 
     def _whole(self, inputs: Inputs, agreement: Agreement) -> Seen | None:
         """The run of the whole model, or None where there is nothing to compare with."""
@@ -166,6 +182,7 @@ class Trial:
             problem = f"{type(error).__name__}: {error}"
         problems = agreement.exchange(problem)
         if not any(problems):
+            self._warn_of_nothing(watch.seen, agreement)
             return watch.seen
 
         def refuse() -> None:
@@ -176,9 +193,22 @@ class Trial:
         _log.info("no trial: %s cannot be run whole: %s", type(self._model).__name__, problem)
         return None
 
-    def _check(self, inputs: Mapping[str, object], whole: Seen) -> None:
-        conversion = Conversion(self._description, plan=self._plan, group=self._group)
+    def _warn_of_nothing(self, seen: Seen, agreement: Agreement) -> None:
+        if not seen.finals and agreement.is_first:
+            _log.warning(
+                "the trial sees no tensor in the output of %s, and so compares inner layers and no "
+                "gradient; return a tensor, or a mapping, sequence or dataclass with tensors",
+                type(self._model).__name__,
+            )
+
+    def _check(
+        self, inputs: Mapping[str, object], plan: Plan, whole: Seen, agreement: Agreement
+    ) -> Difference | None:
+        """The first difference that the lowest rank with one sees, the same on every rank."""
+        conversion = Conversion(self._description, plan=plan, group=self._group)
+        comparison = Comparison(plan, rank=self._group.rank, whole=whole)
         watch = self._watch()
+        found: Difference | None = None
         try:
             with lockstep(self._group):
                 conversion.switch()
@@ -188,16 +218,19 @@ class Trial:
                 except (PeerFailed, Strayed):
                     raise
                 except Exception as error:
-                    raise ValueError(self._failed(watch, error)) from error
+                    found = comparison.failure(watch.seen, error)
+                    raise
+            found = comparison.first(watch.seen)
         except PeerFailed:
-            return  # the rank that failed has the words
+            pass  # the rank that failed has the words
         except Strayed as error:
-            raise ValueError(f"the model takes another way on each rank: {error}") from error
+            found = Difference(f"the model takes another way on each rank: {error}", ())
+        except Exception as error:
+            if found is None:
+                found = Difference(str(error), ())
         finally:
             conversion.undo()
-        problem = self._compare(whole, watch.seen)
-        if problem is not None:
-            raise ValueError(f"the sharded model is not the whole model: {problem}")
+        return _agreed(found, agreement)
 
     def _watch(self) -> Watch:
         return Watch(self._description.modules, exits=self._exits)
@@ -210,58 +243,23 @@ class Trial:
             watch.seen.finals = interop.output_tensors(self._model(**inputs))
             watch.differentiate(parameters)
 
-    def _compare(self, whole: Seen, sharded: Seen) -> str | None:
-        """The first difference, in the order in which the model runs, or None."""
-        for got, expected in zip(sharded.outputs, whole.outputs, strict=False):
-            for a, b in zip(got.tensors, expected.tensors, strict=False):
-                if difference := differs(a, b):
-                    cut_here = self._rules([*expected.since, expected.module])
-                    return (
-                        f"the output of {expected.module} {difference}; cut on the way: {cut_here}"
-                    )
-        if len(sharded.finals) != len(whole.finals):
-            return f"it gives {len(sharded.finals)} outputs instead of {len(whole.finals)}"
-        for a, b in zip(sharded.finals, whole.finals, strict=True):
-            if difference := differs(a, b):
-                return f"the model's output {difference}; cut on the way: {self._rules(whole.ran)}"
-        return self._compare_gradients(whole.gradients, sharded.gradients)
 
-    def _compare_gradients(
-        self, whole: Mapping[int, torch.Tensor], sharded: Mapping[int, torch.Tensor]
-    ) -> str | None:
-        least = _VANISHING * max(map(root_mean_square, whole.values()), default=0.0)
-        for index, full in whole.items():
-            entry = self._plan.entries[index]
-            if index not in sharded:
-                return f"{entry.name} has no gradient when the model is sharded"
-            part = full if entry.dim < 0 else cut(full, entry=entry, rank=self._group.rank)
-            if difference := differs(sharded[index], part, least=least):
-                rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
-                advice = (
-                    ". If each rank uses this weight for its own part only, the parts have to be "
-                    "summed: partition_type 'skip' with grad_allreduce true"
-                    if entry.dim < 0
-                    else ""
-                )
-                return f"the gradient of {entry.name} ({entry.kind}; {rule}) {difference}{advice}"
+def _ends_of_kinds(plan: Plan) -> list[int]:
+    """The first and the last of the parameters that differ in indices only."""
+    ends: dict[str, tuple[int, int]] = {}
+    for index, entry in enumerate(plan.entries):
+        kind = starred(entry.name)
+        ends[kind] = (ends.get(kind, (index, index))[0], index)
+    return sorted({index for pair in ends.values() for index in pair})
+
+
+def _agreed(found: Difference | None, agreement: Agreement) -> Difference | None:
+    said = agreement.exchange(found)
+    failed = [(rank, each) for rank, each in enumerate(said) if each is not None]
+    if not failed:
         return None
-
-    def _failed(self, watch: Watch, error: Exception) -> str:
-        running, ran = watch.seen.running, watch.seen.ran
-        where = "the backward pass" if watch.seen.finals else running[-1] if running else ""
-        where = where or type(self._model).__name__
-        seen = [name for output in watch.seen.outputs for name in output.since] + ran
-        last = [name for name in seen if name in self._cut][-_NAMED:]
-        return (
-            f"the model cannot run with this plan: {where} failed with "
-            f"{type(error).__name__}: {error}; cut on the way: {self._rules(last)}"
-        )
-
-    def _rules(self, modules: Sequence[str]) -> str:
-        """The layers among ``modules`` that are cut, each with its rule."""
-        layers = [self._cut[name] for name in dict.fromkeys(modules) if name in self._cut]
-        words = []
-        for layer in layers[-_NAMED:]:
-            entry = self._plan.entries[layer.weight]
-            words.append(f"{layer.module} ({layer.kind}; rule {entry.rule} from {entry.source})")
-        return ", ".join(words) or "nothing"
+    _, first = failed[0]
+    if len(failed) == len(said):
+        return first
+    names = ", ".join(str(rank) for rank, _ in failed)
+    return Difference(f"on rank {names} of {len(said)}: {first.text}", first.block)

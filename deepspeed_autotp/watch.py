@@ -33,6 +33,10 @@ class Seen:
     running: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
 
+    def order(self) -> list[str]:
+        """Every module that ran, a module called twice twice, in order."""
+        return [name for output in self.outputs for name in output.since] + self.ran
+
 
 class Watch:
     """Within it, hooks on every module of ``modules``; outputs of ``exits`` are kept."""

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trial finds wrong plans, names what is wrong, and leaves no trace."""
 
+from collections import namedtuple
 from typing import Any
 
 import pytest
+import torch
 
+from deepspeed_autotp.interop import output_tensors
 from tests import trials
 from tests.handmade import PARTITION
 from tests.pool import Pool
@@ -35,7 +38,7 @@ from tests.training import worst_difference
             "qwen3",
             trials.NO_NORM_SUM,
             [
-                "the gradient of model.layers.0.self_attn.q_norm.weight (replicated; no rule)",
+                "the gradient of model.layers.1.self_attn.k_norm.weight (replicated; no rule)",
                 "grad_allreduce",
             ],
         ),
@@ -55,6 +58,37 @@ def test_a_fused_weight_cut_as_one_piece_is_named(pool: Pool) -> None:
     assert "the output of blocks.0.mlp.down differs from the whole model's" in text
     assert "blocks.0.mlp.gate_up (column; rule layer_specs[1] from partition_config)" in text
     assert "attention" not in text
+
+
+def test_the_tensors_of_a_dataclass_are_compared(pool: Pool) -> None:
+    assert "the model's output has shape" in same(pool.run(trials.refused_parts))
+
+
+def test_a_trial_that_sees_no_output_says_so(pool: Pool) -> None:
+    warnings, others = pool.run(trials.unseen_parts)
+    assert [text.partition(",")[0] for text in warnings] == [
+        "the trial sees no tensor in the output of Wrapping"
+    ]
+    assert others == []
+
+
+def test_tensors_of_an_output_are_found_in_any_usual_form() -> None:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    a, b, c = torch.zeros(1), torch.ones(2), torch.ones(3)
+    pair = namedtuple("pair", "left right")
+    nested = trials.Wrapped(a, (b, {"c": [c], "ids": torch.arange(3)}))  # type: ignore[arg-type]
+    for output, expected in (
+        (pair(a, b), [a, b]),
+        (nested, [a, b, c]),
+        (CausalLMOutputWithPast(loss=a, logits=b), [a, b]),
+        (trials.Wrapped, []),
+        (trials.Opaque(a), []),
+        (None, []),
+    ):
+        found = output_tensors(output)
+        assert len(found) == len(expected)
+        assert all(x is y for x, y in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("rank", [0, 1])

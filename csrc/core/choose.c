@@ -88,11 +88,17 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     const int count = tp_rules_find(build->rules, &query, with->found, rules, err);
     if (count <= 0)
         return count;
-    for (int i = 0; i < count; i++)
+    int first = count;
+    for (int i = count - 1; i >= 0; i--) {
         build->matched[with->found[i]] = true;
-    const tp_rule *rule = tp_rules_at(build->rules, with->found[0]);
+        if (tp_rules_at(build->rules, with->found[i])->style == TP_STYLE_CUT)
+            first = i;
+    }
+    if (first == count)
+        return 0;
+    const tp_rule *rule = tp_rules_at(build->rules, with->found[first]);
     build->choices[index] =
-        (tp_choice){&rule->spec, rule->source, with->labels[with->found[0]]};
+        (tp_choice){&rule->spec, rule->source, with->labels[with->found[first]]};
     return note_overlap(build, with, count, parameter->name, err);
 }
 

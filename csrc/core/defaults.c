@@ -7,17 +7,13 @@
 
 #include "choose.h"
 #include "names.h"
+#include "norms.h"
 #include "resolve.h"
-
-static const char *const norm_names[] = {
-    "q_norm",   "k_norm", "q_layernorm",     "k_layernorm",   "query_norm",
-    "key_norm", "q_ln",   "query_layernorm", "key_layernorm", "k_ln",
-};
 
 static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
 static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};
 static const tp_spec head = {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true};
-static const tp_spec norm = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true};
+static const tp_spec summed = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true};
 
 static void
 choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
@@ -103,16 +99,6 @@ tp_defaults_choose(tp_build *build)
     }
 }
 
-static bool
-is_norm_name(const char *leaf)
-{
-    for (size_t i = 0; i < sizeof(norm_names) / sizeof(norm_names[0]); i++) {
-        if (strcmp(norm_names[i], leaf) == 0)
-            return true;
-    }
-    return false;
-}
-
 /* Whether `index` is the 1-D weight or bias of a norm over one head. */
 static bool
 is_head_norm(const tp_build *build, int index, const char *cut)
@@ -120,15 +106,39 @@ is_head_norm(const tp_build *build, int index, const char *cut)
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
     if (at->dims != 1 || module->parent < 0 || !cut[module->parent] ||
-        !is_norm_name(tp_names_leaf(module->name)))
+        !tp_norms_is_head(tp_names_leaf(module->name)))
         return false;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
     return geometry != NULL && at->shape[0] == geometry->head_size &&
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
 
+/* What modules between a column and a row cut are called that work on each feature. */
+static const char *const activations[] = {"act", "act_fn", "activation",
+                                          "activation_fn"};
+
+/* Whether `index` is one number that an activation between two cuts has for all
+ * features. */
+static bool
+is_activation(const tp_build *build, int index, const char *cut)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, index);
+    const tp_module *module = tp_model_module(build->model, at->module);
+    if (module->parent < 0 || !cut[module->parent] || tp_module_is_layer(module))
+        return false;
+    for (int i = 0; i < at->dims; i++) {
+        if (at->shape[i] != 1)
+            return false;
+    }
+    for (size_t i = 0; i < sizeof(activations) / sizeof(activations[0]); i++) {
+        if (strcmp(tp_names_leaf(module->name), activations[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
 int
-tp_defaults_norms(tp_build *build, tp_error *err)
+tp_defaults_inside(tp_build *build, tp_error *err)
 {
     if (!build->options->defaults)
         return 0;
@@ -146,9 +156,14 @@ tp_defaults_norms(tp_build *build, tp_error *err)
     }
     int result = 0;
     for (int i = 0; i < count && result == 0; i++) {
-        if (build->choices[i].spec != NULL || !is_head_norm(build, i, cut))
+        if (build->choices[i].spec != NULL)
             continue;
-        choose(build, i, &norm, "norm inside a cut");
+        if (is_head_norm(build, i, cut))
+            choose(build, i, &summed, "norm inside a cut");
+        else if (is_activation(build, i, cut))
+            choose(build, i, &summed, "activation inside a cut");
+        else
+            continue;
         result = tp_resolve_parameter(build, i, err);
     }
     free(cut);

@@ -19,6 +19,11 @@ const char *const tp_geometry_key_keys[] = {"num_key_value_heads", "num_kv_heads
                                             "n_kv_heads", "num_kv", NULL};
 const char *const tp_geometry_group_keys[] = {"num_key_value_groups", "n_rep", NULL};
 
+/* Attention with one of these makes keys and values from a latent: its queries are
+ * longer than head_size says, and may be as many features as a fused q|k|v would be. */
+static const char *const latent_keys[] = {"kv_lora_rank", "qk_rope_head_dim",
+                                          "qk_nope_head_dim", NULL};
+
 /* Read off the forward functions of these models. */
 static const struct {
     const char *model_type;
@@ -157,6 +162,8 @@ tp_geometries_new(const tp_model *model, tp_geometries **out, tp_error *err)
         }
         const counts own = read_counts(module->integers, module->integer_count);
         geometries->modules[i] = make_geometry(&own, &config);
+        geometries->modules[i].separate_keys =
+            read_count(module->integers, module->integer_count, latent_keys) > 0;
     }
     find_separate_keys(geometries);
     *out = geometries;

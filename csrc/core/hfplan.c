@@ -6,11 +6,10 @@
 
 #include "near.h"
 
-/* A style without a specification is known to transformers and not built yet. */
 typedef struct {
     const char *name;
-    bool built;
-    tp_spec spec;
+    tp_style style;
+    tp_spec spec; /* of TP_STYLE_CUT */
 } style_row;
 
 #define PACKED(...)                     \
@@ -22,36 +21,42 @@ typedef struct {
  * https://github.com/huggingface/transformers/tree/main/src/transformers. A packed
  * style means gate|up: two equal pieces along the cut dimension. */
 static const style_row styles[] = {
-    {"colwise", true, {.cut = TP_CUT_COLUMN, .dim = -1}},
+    {"colwise", TP_STYLE_CUT, {.cut = TP_CUT_COLUMN, .dim = -1}},
     {"colwise_gather_output",
-     true,
+     TP_STYLE_CUT,
      {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true}},
-    {"colwise_rep", true, {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true}},
-    {"rowwise", true, {.cut = TP_CUT_ROW, .dim = -1}},
-    {"rowwise_split_input", true, {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
-    {"rowwise_rep", true, {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
-    {"embedding_rowwise", true, {.cut = TP_CUT_ROW, .dim = -1}},
-    {"embedding_colwise", true, {.cut = TP_CUT_COLUMN, .dim = -1}},
+    {"colwise_rep",
+     TP_STYLE_CUT,
+     {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true}},
+    {"rowwise", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1}},
+    {"rowwise_split_input",
+     TP_STYLE_CUT,
+     {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
+    {"rowwise_rep", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
+    {"embedding_rowwise", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1}},
+    {"embedding_colwise", TP_STYLE_CUT, {.cut = TP_CUT_COLUMN, .dim = -1}},
     {"packed_colwise",
-     true,
+     TP_STYLE_CUT,
      {.cut = TP_CUT_COLUMN, .dim = -1, .shape = PACKED({2, -1})}},
-    {"packed_rowwise", true, {.cut = TP_CUT_ROW, .dim = -1, .shape = PACKED({-1, 2})}},
+    {"packed_rowwise",
+     TP_STYLE_CUT,
+     {.cut = TP_CUT_ROW, .dim = -1, .shape = PACKED({-1, 2})}},
     {"replicated_with_grad_allreduce",
-     true,
+     TP_STYLE_CUT,
      {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true}},
-    {"replicate", true, {.cut = TP_CUT_SKIP, .dim = -1}},
-    {.name = "moe_tp_experts"},
-    {.name = "moe_identity_expert"},
-    {.name = "mla_kv_a_proj"},
-    {.name = "local_params"},
-    {.name = "all_reduce"},
-    {.name = "sequence_parallel"},
-    {.name = "gather"},
-    {.name = "local"},
-    {.name = "local_colwise"},
-    {.name = "local_rowwise"},
-    {.name = "grouped_gemm"},
-    {.name = "ep_router"},
+    {"replicate", TP_STYLE_CUT, {.cut = TP_CUT_SKIP, .dim = -1}},
+    {.name = "moe_tp_experts", .style = TP_STYLE_EXPERTS},
+    {.name = "moe_identity_expert", .style = TP_STYLE_SHARE},
+    {.name = "mla_kv_a_proj", .style = TP_STYLE_ROPE},
+    {.name = "local_params", .style = TP_STYLE_NOTHING},
+    {.name = "all_reduce", .style = TP_STYLE_EXPERTS},
+    {.name = "sequence_parallel", .style = TP_STYLE_UNKNOWN},
+    {.name = "gather", .style = TP_STYLE_UNKNOWN},
+    {.name = "local", .style = TP_STYLE_NOTHING},
+    {.name = "local_colwise", .style = TP_STYLE_UNKNOWN},
+    {.name = "local_rowwise", .style = TP_STYLE_UNKNOWN},
+    {.name = "grouped_gemm", .style = TP_STYLE_UNKNOWN},
+    {.name = "ep_router", .style = TP_STYLE_UNKNOWN},
 };
 
 enum { STYLE_COUNT = sizeof(styles) / sizeof(styles[0]) };
@@ -70,21 +75,31 @@ unknown_style(const char *style, const char *pattern, tp_error *err)
 }
 
 int
-tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
+tp_hfplan_style(const char *style, const char *pattern, tp_style *out, tp_spec *spec,
+                tp_error *err)
 {
     for (int i = 0; i < STYLE_COUNT; i++) {
         if (!tp_text_same(style, styles[i].name))
             continue;
-        if (!styles[i].built)
-            return tp_fail(
-                err, TP_VALUE,
-                "tp_plan['%s']: '%s' is a known transformers style that is not "
-                "supported yet; write a partition_config for these layers",
-                pattern, styles[i].name);
-        *out = styles[i].spec;
+        *out = styles[i].style;
+        *spec = styles[i].spec;
         return 0;
     }
     return unknown_style(style, pattern, err);
+}
+
+int
+tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
+{
+    tp_style found;
+    if (tp_hfplan_style(style, pattern, &found, out, err) < 0)
+        return -1;
+    if (found == TP_STYLE_CUT)
+        return 0;
+    return tp_fail(err, TP_VALUE,
+                   "tp_plan['%s']: '%s' is a transformers style that cuts no weight by "
+                   "itself",
+                   pattern, style);
 }
 
 /* Not isdigit(), which depends on the locale. */

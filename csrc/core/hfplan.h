@@ -11,9 +11,22 @@
 #include "error.h"
 #include "spec.h"
 
-/* The specification behind a style name, old or new, in any case. Fails with
- * TP_VALUE naming pattern, style and the nearest styles; a style that is known but
- * not built yet fails with its own message. */
+/* What a style speaks of. */
+typedef enum {
+    TP_STYLE_CUT,     /* a weight: a specification says how it is cut */
+    TP_STYLE_EXPERTS, /* a module that holds the weights of experts */
+    TP_STYLE_SHARE,   /* a module inside of experts that computes nothing */
+    TP_STYLE_ROPE,    /* a linear layer that makes a latent and positions */
+    TP_STYLE_NOTHING, /* nothing that would have to be done here */
+    TP_STYLE_UNKNOWN  /* known to transformers, but not to this package */
+} tp_style;
+
+/* What a style name, old or new, in any case, stands for; `spec` is filled for
+ * TP_STYLE_CUT. Fails with TP_VALUE naming pattern, style and the nearest styles. */
+int tp_hfplan_style(const char *style, const char *pattern, tp_style *out,
+                    tp_spec *spec, tp_error *err);
+
+/* As tp_hfplan_style, for TP_STYLE_CUT alone: any other style fails. */
 int tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err);
 
 /* Whether `name` is `pattern`, or `prefix.pattern` when `prefix` is not empty,

@@ -239,6 +239,18 @@ tp_model_find_parameter(const tp_model *model, int module, const char *leaf)
     return -1;
 }
 
+int
+tp_model_first_parameter(const tp_model *model, int module)
+{
+    return model->first_parameter[module];
+}
+
+int
+tp_model_next_parameter(const tp_model *model, int parameter)
+{
+    return model->next_parameter[parameter];
+}
+
 int64_t
 tp_model_integer(const tp_integer *integers, int count, const char *const *keys)
 {

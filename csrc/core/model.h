@@ -83,6 +83,10 @@ const tp_model_facts *tp_model_get_facts(const tp_model *model);
 /* The parameter `leaf` of module `index`, or -1. */
 int tp_model_find_parameter(const tp_model *model, int module, const char *leaf);
 
+/* The parameters that lie in module `module` directly, -1 behind the last. */
+int tp_model_first_parameter(const tp_model *model, int module);
+int tp_model_next_parameter(const tp_model *model, int parameter);
+
 /* Value of the first of the NULL-terminated `keys` that a module has, or -1. */
 int64_t tp_model_integer(const tp_integer *integers, int count,
                          const char *const *keys);

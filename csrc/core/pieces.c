@@ -2,6 +2,8 @@
 /* pieces.c -- what the pieces of a viewed weight are: heads, units or plain. */
 #include "pieces.h"
 
+#include <string.h>
+
 #include "names.h"
 
 static void
@@ -126,4 +128,41 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
             add_piece(out, view->piece[i], grain, TP_PIECE_PLAIN);
     }
     return 0;
+}
+
+/* Names of a parameter that holds two features beside each other, which one rank needs
+ * both: a gate and what it gates. */
+static const char *const paired_names[] = {"gate_up", "gate_and_up", "gateup", "w13"};
+
+bool
+tp_pieces_paired(const char *leaf)
+{
+    for (size_t i = 0; i < sizeof(paired_names) / sizeof(paired_names[0]); i++) {
+        if (strncmp(leaf, paired_names[i], strlen(paired_names[i])) == 0)
+            return true;
+    }
+    return false;
+}
+
+void
+tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attention,
+              const tp_view *view, tp_pieces *out)
+{
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
+    *out = (tp_pieces){.attention = -1};
+    if (geometry != NULL && view->count == 1 &&
+        add_heads(geometry, attention, view->size, out))
+        return;
+    if (geometry != NULL && view->count == 1 &&
+        view->size % geometry->heads.query == 0) {
+        mark_heads(out, geometry, attention, false);
+        add_piece(out, view->size, view->size / geometry->heads.query, TP_PIECE_QUERY);
+        return;
+    }
+    /* In one piece gate and up can only take turns. */
+    const bool paired =
+        view->count == 1 && view->size % 2 == 0 && tp_pieces_paired(parameter->leaf);
+    for (int i = 0; i < view->count; i++)
+        add_piece(out, view->piece[i], build->options->grain * (paired ? 2 : 1),
+                  TP_PIECE_PLAIN);
 }

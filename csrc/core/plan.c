@@ -6,12 +6,17 @@
 
 #include "choose.h"
 #include "defaults.h"
+#include "experts.h"
 #include "locals.h"
+#include "modules.h"
+#include "norms.h"
 #include "plan_build.h"
 #include "plan_hash.h"
+#include "plan_layers.h"
 #include "resolve.h"
 #include "ties.h"
 #include "unmatched.h"
+#include "whole.h"
 
 enum { MOST_RANKS = 4096 };
 
@@ -56,11 +61,15 @@ open_build(tp_build *build, tp_error *err)
 {
     const size_t parameters = (size_t)tp_model_parameter_count(build->model) + 1;
     const size_t rules = (size_t)tp_rules_count(build->rules) + 1;
+    const size_t modules = (size_t)tp_model_module_count(build->model) + 1;
     build->choices = calloc(parameters, sizeof(*build->choices));
     build->decisions = calloc(parameters, sizeof(*build->decisions));
     build->next_name = calloc(parameters, sizeof(*build->next_name));
     build->matched = calloc(rules, sizeof(*build->matched));
-    if (build->choices == NULL || build->decisions == NULL ||
+    build->module_rules = calloc(modules, sizeof(*build->module_rules));
+    build->experts = calloc(modules, sizeof(*build->experts));
+    if (build->module_rules == NULL || build->experts == NULL ||
+        build->choices == NULL || build->decisions == NULL ||
         build->next_name == NULL || build->matched == NULL)
         return tp_fail_memory(err);
     link_names(build);
@@ -77,6 +86,8 @@ close_build(tp_build *build)
     free(build->decisions);
     free(build->next_name);
     free(build->matched);
+    free(build->module_rules);
+    free(build->experts);
     tp_layouts_free(build->layouts);
     tp_geometries_free(build->geometries);
 }
@@ -127,47 +138,24 @@ make_entries(tp_build *build, tp_error *err)
     return 0;
 }
 
-static int
-make_layers(tp_build *build, tp_error *err)
-{
-    tp_plan *plan = build->plan;
-    const int count = tp_model_module_count(build->model);
-    plan->layers =
-        tp_arena_take(plan->arena, (size_t)count + 1, sizeof(*plan->layers), err);
-    if (plan->layers == NULL)
-        return -1;
-    for (int i = 0; i < count; i++) {
-        if (!tp_module_is_layer(tp_model_module(build->model, i)))
-            continue;
-        const int weight = tp_model_find_parameter(build->model, i, "weight");
-        if (weight < 0 || build->decisions[weight].layout == NULL)
-            continue;
-        const tp_decision *decision = &build->decisions[weight];
-        plan->layers[plan->layer_count++] =
-            (tp_layer){i,
-                       decision->kind,
-                       weight,
-                       tp_model_find_parameter(build->model, i, "bias"),
-                       decision->gather_output,
-                       decision->split_input};
-    }
-    return 0;
-}
-
 /* Weights come before ties, because a name without a rule follows what another
  * name came to, and biases last, because they follow their weights. */
 static int
 decide(tp_build *build, tp_error *err)
 {
-    if (tp_choose_rules(build, err) < 0)
+    if (tp_choose_rules(build, err) < 0 || tp_modules_choose(build, err) < 0 ||
+        tp_whole_choose(build, err) < 0)
         return -1;
     tp_defaults_choose(build);
-    if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0 ||
-        tp_defaults_norms(build, err) < 0 || resolve_all(build, true, err) < 0 ||
+    if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0)
+        return -1;
+    tp_experts_settle(build);
+    tp_norms_settle(build);
+    if (tp_defaults_inside(build, err) < 0 || resolve_all(build, true, err) < 0 ||
         tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
         tp_unmatched_layers(build, err) < 0)
         return -1;
-    if (make_entries(build, err) < 0 || make_layers(build, err) < 0)
+    if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0)
         return -1;
     return tp_locals_make(build, err);
 }

@@ -20,10 +20,15 @@ typedef enum {
     TP_COLUMN,     /* output features */
     TP_ROW,        /* input features */
     TP_VOCABULARY, /* rows of an embedding */
-    TP_HIDDEN      /* columns of an embedding */
+    TP_HIDDEN,     /* columns of an embedding */
+    TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
+    TP_SHARE,      /* only of a layer inside of experts: each rank gives its share */
+    TP_ROPE,       /* only of a layer: ranks use a run of its output for their heads */
+    TP_NORM        /* only of a layer: a norm over features that are cut */
 } tp_kind;
 
-/* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden". */
+/* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden", and
+ * of a layer "experts", "share", "rope", "norm". */
 const char *tp_kind_name(tp_kind kind);
 
 /* One per parameter, in the model's order. A tied parameter (tied_to >= 0)
@@ -42,11 +47,16 @@ typedef struct {
 /* One per module whose forward changes. */
 typedef struct {
     int module;
-    tp_kind kind; /* TP_COLUMN, TP_ROW, TP_VOCABULARY, TP_HIDDEN */
-    int weight;   /* entry index */
-    int bias;     /* entry index or -1 */
+    tp_kind kind; /* TP_COLUMN and those below it */
+    int weight; /* entry index; of a norm, of the weight whose layout it follows; or -1
+                 */
+    int bias;   /* entry index or -1 */
     bool gather_output;
     bool split_input;
+    const int *divided; /* entries of which each rank adds its share to the sum */
+    int divided_count;
+    int64_t run_start; /* of TP_ROPE: the run of its output that all heads use */
+    int64_t run_length;
 } tp_layer;
 
 /* An integer attribute that becomes local: one value per rank. */
@@ -71,6 +81,10 @@ typedef struct {
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
+    const char *const *whole; /* modules left whole: `*` stands for one index */
+    int whole_count;
+    const char *const *apart; /* modules whose layers are cut one by one; as above */
+    int apart_count;
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;

@@ -71,7 +71,12 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
     hash = tp_hash_int(hash, layer->weight);
     hash = tp_hash_int(hash, layer->bias);
     hash = tp_hash_int(hash, layer->gather_output);
-    return tp_hash_int(hash, layer->split_input);
+    hash = tp_hash_int(hash, layer->split_input);
+    hash = tp_hash_int(hash, layer->divided_count);
+    for (int i = 0; i < layer->divided_count; i++)
+        hash = tp_hash_int(hash, layer->divided[i]);
+    hash = tp_hash_int(hash, layer->run_start);
+    return tp_hash_int(hash, layer->run_length);
 }
 
 static uint64_t

@@ -9,7 +9,9 @@ tp_kind_name(tp_kind kind)
         [TP_WHOLE] = "replicated", [TP_WHOLE_SUM] = "replicated+sum",
         [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
         [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
-        [TP_HIDDEN] = "hidden",
+        [TP_HIDDEN] = "hidden",    [TP_EXPERTS] = "experts",
+        [TP_SHARE] = "share",      [TP_ROPE] = "rope",
+        [TP_NORM] = "norm",
     };
     return names[kind];
 }

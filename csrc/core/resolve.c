@@ -5,7 +5,9 @@
 #include <string.h>
 
 #include "pieces.h"
+#include "raw.h"
 #include "view.h"
+#include "whole.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */
 static const struct {
@@ -119,26 +121,40 @@ cut_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
     return 0;
 }
 
+/* Turn the error into a note: nobody asked for what a transformers plan says. */
+static int
+leave_whole(tp_build *build, int parameter, tp_error *err)
+{
+    if (err->code != TP_VALUE)
+        return -1;
+    tp_text text = TP_NO_TEXT;
+    tp_text_add(&text, "%s; it stays whole", tp_error_text(err));
+    tp_error_clear(err);
+    build->decisions[parameter] = (tp_decision)TP_NO_DECISION;
+    return tp_build_note(build, &text, err);
+}
+
 int
 tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
 {
     const tp_parameter *weight = tp_model_parameter(build->model, parameter);
     const tp_choice *choice = &build->choices[parameter];
     tp_decision decision = TP_NO_DECISION;
-    if (choice->spec != NULL && choice->spec->cut == TP_CUT_SKIP) {
+    if (tp_whole_is(choice)) {
+        decision.kind = TP_WHOLE;
+    } else if (choice->spec != NULL && choice->spec->cut == TP_CUT_SKIP) {
         decision.kind = choice->spec->sum_gradient ? TP_WHOLE_SUM : TP_SKIPPED;
     } else if (choice->spec != NULL) {
-        const tp_module *module = tp_model_module(build->model, weight->module);
-        int result = -1;
-        if (tp_module_is_layer(module) && strcmp(weight->leaf, "weight") == 0)
-            result = cut_weight(build, weight, choice->spec, &decision, err);
-        else
-            tp_fail(err, TP_VALUE,
-                    "cutting a parameter that is not a linear or embedding weight is "
-                    "not supported yet: narrow the pattern, or put a rule with "
-                    "partition_type 'skip' for this parameter in front");
-        if (result < 0)
-            return tp_build_refuse(build, parameter, choice, err);
+        const bool raw = tp_raw_is(build->model, parameter);
+        const int result =
+            raw ? tp_raw_resolve(build, parameter, choice, &decision, err)
+                : cut_weight(build, weight, choice->spec, &decision, err);
+        if (result < 0) {
+            tp_build_refuse(build, parameter, choice, err);
+            return raw && choice->source == TP_FROM_HF
+                       ? leave_whole(build, parameter, err)
+                       : -1;
+        }
     }
     build->decisions[parameter] = decision;
     return 0;

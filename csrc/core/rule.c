@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "hfplan.h"
 #include "names.h"
 #include "preset.h"
 #include "text.h"
@@ -121,7 +120,7 @@ tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
                    tp_error *err)
 {
     tp_rule rule = {.source = TP_FROM_HF};
-    if (tp_hfplan_spec(style, pattern, &rule.spec, err) < 0)
+    if (tp_hfplan_style(style, pattern, &rule.style, &rule.spec, err) < 0)
         return -1;
 
     tp_text copy = TP_NO_TEXT;

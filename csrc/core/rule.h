@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 
+#include "hfplan.h"
 #include "regex.h"
 #include "spec.h"
 
@@ -16,7 +17,7 @@ typedef enum {
     TP_FROM_PRESET,  /* preset_model */
     TP_FROM_HF,      /* a transformers tp_plan */
     TP_FROM_FAMILY,  /* the family table */
-    TP_FROM_DEFAULT, /* embeddings, heads, and norms inside a cut */
+    TP_FROM_DEFAULT, /* embeddings, heads, and what works inside a cut */
     TP_FROM_NOTHING  /* no rule: stays whole */
 } tp_source;
 
@@ -25,6 +26,7 @@ const char *tp_source_name(tp_source source);
 
 typedef struct {
     tp_source source;
+    tp_style style; /* other than TP_STYLE_CUT: of a module; `spec` says nothing */
     tp_spec spec;
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "hfplan.h"
 #include "names.h"
 #include "near.h"
 
@@ -78,6 +79,22 @@ source_matched(const tp_build *build, tp_source source)
     return false;
 }
 
+/* Whether a rule of the same plan matched under a longer name: a plan that is put
+ * together from those of the parts of a model has both. */
+static bool
+longer_matched(const tp_build *build, const tp_rule *rule)
+{
+    const size_t size = rule->hf_pattern == NULL ? 0 : strlen(rule->hf_pattern);
+    for (int i = 0; size > 0 && i < tp_rules_count(build->rules); i++) {
+        const char *other = tp_rules_at(build->rules, i)->hf_pattern;
+        const size_t length = other == NULL ? 0 : strlen(other);
+        if (build->matched[i] && length > size && other[length - size - 1] == '.' &&
+            strcmp(other + length - size, rule->hf_pattern) == 0)
+            return true;
+    }
+    return false;
+}
+
 static int
 report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *rule,
        tp_error *err)
@@ -103,6 +120,20 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
     return tp_build_note(build, &text, err);
 }
 
+/* Whether a transformers plan speaks of a module that is there and has no weight. */
+static bool
+names_module(const tp_build *build, const tp_rule *rule)
+{
+    const char *prefix = tp_model_get_facts(build->model)->prefix;
+    for (int i = 0; rule->hf_pattern != NULL && i < tp_model_module_count(build->model);
+         i++) {
+        if (tp_hfplan_match(rule->hf_pattern, prefix,
+                            tp_model_module(build->model, i)->name))
+            return true;
+    }
+    return false;
+}
+
 int
 tp_unmatched_rules(tp_build *build, tp_error *err)
 {
@@ -112,7 +143,8 @@ tp_unmatched_rules(tp_build *build, tp_error *err)
     int result = 0;
     for (int i = 0; result == 0 && i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
-        if (build->matched[i] || !tp_rule_fits_model(rule, model_type))
+        if (build->matched[i] || !tp_rule_fits_model(rule, model_type) ||
+            longer_matched(build, rule) || names_module(build, rule))
             continue;
         if (arena == NULL && (tp_arena_new(&arena, err) < 0 ||
                               tp_names_of_model(arena, build->model, &names, err) < 0))

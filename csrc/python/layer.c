@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layer.c -- the type Layer: one module whose forward changes. */
+#include "args.h"
 #include "holder.h"
 
 static const tp_layer *
@@ -52,6 +53,25 @@ layer_get_split_input(PyObject *self, void *closure)
 }
 
 static PyObject *
+layer_get_divided(PyObject *self, void *closure)
+{
+    (void)closure;
+    const tp_layer *layer = get(self);
+    PyObject *tuple = PyTuple_New(layer->divided_count);
+    for (int i = 0; tuple != NULL && i < layer->divided_count; i++)
+        py_tuple_put(&tuple, i, PyLong_FromLong(layer->divided[i]));
+    return tuple;
+}
+
+static PyObject *
+layer_get_run(PyObject *self, void *closure)
+{
+    (void)closure;
+    const int64_t run[] = {get(self)->run_start, get(self)->run_length};
+    return py_int_tuple(run, 2);
+}
+
+static PyObject *
 layer_repr(PyObject *self)
 {
     const tp_layer *layer = get(self);
@@ -62,13 +82,18 @@ layer_repr(PyObject *self)
 
 static PyGetSetDef getters[] = {
     {"module", layer_get_module, NULL, "Name of the module.", NULL},
-    {"kind", layer_get_kind, NULL, "column, row, vocabulary or hidden.", NULL},
-    {"weight", layer_get_weight, NULL, "Index of the weight's entry.", NULL},
+    {"kind", layer_get_kind, NULL,
+     "column, row, vocabulary, hidden, experts, share, rope or norm.", NULL},
+    {"weight", layer_get_weight, NULL, "Index of the weight's entry, or -1.", NULL},
     {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
     {"gather_output", layer_get_gather_output, NULL,
      "Whether every rank gets the whole output.", NULL},
     {"split_input", layer_get_split_input, NULL,
      "Whether the input is whole and each rank takes its part.", NULL},
+    {"divided", layer_get_divided, NULL,
+     "Indices of the entries of which each rank adds its share.", NULL},
+    {"run", layer_get_run, NULL, "Start and length of the features for all heads.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

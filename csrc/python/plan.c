@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns;
+    PyObject *head_patterns, *whole, *apart;
 } arguments;
 
 static const tp_plan *
@@ -31,9 +31,13 @@ check_types(const py_state *state, const arguments *given)
     return 0;
 }
 
-/* `heads` keeps the strings that `options` borrows. */
+/* The texts that options borrow. */
+typedef struct {
+    py_texts heads, whole, apart;
+} texts;
+
 static int
-read_options(const arguments *given, tp_plan_options *options, py_texts *heads)
+read_options(const arguments *given, tp_plan_options *options, texts *kept)
 {
     static const char *const default_heads[] = {"lm_head", "embed_out"};
     options->grain = 1;
@@ -47,33 +51,41 @@ read_options(const arguments *given, tp_plan_options *options, py_texts *heads)
         py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
         return -1;
+    if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
+        return -1;
+    options->whole = kept->whole.items;
+    options->whole_count = kept->whole.count;
+    if (given->apart != NULL && py_texts_read(&kept->apart, given->apart, "apart") < 0)
+        return -1;
+    options->apart = kept->apart.items;
+    options->apart_count = kept->apart.count;
     if (given->head_patterns == NULL)
         return 0;
-    if (py_texts_read(heads, given->head_patterns, "head_patterns") < 0)
+    if (py_texts_read(&kept->heads, given->head_patterns, "head_patterns") < 0)
         return -1;
-    options->head_patterns = heads->items;
-    options->head_pattern_count = heads->count;
+    options->head_patterns = kept->heads.items;
+    options->head_pattern_count = kept->heads.count;
     return 0;
 }
 
 static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"model",         "rules",         "ranks",
-                                        "grain",         "strict",        "defaults",
-                                        "embedding_dim", "head_patterns", NULL};
+    static const char *const names[] = {
+        "model",         "rules",         "ranks", "grain", "strict", "defaults",
+        "embedding_dim", "head_patterns", "whole", "apart", NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
-    py_texts heads = PY_NO_TEXTS;
+    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOO:Plan", (char **)names,
-                                     &given.model, &given.rules, &given.ranks,
-                                     &given.grain, &given.strict, &given.defaults,
-                                     &given.embedding_dim, &given.head_patterns) ||
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO|$OOOOOOOO:Plan", (char **)names, &given.model,
+            &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
+            &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
-    if (read_options(&given, &options, &heads) < 0)
+    if (read_options(&given, &options, &kept) < 0)
         goto done;
     self = PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -83,7 +95,9 @@ plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (((py_plan *)self)->holder == NULL)
         Py_CLEAR(self);
 done:
-    py_texts_clear(&heads);
+    py_texts_clear(&kept.heads);
+    py_texts_clear(&kept.whole);
+    py_texts_clear(&kept.apart);
     return self;
 }
 
@@ -190,7 +204,8 @@ static PyGetSetDef getters[] = {
 static PyType_Slot slots[] = {
     {Py_tp_doc,
      (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
-             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'))\n--\n\n"
+             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
+             "apart=())\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},

@@ -101,22 +101,29 @@ test_the_case_of_a_style_does_not_count(void)
 }
 
 static void
-test_a_known_style_that_is_not_built_says_so(void)
+test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
 {
-    const char *const styles[] = {
-        "moe_tp_experts", "moe_identity_expert", "mla_kv_a_proj", "local_params",
-        "all_reduce",     "sequence_parallel",   "gather",        "local",
-        "local_colwise",  "local_rowwise",       "grouped_gemm",  "ep_router",
+    static const struct {
+        const char *name;
+        tp_style style;
+    } rows[] = {
+        {"moe_tp_experts", TP_STYLE_EXPERTS},    {"MLA_kv_a_proj", TP_STYLE_ROPE},
+        {"local_params", TP_STYLE_NOTHING},      {"local", TP_STYLE_NOTHING},
+        {"moe_identity_expert", TP_STYLE_SHARE}, {"all_reduce", TP_STYLE_EXPERTS},
+        {"sequence_parallel", TP_STYLE_UNKNOWN}, {"gather", TP_STYLE_UNKNOWN},
+        {"local_colwise", TP_STYLE_UNKNOWN},     {"local_rowwise", TP_STYLE_UNKNOWN},
+        {"grouped_gemm", TP_STYLE_UNKNOWN},      {"ep_router", TP_STYLE_UNKNOWN},
     };
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
-    for (size_t i = 0; i < sizeof(styles) / sizeof(styles[0]); i++) {
-        const int result = tp_hfplan_spec(styles[i], PATTERN, &spec, &err);
-        CHECK_TEXT_HAS(tp_error_text(&err), styles[i]);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        tp_style style = TP_STYLE_CUT;
+        CHECK_OK(tp_hfplan_style(rows[i].name, PATTERN, &style, &spec, &err), &err);
+        CHECK_INT_EQ(style, rows[i].style);
+        const int result = tp_hfplan_spec(rows[i].name, PATTERN, &spec, &err);
+        CHECK_TEXT_HAS(tp_error_text(&err), rows[i].name);
         CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
-        CHECK_FAILS(result, TP_VALUE, &err,
-                    "is a known transformers style that is not supported yet; write a "
-                    "partition_config for these layers");
+        CHECK_FAILS(result, TP_VALUE, &err, "cuts no weight by itself");
     }
 }
 
@@ -194,7 +201,7 @@ main(void)
     RUN(test_a_replicated_gradient_style_sums_the_gradient);
     RUN(test_every_style_that_is_built_passes_the_check_of_specs);
     RUN(test_the_case_of_a_style_does_not_count);
-    RUN(test_a_known_style_that_is_not_built_says_so);
+    RUN(test_a_style_that_cuts_no_weight_is_known_and_has_no_specification);
     RUN(test_an_unknown_style_names_pattern_style_and_the_nearest);
     RUN(test_a_star_takes_exactly_one_index_between_dots);
     RUN(test_a_star_inside_a_part_is_only_a_star);

@@ -232,7 +232,7 @@ test_what_is_no_matrix_of_a_layer_is_refused(void)
     const int module = add_module(&f, "norm", TP_MODULE_OTHER, 0);
     add_shaped(&f, module, "weight", 1, (int64_t[]){16}, -1);
     add_spec(&f, "r", "norm", column);
-    CHECK_REFUSED(&f, "not a linear or embedding weight is not supported yet");
+    CHECK_REFUSED(&f, "it is not a linear or embedding weight: narrow the pattern");
     f = fixture_new(2);
     const int deep = add_module(&f, "w", TP_MODULE_LINEAR, 0);
     add_shaped(&f, deep, "weight", 3, (int64_t[]){4, 4, 4}, -1);

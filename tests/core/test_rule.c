@@ -170,8 +170,6 @@ test_an_unknown_preset_or_style_adds_nothing(void)
     CHECK_FAILS(tp_rules_add_preset(rules, "qwen3", &err), TP_VALUE, &err, "'qwen2'");
     CHECK_FAILS(tp_rules_add_style(rules, "lm_head", "columnwise", &err), TP_VALUE,
                 &err, "tp_plan['lm_head']: unknown style 'columnwise'");
-    CHECK_FAILS(tp_rules_add_style(rules, "mlp.experts", "moe_tp_experts", &err),
-                TP_VALUE, &err, "not supported yet");
     CHECK_INT_EQ(tp_rules_count(rules), 0);
     tp_rules_free(rules);
 }

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* modules.h -- styles of a transformers plan that speak of modules, not of weights. */
+#ifndef TP_MODULES_H
+#define TP_MODULES_H
+
+#include "plan_build.h"
+
+/* Fill `module_rules` with the first rule that names each module, if it has a style
+ * of its own, and mark the rule as matched. Makes a note of a style that is not
+ * known. */
+int tp_modules_choose(tp_build *build, tp_error *err);
+
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* whole.h -- modules with whole activations, whatever the rules say.
+ *
+ * What was tried and found to be another model is planned anew. Apart: every linear
+ * layer under the module is cut by itself, gathers its output or takes its part of a
+ * whole input, so that what lies between the layers sees what one process sees. Whole:
+ * no parameter under it is cut. Of neither a gradient is summed. */
+#ifndef TP_WHOLE_H
+#define TP_WHOLE_H
+
+#include "plan_build.h"
+
+/* Whether a parameter was chosen to be left whole. */
+bool tp_whole_is(const tp_choice *choice);
+
+/* Leave the parameters under the modules of the options' `whole` whole, with every
+ * other name of their tensors, and cut the layers under those of `apart` by themselves;
+ * what is no layer stays whole there. Comes after the rules are chosen and before the
+ * defaults. Fails with TP_VALUE for a name that no module has. */
+int tp_whole_choose(tp_build *build, tp_error *err);
+
+#endif

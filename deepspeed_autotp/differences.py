@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a sharded run of a model departs from the whole one, and which block is to blame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepspeed_autotp._core import Layer, Plan
+from deepspeed_autotp.rounding import differs, root_mean_square
+from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.watch import Seen
+
+# A gradient that is this much smaller than the largest may be rounding alone, as that of a key
+# bias, which softmax makes vanish.
+_VANISHING = 1e-3
+_NAMED = 4
+_INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``block`` names the modules that are to blame, each index as ``*``; empty if nobody knows."""
+
+    text: str
+    block: tuple[str, ...]
+
+
+class Comparison:
+    """One sharded run under ``plan``, seen by ``rank``, against the run of the whole model."""
+
+    def __init__(self, plan: Plan, *, rank: int, whole: Seen) -> None:
+        self._plan = plan
+        self._rank = rank
+        self._whole = whole
+        self._cut = {layer.module: layer for layer in plan.layers}
+        self._order = whole.order()
+
+    def first(self, sharded: Seen) -> Difference | None:
+        """The first difference, in the order in which the model runs, or None."""
+        found = self._outputs(sharded) or self._gradients(sharded.gradients)
+        if found is None:
+            return None
+        return Difference(f"the sharded model is not the whole model: {found.text}", found.block)
+
+    def failure(self, sharded: Seen, error: Exception) -> Difference:
+        """What to say of a run that ended with ``error``."""
+        running = sharded.running
+        where = "the backward pass" if sharded.finals else running[-1] if running else ""
+        where = where or "the model"
+        last = [name for name in sharded.order() if name in self._cut][-_NAMED:]
+        culprit = where if where in self._cut else last[-1] if last else None
+        return Difference(
+            f"the model cannot run with this plan: {where} failed with "
+            f"{type(error).__name__}: {error}; cut on the way: {self._rules(last)}",
+            self._block(culprit),
+        )
+
+    def _outputs(self, sharded: Seen) -> Difference | None:
+        whole = self._whole
+        for got, expected in zip(sharded.outputs, whole.outputs, strict=False):
+            for a, b in zip(got.tensors, expected.tensors, strict=False):
+                if difference := differs(a, b):
+                    ran = [*expected.since, expected.module]
+                    return self._said(f"the output of {expected.module} {difference}", ran)
+        if len(sharded.finals) != len(whole.finals):
+            counts = f"{len(sharded.finals)} outputs instead of {len(whole.finals)}"
+            return self._said(f"it gives {counts}", self._order)
+        for a, b in zip(sharded.finals, whole.finals, strict=True):
+            if difference := differs(a, b):
+                return self._said(f"the model's output {difference}", whole.ran or self._order)
+        return None
+
+    def _said(self, what: str, ran: Sequence[str]) -> Difference:
+        last = next(
+            (name for name in (*reversed(ran), *reversed(self._order)) if name in self._cut), None
+        )
+        return Difference(f"{what}; cut on the way: {self._rules(ran)}", self._block(last))
+
+    def _gradients(self, sharded: Mapping[int, Tensor]) -> Difference | None:
+        """The last one in the order of the model: an error spreads to all that comes before."""
+        whole = self._whole.gradients
+        least = _VANISHING * max(map(root_mean_square, whole.values()), default=0.0)
+        for index in sorted(whole, reverse=True):
+            full, entry = whole[index], self._plan.entries[index]
+            block = self._block(self._blamed(entry.name))
+            if entry.kind == "replicated+sum" and not covers(block, entry.name):
+                block = (starred(entry.name.rpartition(".")[0]),)
+            if index not in sharded:
+                return Difference(f"{entry.name} has no gradient when the model is sharded", block)
+            part = full if entry.dim < 0 else cut(full, entry=entry, rank=self._rank)
+            if difference := differs(sharded[index], part, least=least):
+                rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
+                advice = (
+                    ". If each rank uses this weight for its own part only, the parts have to be "
+                    "summed: partition_type 'skip' with grad_allreduce true"
+                    if entry.dim < 0
+                    else ""
+                )
+                text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {difference}{advice}"
+                return Difference(text, block)
+        return None
+
+    def _blamed(self, parameter: str) -> str | None:
+        """The cut layer that makes the gradient of a parameter: its own, or else the first one
+        that its module's output reaches."""
+        module = parameter.rpartition(".")[0]
+        if module in self._cut:
+            return module
+        order = self._order
+        at = order.index(module) if module in order else 0
+        after = (name for name in order[at:] if name in self._cut)
+        before = (name for name in reversed(order[:at]) if name in self._cut)
+        return next(after, None) or next(before, None)
+
+    def _block(self, culprit: str | None) -> tuple[str, ...]:
+        """The module that a cut layer lies in, if what is cut below it lies there directly; or
+        else the layers beside the culprit, which a larger module would hold with many others."""
+        if culprit is None:
+            return ()
+        parent = culprit.rpartition(".")[0]
+        below = [name for name in self._cut if name.startswith(f"{parent}." if parent else "")]
+        beside = [name for name in below if name.rpartition(".")[0] == parent]
+        if parent and len(beside) == len(below):
+            return (starred(parent),)
+        return tuple(dict.fromkeys(map(starred, beside)))
+
+    def _rules(self, modules: Iterable[str]) -> str:
+        """The layers among ``modules`` that are cut, each with its rule."""
+        layers = [self._cut[name] for name in dict.fromkeys(modules) if name in self._cut]
+        return ", ".join(self._rule(layer) for layer in layers[-_NAMED:]) or "nothing"
+
+    def _rule(self, layer: Layer) -> str:
+        if layer.weight < 0:
+            return f"{layer.module} ({layer.kind})"
+        entry = self._plan.entries[layer.weight]
+        return f"{layer.module} ({layer.kind}; rule {entry.rule} from {entry.source})"
+
+
+def starred(name: str) -> str:
+    """A name with each index as ``*``."""
+    return _INDEX.sub("*", name)
+
+
+def covers(block: Sequence[str], name: str) -> bool:
+    """Whether a name lies under a module of ``block``, whatever its indices."""
+    return any(starred(name).startswith(f"{module}.") for module in block)
