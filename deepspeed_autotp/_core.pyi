@@ -214,6 +214,9 @@ class Layer:
     def divided(self) -> tuple[int, ...]:
         """Of experts: entries that are added to the sum, of which each rank adds its share."""
     @property
+    def siblings(self) -> tuple[int, ...]:
+        """Of a column layer: the layers, it among them, likely to be given the same input."""
+    @property
     def run(self) -> tuple[int, int]:
         """Of rope: start and length of the features that the heads of all ranks use."""
 

@@ -7,7 +7,7 @@ attributes, gradient hooks and the data of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.shared_input import SharedInput
 
 
 class Conversion:
@@ -33,12 +34,15 @@ class Conversion:
         self._parameters = description.parameters
         self._plan = plan
         self._group = group
+        self._input = SharedInput(group)
         self._undo: list[Callable[[], None]] = []
 
     def switch(self) -> None:
         """Give modules their sharded classes, local integers and gradient hooks."""
-        for layer in self._plan.layers:
-            self._switch_layer(layer)
+        layers = self._plan.layers
+        for layer in layers:
+            siblings = [self._modules[layers[index].module] for index in layer.siblings]
+            self._switch_layer(layer, siblings)
         for integer in self._plan.integers:
             module = self._modules[integer.module]
             value = integer.values[self._group.rank]
@@ -95,7 +99,7 @@ class Conversion:
             if entry.dim >= 0 and entry.tied_to < 0
         ]
 
-    def _switch_layer(self, layer: Layer) -> None:
+    def _switch_layer(self, layer: Layer, siblings: Sequence[nn.Module]) -> None:
         module = self._modules[layer.module]
         entry = None if layer.weight < 0 else self._plan.entries[layer.weight]
         if layer.kind in BLOCKS:
@@ -112,6 +116,8 @@ class Conversion:
                 parts=self._parts(layer, entry),
                 gather_output=layer.gather_output,
                 split_input=layer.split_input,
+                input=self._input,
+                siblings=tuple(siblings),
             ),
         )
         if isinstance(module, nn.Linear) and entry is not None and entry.dim >= 0:

@@ -53,6 +53,12 @@ class TPGroup:
         dist.all_reduce(x, group=self.handle)
         return x
 
+    def start_all_reduce(self, x: Tensor) -> dist.Work:
+        """Begin to sum contiguous ``x`` over the ranks in place; wait for what is returned."""
+        self.step()
+        started: dist.Work = dist.all_reduce(x, group=self.handle, async_op=True)
+        return started
+
     def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Every rank's tensor, in rank order; ``shapes[rank]`` is the shape of that rank's.
 

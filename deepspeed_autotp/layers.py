@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.collectives import (
     Parts,
-    copy_to_ranks,
     gather_parts,
     sum_over_ranks,
     take_own,
 )
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.shared_input import SharedInput
 
 
 def gathered(part: Tensor, sharding: Sharding) -> Tensor:
@@ -34,20 +34,22 @@ def gathered(part: Tensor, sharding: Sharding) -> Tensor:
 class Sharding:
     """What a converted layer knows: its group, and the parts of the dimension that is cut.
 
+    ``siblings`` are the layers, this one among them, that are likely to share its input;
     ``give`` makes the output of a column layer with ``gather_output`` out of this rank's part.
     """
 
     group: TPGroup
+    input: SharedInput
     parts: Parts
+    siblings: tuple[nn.Module, ...] = ()
     gather_output: bool = False
     split_input: bool = False
     give: Callable[[Tensor, Sharding], Tensor] = gathered
 
-    def enter(self, x: Tensor, *, training: bool) -> Tensor:
-        """The input of a column layer: what follows is this rank's own."""
+    def enter(self, x: Tensor, *, training: bool) -> None:
+        """At the input of a column layer: what follows is this rank's own."""
         if training and not self.gather_output and self.parts.uneven:
             self.group.fork.enter(x.device)
-        return copy_to_ranks(x, self.group)
 
     def exit(self, x: Tensor) -> Tensor:
         """The output of a row layer: what follows is common to the ranks."""
@@ -69,8 +71,9 @@ class ColumnLinear(nn.Linear):
     sharding: Sharding
 
     def forward(self, x: Tensor) -> Tensor:
-        entered = self.sharding.enter(x, training=self.training)
-        return self.finish(F.linear(entered, self.weight, self.bias))
+        own = self.sharding
+        own.enter(x, training=self.training)
+        return self.finish(own.input.linear(x, self.weight, self.bias, siblings=own.siblings))
 
     def finish(self, y: Tensor) -> Tensor:
         """Give the whole output where the plan says so."""
@@ -154,7 +157,8 @@ class ColumnConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.sharding
-        y = F.linear(own.enter(x, training=self.training), self.weight.t(), self.bias)
+        own.enter(x, training=self.training)
+        y = own.input.linear(x, self.weight, self.bias, siblings=own.siblings, transposed=True)
         return own.give(y, own) if own.gather_output else y
 
 

@@ -14,6 +14,7 @@
 #include "plan_hash.h"
 #include "plan_layers.h"
 #include "resolve.h"
+#include "siblings.h"
 #include "ties.h"
 #include "unmatched.h"
 #include "whole.h"
@@ -155,7 +156,8 @@ decide(tp_build *build, tp_error *err)
         tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
         tp_unmatched_layers(build, err) < 0)
         return -1;
-    if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0)
+    if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0 ||
+        tp_siblings_make(build, err) < 0)
         return -1;
     return tp_locals_make(build, err);
 }

@@ -55,6 +55,9 @@ typedef struct {
     bool split_input;
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
+    const int *siblings; /* of TP_COLUMN: indices of the layers, this one among them,
+                            that are likely to be given the same input */
+    int sibling_count;
     int64_t run_start; /* of TP_ROPE: the run of its output that all heads use */
     int64_t run_length;
 } tp_layer;

@@ -75,6 +75,9 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
     hash = tp_hash_int(hash, layer->divided_count);
     for (int i = 0; i < layer->divided_count; i++)
         hash = tp_hash_int(hash, layer->divided[i]);
+    hash = tp_hash_int(hash, layer->sibling_count);
+    for (int i = 0; i < layer->sibling_count; i++)
+        hash = tp_hash_int(hash, layer->siblings[i]);
     hash = tp_hash_int(hash, layer->run_start);
     return tp_hash_int(hash, layer->run_length);
 }

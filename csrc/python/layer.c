@@ -53,14 +53,26 @@ layer_get_split_input(PyObject *self, void *closure)
 }
 
 static PyObject *
+index_tuple(const int *indices, int count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, PyLong_FromLong(indices[i]));
+    return tuple;
+}
+
+static PyObject *
 layer_get_divided(PyObject *self, void *closure)
 {
     (void)closure;
-    const tp_layer *layer = get(self);
-    PyObject *tuple = PyTuple_New(layer->divided_count);
-    for (int i = 0; tuple != NULL && i < layer->divided_count; i++)
-        py_tuple_put(&tuple, i, PyLong_FromLong(layer->divided[i]));
-    return tuple;
+    return index_tuple(get(self)->divided, get(self)->divided_count);
+}
+
+static PyObject *
+layer_get_siblings(PyObject *self, void *closure)
+{
+    (void)closure;
+    return index_tuple(get(self)->siblings, get(self)->sibling_count);
 }
 
 static PyObject *
@@ -92,6 +104,8 @@ static PyGetSetDef getters[] = {
      "Whether the input is whole and each rank takes its part.", NULL},
     {"divided", layer_get_divided, NULL,
      "Indices of the entries of which each rank adds its share.", NULL},
+    {"siblings", layer_get_siblings, NULL,
+     "Indices of the layers that are likely to be given the same input.", NULL},
     {"run", layer_get_run, NULL, "Start and length of the features for all heads.",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Column layers that are handed one tensor share the sum of its gradient.
+
+q, k and v, or gate and up, take the same hidden states, and each rank has the gradients that its
+parts of them give. Autograd adds these up on the rank and one all-reduce adds up the ranks; while
+that is on its way, the gradients of the weights are formed.
+
+x    [T, I]     replicated; T tokens, I input features
+x'   [T, I]     = x, what the layers compute with
+y_i  [T, O/R]   = x' @ w_i.T + b_i
+
+dx'  = sum_i dy_i @ w_i        in the backward of each layer
+dx   = sum over ranks of dx'   started in the backward of the entry
+dw_i = dy_i.T @ x              formed there, before dx is waited for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from deepspeed_autotp import interop
+from deepspeed_autotp.group import TPGroup
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """``[..., F] -> [T, F]``."""
+    return x.reshape(-1, x.shape[-1])
+
+
+class _Stash:
+    """Output gradients of an entry's layers, from their backward to that of the entry.
+
+    ``places`` gives the place of a weight, by its id, among the entry's. A backward pass that
+    ends between the two leaves something behind, which the next one drops.
+    """
+
+    __slots__ = ("_held", "_pass", "places")
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.places = {id(weight): place for place, weight in enumerate(weights)}
+        self._pass = -1
+        self._held: list[tuple[int, Tensor, bool]] = []
+
+    def put(self, place: int, dy: Tensor, *, transposed: bool) -> None:
+        current = torch._C._current_graph_task_id()
+        if current != self._pass:
+            self._pass = current
+            self._held.clear()
+        self._held.append((place, dy, transposed))
+
+    def weight_gradients(self, x: Tensor) -> list[Tensor | None]:
+        """From what has been put in this pass, in the order of the weights; None for nothing."""
+        formed: list[Tensor | None] = [None] * len(self.places)
+        if self._pass != torch._C._current_graph_task_id():
+            self._held.clear()
+        x = _tokens(x)
+        while self._held:
+            place, dy, transposed = self._held.pop()
+            dw = x.t().mm(_tokens(dy)) if transposed else _tokens(dy).t().mm(x)
+            before = formed[place]  # a layer that was called twice
+            formed[place] = dw if before is None else before.add_(dw)
+        return formed
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shared: SharedInput, stash: _Stash, *weights: Tensor
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.shared, ctx.stash = shared, stash
+        if weights:
+            ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        ctx.shared.forget()
+        started = None
+        if dx is not None:
+            # From the layers' matmuls, or autograd's sum of them: nobody else holds it.
+            dx = dx.contiguous()
+            started = ctx.shared.group.start_all_reduce(dx)
+        formed = ctx.stash.weight_gradients(*saved) if saved else []
+        if started is not None:
+            started.wait()
+        return dx, None, None, *formed
+
+
+class _Linear(torch.autograd.Function):
+    """A linear without the gradient of its weight, which the entry forms."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stash: _Stash, transposed: bool
+    ) -> Tensor:
+        ctx.stash, ctx.place, ctx.transposed = stash, stash.places[id(weight)], transposed
+        rows = weight.t() if transposed else weight
+        ctx.save_for_backward(rows)
+        return F.linear(x, rows, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        ctx.stash.put(ctx.place, dy, transposed=ctx.transposed)
+        db = _tokens(dy).sum(0) if ctx.needs_input_grad[2] else None
+        return dy.matmul(rows), None, db, None, None
+
+
+class SharedInput:
+    """The tensor that the column layers of a model were given last; one per conversion."""
+
+    def __init__(self, group: TPGroup) -> None:
+        self.group = group
+        self._x: Tensor | None = None
+        self._entered: Tensor | None = None
+        self._stash = _Stash(())
+        self._version = 0
+        self._awaited = 0
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        siblings: Sequence[nn.Module],
+        transposed: bool = False,
+    ) -> Tensor:
+        """``x @ weight.T + bias``, ``weight`` without ``.T`` where it is ``transposed``.
+
+        x         [..., I], the same on every rank; its gradient is summed over them
+        siblings  modules, this one among them, that are likely to be given ``x``, too
+        """
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return F.linear(x, weight.t() if transposed else weight, bias)
+        entered, stash = self._enter(x, siblings)
+        if id(weight) not in stash.places:
+            return F.linear(entered, weight.t() if transposed else weight, bias)
+        y: Tensor = _Linear.apply(entered, weight, bias, stash, transposed)  # type: ignore[no-untyped-call]
+        return y
+
+    def forget(self) -> None:
+        """Let go of what entered last: autograd alone decides how long a tensor lives."""
+        self._x = self._entered = None
+
+    def _enter(self, x: Tensor, siblings: Sequence[nn.Module]) -> tuple[Tensor, _Stash]:
+        # One tensor, and not only equal values; and not written to in between.
+        if self._x is not x or self._version != x._version or self._entered is None:
+            weights = _trained_here(siblings, x)
+            self._stash = _Stash(weights)
+            self._entered = _Enter.apply(x, self, self._stash, *weights)  # type: ignore[no-untyped-call]
+            self._x, self._version, self._awaited = x, x._version, len(siblings)
+        entered, stash = self._entered, self._stash
+        assert entered is not None
+        self._awaited -= 1
+        if self._awaited <= 0:
+            self.forget()
+        return entered, stash
+
+
+def _trained_here(siblings: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """The weights whose gradients an entry of ``x`` can form."""
+    if torch.is_autocast_enabled(x.device.type):
+        return []  # the layers compute with copies of another dtype
+    weights = [module._parameters.get("weight") for module in siblings]
+    # With ZeRO 3 a weight is there around its own module's forward and backward only.
+    return [
+        w for w in weights if w is not None and w.requires_grad and not interop.is_partitioned(w)
+    ]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that are given one tensor share the sum of its gradient, and others do not."""
+
+import pytest
+
+from tests import shared_inputs
+from tests.pool import Pool
+
+
+@pytest.mark.parametrize(
+    ("how", "sums"),
+    [
+        ("same", 1),
+        ("cross", 2),
+        ("equal", 3),
+        ("twice", 2),  # after three calls nobody is awaited any more
+        ("unused", 1),
+        ("between", 1),
+    ],
+)
+def test_one_sum_for_each_tensor_that_enters(pool: Pool, how: str, sums: int) -> None:
+    for far, count in pool.run(shared_inputs.of_case, how):
+        assert far < 1e-12
+        assert count == sums
+
+
+def test_passes_that_end_in_between_leave_nothing_behind(pool: Pool) -> None:
+    for found in pool.run(shared_inputs.partial_passes):
+        assert {name: far for name, far in found.items() if far > 1e-12} == {}
+
+
+def test_frozen_layers_share_the_sum_without_a_gradient_of_their_own(pool: Pool) -> None:
+    for far, trained in pool.run(shared_inputs.frozen):
+        assert far < 1e-12
+        assert trained == ["v.weight", "v.bias", "out.weight", "out.bias"]
+
+
+@pytest.mark.parametrize("how", ["same", "cross", "checkpointed"])
+def test_no_input_lives_longer_than_autograd_needs_it(pool: Pool, how: str) -> None:
+    for found in pool.run(shared_inputs.kept, how):
+        assert not any(found.values()), found
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_layer_that_is_never_called_stays_as_it_is(pool: Pool, zero: int) -> None:
+    for right in pool.run(shared_inputs.unused_in_engine, zero):
+        assert all(right)
