@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from deepspeed_autotp.fork import Fork
@@ -47,7 +49,11 @@ class TPGroup:
             self.before()
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum ``x`` over the ranks in place and return it; made contiguous first if it is not."""
+        """Sum ``x`` over the ranks and return it: in place where it is contiguous, and a new
+        tensor in a graph that is compiled, which has functional collectives only."""
+        if torch.compiler.is_compiling():
+            summed: Tensor = functional.all_reduce(x.contiguous(), "sum", self.handle)
+            return summed
         self.step()
         x = x.contiguous()
         dist.all_reduce(x, group=self.handle)
@@ -64,12 +70,15 @@ class TPGroup:
 
         Shapes may differ: all are padded to the longest, which gloo needs and NCCL prefers.
         """
-        self.step()
-        sizes = [torch.Size(shape).numel() for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         longest = max(sizes)
         sent = x.reshape(-1)
         if sent.numel() < longest:
             sent = torch.cat([sent, sent.new_zeros(longest - sent.numel())])
+        if torch.compiler.is_compiling():
+            received = functional.all_gather_tensor(sent.contiguous(), 0, self.handle)
+            return _parted(received.view(self.size, longest), sizes, shapes)
+        self.step()
         # Bytes travel: gloo has no gather for every dtype, and copies need no arithmetic.
         received = sent.new_empty(self.size, longest)
         dist.all_gather(
@@ -77,10 +86,7 @@ class TPGroup:
             sent.contiguous().view(torch.uint8),
             group=self.handle,
         )
-        return [
-            row[:size].reshape(shape)
-            for row, size, shape in zip(received, sizes, shapes, strict=True)
-        ]
+        return _parted(received, sizes, shapes)
 
     def broadcast(self, x: Tensor) -> None:
         """Overwrite ``x`` with the value that the first rank has."""
@@ -124,6 +130,15 @@ class TPGroup:
             "model.state_dict(), which has this rank's shards, or "
             "deepspeed_autotp.full_state_dict(model), which has the whole weights"
         )
+
+
+def _parted(
+    received: Tensor, sizes: Sequence[int], shapes: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """The ranks' tensors of a gather in which all were padded to the longest."""
+    return [
+        row[:size].reshape(shape) for row, size, shape in zip(received, sizes, shapes, strict=True)
+    ]
 
 
 def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:

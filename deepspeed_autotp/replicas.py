@@ -108,9 +108,10 @@ def compare_first_batch(model: nn.Module, group: TPGroup) -> None:
 
     def compare(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         nonlocal done
+        if torch.compiler.is_compiling():  # a traced graph is not the place to compare
+            return
         hook.remove()
-        # A copy of the model has the hook still. A compiled call is not the place to compare.
-        if done or torch.compiler.is_compiling():
+        if done:  # a copy of the model has the hook still
             return
         done = True
         digest = hashlib.blake2b(digest_size=16)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp import interop
+from deepspeed_autotp.collectives import copy_to_ranks
 from deepspeed_autotp.group import TPGroup
 
 
@@ -141,6 +142,9 @@ class SharedInput:
         x         [..., I], the same on every rank; its gradient is summed over them
         siblings  modules, this one among them, that are likely to be given ``x``, too
         """
+        if torch.compiler.is_compiling():
+            entered = self._traced(x, siblings)
+            return F.linear(entered, weight.t() if transposed else weight, bias)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, weight.t() if transposed else weight, bias)
         entered, stash = self._enter(x, siblings)
@@ -148,6 +152,17 @@ class SharedInput:
             return F.linear(entered, weight.t() if transposed else weight, bias)
         y: Tensor = _Linear.apply(entered, weight, bias, stash, transposed)  # type: ignore[no-untyped-call]
         return y
+
+    def _traced(self, x: Tensor, siblings: Sequence[nn.Module]) -> Tensor:
+        """As ``_enter``; a graph has neither passes to tell apart nor sums that are under way."""
+        entered = self._entered
+        if self._x is not x or entered is None:
+            entered = copy_to_ranks(x, self.group)
+            self._x, self._entered, self._awaited = x, entered, len(siblings)
+        self._awaited -= 1
+        if self._awaited <= 0:
+            self.forget()
+        return entered
 
     def forget(self) -> None:
         """Let go of what entered last: autograd alone decides how long a tensor lives."""

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile: the same losses, one graph, and the collectives in it."""
+
+from typing import Any
+
+import pytest
+
+from tests import compiled
+from tests.pool import Pool
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llama", {}), ("qwen3", {}), ("llama", {"num_key_value_heads": 1})]
+)
+def test_a_compiled_model_trains_in_one_graph(
+    pool: Pool, family: str, changes: dict[str, Any]
+) -> None:
+    for found in pool.run(compiled.train, family, changes, timeout=110):
+        assert found["apart"] < 1e-5
+        assert found["breaks"] == {} and found["graphs"] == 1
+        # Two layers: attention and MLP each sum once; embedding and head, which is gathered.
+        assert found["forward"]["all_reduce"] == 5
+        assert found["forward"]["all_gather_into_tensor"] == 1
+        assert found["backward"]["all_reduce"] == 5
