@@ -14,7 +14,7 @@ ARGS ?=
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test lint format format-check types asan fuzz check bench sweep clean
+.PHONY: help setup build demo test lint format format-check types asan fuzz check bench bench-step sweep clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -65,6 +65,12 @@ check: format-check lint types asan ## What is green at every commit
 
 bench: $(stamp) ## Run the benchmarks, one after the other
 	@set -e; for name in plan shard; do $(python) -m benchmarks.$$name; done
+
+# Further options of the step benchmark: make bench-step STEP="--sequence 512 --hidden 1024"
+STEP ?=
+
+bench-step: $(stamp) ## Compare a sharded step with DeepSpeed's and transformers'; minutes. STEP=
+	@$(python) -m benchmarks.step --tp $(TP) $(STEP)
 
 # Ranks that share a model, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2

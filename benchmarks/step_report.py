@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and chart of benchmarks/step.py."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.step_calls import KINDS
+from benchmarks.step_rows import Row, Traffic
+from benchmarks.step_ways import LABELS
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the figures come from; ``load`` is the average of the last minute."""
+
+    processor: str
+    cores: int
+    load: float
+    versions: Mapping[str, str]
+
+    def described(self) -> str:
+        names = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return f"{self.cores} cores ({self.processor}), load {self.load:.1f}; {names}"
+
+
+def machine() -> Machine:
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        load=os.getloadavg()[0],
+        versions={name: version(name) for name in ("torch", "deepspeed", "transformers")},
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def print_tables(
+    console: Console, rows: Sequence[Row], model: Mapping[str, int], about: Machine
+) -> None:
+    """Two tables for each length of sequence."""
+    console.print(
+        "Llama, float32, SGD: " + ", ".join(f"{k} {v}" for k, v in model.items()), highlight=False
+    )
+    for sequence, group in groupby(rows, key=lambda row: row.sequence):
+        ways = list(group)
+        console.print(_traffic_table(sequence, ways))
+        console.print(_cost_table(sequence, ways, about))
+
+
+def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=f"collectives, sequence {sequence}: forward + backward (+ update)",
+        caption=f"MiB are those that a rank hands over. {_transports(rows)}{_alone(rows)}",
+    )
+    whole, layer = _kinds([row.step for row in rows]), _kinds([row.layer for row in rows])
+    table.add_column("way", no_wrap=True)
+    for heading in (
+        *whole,
+        "MiB",
+        "ratio",
+        *(f"{kind}\n/ layer" for kind in layer),
+        "MiB\n/ layer",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    first = _bytes(rows[0].step)
+    for row in rows:
+        table.add_row(
+            LABELS[row.way],
+            *(_calls(row.step, kind) for kind in whole),
+            _sizes(row.step),
+            f"{_bytes(row.step) / first:.2f}",
+            *(_calls(row.layer, kind) for kind in layer),
+            _sizes(row.layer),
+        )
+    return table
+
+
+def _kinds(steps: Sequence[Mapping[str, Traffic]]) -> list[str]:
+    """The kinds of collectives that occur."""
+    return [kind for kind in KINDS if any(kind in t.calls for s in steps for t in s.values())]
+
+
+def _transports(rows: Sequence[Row]) -> str:
+    used = sorted({tuple(row.transports) for row in rows})
+    if len(used) == 1:
+        return f"All are carried by {' and '.join(used[0])}."
+    carried = (f"{LABELS[row.way]} by {' and '.join(row.transports)}" for row in rows)
+    return f"Carried: {', '.join(carried)}."
+
+
+def _alone(rows: Sequence[Row]) -> str:
+    said = [f"{row.alone} ({LABELS[row.way]})" for row in rows if row.alone]
+    return f" Left out are calls over groups of one rank: {', '.join(said)}." if said else ""
+
+
+def _cost_table(sequence: int, rows: Sequence[Row], about: Machine) -> Table:
+    table = Table(
+        title=f"time and memory of a step, sequence {sequence}",
+        caption=f"Medians; ratios are to {LABELS[rows[0].way]}, those of time within a round. "
+        f"Bare: without collectives. Held: the parameters. {about.described()}",
+    )
+    table.add_column("way", no_wrap=True)
+    headings = ("step\nms", "ratio", "bare\nms", "step\n/ bare", "peak\nMiB", "ratio", "held\nMiB")
+    for heading in (*headings, "first\nloss", "last\nloss", "off by"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            LABELS[row.way],
+            f"{row.seconds * 1e3:.1f}",
+            f"{row.over_first:.2f}",
+            f"{row.bare * 1e3:.1f}",
+            f"{row.over_bare:.2f}",
+            f"{row.peak / MIB:.1f}",
+            f"{row.peak / rows[0].peak:.2f}",
+            f"{row.held / MIB:.1f}",
+            f"{row.losses[0]:.5f}",
+            f"{row.losses[-1]:.5f}",
+            f"{row.loss_difference:.0e}",
+        )
+    return table
+
+
+def _bytes(phases: Mapping[str, Traffic]) -> int:
+    return sum(traffic.size for traffic in phases.values())
+
+
+def _calls(phases: Mapping[str, Traffic], kind: str) -> str:
+    return _joined([(t.calls.get(kind, 0), str(t.calls.get(kind, 0))) for t in phases.values()])
+
+
+def _sizes(phases: Mapping[str, Traffic]) -> str:
+    return _joined([(t.size, f"{t.size / MIB:.2f}") for t in phases.values()])
+
+
+def _joined(figures: Sequence[tuple[int, str]]) -> str:
+    """``forward + backward``, and the update where there is something to say."""
+    shown = [text for index, (value, text) in enumerate(figures) if index < 2 or value]
+    return " + ".join(shown)
+
+
+def draw(path: Path, rows: Sequence[Row], about: Machine) -> None:
+    """For each length of sequence a row of bar charts, one bar for each way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.sequence)]
+    size = (15, 0.6 + 1.2 * len(groups) + 0.4 * len(rows))
+    figure, grid = pyplot.subplots(len(groups), 4, figsize=size, squeeze=False, sharey="row")
+    for axes, group in zip(grid, groups, strict=True):
+        for axis, (title, parts) in zip(
+            axes, _bars(group[0].sequence, group[0].way).items(), strict=True
+        ):
+            _draw_bars(axis, group, parts)
+            axis.set_title(title, fontsize=10)
+        axes[0].invert_yaxis()
+    figure.suptitle(about.described(), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _bars(sequence: int, first: str) -> Mapping[str, Mapping[str, Callable[[Row], float]]]:
+    """Title, and the stacked parts of a bar. Times are ratios, which other work on the machine
+    changes less."""
+    return {
+        f"collectives of a step, sequence {sequence}": {
+            phase: lambda row, phase=phase: float(sum(row.step[phase].calls.values()))
+            for phase in ("forward", "backward")
+        },
+        "MiB handed over": {
+            phase: lambda row, phase=phase: row.step[phase].size / MIB
+            for phase in ("forward", "backward")
+        },
+        f"step time / that of {LABELS[first]}": {
+            "without collectives": lambda row: row.over_first / row.over_bare,
+            "collectives": lambda row: row.over_first * max(0.0, 1 - 1 / row.over_bare),
+        },
+        "peak memory, MiB": {
+            "parameters": lambda row: row.held / MIB,
+            "step": lambda row: (row.peak - row.held) / MIB,
+        },
+    }
+
+
+def _draw_bars(axis: Any, rows: Sequence[Row], parts: Mapping[str, Callable[[Row], float]]) -> None:
+    names = [LABELS[row.way] for row in rows]
+    left = [0.0] * len(rows)
+    for part, value in parts.items():
+        widths = [value(row) for row in rows]
+        bars = axis.barh(names, widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.bar_label(bars, labels=[f" {total:.4g}" for total in left], fontsize=8)
+    axis.margins(x=0.18)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
