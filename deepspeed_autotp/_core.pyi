@@ -201,7 +201,7 @@ class Layer:
     def module(self) -> str: ...
     @property
     def kind(self) -> str:
-        """column, row, vocabulary, hidden, experts, share, rope or norm."""
+        """column, row, vocabulary, hidden, experts, share, rope, norm or heads."""
     @property
     def weight(self) -> int: ...
     @property
@@ -216,6 +216,9 @@ class Layer:
     @property
     def run(self) -> tuple[int, int]:
         """Of rope: start and length of the features that the heads of all ranks use."""
+    @property
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """Of heads: start and length of the query heads of each rank."""
 
 @final
 class LocalInteger:
@@ -264,8 +267,10 @@ class Plan:
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
         whole: Sequence[str] = (),
+        families: bool = True,
     ) -> Self:
-        """whole: names of modules that stay whole with all below them; `*` is one index."""
+        """whole: names of modules that stay whole with all below them; `*` is one index.
+        families: where no rule speaks, blocks are cut that names and sizes tell."""
 
     @property
     def ranks(self) -> int: ...

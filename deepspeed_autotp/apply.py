@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp._core import Plan, Rules
+from deepspeed_autotp._core import Plan, Rules, preset_names
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
@@ -28,6 +28,11 @@ from deepspeed_autotp.trial import Trial, agreed_inputs
 
 _log = logging.getLogger("deepspeed_autotp")
 
+# What a user can start from who has to write rules.
+_SAMPLE = (
+    '{"layer_specs": [{"patterns": [".*\\\\.up\\\\.weight$"], "partition_type": "column"}, '
+    '{"patterns": [".*\\\\.down\\\\.weight$"], "partition_type": "row"}]}'
+)
 # How many of the plan's notes an error repeats.
 _NOTES = 3
 
@@ -39,12 +44,9 @@ def make_plan(
 
     ``whole`` names modules that stay whole whatever the rules say.
     """
-    partition = settings.get_partition_config_object()
-    if partition is None:
-        partition = AutoTPConfig()
-        rules = _model_rules(description)
-    else:
-        rules = build_rules(partition)
+    given = settings.get_partition_config_object()
+    partition = given or AutoTPConfig()
+    rules = _model_rules(description) if given is None else build_rules(given)
     plan = Plan(
         description.model,
         rules,
@@ -55,9 +57,12 @@ def make_plan(
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
         whole=whole,
+        families=given is None,
     )
     if all(entry.dim < 0 for entry in plan.entries):
         what = type(description.modules[""]).__name__
+        if given is None and not len(rules):
+            raise ValueError(_no_plan(what, plan))
         raise ValueError(
             f"the rules cut nothing of {what}, so that every rank would hold all of it: write "
             "rules for its parameters in tensor_parallel.partition_config"
@@ -67,18 +72,20 @@ def make_plan(
 
 
 def _model_rules(description: Description) -> Rules:
-    model = description.modules[""]
-    plan = interop.tp_plan(model)
-    if not plan:
-        raise ValueError(
-            f"{type(model).__name__} has no tensor-parallel plan of its own, and the configuration "
-            "gives none. Set tensor_parallel.preset_model to a preset that fits, or list the "
-            "layers to cut in tensor_parallel.partition_config."
-        )
     rules = Rules()
-    for pattern, style in plan.items():
+    for pattern, style in interop.tp_plan(description.modules[""]).items():
         rules.add_style(pattern, style)
     return rules
+
+
+def _no_plan(what: str, plan: Plan) -> str:
+    return (
+        f"{what} has no tensor-parallel plan of its own, the configuration gives none, and its "
+        "layers have no names by which they could be cut. Set tensor_parallel.preset_model to a "
+        f"preset that fits ({', '.join(preset_names())}), or list the layers to cut in "
+        f"tensor_parallel.partition_config, as {_SAMPLE}"
+        + "".join(f"\n  - {note}" for note in plan.notes[:_NOTES])
+    )
 
 
 def shard(

@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole;
+    PyObject *head_patterns, *whole, *families;
 } arguments;
 
 static const tp_plan *
@@ -42,6 +42,7 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
     static const char *const default_heads[] = {"lm_head", "embed_out"};
     options->grain = 1;
     options->defaults = true;
+    options->families = true;
     options->embedding_dim = 1;
     options->head_patterns = default_heads;
     options->head_pattern_count = 2;
@@ -49,6 +50,7 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         py_read_int64(given->grain, "grain", &options->grain) < 0 ||
         py_read_flag(given->strict, "strict", &options->strict) < 0 ||
         py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
+        py_read_flag(given->families, "families", &options->families) < 0 ||
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
         return -1;
     if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
@@ -68,17 +70,18 @@ static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "model",    "rules",         "ranks",         "grain", "strict",
-        "defaults", "embedding_dim", "head_patterns", "whole", NULL};
+        "model",         "rules",         "ranks", "grain",    "strict", "defaults",
+        "embedding_dim", "head_patterns", "whole", "families", NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
     texts kept = {PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOO:Plan", (char **)names, &given.model,
-            &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
-            &given.embedding_dim, &given.head_patterns, &given.whole) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOOOO:Plan", (char **)names,
+                                     &given.model, &given.rules, &given.ranks,
+                                     &given.grain, &given.strict, &given.defaults,
+                                     &given.embedding_dim, &given.head_patterns,
+                                     &given.whole, &given.families) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
     if (read_options(&given, &options, &kept) < 0)
@@ -198,11 +201,11 @@ static PyGetSetDef getters[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     (void
-          *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
-            "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=())\n--\n\n"
-            "What happens to every parameter; decided here, never changed.\n\n"
-            "ValueError, naming parameter, rule and sizes, for what cannot be right."},
+     (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
+             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
+             "families=True)\n--\n\n"
+             "What happens to every parameter; decided here, never changed.\n\n"
+             "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},
     {Py_tp_dealloc, PY_SLOT(plan_dealloc)},
     {Py_tp_repr, PY_SLOT(plan_repr)},
