@@ -14,7 +14,7 @@ ARGS ?=
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test lint format format-check types asan fuzz check bench clean
+.PHONY: help setup build demo test lint format format-check types asan fuzz check bench sweep clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -60,7 +60,14 @@ fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
 check: format-check lint types asan ## What is green at every commit
 
 bench: $(stamp) ## Run the benchmarks, one after the other
-	@set -e; for file in benchmarks/*.py; do $(python) "$$file"; done
+	@set -e; for name in plan shard; do $(python) -m benchmarks.$$name; done
+
+# Ranks that share a model, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
+TP ?= 2
+SWEEP ?=
+
+sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP=, SWEEP=
+	@$(python) -m benchmarks.sweep --tp $(TP) $(SWEEP)
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

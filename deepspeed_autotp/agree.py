@@ -6,11 +6,11 @@ A rank that fails says so to the others, so that all raise the same error and no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from deepspeed_autotp._core import Plan
@@ -77,15 +77,15 @@ class Agreement:
                 + "\nGive every rank the same."
             )
 
-    def same_plan(self, plan: Plan, dtypes: Sequence[torch.dtype]) -> None:
+    def same_plan(self, plan: Plan, traits: Sequence[str]) -> None:
         """ValueError on every rank unless all ranks made the same plan.
 
-        ``dtypes[i]`` is the data type of the parameter of entry ``i``.
+        ``traits[i]`` is what else has to be equal of the parameter of entry ``i``.
         """
-        flags = "".join(f"{layer.gather_output:d}{layer.split_input:d}" for layer in plan.layers)
-        if len(set(self.exchange((plan.hash, flags)))) == 1:
+        digest = hashlib.blake2b("\n".join(traits).encode(), digest_size=16).hexdigest()
+        if len(set(self.exchange((plan.hash, digest)))) == 1:
             return
-        first, *others = self.exchange(_lines(plan, dtypes))
+        first, *others = self.exchange(_lines(plan, traits))
         for rank, theirs in zip(self._ranks[1:], others, strict=True):
             if theirs != first:
                 raise ValueError(_different(first, theirs, ranks=(self._ranks[0], rank)))
@@ -120,12 +120,13 @@ def _by_rank(holders: Mapping[str, Sequence[int]]) -> str:
     return ", but ".join(words)
 
 
-def _lines(plan: Plan, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
     """What a plan says, by the name of the parameter, layer or integer it says it about."""
     lines = {
-        entry.name: f"{entry.kind} {list(entry.shape)} {dtype} "
+        entry.name: f"{entry.kind} {list(entry.shape)} {trait} "
         f"{[entry.runs(rank) for rank in range(plan.ranks)]}"
-        for entry, dtype in zip(plan.entries, dtypes, strict=True)
+        + (f" tied to {plan.entries[entry.tied_to].name}" if entry.tied_to >= 0 else "")
+        for entry, trait in zip(plan.entries, traits, strict=True)
     }
     for layer in plan.layers:
         lines[f"{layer.module} (layer)"] = (

@@ -21,6 +21,7 @@ from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
+from deepspeed_autotp.heads import output_head
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
@@ -102,13 +103,25 @@ def shard(
     model unchanged, when any rank cannot plan, plans differently, or the trial differs.
     """
 
-    def plan_all() -> tuple[Description, Plan]:
+    def describe_whole() -> Description:
         _refuse(model)
-        description = describe(model)
-        return description, make_plan(description, settings, ranks=group.size)
+        return describe(model)
 
-    description, plan = agreement.together(plan_all)
-    agreement.same_plan(plan, [p.dtype for p in description.parameters])
+    description = agreement.together(describe_whole)
+
+    def agreed_plan(whole: Sequence[str] = ()) -> Plan:
+        def make() -> Plan:
+            plan = make_plan(description, settings, ranks=group.size, whole=whole)
+            output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
+            return plan
+
+        plan = agreement.together(make)
+        agreement.same_plan(plan, [_traits(p) for p in description.parameters])
+        return plan
+
+    plan = agreed_plan()
+    buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
+    agreement.same(buffers, "the model's buffers")
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
@@ -117,26 +130,14 @@ def shard(
     inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
 
-    def plan_again(whole: Sequence[str]) -> Plan:
-        plan = agreement.together(
-            lambda: make_plan(description, settings, ranks=group.size, whole=whole)
-        )
-        agreement.same_plan(plan, [p.dtype for p in description.parameters])
-        return plan
-
-    conversion: Conversion | None = None
     try:
         if inputs is not None:
             trial = Trial(model, description, plan, group=nearby)
             own_rules = settings.get_partition_config_object() is not None
-            plan = trial.run(
-                inputs, plan, again=None if own_rules else plan_again, agreement=agreement
-            )
-        conversion = Conversion(description, plan=plan, group=group)
-        agreement.together(conversion.switch)
+            again = None if own_rules else agreed_plan
+            plan = trial.run(inputs, plan, again=again, agreement=agreement)
+        conversion = _switched(description, plan, settings, group=group, agreement=agreement)
     except Exception:
-        if conversion is not None:
-            conversion.undo()
         restore()
         raise
     with torch.no_grad():
@@ -146,6 +147,30 @@ def shard(
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(model, state)
     return state
+
+
+def _switched(
+    description: Description,
+    plan: Plan,
+    settings: TPTrainingConfig,
+    *,
+    group: TPGroup,
+    agreement: Agreement,
+) -> Conversion:
+    """The conversion with everything done but the cutting; undone where any rank fails."""
+    conversion = Conversion(description, plan=plan, group=group)
+    try:
+        agreement.together(conversion.switch)
+        agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
+    except Exception:
+        conversion.undo()
+        raise
+    return conversion
+
+
+def _traits(parameter: nn.Parameter) -> str:
+    """What of a parameter has to be the same on all ranks and is not in the plan."""
+    return f"{parameter.dtype} {'trains' if parameter.requires_grad else 'frozen'}"
 
 
 def compared(settings: TPTrainingConfig) -> dict[str, str]:

@@ -97,10 +97,6 @@ def _only(allowed: object, reason: str) -> Check:
 
 
 def _head(value: object) -> bool | None:
-    if value is True:
-        raise ValueError(
-            "True is not supported yet: the loss reads whole logits; leave it out or write false"
-        )
     return None if value is None else flag(value)
 
 
@@ -123,12 +119,15 @@ class TPTrainingConfig(Section):
 
     dtype             the data type of the weights: a torch data type or any usual spelling
     autotp_size       ranks over which the model is cut; 0 and 1 leave it whole
-    tp_overlap_comm   sum input gradients while weight gradients are computed
     tensor_parallel   the nested section, ``tp`` for short
     partition_config  the user's rules, as AutoTPConfig.from_dict reads them
     preset_model      the name of one of AutoTPPresets
     self_check        compare a few tokens with the whole model before the weights are cut;
-                      "auto" does so where the rules are heuristic
+                      "auto" does so where the inputs are known and the model is not too large
+    vocab_parallel_lm_head
+                      in training with labels each rank keeps its part of the logits and the loss
+                      is formed from the parts; None: where the output head allows it, True:
+                      there, or an error that says why not, False: never
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
     fields are DeepSpeed's; a value that asks for what is not supported is refused.
@@ -143,7 +142,9 @@ class TPTrainingConfig(Section):
 
     dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float16
     autotp_size: Annotated[int, PlainValidator(integer(0))] = 0
-    tp_overlap_comm: Annotated[bool, PlainValidator(flag)] = False
+    tp_overlap_comm: Annotated[
+        bool, PlainValidator(_only(False, "sums are not overlapped with work yet; leave it out"))
+    ] = False
     vocab_parallel_lm_head: Annotated[bool | None, PlainValidator(_head)] = None
     vocab_parallel_ce_backend: Annotated[Literal["torch"], PlainValidator(_backend)] = "torch"
     tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(default_factory=TPConfig)

@@ -21,6 +21,7 @@ from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.head_inputs import takes_heads
+from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
 
@@ -48,6 +49,15 @@ class Conversion:
             self._assign(module, owner or key, value)
         hooks = hook_gradients(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
+
+    def keep_logits(self, wanted: bool | None) -> None:
+        """Let the output head keep its part of the logits where labels are given.
+
+        ``wanted`` is ``vocab_parallel_lm_head``. Follows ``switch``.
+        """
+        head = output_head(self._modules, self._plan, wanted=wanted)
+        if head is not None:
+            self._undo.append(keep_parts(self._modules[""], self._modules[head.module]))
 
     def lend(self) -> None:
         """Let every cut parameter be its shard as a view of the whole weight.

@@ -6,12 +6,18 @@ Owns the process group and its collectives; knows nothing of autograd or of laye
 
 from __future__ import annotations
 
+import atexit
+import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Seconds that the end of a process waits for gloo's threads.
+_EXIT_PAUSE = 0.1
 
 
 class TPGroup:
@@ -27,6 +33,8 @@ class TPGroup:
         self.size = dist.get_world_size(handle)
         self.global_ranks = tuple(dist.get_process_group_ranks(handle))
         self.device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
+        if dist.get_backend(handle) == "gloo":
+            _pause_at_exit()
         self.before: Callable[[], None] | None = None
         self._blocks: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
 
@@ -124,3 +132,15 @@ def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
 def moves_host_tensors(handle: dist.ProcessGroup) -> bool:
     """Whether ``handle`` can carry tensors that lie in host memory."""
     return torch.device("cpu") in handle._device_types
+
+
+@functools.cache
+def _pause_at_exit() -> None:
+    """Let gloo's threads drop the tensors of the last collectives before Python ends.
+
+    A gloo thread takes the GIL to drop a tensor. One that asks for it after Python has begun
+    to end is killed by CPython inside a destructor, which aborts a run that has succeeded.
+    DeepSpeed's module globals keep groups past ``destroy_process_group``, so their threads
+    cannot be joined; sleeping gives the GIL away.
+    """
+    atexit.register(time.sleep, _EXIT_PAUSE)

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Layer, Plan
-from deepspeed_autotp.collectives import gather_parts
-from deepspeed_autotp.describe import Description
-from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.layers import Sharding, gathered
 from deepspeed_autotp.logits import spread
 
 _LABELS = "labels"
 
 
-def output_head(description: Description, plan: Plan, *, wanted: bool | None) -> Layer | None:
+def output_head(
+    modules: Mapping[str, nn.Module], plan: Plan, *, wanted: bool | None
+) -> Layer | None:
     """The layer of ``plan`` that can keep its part of the logits, or None.
 
     ``wanted`` is ``vocab_parallel_lm_head``: False gives None, and True a ValueError that says
@@ -33,7 +33,7 @@ def output_head(description: Description, plan: Plan, *, wanted: bool | None) ->
     """
     if wanted is False:
         return None
-    found, problem = _find(description, plan)
+    found, problem = _find(modules, plan)
     if wanted and problem:
         raise ValueError(
             f"tensor_parallel.vocab_parallel_lm_head is true, but {problem}; leave the key out"
@@ -41,16 +41,18 @@ def output_head(description: Description, plan: Plan, *, wanted: bool | None) ->
     return found
 
 
-def _find(description: Description, plan: Plan) -> tuple[Layer | None, str]:
-    model = description.modules[""]
+def _find(modules: Mapping[str, nn.Module], plan: Plan) -> tuple[Layer | None, str]:
+    model = modules[""]
     what = type(model).__name__
     head = interop.model_facts(model).output_head
     if head is None:
         return None, f"{what}.get_output_embeddings() names no output head"
     if _labels_place(model) is None:
         return None, f"{what}.forward takes no {_LABELS}"
-    layer = next((x for x in plan.layers if description.modules[x.module] is head), None)
-    name = next((name for name, m in description.modules.items() if m is head), "its output head")
+    name = next((name for name, m in modules.items() if m is head), "its output head")
+    if not isinstance(head, nn.Linear):
+        return None, f"{name} is a {type(head).__name__}, no nn.Linear"
+    layer = next((x for x in plan.layers if modules[x.module] is head), None)
     if layer is None or layer.kind != "column" or not layer.gather_output:
         return None, f"the plan does not cut {name} along the vocabulary and gather its output"
     entry = plan.entries[layer.weight]
@@ -93,10 +95,12 @@ class Head:
         """The logits [..., V] of a part [..., V/R]."""
         if self._keeps and not torch.compiler.is_compiling():
             return spread(part, sharding.parts, sharding.group)
-        return gather_parts(part, sharding.parts, sharding.group)
+        return gathered(part, sharding)
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._keeps = model.training and self._place.holds(args, kwargs)
+        # A compiled forward is traced with plain tensors.
+        compiled = torch.compiler.is_compiling()
+        self._keeps = model.training and not compiled and self._place.holds(args, kwargs)
 
     def leave(self, model: nn.Module, args: object, output: object) -> None:
         self._keeps = False

@@ -8,6 +8,7 @@ input and output features, R the ranks, V the vocabulary, H the hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,23 @@ from deepspeed_autotp.collectives import (
 from deepspeed_autotp.group import TPGroup
 
 
+def gathered(part: Tensor, sharding: Sharding) -> Tensor:
+    """The whole output of a layer, from this rank's part."""
+    return gather_parts(part, sharding.parts, sharding.group)
+
+
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """What a converted layer knows: its group, and the parts of the dimension that is cut."""
+    """What a converted layer knows: its group, and the parts of the dimension that is cut.
+
+    ``give`` makes the output of a column layer with ``gather_output`` out of this rank's part.
+    """
 
     group: TPGroup
     parts: Parts
     gather_output: bool = False
     split_input: bool = False
+    give: Callable[[Tensor, Sharding], Tensor] = gathered
 
 
 class ColumnLinear(nn.Linear):
@@ -51,9 +61,9 @@ class ColumnLinear(nn.Linear):
         return self.finish(F.linear(copy_to_ranks(x, self.sharding.group), self.weight, self.bias))
 
     def finish(self, y: Tensor) -> Tensor:
-        """Gather the output where the plan says so."""
+        """Give the whole output where the plan says so."""
         own = self.sharding
-        return gather_parts(y, own.parts, own.group) if own.gather_output else y
+        return own.give(y, own) if own.gather_output else y
 
 
 class RowLinear(nn.Linear):

@@ -19,13 +19,17 @@ class PeerFailed(RuntimeError):
     """Another rank failed; its own error says why."""
 
 
+class Strayed(RuntimeError):
+    """The ranks are at different collectives. All raise it at once, so nobody has to be told."""
+
+
 @contextmanager
 def lockstep(group: TPGroup) -> Iterator[None]:
     """Ahead of every collective each rank says that it is well and where it is.
 
     A rank that fails says so in the place of its next collective, so that its peers leave
-    theirs with PeerFailed instead of waiting for the process group's timeout. RuntimeError on
-    all ranks when they are at different collectives.
+    theirs with PeerFailed instead of waiting for the process group's timeout. Strayed on all
+    ranks when they are at different collectives. The code within lets both pass.
     """
     taken = 0
 
@@ -36,7 +40,7 @@ def lockstep(group: TPGroup) -> Iterator[None]:
         if well and not all_well:
             raise PeerFailed("another rank failed")
         if well and first != -last:
-            raise _Strayed("the ranks call different collectives")
+            raise Strayed("the ranks call different collectives")
 
     def before() -> None:
         nonlocal taken
@@ -47,14 +51,10 @@ def lockstep(group: TPGroup) -> Iterator[None]:
     try:
         yield
         say(True, _END)
-    except (PeerFailed, _Strayed):
+    except (PeerFailed, Strayed):
         raise
     except BaseException:
         say(False, taken)
         raise
     finally:
         group.before = None
-
-
-class _Strayed(RuntimeError):
-    """Every rank raises it at once, so nobody has to be told."""

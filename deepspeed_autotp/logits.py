@@ -49,7 +49,7 @@ class Logits(Tensor):
         made._whole, made._gathered = None, 0
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         # Printing on one rank must not wait for the others, so there are no numbers here.
         return f"Logits({list(self.shape)}, {self.dtype}; whole when used)"
 
@@ -71,6 +71,17 @@ class Logits(Tensor):
     def changed(self) -> bool:
         """Whether somebody has written into what ``whole`` gave."""
         return self._whole is not None and self._whole._version != self._gathered
+
+    def again(self) -> Logits:
+        """The same logits without a gradient function."""
+        made = Logits(self.part, self.cut, self.memory, self.dtype)
+        if self._whole is not None:
+            made._whole, made._gathered = self._whole.detach(), self._gathered
+        return made
+
+    def rely_on_whole(self) -> None:
+        """Take the whole logits to be changed from now on."""
+        self._gathered = -1
 
     @classmethod
     def __torch_function__(
@@ -100,26 +111,36 @@ class Logits(Tensor):
         result = _below(func, args, named)
         if result is not NotImplemented:
             return result
-        args, named = tree_map_only(Logits, lambda x: x.whole().detach(), (tuple(args), named))
+        # What collectives and other people's operations write is not counted as a change.
+        writes = func.namespace != "aten" or func._schema.is_mutable
+
+        def whole(x: Logits) -> Tensor:
+            plain = x.whole().detach()
+            if writes:
+                x.rely_on_whole()
+            return plain
+
+        args, named = tree_map_only(Logits, whole, (tuple(args), named))
         return func(*args, **named)
 
 
 def spread(part: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     """[..., V/R] -> the logits [..., V]. Nothing is communicated."""
-    return _made(part, Cut(parts, group), Memory())
+    return _made(part, Cut(parts, group), Memory(), part.dtype)
 
 
 class _Spread(torch.autograd.Function):
     """A rank's part as logits."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, cut: Cut, memory: Memory) -> Tensor:
-        ctx.cut = cut
-        return Logits(part.detach(), cut, memory, part.dtype)
+    def forward(ctx: Any, part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype) -> Tensor:
+        ctx.cut, ctx.dtype = cut, part.dtype
+        return Logits(part.detach(), cut, memory, dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return (_cast(dy) if isinstance(dy, Logits) else ctx.cut.own(dy)), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        part = dy.part if isinstance(dy, Logits) else ctx.cut.own(dy)
+        return part.to(ctx.dtype), None, None, None
 
 
 class _Take(torch.autograd.Function):
@@ -162,12 +183,12 @@ class _Gather(torch.autograd.Function):
         return dy
 
 
-def _made(part: Tensor, cut: Cut, memory: Memory) -> Tensor:
-    made: Tensor = _Spread.apply(part, cut, memory)  # type: ignore[no-untyped-call]
+def _made(part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype) -> Tensor:
+    made: Tensor = _Spread.apply(part, cut, memory, dtype)  # type: ignore[no-untyped-call]
     return made
 
 
-def _taken(x: Logits, *, cast: bool = True) -> Tensor:
+def _taken(x: Logits, *, cast: bool) -> Tensor:
     x.memory.check()
     part: Tensor = _Take.apply(x, cast)  # type: ignore[no-untyped-call]
     return part
@@ -177,10 +198,10 @@ def _cast(x: Logits) -> Tensor:
     return x.part.to(x.dtype)
 
 
-def _like(x: Logits, part: Tensor) -> Tensor:
+def _like(x: Logits, part: Tensor, dtype: torch.dtype) -> Tensor:
     """Logits of another part, which may be a view of the part of ``x``."""
     shared = part.untyped_storage().data_ptr() == x.part.untyped_storage().data_ptr()
-    return _made(part, x.cut, x.memory if shared else Memory())
+    return _made(part, x.cut, x.memory if shared else Memory(), dtype)
 
 
 def _by_whole(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -194,6 +215,8 @@ def _by_whole(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     result = func(*args, **kwargs)
     for x in seen:
         x.memory.replaced |= x.changed()
+        if func in rules.SHARING:
+            x.rely_on_whole()
     return result
 
 
@@ -210,13 +233,14 @@ def _by_parts(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         shape = rules.other_shape(func, x.shape, args[1:])
         if shape is None:
             return NotImplemented
-        part = _taken(x)
+        part = _taken(x, cast=False)
         local = (*shape[:-1], part.shape[-1])
-        return _like(x, part.view(local) if func is Tensor.view else part.reshape(local))
+        part = part.view(local) if func is Tensor.view else part.reshape(local)
+        return _like(x, part, x.dtype)
     if func is Tensor.__getitem__ and rules.keeps_columns(args[1], x.dim()):
-        return _like(x, _taken(x)[args[1]])
+        return _like(x, _taken(x, cast=False)[args[1]], x.dtype)
     if func in rules.COPYING and not args[1:] and not kwargs:
-        return _like(x, func(_taken(x)))
+        return _like(x, func(_taken(x, cast=False)), x.dtype)
     dtype = rules.cast_to(func, args, kwargs, x.device)
     return NotImplemented if dtype is None else _other_dtype(x, dtype)
 
@@ -227,7 +251,7 @@ def _other_dtype(x: Logits, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
         widened: Tensor = _Widen.apply(x, dtype)  # type: ignore[no-untyped-call]
         return widened
-    return _like(x, _taken(x).to(dtype))
+    return _like(x, _taken(x, cast=True).to(dtype), dtype)
 
 
 def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -238,7 +262,7 @@ def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     x = ours[0]
     operands = [_operand(x, value) for value in values]
     result = func(*operands[: len(args)], **dict(zip(kwargs, operands[len(args) :], strict=True)))
-    made = _like(x, result)
+    made = _like(x, result, result.dtype)
     if func not in rules.FORGETFUL or values[0] is not x or len(ours) > 1:
         for one in (*ours, made):
             assert isinstance(one, Logits)
@@ -260,7 +284,7 @@ def _fits(x: Logits, value: Any) -> bool:
 
 def _operand(x: Logits, value: Any) -> Any:
     if isinstance(value, Logits):
-        return _taken(value)
+        return _taken(value, cast=True)
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[-1] == x.shape[-1]:
         return x.cut.own(value)
     return value
@@ -295,24 +319,26 @@ _ATEN = torch.ops.aten
 
 def _below(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What autograd itself does with its tensors and their gradients, or NotImplemented."""
+    if func is _ATEN.add.Tensor and not kwargs:
+        return _sum_of_gradients(*args)
     x = args[0] if args else None
     if not isinstance(x, Logits) or x.changed():
         return NotImplemented
     same_shape = func is _ATEN.view.default and tuple(args[1]) == tuple(x.shape)
     if same_shape or func in (_ATEN.detach.default, _ATEN.alias.default):
-        return Logits(x.part, x.cut, x.memory, x.dtype)
+        return x.again()
     if func is _ATEN._to_copy.default and list(kwargs) == ["dtype"]:
         return Logits(x.part, x.cut, x.memory, kwargs["dtype"])
-    if func is _ATEN.add.Tensor and not kwargs:
-        return _sum_of_gradients(x, args[1])
     return NotImplemented
 
 
-def _sum_of_gradients(x: Logits, y: Any) -> Any:
-    if isinstance(y, Logits) and y.cut == x.cut:
-        total = _cast(x) + _cast(y)
-    elif isinstance(y, Tensor) and y.shape == x.shape:
-        total = _cast(x) + x.cut.own(y)
-    else:
+def _sum_of_gradients(x: Any, y: Any) -> Any:
+    """Of a part and a whole gradient, or of two parts."""
+    cuts = {value.cut for value in (x, y) if isinstance(value, Logits) and not value.changed()}
+    tensors = isinstance(x, Tensor) and isinstance(y, Tensor)
+    if len(cuts) != 1 or not tensors or x.shape != y.shape:
         return NotImplemented
-    return Logits(total, x.cut, Memory(), total.dtype)
+    cut = cuts.pop()
+    a, b = (_cast(value) if isinstance(value, Logits) else cut.own(value) for value in (x, y))
+    total = a + b
+    return Logits(total, cut, Memory(), total.dtype)

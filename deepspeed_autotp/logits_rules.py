@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,11 +28,21 @@ _METHODS = (
     *("__len__", "register_hook", "retain_grad", "requires_grad_", "detach"),
 )
 
-# What a tensor says of itself without its numbers, and what concerns its gradient alone.
+# What a tensor says of itself without its numbers, and what concerns its gradient alone. A view
+# of the same shape is what autograd makes of an input that a function gives back.
 ABOUT: frozenset[Any] = frozenset(
     [_TENSOR[name].__get__ for name in _PROPERTIES]
     + [_TENSOR[name] for name in _METHODS]
-    + [torch.is_floating_point, torch.is_complex, torch.numel, torch.detach]
+    + [torch.is_floating_point, torch.is_complex, torch.numel, torch.detach, Tensor.view_as]
+    + [torch.autograd.grad, torch.autograd.backward, Tensor.backward]
+)
+
+# These hand out memory, or a tensor whose changes are not counted, or write without being counted.
+SHARING: frozenset[Any] = frozenset(
+    [_TENSOR["data"].__get__, _TENSOR["data"].__set__]
+    + [_TENSOR[name] for name in ("data_ptr", "untyped_storage", "numpy", "set_", "__array__")]
+    + [_TENSOR[name] for name in ("storage", "__dlpack__")]
+    + [dist.all_reduce, dist.all_reduce_coalesced, dist.broadcast, dist.recv, dist.irecv]
 )
 
 # One result per element. The first do not read their first argument in their backward; what the

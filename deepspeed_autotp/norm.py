@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.sharded import tensor_parallel
+from deepspeed_autotp.sharded import find_part
 
 
 @torch.no_grad()
@@ -16,8 +16,12 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     Returns the norm before, in float32, or in float64 where a gradient is: that of the whole
     model, each weight counted once however many ranks hold it. Weights that the model got after
     it was sharded count as whole on every rank. Every rank of the tensor-parallel group calls it.
+    A model that is not sharded is clipped as torch does.
     """
-    state = tensor_parallel(model)
+    state = find_part(model)
+    if state is None:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    state.check_identity(model)
     square = torch.zeros((), dtype=torch.float64, device=state.parameters[0].device)
     dtype = torch.float32
     gradients = []

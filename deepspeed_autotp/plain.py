@@ -82,6 +82,11 @@ def _settings(
         settings = config
     else:
         settings = get_tensor_parallel_config({"tensor_parallel": {} if config is None else config})
+    if "dtype" in settings.model_fields_set:
+        raise ValueError(
+            "parallelize: config.dtype has no effect here: the model trains in the data type "
+            "that it has; leave it out"
+        )
     nested = settings.tensor_parallel
     if nested.tp_group is not None or nested.mpu is not None:
         raise ValueError(

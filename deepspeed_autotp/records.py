@@ -55,7 +55,7 @@ class ModelRecords:
 
     def of(self, model: nn.Module) -> Recorded | None:
         """The record of ``model``, of one around or inside it, or the one without a model."""
-        for key, reference in self._models.items():
+        for key, reference in list(self._models.items()):
             recorded = reference()
             if recorded is not None and _related(recorded, model):
                 return self._recorded(key)

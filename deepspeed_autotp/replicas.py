@@ -99,13 +99,14 @@ def share_random_state(group: TPGroup, *, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def check_replicas(model_or_engine: nn.Module) -> None:
+def check_replicas(model: nn.Module) -> None:
     """Compare what several tensor-parallel ranks hold of every parameter, bit by bit.
 
     That is every whole parameter, and the key/value heads that ranks share. Every rank of the
-    group calls it. RuntimeError on each of them, naming the parameters that drifted apart.
+    group calls it, with ZeRO 3 every rank of the run. RuntimeError on each of them, naming the
+    parameters that drifted apart.
     """
-    state = tensor_parallel(model_or_engine)
+    state = tensor_parallel(model)
     agreement = Agreement(state.group.handle)
     mine: dict[tuple[str, int, int], str] = {}  # by name, owner and number of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):

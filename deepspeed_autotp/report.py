@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
@@ -14,39 +14,63 @@ from deepspeed_autotp._core import Entry, Plan
 
 
 def plan_table(plan: Plan) -> Table:
-    """One line per group of parameters: cut, rule, full and local shape, bytes per rank.
+    """One row per group of parameters: cut, rule, full and local shape, bytes per rank.
 
-    ``rich.print(plan_table(plan))`` prints it. Local shapes and bytes are given once where all
-    ranks have the same, else one after the other.
+    ``rich.print(plan_table(plan))`` prints it. Where ranks have different sizes, these are
+    given one after the other, each once: ``6|5x64``. The last row is the sum over the model.
     """
     table = Table(
-        title=f"Sharding plan over {plan.ranks} ranks", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=f"Sharding plan over {plan.ranks} ranks",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
     )
-    table.add_column("parameters", overflow="fold")
+    rows = plan.table()
+    everything = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
+    table.add_column("parameters", "whole model", overflow="fold")
     table.add_column("cut", no_wrap=True)
-    for name in ("full", "per rank", "bytes/rank"):
-        table.add_column(name, justify="right", no_wrap=True)
-    ranks = range(plan.ranks)
-    for row in plan.table():
+    for name, total in (
+        ("full", decimal(sum(row.full_bytes for row in rows))),
+        ("per rank", ""),
+        ("bytes/rank", _bytes(everything)),
+    ):
+        table.add_column(name, total, justify="right", no_wrap=True)
+    for row in rows:
         entry = row.entry
+        shapes = [entry.local_shape(rank) for rank in range(plan.ranks)]
         table.add_row(
-            row.pattern + (f" x{row.count}" if row.count > 1 else "") + _rule(entry),
+            escape(row.pattern) + (f" x{row.count}" if row.count > 1 else "") + _why(entry, plan),
             entry.kind,
             _shape(entry.shape),
-            _once(_shape(entry.local_shape(rank)) for rank in ranks),
-            _once(decimal(size) for size in row.local_bytes),
+            "x".join(_once(map(str, sizes)) for sizes in zip(*shapes, strict=True)),
+            _bytes(row.local_bytes) if entry.tied_to < 0 else "",
         )
     return table
 
 
-def _rule(entry: Entry) -> str:
-    """The rule on a line of its own, without the pattern that repeats the parameter's name."""
-    style = entry.rule.rpartition(": ")[2] if entry.source == "tp_plan" else entry.rule
-    return f"\n[dim]  {escape(f'{entry.source}: {style}')}[/]" if style else ""
+def _why(entry: Entry, plan: Plan) -> str:
+    """What decided, on a line of its own: the rule without the pattern, which repeats the name."""
+    if entry.tied_to >= 0:
+        reason = f"tied to {plan.entries[entry.tied_to].name}"
+    elif entry.rule:
+        style = entry.rule.rpartition(": ")[2] if entry.source == "tp_plan" else entry.rule
+        reason = f"{entry.source}: {style}"
+    else:
+        return ""
+    return f"\n[dim]  {escape(reason)}[/]"
+
+
+def _bytes(sizes: Sequence[int]) -> str:
+    """``25.2|16.8 MB``; the unit once where all have the same."""
+    words = list(dict.fromkeys(decimal(size) for size in sizes))
+    units = {word.partition(" ")[2] for word in words}
+    if len(units) > 1:
+        return "|".join(words)
+    return "|".join(word.partition(" ")[0] for word in words) + f" {units.pop()}"
 
 
 def _once(words: Iterable[str]) -> str:
-    return " | ".join(dict.fromkeys(words))
+    return "|".join(dict.fromkeys(words))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -30,8 +30,7 @@ def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
 class TensorParallel:
     """What a sharded model carries; found again with :func:`tensor_parallel`.
 
-    ``parameters[i]`` is the tensor of ``plan.entries[i]``; ``index`` finds the entry of a
-    parameter by its identity, which sharding keeps.
+    ``parameters[i]`` is the tensor of ``plan.entries[i]``; sharding keeps its identity.
     """
 
     def __init__(self, *, plan: Plan, group: TPGroup, parameters: tuple[nn.Parameter, ...]) -> None:
@@ -39,12 +38,22 @@ class TensorParallel:
         self.group = group
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
-        self._shards: dict[int, Tensor] = {}
+        self._shards: dict[int, tuple[Tensor, int]] = {}
 
     def entry(self, parameter: Tensor) -> Entry | None:
         """The plan's entry of ``parameter``, or None for a tensor the plan does not know."""
         found = self._index.get(id(parameter))
         return None if found is None else self.plan.entries[found]
+
+    def check_identity(self, model: nn.Module) -> None:
+        """ValueError when a parameter of ``model`` is no longer the one that was sharded."""
+        known = {e.name: p for e, p in zip(self.plan.entries, self.parameters, strict=True)}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if known.get(name, parameter) is not parameter:
+                raise ValueError(
+                    f"{name} was replaced after the model was sharded, so its part of the whole is "
+                    "not known any more; load weights with load_state_dict(assign=False)"
+                )
 
     def counts_in_norm(self, index: int) -> bool:
         """Whether this rank counts parameter ``index`` in the gradient norm.
@@ -80,6 +89,11 @@ class TensorParallel:
             ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
         return full
 
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The full tensor of a parameter; any other tensor is whole already."""
+        entry = self.entry(tensor)
+        return tensor if entry is None or entry.dim < 0 else self.gather(tensor, entry=entry)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
         """The state of a copy of the model: its parameters, their gradients summed as here."""
         parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
@@ -92,8 +106,10 @@ class TensorParallel:
     def gather_params(self, params_list: list[Tensor | None]) -> None:
         """Make every cut parameter of the list whole, in place."""
         for parameter, entry in self._cut_entries(params_list):
-            self._shards[id(parameter)] = parameter.data
-            parameter.data = self.gather(parameter, entry=entry)
+            shard, depth = self._shards.get(id(parameter), (parameter.data, 0))
+            self._shards[id(parameter)] = shard, depth + 1
+            if depth == 0:
+                parameter.data = self.gather(parameter, entry=entry)
 
     @torch.no_grad()
     def _tp_partition(self, params_list: list[Tensor | None]) -> None:
@@ -102,7 +118,10 @@ class TensorParallel:
         The optimizer may own that memory: ZeRO updates one flat buffer for many weights.
         """
         for parameter, entry in self._cut_entries(params_list):
-            shard = self._shards.pop(id(parameter))
+            shard, depth = self._shards.pop(id(parameter))
+            if depth > 1:
+                self._shards[id(parameter)] = shard, depth - 1
+                continue
             shard.copy_(cut(parameter.detach(), entry=entry, rank=self.group.rank))
             parameter.data = shard
 
@@ -141,11 +160,26 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     return None
 
 
-def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights and buffers of a sharded model, on the host, on every rank.
+def find_part(model: nn.Module) -> TensorParallel | None:
+    """As :func:`find_tensor_parallel`, also where a part of ``model`` is sharded.
 
-    Every rank calls it. The tensors are copies, tied names share one; plain transformers and
-    torch load the result.
+    What is around that part is whole on every rank. ValueError for several parts.
+    """
+    found = (find_tensor_parallel(module) for module in model.modules())
+    states = {id(state): state for state in found if state is not None}
+    if len(states) > 1:
+        raise ValueError(
+            f"{len(states)} parts of {type(model).__name__} are sharded, each on its own; call "
+            "this for one part after the other"
+        )
+    return next(iter(states.values()), None)
+
+
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights and buffers of a model, sharded or not, on the host, on every rank.
+
+    Every rank of the run calls it. The tensors are copies, tied names share one; plain
+    transformers and torch load the result. ValueError when a parameter was replaced.
     """
     return _full_state(model, kept=True, frozen=True)
 
@@ -162,20 +196,23 @@ def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor
 
 @torch.no_grad()
 def _full_state(model: nn.Module, *, kept: bool, frozen: bool) -> dict[str, Tensor]:
-    state = tensor_parallel(model)
-    inner = next(m for m in interop.unwrapped(model) if _KEY in m.__dict__)
+    state = find_part(model)
+    *_, last = interop.unwrapped(model)
+    inner = next((m for m in interop.unwrapped(model) if _KEY in m.__dict__), last)
+    if state is not None:
+        state.check_identity(inner)
     whole: dict[int, Tensor | None] = {}
     result = {}
     for name, tensor in inner.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
+            continue
         if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
             continue
         if id(tensor) not in whole:
-            entry = state.entry(tensor)
-            cut_here = entry is not None and entry.dim >= 0
             with interop.gathered([tensor]):
-                held = state.gather(tensor, entry=entry) if entry and cut_here else tensor
+                held = tensor if state is None else state.whole(tensor)
                 whole[id(tensor)] = held.detach().to("cpu", copy=True) if kept else None
-        copy = whole[id(tensor)]
-        if copy is not None:
-            result[name] = copy
+        copied = whole[id(tensor)]
+        if copied is not None:
+            result[name] = copied
     return result

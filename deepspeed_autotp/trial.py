@@ -23,7 +23,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.lockstep import PeerFailed, lockstep
+from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.untouched import same_numbers, untouched
 from deepspeed_autotp.watch import Seen, Watch
 
@@ -198,7 +198,7 @@ class Trial:
                 conversion.lend()
                 try:
                     self._pass(watch, inputs)
-                except PeerFailed:
+                except (PeerFailed, Strayed):
                     raise
                 except Exception as error:
                     found = comparison.failure(watch.seen, error)
@@ -206,6 +206,8 @@ class Trial:
             found = comparison.first(watch.seen)
         except PeerFailed:
             pass  # the rank that failed has the words
+        except Strayed as error:
+            found = Difference(f"the model takes another way on each rank: {error}", ())
         except Exception as error:
             if found is None:
                 found = Difference(str(error), ())

@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true", help="tie embedding and output head")
     parser.add_argument("--out", default="trainer-output")
     parser.add_argument("--resume", action="store_true")
-    options, _ = parser.parse_known_args()
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    options = parser.parse_args()
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -195,8 +195,6 @@ def test_a_key_that_resembles_nothing_gets_the_whole_list() -> None:
         ("autotp_size", True, "an integer of at least 0"),
         ("autotp_size", None, "an integer of at least 0"),
         ("autotp_size", 2**40, "an integer of at most 2147483647"),
-        ("tp_overlap_comm", "false", "true or false"),
-        ("tp_overlap_comm", 0, "true or false"),
         ("vocab_parallel_lm_head", 0, "true or false"),
         ("vocab_parallel_ce_backend", "trch", "'torch'"),
         ("partition_config", [], "a dictionary"),
@@ -238,11 +236,6 @@ def test_a_wrong_value_is_told_in_one_line(key: str, value: Any, expected: str) 
             ),
         ),
         (
-            "vocab_parallel_lm_head",
-            True,
-            "True is not supported yet: the loss reads whole logits; leave it out or write false",
-        ),
-        (
             "vocab_parallel_ce_backend",
             "liger",
             "'liger' is not supported yet; leave it out or write 'torch'",
@@ -272,7 +265,9 @@ def test_the_defaults_written_out_are_accepted() -> None:
         == TPTrainingConfig()
     )
     assert TPTrainingConfig(vocab_parallel_lm_head=False).vocab_parallel_lm_head is False
-    assert TPTrainingConfig(tp_overlap_comm=True).tp_overlap_comm is True
+    assert TPTrainingConfig(vocab_parallel_lm_head=True).vocab_parallel_lm_head is True
+    with pytest.raises(ValueError, match="tp_overlap_comm: .*leave it out"):
+        TPTrainingConfig(tp_overlap_comm=True)
 
 
 @pytest.mark.parametrize("given", [True, False, "auto"])

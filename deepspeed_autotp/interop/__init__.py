@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only package that looks into foreign objects: DeepSpeed, transformers, mpu and mesh.
+
+Everything here reads an attribute that somebody else defined, or writes one that somebody
+else reads. A new version of DeepSpeed or transformers is followed here alone.
+"""
+
+from deepspeed_autotp.interop.engine import (
+    config_argument,
+    default_whole_weights_on_save,
+    engine_initialize,
+    engine_mode_is_training,
+    has_stepped,
+    refuse_engine_record,
+    refuse_pipeline,
+    save_whole_weights,
+    set_engine_mode,
+    settle_engine_config,
+    without_config,
+)
+from deepspeed_autotp.interop.found import (
+    deepspeed,
+)
+from deepspeed_autotp.interop.groups import (
+    engine_group,
+    engine_group_size,
+    init_distributed,
+    mesh_group,
+    mpu_group,
+    unwrapped,
+)
+from deepspeed_autotp.interop.models import (
+    ModelFacts,
+    is_conv1d,
+    model_facts,
+    output_tensors,
+    text_config,
+    tp_plan,
+    trial_inputs,
+)
+from deepspeed_autotp.interop.parameters import (
+    ParameterKeeper,
+    full_shape,
+    gathered,
+    is_partitioned,
+    make_plain,
+    mark_model,
+    mark_parameters,
+)
+from deepspeed_autotp.interop.replacing import (
+    install_functions,
+    uninstall_functions,
+)
+
+__all__ = [
+    "ModelFacts",
+    "ParameterKeeper",
+    "config_argument",
+    "deepspeed",
+    "default_whole_weights_on_save",
+    "engine_group",
+    "engine_group_size",
+    "engine_initialize",
+    "engine_mode_is_training",
+    "full_shape",
+    "gathered",
+    "has_stepped",
+    "init_distributed",
+    "install_functions",
+    "is_conv1d",
+    "is_partitioned",
+    "make_plain",
+    "mark_model",
+    "mark_parameters",
+    "mesh_group",
+    "model_facts",
+    "mpu_group",
+    "output_tensors",
+    "refuse_engine_record",
+    "refuse_pipeline",
+    "save_whole_weights",
+    "set_engine_mode",
+    "settle_engine_config",
+    "text_config",
+    "tp_plan",
+    "trial_inputs",
+    "uninstall_functions",
+    "unwrapped",
+    "without_config",
+]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What DeepSpeed's engine is given, and what it is made to do on saving."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp.interop.found import deepspeed
+
+
+def refuse_engine_record() -> None:
+    """ValueError where DeepSpeed's own ``tp_model_init`` was called: its ``initialize`` would
+    shard by DeepSpeed's rules what ours has left alone."""
+    recorded = importlib.import_module("deepspeed.runtime.tensor_parallel.init_utils")
+    if recorded._TP_MODEL_INIT_ARGS is not None:
+        raise ValueError(
+            "deepspeed.tp_model_init was called: call deepspeed_autotp.tp_model_init in its place, "
+            "or deepspeed_autotp.install() before it"
+        )
+
+
+def config_argument(args: Any, config: Any, config_params: Any) -> Any:
+    """The configuration among the places where ``deepspeed.initialize`` accepts one."""
+    passed = config if config is not None else config_params
+    named = getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
+    if passed is not None and named is not None:
+        raise ValueError(
+            f"initialize: args.deepspeed_config is {named!r}, and config is passed, too; pass one"
+        )
+    if passed is None and named is None:
+        raise ValueError(
+            "initialize: no configuration: pass config=..., or args with deepspeed_config"
+        )
+    return named if passed is None else passed
+
+
+def engine_initialize() -> Callable[..., Any]:
+    """DeepSpeed's own ``initialize``, also where ``install`` has put ours in its place."""
+    found = deepspeed().initialize
+    original: Callable[..., Any] = getattr(found, "deepspeed_original", found)
+    return original
+
+
+def without_config(args: Any) -> Any:
+    """``args`` without a configuration: DeepSpeed refuses one there beside ours."""
+    if args is None:
+        return None
+    bare = copy.copy(args)
+    for name in ("deepspeed_config", "deepscale_config"):
+        if hasattr(bare, name):
+            setattr(bare, name, None)
+    return bare
+
+
+def refuse_pipeline(model: nn.Module) -> None:
+    """ValueError for DeepSpeed's pipeline modules."""
+    if isinstance(model, deepspeed().PipelineModule):
+        raise ValueError(
+            "tensor parallelism of a PipelineModule is not supported; shard a plain model, or set "
+            "tensor_parallel.autotp_size to 0"
+        )
+
+
+def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
+    """Let DeepSpeed check its configuration before anything is sharded, and fix the batch sizes.
+
+    DeepSpeed checks ``train_batch_size`` against all ranks, and ZeRO 3 once more against the
+    data-parallel ranks alone, which cannot both hold. What both derive it from can.
+    """
+    try:
+        checked = deepspeed().DeepSpeedConfig(config, mpu)
+    except Exception as error:  # assertions, pydantic's errors and DeepSpeed's own
+        raise ValueError(f"DeepSpeed refuses the configuration: {error}") from error
+    config.pop("train_batch_size", None)
+    config["train_micro_batch_size_per_gpu"] = checked.train_micro_batch_size_per_gpu
+    config["gradient_accumulation_steps"] = checked.gradient_accumulation_steps
+
+
+def default_whole_weights_on_save(config: dict[str, Any]) -> None:
+    """Let ``save_16bit_model`` and ``Trainer.save_model`` write whole weights.
+
+    DeepSpeed ties the gathering over tensor-parallel ranks to a key of ZeRO 3, which is off by
+    default; without it saving fails. A value that the user wrote stays.
+    """
+    zero = config.setdefault("zero_optimization", {})
+    if isinstance(zero, dict):
+        zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+
+
+def save_whole_weights(engine: Any, *, whole: Callable[[bool], dict[str, Tensor] | None]) -> None:
+    """Let ``engine`` write whole weights wherever it writes a model without its optimizer.
+
+    ``whole(frozen)`` is the state on the first rank and None elsewhere. Without it DeepSpeed
+    0.19.8 writes the first rank's shards in ``save_16bit_model`` unless ZeRO 3 is on, and
+    leaves the buffers away in what ``Trainer.save_model`` takes.
+    """
+    save = engine.save_16bit_model
+
+    def save_16bit_model(
+        save_dir: str,
+        save_filename: str = "pytorch_model.bin",
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        engine.module_state_dict = lambda **_: whole(not exclude_frozen_parameters)
+        try:
+            saved: bool = save(save_dir, save_filename, exclude_frozen_parameters)
+        finally:
+            del engine.module_state_dict
+        return saved
+
+    engine.save_16bit_model = save_16bit_model
+    engine._replace_module_consolidated_state_dict = lambda: whole(True)
+
+
+def has_stepped(optimizer: Any) -> bool:
+    """Whether an optimizer holds state for any parameter."""
+    return bool(getattr(optimizer, "state", None))
+
+
+def set_engine_mode(*, training: bool) -> None:
+    """DeepSpeed's AutoTP mode; nothing without DeepSpeed."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        deepspeed().module_inject.set_autotp_mode(training=training)
+
+
+def engine_mode_is_training() -> bool:
+    """DeepSpeed's AutoTP mode; without DeepSpeed there is only training."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return True
+    layers = importlib.import_module("deepspeed.module_inject.layers")
+    return bool(layers.is_autotp_training_mode())

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed itself, where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+def deepspeed() -> ModuleType:
+    """The deepspeed module; ImportError says what to install."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ImportError(
+            "initialize and install need DeepSpeed: pip install 'deepspeed>=0.19'. "
+            "A training loop without DeepSpeed can use deepspeed_autotp.parallelize(model, ...)."
+        )
+    return importlib.import_module("deepspeed")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model says about itself, with or without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model's configuration says; empty for a model without one."""
+
+    model_type: str | None = None
+    prefix: str = ""
+    integers: Mapping[str, int] = field(default_factory=dict)
+    input_embedding: nn.Module | None = None
+    output_head: nn.Module | None = None
+
+
+def _called(model: nn.Module, name: str) -> nn.Module | None:
+    method = getattr(model, name, None)
+    try:
+        found = method() if callable(method) else None
+    except (NotImplementedError, AttributeError):
+        return None  # transformers raises for models without token embeddings
+    return found if isinstance(found, nn.Module) else None
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text part, or None."""
+    config = getattr(model, "config", None)
+    getter = getattr(config, "get_text_config", None)
+    return getter() if callable(getter) else config
+
+
+def model_facts(model: nn.Module) -> ModelFacts:
+    """Type, base-model prefix, integers, input embedding and output head of ``model``."""
+    config = text_config(model)
+    if config is None:
+        return ModelFacts()
+    values = dict(config) if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    model_type = getattr(model.config, "model_type", None)
+    prefix = getattr(model, "base_model_prefix", "")
+    return ModelFacts(
+        model_type=model_type if isinstance(model_type, str) else None,
+        prefix=prefix if isinstance(prefix, str) else "",
+        integers={k: v for k, v in values.items() if type(v) is int},
+        input_embedding=_called(model, "get_input_embeddings"),
+        output_head=_called(model, "get_output_embeddings"),
+    )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether ``module`` is GPT-2's transposed linear."""
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def tp_plan(model: nn.Module) -> dict[str, str]:
+    """The transformers plan of ``model``: pattern to style, the model's own entries first.
+
+    The instance's plan names modules from the root and already holds those of the
+    sub-models; the class's and the configuration's are what older versions have.
+    """
+    config_plan = getattr(text_config(model), "base_model_tp_plan", None)
+    merged: dict[str, str] = {}
+    for plan in (vars(model).get("_tp_plan"), type(model).__dict__.get("_tp_plan"), config_plan):
+        if isinstance(plan, Mapping):
+            prefix = f"{getattr(model, 'base_model_prefix', '')}."
+            for pattern, style in plan.items():
+                if pattern not in merged and f"{prefix}{pattern}" not in merged:
+                    merged[pattern] = style
+    return merged
+
+
+def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor] | None:
+    """A few tokens that ``model`` accepts, the same on every rank, or None when unknown."""
+    size = getattr(text_config(model), "vocab_size", None)
+    if not isinstance(size, int) or _called(model, "get_input_embeddings") is None:
+        return None
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None
+    draw = torch.Generator().manual_seed(20)
+    ids = torch.randint(0, size, (2, 8), generator=draw).to(device)
+    inputs = {"input_ids": ids}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in output_tensors(value)]
+    if isinstance(output, (tuple, list)):
+        return [t for value in output for t in output_tensors(value)]
+    return []

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our functions in the place of DeepSpeed's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deepspeed_autotp.interop.found import deepspeed
+
+_REPLACED = ("initialize", "tp_model_init")
+
+
+def install_functions(ours: Mapping[str, Callable[..., Any]]) -> None:
+    """Put our functions in the place of DeepSpeed's; a second call changes nothing."""
+    module = deepspeed()
+    for name in _REPLACED:
+        current = getattr(module, name)
+        if not hasattr(current, "deepspeed_original"):
+            setattr(module, name, _standing_in(ours[name], current))
+
+
+def uninstall_functions() -> None:
+    """Put DeepSpeed's own functions back."""
+    module = deepspeed()
+    for name in _REPLACED:
+        current = getattr(module, name)
+        setattr(module, name, getattr(current, "deepspeed_original", current))
+
+
+def _standing_in(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(ours)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    written: Any = call
+    written.deepspeed_original = original
+    return call

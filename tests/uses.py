@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people do with a model before and after ``parallelize``, run by tests.test_parallelize."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import deepspeed_autotp
+from tests.families import build, tokens
+from tests.handmade import PARTITION, build_handmade, example, single_curve
+from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole
+from tests.snapshot import refusal
+
+
+def sharded(**changes: Any) -> nn.Module:
+    model = build("llama", tied=False, **changes)
+    return deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+
+
+def raised(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def generate_with(how: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of one process and of the sharded model."""
+    prompt = tokens(0)[:, :5]
+    found = []
+    for model in (build("llama", tied=False), sharded()):
+        torch.manual_seed(1)
+        out = model.eval().generate(prompt, max_new_tokens=10, **how)
+        found.append(out.tolist())
+    return found[0], found[1]
+
+
+def hooks() -> tuple[list[str], list[str], float]:
+    """Which hooks, registered before, fire in one step: whole and sharded; and how far the
+    gradient is apart that a hook on a parameter sees."""
+    fired: list[list[str]] = []
+    seen: list[Tensor] = []
+    for cut in (False, True):
+        model = make(num_key_value_heads=1)
+        names: list[str] = []
+        layer = model.model.layers[1]
+
+        def note(word: str, names: list[str] = names) -> Callable[..., None]:
+            return lambda *_: names.append(word)
+
+        for key in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "input_layernorm"):
+            module = layer.get_submodule(key)
+            module.register_forward_pre_hook(note(f"pre {key}"))
+            module.register_forward_hook(note(f"after {key}"))
+            module.register_full_backward_hook(note(f"back {key}"))
+        model.model.embed_tokens.register_forward_hook(lambda m, a, o: o * 2)
+        weight = layer.self_attn.k_proj.weight
+        weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+        if cut:
+            deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+            names.clear()  # they fire in the trial, too
+            del seen[1:]
+        loss_of(model, tokens(0)).backward()
+        fired.append(names)
+        if cut:
+            state = deepspeed_autotp.tensor_parallel(model)
+            entry = state.entry(weight)
+            assert entry is not None
+            seen[1] = state.gather(seen[1], entry=entry)
+    return fired[0], fired[1], float((seen[0] - seen[1]).abs().max() / seen[0].abs().max())
+
+
+def states() -> dict[str, str | bool]:
+    """Going out and coming in of the weights of one rank."""
+    model, other = sharded(), sharded(seed=1)
+    own = copy.deepcopy(model.state_dict())
+    other.load_state_dict(own)
+    stream = io.BytesIO()
+    torch.save(model.state_dict(), stream)
+    stream.seek(0)
+    read = torch.load(stream, weights_only=True)
+    ids = tokens(0)
+    with torch.no_grad():
+        same = torch.equal(model(input_ids=ids).logits, other(input_ids=ids).logits)
+    return {
+        "keys": list(own) == list(build("llama", tied=False).state_dict()),
+        "loaded": same,
+        "saved": all(torch.equal(read[name], tensor) for name, tensor in own.items()),
+        "whole": raised(lambda: model.load_state_dict(build("llama", tied=False).state_dict())),
+        "pickle": raised(lambda: pickle.dumps(model)),
+        "save": raised(lambda: torch.save(model, io.BytesIO())),
+    }
+
+
+def copies() -> tuple[dict[str, float], bool]:
+    """A deep copy, with shared key/value heads, trains as one process, and apart from its
+    original."""
+    whole, model = make(num_key_value_heads=1), make(num_key_value_heads=1)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    found = apart(whole, twin, (train_whole(whole), train_sharded(twin)))
+    kept = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    return found, kept
+
+
+def handmade_curve(given: bool) -> tuple[list[float], list[float]]:
+    """Losses of a model that no library knows, in one process and sharded."""
+    expected = single_curve(build_handmade(), rate=RATE)
+    model = build_handmade()
+    deepspeed_autotp.parallelize(
+        model,
+        tp_size=dist.get_world_size(),
+        config={"partition_config": PARTITION},
+        example_inputs=example() if given else None,
+    )
+    return expected, single_curve(model, rate=RATE)
+
+
+def refused(name: str) -> str:
+    """What a wrong call raises; the model is as it was."""
+    model = build_handmade() if name.startswith("handmade") else build("llama", tied=False)
+    wrong = copy.deepcopy(PARTITION)
+    wrong["layer_specs"][0]["shape"] = [2, -1]
+    calls: dict[str, dict[str, Any]] = {
+        "nothing": {},
+        "zero": {"tp_size": 0},
+        "true": {"tp_size": True},
+        "text": {"tp_size": "2"},
+        "five": {"tp_size": 5},
+        "both": {"tp_size": 2, "tp_group": dist.group.WORLD},
+        "group": {"tp_group": 3},
+        "mesh": {"mesh": 3},
+        "config": {"tp_size": 2, "config": [1]},
+        "key": {"tp_size": 2, "config": {"preset_modle": "llama"}},
+        "degree": {"tp_size": 2, "config": {"autotp_size": 4}},
+        "example": {"tp_size": 2, "example_inputs": torch.ones(1)},
+        "argument": {"tp_size": 2, "example_inputs": {"x": torch.ones(1)}},
+        "handmade": {"tp_size": 2},
+        "handmade check": {
+            "tp_size": 2,
+            "config": {"partition_config": PARTITION, "self_check": True},
+        },
+        "handmade wrong": {
+            "tp_size": 2,
+            "config": {"partition_config": wrong},
+            "example_inputs": example(),
+        },
+        "handmade skips": {
+            "tp_size": 2,
+            "config": {
+                "partition_config": {
+                    "layer_specs": [{"patterns": [".*"], "partition_type": "skip"}],
+                    "use_default_specs": False,
+                }
+            },
+        },
+    }
+    return refusal(model, lambda: deepspeed_autotp.parallelize(model, **calls[name]))
+
+
+def refused_model(what: object) -> str:
+    return raised(lambda: deepspeed_autotp.parallelize(what, tp_size=2))  # type: ignore[arg-type]
+
+
+# A column layer's second factor and a row layer's first one are cut as the layer is.
+LORA = {
+    "use_default_specs": False,
+    "layer_specs": [
+        {
+            "patterns": [r".*\.(q|k|v|gate|up)_proj\.(base_layer\.|lora_B\..*)?weight$"],
+            "partition_type": "column",
+        },
+        {
+            "patterns": [r".*\.(o|down)_proj\.(base_layer\.|lora_A\..*)?weight$"],
+            "partition_type": "row",
+        },
+    ],
+}
+
+
+def adapted() -> nn.Module:
+    """A llama in float64 with adapters that are not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make()
+    torch.manual_seed(3)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=5, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
+    found: nn.Module = get_peft_model(model, config)
+    return found
+
+
+def compare_adapted() -> tuple[dict[str, float], bool]:
+    """LoRA with rules of the user; and whether only the adapters have trained."""
+    whole, model = adapted(), adapted()
+    config = {"partition_config": LORA}
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
+    before = deepspeed_autotp.full_state_dict(model)
+    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    after = deepspeed_autotp.full_state_dict(model)
+    only = all(torch.equal(t, after[n]) == ("lora_" not in n) for n, t in before.items())
+    return found, only
+
+
+def adapted_without_rules() -> str:
+    model = adapted()
+    return refusal(model, lambda: deepspeed_autotp.parallelize(model, tp_size=2))
