@@ -268,9 +268,11 @@ class Plan:
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
         whole: Sequence[str] = (),
         families: bool = True,
+        guesses: bool = True,
     ) -> Self:
         """whole: names of modules that stay whole with all below them; `*` is one index.
-        families: where no rule speaks, blocks are cut that names and sizes tell."""
+        families: where no rule speaks, blocks are cut that names and sizes tell;
+        guesses: also in models of a type that was never tried."""
 
     @property
     def ranks(self) -> int: ...

@@ -39,11 +39,17 @@ _NOTES = 3
 
 
 def make_plan(
-    description: Description, settings: TPTrainingConfig, *, ranks: int, whole: Sequence[str] = ()
+    description: Description,
+    settings: TPTrainingConfig,
+    *,
+    ranks: int,
+    whole: Sequence[str] = (),
+    guesses: bool = True,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
-    ``whole`` names modules that stay whole whatever the rules say.
+    ``whole`` names modules that stay whole whatever the rules say; ``guesses`` says whether layers
+    are cut because of their names in a model of a type that was never tried.
     """
     given = settings.get_partition_config_object()
     partition = given or AutoTPConfig()
@@ -59,11 +65,12 @@ def make_plan(
         head_patterns=partition.lm_head_patterns,
         whole=whole,
         families=given is None,
+        guesses=guesses,
     )
     if all(entry.dim < 0 for entry in plan.entries):
         what = type(description.modules[""]).__name__
         if given is None and not len(rules):
-            raise ValueError(_no_plan(what, plan))
+            raise ValueError(_no_plan(what, plan, guesses=guesses))
         raise ValueError(
             f"the rules cut nothing of {what}, so that every rank would hold all of it: write "
             "rules for its parameters in tensor_parallel.partition_config"
@@ -79,10 +86,16 @@ def _model_rules(description: Description) -> Rules:
     return rules
 
 
-def _no_plan(what: str, plan: Plan) -> str:
+def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
+    why = (
+        "its layers have no names by which they could be cut"
+        if guesses
+        else "without a trial its layers are not cut by their names alone (pass example_inputs to "
+        "deepspeed_autotp.parallelize)"
+    )
     return (
-        f"{what} has no tensor-parallel plan of its own, the configuration gives none, and its "
-        "layers have no names by which they could be cut. Set tensor_parallel.preset_model to a "
+        f"{what} has no tensor-parallel plan of its own, the configuration gives none, and {why}. "
+        "Set tensor_parallel.preset_model to a "
         f"preset that fits ({', '.join(preset_names())}), or list the layers to cut in "
         f"tensor_parallel.partition_config, as {_SAMPLE}"
         + "".join(f"\n  - {note}" for note in plan.notes[:_NOTES])
@@ -109,9 +122,12 @@ def shard(
 
     description = agreement.together(describe_whole)
 
-    def agreed_plan(whole: Sequence[str] = ()) -> Plan:
+    inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
+    checked = inputs is not None or settings.self_check is False
+
+    def agreed_plan(whole: Sequence[str] = (), guesses: bool = checked) -> Plan:
         def make() -> Plan:
-            plan = make_plan(description, settings, ranks=group.size, whole=whole)
+            plan = make_plan(description, settings, ranks=group.size, whole=whole, guesses=guesses)
             output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
             return plan
 
@@ -127,7 +143,6 @@ def shard(
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, description)
-    inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
 
     try:

@@ -36,7 +36,8 @@ class Comparison:
         self._plan = plan
         self._rank = rank
         self._whole = whole
-        self._cut = {layer.module: layer for layer in plan.layers}
+        # Attention that takes its heads of what it is given is cut by its layers.
+        self._cut = {layer.module: layer for layer in plan.layers if layer.kind != "heads"}
         self._order = whole.order()
 
     def first(self, sharded: Seen) -> Difference | None:

@@ -48,16 +48,18 @@ features(const tp_build *build, int module, bool given)
 }
 
 /* Whether a layer may be cut: a linear layer that no rule speaks of, not inside of
- * something whose output is summed. */
+ * something whose output is summed. A tensor may be part of several blocks. */
 static bool
-is_free(const tp_build *build, int module)
+is_free(const search *with, int module)
 {
+    const tp_build *build = with->build;
     const tp_module *at = tp_model_module(build->model, module);
     const int weight = weight_of(build, module);
     if ((at->kind != TP_MODULE_LINEAR && at->kind != TP_MODULE_CONV1D) || weight < 0)
         return false;
     for (int i = tp_build_first(build, weight); i >= 0; i = build->next_name[i]) {
-        if (build->choices[i].spec != NULL)
+        if (build->choices[i].spec != NULL &&
+            (i == weight || build->choices[i].source != with->source))
             return false;
     }
     for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
@@ -91,7 +93,7 @@ find_inputs(search *with, const tp_family_block *row, int output, block *out)
     *out = (block){.row = row, .output = output, .attention = -1};
     while (out->count < TP_FAMILY_INPUTS && row->inputs[out->count] != NULL) {
         const int input = find_beside(with, name, tail, row->inputs[out->count]);
-        if (input < 0 || !is_free(with->build, input))
+        if (input < 0 || !is_free(with, input))
             return false;
         out->inputs[out->count++] = input;
     }
@@ -270,12 +272,14 @@ tp_pair_choose(tp_build *build, tp_error *err)
         tp_rules_have(build->rules, TP_FROM_PRESET))
         return 0;
     const char *type = tp_model_get_facts(build->model)->model_type;
+    if (!tp_family_is_tried(type) && !build->options->guesses)
+        return 0;
     search with = {.build = build,
                    .room = TP_NO_TEXT,
                    .source = tp_family_is_tried(type) ? TP_FROM_FAMILY : TP_FROM_GUESS};
     int result = map_names(&with, err);
     for (int i = 0; result == 0 && i < tp_model_module_count(build->model); i++) {
-        if (is_free(build, i))
+        if (is_free(&with, i))
             result = try_output(&with, i, err);
     }
     if (result == 0 && with.room.failed)

@@ -129,7 +129,9 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
     const bool given = build->attentions[module] != TP_ATTENTION_NEAR;
     const int near = given ? build->attentions[module]
                            : tp_geometries_find(build->geometries, module);
-    const int attention = local ? near : -1;
+    const bool embeds =
+        tp_model_module(build->model, module)->kind == TP_MODULE_EMBEDDING;
+    const int attention = local && (given || !embeds) ? near : -1;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
     if (geometry != NULL && view->count == 1 &&
         add_whole(build, module, attention, spec, view, out))

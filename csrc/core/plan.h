@@ -82,6 +82,7 @@ typedef struct {
     bool strict;       /* an unmatched linear layer is an error */
     bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
     bool families;     /* look for blocks of the family table where no rule speaks */
+    bool guesses;      /* also in models of a type that was never tried with it */
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
