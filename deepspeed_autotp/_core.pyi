@@ -46,6 +46,9 @@ def dtype_name(spelling: str, where: str) -> str:
 def precision(bf16: bool, fp16: bool) -> str | None:
     """ "bfloat16", "float16" or None, from the two switches; bf16 wins."""
 
+def family_blocks() -> tuple[tuple[str, tuple[str, ...], bool, str | None], ...]:
+    """(output, inputs, whether they are heads, model type or None), first match first."""
+
 def preset_names() -> tuple[str, ...]: ...
 def preset_rows(name: str, /) -> tuple[tuple[str, dict[str, Any]], ...]:
     """(pattern, spec) of a preset; spec as check_spec returns it."""

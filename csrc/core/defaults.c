@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "choose.h"
+#include "families.h"
 #include "names.h"
 #include "norms.h"
 #include "resolve.h"
@@ -26,9 +27,11 @@ static bool
 is_asked(const tp_build *build)
 {
     const tp_rules *rules = build->rules;
+    const char *type = tp_model_get_facts(build->model)->model_type;
     return tp_rules_have(rules, TP_FROM_CONFIG) ||
            tp_rules_have(rules, TP_FROM_PRESET) ||
-           (build->paired > 0 && tp_rules_count(rules) == 0);
+           (tp_rules_count(rules) == 0 && build->options->families &&
+            (build->paired > 0 || tp_family_is_tried(type)));
 }
 
 static bool
