@@ -125,7 +125,8 @@ class Comparison:
         parent = culprit.rpartition(".")[0]
         below = [name for name in self._cut if name.startswith(f"{parent}." if parent else "")]
         beside = [name for name in below if name.rpartition(".")[0] == parent]
-        if parent and len(beside) == len(below):
+        # A list may hold blocks of several kinds.
+        if parent and len(beside) == len(below) and not parent.rpartition(".")[2].isdigit():
             return (starred(parent),)
         return tuple(dict.fromkeys(map(starred, beside)))
 

@@ -13,8 +13,12 @@ from deepspeed_autotp.layers import Sharding
 
 # What forwards call it. Heads are its third dimension from the end, in bloom behind the rows of
 # the batch in the same dimension.
-_NAMES = ("alibi", "position_bias")
+_BIASES = ("alibi", "position_bias")
+# Falcon adds it to the mask, which is for all heads alike elsewhere, and has rows of the batch
+# there when it has three dimensions.
+_MASKS = ("attention_mask",)
 _HEADS = -3
+_BIAS_DIMS = 3
 
 
 class HeadInputs(nn.Module):
@@ -33,24 +37,27 @@ class HeadInputs(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(super().forward).bind(*args, **kwargs)
-        for name in _NAMES:
-            if name in given.arguments:
-                given.arguments[name] = _own_heads(given.arguments[name], self.sharding)
+        for name, value in given.arguments.items():
+            if isinstance(value, Tensor) and (
+                name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS)
+            ):
+                given.arguments[name] = _own_heads(value, self.sharding)
         return super().forward(*given.args, **given.kwargs)
 
 
 def takes_heads(module: nn.Module) -> bool:
     """Whether the forward of ``module`` has such an argument."""
-    return any(name in inspect.signature(module.forward).parameters for name in _NAMES)
+    parameters = inspect.signature(module.forward).parameters
+    return any(name in parameters for name in (*_BIASES, *_MASKS))
 
 
-def _own_heads(bias: Any, sharding: Sharding) -> Any:
+def _own_heads(bias: Tensor, sharding: Sharding) -> Tensor:
     heads = sharding.parts.size
-    if not isinstance(bias, Tensor) or bias.dim() not in (3, 4):
+    if bias.dim() < _BIAS_DIMS:
         return bias
     if bias.shape[_HEADS] == heads:
         own = take_own(bias.movedim(_HEADS, -1), sharding.parts, sharding.group)
         return own.movedim(-1, _HEADS)
-    if bias.dim() == 3 and bias.shape[_HEADS] % heads == 0:
+    if bias.dim() == _BIAS_DIMS and bias.shape[_HEADS] % heads == 0:
         return _own_heads(bias.unflatten(0, (-1, heads)), sharding).flatten(0, 1)
     return bias

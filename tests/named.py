@@ -59,7 +59,7 @@ class Named(Holder):
     ) -> None:
         super().__init__()
         self.heads, self.mix = heads, mix
-        self.output, self.inputs = output, inputs
+        self.taker, self.givers = output, inputs
         inner = HIDDEN if heads else INNER
         fused = len(inputs) == 1 and (heads or "gate" in inputs[0] or inputs[0] == "Wi")
         for path in inputs:
@@ -72,7 +72,7 @@ class Named(Holder):
             vars(attention).update(num_heads=HEADS, head_dim=SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        given = [self.get_submodule(path)(x) for path in self.inputs]
+        given = [self.get_submodule(path)(x) for path in self.givers]
         if self.heads:
             parts = given if len(given) == 3 else (self.mix or _thirds)(given[0])
             q, k, v = (part.unflatten(-1, (-1, SIZE)).transpose(1, 2) for part in parts)
@@ -80,10 +80,10 @@ class Named(Holder):
             inner = inner.transpose(1, 2).flatten(2)
         else:
             gate, up = given if len(given) == 2 else (given[0], None)
-            if up is None and gate.shape[-1] > self.get_submodule(self.output).weight.shape[1]:
+            if up is None and gate.shape[-1] > self.get_submodule(self.taker).weight.shape[1]:
                 gate, up = gate.chunk(2, dim=-1)
             inner = F.silu(gate) if up is None else F.silu(gate) * up
-        y: Tensor = x + self.get_submodule(self.output)(inner)
+        y: Tensor = x + self.get_submodule(self.taker)(inner)
         return y
 
 
@@ -230,8 +230,9 @@ def without_inputs(names: tuple[str, tuple[str, ...], bool]) -> str:
 
 def library_model(model_type: str, changes: Mapping[str, Any]) -> Outcome:
     """A model of transformers, shrunk, that has no plan of its own."""
-    from benchmarks import shrink
     from transformers import AutoModelForCausalLM
+
+    from benchmarks import shrink
 
     def build() -> nn.Module:
         if not changes:
