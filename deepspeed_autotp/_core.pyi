@@ -21,6 +21,7 @@ __all__ = [
     "check_spec",
     "core_info",
     "dtype_name",
+    "family_blocks",
     "merge",
     "nearest",
     "precision",

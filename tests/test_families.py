@@ -10,35 +10,33 @@ from tests import named
 from tests.pool import Pool
 from tests.test_errors import same
 
+_TRIED = [
+    "gpt2",
+    "gpt_neo",
+    "gptj",
+    "opt",
+    "bloom",
+    "mpt",
+    "falcon",
+    "gpt_bigcode",
+    "stablelm",
+    "persimmon",
+    "bert",
+    "bart",
+    "biogpt",
+    "xglm",
+    "ctrl",
+    "cpmant",
+    "gpt_neox_japanese",
+    "openai-gpt",
+    "xlm",
+    "moshi",
+    "modernbert-decoder",
+    "whisper",
+]
 # The model type, and what its shrunken configuration is changed by.
 MODELS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    **{
-        name: (name, {})
-        for name in [
-            "gpt2",
-            "gpt_neo",
-            "gptj",
-            "opt",
-            "bloom",
-            "mpt",
-            "falcon",
-            "gpt_bigcode",
-            "stablelm",
-            "persimmon",
-            "bert",
-            "bart",
-            "biogpt",
-            "xglm",
-            "ctrl",
-            "cpmant",
-            "gpt_neox_japanese",
-            "openai-gpt",
-            "xlm",
-            "moshi",
-            "modernbert-decoder",
-            "whisper",
-        ]
-    },
+    **{name: (name, {}) for name in _TRIED},
     "codegen, eight heads": ("codegen", {"n_head": 8, "n_embd": 128}),
     "falcon, a key for each head": (
         "falcon",
