@@ -22,6 +22,10 @@ help: ## List the targets
 
 setup: $(stamp) ## Make .venv with everything and build the package; nothing to do when up to date
 
+# DeepSpeed compiles its shared-memory collectives at first use. A compiler that is killed leaves a
+# lock behind on which all later starts wait, so the lock of this tree is in this tree.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/build/torch_extensions
+
 # A changed source needs the compilers only, a changed recipe the whole set-up.
 $(stamp): $(recipes) $(sources)
 	@tools/setup.sh $(if $(filter $(recipes),$?),all,build)

@@ -271,12 +271,16 @@ class Plan:
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
         whole: Sequence[str] = (),
+        apart: Sequence[str] = (),
         families: bool = True,
         guesses: bool = True,
     ) -> Self:
         """whole: names of modules that stay whole with all below them; `*` is one index.
-        families: where no rule speaks, blocks are cut that names and sizes tell;
-        guesses: also in models of a type that was never tried."""
+
+        apart: those whose layers are cut one by one, with whole activations between them.
+        families: where no rule speaks, blocks are cut that names and sizes tell.
+        guesses: also in models of a type that was never tried.
+        """
 
     @property
     def ranks(self) -> int: ...

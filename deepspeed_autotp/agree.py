@@ -46,7 +46,7 @@ class Agreement:
         """Run ``work`` on every rank; where it raised on any rank, raise on all.
 
         All ranks raise one text: that of the lowest rank that failed, with the ranks named
-        when only some failed. A failing rank keeps its own exception as the cause.
+        when only some failed. A RuntimeError keeps the failing rank's own exception as cause.
         """
         own: Exception | None = None
         result: T
@@ -58,7 +58,9 @@ class Agreement:
         failed = [(rank, failure) for rank, failure in enumerate(said) if failure is not None]
         if not failed:
             return result
-        raise self._error(failed) from own
+        raised = self._error(failed)
+        # What is the user's to mend is all in the words; a bug of ours needs its traceback.
+        raise raised from (own if isinstance(raised, RuntimeError) else None)
 
     def same(self, mine: Mapping[str, str], what: str) -> None:
         """ValueError on every rank, listing what differs, unless all ranks have equal values."""

@@ -13,12 +13,11 @@ from deepspeed_autotp.agree import world_agreement
 from deepspeed_autotp.checks import shown, wrong
 from deepspeed_autotp.describe import dtype_name
 from deepspeed_autotp.dtypes import parse_dtype
-from deepspeed_autotp.engine import Prepared, prepare, shard_for_engine
+from deepspeed_autotp.engine import Prepared, finish, prepare, shard_for_engine
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, group_size, merge
 from deepspeed_autotp.mode import set_autotp_mode
 from deepspeed_autotp.records import RECORDS, Recorded
-from deepspeed_autotp.sharded import first_rank_state_dict
 
 
 def tp_model_init(
@@ -140,8 +139,7 @@ def initialize(
         mesh_param=mesh_param,
     )
     if model is not None and prepared.settings is not None:
-        whole = first_rank_state_dict
-        interop.save_whole_weights(result[0], whole=lambda frozen: whole(model, frozen=frozen))
+        finish(result[0], model)
     return result
 
 

@@ -22,6 +22,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.heads import output_head
+from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.rules import AutoTPConfig, build_rules
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
@@ -44,11 +45,13 @@ def make_plan(
     *,
     ranks: int,
     whole: Sequence[str] = (),
+    apart: Sequence[str] = (),
     guesses: bool = True,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
-    ``whole`` names modules that stay whole whatever the rules say; ``guesses`` says whether layers
+    Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
+    layers are cut one by one, with whole activations between them. ``guesses`` says whether layers
     are cut because of their names in a model of a type that was never tried.
     """
     given = settings.get_partition_config_object()
@@ -64,10 +67,13 @@ def make_plan(
         embedding_dim=partition.embedding_partition_dim,
         head_patterns=partition.lm_head_patterns,
         whole=whole,
+        apart=apart,
         families=given is None,
         guesses=guesses,
     )
-    if all(entry.dim < 0 for entry in plan.entries):
+    # The default rules cut an embedding also where every pattern of the user has a typo.
+    counted = (entry for entry in plan.entries if given is None or entry.source != "default")
+    if all(entry.dim < 0 for entry in counted):
         what = type(description.modules[""]).__name__
         if given is None and not len(rules):
             raise ValueError(_no_plan(what, plan, guesses=guesses))
@@ -125,9 +131,18 @@ def shard(
     inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
     checked = inputs is not None or settings.self_check is False
 
-    def agreed_plan(whole: Sequence[str] = (), guesses: bool = checked) -> Plan:
+    def agreed_plan(
+        whole: Sequence[str] = (), apart: Sequence[str] = (), *, guesses: bool = checked
+    ) -> Plan:
         def make() -> Plan:
-            plan = make_plan(description, settings, ranks=group.size, whole=whole, guesses=guesses)
+            plan = make_plan(
+                description,
+                settings,
+                ranks=group.size,
+                whole=whole,
+                apart=apart,
+                guesses=guesses,
+            )
             output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
             return plan
 
@@ -155,6 +170,8 @@ def shard(
     except Exception:
         restore()
         raise
+    if agreement.is_first and (remark := little_cut(plan)):
+        _log.warning("%s: %s", type(model).__name__, remark)
     with torch.no_grad():
         conversion.commit()
     place = description.parameters[0].device

@@ -37,6 +37,11 @@ class Parts:
     widths: tuple[int, ...]
     runs: tuple[tuple[int, ...], ...]
 
+    @property
+    def uneven(self) -> bool:
+        """Whether some rank has more than another."""
+        return len(set(self.widths)) > 1
+
 
 def _pairs(runs: Sequence[int]) -> zip[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)

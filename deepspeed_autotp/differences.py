@@ -23,7 +23,7 @@ _INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``block`` names the modules to leave whole, each index as ``*``; empty if nobody knows."""
+    """``block`` names the modules that are to blame, each index as ``*``; empty if nobody knows."""
 
     text: str
     block: tuple[str, ...]
@@ -88,7 +88,7 @@ class Comparison:
         for index in sorted(whole, reverse=True):
             full, entry = whole[index], self._plan.entries[index]
             block = self._block(self._blamed(entry.name))
-            if entry.kind == "replicated+sum" and not _covers(block, entry.name):
+            if entry.kind == "replicated+sum" and not covers(block, entry.name):
                 block = (starred(entry.name.rpartition(".")[0]),)
             if index not in sharded:
                 return Difference(f"{entry.name} has no gradient when the model is sharded", block)
@@ -147,5 +147,6 @@ def starred(name: str) -> str:
     return _INDEX.sub("*", name)
 
 
-def _covers(block: tuple[str, ...], name: str) -> bool:
+def covers(block: Sequence[str], name: str) -> bool:
+    """Whether a name lies under a module of ``block``, whatever its indices."""
     return any(starred(name).startswith(f"{module}.") for module in block)

@@ -24,7 +24,12 @@ from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, merge
 from deepspeed_autotp.records import RECORDS
-from deepspeed_autotp.sharded import find_tensor_parallel
+from deepspeed_autotp.replicas import compare_first_batch
+from deepspeed_autotp.sharded import (
+    find_tensor_parallel,
+    first_rank_state_dict,
+    tensor_parallel,
+)
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -102,6 +107,15 @@ def shard_for_engine(model: nn.Module, *, settings: TPTrainingConfig, agreement:
     interop.mark_model(model)
 
 
+def finish(engine: Any, model: nn.Module) -> None:
+    """What an engine around a sharded ``model`` does otherwise than DeepSpeed's own."""
+    interop.save_whole_weights(
+        engine, whole=lambda frozen: first_rank_state_dict(model, frozen=frozen)
+    )
+    # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
+    compare_first_batch(model, tensor_parallel(model).group)
+
+
 def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
     degree, ranks = settings.autotp_size, dist.get_world_size()
     nested = settings.tensor_parallel.tp_size
@@ -117,10 +131,10 @@ def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
             f"with tensor_parallel.autotp_size {degree} DeepSpeed uses {_consecutive(degree)}"
         )
     if degree > 1 and ranks % degree:
-        fitting = [n for n in range(2, ranks + 1) if ranks % n == 0]
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
         raise ValueError(
             f"tensor_parallel.autotp_size is {degree}, which does not divide the {ranks} ranks of "
-            f"this run; sizes that fit: {', '.join(map(str, fitting)) or 'none'}"
+            f"this run; sizes that fit: {', '.join(map(str, fitting))}"
         )
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.fork import Fork
+
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1
 
@@ -36,6 +38,7 @@ class TPGroup:
         if dist.get_backend(handle) == "gloo":
             _pause_at_exit()
         self.before: Callable[[], None] | None = None
+        self.fork = Fork(self.rank)
         self._blocks: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
 
     def step(self) -> None:

@@ -44,6 +44,17 @@ class Sharding:
     split_input: bool = False
     give: Callable[[Tensor, Sharding], Tensor] = gathered
 
+    def enter(self, x: Tensor, *, training: bool) -> Tensor:
+        """The input of a column layer: what follows is this rank's own."""
+        if training and not self.gather_output and self.parts.uneven:
+            self.group.fork.enter(x.device)
+        return copy_to_ranks(x, self.group)
+
+    def exit(self, x: Tensor) -> Tensor:
+        """The output of a row layer: what follows is common to the ranks."""
+        self.group.fork.leave(x.device)
+        return sum_over_ranks(x, self.group)
+
 
 class ColumnLinear(nn.Linear):
     """Linear whose output features are sharded.
@@ -59,7 +70,8 @@ class ColumnLinear(nn.Linear):
     sharding: Sharding
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.finish(F.linear(copy_to_ranks(x, self.sharding.group), self.weight, self.bias))
+        entered = self.sharding.enter(x, training=self.training)
+        return self.finish(F.linear(entered, self.weight, self.bias))
 
     def finish(self, y: Tensor) -> Tensor:
         """Give the whole output where the plan says so."""
@@ -84,7 +96,7 @@ class RowLinear(nn.Linear):
         own = self.sharding
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = sum_over_ranks(F.linear(x, self.weight), own.group)
+        y = own.exit(F.linear(x, self.weight))
         # Under autocast the bias is wider than the product, and would widen the output.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -143,8 +155,8 @@ class ColumnConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.sharding
-        y = F.linear(copy_to_ranks(x, own.group), self.weight.t(), self.bias)
-        return gather_parts(y, own.parts, own.group) if own.gather_output else y
+        y = F.linear(own.enter(x, training=self.training), self.weight.t(), self.bias)
+        return own.give(y, own) if own.gather_output else y
 
 
 class RowConv1D(nn.Module):
@@ -158,7 +170,7 @@ class RowConv1D(nn.Module):
         own = self.sharding
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = sum_over_ranks(F.linear(x, self.weight.t()), own.group)
+        y = own.exit(F.linear(x, self.weight.t()))
         return y + self.bias.to(y.dtype)
 
 

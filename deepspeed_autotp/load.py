@@ -41,6 +41,8 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
             return _parse(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the configuration file {path!r}: {_reason(error)}") from None
+    if path.endswith((".json", ".hjson")):
+        raise ValueError(f"cannot read the configuration file {path!r}: there is no such file")
     try:
         return _parse(_decode(config))
     except ValueError as error:

@@ -16,6 +16,7 @@ from deepspeed_autotp.checks import wrong
 from deepspeed_autotp.config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.merging import group_size
+from deepspeed_autotp.replicas import compare_first_batch
 
 
 def parallelize(
@@ -38,7 +39,8 @@ def parallelize(
 
     torch.distributed must be initialised. Gradients are then those of the single-device
     model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.
-    Raises one ValueError on every rank of the group, with the model unchanged.
+    The ranks of a group are given the same batches, which the first call checks. Raises one
+    ValueError on every rank of the group, with the model unchanged.
     """
     if not dist.is_initialized():
         raise ValueError(
@@ -64,13 +66,9 @@ def parallelize(
         return model
     if handle is None:
         handle, _ = dist.new_subgroups(group_size=settings.autotp_size)
-    shard(
-        model,
-        settings=settings,
-        group=TPGroup(handle),
-        agreement=agreement,
-        example_inputs=example_inputs,
-    )
+    group = TPGroup(handle)
+    shard(model, settings=settings, group=group, agreement=agreement, example_inputs=example_inputs)
+    compare_first_batch(model, group)
     return model
 
 

@@ -98,6 +98,37 @@ def share_random_state(group: TPGroup, *, device: torch.device) -> None:
         torch.cuda.set_rng_state(sent.cpu(), device)
 
 
+def compare_first_batch(model: nn.Module, group: TPGroup) -> None:
+    """Have the first call of ``model`` compare the tensors it is given over the ranks.
+
+    ValueError on every rank, before the call, when they differ: each rank would hold a part of
+    another batch's activations, and the sums over the ranks would mean nothing.
+    """
+    done = False
+
+    def compare(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        nonlocal done
+        hook.remove()
+        # A copy of the model has the hook still. A compiled call is not the place to compare.
+        if done or torch.compiler.is_compiling():
+            return
+        done = True
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in (*enumerate(args), *sorted(kwargs.items())):
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {list(value.shape)} {value.dtype} {_hash(value)};".encode())
+        mine = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).to(group.device)
+        everyone = group.all_gather(mine, [mine.shape] * group.size)
+        if any(not torch.equal(theirs, mine) for theirs in everyone):
+            raise ValueError(
+                f"the ranks {list(group.global_ranks)} share one {type(module).__name__} and have "
+                "to be given the same batch, but their first batches differ. Draw or load by "
+                f"dist.get_rank() // {group.size}, the number of the replica, not by the rank."
+            )
+
+    hook = model.register_forward_pre_hook(compare, prepend=True, with_kwargs=True)
+
+
 @torch.no_grad()
 def check_replicas(model: nn.Module) -> None:
     """Compare what several tensor-parallel ranks hold of every parameter, bit by bit.

@@ -3,15 +3,15 @@
 
 A few tokens go through the model whole and through the model with every cut weight lent as a
 view. Outputs of the layers that give whole outputs, the model's outputs, and the gradients of
-two parameters of each kind are compared; the first module that differs is named, and left whole
-where nobody wrote the rule for it.
+two parameters of each kind are compared; the first module that differs is named. Where nobody
+wrote the rule for it, its layers are cut one by one, or else it is left whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.differences import Comparison, Difference, starred
+from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.untouched import same_numbers, untouched
@@ -59,7 +60,9 @@ def agreed_inputs(
     ValueError on every rank when the trial was asked for and no inputs are known, or when the
     ranks were given different ones.
     """
-    inputs = agreement.together(lambda: _inputs(model, description, settings, given))
+    inputs = agreement.together(
+        lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
+    )
     values = {} if inputs is None else inputs.values
     said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
     agreement.same({"a trial": str(inputs is not None), **said}, "what the trial is run with")
@@ -71,6 +74,8 @@ def _inputs(
     description: Description,
     settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
+    *,
+    warn: bool,
 ) -> Inputs | None:
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(
@@ -90,10 +95,18 @@ def _inputs(
                 f"self_check is on, but what {type(model).__name__} takes as input is not known; "
                 "pass example_inputs to deepspeed_autotp.parallelize"
             )
-        _log.info("no trial: the inputs of %s are not known", type(model).__name__)
+        if warn:
+            _log.warning(
+                "the plan for %s is not tried, since what it takes as input is not known: a wrong "
+                "rule would train wrongly in silence. Pass example_inputs to "
+                "deepspeed_autotp.parallelize, which may come before initialize, or set "
+                "tensor_parallel.self_check to false.",
+                type(model).__name__,
+            )
         return None
     if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
-        _log.info("no trial of a model this large; self_check: true runs it")
+        if warn:
+            _log.info("no trial of a model this large; self_check: true runs it")
         return None
     return Inputs(values, insist=insist)
 
@@ -136,22 +149,22 @@ class Trial:
         inputs: Inputs,
         plan: Plan,
         *,
-        again: Callable[[Sequence[str], bool], Plan] | None,
+        again: Again | None,
         agreement: Agreement,
     ) -> Plan:
         """The plan that makes the sharded model the whole one: ``plan``, or with ``again`` one in
-        which the blocks that differed, given by their names, are left whole, and so are layers
-        that were guessed and did not run. Without a run ``again`` is to guess none.
+        which the blocks that differed are cut layer by layer, or left whole, and so are those that
+        were guessed and did not run. Without a run nothing is guessed.
 
         ValueError on every rank of ``agreement`` when there is none. Nothing is compared where
         the whole model cannot take inputs that were only guessed, or its outputs are not finite,
         as with weights that are not loaded yet.
         """
-        left: list[str] = []
+        left = Exempt()
         with untouched(self._model, self._device):
             whole = self._whole(inputs, agreement)
             if whole is None and again is not None and _guessed(plan):
-                return again(left, False)
+                return again((), (), guesses=False)
             while whole is not None:
                 found = self._check(inputs.values, plan, whole, agreement)
                 if found is None and again is not None:
@@ -160,15 +173,10 @@ class Trial:
                     break
                 if again is None or not found.block:
                     raise ValueError(found.text)
-                left += found.block
-                try:
-                    plan = again(left, True)
-                except ValueError as error:
-                    raise ValueError(f"{found.text}; and without that, {error}") from error
-                if agreement.is_first:
-                    _log.warning(
-                        "%s stays whole on every rank: %s", ", ".join(found.block), found.text
-                    )
+                plan = left.plan_without(found, again)
+        if agreement.is_first:
+            for warning in left.warnings():
+                _log.warning("%s", warning)
         return plan
 
     def _whole(self, inputs: Inputs, agreement: Agreement) -> Seen | None:
@@ -182,6 +190,7 @@ class Trial:
             problem = f"{type(error).__name__}: {error}"
         problems = agreement.exchange(problem)
         if not any(problems):
+            self._warn_of_nothing(watch.seen, agreement)
             return watch.seen
 
         def refuse() -> None:
@@ -191,6 +200,14 @@ class Trial:
         agreement.together(refuse)
         _log.info("no trial: %s cannot be run whole: %s", type(self._model).__name__, problem)
         return None
+
+    def _warn_of_nothing(self, seen: Seen, agreement: Agreement) -> None:
+        if not seen.finals and agreement.is_first:
+            _log.warning(
+                "the trial sees no tensor in the output of %s, and so compares inner layers and no "
+                "gradient; return a tensor, or a mapping, sequence or dataclass with tensors",
+                type(self._model).__name__,
+            )
 
     def _check(
         self, inputs: Mapping[str, object], plan: Plan, whole: Seen, agreement: Agreement
@@ -250,11 +267,14 @@ class Trial:
 
 
 def _guessed(plan: Plan) -> list[str]:
-    """The layers that are cut because of their names, in a model of a type that was not tried."""
+    """The layers that are cut in pairs because of their names, in a model of a type that was not
+    tried."""
     return [
         layer.module
         for layer in plan.layers
-        if layer.weight >= 0 and plan.entries[layer.weight].source == "heuristic"
+        if layer.weight >= 0
+        and plan.entries[layer.weight].source == "heuristic"
+        and not (layer.gather_output or layer.split_input)
     ]
 
 

@@ -19,6 +19,22 @@ def pool() -> Iterator[Pool]:
     workers.close()
 
 
+@pytest.fixture(scope="session")
+def deepspeed_imported() -> None:
+    """DeepSpeed, whose import changes the environment."""
+    import deepspeed  # noqa: F401
+
+
+@pytest.fixture
+def no_records(deepspeed_imported: None) -> Iterator[None]:
+    """What ``tp_model_init`` records, process-wide, is empty before and after."""
+    import deepspeed_autotp
+
+    deepspeed_autotp.reset()
+    yield
+    deepspeed_autotp.reset()
+
+
 @pytest.fixture(autouse=True)
 def unchanged_process() -> Iterator[None]:
     """Seed every generator, and fail a test that leaves a process group or a changed environment

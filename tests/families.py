@@ -32,7 +32,7 @@ def build(family: str, *, tied: bool, seed: int = 0, **changes: Any) -> nn.Modul
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {**_SIZES, **_MORE[family], "tie_word_embeddings": tied, **changes}
+    sizes = {**_SIZES, **_MORE.get(family, {}), "tie_word_embeddings": tied, **changes}
     config = AutoConfig.for_model(family, **sizes)
     model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.train()

@@ -4,12 +4,14 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
+from deepspeed_autotp.differences import starred
 from tests.families import build
 from tests.training import STEPS, single_losses, worst_difference
 
@@ -22,16 +24,25 @@ WRONG = {
     "gradient": ("qwen3", {"model.layers.*.self_attn.q_norm": "replicate"}),
     # Nothing gathers the parts of the logits.
     "head": ("llama", {"lm_head": "colwise"}),
+    # Experts whose gate and up are cut along their input, which is whole.
+    "experts": ("mixtral", {"model.layers.*.mlp.experts.gate_up_proj": "rowwise"}),
+}
+_EXPERTS: dict[str, Any] = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": None,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What became of a model: its losses against one process, what was said, what is cut."""
+    """What became of a model: its losses against one process, what was said, the layers that are
+    cut, and those among them that work on whole activations."""
 
     apart: float
     warnings: list[str]
     layers: frozenset[str]
+    alone: frozenset[str]
 
 
 class Warnings(logging.Handler):
@@ -54,7 +65,8 @@ class Warnings(logging.Handler):
 
 def wrong_model(kind: str) -> nn.Module:
     family, styles = WRONG[kind]
-    model = build(family, tied=False)
+    more = _EXPERTS if family == "mixtral" else {}
+    model = build(family, tied=False, **more)
     own: Mapping[str, str] = vars(model).get("_tp_plan") or {}
     vars(model)["_tp_plan"] = {**own, **styles}
     return model
@@ -70,20 +82,16 @@ def train_left(kind: str) -> Left:
     losses = single_losses(model, clip=0.0, steps=STEPS)
     deepspeed_autotp.check_replicas(model)
     layers = frozenset(layer.module for layer in plan.layers)
-    return Left(worst_difference(losses, expected), warnings, layers)
+    alone = frozenset(x.module for x in plan.layers if x.gather_output or x.split_input)
+    return Left(worst_difference(losses, expected), warnings, layers, alone)
 
 
 def refuse_everything() -> str:
     """The refusal of a model in which nothing is left to cut."""
-    model = build("llama", tied=False)
-    styles = dict.fromkeys(["q_proj", "k_proj", "v_proj", "o_proj"], "replicate")
-    vars(model)["_tp_plan"] = {
-        **{f"model.layers.*.self_attn.{name}": style for name, style in styles.items()},
-        "model.layers.*.mlp.up_proj": "replicate",
-        "model.layers.*.mlp.gate_proj": "replicate",
-        "model.layers.*.mlp.down_proj": "colwise",
-        "lm_head": "replicate",
-    }
+    model = wrong_model("experts")
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    own: Mapping[str, str] = vars(model)["_tp_plan"]
+    vars(model)["_tp_plan"] = {**own, **dict.fromkeys(map(starred, layers), "replicate")}
     before = {name: t.clone() for name, t in model.state_dict().items()}
     try:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.architectures import ARCHITECTURES, train
+from tests.architectures import ARCHITECTURES, INCOMPLETE, train
 from tests.pool import Pool
 
 
@@ -11,9 +11,22 @@ from tests.pool import Pool
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_experts_and_latents_train_as_in_one_process(pool: Pool, name: str, ranks: int) -> None:
     for trained in pool.run(train, name, ranks=ranks, timeout=110):
-        assert trained.stayed_whole == []
+        assert trained.left == []
         assert trained.apart < 1e-5
         assert trained.weights < 1e-4
         assert trained.kinds & {"experts", "norm"}
         # The plan of deepseek_v3 leaves its attention whole.
         assert trained.share < (0.62 if ranks == 2 else 0.45)
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_plan_that_lacks_something_is_cut_all_the_same(pool: Pool, name: str) -> None:
+    block, most = INCOMPLETE[name]
+    first, *others = pool.run(train, name, ranks=2, timeout=110)
+    assert [text.partition(" is cut layer by layer")[0] for text in first.left] == [block][
+        : bool(block)
+    ]
+    for trained in (first, *others):
+        assert trained.apart < 1e-5
+        assert trained.weights < 1e-4
+        assert trained.share < most

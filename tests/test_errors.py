@@ -45,7 +45,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
             ["2 conflicts", "autotp_size: 2 in the configuration, but 4", "bf16.enabled: true"],
         ),
         ({"tp": {"tp_size": 2}}, {}, ["tp.tp_size is 2", "autotp_size", "is not set"]),
-        ({"autotp_size": 3}, {}, ["autotp_size is 3", "does not divide the 2 ranks", "fit: 2"]),
+        ({"autotp_size": 3}, {}, ["autotp_size is 3", "does not divide the 2 ranks", "fit: 1, 2"]),
         ({"autotp_size": 4}, {}, ["autotp_size is 4", "does not divide the 2 ranks"]),
         (
             {"autotp_size": 2, "partition_config": {"layer_specs": [{"patterns": ["(q_proj"]}]}},
@@ -62,6 +62,16 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
             },
             {},
             ["layer_specs[0]", "matches nothing", "q_proj"],
+        ),
+        (
+            {
+                "autotp_size": 2,
+                "partition_config": {
+                    "layer_specs": [{"patterns": [r".*\.q_porj"], "partition_type": "column"}],
+                },
+            },
+            {},
+            ["the rules cut nothing of LlamaForCausalLM", "q_porj", "partition_config"],
         ),
         (
             {"autotp_size": 2},
@@ -114,7 +124,7 @@ def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ("missing", ["'/nowhere/config.json'", "there is no such file"]),
+        ("missing", ["configuration file '/nowhere/config.json': there is no such file"]),
         ("folder", ["cannot read the configuration file", "directory"]),
         ("broken", ["cannot read the configuration file", "broken.json"]),
         ("base64", ["bm90IGpzb24="]),

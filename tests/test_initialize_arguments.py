@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """initialize takes and returns what DeepSpeed's does, beside the configuration."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -94,3 +96,13 @@ def test_parallelize_is_told_the_ranks_in_every_way(
     results = pool.run(arguments.sharded_by, way, ranks=4)
     assert [ranks for ranks, _ in results] == groups
     assert all(difference < BOUND for _, difference in results)
+
+
+def test_a_start_without_a_launcher_is_told() -> None:
+    script = (
+        "import torch, deepspeed_autotp as d; d.initialize(model=torch.nn.Linear(2, 2), config={})"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: initialize: no launcher started this process")
+    assert "torchrun" in last and "mpi4py" not in ran.stderr

@@ -2,7 +2,6 @@
 """Recorded arguments, configuration and the arguments of initialize become one configuration."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ import deepspeed_autotp
 from tests import merges
 from tests.pool import Pool
 from tests.test_errors import same
+
+pytestmark = pytest.mark.usefixtures("no_records")
 
 
 class Dist:
@@ -25,20 +26,6 @@ class Dist:
     @staticmethod
     def get_world_size(group: tuple[int, ...]) -> int:
         return len(group)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """DeepSpeed, whose import changes the environment."""
-    import deepspeed  # noqa: F401
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """The one process-wide state is empty before and after."""
-    deepspeed_autotp.reset()
-    yield
-    deepspeed_autotp.reset()
 
 
 @pytest.fixture

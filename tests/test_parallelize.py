@@ -110,6 +110,14 @@ def test_a_deep_copy_trains_on_its_own(pool: Pool) -> None:
         assert far(found) == {} and kept
 
 
+@pytest.mark.parametrize("engine", [False, True])
+def test_ranks_of_one_model_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
+    for text, apart in pool.run(uses.other_batches, engine):
+        assert text.startswith("ValueError: the ranks [0, 1] share one LlamaForCausalLM")
+        assert "dist.get_rank() // 2" in text
+        assert apart < 1e-6
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None:
     for whole, sharded in pool.run(uses.handmade_curve, given):

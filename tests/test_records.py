@@ -2,7 +2,6 @@
 """What tp_model_init records, for how long, and for which model."""
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,19 +10,7 @@ from torch import nn
 import deepspeed_autotp
 from deepspeed_autotp.records import RECORDS, ModelRecords
 
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """DeepSpeed, whose import changes the environment."""
-    import deepspeed  # noqa: F401
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """The one process-wide state is empty before and after."""
-    deepspeed_autotp.reset()
-    yield
-    deepspeed_autotp.reset()
+pytestmark = pytest.mark.usefixtures("no_records")
 
 
 def record(model: nn.Module, tp_size: int = 2, dtype: object = "bf16") -> nn.Module:

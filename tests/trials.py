@@ -3,6 +3,8 @@
 
 import logging
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 import deepspeed_autotp
 from tests.families import build
 from tests.handmade import PARTITION, build_handmade, example
+from tests.leaving import Warnings
 from tests.refusals import initialize
 from tests.snapshot import refusal
 
@@ -136,6 +139,58 @@ class Peculiar(nn.Module):
         x = F.dropout(x, 0.5) * (1 + random.random())
         y: torch.Tensor = self.down(torch.relu(self.up(x)))
         return y
+
+
+@dataclass(slots=True)
+class Wrapped:
+    """An output as somebody's own class."""
+
+    hidden: torch.Tensor
+    more: tuple[torch.Tensor, ...] = ()
+
+
+class Opaque:
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+class Wrapping(nn.Module):
+    """Its output is one that ``wrap`` makes."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 16)
+        self.wrap = wrap
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.wrap(self.up(x))
+
+
+def shard_wrapping(model: nn.Module) -> list[str]:
+    """What is warned of under a plan with which each rank gives its part."""
+    specs = [{"patterns": [r"up\.weight"], "partition_type": "column"}]
+    inputs = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(1))}
+    with Warnings() as warnings:
+        deepspeed_autotp.parallelize(
+            model,
+            tp_size=2,
+            config={"partition_config": {"layer_specs": specs}},
+            example_inputs=inputs,
+        )
+    return list(warnings)
+
+
+def refused_parts() -> str:
+    """A plan of which only the output, a dataclass, shows that it is wrong."""
+    torch.manual_seed(0)
+    model = Wrapping(Wrapped)
+    return refusal(model, lambda: shard_wrapping(model))
+
+
+def unseen_parts() -> list[str]:
+    """The same with an output that nobody can look into."""
+    torch.manual_seed(0)
+    return shard_wrapping(Wrapping(Opaque))
 
 
 PECULIAR = {

@@ -16,6 +16,7 @@ from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole
 from tests.snapshot import refusal
+from tests.training import Setting, engine_config
 
 
 def sharded(**changes: Any) -> nn.Module:
@@ -109,6 +110,18 @@ def copies() -> tuple[dict[str, float], bool]:
     found = apart(whole, twin, (train_whole(whole), train_sharded(twin)))
     kept = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found, kept
+
+
+def other_batches(engine: bool) -> tuple[str, float]:
+    """What the first call raises when every rank has its own batch; and the loss of the next
+    call, with the same batch, less that of one process."""
+    model: Any = build("llama", tied=False) if engine else sharded()
+    if engine:
+        config = engine_config(Setting(tp=2, zero=0, clip=0.0))
+        model, *_ = deepspeed_autotp.initialize(model=model, config=config)
+    text = raised(lambda: loss_of(model, tokens(dist.get_rank())))
+    whole = loss_of(build("llama", tied=False), tokens(0))
+    return text, float((loss_of(model, tokens(0)) - whole).detach().abs())
 
 
 def handmade_curve(given: bool) -> tuple[list[float], list[float]]:

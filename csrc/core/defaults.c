@@ -14,7 +14,7 @@
 static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
 static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};
 static const tp_spec head = {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true};
-static const tp_spec norm = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true};
+static const tp_spec summed = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true};
 
 static void
 choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
@@ -115,8 +115,32 @@ is_head_norm(const tp_build *build, int index, const char *cut)
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
 
+/* What modules between a column and a row cut are called that work on each feature. */
+static const char *const activations[] = {"act", "act_fn", "activation",
+                                          "activation_fn"};
+
+/* Whether `index` is one number that an activation between two cuts has for all
+ * features. */
+static bool
+is_activation(const tp_build *build, int index, const char *cut)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, index);
+    const tp_module *module = tp_model_module(build->model, at->module);
+    if (module->parent < 0 || !cut[module->parent] || tp_module_is_layer(module))
+        return false;
+    for (int i = 0; i < at->dims; i++) {
+        if (at->shape[i] != 1)
+            return false;
+    }
+    for (size_t i = 0; i < sizeof(activations) / sizeof(activations[0]); i++) {
+        if (strcmp(tp_names_leaf(module->name), activations[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
 int
-tp_defaults_norms(tp_build *build, tp_error *err)
+tp_defaults_inside(tp_build *build, tp_error *err)
 {
     if (!build->options->defaults)
         return 0;
@@ -134,9 +158,14 @@ tp_defaults_norms(tp_build *build, tp_error *err)
     }
     int result = 0;
     for (int i = 0; i < count && result == 0; i++) {
-        if (build->choices[i].spec != NULL || !is_head_norm(build, i, cut))
+        if (build->choices[i].spec != NULL)
             continue;
-        choose(build, i, &norm, "norm inside a cut");
+        if (is_head_norm(build, i, cut))
+            choose(build, i, &summed, "norm inside a cut");
+        else if (is_activation(build, i, cut))
+            choose(build, i, &summed, "activation inside a cut");
+        else
+            continue;
         result = tp_resolve_parameter(build, i, err);
     }
     free(cut);

@@ -15,8 +15,9 @@
 void tp_defaults_choose(tp_build *build);
 
 /* Choose for norms over one head that lie in an attention module with a column
- * cut, and decide. Their gradient is a part on each rank, because each works
- * on the rank's own heads only. Comes after the weights are resolved. */
-int tp_defaults_norms(tp_build *build, tp_error *err);
+ * cut, and for the numbers of an activation beside one, and decide. Their gradient
+ * is a part on each rank, because each works on the rank's own heads or features
+ * only. Comes after the weights are resolved. */
+int tp_defaults_inside(tp_build *build, tp_error *err);
 
 #endif

@@ -49,7 +49,7 @@ static const style_row styles[] = {
     {.name = "moe_identity_expert", .style = TP_STYLE_SHARE},
     {.name = "mla_kv_a_proj", .style = TP_STYLE_ROPE},
     {.name = "local_params", .style = TP_STYLE_NOTHING},
-    {.name = "all_reduce", .style = TP_STYLE_UNKNOWN},
+    {.name = "all_reduce", .style = TP_STYLE_EXPERTS},
     {.name = "sequence_parallel", .style = TP_STYLE_UNKNOWN},
     {.name = "gather", .style = TP_STYLE_UNKNOWN},
     {.name = "local", .style = TP_STYLE_NOTHING},

@@ -153,8 +153,8 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
  * both: a gate and what it gates. */
 static const char *const paired_names[] = {"gate_up", "gate_and_up", "gateup", "w13"};
 
-static bool
-is_paired(const char *leaf)
+bool
+tp_pieces_paired(const char *leaf)
 {
     for (size_t i = 0; i < sizeof(paired_names) / sizeof(paired_names[0]); i++) {
         if (strncmp(leaf, paired_names[i], strlen(paired_names[i])) == 0)
@@ -180,7 +180,7 @@ tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attentio
     }
     /* In one piece gate and up can only take turns. */
     const bool paired =
-        view->count == 1 && view->size % 2 == 0 && is_paired(parameter->leaf);
+        view->count == 1 && view->size % 2 == 0 && tp_pieces_paired(parameter->leaf);
     for (int i = 0; i < view->count; i++)
         add_piece(out, view->piece[i], build->options->grain * (paired ? 2 : 1),
                   TP_PIECE_PLAIN);

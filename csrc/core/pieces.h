@@ -21,6 +21,9 @@ typedef struct {
 int tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
                    const tp_view *view, tp_pieces *out, tp_error *err);
 
+/* Whether a parameter of this name holds a gate and what it gates. */
+bool tp_pieces_paired(const char *leaf);
+
 /* As tp_pieces_make, for a parameter that is no layer's weight: `attention` is the
  * module whose heads it may follow, or -1. */
 void tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attention,

@@ -149,14 +149,15 @@ static int
 decide(tp_build *build, tp_error *err)
 {
     if (tp_choose_rules(build, err) < 0 || tp_modules_choose(build, err) < 0 ||
-        tp_whole_choose(build, err) < 0 || tp_pair_choose(build, err) < 0)
+        tp_whole_choose(build, err) < 0 || tp_pair_choose(build, err) < 0 ||
+        tp_whole_choose_apart(build, err) < 0)
         return -1;
     tp_defaults_choose(build);
     if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0)
         return -1;
     tp_experts_settle(build);
     tp_norms_settle(build);
-    if (tp_defaults_norms(build, err) < 0 || resolve_all(build, true, err) < 0 ||
+    if (tp_defaults_inside(build, err) < 0 || resolve_all(build, true, err) < 0 ||
         tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
         tp_unmatched_layers(build, err) < 0)
         return -1;

@@ -88,6 +88,8 @@ typedef struct {
     int head_pattern_count;
     const char *const *whole; /* modules left whole: `*` stands for one index */
     int whole_count;
+    const char *const *apart; /* modules whose layers are cut one by one; as above */
+    int apart_count;
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;

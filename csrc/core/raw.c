@@ -90,6 +90,18 @@ attention_of(const tp_build *build, const tp_parameter *at)
     return at->dims == 1 ? tp_geometries_find(build->geometries, at->module) : -1;
 }
 
+/* A plan of transformers may call a gate and what it gates one piece; in every model
+ * with such a plan one follows the other. */
+static void
+part_pair(const tp_parameter *at, const tp_choice *choice, tp_view *view)
+{
+    if (choice->source != TP_FROM_HF || view->count != 1 || view->size % 2 != 0 ||
+        at->dims == 1 || !tp_pieces_paired(at->leaf))
+        return;
+    view->count = 2;
+    view->piece[0] = view->piece[1] = view->size / 2;
+}
+
 int
 tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
                tp_decision *out, tp_error *err)
@@ -103,6 +115,7 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
     tp_pieces pieces;
     if (tp_view_weight(&spec, at, dim, &view, err) < 0)
         return -1;
+    part_pair(at, choice, &view);
     tp_pieces_raw(build, at, attention_of(build, at), &view, &pieces);
     if (tp_layouts_get(build->layouts, pieces.piece, pieces.count, pieces.heads,
                        &out->layout, err) < 0)

@@ -18,7 +18,7 @@ typedef enum {
     TP_FROM_HF,      /* a transformers tp_plan */
     TP_FROM_FAMILY,  /* the family table, for a model type that was tried with it */
     TP_FROM_GUESS,   /* the family table, for any other model */
-    TP_FROM_DEFAULT, /* embeddings, heads, and norms inside a cut */
+    TP_FROM_DEFAULT, /* embeddings, heads, and what works inside a cut */
     TP_FROM_NOTHING  /* no rule: stays whole */
 } tp_source;
 

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "hfplan.h"
 #include "names.h"
 #include "near.h"
 
@@ -119,6 +120,20 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
     return tp_build_note(build, &text, err);
 }
 
+/* Whether a transformers plan speaks of a module that is there and has no weight. */
+static bool
+names_module(const tp_build *build, const tp_rule *rule)
+{
+    const char *prefix = tp_model_get_facts(build->model)->prefix;
+    for (int i = 0; rule->hf_pattern != NULL && i < tp_model_module_count(build->model);
+         i++) {
+        if (tp_hfplan_match(rule->hf_pattern, prefix,
+                            tp_model_module(build->model, i)->name))
+            return true;
+    }
+    return false;
+}
+
 int
 tp_unmatched_rules(tp_build *build, tp_error *err)
 {
@@ -129,7 +144,7 @@ tp_unmatched_rules(tp_build *build, tp_error *err)
     for (int i = 0; result == 0 && i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
         if (build->matched[i] || !tp_rule_fits_model(rule, model_type) ||
-            longer_matched(build, rule))
+            longer_matched(build, rule) || names_module(build, rule))
             continue;
         if (arena == NULL && (tp_arena_new(&arena, err) < 0 ||
                               tp_names_of_model(arena, build->model, &names, err) < 0))

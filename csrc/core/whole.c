@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* whole.c -- modules that stay whole whatever the rules say. */
+/* whole.c -- modules with whole activations, whatever the rules say. */
 #include "whole.h"
 
 #include <stdlib.h>
@@ -7,8 +7,19 @@
 #include "hfplan.h"
 #include "names.h"
 #include "near.h"
+#include "raw.h"
 
 static const tp_spec left_whole = {.cut = TP_CUT_SKIP, .dim = -1};
+static const tp_spec whole_output = {
+    .cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true};
+static const tp_spec whole_input = {.cut = TP_CUT_ROW, .dim = -1, .split_input = true};
+
+/* Names of modules that an option gives. */
+typedef struct {
+    const char *option;
+    const char *const *names;
+    int count;
+} named;
 
 bool
 tp_whole_is(const tp_choice *choice)
@@ -17,9 +28,9 @@ tp_whole_is(const tp_choice *choice)
 }
 
 static int
-unknown_module(const tp_build *build, int index, tp_error *err)
+unknown_module(const tp_build *build, const named *modules, int index, tp_error *err)
 {
-    const char *wanted = build->options->whole[index];
+    const char *wanted = modules->names[index];
     tp_arena *arena = NULL;
     tp_names names;
     int result = tp_arena_new(&arena, err);
@@ -28,7 +39,8 @@ unknown_module(const tp_build *build, int index, tp_error *err)
     if (result == 0) {
         int near[1];
         tp_text text = TP_NO_TEXT;
-        tp_text_add(&text, "whole[%d]: no module is called '%s'", index, wanted);
+        tp_text_add(&text, "%s[%d]: no module is called '%s'", modules->option, index,
+                    wanted);
         if (tp_near(wanted, names.names, names.count, 1, near) > 0)
             tp_text_add(&text, "; did you mean '%s'?", names.names[near[0]]);
         result = tp_text_fail(&text, TP_VALUE, err);
@@ -39,20 +51,20 @@ unknown_module(const tp_build *build, int index, tp_error *err)
 
 /* Parents come before their children, so one pass reaches everything below. */
 static int
-mark(const tp_build *build, bool *whole, bool *found, tp_error *err)
+mark(const tp_build *build, const named *modules, bool *marked, bool *found,
+     tp_error *err)
 {
-    const tp_plan_options *options = build->options;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         const tp_module *module = tp_model_module(build->model, i);
-        whole[i] = module->parent >= 0 && whole[module->parent];
-        for (int j = 0; j < options->whole_count; j++) {
-            if (tp_hfplan_match(options->whole[j], "", module->name))
-                whole[i] = found[j] = true;
+        marked[i] = module->parent >= 0 && marked[module->parent];
+        for (int j = 0; j < modules->count; j++) {
+            if (tp_hfplan_match(modules->names[j], "", module->name))
+                marked[i] = found[j] = true;
         }
     }
-    for (int j = 0; j < options->whole_count; j++) {
+    for (int j = 0; j < modules->count; j++) {
         if (!found[j])
-            return unknown_module(build, j, err);
+            return unknown_module(build, modules, j, err);
     }
     return 0;
 }
@@ -65,24 +77,57 @@ leave_tensor(tp_build *build, int parameter)
         build->choices[i] = (tp_choice){&left_whole, TP_FROM_NOTHING, "left whole"};
 }
 
+/* An embedding takes and gives what is whole as it is. */
+static void
+cut_apart(tp_build *build, int parameter)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, parameter);
+    const tp_module *module = tp_model_module(build->model, at->module);
+    tp_choice *choice = &build->choices[parameter];
+    const tp_cut cut = choice->spec == NULL ? TP_CUT_SKIP : choice->spec->cut;
+    if (module->kind == TP_MODULE_EMBEDDING)
+        return;
+    if (cut == TP_CUT_SKIP || tp_raw_is(build->model, parameter))
+        *choice = (tp_choice){&left_whole, TP_FROM_NOTHING, "left whole"};
+    else
+        choice->spec = cut == TP_CUT_COLUMN ? &whole_output : &whole_input;
+}
+
+static int
+choose(tp_build *build, const named *modules, void (*decide)(tp_build *, int),
+       tp_error *err)
+{
+    if (modules->count == 0)
+        return 0;
+    const size_t count = (size_t)tp_model_module_count(build->model) + 1;
+    bool *marked = calloc(count, sizeof(*marked));
+    bool *found = calloc((size_t)modules->count, sizeof(*found));
+    int result = -1;
+    if (marked == NULL || found == NULL)
+        tp_fail_memory(err);
+    else
+        result = mark(build, modules, marked, found, err);
+    for (int i = 0; result == 0 && i < tp_model_parameter_count(build->model); i++) {
+        if (marked[tp_model_parameter(build->model, i)->module])
+            decide(build, i);
+    }
+    free(marked);
+    free(found);
+    return result;
+}
+
 int
 tp_whole_choose(tp_build *build, tp_error *err)
 {
-    if (build->options->whole_count == 0)
-        return 0;
-    const size_t modules = (size_t)tp_model_module_count(build->model) + 1;
-    bool *whole = calloc(modules, sizeof(*whole));
-    bool *found = calloc((size_t)build->options->whole_count, sizeof(*found));
-    int result = -1;
-    if (whole == NULL || found == NULL)
-        tp_fail_memory(err);
-    else
-        result = mark(build, whole, found, err);
-    for (int i = 0; result == 0 && i < tp_model_parameter_count(build->model); i++) {
-        if (whole[tp_model_parameter(build->model, i)->module])
-            leave_tensor(build, i);
-    }
-    free(whole);
-    free(found);
-    return result;
+    const tp_plan_options *options = build->options;
+    const named whole = {"whole", options->whole, options->whole_count};
+    return choose(build, &whole, leave_tensor, err);
+}
+
+int
+tp_whole_choose_apart(tp_build *build, tp_error *err)
+{
+    const tp_plan_options *options = build->options;
+    const named apart = {"apart", options->apart, options->apart_count};
+    return choose(build, &apart, cut_apart, err);
 }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* whole.h -- modules that stay whole whatever the rules say.
+/* whole.h -- modules with whole activations, whatever the rules say.
  *
- * What was tried and found to be another model is planned anew with its module left
- * whole: no parameter under it is cut, and none of their gradients is summed. */
+ * What was tried and found to be another model is planned anew. Apart: every linear
+ * layer under the module is cut by itself, gathers its output or takes its part of a
+ * whole input, so that what lies between the layers sees what one process sees. Whole:
+ * no parameter under it is cut. Of neither a gradient is summed. */
 #ifndef TP_WHOLE_H
 #define TP_WHOLE_H
 
@@ -12,8 +14,13 @@
 bool tp_whole_is(const tp_choice *choice);
 
 /* Leave the parameters under the modules of the options' `whole` whole, with every
- * other name of their tensors. Comes after the rules are chosen and before the
- * defaults. Fails with TP_VALUE for a name that no module has. */
+ * other name of their tensors. Comes after the rules are chosen and before blocks of
+ * the family table are. Fails with TP_VALUE for a name that no module has. */
 int tp_whole_choose(tp_build *build, tp_error *err);
+
+/* Cut the layers under the modules of the options' `apart` by themselves; what is no
+ * layer stays whole there. Comes after all rules are chosen and before the defaults.
+ * Fails as tp_whole_choose. */
+int tp_whole_choose_apart(tp_build *build, tp_error *err);
 
 #endif

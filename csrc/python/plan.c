@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole, *families, *guesses;
+    PyObject *head_patterns, *whole, *apart, *families, *guesses;
 } arguments;
 
 static const tp_plan *
@@ -33,7 +33,7 @@ check_types(const py_state *state, const arguments *given)
 
 /* The texts that options borrow. */
 typedef struct {
-    py_texts heads, whole;
+    py_texts heads, whole, apart;
 } texts;
 
 static int
@@ -59,6 +59,10 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         return -1;
     options->whole = kept->whole.items;
     options->whole_count = kept->whole.count;
+    if (given->apart != NULL && py_texts_read(&kept->apart, given->apart, "apart") < 0)
+        return -1;
+    options->apart = kept->apart.items;
+    options->apart_count = kept->apart.count;
     if (given->head_patterns == NULL)
         return 0;
     if (py_texts_read(&kept->heads, given->head_patterns, "head_patterns") < 0)
@@ -72,18 +76,20 @@ static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "model",         "rules",         "ranks", "grain",    "strict",  "defaults",
-        "embedding_dim", "head_patterns", "whole", "families", "guesses", NULL};
+        "model",  "rules",    "ranks",         "grain",
+        "strict", "defaults", "embedding_dim", "head_patterns",
+        "whole",  "apart",    "families",      "guesses",
+        NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
-    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS};
+    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOOOOOO:Plan", (char **)names,
-                                     &given.model, &given.rules, &given.ranks,
-                                     &given.grain, &given.strict, &given.defaults,
-                                     &given.embedding_dim, &given.head_patterns,
-                                     &given.whole, &given.families, &given.guesses) ||
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO|$OOOOOOOOOO:Plan", (char **)names, &given.model,
+            &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
+            &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart,
+            &given.families, &given.guesses) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
     if (read_options(&given, &options, &kept) < 0)
@@ -98,6 +104,7 @@ plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 done:
     py_texts_clear(&kept.heads);
     py_texts_clear(&kept.whole);
+    py_texts_clear(&kept.apart);
     return self;
 }
 
@@ -205,7 +212,7 @@ static PyType_Slot slots[] = {
     {Py_tp_doc,
      (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
              "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
-             "families=True, guesses=True)\n--\n\n"
+             "apart=(), families=True, guesses=True)\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},

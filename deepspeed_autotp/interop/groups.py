@@ -17,11 +17,20 @@ from deepspeed_autotp.interop.found import deepspeed
 def init_distributed(*, port: int, required: bool | None) -> None:
     """What ``deepspeed.initialize`` does first, done before we agree over ranks."""
     module = deepspeed()
-    module.init_distributed(
-        dist_backend=module.get_accelerator().communication_backend_name(),
-        distributed_port=port,
-        dist_init_required=required,
-    )
+    try:
+        module.init_distributed(
+            dist_backend=module.get_accelerator().communication_backend_name(),
+            distributed_port=port,
+            dist_init_required=required,
+        )
+    except ModuleNotFoundError as error:
+        # Without a launcher's environment variables DeepSpeed asks MPI, which nobody installed.
+        if error.name != "mpi4py":
+            raise
+        raise ValueError(
+            "initialize: no launcher started this process, so its rank is not known; start the "
+            "script with torchrun --nproc-per-node=N or with deepspeed"
+        ) from None
 
 
 def engine_group(*, tp_size: int) -> dist.ProcessGroup:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -100,11 +100,18 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor]
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of a model's output, in order."""
+    """The floating-point tensors of a model's output, in order: within mappings, of which
+    transformers' ModelOutput is one, sequences, named or not, and dataclasses.
+
+    Other objects are not looked into: caches hold what each rank has for itself.
+    """
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
         return [t for value in output.values() for t in output_tensors(value)]
     if isinstance(output, (tuple, list)):
         return [t for value in output for t in output_tensors(value)]
+    if is_dataclass(output) and not isinstance(output, type):
+        values = (getattr(output, each.name, None) for each in fields(output))
+        return [t for value in values for t in output_tensors(value)]
     return []

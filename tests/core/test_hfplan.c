@@ -109,7 +109,7 @@ test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
     } rows[] = {
         {"moe_tp_experts", TP_STYLE_EXPERTS},    {"MLA_kv_a_proj", TP_STYLE_ROPE},
         {"local_params", TP_STYLE_NOTHING},      {"local", TP_STYLE_NOTHING},
-        {"moe_identity_expert", TP_STYLE_SHARE}, {"all_reduce", TP_STYLE_UNKNOWN},
+        {"moe_identity_expert", TP_STYLE_SHARE}, {"all_reduce", TP_STYLE_EXPERTS},
         {"sequence_parallel", TP_STYLE_UNKNOWN}, {"gather", TP_STYLE_UNKNOWN},
         {"local_colwise", TP_STYLE_UNKNOWN},     {"local_rowwise", TP_STYLE_UNKNOWN},
         {"grouped_gemm", TP_STYLE_UNKNOWN},      {"ep_router", TP_STYLE_UNKNOWN},

@@ -199,9 +199,26 @@ test_a_style_that_is_not_known_here_is_noted_once(void)
     fixture_free(&f);
 }
 
+static void
+test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
+{
+    fixture f = fixture_new(2);
+    add_experts(&f, false);
+    add_style(&f, "experts.gate_up_proj", "colwise");
+    add_style(&f, "experts.down_proj", "rowwise");
+    add_style(&f, "experts", "all_reduce");
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj", 1), "3+3 9+3");
+        CHECK_INT_EQ(layer_of(&f, "experts")->kind, TP_EXPERTS);
+        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves);
     RUN(test_experts_are_cut_inside_each_expert_and_their_module_sums);
     RUN(test_a_style_names_a_dimension_where_experts_are_transposed);
     RUN(test_gate_and_up_that_take_turns_are_cut_in_pairs);

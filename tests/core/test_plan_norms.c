@@ -97,9 +97,37 @@ test_a_norm_ahead_of_a_row_follows_its_input(void)
     fixture_free(&f);
 }
 
+/* The numbers of an activation between two cuts of `mlp`. */
+static void
+check_activation(const char *leaf, int64_t size, tp_kind expected)
+{
+    fixture f = fixture_new(2);
+    char name[32];
+    snprintf(name, sizeof(name), "mlp.%s", leaf);
+    add_module(&f, "mlp", TP_MODULE_OTHER, 0);
+    add_linear(&f, "mlp.up_proj", 24, 8);
+    add_linear(&f, "mlp.down_proj", 8, 24);
+    const int module = add_module(&f, name, TP_MODULE_OTHER, 0);
+    const int index = add_shaped(&f, module, "alpha", 1, &size, -1);
+    add_style(&f, "mlp.up_proj", "colwise");
+    add_style(&f, "mlp.down_proj", "rowwise");
+    if (make_plan(&f))
+        CHECK_INT_EQ(tp_plan_entry(f.plan, index)->kind, expected);
+    fixture_free(&f);
+}
+
+static void
+test_the_gradient_of_an_activation_inside_a_cut_is_summed(void)
+{
+    check_activation("act_fn", 1, TP_WHOLE_SUM);
+    check_activation("act_fn", 24, TP_WHOLE); /* one for each feature */
+    check_activation("scale", 1, TP_WHOLE);
+}
+
 int
 main(void)
 {
+    RUN(test_the_gradient_of_an_activation_inside_a_cut_is_summed);
     RUN(test_a_norm_over_all_features_follows_its_projection);
     RUN(test_the_gradient_of_a_norm_over_all_features_is_never_summed);
     RUN(test_a_norm_over_one_head_is_no_layer);

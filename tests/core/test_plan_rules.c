@@ -251,9 +251,26 @@ test_a_default_that_does_not_fit_leaves_the_weight_whole(void)
     fixture_free(&f);
 }
 
+static void
+test_a_style_of_a_module_without_weights_is_not_noted(void)
+{
+    fixture f = fixture_new(2);
+    add_linear(&f, "attn.v_proj", 8, 8);
+    add_module(&f, "attn.v_norm", TP_MODULE_OTHER, 0);
+    add_style(&f, "attn.v_norm", "replicated_with_grad_allreduce");
+    add_style(&f, "attn.w_norm", "replicated_with_grad_allreduce");
+    add_style(&f, "attn.v_proj", "colwise");
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "'attn.w_norm'");
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_a_style_of_a_module_without_weights_is_not_noted);
     RUN(test_the_first_rule_that_matches_decides_and_one_note_names_the_other);
     RUN(test_rules_that_ask_for_the_same_need_no_note);
     RUN(test_a_rule_that_matches_nothing_is_noted_with_near_names);

@@ -102,9 +102,86 @@ test_a_name_that_no_module_has_is_refused_with_the_nearest(void)
                   "'model.layers.*.mlp'?");
 }
 
+static void
+test_layers_apart_are_cut_with_whole_activations_between_them(void)
+{
+    const char *const apart[] = {"model.layers.*.self_attn"};
+    fixture f = llama_with_whole(NULL, 0, false);
+    f.options.apart = apart;
+    f.options.apart_count = 1;
+    const int norm =
+        add_module(&f, "model.layers.0.self_attn.q_norm", TP_MODULE_OTHER, 0);
+    add_shaped(&f, norm, "weight", 1, (int64_t[]){4}, -1);
+    add_style(&f, "layers.*.self_attn.q_norm", "replicated_with_grad_allreduce");
+    if (make_plan(&f)) {
+        const tp_layer *key = layer_of(&f, "model.layers.1.self_attn.k_proj");
+        const tp_layer *out = layer_of(&f, "model.layers.1.self_attn.o_proj");
+        CHECK(key->kind == TP_COLUMN && key->gather_output);
+        CHECK(out->kind == TP_ROW && out->split_input);
+        CHECK_TEXT_EQ(runs_of(&f, "model.layers.1.self_attn.k_proj.weight", 1), "4+4");
+        CHECK_INT_EQ(tp_plan_integer_count(f.plan), 0);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.self_attn.q_norm.weight")->kind,
+                     TP_WHOLE);
+        CHECK(!layer_of(&f, "model.layers.1.mlp.up_proj")->gather_output);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_layers_apart_are_cut_also_where_heads_do_not_fit(void)
+{
+    const char *const apart[] = {"model.layers.*.self_attn"};
+    fixture f = llama_with_whole(NULL, 0, false);
+    f.options.apart = apart;
+    f.options.apart_count = 1;
+    f.options.ranks = 8; /* of 4 heads */
+    if (make_plan(&f))
+        CHECK_TEXT_EQ(local_of(&f, "model.layers.0.self_attn.q_proj.weight", 7),
+                      "column [2, 16]");
+    fixture_free(&f);
+}
+
+static void
+test_what_is_no_layer_stays_whole_apart(void)
+{
+    const char *const apart[] = {"moe"};
+    fixture f = fixture_new(2);
+    add_module(&f, "moe", TP_MODULE_OTHER, 0);
+    const int experts = add_module(&f, "moe.experts", TP_MODULE_OTHER, 0);
+    add_shaped(&f, experts, "up_proj", 3, (int64_t[]){3, 8, 4}, -1);
+    add_linear(&f, "moe.shared", 8, 4);
+    add_style(&f, "moe.experts.up_proj", "colwise");
+    add_style(&f, "moe.experts", "moe_tp_experts");
+    add_style(&f, "moe.shared", "colwise");
+    f.options.apart = apart;
+    f.options.apart_count = 1;
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "moe.experts.up_proj")->kind, TP_WHOLE);
+        CHECK(layer_of(&f, "moe.experts") == NULL);
+        CHECK(layer_of(&f, "moe.shared")->gather_output);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_whole_goes_before_apart(void)
+{
+    const char *const both[] = {"model.layers.*.mlp"};
+    fixture f = llama_with_whole(both, 1, false);
+    f.options.apart = both;
+    f.options.apart_count = 1;
+    if (make_plan(&f))
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.mlp.up_proj.weight")->kind, TP_WHOLE);
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_layers_apart_are_cut_with_whole_activations_between_them);
+    RUN(test_layers_apart_are_cut_also_where_heads_do_not_fit);
+    RUN(test_what_is_no_layer_stays_whole_apart);
+    RUN(test_whole_goes_before_apart);
     RUN(test_everything_below_a_module_that_is_left_whole_stays_whole);
     RUN(test_one_layer_can_be_left_whole_by_its_index);
     RUN(test_a_head_left_whole_keeps_the_embedding_that_it_is_whole);

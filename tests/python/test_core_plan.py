@@ -188,6 +188,16 @@ def test_a_plan_names_the_argument_that_is_wrong() -> None:
         Plan(model, rules, ranks=2, embedding_dim=2)
 
 
+def test_layers_of_modules_that_are_named_are_cut_apart() -> None:
+    plan = Plan(llama(), preset(), ranks=2, apart=["model.layers.*.mlp"])
+    layers = {layer.module: layer for layer in plan.layers}
+    assert layers["model.layers.0.mlp.up_proj"].gather_output
+    assert layers["model.layers.0.mlp.down_proj"].split_input
+    assert not layers["model.layers.0.self_attn.o_proj"].split_input
+    with pytest.raises(ValueError, match=r"apart\[0\]: no module is called 'mpl'"):
+        Plan(llama(), preset(), ranks=2, apart=["mpl"])
+
+
 def test_modules_that_are_named_stay_whole() -> None:
     whole = ["model.layers.*.mlp", "model.layers.1"]
     plan = Plan(llama(), preset(), ranks=2, whole=whole)

@@ -99,9 +99,15 @@ def test_base64_of_every_usual_kind_is_read(encode: Any) -> None:
     assert load_ds_config(text) == config
 
 
-def test_a_missing_file_says_that_it_is_neither_file_nor_base64() -> None:
+def test_a_missing_file_is_named() -> None:
     assert message_of("ds_config.json") == (
-        "got 'ds_config.json' (str), expected a dictionary, the path of a JSON file, or JSON in "
+        "cannot read the configuration file 'ds_config.json': there is no such file"
+    )
+
+
+def test_what_is_neither_file_nor_base64_is_called_so() -> None:
+    assert message_of("no.base64") == (
+        "got 'no.base64' (str), expected a dictionary, the path of a JSON file, or JSON in "
         "URL-safe base64; as a path: there is no such file; as base64: it is not base64 "
         "(Only base64 data is allowed)"
     )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that the trial takes out of a plan that nobody wrote for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.differences import Difference, covers
+
+
+class Again(Protocol):
+    """Makes the plan anew, with modules left whole and others cut layer by layer."""
+
+    def __call__(self, whole: Sequence[str], apart: Sequence[str], *, guesses: bool = True) -> Plan:
+        """``guesses``: layers may be cut because of their names."""
+
+
+class Exempt:
+    """What was found to differ: its layers are cut one by one; where that differs, too, or there
+    is no layer to cut, it stays whole."""
+
+    def __init__(self) -> None:
+        self._apart: list[str] = []
+        self._whole: list[str] = []
+        self._reasons: dict[tuple[str, ...], str] = {}
+
+    def plan_without(self, found: Difference, again: Again) -> Plan:
+        """ValueError where nothing would be left to cut."""
+        self._reasons[found.block] = found.text
+        fresh = [name for name in found.block if name not in self._apart]
+        if fresh:
+            self._apart += fresh
+            plan = _attempt(again, self._whole, self._apart)
+            if plan is not None and any(covers(fresh, f"{x.module}.") for x in plan.layers):
+                return plan
+        self._whole += found.block
+        try:
+            return again(self._whole, self._apart)
+        except ValueError as error:
+            raise ValueError(f"{found.text}; and without that, {error}") from error
+
+    def warnings(self) -> list[str]:
+        """One for each block."""
+        return [
+            f"{', '.join(block)} {self._fate(block)}: {reason}"
+            for block, reason in self._reasons.items()
+        ]
+
+    def _fate(self, block: tuple[str, ...]) -> str:
+        if set(block) <= set(self._whole):
+            return "stays whole on every rank"
+        return "is cut layer by layer, each giving or taking whole activations"
+
+
+def _attempt(again: Again, whole: Sequence[str], apart: Sequence[str]) -> Plan | None:
+    try:
+        return again(whole, apart)
+    except ValueError:
+        return None
