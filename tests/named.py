@@ -201,7 +201,7 @@ def wrong_guess() -> Outcome:
 
 
 def never_ran() -> Outcome:
-    """A block that no input reaches is left whole, as nobody has seen what it does."""
+    """A block that no input reaches is not cut as a pair, as nobody has seen what it does."""
 
     class Half(Stack):
         def forward(self, x: Tensor) -> Tensor:

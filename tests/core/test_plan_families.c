@@ -120,6 +120,22 @@ test_a_block_left_whole_is_left_with_all_its_layers(void)
 }
 
 static void
+test_a_block_cut_apart_has_no_heads_of_a_rank(void)
+{
+    fixture f = family_new(2, "gpt2");
+    add_gpt2_layer(&f);
+    f.options.apart = (const char *const[]){"h.*.attn"};
+    f.options.apart_count = 1;
+    if (make_plan(&f)) {
+        CHECK(layer_of(&f, "h.0.attn.c_attn")->gather_output);
+        CHECK(layer_of(&f, "h.0.attn.c_proj")->split_input);
+        CHECK(!layer_of(&f, "h.0.mlp.c_fc")->gather_output);
+        CHECK(integer_of(&f, "h.0.attn", "num_heads") == NULL);
+    }
+    fixture_free(&f);
+}
+
+static void
 test_a_block_with_a_rule_is_not_for_the_table(void)
 {
     fixture f = family_new(2, "gpt2");
@@ -295,6 +311,7 @@ main(void)
     RUN(test_an_unknown_model_type_is_a_guess);
     RUN(test_a_transposed_fused_layer_is_cut_by_heads);
     RUN(test_a_block_left_whole_is_left_with_all_its_layers);
+    RUN(test_a_block_cut_apart_has_no_heads_of_a_rank);
     RUN(test_a_block_with_a_rule_is_not_for_the_table);
     RUN(test_sizes_that_do_not_pair_stay_whole_with_a_note);
     RUN(test_attention_of_unknown_heads_stays_whole);
