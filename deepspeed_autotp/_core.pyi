@@ -21,6 +21,7 @@ __all__ = [
     "check_spec",
     "core_info",
     "dtype_name",
+    "family_blocks",
     "merge",
     "nearest",
     "precision",
@@ -45,6 +46,9 @@ def dtype_name(spelling: str, where: str) -> str:
 
 def precision(bf16: bool, fp16: bool) -> str | None:
     """ "bfloat16", "float16" or None, from the two switches; bf16 wins."""
+
+def family_blocks() -> tuple[tuple[str, tuple[str, ...], bool, str | None], ...]:
+    """(output, inputs, whether they are heads, model type or None), first match first."""
 
 def preset_names() -> tuple[str, ...]: ...
 def preset_rows(name: str, /) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -201,7 +205,7 @@ class Layer:
     def module(self) -> str: ...
     @property
     def kind(self) -> str:
-        """column, row, vocabulary, hidden, experts, share, rope or norm."""
+        """column, row, vocabulary, hidden, experts, share, rope, norm or heads."""
     @property
     def weight(self) -> int: ...
     @property
@@ -219,6 +223,9 @@ class Layer:
     @property
     def run(self) -> tuple[int, int]:
         """Of rope: start and length of the features that the heads of all ranks use."""
+    @property
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """Of heads: start and length of the query heads of each rank."""
 
 @final
 class LocalInteger:
@@ -268,10 +275,14 @@ class Plan:
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
         whole: Sequence[str] = (),
         apart: Sequence[str] = (),
+        families: bool = True,
+        guesses: bool = True,
     ) -> Self:
         """whole: names of modules that stay whole with all below them; `*` is one index.
 
         apart: those whose layers are cut one by one, with whole activations between them.
+        families: where no rule speaks, blocks are cut that names and sizes tell.
+        guesses: also in models of a type that was never tried.
         """
 
     @property

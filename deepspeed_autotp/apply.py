@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp._core import Plan, Rules
+from deepspeed_autotp._core import Plan, Rules, preset_names
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
@@ -30,6 +30,11 @@ from deepspeed_autotp.trial import Trial, agreed_inputs
 
 _log = logging.getLogger("deepspeed_autotp")
 
+# What a user can start from who has to write rules.
+_SAMPLE = (
+    '{"layer_specs": [{"patterns": [".*\\\\.up\\\\.weight$"], "partition_type": "column"}, '
+    '{"patterns": [".*\\\\.down\\\\.weight$"], "partition_type": "row"}]}'
+)
 # How many of the plan's notes an error repeats.
 _NOTES = 3
 
@@ -41,18 +46,17 @@ def make_plan(
     ranks: int,
     whole: Sequence[str] = (),
     apart: Sequence[str] = (),
+    guesses: bool = True,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
     Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
-    layers are cut one by one, with whole activations between them.
+    layers are cut one by one, with whole activations between them. ``guesses`` says whether layers
+    are cut because of their names in a model of a type that was never tried.
     """
-    partition = settings.get_partition_config_object()
-    if partition is None:
-        partition = AutoTPConfig()
-        rules = _model_rules(description)
-    else:
-        rules = build_rules(partition)
+    given = settings.get_partition_config_object()
+    partition = given or AutoTPConfig()
+    rules = _model_rules(description) if given is None else build_rules(given)
     plan = Plan(
         description.model,
         rules,
@@ -64,10 +68,15 @@ def make_plan(
         head_patterns=partition.lm_head_patterns,
         whole=whole,
         apart=apart,
+        families=given is None,
+        guesses=guesses,
     )
     # The default rules cut an embedding also where every pattern of the user has a typo.
-    if all(entry.dim < 0 or entry.source == "default" for entry in plan.entries):
+    counted = (entry for entry in plan.entries if given is None or entry.source != "default")
+    if all(entry.dim < 0 for entry in counted):
         what = type(description.modules[""]).__name__
+        if given is None and not len(rules):
+            raise ValueError(_no_plan(what, plan, guesses=guesses))
         raise ValueError(
             f"the rules cut nothing of {what}, so that every rank would hold all of it: write "
             "rules for its parameters in tensor_parallel.partition_config"
@@ -77,18 +86,26 @@ def make_plan(
 
 
 def _model_rules(description: Description) -> Rules:
-    model = description.modules[""]
-    plan = interop.tp_plan(model)
-    if not plan:
-        raise ValueError(
-            f"{type(model).__name__} has no tensor-parallel plan of its own, and the configuration "
-            "gives none. Set tensor_parallel.preset_model to a preset that fits, or list the "
-            "layers to cut in tensor_parallel.partition_config."
-        )
     rules = Rules()
-    for pattern, style in plan.items():
+    for pattern, style in interop.tp_plan(description.modules[""]).items():
         rules.add_style(pattern, style)
     return rules
+
+
+def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
+    why = (
+        "its layers have no names by which they could be cut"
+        if guesses
+        else "without a trial its layers are not cut by their names alone (pass example_inputs to "
+        "deepspeed_autotp.parallelize)"
+    )
+    return (
+        f"{what} has no tensor-parallel plan of its own, the configuration gives none, and {why}. "
+        "Set tensor_parallel.preset_model to a "
+        f"preset that fits ({', '.join(preset_names())}), or list the layers to cut in "
+        f"tensor_parallel.partition_config, as {_SAMPLE}"
+        + "".join(f"\n  - {note}" for note in plan.notes[:_NOTES])
+    )
 
 
 def shard(
@@ -111,9 +128,21 @@ def shard(
 
     description = agreement.together(describe_whole)
 
-    def agreed_plan(whole: Sequence[str] = (), apart: Sequence[str] = ()) -> Plan:
+    inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
+    checked = inputs is not None or settings.self_check is False
+
+    def agreed_plan(
+        whole: Sequence[str] = (), apart: Sequence[str] = (), *, guesses: bool = checked
+    ) -> Plan:
         def make() -> Plan:
-            plan = make_plan(description, settings, ranks=group.size, whole=whole, apart=apart)
+            plan = make_plan(
+                description,
+                settings,
+                ranks=group.size,
+                whole=whole,
+                apart=apart,
+                guesses=guesses,
+            )
             output_head(description.modules, plan, wanted=settings.vocab_parallel_lm_head)
             return plan
 
@@ -129,7 +158,6 @@ def shard(
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, description)
-    inputs = agreed_inputs(model, description, settings.self_check, example_inputs, agreement)
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
 
     try:

@@ -20,6 +20,7 @@ from deepspeed_autotp.collectives import (
     sum_over_ranks,
     take_own,
 )
+from deepspeed_autotp.head_inputs import HeadInputs
 from deepspeed_autotp.layers import Sharding
 
 
@@ -109,6 +110,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
     "share": Share,
     "rope": SharedRope,
     "norm": WholeNorm,
+    "heads": HeadInputs,
 }
 
 

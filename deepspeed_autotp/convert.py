@@ -20,6 +20,7 @@ from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.head_inputs import takes_heads
 from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
@@ -101,6 +102,8 @@ class Conversion:
 
     def _switch_layer(self, layer: Layer, siblings: Sequence[nn.Module]) -> None:
         module = self._modules[layer.module]
+        if layer.kind == "heads" and not takes_heads(module):
+            return
         entry = None if layer.weight < 0 else self._plan.entries[layer.weight]
         if layer.kind in BLOCKS:
             divided = [self._plan.entries[i].name.rpartition(".")[2] for i in layer.divided]
@@ -132,6 +135,12 @@ class Conversion:
     def _parts(self, layer: Layer, entry: Entry | None) -> Parts:
         """Of the dimension that is cut; of rope, the run of its output that all ranks use."""
         ranks = range(self._group.size)
+        if layer.heads:
+            return Parts(
+                size=max(start + length for start, length in layer.heads),
+                widths=tuple(length for _, length in layer.heads),
+                runs=layer.heads,
+            )
         if entry is None:
             return Parts(size=0, widths=(), runs=())
         if layer.kind == "rope":

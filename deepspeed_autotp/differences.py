@@ -36,7 +36,8 @@ class Comparison:
         self._plan = plan
         self._rank = rank
         self._whole = whole
-        self._cut = {layer.module: layer for layer in plan.layers}
+        # Attention that takes its heads of what it is given is cut by its layers.
+        self._cut = {layer.module: layer for layer in plan.layers if layer.kind != "heads"}
         self._order = whole.order()
 
     def first(self, sharded: Seen) -> Difference | None:
@@ -124,7 +125,8 @@ class Comparison:
         parent = culprit.rpartition(".")[0]
         below = [name for name in self._cut if name.startswith(f"{parent}." if parent else "")]
         beside = [name for name in below if name.rpartition(".")[0] == parent]
-        if parent and len(beside) == len(below):
+        # A list may hold blocks of several kinds.
+        if parent and len(beside) == len(below) and not parent.rpartition(".")[2].isdigit():
             return (starred(parent),)
         return tuple(dict.fromkeys(map(starred, beside)))
 

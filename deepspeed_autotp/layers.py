@@ -15,6 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepspeed_autotp import interop
 from deepspeed_autotp.collectives import (
     Parts,
     gather_parts,
@@ -232,6 +233,8 @@ def sharded_class(module: nn.Module, kind: str) -> type[nn.Module]:
     name = f"{sharded.__name__}Of{own.__name__}"
     if own.forward is base.forward:
         return type(name, (own, sharded), {})
+    if interop.is_plain_linear(module):
+        return type(name, (sharded, own), {})
     return type(name, (_MustReach, own, _Reached, sharded), {})
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.agree import Agreement
+from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.differences import Comparison, Difference, starred
@@ -31,7 +32,8 @@ from deepspeed_autotp.watch import Seen, Watch
 _log = logging.getLogger("deepspeed_autotp")
 
 # A trial runs the whole model three times over sixteen tokens. Beyond this many parameters
-# that takes minutes on a host, so it runs only where it is asked for.
+# that takes minutes on a host, so it runs only where it is asked for, or where nobody wrote the
+# rules.
 _LARGEST_TRIAL = 2_000_000_000
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
@@ -49,7 +51,7 @@ class Inputs:
 def agreed_inputs(
     model: nn.Module,
     description: Description,
-    wanted: bool | str,
+    settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
     agreement: Agreement,
 ) -> Inputs | None:
@@ -59,7 +61,7 @@ def agreed_inputs(
     ranks were given different ones.
     """
     inputs = agreement.together(
-        lambda: _inputs(model, description, wanted, given, warn=agreement.is_first)
+        lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
     )
     values = {} if inputs is None else inputs.values
     said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
@@ -70,7 +72,7 @@ def agreed_inputs(
 def _inputs(
     model: nn.Module,
     description: Description,
-    wanted: bool | str,
+    settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
     *,
     warn: bool,
@@ -80,9 +82,10 @@ def _inputs(
             f"example_inputs: got {type(given).__name__}, expected a dictionary of keyword "
             f"arguments of {type(model).__name__}"
         )
-    if wanted is False:
+    if settings.self_check is False:
         return None
-    insist = wanted is True or given is not None
+    insist = settings.self_check is True or given is not None
+    ruled = settings.get_partition_config_object() is not None or interop.tp_plan(model)
     values = given
     if values is None:
         values = interop.trial_inputs(model, device=description.parameters[0].device)
@@ -101,7 +104,7 @@ def _inputs(
                 type(model).__name__,
             )
         return None
-    if not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
+    if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
         if warn:
             _log.info("no trial of a model this large; self_check: true runs it")
         return None
@@ -150,7 +153,8 @@ class Trial:
         agreement: Agreement,
     ) -> Plan:
         """The plan that makes the sharded model the whole one: ``plan``, or with ``again`` one in
-        which the blocks that differed are cut layer by layer, or left whole.
+        which the blocks that differed are cut layer by layer, or left whole, and so are those that
+        were guessed and did not run. Without a run nothing is guessed.
 
         ValueError on every rank of ``agreement`` when there is none. Nothing is compared where
         the whole model cannot take inputs that were only guessed, or its outputs are not finite,
@@ -159,8 +163,12 @@ class Trial:
         left = Exempt()
         with untouched(self._model, self._device):
             whole = self._whole(inputs, agreement)
+            if whole is None and again is not None and _guessed(plan):
+                return again((), (), guesses=False)
             while whole is not None:
                 found = self._check(inputs.values, plan, whole, agreement)
+                if found is None and again is not None:
+                    found = self._never_ran(plan, whole)
                 if found is None:
                     break
                 if again is None or not found.block:
@@ -232,6 +240,19 @@ class Trial:
             conversion.undo()
         return _agreed(found, agreement)
 
+    def _never_ran(self, plan: Plan, whole: Seen) -> Difference | None:
+        """The layers that were guessed and of which none in the same place of its classes ran."""
+        modules = self._description.modules
+
+        def place(name: str) -> tuple[type[nn.Module], type[nn.Module], str]:
+            parent, _, leaf = name.rpartition(".")
+            return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
+
+        ran = {place(name) for name in whole.order()}
+        never = [starred(name) for name in _guessed(plan) if place(name) not in ran]
+        block = tuple(dict.fromkeys(never))
+        return Difference("no input of the trial came there", block) if block else None
+
     def _watch(self) -> Watch:
         return Watch(self._description.modules, exits=self._exits)
 
@@ -239,9 +260,22 @@ class Trial:
         """Forward and backward."""
         parameters = {i: self._description.parameters[i] for i in self._watched}
         same_numbers(self._device)
-        with torch.enable_grad(), watch:
+        # What a module keeps of one run, as a recurrent state, is no input of the next.
+        with untouched(self._model, self._device), torch.enable_grad(), watch:
             watch.seen.finals = interop.output_tensors(self._model(**inputs))
             watch.differentiate(parameters)
+
+
+def _guessed(plan: Plan) -> list[str]:
+    """The layers that are cut in pairs because of their names, in a model of a type that was not
+    tried."""
+    return [
+        layer.module
+        for layer in plan.layers
+        if layer.weight >= 0
+        and plan.entries[layer.weight].source == "heuristic"
+        and not (layer.gather_output or layer.split_input)
+    ]
 
 
 def _ends_of_kinds(plan: Plan) -> list[int]:

@@ -105,7 +105,8 @@ INCOMPLETE = {
     "apertus": ("", 0.51),  # numbers of the activation
     "doge": ("model.layers.*.self_attn", 0.51),  # a mask made of all heads
     "gemma3n_text": ("model.layers.*.mlp", 0.64),  # a threshold over all features
-    "inkling_text": ("", 0.57),  # gate and up as one piece
+    # Gate and up as one piece; attention is not in the plan, and has more than heads in it.
+    "inkling_text": ("model.layers.*.self_attn", 0.57),
 }
 
 

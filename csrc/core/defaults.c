@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "choose.h"
+#include "families.h"
 #include "names.h"
 #include "norms.h"
 #include "resolve.h"
@@ -21,15 +22,16 @@ choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
     build->choices[parameter] = (tp_choice){spec, TP_FROM_DEFAULT, rule};
 }
 
+/* Whether nobody else says what happens to embeddings and heads. */
 static bool
-rules_of_a_config(const tp_rules *rules)
+is_asked(const tp_build *build)
 {
-    for (int i = 0; i < tp_rules_count(rules); i++) {
-        const tp_source source = tp_rules_at(rules, i)->source;
-        if (source == TP_FROM_CONFIG || source == TP_FROM_PRESET)
-            return true;
-    }
-    return false;
+    const tp_rules *rules = build->rules;
+    const char *type = tp_model_get_facts(build->model)->model_type;
+    return tp_rules_have(rules, TP_FROM_CONFIG) ||
+           tp_rules_have(rules, TP_FROM_PRESET) ||
+           (tp_rules_count(rules) == 0 && build->options->families &&
+            (build->paired > 0 || tp_family_is_tried(type)));
 }
 
 static bool
@@ -88,7 +90,7 @@ choose_embedding(tp_build *build)
 void
 tp_defaults_choose(tp_build *build)
 {
-    if (!build->options->defaults || !rules_of_a_config(build->rules))
+    if (!build->options->defaults || !is_asked(build))
         return;
     choose_embedding(build);
     const int count = tp_model_module_count(build->model);

@@ -9,8 +9,9 @@
 #include "plan_build.h"
 
 /* Choose for input embedding and output heads, where partition_config or a preset is
- * given. A transformers plan says itself what happens to them. Comes before
- * anything is resolved. */
+ * given, and where no rule at all is but blocks of the family table were found. A
+ * transformers plan says itself what happens to them. Comes before anything is
+ * resolved. */
 void tp_defaults_choose(tp_build *build);
 
 /* Choose for norms over one head that lie in an attention module with a column

@@ -14,9 +14,10 @@ static const char *const head_size_keys[] = {
 static const char *const hidden_keys[] = {"hidden_size", "n_embd", "d_model",
                                           "embed_dim", NULL};
 const char *const tp_geometry_query_keys[] = {
-    "num_heads", "num_attention_heads", "n_head", "n_heads", "num_q_heads", NULL};
-const char *const tp_geometry_key_keys[] = {"num_key_value_heads", "num_kv_heads",
-                                            "n_kv_heads", "num_kv", NULL};
+    "num_heads",   "num_attention_heads", "n_head", "n_heads",
+    "num_q_heads", "num_attn_heads",      NULL};
+const char *const tp_geometry_key_keys[] = {
+    "num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_kv", "kv_heads", NULL};
 const char *const tp_geometry_group_keys[] = {"num_key_value_groups", "n_rep", NULL};
 
 /* Attention with one of these makes keys and values from a latent: its queries are
@@ -29,11 +30,9 @@ static const struct {
     const char *model_type;
     const char *leaf;
 } interleaved[] = {
-    {"bloom", "query_key_value"},
-    {"falcon", "query_key_value"},
-    {"gpt_bigcode", "c_attn"},
-    {"gpt_neox", "query_key_value"},
-    {"gpt_neox_japanese", "query_key_value"},
+    {"bloom", "query_key_value"},     {"falcon", "query_key_value"},
+    {"fuyu", "query_key_value"},      {"gpt_bigcode", "c_attn"},
+    {"gpt_neox", "query_key_value"},  {"gpt_neox_japanese", "query_key_value"},
     {"persimmon", "query_key_value"},
 };
 

@@ -8,11 +8,36 @@
 /* The heads of each rank, for modules with the same counts and the same cuts. */
 typedef struct {
     tp_heads heads;
+    int64_t head_size;
     bool cuts_keys;
-    const int64_t *query; /* one per rank, as the two below */
+    const int64_t *query; /* one per rank, as all below */
     const int64_t *key;
     const int64_t *group;
+    const int64_t *query_width; /* features of all heads */
+    const int64_t *key_width;
 } spread;
+
+/* What the features of all query heads are called in attention modules, and those of
+ * all key heads. Most forwards gather the heads to this width again. */
+static const char *const query_width_keys[] = {"embed_dim",
+                                               "split_size",
+                                               "all_head_size",
+                                               "hidden_size",
+                                               "inner_dim",
+                                               "d_model",
+                                               "d_model_size",
+                                               "dim",
+                                               "dim_model",
+                                               "hidden_dim",
+                                               "attention_hidden_size",
+                                               "d_attn",
+                                               "attn_dim",
+                                               "n_embd",
+                                               "n_state",
+                                               "q_size",
+                                               NULL};
+static const char *const key_width_keys[] = {"kv_dim", "kv_size", "kv_hidden_size",
+                                             "kv_projection_size", NULL};
 
 typedef struct {
     char *cuts;      /* one per module: bit 0 heads are cut, bit 1 keys too */
@@ -21,18 +46,23 @@ typedef struct {
     int room;
 } workspace;
 
-/* An integer of the configuration object that a module holds, which some forwards
- * read in the place of the module's own, is called "config.<key>". */
 static bool
-has_key(const char *const *keys, const char *key)
+has_own_key(const char *const *keys, const char *key)
 {
-    if (strncmp(key, "config.", strlen("config.")) == 0)
-        key += strlen("config.");
     for (; *keys != NULL; keys++) {
         if (strcmp(*keys, key) == 0)
             return true;
     }
     return false;
+}
+
+/* An integer of the configuration object that a module holds, which some forwards
+ * read in the place of the module's own, is called "config.<key>". */
+static bool
+has_key(const char *const *keys, const char *key)
+{
+    const size_t size = strlen("config.");
+    return has_own_key(keys, strncmp(key, "config.", size) == 0 ? key + size : key);
 }
 
 static bool
@@ -49,8 +79,8 @@ static int
 make_spread(const tp_build *build, int module, spread *out, tp_error *err)
 {
     const int ranks = build->options->ranks;
-    int64_t *values[3];
-    for (int i = 0; i < 3; i++) {
+    int64_t *values[5];
+    for (int i = 0; i < 5; i++) {
         values[i] =
             tp_arena_take(build->plan->arena, (size_t)ranks, sizeof(int64_t), err);
         if (values[i] == NULL)
@@ -73,10 +103,14 @@ make_spread(const tp_build *build, int module, spread *out, tp_error *err)
         values[0][rank] = own.query;
         values[1][rank] = own.key;
         values[2][rank] = own.query / own.key;
+        values[3][rank] = own.query * out->head_size;
+        values[4][rank] = own.key * out->head_size;
     }
     out->query = values[0];
     out->key = values[1];
     out->group = values[2];
+    out->query_width = values[3];
+    out->key_width = values[4];
     return 0;
 }
 
@@ -84,12 +118,13 @@ static int
 find_spread(const tp_build *build, int module, workspace *work, const spread **out,
             tp_error *err)
 {
-    const tp_heads heads = tp_geometries_at(build->geometries, module)->heads;
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, module);
+    const tp_heads heads = geometry->heads;
     const bool cuts_keys = (work->cuts[module] & 2) != 0;
     for (int i = 0; i < work->count; i++) {
         const spread *held = &work->spreads[i];
         if (held->heads.query == heads.query && held->heads.key == heads.key &&
-            held->cuts_keys == cuts_keys) {
+            held->head_size == geometry->head_size && held->cuts_keys == cuts_keys) {
             *out = held;
             return 0;
         }
@@ -103,7 +138,8 @@ find_spread(const tp_build *build, int module, workspace *work, const spread **o
         work->room = room;
     }
     spread *made = &work->spreads[work->count];
-    *made = (spread){heads, cuts_keys, NULL, NULL, NULL};
+    *made = (spread){
+        .heads = heads, .head_size = geometry->head_size, .cuts_keys = cuts_keys};
     if (make_spread(build, module, made, err) < 0)
         return -1;
     work->count++;
@@ -123,6 +159,12 @@ local_values(const spread *heads, const tp_integer *integer)
     if (full == heads->heads.query / heads->heads.key &&
         has_key(tp_geometry_group_keys, integer->key))
         return heads->group;
+    if (full == heads->heads.query * heads->head_size &&
+        has_own_key(query_width_keys, integer->key))
+        return heads->query_width;
+    if (full == heads->heads.key * heads->head_size &&
+        has_own_key(key_width_keys, integer->key))
+        return heads->key_width;
     return NULL;
 }
 

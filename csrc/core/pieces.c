@@ -59,6 +59,18 @@ add_heads(const tp_geometry *geometry, int attention, int64_t size, tp_pieces *o
     return true;
 }
 
+/* A piece of some of the heads, of which each rank gets as many. */
+static bool
+add_some_heads(const tp_geometry *geometry, int attention, int64_t size, tp_pieces *out)
+{
+    if (size % geometry->head_size != 0)
+        return false;
+    mark_heads(out, geometry, attention, true);
+    out->heads = (tp_heads){0, 0};
+    add_piece(out, size, geometry->head_size, TP_PIECE_UNITS);
+    return true;
+}
+
 static int
 refuse_thirds(const tp_geometry *geometry, const tp_view *view, tp_error *err)
 {
@@ -114,7 +126,12 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
 
     /* What is whole again at once may be cut anywhere. */
     const bool local = !spec->gather_output && !spec->split_input;
-    const int attention = local ? tp_geometries_find(build->geometries, module) : -1;
+    const bool given = build->attentions[module] != TP_ATTENTION_NEAR;
+    const int near = given ? build->attentions[module]
+                           : tp_geometries_find(build->geometries, module);
+    const bool embeds =
+        tp_model_module(build->model, module)->kind == TP_MODULE_EMBEDDING;
+    const int attention = local && (given || !embeds) ? near : -1;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
     if (geometry != NULL && view->count == 1 &&
         add_whole(build, module, attention, spec, view, out))
@@ -124,7 +141,9 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
         geometry->heads.key != geometry->heads.query)
         return refuse_thirds(geometry, view, err);
     for (int i = 0; i < view->count; i++) {
-        if (geometry == NULL || !add_heads(geometry, attention, view->piece[i], out))
+        if (geometry == NULL ||
+            (!add_heads(geometry, attention, view->piece[i], out) &&
+             !(given && add_some_heads(geometry, attention, view->piece[i], out))))
             add_piece(out, view->piece[i], grain, TP_PIECE_PLAIN);
     }
     return 0;

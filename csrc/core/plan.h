@@ -24,11 +24,12 @@ typedef enum {
     TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
     TP_SHARE,      /* only of a layer inside of experts: each rank gives its share */
     TP_ROPE,       /* only of a layer: ranks use a run of its output for their heads */
-    TP_NORM        /* only of a layer: a norm over features that are cut */
+    TP_NORM,       /* only of a layer: a norm over features that are cut */
+    TP_HEADS       /* only of a layer: attention that is given something per head */
 } tp_kind;
 
 /* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden", and
- * of a layer "experts", "share", "rope", "norm". */
+ * of a layer "experts", "share", "rope", "norm", "heads". */
 const char *tp_kind_name(tp_kind kind);
 
 /* One per parameter, in the model's order. A tied parameter (tied_to >= 0)
@@ -60,6 +61,8 @@ typedef struct {
     int sibling_count;
     int64_t run_start; /* of TP_ROPE: the run of its output that all heads use */
     int64_t run_length;
+    const tp_layout
+        *heads; /* of TP_HEADS: which query heads each rank has; else NULL */
 } tp_layer;
 
 /* An integer attribute that becomes local: one value per rank. */
@@ -81,6 +84,8 @@ typedef struct {
     int64_t grain;     /* tp_grain_size, 1: none */
     bool strict;       /* an unmatched linear layer is an error */
     bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
+    bool families;     /* look for blocks of the family table where no rule speaks */
+    bool guesses;      /* also in models of a type that was never tried with it */
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;

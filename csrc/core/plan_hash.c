@@ -79,7 +79,8 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
     for (int i = 0; i < layer->sibling_count; i++)
         hash = tp_hash_int(hash, layer->siblings[i]);
     hash = tp_hash_int(hash, layer->run_start);
-    return tp_hash_int(hash, layer->run_length);
+    hash = tp_hash_int(hash, layer->run_length);
+    return tp_hash_int(hash, layer->heads == NULL ? 0 : layer->heads->size);
 }
 
 static uint64_t

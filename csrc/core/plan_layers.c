@@ -2,7 +2,10 @@
 /* plan_layers.c -- the modules of a plan whose forward changes. */
 #include "plan_layers.h"
 
+#include <stdlib.h>
+
 #include "experts.h"
+#include "head_inputs.h"
 #include "norms.h"
 #include "rope.h"
 
@@ -58,22 +61,40 @@ find_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
     return tp_rope_layer(build, module, out, err);
 }
 
-int
-tp_plan_layers_make(tp_build *build, tp_error *err)
+static int
+find_layers(tp_build *build, const tp_layout **heads, tp_error *err)
 {
     tp_plan *plan = build->plan;
-    const int count = tp_model_module_count(build->model);
-    plan->layers =
-        tp_arena_take(plan->arena, (size_t)count + 1, sizeof(*plan->layers), err);
-    if (plan->layers == NULL)
+    if (tp_head_inputs_find(build, heads, err) < 0)
         return -1;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
         tp_layer layer = {.module = i, .weight = -1, .bias = -1};
-        const int found = find_layer(build, i, &layer, err);
+        int found = find_layer(build, i, &layer, err);
         if (found < 0)
             return -1;
+        if (!found && heads[i] != NULL) {
+            layer.kind = TP_HEADS;
+            layer.heads = heads[i];
+            found = 1;
+        }
         if (found)
             plan->layers[plan->layer_count++] = layer;
     }
     return 0;
+}
+
+int
+tp_plan_layers_make(tp_build *build, tp_error *err)
+{
+    tp_plan *plan = build->plan;
+    const size_t count = (size_t)tp_model_module_count(build->model) + 1;
+    plan->layers = tp_arena_take(plan->arena, count, sizeof(*plan->layers), err);
+    if (plan->layers == NULL)
+        return -1;
+    const tp_layout **heads = calloc(count, sizeof(*heads));
+    if (heads == NULL)
+        return tp_fail_memory(err);
+    const int result = find_layers(build, heads, err);
+    free(heads);
+    return result;
 }

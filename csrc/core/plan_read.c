@@ -11,7 +11,7 @@ tp_kind_name(tp_kind kind)
         [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
         [TP_HIDDEN] = "hidden",    [TP_EXPERTS] = "experts",
         [TP_SHARE] = "share",      [TP_ROPE] = "rope",
-        [TP_NORM] = "norm",
+        [TP_NORM] = "norm",        [TP_HEADS] = "heads",
     };
     return names[kind];
 }

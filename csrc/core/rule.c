@@ -20,6 +20,7 @@ static const char *const source_names[] = {
     [TP_FROM_PRESET] = "preset",
     [TP_FROM_HF] = "tp_plan",
     [TP_FROM_FAMILY] = "family",
+    [TP_FROM_GUESS] = "heuristic",
     [TP_FROM_DEFAULT] = "default",
     [TP_FROM_NOTHING] = "-",
 };
@@ -141,6 +142,16 @@ int
 tp_rules_count(const tp_rules *rules)
 {
     return rules->count;
+}
+
+bool
+tp_rules_have(const tp_rules *rules, tp_source source)
+{
+    for (int i = 0; i < rules->count; i++) {
+        if (rules->rules[i].source == source)
+            return true;
+    }
+    return false;
 }
 
 const tp_rule *

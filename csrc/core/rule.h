@@ -16,12 +16,13 @@ typedef enum {
     TP_FROM_CONFIG,  /* partition_config */
     TP_FROM_PRESET,  /* preset_model */
     TP_FROM_HF,      /* a transformers tp_plan */
-    TP_FROM_FAMILY,  /* the family table */
+    TP_FROM_FAMILY,  /* the family table, for a model type that was tried with it */
+    TP_FROM_GUESS,   /* the family table, for any other model */
     TP_FROM_DEFAULT, /* embeddings, heads, and what works inside a cut */
     TP_FROM_NOTHING  /* no rule: stays whole */
 } tp_source;
 
-/* "partition_config", "preset", "tp_plan", "family", "default", "-". */
+/* "partition_config", "preset", "tp_plan", "family", "heuristic", "default", "-". */
 const char *tp_source_name(tp_source source);
 
 typedef struct {
@@ -55,6 +56,10 @@ int tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
                        tp_error *err);
 
 int tp_rules_count(const tp_rules *rules);
+
+/* Whether any rule comes from there. */
+bool tp_rules_have(const tp_rules *rules, tp_source source);
+
 const tp_rule *tp_rules_at(const tp_rules *rules, int index);
 
 /* Whether the rule is for models of this type at all; NULL: unknown. */

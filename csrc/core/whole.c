@@ -120,9 +120,14 @@ int
 tp_whole_choose(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
-    const named apart = {"apart", options->apart, options->apart_count};
     const named whole = {"whole", options->whole, options->whole_count};
-    if (choose(build, &apart, cut_apart, err) < 0)
-        return -1;
     return choose(build, &whole, leave_tensor, err);
+}
+
+int
+tp_whole_choose_apart(tp_build *build, tp_error *err)
+{
+    const tp_plan_options *options = build->options;
+    const named apart = {"apart", options->apart, options->apart_count};
+    return choose(build, &apart, cut_apart, err);
 }

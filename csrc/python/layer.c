@@ -84,6 +84,20 @@ layer_get_run(PyObject *self, void *closure)
 }
 
 static PyObject *
+layer_get_heads(PyObject *self, void *closure)
+{
+    (void)closure;
+    const tp_layout *heads = get(self)->heads;
+    const int ranks = heads == NULL ? 0 : heads->ranks;
+    PyObject *tuple = PyTuple_New(ranks);
+    for (int i = 0; tuple != NULL && i < ranks; i++) {
+        const tp_run *run = &heads->parts[i].runs[0];
+        py_tuple_put(&tuple, i, py_int_tuple((int64_t[]){run->start, run->length}, 2));
+    }
+    return tuple;
+}
+
+static PyObject *
 layer_repr(PyObject *self)
 {
     const tp_layer *layer = get(self);
@@ -95,7 +109,7 @@ layer_repr(PyObject *self)
 static PyGetSetDef getters[] = {
     {"module", layer_get_module, NULL, "Name of the module.", NULL},
     {"kind", layer_get_kind, NULL,
-     "column, row, vocabulary, hidden, experts, share, rope or norm.", NULL},
+     "column, row, vocabulary, hidden, experts, share, rope, norm or heads.", NULL},
     {"weight", layer_get_weight, NULL, "Index of the weight's entry, or -1.", NULL},
     {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
     {"gather_output", layer_get_gather_output, NULL,
@@ -108,6 +122,8 @@ static PyGetSetDef getters[] = {
      "Indices of the layers that are likely to be given the same input.", NULL},
     {"run", layer_get_run, NULL, "Start and length of the features for all heads.",
      NULL},
+    {"heads", layer_get_heads, NULL,
+     "Start and length of the query heads of each rank, or empty.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

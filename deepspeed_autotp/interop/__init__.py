@@ -32,6 +32,7 @@ from deepspeed_autotp.interop.groups import (
 from deepspeed_autotp.interop.models import (
     ModelFacts,
     is_conv1d,
+    is_plain_linear,
     model_facts,
     output_tensors,
     text_config,
@@ -68,6 +69,7 @@ __all__ = [
     "init_distributed",
     "install_functions",
     "is_conv1d",
+    "is_plain_linear",
     "is_partitioned",
     "make_plain",
     "mark_model",

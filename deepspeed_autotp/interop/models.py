@@ -61,6 +61,12 @@ def is_conv1d(module: nn.Module) -> bool:
     return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the forward of ``module``, a linear of a class of its own, is that of a linear."""
+    cls = type(module)
+    return cls.__name__ == "FalconLinear" and cls.__module__.startswith("transformers.")
+
+
 def tp_plan(model: nn.Module) -> dict[str, str]:
     """The transformers plan of ``model``: pattern to style, the model's own entries first.
 

@@ -70,8 +70,8 @@ count_of(const tp_rules *rules, const char *parameter, const char *module,
 static void
 test_every_source_has_its_name(void)
 {
-    const char *const names[] = {"partition_config", "preset",  "tp_plan",
-                                 "family",           "default", "-"};
+    const char *const names[] = {"partition_config", "preset",  "tp_plan", "family",
+                                 "heuristic",        "default", "-"};
     for (int i = TP_FROM_CONFIG; i <= TP_FROM_NOTHING; i++)
         CHECK_TEXT_EQ(tp_source_name((tp_source)i), names[i]);
 }

@@ -85,7 +85,7 @@ def test_a_tied_weight_repeats_the_entry_of_the_first() -> None:
 
 
 def test_a_whole_weight_is_one_view() -> None:
-    plan = Plan(llama(tied=False), Rules(), ranks=2, defaults=False)
+    plan = Plan(llama(tied=False), Rules(), ranks=2, defaults=False, families=False)
     for entry in plan.entries:
         assert (entry.kind, entry.dim, entry.rule) == ("replicated", -1, "")
         assert entry.source == "-"

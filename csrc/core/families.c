@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* families.c -- the blocks that models are made of, recognised by the names of layers.
+ */
+#include "families.h"
+
+#include <stddef.h>
+
+#include "text.h"
+
+const tp_family_block tp_family_blocks[] = {
+    /* Of one family. codegen reshapes its features to four parts, one for each device
+     * that it was first trained on, and splits each into query, value and key. */
+    {"out_proj", {"qkv_proj"}, true, "codegen", 4},
+    {"feed_forward.value", {"feed_forward.key"}, false, "rwkv", 0},
+
+    /* Attention with layers of their own for queries, keys and values. */
+    {"o_proj", {"q_proj", "k_proj", "v_proj"}, true, NULL, 0},
+    {"out_proj", {"q_proj", "k_proj", "v_proj"}, true, NULL, 0},
+    {"o_proj.linear",
+     {"q_proj.linear", "k_proj.linear", "v_proj.linear"},
+     true,
+     NULL,
+     0},
+    {"out_proj", {"query_proj", "key_proj", "value_proj"}, true, NULL, 0},
+    {"output.dense", {"self.query", "self.key", "self.value"}, true, NULL, 0},
+    {"output.dense",
+     {"self_attention.query", "self_attention.key", "self_attention.value"},
+     true,
+     NULL,
+     0},
+    {"out_lin", {"q_lin", "k_lin", "v_lin"}, true, NULL, 0},
+    {"wo", {"wq", "wk", "wv"}, true, NULL, 0},
+    {"Wo", {"q_proj", "k_proj", "v_proj"}, true, NULL, 0},
+    {"dense", {"Wq", "Wk", "Wv"}, true, NULL, 0},
+    {"o", {"q", "k", "v"}, true, NULL, 0},
+    {"out_proj", {"query", "key", "value"}, true, NULL, 0},
+    {"attention_out", {"project_q", "project_k", "project_v"}, true, NULL, 0},
+    {"to_out.0", {"to_q", "to_k", "to_v"}, true, NULL, 0},
+    {"to_out", {"to_q", "to_k", "to_v"}, true, NULL, 0},
+
+    /* Attention with one layer for all three. */
+    {"c_proj", {"c_attn"}, true, NULL, 0},
+    {"dense", {"query_key_value"}, true, NULL, 0},
+    {"o_proj", {"qkv_proj"}, true, NULL, 0},
+    {"out_proj", {"qkv_proj"}, true, NULL, 0},
+    {"out_proj", {"Wqkv"}, true, NULL, 0},
+    {"Wo", {"Wqkv"}, true, NULL, 0},
+    {"out_proj", {"in_proj"}, true, NULL, 0},
+    {"out_proj", {"qkv"}, true, NULL, 0},
+    {"proj", {"qkv"}, true, NULL, 0},
+    {"wo", {"wqkv"}, true, NULL, 0},
+    {"o_proj", {"W_pack"}, true, NULL, 0},
+    {"attn_out", {"att_proj"}, true, NULL, 0},
+
+    /* What follows attention; one input of twice the features is a gate beside them. */
+    {"down_proj", {"gate_proj", "up_proj"}, false, NULL, 0},
+    {"down_proj", {"gate_up_proj"}, false, NULL, 0},
+    {"down_proj", {"up_proj"}, false, NULL, 0},
+    {"proj_down", {"proj_up_gate", "proj_up"}, false, NULL, 0},
+    {"w2", {"w1", "w3"}, false, NULL, 0},
+    {"w2", {"w1"}, false, NULL, 0},
+    {"w_out", {"w_in.w_0", "w_in.w_1"}, false, NULL, 0},
+    {"wo", {"wi_0", "wi_1"}, false, NULL, 0},
+    {"wo", {"wi"}, false, NULL, 0},
+    {"Wo", {"Wi"}, false, NULL, 0},
+    {"fc2", {"fc1"}, false, NULL, 0},
+    {"fc_out", {"fc_in"}, false, NULL, 0},
+    {"c_proj", {"c_fc"}, false, NULL, 0},
+    {"dense_4h_to_h", {"dense_h_to_4h"}, false, NULL, 0},
+    {"output.dense", {"intermediate.dense"}, false, NULL, 0},
+    {"output.dense", {"dense.dense"}, false, NULL, 0},
+    {"output", {"intermediate"}, false, NULL, 0},
+    {"lin2", {"lin1"}, false, NULL, 0},
+    {"linear2", {"linear1"}, false, NULL, 0},
+    {"layer_2", {"layer_1"}, false, NULL, 0},
+    {"ffn.2", {"ffn.0"}, false, NULL, 0},
+    {"mlp.2", {"mlp.0"}, false, NULL, 0},
+};
+
+const int tp_family_block_count =
+    (int)(sizeof(tp_family_blocks) / sizeof(tp_family_blocks[0]));
+
+static const char *const tried[] = {"bart",
+                                    "bert",
+                                    "bert-generation",
+                                    "bigbird_pegasus",
+                                    "biogpt",
+                                    "bitnet",
+                                    "blenderbot",
+                                    "blenderbot-small",
+                                    "bloom",
+                                    "camembert",
+                                    "codegen",
+                                    "cpmant",
+                                    "ctrl",
+                                    "data2vec-text",
+                                    "electra",
+                                    "ernie",
+                                    "falcon",
+                                    "falcon_mamba",
+                                    "fuyu",
+                                    "gpt-sw3",
+                                    "gpt2",
+                                    "gpt_bigcode",
+                                    "gpt_neo",
+                                    "gpt_neox_japanese",
+                                    "gptj",
+                                    "jetmoe",
+                                    "mamba",
+                                    "mamba2",
+                                    "marian",
+                                    "mbart",
+                                    "megatron-bert",
+                                    "modernbert-decoder",
+                                    "moshi",
+                                    "mpt",
+                                    "mvp",
+                                    "openai-gpt",
+                                    "opt",
+                                    "pegasus",
+                                    "persimmon",
+                                    "plbart",
+                                    "rembert",
+                                    "roberta",
+                                    "roberta-prelayernorm",
+                                    "roc_bert",
+                                    "roformer",
+                                    "rwkv",
+                                    "stablelm",
+                                    "whisper",
+                                    "xglm",
+                                    "xlm",
+                                    "xlm-roberta",
+                                    "xlm-roberta-xl"};
+
+static const char *const give_heads[] = {
+    "bloom",
+    "cpmant",
+    "falcon",
+    "mpt",
+};
+
+static bool
+has_type(const char *const *types, size_t count, const char *model_type)
+{
+    for (size_t i = 0; model_type != NULL && i < count; i++) {
+        if (tp_text_same(types[i], model_type))
+            return true;
+    }
+    return false;
+}
+
+bool
+tp_family_is_tried(const char *model_type)
+{
+    return has_type(tried, sizeof(tried) / sizeof(tried[0]), model_type);
+}
+
+bool
+tp_family_gives_heads(const char *model_type)
+{
+    return has_type(give_heads, sizeof(give_heads) / sizeof(give_heads[0]),
+                    model_type) ||
+           !tp_family_is_tried(model_type);
+}

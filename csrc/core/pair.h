@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pair.h -- layers that are cut in pairs because their names and sizes say so.
+ *
+ * A block is cut as a whole or not at all: the features that some layers give are those
+ * that another takes. */
+#ifndef TP_PAIR_H
+#define TP_PAIR_H
+
+#include "plan_build.h"
+
+/* Choose for the layers of blocks of the family table that no rule speaks of, in models
+ * without rules of partition_config or a preset. Fills `attentions` and `paired`.
+ * Makes a note of a block whose sizes cannot be cut. Comes after the rules are
+ * chosen and before the defaults. */
+int tp_pair_choose(tp_build *build, tp_error *err);
+
+#endif

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention that is given something for each head, made outside of it: a position bias."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp.collectives import take_own
+from deepspeed_autotp.layers import Sharding
+
+# What forwards call it. Heads are its third dimension from the end, in bloom behind the rows of
+# the batch in the same dimension.
+_BIASES = ("alibi", "position_bias")
+# Falcon adds it to the mask, which is for all heads alike elsewhere, and has rows of the batch
+# there when it has three dimensions.
+_MASKS = ("attention_mask",)
+_HEADS = -3
+_BIAS_DIMS = 3
+
+
+class HeadInputs(nn.Module):
+    """Attention whose heads are sharded; N is the number of heads, R the ranks.
+
+    bias  [N, Q, K], [B, N, Q, K] or [B * N, Q, K]   replicated, by the name of the argument
+    each rank's attention is given [..., N/R, Q, K]
+
+    forward   no communication
+    backward  all-gather of the gradient of the bias, where it is learned
+
+    A bias of other sizes, as one that the heads of one rank made, passes as it is.
+    """
+
+    sharding: Sharding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(super().forward).bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            if isinstance(value, Tensor) and (
+                name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS)
+            ):
+                given.arguments[name] = _own_heads(value, self.sharding)
+        return super().forward(*given.args, **given.kwargs)
+
+
+def takes_heads(module: nn.Module) -> bool:
+    """Whether the forward of ``module`` has such an argument."""
+    parameters = inspect.signature(module.forward).parameters
+    return any(name in parameters for name in (*_BIASES, *_MASKS))
+
+
+def _own_heads(bias: Tensor, sharding: Sharding) -> Tensor:
+    heads = sharding.parts.size
+    if bias.dim() < _BIAS_DIMS:
+        return bias
+    if bias.shape[_HEADS] == heads:
+        own = take_own(bias.movedim(_HEADS, -1), sharding.parts, sharding.group)
+        return own.movedim(-1, _HEADS)
+    if bias.dim() == _BIAS_DIMS and bias.shape[_HEADS] % heads == 0:
+        return _own_heads(bias.unflatten(0, (-1, heads)), sharding).flatten(0, 1)
+    return bias
