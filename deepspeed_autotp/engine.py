@@ -13,7 +13,7 @@ from torch import nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp.agree import Agreement
-from deepspeed_autotp.apply import compared, shard
+from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checks import wrong
 from deepspeed_autotp.config import (
     TPTrainingConfig,
@@ -23,6 +23,7 @@ from deepspeed_autotp.config import (
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, merge
+from deepspeed_autotp.planning import compared
 from deepspeed_autotp.records import RECORDS
 from deepspeed_autotp.replicas import compare_first_batch
 from deepspeed_autotp.sharded import (

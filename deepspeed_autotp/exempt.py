@@ -13,7 +13,9 @@ from deepspeed_autotp.differences import Difference, covers
 class Again(Protocol):
     """Makes the plan anew, with modules left whole and others cut layer by layer."""
 
-    def __call__(self, whole: Sequence[str], apart: Sequence[str], *, guesses: bool = True) -> Plan:
+    def __call__(
+        self, whole: Sequence[str], apart: Sequence[str], *, guesses: bool | None = None
+    ) -> Plan:
         """``guesses``: layers may be cut because of their names."""
 
 
