@@ -84,7 +84,7 @@ def _switched(
     agreement: Agreement,
 ) -> Conversion:
     """The conversion with everything done but the cutting; undone where any rank fails."""
-    conversion = Conversion(description, plan=plan, group=group)
+    conversion = Conversion(description, plan=plan, group=group, overlap=settings.overlaps)
     try:
         agreement.together(conversion.switch)
         agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))

@@ -122,6 +122,8 @@ class TPTrainingConfig(Section):
     tensor_parallel   the nested section, ``tp`` for short
     partition_config  the user's rules, as AutoTPConfig.from_dict reads them
     preset_model      the name of one of AutoTPPresets
+    tp_overlap_comm   form weight gradients while an input gradient is summed over the ranks; on
+                      unless false is written, see ``overlaps``
     self_check        compare a few tokens with the whole model before the weights are cut;
                       "auto" does so where the inputs are known and the model is not too large
     vocab_parallel_lm_head
@@ -142,9 +144,7 @@ class TPTrainingConfig(Section):
 
     dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float16
     autotp_size: Annotated[int, PlainValidator(integer(0))] = 0
-    tp_overlap_comm: Annotated[
-        bool, PlainValidator(_only(False, "sums are not overlapped with work yet; leave it out"))
-    ] = False
+    tp_overlap_comm: Annotated[bool, PlainValidator(flag)] = False
     vocab_parallel_lm_head: Annotated[bool | None, PlainValidator(_head)] = None
     vocab_parallel_ce_backend: Annotated[Literal["torch"], PlainValidator(_backend)] = "torch"
     tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(default_factory=TPConfig)
@@ -165,6 +165,12 @@ class TPTrainingConfig(Section):
     # Spelled out so that type checkers accept what the checks accept.
     def __init__(self, /, **data: Any) -> None:
         super().__init__(**data)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether sums are hidden behind work: the default is DeepSpeed's, but costs nothing here
+        to depart from, so that only a false that somebody wrote counts."""
+        return self.tp_overlap_comm or "tp_overlap_comm" not in self.model_fields_set
 
     def get_partition_config_object(self) -> AutoTPConfig | None:
         """The user's rules before those of the preset, or None if there are neither.

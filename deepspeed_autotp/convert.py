@@ -30,12 +30,14 @@ from deepspeed_autotp.shared_input import SharedInput
 class Conversion:
     """One model, one plan, one group."""
 
-    def __init__(self, description: Description, *, plan: Plan, group: TPGroup) -> None:
+    def __init__(
+        self, description: Description, *, plan: Plan, group: TPGroup, overlap: bool = True
+    ) -> None:
         self._modules = description.modules
         self._parameters = description.parameters
         self._plan = plan
         self._group = group
-        self._input = SharedInput(group)
+        self._input = SharedInput(group, overlap=overlap)
         self._undo: list[Callable[[], None]] = []
 
     def switch(self) -> None:

@@ -118,10 +118,14 @@ class _Linear(torch.autograd.Function):
 
 
 class SharedInput:
-    """The tensor that the column layers of a model were given last; one per conversion."""
+    """The tensor that the column layers of a model were given last; one per conversion.
 
-    def __init__(self, group: TPGroup) -> None:
+    Without ``overlap`` autograd forms the gradients of the weights before the sum begins.
+    """
+
+    def __init__(self, group: TPGroup, *, overlap: bool) -> None:
         self.group = group
+        self._overlap = overlap
         self._x: Tensor | None = None
         self._entered: Tensor | None = None
         self._stash = _Stash(())
@@ -171,7 +175,7 @@ class SharedInput:
     def _enter(self, x: Tensor, siblings: Sequence[nn.Module]) -> tuple[Tensor, _Stash]:
         # One tensor, and not only equal values; and not written to in between.
         if self._x is not x or self._version != x._version or self._entered is None:
-            weights = _trained_here(siblings, x)
+            weights = _trained_here(siblings, x) if self._overlap else []
             self._stash = _Stash(weights)
             self._entered = _Enter.apply(x, self, self._stash, *weights)  # type: ignore[no-untyped-call]
             self._x, self._version, self._awaited = x, x._version, len(siblings)

@@ -56,13 +56,13 @@ class Attention(nn.Module):
         return z + residual
 
 
-def pair(how: str = "same") -> tuple[nn.Module, nn.Module]:
+def pair(how: str = "same", *, overlap: bool = True) -> tuple[nn.Module, nn.Module]:
     """The same model whole and sharded."""
     torch.manual_seed(0)
     whole = Attention(how).double()
     torch.manual_seed(0)
     cut = Attention(how).double()
-    config = {"partition_config": RULES, "self_check": False}
+    config = {"partition_config": RULES, "self_check": False, "tp_overlap_comm": overlap}
     return whole, deepspeed_autotp.parallelize(cut, tp_size=dist.get_world_size(), config=config)
 
 
@@ -109,9 +109,9 @@ def run(model: nn.Module, backward: Callable[[Tensor, Tensor], None]) -> dict[st
     return gradients(model, x, other)
 
 
-def of_case(how: str) -> tuple[float, int]:
+def of_case(how: str, overlap: bool) -> tuple[float, int]:
     """How far gradients are from one process, and the sums of a backward pass."""
-    whole, cut = pair(how)
+    whole, cut = pair(how, overlap=overlap)
     cut(*inputs())  # the first call compares the batches of the ranks
     x, other = inputs()
     loss = slope(cut(x, other))

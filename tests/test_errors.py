@@ -32,7 +32,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
         (
             {"autotp_size": 2, "dtype": "bf61", "tp_overlap_comm": 1, "tp": {"tp_size": "x"}},
             {},
-            ["3 problems", "bf61", "tp_overlap_comm: 1 (int)", "tp.tp_size: got 'x' (str)"],
+            ["3 problems", "bf61", "tp_overlap_comm: got 1 (int)", "tp.tp_size: got 'x' (str)"],
         ),
         (
             {"autotp_size": 2, "preset_model": "lama"},

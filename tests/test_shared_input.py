@@ -18,8 +18,11 @@ from tests.pool import Pool
         ("between", 1),
     ],
 )
-def test_one_sum_for_each_tensor_that_enters(pool: Pool, how: str, sums: int) -> None:
-    for far, count in pool.run(shared_inputs.of_case, how):
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlapped", "in turn"])
+def test_one_sum_for_each_tensor_that_enters(
+    pool: Pool, how: str, sums: int, overlap: bool
+) -> None:
+    for far, count in pool.run(shared_inputs.of_case, how, overlap):
         assert far < 1e-12
         assert count == sums
 

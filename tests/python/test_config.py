@@ -266,8 +266,8 @@ def test_the_defaults_written_out_are_accepted() -> None:
     )
     assert TPTrainingConfig(vocab_parallel_lm_head=False).vocab_parallel_lm_head is False
     assert TPTrainingConfig(vocab_parallel_lm_head=True).vocab_parallel_lm_head is True
-    with pytest.raises(ValueError, match="tp_overlap_comm: .*leave it out"):
-        TPTrainingConfig(tp_overlap_comm=True)
+    assert not TPTrainingConfig(tp_overlap_comm=False).overlaps
+    assert TPTrainingConfig(tp_overlap_comm=True).overlaps and TPTrainingConfig().overlaps
 
 
 @pytest.mark.parametrize("given", [True, False, "auto"])
