@@ -132,7 +132,9 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
     }
     for layer in plan.layers:
         lines[f"{layer.module} (layer)"] = (
-            f"{layer.kind} gather_output={layer.gather_output} split_input={layer.split_input}"
+            f"{layer.kind} gather_output={layer.gather_output} split_input={layer.split_input} "
+            f"divided={layer.divided} siblings={layer.siblings} run={layer.run} "
+            f"heads={layer.heads}"
         )
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"

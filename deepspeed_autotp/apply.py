@@ -58,7 +58,7 @@ def shard(
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
     try:
         if inputs is not None:
-            trial = Trial(model, description, plan, group=nearby)
+            trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
             again = None if plans.rules_are_users else plans.make
             plan = trial.run(inputs, plan, again=again, agreement=agreement)
         conversion = _switched(description, plan, settings, group=group, agreement=agreement)

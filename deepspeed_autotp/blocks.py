@@ -8,6 +8,7 @@ H the hidden size, K the experts per token, R the ranks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,7 +122,16 @@ def block_class(
 
     Parameters whose names are ``divided`` read as their ``ranks``-th part.
     """
-    own, block = type(module), BLOCKS[kind]
+    block: Any = BLOCKS[kind]  # Any: mypy finds no hash in a class of modules
+    own: Any = type(module)
+    return _combined(block, own, tuple(divided), ranks)
+
+
+@functools.cache
+def _combined(
+    block: type[Any], own: type[Any], divided: tuple[str, ...], ranks: int
+) -> type[nn.Module]:
+    """One class for all blocks alike, so that what is compiled for one serves the others."""
     shares = {name: property(_share(name, ranks)) for name in divided}
     return type(f"{block.__name__}Of{own.__name__}", (block, own), shares)
 

@@ -7,7 +7,7 @@ attributes, gradient hooks and the data of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Conversion:
     """One model, one plan, one group."""
 
     def __init__(
-        self, description: Description, *, plan: Plan, group: TPGroup, overlap: bool = True
+        self, description: Description, *, plan: Plan, group: TPGroup, overlap: bool
     ) -> None:
         self._modules = description.modules
         self._parameters = description.parameters
@@ -44,7 +44,7 @@ class Conversion:
         """Give modules their sharded classes, local integers and gradient hooks."""
         layers = self._plan.layers
         for layer in layers:
-            siblings = [self._modules[layers[index].module] for index in layer.siblings]
+            siblings = [self._modules[layers[i].module]._parameters for i in layer.siblings]
             self._switch_layer(layer, siblings)
         for integer in self._plan.integers:
             module = self._modules[integer.module]
@@ -102,7 +102,7 @@ class Conversion:
             if entry.dim >= 0 and entry.tied_to < 0
         ]
 
-    def _switch_layer(self, layer: Layer, siblings: Sequence[nn.Module]) -> None:
+    def _switch_layer(self, layer: Layer, siblings: Sequence[Mapping[str, Tensor | None]]) -> None:
         module = self._modules[layer.module]
         if layer.kind == "heads" and not takes_heads(module):
             return

@@ -30,6 +30,8 @@ class Exempt:
 
     def plan_without(self, found: Difference, again: Again) -> Plan:
         """ValueError where nothing would be left to cut."""
+        if set(found.block) <= set(self._whole):
+            raise ValueError(f"{found.text}; leaving it whole did not help")
         self._reasons[found.block] = found.text
         fresh = [name for name in found.block if name not in self._apart]
         if fresh:

@@ -35,7 +35,7 @@ def hook_gradients(
     return hooks
 
 
-def _hook(entry: Entry, group: TPGroup) -> Callable[[Tensor], Tensor] | None:
+def _hook(entry: Entry, group: TPGroup) -> Callable[[Tensor | None], Tensor | None] | None:
     if entry.kind == "replicated+sum":
         return _SumGradient(group, entry)
     if any(entry.shared(rank) for rank in range(group.size)):
@@ -66,7 +66,9 @@ class _SumGradient:
         self._group = group
         self._name = entry.name
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # a layer that was not called, beside others of its input
+            return None
         _refuse_second_order(gradient, self._name)
         return _in_float32(gradient, self._group.all_reduce)
 
@@ -81,7 +83,9 @@ class _SumSharedRuns:
         self._runs = entry.shared(group.rank)
         self._blocks = tuple(_block(entry, rank) for rank in range(group.size))
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # a layer that was not called, beside others of its input
+            return None
         _refuse_second_order(gradient, self._name)
         self._group.step()  # ranks without a shared run keep in step with the others
         block = self._group.block(self._blocks)

@@ -37,7 +37,7 @@ class TPGroup:
         self.size = dist.get_world_size(handle)
         self.global_ranks = tuple(dist.get_process_group_ranks(handle))
         self.device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
-        if dist.get_backend(handle) == "gloo":
+        if moves_host_tensors(handle):
             _pause_at_exit()
         self.before: Callable[[], None] | None = None
         self.fork = Fork(self.rank)
@@ -150,6 +150,7 @@ def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
     made: dist.ProcessGroup = dist.new_group(
         list(ranks), backend="gloo", use_local_synchronization=not everyone
     )
+    _pause_at_exit()
     return made
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -36,13 +37,22 @@ class HeadInputs(nn.Module):
     sharding: Sharding
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(super().forward).bind(*args, **kwargs)
+        own: Any = type(self)  # Any: mypy finds no hash in a class of modules
+        given = _signature(own).bind(self, *args, **kwargs)
         for name, value in given.arguments.items():
             if isinstance(value, Tensor) and (
                 name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS)
             ):
                 given.arguments[name] = _own_heads(value, self.sharding)
-        return super().forward(*given.args, **given.kwargs)
+        return super().forward(*given.args[1:], **given.kwargs)
+
+
+@functools.cache
+def _signature(cls: type[Any]) -> inspect.Signature:
+    """Of the forward behind :class:`HeadInputs` in ``cls``, with the module as first argument."""
+    after = cls.__mro__[cls.__mro__.index(HeadInputs) + 1 :]
+    forward = next(vars(c)["forward"] for c in after if "forward" in vars(c))
+    return inspect.signature(forward)
 
 
 def takes_heads(module: nn.Module) -> bool:

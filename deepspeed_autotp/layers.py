@@ -8,7 +8,8 @@ input and output features, R the ranks, V the vocabulary, H the hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,15 @@ def gathered(part: Tensor, sharding: Sharding) -> Tensor:
 class Sharding:
     """What a converted layer knows: its group, and the parts of the dimension that is cut.
 
-    ``siblings`` are the layers, this one among them, that are likely to share its input;
+    ``siblings`` are the parameters of the layers, this one among them, that are likely to share
+    its input: not the modules, which would make a cycle that only the garbage collector frees;
     ``give`` makes the output of a column layer with ``gather_output`` out of this rank's part.
     """
 
     group: TPGroup
     input: SharedInput
     parts: Parts
-    siblings: tuple[nn.Module, ...] = ()
+    siblings: tuple[Mapping[str, Tensor | None], ...] = ()
     gather_output: bool = False
     split_input: bool = False
     give: Callable[[Tensor, Sharding], Tensor] = gathered
@@ -52,10 +54,13 @@ class Sharding:
         if training and not self.gather_output and self.parts.uneven:
             self.group.fork.enter(x.device)
 
-    def exit(self, x: Tensor) -> Tensor:
-        """The output of a row layer: what follows is common to the ranks."""
+    def leave(self, x: Tensor) -> None:
+        """At the input of a row layer: what follows is common to the ranks.
+
+        Before the product, since a recomputation may end in it.
+        """
         self.group.fork.leave(x.device)
-        return sum_over_ranks(x, self.group)
+        self.input.forget()
 
 
 class ColumnLinear(nn.Linear):
@@ -97,9 +102,10 @@ class RowLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.sharding
+        own.leave(x)
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = own.exit(F.linear(x, self.weight))
+        y = sum_over_ranks(F.linear(x, self.weight), own.group)
         # Under autocast the bias is wider than the product, and would widen the output.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -172,9 +178,10 @@ class RowConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.sharding
+        own.leave(x)
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = own.exit(F.linear(x, self.weight.t()))
+        y = sum_over_ranks(F.linear(x, self.weight.t()), own.group)
         return y + self.bias.to(y.dtype)
 
 
@@ -226,16 +233,21 @@ def sharded_class(module: nn.Module, kind: str) -> type[nn.Module]:
         return _CONV1D[kind]
     if isinstance(module, nn.Embedding):
         _refuse_options(module)
-    sharded = _CLASSES[kind, base]
-    own = type(module)
+    sharded: Any = _CLASSES[kind, base]  # Any: mypy finds no hash in a class of modules
+    own: Any = type(module)
     if own is base:
-        return sharded
-    name = f"{sharded.__name__}Of{own.__name__}"
+        return _CLASSES[kind, base]
     if own.forward is base.forward:
-        return type(name, (own, sharded), {})
+        return _combined(sharded, own, (own, sharded))
     if interop.is_plain_linear(module):
-        return type(name, (sharded, own), {})
-    return type(name, (_MustReach, own, _Reached, sharded), {})
+        return _combined(sharded, own, (sharded, own))
+    return _combined(sharded, own, (_MustReach, own, _Reached, sharded))
+
+
+@functools.cache
+def _combined(sharded: type[Any], own: type[Any], bases: tuple[type[Any], ...]) -> type[nn.Module]:
+    """One class for all layers alike, so that what is compiled for one serves the others."""
+    return type(f"{sharded.__name__}Of{own.__name__}", bases, {})
 
 
 def _refuse_options(module: nn.Embedding) -> None:

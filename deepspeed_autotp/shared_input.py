@@ -16,17 +16,18 @@ dw_i = dy_i.T @ x              formed there, before dx is waited for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.collectives import copy_to_ranks
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.interop import is_partitioned
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -90,9 +91,11 @@ class _Enter(torch.autograd.Function):
             # From the layers' matmuls, or autograd's sum of them: nobody else holds it.
             dx = dx.contiguous()
             started = ctx.shared.group.start_all_reduce(dx)
-        formed = ctx.stash.weight_gradients(*saved) if saved else []
-        if started is not None:
-            started.wait()
+        try:
+            formed = ctx.stash.weight_gradients(*saved) if saved else []
+        finally:
+            if started is not None:
+                started.wait()
         return dx, None, None, *formed
 
 
@@ -117,6 +120,16 @@ class _Linear(torch.autograd.Function):
         return dy.matmul(rows), None, db, None, None
 
 
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """``y`` is what the layers compute with that are given ``x`` at its ``version``."""
+
+    x: Tensor
+    version: int
+    y: Tensor
+    stash: _Stash
+
+
 class SharedInput:
     """The tensor that the column layers of a model were given last; one per conversion.
 
@@ -126,10 +139,10 @@ class SharedInput:
     def __init__(self, group: TPGroup, *, overlap: bool) -> None:
         self.group = group
         self._overlap = overlap
-        self._x: Tensor | None = None
-        self._entered: Tensor | None = None
-        self._stash = _Stash(())
-        self._version = 0
+        self._last: _Entered | None = None
+        # Of a graph that is traced: the rest of a record would break it.
+        self._traced_x: Tensor | None = None
+        self._traced_y: Tensor | None = None
         self._awaited = 0
 
     def linear(
@@ -138,61 +151,64 @@ class SharedInput:
         weight: Tensor,
         bias: Tensor | None,
         *,
-        siblings: Sequence[nn.Module],
+        siblings: Sequence[Mapping[str, Tensor | None]],
         transposed: bool = False,
     ) -> Tensor:
         """``x @ weight.T + bias``, ``weight`` without ``.T`` where it is ``transposed``.
 
         x         [..., I], the same on every rank; its gradient is summed over them
-        siblings  modules, this one among them, that are likely to be given ``x``, too
+        siblings  parameters of the layers, this one among them, likely to be given ``x``, too
         """
+        rows = weight.t() if transposed else weight
         if torch.compiler.is_compiling():
-            entered = self._traced(x, siblings)
-            return F.linear(entered, weight.t() if transposed else weight, bias)
+            return F.linear(self._traced(x, siblings), rows, bias)
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return F.linear(x, weight.t() if transposed else weight, bias)
-        entered, stash = self._enter(x, siblings)
-        if id(weight) not in stash.places:
-            return F.linear(entered, weight.t() if transposed else weight, bias)
-        y: Tensor = _Linear.apply(entered, weight, bias, stash, transposed)  # type: ignore[no-untyped-call]
+            return F.linear(x, rows, bias)
+        entered = self._enter(x, siblings)
+        # Under autocast the layer computes with a copy of its weight in another dtype.
+        if id(weight) not in entered.stash.places or torch.is_autocast_enabled(x.device.type):
+            return F.linear(entered.y, rows, bias)
+        y: Tensor = _Linear.apply(entered.y, weight, bias, entered.stash, transposed)  # type: ignore[no-untyped-call]
         return y
-
-    def _traced(self, x: Tensor, siblings: Sequence[nn.Module]) -> Tensor:
-        """As ``_enter``; a graph has neither passes to tell apart nor sums that are under way."""
-        entered = self._entered
-        if self._x is not x or entered is None:
-            entered = copy_to_ranks(x, self.group)
-            self._x, self._entered, self._awaited = x, entered, len(siblings)
-        self._awaited -= 1
-        if self._awaited <= 0:
-            self.forget()
-        return entered
 
     def forget(self) -> None:
         """Let go of what entered last: autograd alone decides how long a tensor lives."""
-        self._x = self._entered = None
+        self._last = self._traced_x = self._traced_y = None
 
-    def _enter(self, x: Tensor, siblings: Sequence[nn.Module]) -> tuple[Tensor, _Stash]:
+    def __deepcopy__(self, memo: object) -> SharedInput:
+        """One that nothing has entered, for the copy of a model."""
+        return SharedInput(self.group, overlap=self._overlap)
+
+    def _enter(self, x: Tensor, siblings: Sequence[Mapping[str, Tensor | None]]) -> _Entered:
+        last = self._last
         # One tensor, and not only equal values; and not written to in between.
-        if self._x is not x or self._version != x._version or self._entered is None:
+        if last is None or last.x is not x or last.version != x._version:
             weights = _trained_here(siblings, x) if self._overlap else []
-            self._stash = _Stash(weights)
-            self._entered = _Enter.apply(x, self, self._stash, *weights)  # type: ignore[no-untyped-call]
-            self._x, self._version, self._awaited = x, x._version, len(siblings)
-        entered, stash = self._entered, self._stash
-        assert entered is not None
+            stash = _Stash(weights)
+            y = _Enter.apply(x, self, stash, *weights)  # type: ignore[no-untyped-call]
+            last = _Entered(x, x._version, y, stash)
+            self._last, self._awaited = last, len(siblings)
         self._awaited -= 1
         if self._awaited <= 0:
             self.forget()
-        return entered, stash
+        return last
+
+    def _traced(self, x: Tensor, siblings: Sequence[Mapping[str, Tensor | None]]) -> Tensor:
+        """As ``_enter``; a graph has neither passes to tell apart nor sums that are under way."""
+        y = self._traced_y
+        if self._traced_x is not x or y is None:
+            y = copy_to_ranks(x, self.group)
+            self._traced_x, self._traced_y, self._awaited = x, y, len(siblings)
+        self._awaited -= 1
+        if self._awaited <= 0:
+            self.forget()
+        return y
 
 
-def _trained_here(siblings: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+def _trained_here(siblings: Sequence[Mapping[str, Tensor | None]], x: Tensor) -> list[Tensor]:
     """The weights whose gradients an entry of ``x`` can form."""
     if torch.is_autocast_enabled(x.device.type):
-        return []  # the layers compute with copies of another dtype
-    weights = [module._parameters.get("weight") for module in siblings]
+        return []
+    weights = [parameters.get("weight") for parameters in siblings]
     # With ZeRO 3 a weight is there around its own module's forward and backward only.
-    return [
-        w for w in weights if w is not None and w.requires_grad and not interop.is_partitioned(w)
-    ]
+    return [w for w in weights if w is not None and w.requires_grad and not is_partitioned(w)]

@@ -125,11 +125,18 @@ class Trial:
     """
 
     def __init__(
-        self, model: nn.Module, description: Description, plan: Plan, *, group: TPGroup
+        self,
+        model: nn.Module,
+        description: Description,
+        plan: Plan,
+        *,
+        group: TPGroup,
+        overlap: bool,
     ) -> None:
         self._model = model
         self._description = description
         self._group = group
+        self._overlap = overlap
         self._device = description.parameters[0].device
         self._exits = {
             layer.module
@@ -168,7 +175,7 @@ class Trial:
             while whole is not None:
                 found = self._check(inputs.values, plan, whole, agreement)
                 if found is None and again is not None:
-                    found = self._never_ran(plan, whole)
+                    found = _agreed(self._never_ran(plan, whole), agreement)
                 if found is None:
                     break
                 if again is None or not found.block:
@@ -213,7 +220,9 @@ class Trial:
         self, inputs: Mapping[str, object], plan: Plan, whole: Seen, agreement: Agreement
     ) -> Difference | None:
         """The first difference that the lowest rank with one sees, the same on every rank."""
-        conversion = Conversion(self._description, plan=plan, group=self._group)
+        conversion = Conversion(
+            self._description, plan=plan, group=self._group, overlap=self._overlap
+        )
         comparison = Comparison(plan, rank=self._group.rank, whole=whole)
         watch = self._watch()
         found: Difference | None = None

@@ -22,7 +22,7 @@ def conversion(model: nn.Module) -> Conversion:
     ranks = dist.get_world_size()
     plan = make_plan(description, TPTrainingConfig(autotp_size=ranks), ranks=ranks)
     assert dist.group.WORLD is not None
-    return Conversion(description, plan=plan, group=TPGroup(dist.group.WORLD))
+    return Conversion(description, plan=plan, group=TPGroup(dist.group.WORLD), overlap=True)
 
 
 def small(**changes: Any) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
+from tests.families import build, tokens
 from tests.parts import counted
 
 WIDTH, SIZE = 16, 4
@@ -153,6 +154,33 @@ def partial_passes() -> dict[str, float]:
     return found
 
 
+def unused_with_shared_heads() -> dict[str, bool]:
+    """One key/value head for all ranks, and a v that is never called."""
+    model = build("llama", tied=False, num_key_value_heads=1)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    attention = model.model.layers[0].self_attn
+    attention.v_proj.forward = lambda x: attention.k_proj(x) * 1
+    ids = tokens(0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    return {
+        name: getattr(attention, f"{name}_proj").weight.grad is not None for name in ("q", "k", "v")
+    }
+
+
+def freed_at_once() -> bool:
+    """Whether a sharded model is freed without the garbage collector, which knows no memory."""
+    _, cut = pair()
+    slope(cut(*inputs())).backward()
+    seen = weakref.ref(cut.q.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del cut
+        return seen() is None
+    finally:
+        gc.enable()
+
+
 def frozen() -> tuple[float, list[str]]:
     """With q and k frozen: the distance, and the shapes of the products formed in backward."""
     whole, cut = pair()
@@ -190,9 +218,8 @@ def kept(how: str) -> dict[str, bool]:
     loss.backward()
     del loss
     found["backward"] = _alive(seen)
-    if how != "cross":
-        forward()
-        found["thrown away"] = _alive(seen)
+    forward()
+    found["thrown away"] = _alive(seen)
     return found
 
 

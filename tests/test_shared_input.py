@@ -44,6 +44,15 @@ def test_no_input_lives_longer_than_autograd_needs_it(pool: Pool, how: str) -> N
         assert not any(found.values()), found
 
 
+def test_a_hook_on_an_unused_layer_sees_no_gradient(pool: Pool) -> None:
+    for found in pool.run(shared_inputs.unused_with_shared_heads):
+        assert found == {"q": True, "k": True, "v": False}
+
+
+def test_layers_of_one_input_make_no_cycle(pool: Pool) -> None:
+    assert pool.run(shared_inputs.freed_at_once) == [True, True]
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_a_layer_that_is_never_called_stays_as_it_is(pool: Pool, zero: int) -> None:
     for right in pool.run(shared_inputs.unused_in_engine, zero):

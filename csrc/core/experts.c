@@ -99,6 +99,17 @@ decide_bias(tp_build *build, int index)
     build->decisions[index].kind = TP_WHOLE_SUM;
 }
 
+/* Of one row for each expert. What has no such name, as a router's weight, is not added
+ * to the output. */
+static bool
+is_bias(const tp_parameter *parameter)
+{
+    static const char ending[] = "bias";
+    const size_t size = strlen(parameter->leaf), tail = sizeof(ending) - 1;
+    return parameter->dims == BIAS_DIMS && size >= tail &&
+           strcmp(parameter->leaf + size - tail, ending) == 0;
+}
+
 void
 tp_experts_settle(tp_build *build)
 {
@@ -107,7 +118,7 @@ tp_experts_settle(tp_build *build)
         for (int j = tp_model_first_parameter(build->model, i);
              j >= 0 && build->experts[i];
              j = tp_model_next_parameter(build->model, j)) {
-            if (tp_model_parameter(build->model, j)->dims == BIAS_DIMS &&
+            if (is_bias(tp_model_parameter(build->model, j)) &&
                 build->choices[j].spec == NULL && tp_raw_is(build->model, j))
                 decide_bias(build, j);
         }

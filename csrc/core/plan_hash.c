@@ -64,7 +64,7 @@ hash_entry(uint64_t hash, const tp_plan *plan, const tp_entry *entry, kept_hashe
 }
 
 static uint64_t
-hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
+hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer, kept_hashes *kept)
 {
     hash = tp_hash_text(hash, tp_model_module(plan->model, layer->module)->name);
     hash = tp_hash_int(hash, layer->kind);
@@ -80,7 +80,8 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer)
         hash = tp_hash_int(hash, layer->siblings[i]);
     hash = tp_hash_int(hash, layer->run_start);
     hash = tp_hash_int(hash, layer->run_length);
-    return tp_hash_int(hash, layer->heads == NULL ? 0 : layer->heads->size);
+    return tp_hash_int(
+        hash, layer->heads == NULL ? 0 : (int64_t)hash_layout(kept, layer->heads));
 }
 
 static uint64_t
@@ -103,7 +104,7 @@ tp_plan_hash_make(const tp_plan *plan)
         hash = hash_entry(hash, plan, &plan->entries[i], &kept);
     hash = tp_hash_int(hash, plan->layer_count);
     for (int i = 0; i < plan->layer_count; i++)
-        hash = hash_layer(hash, plan, &plan->layers[i]);
+        hash = hash_layer(hash, plan, &plan->layers[i], &kept);
     hash = tp_hash_int(hash, plan->integer_count);
     for (int i = 0; i < plan->integer_count; i++)
         hash = hash_integer(hash, plan, &plan->integers[i]);

@@ -82,6 +82,7 @@ test_biases_of_experts_are_cut_or_added_in_shares(void)
     add_shaped(&f, module, "gate_up_proj_bias", 2, (int64_t[]){EXPERTS, 2 * INNER}, -1);
     const int last =
         add_shaped(&f, module, "down_proj_bias", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
+    add_shaped(&f, module, "scale", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
     add_rule(&f, "up", ".*gate_up_proj$", TP_CUT_ROW);
     add_rule(&f, "down", ".*down_proj$", TP_CUT_COLUMN);
     if (make_plan(&f)) {
@@ -90,6 +91,7 @@ test_biases_of_experts_are_cut_or_added_in_shares(void)
         CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->outer, EXPERTS);
         CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->inner, 1);
         CHECK_INT_EQ(entry_of(&f, "experts.down_proj_bias")->kind, TP_WHOLE_SUM);
+        CHECK_INT_EQ(entry_of(&f, "experts.scale")->kind, TP_WHOLE);
         const tp_layer *layer = layer_of(&f, "experts");
         CHECK_INT_EQ(layer->divided_count, 1);
         CHECK_INT_EQ(layer->divided[0], last);
