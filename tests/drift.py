@@ -123,6 +123,26 @@ def train_with_dropout(changes: dict[str, Any], residual: bool) -> tuple[str, li
     return checked(model), losses
 
 
+def checkpointed_dropout() -> tuple[float, bool]:
+    """Two steps with heads and inner features that the ranks do not share evenly, with and
+    without recomputation: the largest difference of a gradient, and whether the random numbers
+    are at the same place afterwards."""
+    found = []
+    for recompute in (False, True):
+        changes = UNEVEN | {"intermediate_size": 113, "attention_dropout": 0.2}
+        model = build("llama", tied=False, attn_implementation="eager", **changes)
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+        torch.manual_seed(7)
+        for step in range(2):
+            model(input_ids=tokens(step), labels=tokens(step)).loss.backward()
+        found.append(([p.grad for p in model.parameters()], float(torch.rand(()))))
+    (whole, after), (again, later) = found
+    pairs = zip(whole, again, strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs if a is not None), after == later
+
+
 class Dropping(nn.Module):
     """A model that drops parts of what every rank has."""
 

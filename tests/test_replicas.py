@@ -87,6 +87,11 @@ def test_dropout_lets_no_replica_drift(pool: Pool, changes: dict[str, Any], resi
     assert losses == others and len(set(losses)) == 4
 
 
+def test_recomputation_with_uneven_ranks_drops_the_same(pool: Pool) -> None:
+    for apart, same_place in pool.run(drift.checkpointed_dropout):
+        assert apart < 1e-7 and same_place
+
+
 def test_dropout_in_a_handmade_model_lets_no_replica_drift(pool: Pool) -> None:
     (first, losses), (second, others) = pool.run(drift.train_handmade_with_dropout)
     assert (first, second) == ("all equal", "all equal")
