@@ -31,7 +31,7 @@ class Exempt:
     def plan_without(self, found: Difference, again: Again) -> Plan:
         """ValueError where nothing would be left to cut."""
         self._reasons[found.block] = found.text
-        fresh = [name for name in found.block if name not in self._apart]
+        fresh = [name for name in found.block if not found.whole and name not in self._apart]
         if fresh:
             self._apart += fresh
             plan = _attempt(again, self._whole, self._apart)

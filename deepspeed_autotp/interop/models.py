@@ -38,6 +38,24 @@ def text_config(model: nn.Module) -> Any:
     return getter() if callable(getter) else config
 
 
+def other_parts(model: nn.Module) -> list[str]:
+    """The outermost modules of a model of several senses that have a configuration of their own,
+    other than that of the text part."""
+    text, whole = text_config(model), getattr(model, "config", None)
+    if text is whole:
+        return []
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        config = vars(module).get("config")
+        if (
+            hasattr(config, "get_text_config")
+            and type(config) not in (type(text), type(whole))
+            and not any(name.startswith(f"{part}.") for part in parts)
+        ):
+            parts.append(name)
+    return parts
+
+
 def model_facts(model: nn.Module) -> ModelFacts:
     """Type, base-model prefix, integers, input embedding and output head of ``model``."""
     config = text_config(model)
@@ -92,11 +110,21 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor]
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return None
     draw = torch.Generator().manual_seed(20)
-    ids = torch.randint(0, size, (2, 8), generator=draw).to(device)
+    known = torch.tensor([i for i in range(size) if i not in _places(model)])
+    ids = known[torch.randint(0, len(known), (2, 8), generator=draw)].to(device)
     inputs = {"input_ids": ids}
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
+
+
+def _places(model: nn.Module) -> set[int]:
+    """Tokens of a model of several senses that stand for an image or the like, which has to be
+    given beside them."""
+    if text_config(model) is model.config:
+        return set()
+    keys = ("_token_id", "_token_index")
+    return {v for k, v in vars(model.config).items() if type(v) is int and k.endswith(keys)}
 
 
 def output_tensors(output: Any) -> list[Tensor]:
