@@ -11,7 +11,8 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp.differences import starred
-from tests.kind_models import ROWS, batch, build
+from deepspeed_autotp.interop import other_parts, trial_inputs
+from tests.kind_models import ROWS, VOCABULARY, batch, build
 from tests.leaving import Warnings
 from tests.training import RATE, STEPS, worst_difference
 
@@ -160,3 +161,14 @@ def engines_in_turn(first: str, second: str) -> list[Trained]:
         for engine, name, seen in zip(engines, names, losses, strict=True):
             seen.append(engine_step(engine, name, step))
     return [compare(alone[i], models[i], (losses[i], expected[i]), (), texts) for i in range(2)]
+
+
+def seen_of(name: str) -> tuple[list[str], set[int]]:
+    """The parts with another configuration, and the tokens that the trial draws where all but two
+    stand for something else than text."""
+    model = build(name)
+    for token in range(VOCABULARY - 2):
+        vars(model.config)[f"sound{token}_token_id"] = token
+    inputs = trial_inputs(model, device=torch.device("cpu"))
+    assert inputs is not None
+    return other_parts(model), set(inputs["input_ids"].flatten().tolist())

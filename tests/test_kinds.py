@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests import kinds
+from tests.kind_models import IMAGE_TOKEN
 from tests.pool import Pool
 
 # What a rank of two may hold, and what is whole beside tables of positions and of token types.
@@ -141,3 +142,11 @@ def test_two_engines_train_in_turn(pool: Pool) -> None:
         for trained in found:
             _check(trained)
             assert trained.share < 0.62
+
+
+def test_parts_and_places_of_other_senses_are_known(pool: Pool) -> None:
+    [(parts, tokens)] = pool.run(kinds.seen_of, "llava", ranks=1)
+    assert parts == ["model.vision_tower"]
+    assert tokens == {IMAGE_TOKEN - 1}
+    [(parts, tokens)] = pool.run(kinds.seen_of, "bart", ranks=1)
+    assert parts == [] and len(tokens) > 1

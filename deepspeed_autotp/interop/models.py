@@ -32,10 +32,13 @@ def _called(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text part, or None."""
+    """The configuration of the text part, of the whole where it has several, or None."""
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
-    return getter() if callable(getter) else config
+    try:
+        return getter() if callable(getter) else config
+    except ValueError:  # transformers asks which one is meant
+        return config
 
 
 def other_parts(model: nn.Module) -> list[str]:
