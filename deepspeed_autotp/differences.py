@@ -23,10 +23,12 @@ _INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``block`` names the modules that are to blame, each index as ``*``; empty if nobody knows."""
+    """``block`` names the modules that are to blame, each index as ``*``; empty if nobody knows.
+    ``whole``: not even their layers one by one are cut."""
 
     text: str
     block: tuple[str, ...]
+    whole: bool = False
 
 
 class Comparison:

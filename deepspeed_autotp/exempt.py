@@ -33,7 +33,7 @@ class Exempt:
         if set(found.block) <= set(self._whole):
             raise ValueError(f"{found.text}; leaving it whole did not help")
         self._reasons[found.block] = found.text
-        fresh = [name for name in found.block if name not in self._apart]
+        fresh = [name for name in found.block if not found.whole and name not in self._apart]
         if fresh:
             self._apart += fresh
             plan = _attempt(again, self._whole, self._apart)

@@ -155,6 +155,23 @@ class HiddenEmbedding(nn.Embedding):
         return gather_parts(F.embedding(ids, self.weight, self.padding_idx), own.parts, own.group)
 
 
+class HeadTable(nn.Embedding):
+    """Embedding with a column for each head of attention whose heads are sharded.
+
+    ids [T]        replicated
+    w   [V, N/R]   the columns of this rank's heads
+    y   [T, N/R]   = w[ids]
+
+    forward   no communication
+    backward  no communication
+    """
+
+    sharding: Sharding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight, self.padding_idx)
+
+
 class ColumnConv1D(nn.Module):
     """GPT-2's transposed linear, ``w [I, O/R]``; otherwise as :class:`ColumnLinear`."""
 
@@ -188,6 +205,7 @@ class RowConv1D(nn.Module):
 _CLASSES: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {
     ("column", nn.Linear): ColumnLinear,
     ("row", nn.Linear): RowLinear,
+    ("column", nn.Embedding): HeadTable,
     ("vocabulary", nn.Embedding): VocabularyEmbedding,
     ("hidden", nn.Embedding): HiddenEmbedding,
 }

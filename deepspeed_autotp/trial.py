@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
+from deepspeed_autotp.reached import guessed, never_ran
 from deepspeed_autotp.untouched import same_numbers, untouched
 from deepspeed_autotp.watch import Seen, Watch
 
@@ -168,14 +170,16 @@ class Trial:
         as with weights that are not loaded yet.
         """
         left = Exempt()
+        parts = interop.other_parts(self._model)
         with untouched(self._model, self._device):
             whole = self._whole(inputs, agreement)
-            if whole is None and again is not None and _guessed(plan):
+            if whole is None and again is not None and guessed(plan):
                 return again((), (), guesses=False)
             while whole is not None:
                 found = self._check(inputs.values, plan, whole, agreement)
                 if found is None and again is not None:
-                    found = _agreed(self._never_ran(plan, whole), agreement)
+                    own = never_ran(plan, self._description.modules, whole.order(), parts=parts)
+                    found = _agreed(own, agreement)
                 if found is None:
                     break
                 if again is None or not found.block:
@@ -249,19 +253,6 @@ class Trial:
             conversion.undo()
         return _agreed(found, agreement)
 
-    def _never_ran(self, plan: Plan, whole: Seen) -> Difference | None:
-        """The layers that were guessed and of which none in the same place of its classes ran."""
-        modules = self._description.modules
-
-        def place(name: str) -> tuple[type[nn.Module], type[nn.Module], str]:
-            parent, _, leaf = name.rpartition(".")
-            return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
-
-        ran = {place(name) for name in whole.order()}
-        never = [starred(name) for name in _guessed(plan) if place(name) not in ran]
-        block = tuple(dict.fromkeys(never))
-        return Difference("no input of the trial came there", block) if block else None
-
     def _watch(self) -> Watch:
         return Watch(self._description.modules, exits=self._exits)
 
@@ -273,18 +264,6 @@ class Trial:
         with untouched(self._model, self._device), torch.enable_grad(), watch:
             watch.seen.finals = interop.output_tensors(self._model(**inputs))
             watch.differentiate(parameters)
-
-
-def _guessed(plan: Plan) -> list[str]:
-    """The layers that are cut in pairs because of their names, in a model of a type that was not
-    tried."""
-    return [
-        layer.module
-        for layer in plan.layers
-        if layer.weight >= 0
-        and plan.entries[layer.weight].source == "heuristic"
-        and not (layer.gather_output or layer.split_input)
-    ]
 
 
 def _ends_of_kinds(plan: Plan) -> list[int]:
@@ -305,4 +284,4 @@ def _agreed(found: Difference | None, agreement: Agreement) -> Difference | None
     if len(failed) == len(said):
         return first
     names = ", ".join(str(rank) for rank, _ in failed)
-    return Difference(f"on rank {names} of {len(said)}: {first.text}", first.block)
+    return replace(first, text=f"on rank {names} of {len(said)}: {first.text}")

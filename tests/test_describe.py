@@ -9,6 +9,7 @@ from torch import nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.describe import Description, describe, dtype_name
+from deepspeed_autotp.interop import model_facts, other_parts
 from tests.families import build
 from tests.pool import Pool
 
@@ -129,3 +130,18 @@ def test_integers_are_a_modules_own_and_those_of_its_configuration(pool: Pool) -
 )
 def test_a_data_type_has_its_bare_name(dtype: torch.dtype, name: str) -> None:
     assert dtype_name(dtype) == name
+
+
+def test_a_model_with_two_text_parts_is_described_by_the_whole() -> None:
+    class Config:
+        model_type = "two"
+        hidden_size = 8
+
+        def get_text_config(self) -> Any:
+            raise ValueError("several")
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.config = Config()
+    facts = model_facts(model)
+    assert facts.model_type == "two"
+    assert other_parts(model) == []

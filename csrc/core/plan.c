@@ -7,6 +7,7 @@
 #include "choose.h"
 #include "defaults.h"
 #include "experts.h"
+#include "head_tables.h"
 #include "locals.h"
 #include "modules.h"
 #include "norms.h"
@@ -158,9 +159,9 @@ decide(tp_build *build, tp_error *err)
         return -1;
     tp_experts_settle(build);
     tp_norms_settle(build);
-    if (tp_defaults_inside(build, err) < 0 || resolve_all(build, true, err) < 0 ||
-        tp_ties_settle_biases(build, err) < 0 || tp_unmatched_rules(build, err) < 0 ||
-        tp_unmatched_layers(build, err) < 0)
+    if (tp_head_tables_settle(build, err) < 0 || tp_defaults_inside(build, err) < 0 ||
+        resolve_all(build, true, err) < 0 || tp_ties_settle_biases(build, err) < 0 ||
+        tp_unmatched_rules(build, err) < 0 || tp_unmatched_layers(build, err) < 0)
         return -1;
     if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0 ||
         tp_siblings_make(build, err) < 0)

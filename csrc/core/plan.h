@@ -17,7 +17,7 @@ typedef enum {
     TP_WHOLE,      /* on every rank; its gradient is whole, too */
     TP_WHOLE_SUM,  /* on every rank; the gradients are summed over ranks */
     TP_SKIPPED,    /* a rule said to leave it alone; as TP_WHOLE */
-    TP_COLUMN,     /* output features */
+    TP_COLUMN,     /* output features; of an embedding, columns that are not gathered */
     TP_ROW,        /* input features */
     TP_VOCABULARY, /* rows of an embedding */
     TP_HIDDEN,     /* columns of an embedding */
@@ -56,8 +56,9 @@ typedef struct {
     bool split_input;
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
-    const int *siblings; /* of TP_COLUMN: indices of the layers, this one among them,
-                            that are likely to be given the same input */
+    const int
+        *siblings; /* of TP_COLUMN, not of an embedding: indices of the layers, this one
+                      among them, that are likely to be given the same input */
     int sibling_count;
     int64_t run_start; /* of TP_ROPE: the run of its output that all heads use */
     int64_t run_length;

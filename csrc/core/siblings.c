@@ -12,6 +12,14 @@ typedef struct {
     int *members;
 } member;
 
+/* A table of heads is given no features. */
+static bool
+is_column(const tp_build *build, const tp_layer *layer)
+{
+    return layer->kind == TP_COLUMN &&
+           tp_model_module(build->model, layer->module)->kind != TP_MODULE_EMBEDDING;
+}
+
 static int64_t
 input_features(const tp_build *build, const tp_layer *layer)
 {
@@ -116,7 +124,7 @@ tp_siblings_make(tp_build *build, tp_error *err)
         sets[i] = -1;
     for (int i = 0; i < plan->layer_count; i++) {
         members[i].first = -1;
-        if (plan->layers[i].kind == TP_COLUMN)
+        if (is_column(build, &plan->layers[i]))
             join(build, members, sets, i,
                  block_of(build, is_block, plan->layers[i].module));
     }

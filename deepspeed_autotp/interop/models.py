@@ -32,10 +32,31 @@ def _called(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text part, or None."""
+    """The configuration of the text part, of the whole where it has several, or None."""
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
-    return getter() if callable(getter) else config
+    try:
+        return getter() if callable(getter) else config
+    except ValueError:  # transformers asks which one is meant
+        return config
+
+
+def other_parts(model: nn.Module) -> list[str]:
+    """The outermost modules of a model of several senses that have a configuration of their own,
+    other than that of the text part."""
+    text, whole = text_config(model), getattr(model, "config", None)
+    if text is whole:
+        return []
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        config = vars(module).get("config")
+        if (
+            hasattr(config, "get_text_config")
+            and type(config) not in (type(text), type(whole))
+            and not any(name.startswith(f"{part}.") for part in parts)
+        ):
+            parts.append(name)
+    return parts
 
 
 def model_facts(model: nn.Module) -> ModelFacts:
@@ -92,11 +113,21 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor]
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return None
     draw = torch.Generator().manual_seed(20)
-    ids = torch.randint(0, size, (2, 8), generator=draw).to(device)
+    known = torch.tensor([i for i in range(size) if i not in _places(model)])
+    ids = known[torch.randint(0, len(known), (2, 8), generator=draw)].to(device)
     inputs = {"input_ids": ids}
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
+
+
+def _places(model: nn.Module) -> set[int]:
+    """Tokens of a model of several senses that stand for an image or the like, which has to be
+    given beside them."""
+    if text_config(model) is model.config:
+        return set()
+    keys = ("_token_id", "_token_index")
+    return {v for k, v in vars(model.config).items() if type(v) is int and k.endswith(keys)}
 
 
 def output_tensors(output: Any) -> list[Tensor]:

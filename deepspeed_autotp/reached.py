@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that were guessed to be pairs and that no input of the trial came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.differences import Difference, starred
+
+_NEVER = "no input of the trial came there"
+
+
+def guessed(plan: Plan) -> list[str]:
+    """The layers that are cut in pairs because of their names, in a model of a type that was not
+    tried."""
+    return [
+        layer.module
+        for layer in plan.layers
+        if layer.weight >= 0
+        and plan.entries[layer.weight].source == "heuristic"
+        and not (layer.gather_output or layer.split_input)
+    ]
+
+
+def never_ran(
+    plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str], *, parts: Sequence[str]
+) -> Difference | None:
+    """The guessed layers of which none in the same place of its classes ran, or None.
+
+    ``parts`` names the modules for images, sound and the like: the trial knows no input for
+    them, and they stay whole.
+    """
+
+    def place(name: str) -> tuple[type[nn.Module], type[nn.Module], str]:
+        parent, _, leaf = name.rpartition(".")
+        return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
+
+    places = {place(name) for name in ran}
+    never = [name for name in guessed(plan) if place(name) not in places]
+    for part in parts:
+        within = [name for name in never if name.startswith(f"{part}.")]
+        if within:
+            return Difference(
+                f"{_NEVER}; deepspeed_autotp.parallelize takes example_inputs with what it is for",
+                _block(plan, part, within),
+                whole=True,
+            )
+    return Difference(_NEVER, tuple(dict.fromkeys(map(starred, never)))) if never else None
+
+
+def _block(plan: Plan, part: str, within: Sequence[str]) -> tuple[str, ...]:
+    """The part; or where a plan of its own cuts some of it, the layers that were guessed."""
+    planned = (e for e in plan.entries if e.source == "tp_plan" and e.dim >= 0)
+    if any(entry.name.startswith(f"{part}.") for entry in planned):
+        return tuple(dict.fromkeys(map(starred, within)))
+    return (starred(part),)
