@@ -108,12 +108,15 @@ def _commit(
     share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(description.modules[""], state)
+    interop.guard_save_pretrained(description.modules[""])
     return state
 
 
 def _refuse(model: nn.Module) -> None:
     """ValueError for a model whose weights are not there, not whole or not in one place."""
     what = type(model).__name__
+    if "_orig_mod" in model._modules:
+        raise ValueError("the model is compiled already; shard it first, then call torch.compile")
     if any(find_tensor_parallel(module) is not None for module in model.modules()):
         raise ValueError(f"{what} is sharded already; shard a model once")
     places: dict[torch.device, str] = {}

@@ -25,7 +25,7 @@ from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, merge
 from deepspeed_autotp.planning import compared
 from deepspeed_autotp.records import RECORDS
-from deepspeed_autotp.replicas import compare_first_batch
+from deepspeed_autotp.replicas import compare_first_call
 from deepspeed_autotp.sharded import (
     find_tensor_parallel,
     first_rank_state_dict,
@@ -114,7 +114,7 @@ def finish(engine: Any, model: nn.Module) -> None:
         engine, whole=lambda frozen: first_rank_state_dict(model, frozen=frozen)
     )
     # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
-    compare_first_batch(model, tensor_parallel(model).group)
+    compare_first_call(model, tensor_parallel(model).group)
 
 
 def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:

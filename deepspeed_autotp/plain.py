@@ -17,7 +17,7 @@ from deepspeed_autotp.config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.merging import group_size
 from deepspeed_autotp.planning import compared
-from deepspeed_autotp.replicas import compare_first_batch
+from deepspeed_autotp.replicas import compare_first_call
 
 
 def parallelize(
@@ -69,7 +69,7 @@ def parallelize(
         handle, _ = dist.new_subgroups(group_size=settings.autotp_size)
     group = TPGroup(handle)
     shard(model, settings=settings, group=group, agreement=agreement, example_inputs=example_inputs)
-    compare_first_batch(model, group)
+    compare_first_call(model, group)
     return model
 
 

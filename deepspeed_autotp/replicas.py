@@ -24,6 +24,8 @@ _log = logging.getLogger("deepspeed_autotp")
 # Elements of each parameter that are compared. Weights that were drawn or loaded differently
 # differ nearly everywhere, so a few tell; reading all of them would cost a pass over the model.
 _SAMPLE = 64
+# Bytes of a hash that the ranks exchange.
+_DIGEST = 16
 # How many names an error lists.
 _NAMED = 5
 
@@ -35,7 +37,7 @@ def _sample(tensor: Tensor) -> bytes:
 
 
 def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=_DIGEST)
     for tensor in tensors:
         digest.update(_sample(tensor))
     return digest.hexdigest()
@@ -98,36 +100,63 @@ def share_random_state(group: TPGroup, *, device: torch.device) -> None:
         torch.cuda.set_rng_state(sent.cpu(), device)
 
 
-def compare_first_batch(model: nn.Module, group: TPGroup) -> None:
-    """Have the first call of ``model`` compare the tensors it is given over the ranks.
+class FirstCall:
+    """A hook of a sharded model: in its first call the ranks compare what they start from.
 
-    ValueError on every rank, before the call, when they differ: each rank would hold a part of
-    another batch's activations, and the sums over the ranks would mean nothing.
+    ValueError on every rank, before the call, when they are given different tensors: each would
+    hold a part of another batch's activations, and the sums over the ranks would mean nothing.
+    Random states that differ, as after ``manual_seed(rank)``, become the first rank's, or dropout
+    over what all ranks hold would differ.
     """
-    done = False
 
-    def compare(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        nonlocal done
-        if torch.compiler.is_compiling():  # a traced graph is not the place to compare
+    def __init__(self, group: TPGroup) -> None:
+        self._group = group
+        self._done = False
+
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        if self._done or torch.compiler.is_compiling():  # a graph is not the place to compare
             return
-        hook.remove()
-        if done:  # a copy of the model has the hook still
-            return
-        done = True
-        digest = hashlib.blake2b(digest_size=16)
+        self._done = True
+        group = self._group
+        digest = hashlib.blake2b(digest_size=_DIGEST)
         for name, value in (*enumerate(args), *sorted(kwargs.items())):
             if isinstance(value, Tensor):
                 digest.update(f"{name} {list(value.shape)} {value.dtype} {_hash(value)};".encode())
-        mine = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).to(group.device)
-        everyone = group.all_gather(mine, [mine.shape] * group.size)
-        if any(not torch.equal(theirs, mine) for theirs in everyone):
+        device = next(module.parameters()).device
+        mine = digest.digest() + _random_digest(device)
+        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(group.device)
+        everyone = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
+        batches, numbers = (everyone == everyone[0]).split(_DIGEST, dim=1)
+        if not batches.all():
             raise ValueError(
                 f"the ranks {list(group.global_ranks)} share one {type(module).__name__} and have "
                 "to be given the same batch, but their first batches differ. Draw or load by "
                 f"dist.get_rank() // {group.size}, the number of the replica, not by the rank."
             )
+        if not numbers.all():
+            share_random_state(group, device=device)
+            if group.rank == 0:
+                _log.warning(
+                    "the ranks %s share one %s, but were seeded differently; taking the random "
+                    "state of rank %d. Seed by the number of the replica, not by the rank.",
+                    list(group.global_ranks),
+                    type(module).__name__,
+                    group.global_ranks[0],
+                )
 
-    hook = model.register_forward_pre_hook(compare, prepend=True, with_kwargs=True)
+
+def _random_digest(device: torch.device) -> bytes:
+    digest = hashlib.blake2b(bytes(torch.get_rng_state().numpy()), digest_size=_DIGEST)
+    if device.type == "cuda":
+        digest.update(bytes(torch.cuda.get_rng_state(device).numpy()))
+    return digest.digest()
+
+
+def compare_first_call(model: nn.Module, group: TPGroup) -> None:
+    """Have the first call of ``model`` compared over the ranks, before any other hook."""
+    model.register_forward_pre_hook(FirstCall(group), prepend=True, with_kwargs=True)
 
 
 @torch.no_grad()
@@ -166,4 +195,4 @@ def check_replicas(model: nn.Module) -> None:
 
 def _hash(tensor: Tensor) -> str:
     data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.blake2b(data, digest_size=_DIGEST).hexdigest()

@@ -143,6 +143,18 @@ def checkpointed_dropout() -> tuple[float, bool]:
     return max(float((a - b).abs().max()) for a, b in pairs if a is not None), after == later
 
 
+def seeded_by_rank() -> tuple[str, list[float], list[str]]:
+    """As many people seed, after the model is sharded; with dropout over what all ranks hold."""
+    model = build("llama", tied=False)
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda m, a, y: F.dropout(y, 0.1, m.training))
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    torch.manual_seed(dist.get_rank())
+    with Words() as said:
+        losses, _ = train_sharded(model, steps=3)
+    return checked(model), losses, said
+
+
 class Dropping(nn.Module):
     """A model that drops parts of what every rank has."""
 

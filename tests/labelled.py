@@ -20,8 +20,8 @@ from tests.training import RATE, Setting, engine_config, own_rows
 
 # No multiple of a number of ranks.
 VOCABULARY = 97
-# Bytes that the first call gathers: a hash of its batch.
-FIRST_BATCH = 16
+# Bytes that the first call gathers: hashes of its batch and of the random state.
+FIRST_BATCH = 32
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

@@ -88,6 +88,8 @@ def refused_model(kind: str) -> str:
         model.model.norm.weight.grad = torch.ones(64)
     elif kind == "no plan":
         model = build_handmade()
+    elif kind == "compiled":
+        model = torch.compile(model)
     elif kind == "no parameters":
         model = nn.Sequential(nn.ReLU())
     return refusal(model, lambda: initialize(model, {"autotp_size": 2}))

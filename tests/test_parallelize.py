@@ -110,6 +110,14 @@ def test_a_deep_copy_trains_on_its_own(pool: Pool) -> None:
         assert far(found) == {} and kept
 
 
+def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
+    found = pool.run(uses.saves_without_a_state)
+    for text, _ in found:
+        assert text.startswith("ValueError: LlamaForCausalLM is sharded")
+        assert "full_state_dict" in text
+    assert [written for _, written in found] == [True, False]  # transformers writes on the first
+
+
 @pytest.mark.parametrize("engine", [False, True])
 def test_ranks_of_one_model_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
     for text, apart in pool.run(uses.other_batches, engine):

@@ -87,6 +87,13 @@ def test_dropout_lets_no_replica_drift(pool: Pool, changes: dict[str, Any], resi
     assert losses == others and len(set(losses)) == 4
 
 
+def test_ranks_seeded_differently_are_given_one_random_state(pool: Pool) -> None:
+    (first, losses, said), (second, others, nothing) = pool.run(drift.seeded_by_rank)
+    assert (first, second) == ("all equal", "all equal")
+    assert losses == others
+    assert len(said) == 1 and "were seeded differently" in said[0] and nothing == []
+
+
 def test_recomputation_with_uneven_ranks_drops_the_same(pool: Pool) -> None:
     for apart, same_place in pool.run(drift.checkpointed_dropout):
         assert apart < 1e-7 and same_place

@@ -4,7 +4,9 @@
 import copy
 import io
 import pickle
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,6 +112,16 @@ def copies() -> tuple[dict[str, float], bool]:
     found = apart(whole, twin, (train_whole(whole), train_sharded(twin)))
     kept = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found, kept
+
+
+def saves_without_a_state() -> tuple[str, bool]:
+    """What ``save_pretrained`` says of a sharded model; and whether it writes a whole state."""
+    model = sharded()
+    with tempfile.TemporaryDirectory() as folder:
+        text = raised(lambda: model.save_pretrained(folder))  # type: ignore[operator]
+        whole = deepspeed_autotp.full_state_dict(model)
+        copy.deepcopy(model).save_pretrained(folder, state_dict=whole)  # type: ignore[operator]
+        return text, Path(folder, "model.safetensors").exists()
 
 
 def other_batches(engine: bool) -> tuple[str, float]:

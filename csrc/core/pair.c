@@ -223,6 +223,18 @@ choose_block(search *with, const block *at, tp_error *err)
     return result;
 }
 
+/* What keeps a block whole that does not fit. */
+static const char *
+why_not(const tp_build *build, const block *at)
+{
+    if (!at->row->heads)
+        return "its layers do not give what it takes";
+    if (tp_geometries_at(build->geometries, at->attention) == NULL)
+        return "how many heads it has is not known: let its module have the integers "
+               "num_heads and head_dim, or write rules";
+    return "its sizes are not those of whole heads that the ranks could share";
+}
+
 /* The first row whose layers are all there decides. */
 static int
 try_output(search *with, int module, tp_error *err)
@@ -240,12 +252,7 @@ try_output(search *with, int module, tp_error *err)
             row->heads ? heads_fit(with->build, &at) : features_fit(with->build, &at);
         if (fits)
             return choose_block(with, &at, err);
-        return note_whole(with, &at,
-                          row->heads
-                              ? "its sizes are not those of whole heads that the "
-                                "ranks could share"
-                              : "its layers do not give what it takes",
-                          err);
+        return note_whole(with, &at, why_not(with->build, &at), err);
     }
     return 0;
 }

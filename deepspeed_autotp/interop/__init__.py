@@ -31,6 +31,7 @@ from deepspeed_autotp.interop.groups import (
 )
 from deepspeed_autotp.interop.models import (
     ModelFacts,
+    guard_save_pretrained,
     is_conv1d,
     is_plain_linear,
     model_facts,
@@ -66,12 +67,13 @@ __all__ = [
     "engine_mode_is_training",
     "full_shape",
     "gathered",
+    "guard_save_pretrained",
     "has_stepped",
     "init_distributed",
     "install_functions",
     "is_conv1d",
-    "is_plain_linear",
     "is_partitioned",
+    "is_plain_linear",
     "make_plain",
     "mark_model",
     "mark_parameters",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -128,6 +129,26 @@ def _places(model: nn.Module) -> set[int]:
         return set()
     keys = ("_token_id", "_token_index")
     return {v for k, v in vars(model.config).items() if type(v) is int and k.endswith(keys)}
+
+
+def guard_save_pretrained(model: nn.Module) -> None:
+    """Let transformers' ``save_pretrained`` refuse to write the shards of one rank.
+
+    It takes what ``state_dict()`` gives where no ``state_dict`` is passed. A method of the
+    instance, so that a deep copy has one of its own.
+    """
+    if callable(getattr(type(model), "save_pretrained", None)):
+        vars(model)["save_pretrained"] = types.MethodType(_save_whole, model)
+
+
+def _save_whole(model: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
+    if state_dict is None:
+        raise ValueError(
+            f"{type(model).__name__} is sharded, and save_pretrained would write this rank's part "
+            "of it. On every rank: whole = deepspeed_autotp.full_state_dict(model); then on the "
+            "first: model.save_pretrained(folder, state_dict=whole)"
+        )
+    return type(model).save_pretrained(model, *args, state_dict=state_dict, **kwargs)
 
 
 def output_tensors(output: Any) -> list[Tensor]:
