@@ -141,14 +141,21 @@ def guard_save_pretrained(model: nn.Module) -> None:
         vars(model)["save_pretrained"] = types.MethodType(_save_whole, model)
 
 
-def _save_whole(model: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
-    if state_dict is None:
+def _save_whole(
+    model: Any,
+    save_directory: Any,
+    is_main_process: bool = True,
+    state_dict: Any = None,
+    **more: Any,
+) -> Any:
+    # Accelerate calls it on every rank, and has the whole state on the one that writes.
+    if state_dict is None and is_main_process:
         raise ValueError(
             f"{type(model).__name__} is sharded, and save_pretrained would write this rank's part "
             "of it. On every rank: whole = deepspeed_autotp.full_state_dict(model); then on the "
             "first: model.save_pretrained(folder, state_dict=whole)"
         )
-    return type(model).save_pretrained(model, *args, state_dict=state_dict, **kwargs)
+    return type(model).save_pretrained(model, save_directory, is_main_process, state_dict, **more)
 
 
 def output_tensors(output: Any) -> list[Tensor]:
