@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.collectives import (
+    copy_to_ranks,
     gather_parts,
-    share_with_ranks,
     sum_over_ranks,
     take_own,
 )
@@ -79,7 +79,7 @@ class SharedRope(nn.Module):
         y = super().forward(*args, **kwargs)
         start, length = own.parts.runs[0]
         latent, rope = y.split([start, length], dim=-1)
-        return torch.cat([latent, share_with_ranks(rope, own.group)], dim=-1)
+        return torch.cat([latent, copy_to_ranks(rope, own.group)], dim=-1)
 
 
 class WholeNorm(nn.Module):
@@ -102,7 +102,7 @@ class WholeNorm(nn.Module):
 
 def _shared(value: Any, sharding: Sharding) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
-        return share_with_ranks(value, sharding.group)
+        return copy_to_ranks(value, sharding.group)
     return value
 
 

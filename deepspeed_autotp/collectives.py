@@ -3,8 +3,7 @@
 
 whole -> parts                        parts -> whole
 copy_to_ranks   y = x                 sum_over_ranks  y = sum_r x_r
-share_with_ranks                                      dx = dy
-                dx = sum_r dy_r
+                dx = sum_r dy_r                       dx = dy
 take_own        y = own part of x     gather_parts    y = all parts in their places
                 dx = gather_parts(dy)                 dx = take_own(dy)
 
@@ -103,19 +102,7 @@ class _CopyToRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        # dy comes straight from the layer's matmul and nobody else holds it.
-        return ctx.group.all_reduce(dy), None
-
-
-class _ShareWithRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: TPGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        # The sum is in place, and autograd may hold dy for another consumer of the value.
         return ctx.group.all_reduce(dy.clone()), None
 
 
@@ -158,14 +145,8 @@ class _TakeOwn(torch.autograd.Function):
 
 
 def copy_to_ranks(x: Tensor, group: TPGroup) -> Tensor:
-    """``y = x``; the gradients of the ranks are summed. The output must have one consumer."""
+    """``y = x``, for any number of consumers; the gradients of the ranks are summed."""
     y: Tensor = _CopyToRanks.apply(x, group)  # type: ignore[no-untyped-call]
-    return y
-
-
-def share_with_ranks(x: Tensor, group: TPGroup) -> Tensor:
-    """As :func:`copy_to_ranks`, for any number of consumers."""
-    y: Tensor = _ShareWithRanks.apply(x, group)  # type: ignore[no-untyped-call]
     return y
 
 

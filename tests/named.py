@@ -2,7 +2,6 @@
 """Models whose layers are called as a row of the family table says, and models of transformers
 that bring no plan; trained on every rank by tests.test_families."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp._core import family_blocks
+from tests.leaving import Warnings
 from tests.training import worst_difference
 
 HIDDEN, HEADS, SIZE, INNER = 16, 4, 4, 24
@@ -112,24 +112,6 @@ def example(step: int = 0) -> dict[str, Any]:
     return {"x": torch.randn(2, 6, HIDDEN, generator=draw)}
 
 
-class Warned(logging.Handler):
-    """Within it, what the package warns of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-    def __enter__(self) -> list[str]:
-        logging.getLogger("deepspeed_autotp").addHandler(self)
-        return self.texts
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("deepspeed_autotp").removeHandler(self)
-
-
 def _curve(model: nn.Module, loss: Callable[[nn.Module, int], Tensor]) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
@@ -149,7 +131,7 @@ def _compare(
 ) -> Outcome:
     alone, model = build(), build()
     expected = _curve(alone, loss)
-    with Warned() as texts:
+    with Warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
     losses = _curve(model, loss)
     deepspeed_autotp.check_replicas(model)
