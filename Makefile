@@ -11,6 +11,9 @@ c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=
+# Processes that share the tests out, each with a pool of up to four ranks: a rank waits for its
+# peers so often that one pool leaves a third of two cores idle. make test JOBS=0 takes one.
+JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
@@ -38,7 +41,7 @@ demo: $(stamp) ## Train a small Llama with TP 2 x DP 2 and compare with one proc
 
 test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(MAKE) --no-print-directory format-check lint types
-	@$(python) -m pytest $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
+	@$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
 
 lint: $(stamp) ## Check the Python code with ruff
 	@$(python) -m ruff check --quiet .

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp import interop
+from deepspeed_autotp import _core, interop
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checks import wrong
@@ -26,6 +26,7 @@ from deepspeed_autotp.merging import copied, merge
 from deepspeed_autotp.planning import compared
 from deepspeed_autotp.records import RECORDS
 from deepspeed_autotp.replicas import compare_first_call
+from deepspeed_autotp.section import is_auto
 from deepspeed_autotp.sharded import (
     find_tensor_parallel,
     first_rank_state_dict,
@@ -77,6 +78,7 @@ def prepare(
             type(model).__name__,
         )
     merge(config, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=dist)
+    _check_asked(config)
     settings = get_tensor_parallel_config(config)
     if "tensor_parallel" in config:
         config["tensor_parallel"] = section = deepspeed_section(settings)
@@ -115,6 +117,19 @@ def finish(engine: Any, model: nn.Module) -> None:
     )
     # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
     compare_first_call(model, tensor_parallel(model).group)
+
+
+def _check_asked(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that asks for tensor parallelism in a way that goes unheard."""
+    section = config.get("tensor_parallel")
+    if section is not None and is_auto(section.get("autotp_size")):
+        raise ValueError(
+            "tensor_parallel.autotp_size: 'auto' has nothing to be taken from: tp_model_init "
+            "recorded no degree for this model; write the number of ranks, or 1 to leave it whole"
+        )
+    for key in config:
+        if section is None and _core.nearest(key, ["tensor_parallel"]):
+            raise ValueError(f"the configuration: {key!r} is no section; write 'tensor_parallel'")
 
 
 def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:

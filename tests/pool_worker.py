@@ -120,6 +120,7 @@ def _enter(job: Job) -> None:
         world_size=job.ranks,
         timeout=timedelta(seconds=job.timeout + GROUP_MARGIN),
     )
+    dist.barrier()  # or a rank that is done at once would leave while others still connect
 
 
 def _leave() -> None:
@@ -131,6 +132,9 @@ def _leave() -> None:
     _reset_deepspeed()
     _reset_accelerate()
     gc.collect()
+    # What is left lives on (modules that the job imported, mostly): DeepSpeed collects several
+    # times per engine, which would look at all of it each time.
+    gc.freeze()
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.excepthook = sys.__excepthook__  # torch wraps it once more for every group

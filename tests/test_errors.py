@@ -45,6 +45,12 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
             ["2 conflicts", "autotp_size: 2 in the configuration, but 4", "bf16.enabled: true"],
         ),
         ({"tp": {"tp_size": 2}}, {}, ["tp.tp_size is 2", "autotp_size", "is not set"]),
+        ({"autotp_size": "auto"}, {}, ["tensor_parallel.autotp_size: 'auto'", "number of ranks"]),
+        (
+            {},
+            {"tensor_parallel": None, "tensor_paralel": {"autotp_size": 2}},
+            ["'tensor_paralel'", "write 'tensor_parallel'"],
+        ),
         ({"autotp_size": 3}, {}, ["autotp_size is 3", "does not divide the 2 ranks", "fit: 1, 2"]),
         ({"autotp_size": 4}, {}, ["autotp_size is 4", "does not divide the 2 ranks"]),
         (

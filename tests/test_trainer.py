@@ -90,8 +90,9 @@ def test_biases_and_a_pretrained_model_train_alike(pool: Pool, tmp_path: Path) -
     assert_saved(pool, f"{tmp_path}/sharded/final", got[-1]["eval_loss"])
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("zero", "bf16"), [(1, True), (2, False), (3, True)], ids=["1-bf16", "2-fp32", "3-bf16"]
+)
 def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
     pool: Pool, zero: int, bf16: bool, tmp_path: Path
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # DeepSpeed compiles an operation for the first run on a machine
-def test_the_example_trains_like_data_parallel_training_without_a_word_from_us(
+def test_the_example_trains_like_one_process_without_a_word_from_us(
     tmp_path: Path,
 ) -> None:
     def run(ranks: int, *options: str) -> str:
@@ -129,7 +130,7 @@ def test_the_example_trains_like_data_parallel_training_without_a_word_from_us(
         state = json.loads((tmp_path / out / "trainer_state.json").read_text())
         return logged(state["log_history"])
 
-    said = run(4, "--tp", "2", "--out", "sharded")
+    said = run(2, "--tp", "2", "--out", "sharded")
     assert not re.search("deepspeed_autotp|Traceback", said)
-    run(2, "--tp", "1", "--out", "plain")
+    run(1, "--tp", "1", "--out", "plain")
     assert_near(history("sharded"), history("plain"))
