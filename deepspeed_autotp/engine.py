@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import _core, interop
-from deepspeed_autotp.agree import Agreement
+from deepspeed_autotp.agree import Agreement, world_agreement
 from deepspeed_autotp.apply import shard
+from deepspeed_autotp.checkpoints import check_note, write_note
 from deepspeed_autotp.checks import wrong
 from deepspeed_autotp.config import (
     TPTrainingConfig,
@@ -115,8 +116,14 @@ def finish(engine: Any, model: nn.Module) -> None:
     interop.save_whole_weights(
         engine, whole=lambda frozen: first_rank_state_dict(model, frozen=frozen)
     )
+    state = tensor_parallel(model)
+    interop.watch_checkpoints(
+        engine,
+        saving=lambda folder: write_note(folder, state.plan),
+        loading=lambda folder: world_agreement().together(lambda: check_note(folder, state.plan)),
+    )
     # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
-    compare_first_call(model, tensor_parallel(model).group)
+    compare_first_call(model, state.group)
 
 
 def _check_asked(config: Mapping[str, Any]) -> None:

@@ -30,6 +30,13 @@ def refused_section(section: dict[str, Any], more: dict[str, Any], family: str =
     return refusal(model, lambda: initialize(model, section, **more))
 
 
+def refused_spelling(key: str) -> str:
+    """The section under another name."""
+    model = build("llama", tied=False)
+    config = config_without_section(tp=2) | {key: {"autotp_size": 2}}
+    return refusal(model, lambda: deepspeed_autotp.initialize(model=model, config=config))
+
+
 def refused_on_rank(rank: int, section: dict[str, Any], other: dict[str, Any]) -> str:
     """``section`` on one rank, ``other`` on the rest."""
     model = build("llama", tied=False)

@@ -85,3 +85,54 @@ def test_loaded_sixteen_bit_run_goes_on_as_the_saved_one(
     ):
         assert loaded == went_on
         assert same
+
+
+def engine_with(setting: Setting, section: dict[str, Any]) -> Any:
+    import deepspeed_autotp
+
+    model = build("llama", tied=False)
+    config = engine_config(setting)
+    config["tensor_parallel"] |= section
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def save(setting: Setting, section: dict[str, Any], folder: str) -> None:
+    engine_with(setting, section).save_checkpoint(folder)
+
+
+def refused_load(setting: Setting, section: dict[str, Any], folder: str) -> str:
+    """What loading raises; the weights are as they were."""
+    import deepspeed_autotp
+
+    engine = engine_with(setting, section)
+    before = deepspeed_autotp.full_state_dict(engine)
+    with pytest.raises(ValueError) as caught:
+        engine.load_checkpoint(folder)
+    after = deepspeed_autotp.full_state_dict(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_another_degree_is_refused(pool: Pool, tmp_path: Path) -> None:
+    pool.run(save, Setting(tp=2, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
+    texts = pool.run(refused_load, Setting(tp=4, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
+    assert set(texts) == {texts[0]}
+    assert "saved by models of 2 ranks, and this model has 4; load it with autotp_size" in texts[0]
+
+
+def test_a_checkpoint_whose_weights_fit_but_are_cut_otherwise_is_refused(
+    pool: Pool, tmp_path: Path
+) -> None:
+    up = {"patterns": [r".*\.(gate|up)_proj\.weight"], "partition_type": "column"}
+    down = {"patterns": [r".*\.down_proj\.weight"], "partition_type": "row"}
+    halves = {"shape": [[56, 56], -1]}
+    plain, fused = (
+        {"partition_config": {"layer_specs": [up | shape, down], "use_default_specs": False}}
+        for shape in ({}, halves)
+    )
+    setting = Setting(tp=2, zero=1, clip=0.0, self_check=False)
+    pool.run(save, setting, plain, str(tmp_path))
+    texts = pool.run(refused_load, setting, fused, str(tmp_path))
+    assert set(texts) == {texts[0]}
+    assert "cut by other rules" in texts[0]

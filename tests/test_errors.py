@@ -46,11 +46,6 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
         ),
         ({"tp": {"tp_size": 2}}, {}, ["tp.tp_size is 2", "autotp_size", "is not set"]),
         ({"autotp_size": "auto"}, {}, ["tensor_parallel.autotp_size: 'auto'", "number of ranks"]),
-        (
-            {},
-            {"tensor_parallel": None, "tensor_paralel": {"autotp_size": 2}},
-            ["'tensor_paralel'", "write 'tensor_parallel'"],
-        ),
         ({"autotp_size": 3}, {}, ["autotp_size is 3", "does not divide the 2 ranks", "fit: 1, 2"]),
         ({"autotp_size": 4}, {}, ["autotp_size is 4", "does not divide the 2 ranks"]),
         (
@@ -118,6 +113,11 @@ def test_sections_that_differ_between_ranks_are_listed(pool: Pool, rank: int) ->
 def test_a_degree_on_one_rank_only_is_refused(pool: Pool) -> None:
     text = same(pool.run(refusals.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0}))
     assert "autotp_size: 0 or 1 on rank 0, but 2 on rank 1" in text
+
+
+def test_a_misspelt_section_is_not_passed_over(pool: Pool) -> None:
+    text = same(pool.run(refusals.refused_spelling, "tensor_paralel"))
+    assert "'tensor_paralel' is no section; write 'tensor_parallel'" in text
 
 
 def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:

@@ -13,7 +13,6 @@ from deepspeed_autotp.interop.engine import (
     has_stepped,
     refuse_engine_record,
     refuse_pipeline,
-    save_whole_weights,
     set_engine_mode,
     settle_engine_config,
     without_config,
@@ -54,6 +53,7 @@ from deepspeed_autotp.interop.replacing import (
     install_functions,
     uninstall_functions,
 )
+from deepspeed_autotp.interop.saving import save_whole_weights, watch_checkpoints
 
 __all__ = [
     "ModelFacts",
@@ -92,5 +92,6 @@ __all__ = [
     "trial_inputs",
     "uninstall_functions",
     "unwrapped",
+    "watch_checkpoints",
     "without_config",
 ]

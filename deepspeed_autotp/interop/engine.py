@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DeepSpeed's engine is given, and what it is made to do on saving."""
+"""What DeepSpeed's engine is given, and what of its state is asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from deepspeed_autotp.interop.found import deepspeed
 
@@ -91,31 +91,6 @@ def default_whole_weights_on_save(config: dict[str, Any]) -> None:
     zero = config.setdefault("zero_optimization", {})
     if isinstance(zero, dict):
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
-
-
-def save_whole_weights(engine: Any, *, whole: Callable[[bool], dict[str, Tensor] | None]) -> None:
-    """Let ``engine`` write whole weights wherever it writes a model without its optimizer.
-
-    ``whole(frozen)`` is the state on the first rank and None elsewhere. Without it DeepSpeed
-    0.19.8 writes the first rank's shards in ``save_16bit_model`` unless ZeRO 3 is on, and
-    leaves the buffers away in what ``Trainer.save_model`` takes.
-    """
-    save = engine.save_16bit_model
-
-    def save_16bit_model(
-        save_dir: str,
-        save_filename: str = "pytorch_model.bin",
-        exclude_frozen_parameters: bool = False,
-    ) -> bool:
-        engine.module_state_dict = lambda **_: whole(not exclude_frozen_parameters)
-        try:
-            saved: bool = save(save_dir, save_filename, exclude_frozen_parameters)
-        finally:
-            del engine.module_state_dict
-        return saved
-
-    engine.save_16bit_model = save_16bit_model
-    engine._replace_module_consolidated_state_dict = lambda: whole(True)
 
 
 def has_stepped(optimizer: Any) -> bool:
