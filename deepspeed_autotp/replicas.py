@@ -155,7 +155,12 @@ def _random_digest(device: torch.device) -> bytes:
 
 
 def compare_first_call(model: nn.Module, group: TPGroup) -> None:
-    """Have the first call of ``model`` compared over the ranks, before any other hook."""
+    """Have the first call of ``model`` compared over the ranks, before any other hook.
+
+    Once: an engine may be built around a model that ``parallelize`` has sharded.
+    """
+    if any(isinstance(hook, FirstCall) for hook in model._forward_pre_hooks.values()):
+        return
     model.register_forward_pre_hook(FirstCall(group), prepend=True, with_kwargs=True)
 
 

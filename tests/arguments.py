@@ -159,7 +159,9 @@ def parallelize_first() -> float:
     model = build("llama", tied=True)
     deepspeed_autotp.parallelize(model, tp_size=2)
     config = engine_config(Setting(tp=2, zero=1, clip=1.0))
+    hooks = len(model._forward_pre_hooks)
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    assert len(model._forward_pre_hooks) == hooks  # one comparison of the first batch is enough
     return worst_difference(train_engine(engine, tp=2, steps=STEPS), expected)
 
 
