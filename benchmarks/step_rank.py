@@ -53,12 +53,23 @@ class Inspected:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """Of one step: seconds on the clock, and of processors in all threads of this rank.
+
+    The latter change little with what else runs on the machine, and leave out all waiting.
+    """
+
+    seconds: float
+    processor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds are of whole steps, ``bare`` those without collectives."""
+    """Whole steps, ``bare`` those without collectives."""
 
     losses: list[float]
-    seconds: list[float]
-    bare: list[float]
+    steps: list[Times]
+    bare: list[Times]
     inspected: Inspected | None
 
 
@@ -73,11 +84,11 @@ def measure(job: Job) -> Measured:
     for group in training.optimizer.param_groups:
         group["lr"] = 0.0
     inspected = _inspect(training, batch) if job.inspect else None
-    seconds, bare = [], []
+    steps, bare = [], []
     for _ in range(job.pairs):
-        seconds.append(_timed(training, batch, bare=False))
+        steps.append(_timed(training, batch, bare=False))
         bare.append(_timed(training, batch, bare=True))
-    return Measured(losses, seconds, bare, inspected)
+    return Measured(losses, steps, bare, inspected)
 
 
 def _step(training: Training, batch: Batch) -> Tensor:
@@ -95,12 +106,12 @@ def _batch(job: Job) -> dict[str, Tensor]:
     return {"input_ids": tokens, "labels": tokens.clone()}
 
 
-def _timed(training: Training, batch: Batch, *, bare: bool) -> float:
+def _timed(training: Training, batch: Batch, *, bare: bool) -> Times:
     dist.barrier()
     with removed() if bare else nullcontext():
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         _step(training, batch)
-        return time.perf_counter() - began
+        return Times(time.perf_counter() - began, time.process_time() - worked)
 
 
 def _inspect(training: Training, batch: Batch) -> Inspected:

@@ -114,10 +114,12 @@ def _cost_table(sequence: int, rows: Sequence[Row], about: Machine) -> Table:
     table = Table(
         title=f"time and memory of a step, sequence {sequence}",
         caption=f"Medians; ratios are to {LABELS[rows[0].way]}, those of time within a round. "
-        f"Bare: without collectives. Held: the parameters. {about.described()}",
+        f"Bare: without collectives. Work: processor time of all ranks. Held: the parameters. "
+        f"{about.described()}",
     )
     table.add_column("way", no_wrap=True)
-    headings = ("step\nms", "ratio", "bare\nms", "step\n/ bare", "peak\nMiB", "ratio", "held\nMiB")
+    times = ("step\nms", "ratio", "step\n/ bare", "work\nms", "ratio", "work\n/ bare")
+    headings = (*times, "peak\nMiB", "ratio", "held\nMiB")
     for heading in (*headings, "first\nloss", "last\nloss", "off by"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -125,8 +127,10 @@ def _cost_table(sequence: int, rows: Sequence[Row], about: Machine) -> Table:
             LABELS[row.way],
             f"{row.seconds * 1e3:.1f}",
             f"{row.over_first:.2f}",
-            f"{row.bare * 1e3:.1f}",
             f"{row.over_bare:.2f}",
+            f"{row.processor * 1e3:.1f}",
+            f"{row.processor_over_first:.2f}",
+            f"{row.processor_over_bare:.2f}",
             f"{row.peak / MIB:.1f}",
             f"{row.peak / rows[0].peak:.2f}",
             f"{row.held / MIB:.1f}",

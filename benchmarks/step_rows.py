@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.step_calls import Call
-from benchmarks.step_rank import PHASES, Inspected, Measured
+from benchmarks.step_rank import PHASES, Inspected, Measured, Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +29,44 @@ class Traffic:
 @dataclass(frozen=True, slots=True)
 class Round:
     """One turn of a way: losses of the first steps, and medians over the timed steps;
-    ``over_bare`` is that of the ratios of a step to the one without collectives right after it."""
+    ``over_bare`` is that of the ratios of a step to the one without collectives right after it.
+    ``processor`` and ``processor_over_bare`` are the same for the seconds of processors, which are
+    those of all ranks together."""
 
     losses: list[float]
     seconds: float
     bare: float
     over_bare: float
+    processor: float
+    processor_over_bare: float
 
     @classmethod
     def of(cls, ranks: Sequence[Measured]) -> Round:
         """A step has ended when it has on every rank."""
-        seconds = [max(step) for step in zip(*(rank.seconds for rank in ranks), strict=True)]
-        bare = [max(step) for step in zip(*(rank.bare for rank in ranks), strict=True)]
+        steps = list(zip(*(rank.steps for rank in ranks), strict=True))
+        without = list(zip(*(rank.bare for rank in ranks), strict=True))
+        seconds, bare = _slowest(steps), _slowest(without)
+        worked, bare_worked = _work(steps), _work(without)
         return cls(
             ranks[0].losses,
             seconds=statistics.median(seconds),
             bare=statistics.median(bare),
-            over_bare=statistics.median(a / b for a, b in zip(seconds, bare, strict=True)),
+            over_bare=_ratio(seconds, bare),
+            processor=statistics.median(worked),
+            processor_over_bare=_ratio(worked, bare_worked),
         )
+
+
+def _slowest(steps: Sequence[Sequence[Times]]) -> list[float]:
+    return [max(rank.seconds for rank in step) for step in steps]
+
+
+def _work(steps: Sequence[Sequence[Times]]) -> list[float]:
+    return [sum(rank.processor for rank in step) for step in steps]
+
+
+def _ratio(steps: Sequence[float], others: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(steps, others, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,7 @@ class Row:
     seconds       of a step; ``bare`` without collectives; medians over the rounds
     over_first    seconds over those of the first way
     over_bare     seconds over those without collectives, step by step
+    processor...  the same for the seconds of processors, of all ranks together
     held, peak    bytes of the parameters and of all that is alive during a step, on the rank
                   that needs most
     """
@@ -75,6 +96,9 @@ class Row:
     bare: float
     over_first: float
     over_bare: float
+    processor: float
+    processor_over_first: float
+    processor_over_bare: float
     held: int
     peak: int
 
@@ -106,6 +130,11 @@ def row_of(
         bare=statistics.median(each.bare for each in own),
         over_first=statistics.median(each[way].seconds / each[first].seconds for each in rounds),
         over_bare=statistics.median(each.over_bare for each in own),
+        processor=statistics.median(each.processor for each in own),
+        processor_over_first=statistics.median(
+            each[way].processor / each[first].processor for each in rounds
+        ),
+        processor_over_bare=statistics.median(each.processor_over_bare for each in own),
         held=max(rank.held for rank in model),
         peak=max(rank.peak for rank in model),
     )

@@ -95,11 +95,17 @@ def _transformers(checkpoint: str, rows: int) -> Training:
     return _plain(_whole(checkpoint, distributed_config=plan))
 
 
-def _parallelize(checkpoint: str, rows: int) -> Training:
+def _parallelize(checkpoint: str, rows: int, **section: object) -> Training:
     import deepspeed_autotp
 
     model = _whole(checkpoint)
-    return _plain(deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size()))
+    tp_size = dist.get_world_size()
+    return _plain(deepspeed_autotp.parallelize(model, tp_size=tp_size, config=section or None))
+
+
+def _parallelize_in_turn(checkpoint: str, rows: int) -> Training:
+    """Without sums of input gradients that are under way beside weight gradients."""
+    return _parallelize(checkpoint, rows, tp_overlap_comm=False)
 
 
 def _initialize(checkpoint: str, rows: int) -> Training:
@@ -114,13 +120,15 @@ WAYS: Mapping[str, Callable[[str, int], Training]] = {
     "deepspeed-vocabulary": _deepspeed_vocabulary,
     "transformers": _transformers,
     "parallelize": _parallelize,
+    "parallelize-in-turn": _parallelize_in_turn,
     "initialize": _initialize,
 }
-OWN = ("parallelize", "initialize")
+OWN = ("parallelize", "parallelize-in-turn", "initialize")
 LABELS: Mapping[str, str] = {
     "deepspeed": "DeepSpeed AutoTP",
     "deepspeed-vocabulary": "DeepSpeed, cut logits",
     "transformers": "transformers TP",
     "parallelize": "ours, parallelize",
+    "parallelize-in-turn": "ours, no overlap",
     "initialize": "ours, initialize",
 }

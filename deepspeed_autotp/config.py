@@ -123,7 +123,9 @@ class TPTrainingConfig(Section):
     partition_config  the user's rules, as AutoTPConfig.from_dict reads them
     preset_model      the name of one of AutoTPPresets
     tp_overlap_comm   form weight gradients while an input gradient is summed over the ranks; on
-                      unless false is written, see ``overlaps``
+                      unless false is written, see ``overlaps``. In a forward there is nothing
+                      to hide a sum behind but the layer's own product, in chunks of tokens, which
+                      did not pay where it was measured
     self_check        compare a few tokens with the whole model before the weights are cut;
                       "auto" does so where the inputs are known and the model is not too large
     vocab_parallel_lm_head

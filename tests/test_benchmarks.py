@@ -10,6 +10,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "plan": (["--layers=2", "--experts=3", "--repeats=1"], "plan of 53 parameters"),
+    "layers": (["--calls=2", "--repeats=1"], "row, bias"),
     "shard": (["--features=64", "--repeats=1", "--threads=1"], "fused, TP 4"),
 }
 

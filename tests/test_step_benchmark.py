@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 from benchmarks.step_calls import Call, Recorder, removed
-from benchmarks.step_rank import Inspected, Measured
+from benchmarks.step_rank import Inspected, Measured, Times
 from benchmarks.step_rows import Round, row_of
 from tests.pool import Pool
 
@@ -72,13 +72,20 @@ def inspected(*calls: Call) -> list[Inspected]:
 
 
 def turn(seconds: float, *, loss: float = 2.0) -> Round:
-    return Round([loss], seconds, bare=1.0, over_bare=seconds)
+    return Round([loss], seconds, 1.0, seconds, processor=2 * seconds, processor_over_bare=3.0)
+
+
+def measured(steps: list[float], bare: list[float]) -> Measured:
+    """Of a rank that works half of the time."""
+    timed = [[Times(each, each / 2) for each in seconds] for seconds in (steps, bare)]
+    return Measured([1.0], *timed, None)
 
 
 def test_ratios_are_taken_within_a_round() -> None:
     rounds = [{"a": turn(a), "b": turn(b)} for a, b in ((1.0, 2.0), (10.0, 5.0), (1.0, 1.0))]
     row = row_of("b", 8, inspected(), inspected(), rounds, first="a")
     assert (row.over_first, row.seconds) == (1.0, 2.0)
+    assert (row.processor_over_first, row.processor) == (1.0, 4.0)
 
 
 def test_a_layer_is_the_difference_that_one_more_makes() -> None:
@@ -99,13 +106,15 @@ def test_a_loss_that_is_not_a_number_differs_from_every_other() -> None:
 
 
 def test_a_step_has_ended_when_the_slowest_rank_has() -> None:
-    ranks = [Measured([1.0], steps, [1.0, 1.0], None) for steps in ([1.0, 5.0], [3.0, 1.0])]
+    ranks = [measured(steps, [1.0, 1.0]) for steps in ([1.0, 5.0], [3.0, 1.0])]
     assert Round.of(ranks).seconds == 4.0
+    assert Round.of(ranks).processor == 2.5, "the work of all ranks counts"
 
 
 def test_a_step_is_compared_with_the_bare_one_after_it() -> None:
-    ranks = [Measured([1.0], [2.0, 40.0, 3.0], [1.0, 20.0, 3.0], None)]
+    ranks = [measured([2.0, 40.0, 3.0], [1.0, 20.0, 3.0])]
     assert Round.of(ranks).over_bare == 2.0
+    assert Round.of(ranks).processor_over_bare == 2.0
 
 
 @pytest.mark.slow
