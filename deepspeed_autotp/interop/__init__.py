@@ -40,6 +40,7 @@ from deepspeed_autotp.interop.models import (
     text_config,
     tp_plan,
     trial_inputs,
+    wants_hidden_states,
 )
 from deepspeed_autotp.interop.parameters import (
     ParameterKeeper,
@@ -92,5 +93,6 @@ __all__ = [
     "trial_inputs",
     "uninstall_functions",
     "unwrapped",
+    "wants_hidden_states",
     "without_config",
 ]
