@@ -116,11 +116,6 @@ class Stack:
 
     def _begin(self, owner: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
         self._between, self._is_cutting = None, torch.is_grad_enabled()
-        if self._is_cutting and torch.compiler.is_compiling():
-            raise RuntimeError(
-                "a model with tensor_parallel.sequence_parallel cannot be compiled; leave out "
-                "torch.compile or the key"
-            )
         if self._is_cutting and interop.wants_hidden_states(owner, kwargs):
             raise ValueError(
                 "output_hidden_states with tensor_parallel.sequence_parallel: between the layers "
@@ -154,6 +149,11 @@ class Stack:
             )
         self._known[x.untyped_storage()] = tokens
         return tokens
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all ranks hold all tokens of whatever runs."""
+        return not (self._is_cutting or torch.is_grad_enabled())
 
     def run(
         self,

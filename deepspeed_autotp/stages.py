@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
@@ -23,13 +24,18 @@ class StageModule(nn.Module):
 
     x  [N, H] of the first stage, else [n, H]
     y  [N, H] of the last stage, else [n, H]
+
+    ``run`` is that of a stack, where torch.compile leaves all as it is: which tokens a rank has is
+    known when it runs.
     """
 
-    sequence: tuple[Stack, Stage]
+    sequence: tuple[Stack, Stage, Callable[..., Any]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, stage = self.sequence
-        return stack.run(stage, super().forward, args, kwargs, training=self.training)
+        stack, stage, run = self.sequence
+        if stack.is_idle:
+            return super().forward(*args, **kwargs)
+        return run(stack, stage, super().forward, args, kwargs, training=self.training)
 
 
 class Inlet(nn.Module):
@@ -89,6 +95,11 @@ def cut_tokens(
     Returns what undoes it, beside what ``changes`` undoes.
     """
     undo: list[Callable[[], None]] = []
+    if not plan.stacks:
+        return undo
+    run = torch.compiler.disable(
+        Stack.run, reason="tensor_parallel.sequence_parallel: layers run as they are in training"
+    )
     for (owner,), stages, inlets, outlets, islands in plan.stacks:
         stack = Stack(owner, group=group, input=input)
         for name in stages:
@@ -98,7 +109,7 @@ def cut_tokens(
                 is_first=name == stages[0],
                 is_last=name == stages[-1],
             )
-            changes.assign(modules[name], "sequence", (stack, stage))
+            changes.assign(modules[name], "sequence", (stack, stage, run))
             changes.set_class(modules[name], _class(modules[name], StageModule))
         for names, key, mixed in ((inlets, "inlet", Inlet), (islands, "island", Island)):
             for name in names:
