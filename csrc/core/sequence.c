@@ -44,11 +44,7 @@ around(const places *at, int module)
 static void
 mark_island(const places *at, int module)
 {
-    const int stage = tp_stacks_stage(&at->stacks, module);
-    int island = module;
-    while (tp_stacks_parent(&at->stacks, island) != stage)
-        island = tp_stacks_parent(&at->stacks, island);
-    at->roles[island] = ISLAND;
+    at->roles[tp_stacks_block(&at->stacks, module)] = ISLAND;
 }
 
 static int
@@ -67,7 +63,11 @@ mark_layers(const places *at, tp_error *err)
             mark_island(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;
-        const int inlet = tp_stacks_inlet(&at->stacks, module);
+        /* Whole outputs that no row layer sums. */
+        if (plan->layers[i].gather_output &&
+            at->stacks.rows[tp_stacks_block(&at->stacks, module)] == 0)
+            mark_island(at, module);
+        const int inlet = tp_stacks_inlet(&at->stacks, &plan->layers[i]);
         if (at->roles[inlet] == NOWHERE)
             at->roles[inlet] = INLET;
     }

@@ -118,29 +118,40 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
     return false;
 }
 
-static bool
-goes_on(const tp_stacks *stacks, int block)
+int
+tp_stacks_block(const tp_stacks *stacks, int module)
 {
-    const tp_model *model = stacks->build->model;
-    const int count = tp_model_module_count(model);
-    for (int m = block + 1; m < count && tp_stacks_parent(stacks, m) >= block; m++) {
-        if (tp_model_first_parameter(model, m) >= 0 &&
-            !tp_module_is_layer(tp_model_module(model, m)) &&
-            tp_stacks_is_behind_row(stacks, m, block))
-            return true;
+    const int stage = tp_stacks_stage(stacks, module);
+    int block = module;
+    while (tp_stacks_parent(stacks, block) != stage)
+        block = tp_stacks_parent(stacks, block);
+    return block;
+}
+
+/* Whether `module` holds several layers that are given the input of `column`. */
+static bool
+holds_siblings(const tp_stacks *stacks, const tp_layer *column, int module)
+{
+    int count = 0;
+    for (int i = 0; i < column->sibling_count; i++) {
+        const tp_layer *sibling = &stacks->build->plan->layers[column->siblings[i]];
+        int m = sibling->module;
+        while (m > module)
+            m = tp_stacks_parent(stacks, m);
+        count += m == module;
     }
-    return false;
+    return count > 1;
 }
 
 int
-tp_stacks_inlet(const tp_stacks *stacks, int column)
+tp_stacks_inlet(const tp_stacks *stacks, const tp_layer *column)
 {
-    const int stage = tp_stacks_stage(stacks, column);
-    int below = column;
-    int module = tp_stacks_parent(stacks, column);
+    const int stage = tp_stacks_stage(stacks, column->module);
+    int below = column->module;
+    int module = tp_stacks_parent(stacks, below);
     while (module != stage && stacks->rows[module] == 0) {
         below = module;
         module = tp_stacks_parent(stacks, module);
     }
-    return module == stage || goes_on(stacks, module) ? below : module;
+    return module == stage || holds_siblings(stacks, column, below) ? below : module;
 }

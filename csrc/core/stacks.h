@@ -35,8 +35,11 @@ bool tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top);
 
 /* Where the tokens come together for a column layer. A block may take the sizes of its
  * views from its input, so that is the nearest module around that holds the row layer,
- * too, unless that goes on behind it with numbers of its own: BERT's attention ends in
- * the norm of a module that adds the residual. */
-int tp_stacks_inlet(const tp_stacks *stacks, int column);
+ * too, unless its columns have a module of their own there: BERT's attention ends in
+ * another one, which adds the residual. */
+int tp_stacks_inlet(const tp_stacks *stacks, const tp_layer *column);
+
+/* The child of its stage that a module is or lies in. */
+int tp_stacks_block(const tp_stacks *stacks, int module);
 
 #endif

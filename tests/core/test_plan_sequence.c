@@ -76,6 +76,7 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     add_module(&f, "list.0.attention", TP_MODULE_OTHER, 0);
     add_module(&f, "list.0.attention.self", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.attention.self.up", 16, 16);
+    add_linear(&f, "list.0.attention.self.other_up", 16, 16);
     const int inner = add_module(&f, "list.0.attention.self.norm", TP_MODULE_OTHER, 0);
     add_shaped(&f, inner, "weight", 1, (int64_t[]){4}, -1);
     add_behind(&f, "list.0.attention.output");
@@ -99,7 +100,8 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     fixture_free(&f);
 }
 
-/* Attention that stays whole, beside a router and an expert that are shared by all. */
+/* Attention that stays whole or gives whole outputs, beside a router and an expert that
+ * are shared by all. */
 static void
 test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
 {
@@ -109,6 +111,8 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
     add_module(&f, "list.0", TP_MODULE_OTHER, 0);
     add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.mixer.in", 16, 16);
+    add_module(&f, "list.0.apart", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.apart.gathered", 16, 16);
     add_module(&f, "list.0.experts", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.experts.router", 4, 16);
     add_module(&f, "list.0.experts.shared", TP_MODULE_OTHER, 0);
@@ -116,10 +120,13 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
     add_linear(&f, "list.0.experts.shared.down", 16, 16);
     add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
     add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_spec(&f, "c", ".*gathered\\.weight",
+             (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
-        check_modules(&f, &stack->islands, NAMES("list.0.mixer", "list.0.experts"));
+        check_modules(&f, &stack->islands,
+                      NAMES("list.0.mixer", "list.0.apart", "list.0.experts"));
         CHECK_INT_EQ(stack->inlets.count, 0);
         CHECK_INT_EQ(stack->outlets.count, 0);
         CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_WHOLE);
