@@ -277,12 +277,15 @@ class Plan:
         apart: Sequence[str] = (),
         families: bool = True,
         guesses: bool = True,
+        sequence: bool = False,
     ) -> Self:
         """whole: names of modules that stay whole with all below them; `*` is one index.
 
         apart: those whose layers are cut one by one, with whole activations between them.
         families: where no rule speaks, blocks are cut that names and sizes tell.
         guesses: also in models of a type that was never tried.
+        sequence: between blocks each rank has a part of the tokens; ValueError, naming the
+        module, where that cannot be.
         """
 
     @property
@@ -296,6 +299,12 @@ class Plan:
     def layers(self) -> tuple[Layer, ...]: ...
     @property
     def integers(self) -> tuple[LocalInteger, ...]: ...
+    @property
+    def stacks(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Names of modules for each stack of layers between which tokens are cut: the one that
+        runs it, its stages, the inlets (given all tokens), outlets (summed for own tokens) and
+        islands (given all tokens, which are cut again behind them)."""
+
     @property
     def notes(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...

@@ -136,6 +136,8 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
             f"divided={layer.divided} siblings={layer.siblings} run={layer.run} "
             f"heads={layer.heads}"
         )
+    for number, stack in enumerate(plan.stacks):
+        lines[f"stack {number}"] = str(stack)
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
     return lines

@@ -48,6 +48,8 @@ def shard(
     tried = inputs is not None or settings.self_check is False
     plans = AgreedPlans(description, settings, group.size, agreement, guesses=tried)
     plan = plans.make()
+    if settings.sequence_parallel:
+        plans.in_sequence()  # what cannot be is refused before anything is tried
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
     agreement.same(buffers, "the model's buffers")
     if agreement.is_first:
@@ -61,6 +63,10 @@ def shard(
             trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
             again = None if plans.rules_are_users else plans.make
             plan = trial.run(inputs, plan, again=again, agreement=agreement)
+            if settings.sequence_parallel:
+                plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
+        elif settings.sequence_parallel:
+            plan = plans.in_sequence()
         conversion = _switched(description, plan, settings, group=group, agreement=agreement)
     except Exception:
         restore()

@@ -132,6 +132,8 @@ class TPTrainingConfig(Section):
                       in training with labels each rank keeps its part of the logits and the loss
                       is formed from the parts; None: where the output head allows it, True:
                       there, or an error that says why not, False: never
+    sequence_parallel between blocks each rank holds its part of the tokens, or an error that says
+                      which module does not allow it; see deepspeed_autotp.sequence
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
     fields are DeepSpeed's; a value that asks for what is not supported is refused.
@@ -163,6 +165,7 @@ class TPTrainingConfig(Section):
         bool, PlainValidator(_only(False, "the kernels it injects are for inference; leave it out"))
     ] = False
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
+    sequence_parallel: Annotated[bool, PlainValidator(flag)] = False
 
     # Spelled out so that type checkers accept what the checks accept.
     def __init__(self, /, **data: Any) -> None:

@@ -25,6 +25,7 @@ from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.shared_input import SharedInput
+from deepspeed_autotp.stages import Changes, cut_tokens
 
 
 class Conversion:
@@ -53,6 +54,10 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
+        changes = Changes(self._set_class, self._assign)
+        self._undo += cut_tokens(
+            self._plan, self._modules, group=self._group, input=self._input, changes=changes
+        )
         hooks = hook_gradients(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepspeed_autotp._core import Layer, Plan
 from deepspeed_autotp.rounding import differs, root_mean_square
 from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.tokens import Tokens, own_rows
 from deepspeed_autotp.watch import Seen
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
@@ -41,6 +42,7 @@ class Comparison:
         # Attention that takes its heads of what it is given is cut by its layers.
         self._cut = {layer.module: layer for layer in plan.layers if layer.kind != "heads"}
         self._order = whole.order()
+        self._outlets = {name for *_, outlets, _ in plan.stacks for name in outlets}
 
     def first(self, sharded: Seen) -> Difference | None:
         """The first difference, in the order in which the model runs, or None."""
@@ -66,6 +68,8 @@ class Comparison:
         whole = self._whole
         for got, expected in zip(sharded.outputs, whole.outputs, strict=False):
             for a, b in zip(got.tensors, expected.tensors, strict=False):
+                if expected.module in self._outlets:
+                    b = own_rows(b, Tokens.of(b, self._plan.ranks), self._rank)
                 if difference := differs(a, b):
                     ran = [*expected.since, expected.module]
                     return self._said(f"the output of {expected.module} {difference}", ran)

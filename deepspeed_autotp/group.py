@@ -88,6 +88,43 @@ class TPGroup:
         )
         return _parted(received, sizes, shapes)
 
+    def all_gather_rows(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Every rank's rows of dimension 0, one rank's after the other's.
+
+        ``widths[rank]`` is how many that rank has; they are padded to the longest, as above.
+        """
+        self.step()
+        longest = max(widths)
+        sent = x.contiguous()
+        if x.shape[0] < longest:
+            sent = torch.cat([sent, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
+        received = x.new_empty(self.size, longest, *x.shape[1:])
+        dist.all_gather_into_tensor(
+            received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), group=self.handle
+        )
+        if min(widths) == longest:
+            return received.flatten(0, 1)
+        return torch.cat([part[:width] for part, width in zip(received, widths, strict=True)])
+
+    def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[dist.Work, Tensor]:
+        """Begin to sum ``x`` over the ranks; this rank's rows of the sum, once it was waited for.
+
+        ``widths[rank]`` is how many rows of dimension 0 that rank gets. Those of all are padded to
+        the longest, as in ``all_gather``; ``x`` is left as it is and may be let go of.
+        """
+        self.step()
+        longest = max(widths)
+        sent = x.contiguous()
+        if min(widths) < longest:
+            sent = x.new_zeros(self.size, longest, *x.shape[1:])
+            for row, part in zip(sent, x.split(list(widths)), strict=True):
+                row[: part.shape[0]].copy_(part)
+        received = x.new_empty(longest, *x.shape[1:])
+        started: dist.Work = dist.reduce_scatter_tensor(
+            received, sent.view(self.size * longest, *x.shape[1:]), group=self.handle, async_op=True
+        )
+        return started, received[: widths[self.rank]]
+
     def broadcast(self, x: Tensor) -> None:
         """Overwrite ``x`` with the value that the first rank has."""
         sent = x.detach().reshape(-1).to(self.device)

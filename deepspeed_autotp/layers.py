@@ -38,7 +38,8 @@ class Sharding:
 
     ``siblings`` are the parameters of the layers, this one among them, that are likely to share
     its input: not the modules, which would make a cycle that only the garbage collector frees;
-    ``give`` makes the output of a column layer with ``gather_output`` out of this rank's part.
+    ``give`` makes the output of a column layer with ``gather_output`` out of this rank's part, and
+    ``total`` that of a row layer out of this rank's summand.
     """
 
     group: TPGroup
@@ -48,6 +49,7 @@ class Sharding:
     gather_output: bool = False
     split_input: bool = False
     give: Callable[[Tensor, Sharding], Tensor] = gathered
+    total: Callable[[Tensor, TPGroup], Tensor] = sum_over_ranks
 
     def enter(self, x: Tensor, *, training: bool) -> None:
         """At the input of a column layer: what follows is this rank's own."""
@@ -105,7 +107,7 @@ class RowLinear(nn.Linear):
         own.leave(x)
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = sum_over_ranks(F.linear(x, self.weight), own.group)
+        y = own.total(F.linear(x, self.weight), own.group)
         # Under autocast the bias is wider than the product, and would widen the output.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -198,7 +200,7 @@ class RowConv1D(nn.Module):
         own.leave(x)
         if own.split_input:
             x = take_own(x, own.parts, own.group)
-        y = sum_over_ranks(F.linear(x, self.weight.t()), own.group)
+        y = own.total(F.linear(x, self.weight.t()), own.group)
         return y + self.bias.to(y.dtype)
 
 

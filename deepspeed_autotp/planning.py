@@ -32,12 +32,14 @@ def make_plan(
     whole: Sequence[str] = (),
     apart: Sequence[str] = (),
     guesses: bool = True,
+    sequence: bool = False,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
     Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
     layers are cut one by one, with whole activations between them. ``guesses`` says whether layers
-    are cut because of their names in a model of a type that was never tried.
+    are cut because of their names in a model of a type that was never tried. ``sequence`` is
+    ``sequence_parallel``; ValueError, naming the module, where the model does not allow it.
     """
     given = settings.get_partition_config_object()
     partition = given or AutoTPConfig()
@@ -55,6 +57,7 @@ def make_plan(
         apart=apart,
         families=given is None,
         guesses=guesses,
+        sequence=sequence,
     )
     # The default rules cut an embedding also where every pattern of the user has a typo.
     counted = (entry for entry in plan.entries if given is None or entry.source != "default")
@@ -93,6 +96,10 @@ def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
     )
 
 
+# Modules left whole, modules whose layers are cut one by one, and whether to guess.
+_Asked = tuple[tuple[str, ...], tuple[str, ...], bool]
+
+
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank and compared over the ranks.
 
@@ -114,20 +121,38 @@ class AgreedPlans:
         self._agreement = agreement
         self._guesses = guesses
         self.rules_are_users = settings.get_partition_config_object() is not None
+        self._last: _Asked = ((), (), guesses)
 
     def make(
         self, whole: Sequence[str] = (), apart: Sequence[str] = (), *, guesses: bool | None = None
     ) -> Plan:
         """ValueError on every rank where one cannot plan, or plans otherwise than another."""
         may_guess = self._guesses if guesses is None else guesses
-        plan = self._agreement.together(lambda: self._own(whole, apart, may_guess))
+        asked = tuple(whole), tuple(apart), may_guess
+        plan = self._agreed(asked, sequence=False)
+        self._last = asked
+        return plan
+
+    def in_sequence(self) -> Plan:
+        """As the last one, with the tokens cut between blocks. ValueError as above."""
+        return self._agreed(self._last, sequence=True)
+
+    def _agreed(self, asked: _Asked, *, sequence: bool) -> Plan:
+        plan = self._agreement.together(lambda: self._own(asked, sequence))
         self._agreement.same_plan(plan, [_traits(p) for p in self._description.parameters])
         return plan
 
-    def _own(self, whole: Sequence[str], apart: Sequence[str], guesses: bool) -> Plan:
+    def _own(self, asked: _Asked, sequence: bool) -> Plan:
         described, settings = self._description, self._settings
+        whole, apart, guesses = asked
         plan = make_plan(
-            described, settings, ranks=self._ranks, whole=whole, apart=apart, guesses=guesses
+            described,
+            settings,
+            ranks=self._ranks,
+            whole=whole,
+            apart=apart,
+            guesses=guesses,
+            sequence=sequence,
         )
         # A vocab_parallel_lm_head that cannot be had is refused before anything is tried.
         output_head(described.modules, plan, wanted=settings.vocab_parallel_lm_head)

@@ -12,6 +12,9 @@ y_i  [T, O/R]   = x' @ w_i.T + b_i
 dx'  = sum_i dy_i @ w_i        in the backward of each layer
 dx   = sum over ranks of dx'   started in the backward of the entry
 dw_i = dy_i.T @ x              formed there, before dx is waited for
+
+Where x was gathered from the tokens of the ranks (deepspeed_autotp.sequence), the entry stands in
+the place of the gathering: its dx is the sum for this rank's own tokens, and a reduce-scatter.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from deepspeed_autotp.collectives import copy_to_ranks
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.interop import is_partitioned
+from deepspeed_autotp.tokens import Gathered
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -73,13 +77,21 @@ class _Stash:
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shared: SharedInput, stash: _Stash, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        shared: SharedInput,
+        stash: _Stash,
+        gathered: Gathered | None,
+        *weights: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.shared, ctx.stash = shared, stash
+        ctx.tokens = None if gathered is None else gathered.tokens
+        ctx.shape = x.shape
+        whole = x if gathered is None else gathered.whole.detach()
         if weights:
-            ctx.save_for_backward(x)
-        return x.view_as(x)
+            ctx.save_for_backward(whole)
+        return whole.view_as(whole)
 
     @staticmethod
     @once_differentiable
@@ -87,16 +99,20 @@ class _Enter(torch.autograd.Function):
         saved = ctx.saved_tensors
         ctx.shared.forget()
         started = None
-        if dx is not None:
+        group: TPGroup = ctx.shared.group
+        if dx is not None and ctx.tokens is not None:
+            started, dx = group.start_reduce_scatter(_tokens(dx), ctx.tokens.widths)
+            dx = dx.reshape(ctx.shape)
+        elif dx is not None:
             # From the layers' matmuls, or autograd's sum of them: nobody else holds it.
             dx = dx.contiguous()
-            started = ctx.shared.group.start_all_reduce(dx)
+            started = group.start_all_reduce(dx)
         try:
             formed = ctx.stash.weight_gradients(*saved) if saved else []
         finally:
             if started is not None:
                 started.wait()
-        return dx, None, None, *formed
+        return dx, None, None, None, *formed
 
 
 class _Linear(torch.autograd.Function):
@@ -140,6 +156,7 @@ class SharedInput:
         self.group = group
         self._overlap = overlap
         self._last: _Entered | None = None
+        self._gathered: Gathered | None = None
         # Of a graph that is traced: the rest of a record would break it.
         self._traced_x: Tensor | None = None
         self._traced_y: Tensor | None = None
@@ -171,8 +188,13 @@ class SharedInput:
         y: Tensor = _Linear.apply(entered.y, weight, bias, entered.stash, transposed)  # type: ignore[no-untyped-call]
         return y
 
+    def gathered(self, gathered: Gathered) -> None:
+        """The layers that come next are likely to be given ``gathered.whole``."""
+        self._gathered = gathered
+
     def forget(self) -> None:
         """Let go of what entered last: autograd alone decides how long a tensor lives."""
+        self._gathered = None
         self._last = self._traced_x = self._traced_y = None
 
     def __deepcopy__(self, memo: object) -> SharedInput:
@@ -185,7 +207,11 @@ class SharedInput:
         if last is None or last.x is not x or last.version != x._version:
             weights = _trained_here(siblings, x) if self._overlap else []
             stash = _Stash(weights)
-            y = _Enter.apply(x, self, stash, *weights)  # type: ignore[no-untyped-call]
+            gathered = self._gathered
+            if gathered is None or not gathered.is_whole(x):
+                y = _Enter.apply(x, self, stash, None, *weights)  # type: ignore[no-untyped-call]
+            else:
+                y = _Enter.apply(gathered.own, self, stash, gathered, *weights)  # type: ignore[no-untyped-call]
             last = _Entered(x, x._version, y, stash)
             self._last, self._awaited = last, len(siblings)
         self._awaited -= 1

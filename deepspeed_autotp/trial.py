@@ -86,7 +86,8 @@ def _inputs(
         )
     if settings.self_check is False:
         return None
-    insist = settings.self_check is True or given is not None
+    key = "sequence_parallel" if settings.sequence_parallel else "self_check"
+    insist = settings.self_check is True or given is not None or settings.sequence_parallel
     ruled = settings.get_partition_config_object() is not None or interop.tp_plan(model)
     values = given
     if values is None:
@@ -94,7 +95,7 @@ def _inputs(
     if values is None:
         if insist:
             raise ValueError(
-                f"self_check is on, but what {type(model).__name__} takes as input is not known; "
+                f"{key} is on, but what {type(model).__name__} takes as input is not known; "
                 "pass example_inputs to deepspeed_autotp.parallelize"
             )
         if warn:
@@ -121,10 +122,8 @@ def _digest(value: object) -> str:
 
 
 class Trial:
-    """Runs and compares; the model is as it was before, whatever happens.
-
-    ``plan`` is the first one to be tried: what it cuts says what is looked at.
-    """
+    """Runs and compares; the model is as it was before, whatever happens. ``plan`` is the first one
+    to be tried: what it cuts says what is looked at."""
 
     def __init__(
         self,
@@ -140,6 +139,7 @@ class Trial:
         self._group = group
         self._overlap = overlap
         self._device = description.parameters[0].device
+        self._seen: Seen | None = None
         self._exits = {
             layer.module
             for layer in plan.layers
@@ -172,7 +172,7 @@ class Trial:
         left = Exempt()
         parts = interop.other_parts(self._model)
         with untouched(self._model, self._device):
-            whole = self._whole(inputs, agreement)
+            whole = self._seen = self._whole(inputs, agreement)
             if whole is None and again is not None and guessed(plan):
                 return again((), (), guesses=False)
             while whole is not None:
@@ -188,6 +188,18 @@ class Trial:
         if agreement.is_first:
             for warning in left.warnings():
                 _log.warning("%s", warning)
+        return plan
+
+    def confirm(self, inputs: Inputs, plan: Plan, *, agreement: Agreement) -> Plan:
+        """``plan``, which cuts tokens, too; or a ValueError on every rank. Follows ``run``."""
+        assert self._seen is not None  # who asks for it insists on a trial
+        with untouched(self._model, self._device):
+            found = self._check(inputs.values, plan, self._seen, agreement)
+        if found is not None:
+            raise ValueError(
+                "tensor_parallel.sequence_parallel is true, but with a part of the tokens between "
+                f"blocks {found.text}. Leave the key out"
+            )
         return plan
 
     def _whole(self, inputs: Inputs, agreement: Agreement) -> Seen | None:

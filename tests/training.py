@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One short training run, in a single process and through DeepSpeed, for comparison."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,18 @@ class Setting:
     precision: str = "fp32"
     accumulate: int = 1
     self_check: bool | str = "auto"
+    sequence: bool = False
+    length: int = 12
 
 
-def single_losses(model: nn.Module, *, clip: float, steps: int = STEPS) -> list[float]:
+def single_losses(
+    model: nn.Module, *, clip: float, steps: int = STEPS, length: int = 12
+) -> list[float]:
     """Losses of plain SGD over the whole batch; clips the gradient norm when ``clip`` > 0."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
     for step in range(steps):
-        ids = tokens(step)
+        ids = tokens(step, length=length)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         if clip:
@@ -55,7 +59,11 @@ def engine_config(setting: Setting) -> dict[str, Any]:
         "gradient_clipping": setting.clip,
         "zero_optimization": {"stage": setting.zero},
         "bf16": {"enabled": setting.precision == "bf16"},
-        "tensor_parallel": {"autotp_size": setting.tp, "self_check": setting.self_check},
+        "tensor_parallel": {
+            "autotp_size": setting.tp,
+            "self_check": setting.self_check,
+            "sequence_parallel": setting.sequence,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -67,13 +75,19 @@ def own_rows(ids: torch.Tensor, *, tp: int) -> torch.Tensor:
 
 
 def train_engine(
-    engine: Any, *, tp: int, accumulate: int = 1, first: int = 0, steps: int = STEPS
+    engine: Any,
+    *,
+    tp: int,
+    accumulate: int = 1,
+    first: int = 0,
+    steps: int = STEPS,
+    length: int = 12,
 ) -> list[float]:
     """Losses of the whole batch from step ``first``, as :func:`single_losses` has them."""
     losses = []
     for step in range(first, first + steps):
         total = torch.zeros(())
-        for ids in own_rows(tokens(step), tp=tp).chunk(accumulate):
+        for ids in own_rows(tokens(step, length=length), tp=tp).chunk(accumulate):
             loss = engine(input_ids=ids, labels=ids).loss
             engine.backward(loss)
             engine.step()
@@ -88,17 +102,20 @@ def worst_difference(got: Iterable[float], expected: Iterable[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(got, expected, strict=True))
 
 
-def train_family(family: str, tied: bool, settings: list[Setting]) -> dict[Setting, float]:
+def train_family(
+    family: str, tied: bool, settings: list[Setting], changes: Mapping[str, Any] | None = None
+) -> dict[Setting, float]:
     """Worst loss difference to one process for every setting; replicas and weights are checked."""
     import deepspeed_autotp
 
+    sizes = changes or {}
     expected = {
-        clip: single_losses(build(family, tied=tied), clip=clip)
-        for clip in sorted({setting.clip for setting in settings})
+        (clip, length): single_losses(build(family, tied=tied, **sizes), clip=clip, length=length)
+        for clip, length in sorted({(setting.clip, setting.length) for setting in settings})
     }
     worst = {}
     for setting in settings:
-        model = build(family, tied=tied)
+        model = build(family, tied=tied, **sizes)
         before = {name: t.clone() for name, t in model.state_dict().items()}
         identities = [id(p) for p in model.parameters()]
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -108,8 +125,10 @@ def train_family(family: str, tied: bool, settings: list[Setting]) -> dict[Setti
         assert [id(p) for p in model.parameters()] == identities
         after = deepspeed_autotp.full_state_dict(engine)
         assert all(torch.equal(t.to(after[name].dtype), after[name]) for name, t in before.items())
-        losses = train_engine(engine, tp=setting.tp, accumulate=setting.accumulate)
-        worst[setting] = worst_difference(losses, expected[setting.clip])
+        losses = train_engine(
+            engine, tp=setting.tp, accumulate=setting.accumulate, length=setting.length
+        )
+        worst[setting] = worst_difference(losses, expected[setting.clip, setting.length])
         deepspeed_autotp.check_replicas(engine)
         engine.destroy()
     return worst

@@ -16,6 +16,7 @@
 #include "plan_hash.h"
 #include "plan_layers.h"
 #include "resolve.h"
+#include "sequence.h"
 #include "siblings.h"
 #include "ties.h"
 #include "unmatched.h"
@@ -164,7 +165,7 @@ decide(tp_build *build, tp_error *err)
         tp_unmatched_rules(build, err) < 0 || tp_unmatched_layers(build, err) < 0)
         return -1;
     if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0 ||
-        tp_siblings_make(build, err) < 0)
+        tp_siblings_make(build, err) < 0 || tp_sequence_make(build, err) < 0)
         return -1;
     return tp_locals_make(build, err);
 }

@@ -74,6 +74,20 @@ typedef struct {
     const int64_t *values;
 } tp_local_integer;
 
+typedef struct {
+    const int *items; /* module indices, in order */
+    int count;
+} tp_modules;
+
+/* A list of layers between which each rank has a part of the tokens. */
+typedef struct {
+    int owner;          /* the module that runs the stages */
+    tp_modules stages;  /* tokens are cut at the first and whole behind the last */
+    tp_modules inlets;  /* given all tokens, gathered where they begin */
+    tp_modules outlets; /* row layers that give each rank the sum for its own tokens */
+    tp_modules islands; /* as inlets, with tokens cut where they end */
+} tp_stack;
+
 /* A line for the user: a rule that matched nothing, a tie that kept a weight
  * whole. */
 typedef struct {
@@ -94,6 +108,7 @@ typedef struct {
     int whole_count;
     const char *const *apart; /* modules whose layers are cut one by one; as above */
     int apart_count;
+    bool sequence; /* cut the tokens between blocks, or fail */
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;
@@ -111,6 +126,8 @@ int tp_plan_layer_count(const tp_plan *plan);
 const tp_layer *tp_plan_layer(const tp_plan *plan, int index);
 int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
+int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are cut */
+const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
 int tp_plan_note_count(const tp_plan *plan);
 const tp_note *tp_plan_note(const tp_plan *plan, int index);
 
@@ -118,7 +135,7 @@ const tp_note *tp_plan_note(const tp_plan *plan, int index);
 void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);
 
 /* Equal plans of equal models have equal hashes, on every machine: covers ranks, names,
- * shapes, dtypes, kinds, runs and local integers; not who decided. */
+ * shapes, dtypes, kinds, runs, local integers and stacks; not who decided. */
 uint64_t tp_plan_hash(const tp_plan *plan);
 
 /* One row per group of parameters that differ in indices only. */

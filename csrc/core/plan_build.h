@@ -26,6 +26,8 @@ struct tp_plan {
     int layer_count;
     tp_local_integer *integers;
     int integer_count;
+    tp_stack *stacks;
+    int stack_count;
     tp_note *notes;
     int note_count;
     int note_room;

@@ -94,6 +94,25 @@ hash_integer(uint64_t hash, const tp_plan *plan, const tp_local_integer *integer
     return hash;
 }
 
+static uint64_t
+hash_modules(uint64_t hash, const tp_modules *modules)
+{
+    hash = tp_hash_int(hash, modules->count);
+    for (int i = 0; i < modules->count; i++)
+        hash = tp_hash_int(hash, modules->items[i]);
+    return hash;
+}
+
+static uint64_t
+hash_stack(uint64_t hash, const tp_stack *stack)
+{
+    hash = tp_hash_int(hash, stack->owner);
+    hash = hash_modules(hash, &stack->stages);
+    hash = hash_modules(hash, &stack->inlets);
+    hash = hash_modules(hash, &stack->outlets);
+    return hash_modules(hash, &stack->islands);
+}
+
 uint64_t
 tp_plan_hash_make(const tp_plan *plan)
 {
@@ -108,5 +127,7 @@ tp_plan_hash_make(const tp_plan *plan)
     hash = tp_hash_int(hash, plan->integer_count);
     for (int i = 0; i < plan->integer_count; i++)
         hash = hash_integer(hash, plan, &plan->integers[i]);
+    for (int i = 0; i < plan->stack_count; i++)
+        hash = hash_stack(hash, &plan->stacks[i]);
     return hash;
 }

@@ -59,6 +59,18 @@ tp_plan_integer(const tp_plan *plan, int index)
 }
 
 int
+tp_plan_stack_count(const tp_plan *plan)
+{
+    return plan->stack_count;
+}
+
+const tp_stack *
+tp_plan_stack(const tp_plan *plan, int index)
+{
+    return &plan->stacks[index];
+}
+
+int
 tp_plan_note_count(const tp_plan *plan)
 {
     return plan->note_count;

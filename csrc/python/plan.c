@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole, *apart, *families, *guesses;
+    PyObject *head_patterns, *whole, *apart, *families, *guesses, *sequence;
 } arguments;
 
 static const tp_plan *
@@ -53,6 +53,7 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
         py_read_flag(given->families, "families", &options->families) < 0 ||
         py_read_flag(given->guesses, "guesses", &options->guesses) < 0 ||
+        py_read_flag(given->sequence, "sequence", &options->sequence) < 0 ||
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
         return -1;
     if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
@@ -76,20 +77,19 @@ static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "model",  "rules",    "ranks",         "grain",
-        "strict", "defaults", "embedding_dim", "head_patterns",
-        "whole",  "apart",    "families",      "guesses",
-        NULL};
+        "model",    "rules",         "ranks",         "grain", "strict",
+        "defaults", "embedding_dim", "head_patterns", "whole", "apart",
+        "families", "guesses",       "sequence",      NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
     texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOO:Plan", (char **)names, &given.model,
+            args, kwargs, "OO|$OOOOOOOOOOO:Plan", (char **)names, &given.model,
             &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
             &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart,
-            &given.families, &given.guesses) ||
+            &given.families, &given.guesses, &given.sequence) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
     if (read_options(&given, &options, &kept) < 0)
@@ -175,6 +175,45 @@ plan_get_notes(PyObject *self, void *closure)
     return tuple;
 }
 
+/* The names of modules. New, or NULL. */
+static PyObject *
+module_names(PyObject *self, const tp_modules *modules)
+{
+    const tp_model *model =
+        py_model_get(((py_holder *)((py_plan *)self)->holder)->model);
+    PyObject *tuple = PyTuple_New(modules->count);
+    for (int i = 0; tuple != NULL && i < modules->count; i++)
+        py_tuple_put(
+            &tuple, i,
+            PyUnicode_FromString(tp_model_module(model, modules->items[i])->name));
+    return tuple;
+}
+
+static PyObject *
+stack_tuple(PyObject *self, const tp_stack *stack)
+{
+    const tp_modules parts[] = {{&stack->owner, 1},
+                                stack->stages,
+                                stack->inlets,
+                                stack->outlets,
+                                stack->islands};
+    PyObject *tuple = PyTuple_New(5);
+    for (int i = 0; tuple != NULL && i < 5; i++)
+        py_tuple_put(&tuple, i, module_names(self, &parts[i]));
+    return tuple;
+}
+
+static PyObject *
+plan_get_stacks(PyObject *self, void *closure)
+{
+    (void)closure;
+    const int count = tp_plan_stack_count(get(self));
+    PyObject *tuple = PyTuple_New(count);
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, stack_tuple(self, tp_plan_stack(get(self), i)));
+    return tuple;
+}
+
 static PyObject *
 plan_table(PyObject *self, PyObject *unused)
 {
@@ -204,6 +243,9 @@ static PyGetSetDef getters[] = {
     {"entries", plan_get_entries, NULL, "One Entry per parameter, in order.", NULL},
     {"layers", plan_get_layers, NULL, "One Layer per module that changes.", NULL},
     {"integers", plan_get_integers, NULL, "The attributes that become local.", NULL},
+    {"stacks", plan_get_stacks, NULL,
+     "Where tokens are cut: names of owner, stages, inlets, outlets and islands.",
+     NULL},
     {"notes", plan_get_notes, NULL, "What the user should know.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -212,7 +254,7 @@ static PyType_Slot slots[] = {
     {Py_tp_doc,
      (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
              "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
-             "apart=(), families=True, guesses=True)\n--\n\n"
+             "apart=(), families=True, guesses=True, sequence=False)\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},

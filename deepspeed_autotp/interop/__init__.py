@@ -39,6 +39,7 @@ from deepspeed_autotp.interop.models import (
     text_config,
     tp_plan,
     trial_inputs,
+    wants_hidden_states,
 )
 from deepspeed_autotp.interop.parameters import (
     ParameterKeeper,
@@ -93,5 +94,6 @@ __all__ = [
     "uninstall_functions",
     "unwrapped",
     "watch_checkpoints",
+    "wants_hidden_states",
     "without_config",
 ]

@@ -131,6 +131,13 @@ def _places(model: nn.Module) -> set[int]:
     return {v for k, v in vars(model.config).items() if type(v) is int and k.endswith(keys)}
 
 
+def wants_hidden_states(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of a transformers model is asked for what its layers give one by one."""
+    said = kwargs.get("output_hidden_states")
+    config = vars(module).get("config")
+    return bool(getattr(config, "output_hidden_states", False) if said is None else said)
+
+
 def guard_save_pretrained(model: nn.Module) -> None:
     """Let transformers' ``save_pretrained`` refuse to write the shards of one rank.
 

@@ -34,6 +34,7 @@ def test_the_defaults_are_deepspeeds() -> None:
     ours, theirs = dict(TPTrainingConfig()), dict(DeepSpeedTraining())
     assert dict(ours.pop("tensor_parallel")) == dict(theirs.pop("tensor_parallel"))
     assert ours.pop("self_check") == "auto"
+    assert ours.pop("sequence_parallel") is False
     assert ours == theirs
     assert issubclass(TPTrainingConfig, BaseModel)
 

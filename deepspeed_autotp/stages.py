@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of a model between whose blocks the tokens are cut, and how they become so."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.sequence import Argument, Stack, Stage
+from deepspeed_autotp.shared_input import SharedInput
+
+
+class StageModule(nn.Module):
+    """A layer of a stack, mixed into its class.
+
+    x  [N, H] of the first stage, else [n, H]
+    y  [N, H] of the last stage, else [n, H]
+
+    ``run`` is that of a stack, where torch.compile leaves all as it is: which tokens a rank has is
+    known when it runs.
+    """
+
+    sequence: tuple[Stack, Stage, Callable[..., Any]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        stack, stage, run = self.sequence
+        if stack.is_idle:
+            return super().forward(*args, **kwargs)
+        return run(stack, stage, super().forward, args, kwargs, training=self.training)
+
+
+class Inlet(nn.Module):
+    """What is given all tokens where it begins, mixed into its class.
+
+    x  [n, H]; the module's own forward is given [N, H]
+    """
+
+    inlet: tuple[Stack, Argument, str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        stack, given, name = self.inlet
+        whole = stack.enter(given.of(args, kwargs), name)
+        args, named = given.replaced(args, kwargs, whole)
+        return super().forward(*args, **named)
+
+
+class Island(nn.Module):
+    """What is given all tokens and gives all of them, mixed into its class.
+
+    x  [n, H]; the module's own forward is given [N, H]
+    y  [n, H]; the module's own forward gives [N, H]
+
+    forward   all-gather of x
+    backward  all-gather of dy
+    """
+
+    island: tuple[Stack, Argument, str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        stack, given, name = self.island
+        return stack.whole(name, given, super().forward, args, kwargs)
+
+
+class Changes:
+    """How modules are changed so that it can be undone: the two ways of a conversion."""
+
+    def __init__(
+        self,
+        set_class: Callable[[nn.Module, type[nn.Module]], None],
+        assign: Callable[[nn.Module, str, Any], None],
+    ) -> None:
+        self.set_class = set_class
+        self.assign = assign
+
+
+def cut_tokens(
+    plan: Plan,
+    modules: Mapping[str, nn.Module],
+    *,
+    group: TPGroup,
+    input: SharedInput,
+    changes: Changes,
+) -> list[Callable[[], None]]:
+    """Let the stacks of ``plan`` cut their tokens, once its layers are sharded ones.
+
+    Returns what undoes it, beside what ``changes`` undoes.
+    """
+    undo: list[Callable[[], None]] = []
+    if not plan.stacks:
+        return undo
+    run = torch.compiler.disable(
+        Stack.run, reason="tensor_parallel.sequence_parallel: layers run as they are in training"
+    )
+    for (owner,), stages, inlets, outlets, islands in plan.stacks:
+        stack = Stack(owner, group=group, input=input)
+        for name in stages:
+            stage = Stage(
+                name=name,
+                given=_first_argument(modules[name], name),
+                is_first=name == stages[0],
+                is_last=name == stages[-1],
+            )
+            changes.assign(modules[name], "sequence", (stack, stage, run))
+            changes.set_class(modules[name], _class(modules[name], StageModule))
+        for names, key, mixed in ((inlets, "inlet", Inlet), (islands, "island", Island)):
+            for name in names:
+                given = _first_argument(modules[name], name)
+                changes.assign(modules[name], key, (stack, given, name))
+                changes.set_class(modules[name], _class(modules[name], mixed))
+        for name in outlets:
+            sharding: Sharding = vars(modules[name])["sharding"]
+            total = _Total(stack, name)
+            changes.assign(modules[name], "sharding", dataclasses.replace(sharding, total=total))
+        undo.extend(hook.remove for hook in stack.watch(modules[owner]))
+    return undo
+
+
+class _Total:
+    """What a row layer does with its summand."""
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self._stack = stack
+        self._name = name
+
+    def __call__(self, y: Tensor, group: TPGroup) -> Tensor:
+        return self._stack.total(y, group, self._name)
+
+
+def _class(module: nn.Module, mixed: Any) -> type[nn.Module]:
+    own: Any = type(module)  # Any: mypy finds no hash in a class of modules
+    return _combined(mixed, own)
+
+
+@functools.cache
+def _combined(mixed: type[Any], own: type[Any]) -> type[nn.Module]:
+    """One class for all modules alike."""
+    return type(f"{mixed.__name__}Of{own.__name__}", (mixed, own), {})
+
+
+def _first_argument(module: nn.Module, name: str) -> Argument:
+    """ValueError where a forward takes none."""
+    for parameter in inspect.signature(module.forward).parameters.values():
+        return Argument(parameter.name)
+    raise ValueError(
+        f"tensor_parallel.sequence_parallel is true, but the forward of {name} takes no argument "
+        "whose tokens could be cut; leave the key out"
+    )

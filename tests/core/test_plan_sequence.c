@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan_llama.h"
+
+/* Whether these are exactly the modules, NULL at the end. */
+static void
+check_modules(const fixture *f, const tp_modules *modules, const char *const *names)
+{
+    int count = 0;
+    while (names[count] != NULL)
+        count++;
+    CHECK_INT_EQ(modules->count, count);
+    for (int i = 0; i < count && i < modules->count; i++)
+        CHECK_TEXT_EQ(tp_model_module(f->model, modules->items[i])->name, names[i]);
+}
+
+#define NAMES(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+static void
+test_tokens_come_together_in_the_block_of_a_row_layer(void)
+{
+    fixture f = fixture_new(2);
+    add_llama(&f, 1, false);
+    add_llama_styles(&f);
+    f.options.sequence = true;
+    if (make_plan(&f) && CHECK(tp_plan_stack_count(f.plan) == 1)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        check_modules(&f, &stack->stages, NAMES("model.layers.0"));
+        check_modules(&f, &stack->inlets,
+                      NAMES("model.layers.0.self_attn", "model.layers.0.mlp"));
+        check_modules(
+            &f, &stack->outlets,
+            NAMES("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"));
+        CHECK_INT_EQ(stack->islands.count, 0);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
+                     TP_WHOLE_SUM);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_without_the_option_there_are_no_stacks(void)
+{
+    fixture f = fixture_new(2);
+    add_llama(&f, 1, false);
+    add_llama_styles(&f);
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(tp_plan_stack_count(f.plan), 0);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
+                     TP_WHOLE);
+    }
+    fixture_free(&f);
+}
+
+/* A module of its own with a norm, behind the linear `leaf`. */
+static void
+add_behind(fixture *f, const char *name)
+{
+    char full[64];
+    add_module(f, name, TP_MODULE_OTHER, 0);
+    snprintf(full, sizeof(full), "%s.dense", name);
+    add_vector(f, add_linear(f, full, 16, 16), "bias", 16);
+    snprintf(full, sizeof(full), "%s.norm", name);
+    const int norm = add_module(f, full, TP_MODULE_OTHER, 0);
+    add_shaped(f, norm, "weight", 1, (int64_t[]){16}, -1);
+}
+
+/* As in BERT, where a residual is added to a part of the tokens behind the row layer,
+ * and in OPT, whose feed-forward layers lie in the layer itself. */
+static void
+test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "list", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0.attention", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0.attention.self", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.attention.self.up", 16, 16);
+    add_linear(&f, "list.0.attention.self.other_up", 16, 16);
+    const int inner = add_module(&f, "list.0.attention.self.norm", TP_MODULE_OTHER, 0);
+    add_shaped(&f, inner, "weight", 1, (int64_t[]){4}, -1);
+    add_behind(&f, "list.0.attention.output");
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+    add_rule(&f, "b", ".*(dense|down)\\.weight", TP_CUT_ROW);
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        CHECK_INT_EQ(stack->owner, 0);
+        check_modules(&f, &stack->inlets, NAMES("list.0.attention.self", "list.0.up"));
+        check_modules(&f, &stack->outlets,
+                      NAMES("list.0.attention.output.dense", "list.0.down"));
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.norm.weight")->kind,
+                     TP_WHOLE_SUM);
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.dense.bias")->kind,
+                     TP_WHOLE_SUM);
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.self.norm.weight")->kind, TP_WHOLE);
+    }
+    fixture_free(&f);
+}
+
+/* Attention that stays whole or gives whole outputs, beside a router and an expert that
+ * are shared by all. */
+static void
+test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "list", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.mixer.in", 16, 16);
+    add_module(&f, "list.0.apart", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.apart.gathered", 16, 16);
+    add_module(&f, "list.0.experts", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.experts.router", 4, 16);
+    add_module(&f, "list.0.experts.shared", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.experts.shared.up", 16, 16);
+    add_linear(&f, "list.0.experts.shared.down", 16, 16);
+    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_spec(&f, "c", ".*gathered\\.weight",
+             (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        check_modules(&f, &stack->islands,
+                      NAMES("list.0.mixer", "list.0.apart", "list.0.experts"));
+        CHECK_INT_EQ(stack->inlets.count, 0);
+        CHECK_INT_EQ(stack->outlets.count, 0);
+        CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_WHOLE);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_model_without_a_list_of_layers_is_refused(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "head", TP_MODULE_OTHER, 0);
+    add_linear(&f, "head.0", 16, 16);
+    add_linear(&f, "head.2", 16, 16);
+    add_rule(&f, "a", "head.0\\.weight", TP_CUT_COLUMN);
+    add_rule(&f, "b", "head.2\\.weight", TP_CUT_ROW);
+    f.options.sequence = true;
+    CHECK_REFUSED(&f, "sequence_parallel is true, but 'Any' has no list of layers");
+}
+
+static void
+test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "list", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    add_matrix(&f, "list.0.table", TP_MODULE_EMBEDDING, 8, 16);
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_style(&f, "list.*.table", "embedding_rowwise");
+    f.options.sequence = true;
+    CHECK_REFUSED(&f, "'list.0.table' is no layer that tokens can be cut around");
+}
+
+int
+main(void)
+{
+    RUN(test_tokens_come_together_in_the_block_of_a_row_layer);
+    RUN(test_without_the_option_there_are_no_stacks);
+    RUN(test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens);
+    RUN(test_a_block_with_a_whole_matrix_is_given_all_tokens);
+    RUN(test_a_model_without_a_list_of_layers_is_refused);
+    RUN(test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name);
+    return check_result();
+}
