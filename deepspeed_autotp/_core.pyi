@@ -128,7 +128,8 @@ class Rules:
         source: str = "partition_config",
     ) -> None: ...
     def add_preset(self, name: str, /) -> None: ...
-    def add_style(self, pattern: str, style: str) -> None: ...
+    def add_style(self, pattern: str, style: str, *, required: bool = False) -> None:
+        """One entry of a transformers plan. `required`: no plan where it matches nothing."""
     def find(
         self,
         parameter: str,

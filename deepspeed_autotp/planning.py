@@ -75,8 +75,10 @@ def make_plan(
 
 def _model_rules(description: Description) -> Rules:
     rules = Rules()
-    for pattern, style in interop.tp_plan(description.modules[""]).items():
-        rules.add_style(pattern, style)
+    model = description.modules[""]
+    own = interop.own_entries(model)
+    for pattern, style in interop.tp_plan(model).items():
+        rules.add_style(pattern, style, required=pattern in own)
     return rules
 
 

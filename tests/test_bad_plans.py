@@ -39,6 +39,14 @@ REFUSED = {
         ["'model.layers.*.mlp.up_proj'", "'colwize'", "did you mean 'colwise'"],
         styles={"model.layers.*.mlp.up_proj": "colwize"},
     ),
+    "an entry of a plan of one's own that matches nothing": Bad(
+        [
+            "model.layers.*.mlp.up_porj",
+            "matches nothing",
+            "did you mean 'model.layers.*.mlp.up_proj'",
+        ],
+        styles={"model.layers.*.mlp.up_porj": "colwise"},
+    ),
     "a tied tensor that two rules cut along two dimensions": Bad(
         ["model.embed_tokens.weight", "layer_specs[0]", "lm_head.weight", "layer_specs[1]"],
         tied=True,
@@ -70,10 +78,6 @@ REFUSED = {
 }
 
 WARNED = {
-    "an entry of the model's plan that matches nothing": Bad(
-        ["model.layers.*.mlp.up_porj", "matches nothing", "model.layers.*.mlp.up_proj"],
-        styles={"model.layers.*.mlp.up_porj": "colwise"},
-    ),
     "a pattern that matches nothing": Bad(
         ["layer_specs[2]", "matches nothing", "up_proj"],
         specs=[

@@ -118,9 +118,9 @@ last_pairs(const char *pattern)
 
 int
 tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
-                   tp_error *err)
+                   bool required, tp_error *err)
 {
-    tp_rule rule = {.source = TP_FROM_HF};
+    tp_rule rule = {.source = TP_FROM_HF, .required = required};
     if (tp_hfplan_style(style, pattern, &rule.style, &rule.spec, err) < 0)
         return -1;
 

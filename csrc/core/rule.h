@@ -32,6 +32,7 @@ typedef struct {
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;
     char *hf_pattern;   /* owned; NULL for a rule with patterns */
+    bool required;      /* no plan is made where it matches nothing */
     tp_pairs hf_pairs;  /* that every name contains which hf_pattern matches */
     char **model_types; /* owned; empty: any model */
     int model_type_count;
@@ -51,9 +52,10 @@ int tp_rules_add(tp_rules *rules, tp_rule *rule, tp_error *err);
 /* Append a preset's rows as rules. */
 int tp_rules_add_preset(tp_rules *rules, const char *name, tp_error *err);
 
-/* Append one entry of a transformers plan. */
+/* Append one entry of a transformers plan. Those of transformers' own plans need not
+ * match: they serve several models. */
 int tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
-                       tp_error *err);
+                       bool required, tp_error *err);
 
 int tp_rules_count(const tp_rules *rules);
 

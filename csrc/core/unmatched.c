@@ -100,9 +100,10 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
        tp_error *err)
 {
     const bool refuse =
-        build->options->strict &&
-        (rule->source == TP_FROM_CONFIG ||
-         (rule->source == TP_FROM_PRESET && !source_matched(build, TP_FROM_PRESET)));
+        rule->required ||
+        (build->options->strict &&
+         (rule->source == TP_FROM_CONFIG ||
+          (rule->source == TP_FROM_PRESET && !source_matched(build, TP_FROM_PRESET))));
     const char *pattern = pattern_of(rule);
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "rule '%s' (%s) matches nothing in the model: pattern '%s'",
@@ -114,7 +115,8 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
         return -1;
     }
     if (refuse) {
-        tp_text_add(&text, "; correct it, or switch strict_mode off");
+        tp_text_add(&text, rule->required ? "; correct it, or take it out of the plan"
+                                          : "; correct it, or switch strict_mode off");
         return tp_text_fail(&text, TP_VALUE, err);
     }
     return tp_build_note(build, &text, err);

@@ -102,16 +102,17 @@ rules_add_preset(PyObject *self, PyObject *name)
 static PyObject *
 rules_add_style(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"pattern", "style", NULL};
+    static const char *const names[] = {"pattern", "style", "required", NULL};
     PyObject *pattern_arg, *style_arg;
     const char *pattern = NULL, *style = NULL;
+    int required = 0;
     tp_error err = TP_NO_ERROR;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:add_style", (char **)names,
-                                     &pattern_arg, &style_arg) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$p:add_style", (char **)names,
+                                     &pattern_arg, &style_arg, &required) ||
         py_read_text(pattern_arg, "pattern", &pattern) < 0 ||
         py_read_text(style_arg, "style", &style) < 0 || check_writable(self) < 0)
         return NULL;
-    if (tp_rules_add_style(get(self), pattern, style, &err) < 0)
+    if (tp_rules_add_style(get(self), pattern, style, required, &err) < 0)
         return py_raise(&err);
     Py_RETURN_NONE;
 }
@@ -172,7 +173,7 @@ static PyMethodDef methods[] = {
      "add_preset($self, name, /)\n--\n\n"
      "Append the rows of a preset, one rule each."},
     {"add_style", PY_KEYWORDS(rules_add_style), METH_VARARGS | METH_KEYWORDS,
-     "add_style($self, pattern, style)\n--\n\n"
+     "add_style($self, pattern, style, *, required=False)\n--\n\n"
      "Append one entry of a transformers plan."},
     {"find", PY_KEYWORDS(rules_find), METH_VARARGS | METH_KEYWORDS,
      "find($self, parameter, module=None, model_type=None, prefix='')\n--\n\n"

@@ -106,6 +106,23 @@ def tp_plan(model: nn.Module) -> dict[str, str]:
     return merged
 
 
+def own_entries(model: nn.Module) -> set[str]:
+    """The patterns of :func:`tp_plan` that no class of the model brings along: the user's."""
+    brought = {"embed_tokens"}  # which transformers adds to the plan of a base model
+    for module in model.modules():
+        for holder, key in (
+            (module, "_tp_plan"),
+            (vars(module).get("config"), "base_model_tp_plan"),
+        ):
+            plan = getattr(type(holder), key, None)
+            brought.update(plan if isinstance(plan, Mapping) else ())
+    return {
+        pattern
+        for pattern in tp_plan(model)
+        if not any(f".{pattern}".endswith(f".{known}") for known in brought)
+    }
+
+
 def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor] | None:
     """A few tokens that ``model`` accepts, the same on every rank, or None when unknown."""
     size = getattr(text_config(model), "vocab_size", None)

@@ -150,7 +150,7 @@ add_rule(fixture *f, const char *label, const char *pattern, tp_cut cut)
 static inline void
 add_style(fixture *f, const char *pattern, const char *style)
 {
-    CHECK_OK(tp_rules_add_style(f->rules, pattern, style, &f->err), &f->err);
+    CHECK_OK(tp_rules_add_style(f->rules, pattern, style, false, &f->err), &f->err);
 }
 
 static inline void
