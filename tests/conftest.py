@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,12 @@ def no_records(deepspeed_imported: None) -> Iterator[None]:
     deepspeed_autotp.reset()
     yield
     deepspeed_autotp.reset()
+
+
+@pytest.fixture
+def compile_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.compile sets this variable for good when nobody has."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
