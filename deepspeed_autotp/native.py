@@ -15,7 +15,16 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-__all__ = ["Devices", "Library", "devices", "find_library", "loaded", "obstacle", "on_gpu"]
+__all__ = [
+    "Devices",
+    "Library",
+    "build_info",
+    "devices",
+    "find_library",
+    "loaded",
+    "obstacle",
+    "on_gpu",
+]
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -49,6 +58,12 @@ def loaded() -> torch._ops._OpNamespace:
         )
     torch.ops.load_library(spec.origin)
     return torch.ops.deepspeed_autotp
+
+
+def build_info() -> tuple[str, str, str]:
+    """The compiler of ``_ops``, its torch headers' version, and the oldest torch it serves."""
+    compiler, headers, oldest = loaded().build_info()
+    return compiler, headers, oldest
 
 
 def find_library() -> Library:

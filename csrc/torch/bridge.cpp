@@ -6,6 +6,10 @@
 // results and hand ranges to torch's threads; they decide nothing. An operator reports
 // failure to the dispatcher by an exception, so the operators cannot be noexcept;
 // raise() is the one place that makes one. What torch's threads call is noexcept.
+#include <torch/headeronly/version.h>
+
+#include <tuple>
+
 #include "bridge.h"
 
 namespace
@@ -95,6 +99,15 @@ compact(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
     tp_compact_host(&cut, full.mutable_data_ptr());
 }
 
+// The compiler, the version of the torch headers, and the oldest torch that is served.
+std::tuple<std::string, std::string, std::string>
+build_info()
+{
+    constexpr uint64_t kTarget = TORCH_TARGET_VERSION;
+    return {"compiler " __VERSION__, TORCH_VERSION,
+            std::to_string(kTarget >> 56) + "." + std::to_string(kTarget >> 48 & 255)};
+}
+
 void
 check(int64_t outer, int64_t size, int64_t inner, std::vector<int64_t> runs,
       int64_t full_items, int64_t shard_items, bool disjoint)
@@ -116,6 +129,7 @@ STABLE_TORCH_LIBRARY(deepspeed_autotp, m)
     m.def(
         "compact_(Tensor(a!) full, int outer, int size, int inner, int[] runs,"
         " int[] shape) -> ()");
+    m.def("build_info() -> (str, str, str)");
     m.def("vocab_statistics(Tensor logits, Tensor columns, float cap) -> Tensor");
     m.def(
         "vocab_gradient_(Tensor(a!) logits, Tensor logsumexp, Tensor columns,"
@@ -135,5 +149,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
 {
+    m.impl("build_info", TORCH_BOX(&build_info));
     m.impl("check", TORCH_BOX(&check));
 }
