@@ -17,6 +17,7 @@ from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.collectives import Parts
+from deepspeed_autotp.cutting import cut_parameters
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
@@ -84,10 +85,9 @@ class Conversion:
             )
 
     def commit(self) -> None:
-        """Cut the tensors one by one; a storage is free as soon as its shard is made."""
-        for index, entry in self._cut_entries():
-            parameter = self._parameters[index]
-            parameter.data = cut(parameter.data, entry=entry, rank=self._group.rank)
+        """Cut the tensors; a storage is free as soon as its shard is made."""
+        entries = ((self._parameters[index], entry) for index, entry in self._cut_entries())
+        cut_parameters(entries, rank=self._group.rank)
         torch.clear_autocast_cache()  # it may have copies of the whole weights
 
     def undo(self) -> None:
