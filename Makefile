@@ -14,7 +14,7 @@ ARGS ?=
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test lint format format-check types asan fuzz check bench bench-step sweep clean
+.PHONY: help setup build demo test test-gpu cuda lint format format-check types asan fuzz check bench bench-step sweep clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -39,6 +39,26 @@ demo: $(stamp) ## Train a small Llama with TP 2 x DP 2 and compare with one proc
 test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(MAKE) --no-print-directory format-check lint types
 	@$(python) -m pytest $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
+
+# compute-sanitizer comes with the CUDA toolkit; where it is missing, that is said.
+sanitizer := $(shell command -v compute-sanitizer)
+sanitized = compute-sanitizer --error-exitcode 9 --target-processes all --tool $(1) \
+	$(python) -m pytest -q tests/test_gpu.py -k "not beyond_32_bits and not large_weight"
+
+test-gpu: export AUTOTP_REQUIRE_GPU := 1
+test-gpu: $(stamp) ## On a GPU: its tests, under compute-sanitizer as well, and the benchmark
+	@$(python) -m pytest -m gpu $(ARGS)
+ifeq ($(sanitizer),)
+	@echo "compute-sanitizer is not there: memcheck and racecheck did not run"
+else
+	@$(call sanitized,memcheck)
+	@$(call sanitized,racecheck)
+endif
+	@$(python) -m benchmarks.gpu
+
+cuda: ## Compile the CUDA library for all architectures of a release, warnings as errors
+	@AUTOTP_WERROR=1 AUTOTP_CUDA_ARCHS= $(python) setup.py -q build_cuda \
+		--build-lib build/release --build-temp build/release
 
 lint: $(stamp) ## Check the Python code with ruff
 	@$(python) -m ruff check --quiet .

@@ -12,6 +12,42 @@ import pytest
 from tests.pool import Pool
 
 
+def missing_gpu() -> str:
+    """Why GPU tests cannot run here; empty where they can."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "" if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is none; AUTOTP_REQUIRE_GPU=1 makes that an error."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
+    reason = missing_gpu() if on_gpu else ""
+    if reason and os.environ.get("AUTOTP_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(f"GPU tests were asked for, but {reason}")
+    for item in on_gpu if reason else []:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where the GPU tests ran, or that they did not."""
+    ended = {
+        outcome: sum("gpu" in report.keywords for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "skipped")
+    }
+    ran = ended["passed"] + ended["failed"]
+    if ran:
+        import torch
+
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        terminalreporter.write_line(f"GPU tests: {ran} ran on {', '.join(sorted(names))}")
+    if ended["skipped"]:
+        why = missing_gpu() or "for reasons of their own"
+        terminalreporter.write_line(f"GPU tests: {ended['skipped']} did not run: {why}")
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """The worker processes of this run. They start with the first job that needs them."""
