@@ -3,8 +3,8 @@
 
 The bound of a copy is the bytes it reads and writes; of cross-entropy one reading of the logits for
 the loss and one reading and one writing for the gradient. The bandwidth is that of a plain copy of
-2 GiB from device to device, measured in the same run. Without a GPU nothing is measured, which is
-exit status 2.
+2 GiB from device to device, measured in the same run; of shards that come from a host it is that of
+a pinned copy of as many bytes. Without a GPU nothing is measured, which is exit status 2.
 """
 
 import argparse
@@ -21,17 +21,20 @@ from rich.table import Table
 from torch import Tensor
 
 from deepspeed_autotp import native, ops, vocabulary
+from deepspeed_autotp.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``run`` moves at least ``moved`` bytes; ``rival`` is the best torch has for it."""
+    """``run`` moves at least ``moved`` bytes; ``rival`` is the best torch has for it. ``bound`` is
+    the least time in seconds, where it is not that of a copy on the device."""
 
     name: str
     moved: int
     run: Callable[[], object]
-    rival: Callable[[], object] | None
+    rival: Callable[[], object]
     rival_name: str
+    bound: float = 0.0
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -141,9 +144,34 @@ def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case(name, 3 * logits.nbytes, ours, liger, "liger-kernel, with a clone")
 
 
+def arrivals(layers: int, repeats: int) -> Iterator[Case]:
+    """Column and row cuts over four ranks of weights in host memory."""
+    fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
+    column = ops.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
+    row = ops.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
+    staging = Staging(torch.device("cuda", torch.cuda.current_device()))
+    moved = sum(full.nbytes for full in fulls) // 4
+    pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(moved, dtype=torch.uint8, device="cuda")
+
+    def ours() -> None:
+        for index, full in enumerate(fulls):
+            staging.shard(full, row if index % 2 else column)
+
+    yield Case(
+        f"host to GPU, {4 * moved / 1e9:.1f} GB",
+        moved,
+        ours,
+        lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],
+        "chunk().cuda()",
+        seconds(lambda: target.copy_(pinned, non_blocking=True), repeats),
+    )
+
+
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     yield from copies(options.features)
     yield from many(options.tensors)
+    yield from arrivals(options.layers, options.repeats)
     for dtype in (torch.bfloat16, torch.float32):
         yield from losses(options.tokens, options.width, dtype)
 
@@ -155,16 +183,18 @@ def table(options: argparse.Namespace) -> Table:
         found.add_column(name, justify="left" if name in ("case", "torch") else "right")
     for case in cases(options):
         took = seconds(case.run, options.repeats)
-        rival = None if case.rival is None else seconds(case.rival, options.repeats)
-        share = case.moved / bandwidth / took
-        cells = ["", ""] if rival is None else [f"{rival * 1e3:.3f}", f"{took / rival:.2f}"]
-        found.add_row(case.name, f"{took * 1e3:.3f}", f"{share:.0%}", case.rival_name, *cells)
+        rival = seconds(case.rival, options.repeats)
+        share = (case.bound or case.moved / bandwidth) / took
+        times = [f"{time * 1e3:.3f}" for time in (took, rival)]
+        ratio = f"{took / rival:.2f}"
+        found.add_row(case.name, times[0], f"{share:.0%}", case.rival_name, times[1], ratio)
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--features", type=int, default=12288)
+    parser.add_argument("--layers", type=int, default=26, help="of two weights of 128 MiB")
     parser.add_argument("--tensors", type=int, default=5000)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--width", type=int, default=32064)

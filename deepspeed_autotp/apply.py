@@ -37,11 +37,13 @@ def shard(
     group: TPGroup,
     agreement: Agreement,
     example_inputs: Mapping[str, object] | None = None,
+    device: torch.device | None = None,
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    ``agreement`` spans all ranks that make this call. ValueError on all of them, with the
-    model unchanged, when any rank cannot plan, plans differently, or the trial differs.
+    The shards lie on ``device``, or where the weights were. ``agreement`` spans all ranks that
+    make this call. ValueError on all of them, with the model unchanged, when any rank cannot plan,
+    plans differently, or the trial differs.
     """
     description = agreement.together(lambda: _described(model))
     inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
@@ -67,7 +69,7 @@ def shard(
         raise
     if agreement.is_first and (remark := little_cut(plan)):
         _log.warning("%s: %s", type(model).__name__, remark)
-    return _commit(description, plan, conversion, group=group, nearby=nearby)
+    return _commit(description, plan, conversion, group=group, nearby=nearby, device=device)
 
 
 def _described(model: nn.Module) -> Description:
@@ -101,9 +103,10 @@ def _commit(
     *,
     group: TPGroup,
     nearby: TPGroup,
+    device: torch.device | None,
 ) -> TensorParallel:
     with torch.no_grad():
-        conversion.commit()
+        conversion.commit(device)
     place = description.parameters[0].device
     share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)

@@ -3,7 +3,8 @@
 
 A large tensor is cut by itself and its memory given back before the next one; small tensors on a
 GPU are cut together, since starting a kernel for each takes longer than the copies. Where there is
-no memory for a shard beside its tensor, it is packed in the tensor's own.
+no memory for a shard beside its tensor, it is packed in the tensor's own. From a host to a GPU goes
+what this rank holds alone.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp import native, ops
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.staging import Staging
 
-__all__ = ["cut_parameters"]
+__all__ = ["cut_parameters", "move_parameters"]
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -39,6 +42,20 @@ def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: in
             ]
         for (parameter, _), shard in zip(several, shards, strict=True):
             parameter.data = shard
+
+
+def move_parameters(
+    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, device: torch.device
+) -> None:
+    """As ``cut_parameters``, from a host to ``device``; whole parameters move, too."""
+    staging = Staging(device)
+    for parameter, entry in parameters:
+        if entry.tied_to >= 0:
+            continue
+        if entry.dim >= 0:
+            parameter.data = staging.shard(parameter.data, _cut(entry, rank))
+        else:
+            parameter.data = staging.whole(parameter.data)
 
 
 def _cut(entry: Entry, rank: int) -> ops.Cut:

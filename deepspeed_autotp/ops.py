@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepspeed_autotp import native
 
-__all__ = ["Cut", "compact_", "narrow", "pack", "pack_many", "unpack_"]
+__all__ = ["Cut", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
 
 View = tuple[int, int, int]
 
@@ -58,6 +58,20 @@ def _pack_many_fake(fulls: Sequence[Tensor], cuts: Sequence[int]) -> list[Tensor
         shards.append(full.new_empty(cuts[5 + values : 5 + values + dims]))
         cuts = cuts[5 + values + dims :]
     return shards
+
+
+@torch.library.register_fake("deepspeed_autotp::pack_part_")  # type: ignore[untyped-decorator]
+def _pack_part_fake(
+    part: Tensor,
+    full: Tensor,
+    outer: int,
+    size: int,
+    inner: int,
+    runs: Sequence[int],
+    shape: Sequence[int],
+    begin: int,
+) -> None:
+    return None
 
 
 @torch.library.register_fake("deepspeed_autotp::compact_")  # type: ignore[untyped-decorator]
@@ -113,6 +127,12 @@ def pack_many(fulls: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Tensor]:
         pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
         for full, cut in zip(fulls, cuts, strict=True)
     ]
+
+
+def pack_part_(part: Tensor, full: Tensor, cut: Cut, *, begin: int) -> None:
+    """Fill ``part``, bytes on a host, with those of the shard of ``full`` from ``begin`` on."""
+    with torch.no_grad():
+        _ops.pack_part_(part, full, *cut.view, cut.runs, cut.shape, begin)
 
 
 def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -39,7 +39,14 @@ def test_without_a_gpu_the_gpu_benchmark_measures_nothing_and_says_so() -> None:
 
 @pytest.mark.gpu
 def test_the_gpu_benchmark_prints_its_table() -> None:
-    small = ["--features=768", "--tensors=50", "--tokens=64", "--gib=1", "--repeats=2"]
+    small = [
+        "--features=768",
+        "--tensors=50",
+        "--tokens=64",
+        "--layers=1",
+        "--gib=1",
+        "--repeats=2",
+    ]
     done = subprocess.run(
         [sys.executable, str(FOLDER / "gpu.py"), *small], capture_output=True, text=True
     )

@@ -17,6 +17,8 @@ class Rows:
 
     name: str = "up.weight"
     view: tuple[int, int, int] = (1, 8, 3)
+    dim: int = 0
+    tied_to: int = -1
     taken: tuple[int, ...] = (4, 4)
 
     def runs(self, rank: int) -> tuple[int, ...]:
@@ -74,3 +76,14 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     ]
     assert torch.equal(parameter, torch.cat(pieces)) and parameter.data_ptr() == place
     assert "up.weight: no memory for the shard beside the whole weight (tried to" in caplog.text
+
+
+def test_cut_and_whole_parameters_go_to_a_device() -> None:
+    parameters = weights(3)
+    wholes = [parameter.detach().clone() for parameter in parameters]
+    entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]
+    pairs = zip(parameters, entries, strict=True)
+    cutting.move_parameters(pairs, rank=1, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert torch.equal(parameters[0], wholes[0][4:])
+    assert torch.equal(parameters[1], wholes[1])
+    assert torch.equal(parameters[2], wholes[2]), "its partner is cut, and is the same object"

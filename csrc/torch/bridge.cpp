@@ -27,7 +27,8 @@ struct Copy {
     tp_shard_cut cut;
     const void *source;  // borrowed
     void *target;        // borrowed
-    int64_t bytes;       // of the shard
+    int64_t bytes;       // to copy
+    int64_t begin = 0;   // byte of the shard that is the first to copy
 };
 
 void
@@ -36,6 +37,16 @@ pack_pages(int64_t begin, int64_t end, void *context) noexcept
     const Copy &copy = *static_cast<const Copy *>(context);
     const int64_t stop = end * kPage < copy.bytes ? end * kPage : copy.bytes;
     tp_shard_pack(&copy.cut, copy.source, copy.target, begin * kPage, stop);
+}
+
+void
+part_pages(int64_t begin, int64_t end, void *context) noexcept
+{
+    const Copy &copy = *static_cast<const Copy *>(context);
+    const int64_t stop = end * kPage < copy.bytes ? end * kPage : copy.bytes;
+    tp_shard_part(&copy.cut, copy.source,
+                  static_cast<char *>(copy.target) + begin * kPage,
+                  copy.begin + begin * kPage, copy.begin + stop);
 }
 
 void
@@ -64,6 +75,25 @@ pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
     tp_shard_expect(copy.target, copy.bytes);
     run_copy(&copy, pack_pages);
     return shard;
+}
+
+// Fills `part`, bytes, with those of the shard from byte `begin` on.
+void
+pack_part(const Tensor &part, const Tensor &full, int64_t outer, int64_t size,
+          int64_t inner, std::vector<int64_t> runs, std::vector<int64_t> shape,
+          int64_t begin)
+{
+    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
+    require(part.is_cpu() && part.is_contiguous() && part.element_size() == 1,
+            "pack_part_ takes a part of contiguous bytes on a host");
+    require(begin >= 0 && begin <= tp_shard_bytes(&cut) &&
+                part.numel() <= tp_shard_bytes(&cut) - begin,
+            "the part ends behind the shard");
+    require(!share_memory(full, part),
+            "pack_part_ takes a part that shares no memory with the full tensor");
+    Copy copy = {cut, full.const_data_ptr(), part.mutable_data_ptr(), part.numel(),
+                 begin};
+    run_copy(&copy, part_pages);
 }
 
 std::vector<Tensor>
@@ -125,6 +155,9 @@ STABLE_TORCH_LIBRARY(deepspeed_autotp, m)
     m.def(
         "unpack_(Tensor(a!) full, Tensor shard, int outer, int size, int inner,"
         " int[] runs) -> ()");
+    m.def(
+        "pack_part_(Tensor(a!) part, Tensor full, int outer, int size, int inner,"
+        " int[] runs, int[] shape, int begin) -> ()");
     m.def("pack_many(Tensor[] fulls, int[] cuts) -> Tensor[]");
     m.def(
         "compact_(Tensor(a!) full, int outer, int size, int inner, int[] runs,"
@@ -142,6 +175,7 @@ STABLE_TORCH_LIBRARY(deepspeed_autotp, m)
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
 {
     m.impl("pack", TORCH_BOX(&pack));
+    m.impl("pack_part_", TORCH_BOX(&pack_part));
     m.impl("pack_many", TORCH_BOX(&pack_many));
     m.impl("unpack_", TORCH_BOX(&unpack));
     m.impl("compact_", TORCH_BOX(&compact));
