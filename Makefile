@@ -14,7 +14,7 @@ ARGS ?=
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda lint format format-check types asan fuzz check bench bench-step sweep clean
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step sweep clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -60,6 +60,12 @@ cuda: ## Compile the CUDA library for all architectures of a release, warnings a
 	@AUTOTP_WERROR=1 AUTOTP_CUDA_ARCHS= $(python) setup.py -q build_cuda \
 		--build-lib build/release --build-temp build/release
 
+# Old objects of removed sources would go into the wheel, so its folder is made anew.
+wheel: $(stamp) ## Build the wheel for all architectures into dist/, and use it from elsewhere
+	@rm -rf dist build/lib* build/bdist*
+	@AUTOTP_CUDA_ARCHS= $(python) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	@tools/check_wheel.sh $(python) dist/*.whl
+
 lint: $(stamp) ## Check the Python code with ruff
 	@$(python) -m ruff check --quiet .
 
@@ -100,6 +106,6 @@ sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP
 	@$(python) -m benchmarks.sweep --tp $(TP) $(SWEEP)
 
 clean: ## Remove what was built; .venv stays
-	@rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
 	@rm -f deepspeed_autotp/*.so $(stamp)
 	@find deepspeed_autotp tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

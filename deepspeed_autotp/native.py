@@ -93,11 +93,18 @@ def on_gpu(tensor: Tensor) -> bool:
     """Whether the kernels take ``tensor``, which lies on a GPU that they run on."""
     if tensor.device.type != "cuda" or torch.version.cuda is None:
         return False
-    return _runs(tensor.get_device())
+    runs: bool = _runs(tensor.get_device())
+    return runs
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _runs(index: int) -> bool:
+    """The same for the life of the process, so a compiled graph may rely on it."""
+    return _looked(index)
 
 
 @functools.cache
-def _runs(index: int) -> bool:
+def _looked(index: int) -> bool:
     reason = obstacle(index)
     if reason:
         _log.warning(

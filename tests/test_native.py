@@ -142,7 +142,7 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
 
 WITHOUT = """
 import torch
-from deepspeed_autotp import native
+from deepspeed_autotp import native, ops
 assert native.find_library().reason and native.find_library().archs == ()
 full = torch.arange(12.0).view(3, 4)
 print(ops.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist())
@@ -176,16 +176,37 @@ def test_an_obstacle_is_told_once_and_torch_takes_over(
         def get_device(self) -> int:
             return 3
 
-    native._runs.cache_clear()
+    native._looked.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(native, "obstacle", lambda index: f"no code for device {index}")
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
         assert not native.on_gpu(OnGpu())  # type: ignore[arg-type]
         assert not native.on_gpu(OnGpu())  # type: ignore[arg-type]
-    native._runs.cache_clear()
+    native._looked.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         "on cuda:3 torch's own operations are used, which is slower: no code for device 3"
     ]
+
+
+@pytest.mark.usefixtures("compile_cache")
+def test_the_choice_of_kernels_does_not_break_a_compiled_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def obstacle(index: int) -> str:
+        asked.append(index)
+        return ""
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if native._runs(5) else x
+
+    native._looked.cache_clear()
+    monkeypatch.setattr(native, "obstacle", obstacle)
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(2)).tolist() == compiled(torch.zeros(2)).tolist() == [1, 1]
+    assert asked == [5]
+    native._looked.cache_clear()
 
 
 @needs_library
