@@ -15,6 +15,10 @@ namespace
 constexpr int kFew = 8;
 constexpr int kMany = 500;
 
+static_assert(TP_COPY_THREADS * TP_COPY_WIDE == 1 << TP_COPY_WIDE_BITS, "a wide tile");
+static_assert(TP_COPY_THREADS * TP_COPY_NARROW == 1 << TP_COPY_NARROW_BITS,
+              "a narrow one");
+
 template <int kRoom>
 struct Batch {
     int32_t count;

@@ -22,18 +22,20 @@ enum {
      * four words of 16 bytes are plenty, and of shorter ones it takes more. */
     TP_COPY_WIDE = 4,
     TP_COPY_NARROW = 8,
+    TP_COPY_WIDE_BITS = 10, /* 256 * 4 */
+    TP_COPY_NARROW_BITS = 11,
     TP_COPY_WORD = 16 /* the widest load there is */
 };
 
 /* `rows` rows of `row_bytes` bytes, which are not zero. */
 typedef struct {
-    const void *from;   /* borrowed; on the device */
-    void *to;           /* borrowed; on the device; the two share no byte */
+    const void *from; /* borrowed; on the device */
+    void *to; /* borrowed; shares bytes with the source in moves in order alone */
     int64_t from_pitch; /* bytes from row to row */
     int64_t to_pitch;
     int64_t rows;
     int64_t row_bytes;
-    int32_t word;       /* 1, 2, 4, 8 or 16; divides addresses, pitches and row_bytes */
+    int32_t word;       /* 1, 2, 4, 8 or 16; divides addresses, steps and row_bytes */
     int32_t first_tile; /* in a batch: the tiles of the copies before it */
 } tp_copy;
 
@@ -45,37 +47,47 @@ typedef struct {
     int32_t row_words; /* at least `words` where the tile lies inside of one row */
 } tp_tile;
 
+/* A tile holds 2 to this many words. Sizes that are powers of two are shifted by, since
+ * a division takes a GPU as long as moving a word. */
 static inline TP_BOTH int32_t
-tp_copy_tile_words(int32_t word)
+tp_copy_tile_bits(int32_t word)
 {
-    return TP_COPY_THREADS * (word == TP_COPY_WORD ? TP_COPY_WIDE : TP_COPY_NARROW);
+    return word == TP_COPY_WORD ? TP_COPY_WIDE_BITS : TP_COPY_NARROW_BITS;
+}
+
+static inline TP_BOTH int64_t
+tp_copy_row_words(const tp_copy *copy)
+{
+    const int32_t word = copy->word;
+    return copy->row_bytes >> ((word >= 2) + (word >= 4) + (word >= 8) + (word >= 16));
 }
 
 /* Rows of a tile; 0 where a row is longer than a tile. */
 static inline TP_BOTH int32_t
 tp_copy_tile_rows(const tp_copy *copy)
 {
-    const int64_t words = copy->row_bytes / copy->word;
-    const int32_t most = tp_copy_tile_words(copy->word);
+    const int64_t words = tp_copy_row_words(copy);
+    const int32_t most = 1 << tp_copy_tile_bits(copy->word);
     return words > most ? 0 : most / (int32_t)words;
 }
 
 static inline TP_BOTH int64_t
 tp_copy_tiles(const tp_copy *copy)
 {
-    const int64_t most = tp_copy_tile_words(copy->word);
+    const int32_t bits = tp_copy_tile_bits(copy->word);
     const int64_t rows = tp_copy_tile_rows(copy);
     if (rows > 0)
         return (copy->rows + rows - 1) / rows;
-    return (copy->row_bytes / copy->word + most - 1) / most * copy->rows;
+    return ((tp_copy_row_words(copy) + (1 << bits) - 1) >> bits) * copy->rows;
 }
 
 /* What tile `tile`, counted from 0, holds. */
 static inline TP_BOTH tp_tile
 tp_copy_tile(const tp_copy *copy, int64_t tile)
 {
-    const int64_t row_words = copy->row_bytes / copy->word;
-    const int32_t most = tp_copy_tile_words(copy->word);
+    const int64_t row_words = tp_copy_row_words(copy);
+    const int32_t bits = tp_copy_tile_bits(copy->word);
+    const int32_t most = 1 << bits;
     const int32_t rows = tp_copy_tile_rows(copy);
     tp_tile out;
     if (rows > 0) {
@@ -87,9 +99,9 @@ tp_copy_tile(const tp_copy *copy, int64_t tile)
         out.words = (left < rows ? (int32_t)left : rows) * out.row_words;
         return out;
     }
-    const int64_t across = (row_words + most - 1) / most;
-    const int64_t row = tile / across;
-    const int64_t column = tile % across * most;
+    const int64_t across = (row_words + most - 1) >> bits;
+    const int64_t row = copy->rows == 1 ? 0 : tile / across;
+    const int64_t column = (tile - row * across) << bits;
     const int64_t left = row_words - column;
     out.from = row * copy->from_pitch + column * copy->word;
     out.to = row * copy->to_pitch + column * copy->word;

@@ -16,7 +16,7 @@ host_tile(const tp_copy *copy, int64_t index)
 {
     unsigned char held[HELD][TP_COPY_WORD];
     const tp_tile tile = tp_copy_tile(copy, index);
-    CHECK(tile.words > 0 && tile.words <= tp_copy_tile_words(copy->word));
+    CHECK(tile.words > 0 && tile.words <= 1 << tp_copy_tile_bits(copy->word));
     const char *from = (const char *)copy->from + tile.from;
     char *to = (char *)copy->to + tile.to;
     for (int32_t i = 0; i < tile.words; i++) {
