@@ -223,6 +223,9 @@ class BuildExtensions(build_ext):
         if not self.preprocesses("c", "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n"):
             raise missing("the PCRE2 headers", packages("libpcre2-dev", "pcre2-devel"))
         torch_folder()
+        nvcc = find_nvcc()
+        if nvcc is not None and any(ext.name == CUDA for ext in self.extensions):
+            cuda_archs(nvcc)
 
     def pcre2(self) -> str:
         """The static library, so that a wheel needs nothing; else the shared one."""
@@ -246,6 +249,14 @@ class BuildCuda(BuildExtensions):
             raise missing("nvcc", "put it in PATH or its folder in CUDA_HOME")
 
 
+def checked_cuda_extensions() -> list[Extension]:
+    """The same; an error before setuptools runs has to be told here."""
+    try:
+        return cuda_extensions()
+    except PlatformError as error:
+        sys.exit(f"error: {error}")
+
+
 setup(
     ext_modules=[
         Extension(
@@ -262,7 +273,7 @@ setup(
             ],
             py_limited_api=True,
         ),
-        *cuda_extensions(),
+        *checked_cuda_extensions(),
     ],
     cmdclass={"build_ext": BuildExtensions, "build_cuda": BuildCuda},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
