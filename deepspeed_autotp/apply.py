@@ -63,7 +63,9 @@ def shard(
             trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
             again = None if plans.rules_are_users else plans.make
             plan = trial.run(inputs, plan, again=again, agreement=agreement)
-        conversion = _switched(description, plan, settings, group=group, agreement=agreement)
+        conversion = _switched(
+            description, plan, settings, group=group, agreement=agreement, device=device
+        )
     except Exception:
         restore()
         raise
@@ -84,12 +86,14 @@ def _switched(
     *,
     group: TPGroup,
     agreement: Agreement,
+    device: torch.device | None,
 ) -> Conversion:
     """The conversion with everything done but the cutting; undone where any rank fails."""
     conversion = Conversion(description, plan=plan, group=group, overlap=settings.overlaps)
     try:
         agreement.together(conversion.switch)
         agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
+        agreement.together(lambda: conversion.check_room(device))
     except Exception:
         conversion.undo()
         raise

@@ -17,7 +17,7 @@ from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.collectives import Parts
-from deepspeed_autotp.cutting import cut_parameters, move_parameters
+from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
@@ -83,6 +83,12 @@ class Conversion:
             self._lay(
                 parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view
             )
+
+    def check_room(self, device: torch.device | None) -> None:
+        """ValueError where this rank's parameters do not fit on ``device``."""
+        if device != self._parameters[0].device:
+            rows = self._plan.table()
+            check_room(sum(row.local_bytes[self._group.rank] for row in rows), device)
 
     def commit(self, device: torch.device | None = None) -> None:
         """Cut the tensors; a storage is free as soon as its shard is made.

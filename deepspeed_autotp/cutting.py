@@ -13,13 +13,14 @@ import logging
 from collections.abc import Iterable, Iterator
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor, nn
 
 from deepspeed_autotp import native, ops
 from deepspeed_autotp._core import Entry
 from deepspeed_autotp.staging import Staging
 
-__all__ = ["cut_parameters", "move_parameters"]
+__all__ = ["check_room", "cut_parameters", "move_parameters"]
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -27,6 +28,19 @@ _log = logging.getLogger("deepspeed_autotp")
 _SMALL = 1 << 20
 # Bytes of small tensors that are there twice for a while.
 _TOGETHER = 64 << 20
+
+
+def check_room(size: int, device: torch.device | None) -> None:
+    """ValueError where ``size`` bytes are not to be had on a GPU that the shards shall go to."""
+    if device is None or device.type != "cuda":
+        return
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"this rank's part of the model, {decimal(size)}, does not fit on {device}: {reason}"
+        ) from None
 
 
 def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
@@ -84,7 +98,7 @@ def _batches(
 def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Tensor:
     _log.warning(
         "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
-        "memory, of which it uses the front",
+        "memory, of which it uses the front; who else holds that memory finds it overwritten",
         entry.name,
         " ".join(str(error).split()) or type(error).__name__,
     )

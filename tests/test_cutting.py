@@ -87,3 +87,20 @@ def test_cut_and_whole_parameters_go_to_a_device() -> None:
     assert torch.equal(parameters[0], wholes[0][4:])
     assert torch.equal(parameters[1], wholes[1])
     assert torch.equal(parameters[2], wholes[2]), "its partner is cut, and is the same object"
+
+
+def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def empty(size: int, **named: object) -> None:
+        asked.append(size)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nMore")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    cutting.check_room(7 << 30, None)
+    cutting.check_room(7 << 30, torch.device("cpu"))
+    assert asked == []
+    expected = "part of the model, 7.5 GB, does not fit on cuda:1: CUDA out of memory. Tried to"
+    with pytest.raises(ValueError, match=expected):
+        cutting.check_room(7 << 30, torch.device("cuda", 1))
+    assert asked == [7 << 30]
