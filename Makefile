@@ -7,7 +7,7 @@ stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
 sources := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
-c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/cuda/*.c tests/cuda/*.cpp)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=
@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test lint format format-check types asan fuzz check bench bench-step sweep clean
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step sweep clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -42,6 +42,32 @@ demo: $(stamp) ## Train a small Llama with TP 2 x DP 2 and compare with one proc
 test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(MAKE) --no-print-directory format-check lint types
 	@$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
+
+# compute-sanitizer comes with the CUDA toolkit; where it is missing, that is said.
+sanitizer := $(shell command -v compute-sanitizer)
+sanitized = compute-sanitizer --error-exitcode 9 --target-processes all --tool $(1) \
+	$(python) -m pytest -q tests/test_gpu.py -k "not beyond_32_bits and not large_weight"
+
+test-gpu: export AUTOTP_REQUIRE_GPU := 1
+test-gpu: $(stamp) ## On a GPU: its tests, under compute-sanitizer as well, and the benchmark
+	@$(python) -m pytest -m gpu $(ARGS)
+ifeq ($(sanitizer),)
+	@echo "compute-sanitizer is not there: memcheck and racecheck did not run"
+else
+	@$(call sanitized,memcheck)
+	@$(call sanitized,racecheck)
+endif
+	@$(python) -m benchmarks.gpu
+
+cuda: ## Compile the CUDA library for all architectures of a release, warnings as errors
+	@AUTOTP_WERROR=1 AUTOTP_CUDA_ARCHS= $(python) setup.py -q build_cuda \
+		--build-lib build/release --build-temp build/release
+
+# Old objects of removed sources would go into the wheel, so its folder is made anew.
+wheel: $(stamp) ## Build the wheel for all architectures into dist/, and use it from elsewhere
+	@rm -rf dist build/lib* build/bdist*
+	@AUTOTP_CUDA_ARCHS= $(python) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	@tools/check_wheel.sh $(python) dist/*.whl
 
 lint: $(stamp) ## Check the Python code with ruff
 	@$(python) -m ruff check --quiet .
@@ -83,6 +109,6 @@ sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP
 	@$(python) -m benchmarks.sweep --tp $(TP) $(SWEEP)
 
 clean: ## Remove what was built; .venv stays
-	@rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
 	@rm -f deepspeed_autotp/*.so $(stamp)
 	@find deepspeed_autotp tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -4,6 +4,11 @@
     _core   the C core and the Python objects around it; serves Python 3.11 and later
     _ops    shard and gather kernels behind LibTorch's stable ABI; serves torch 2.10 and later
 
+and, where nvcc is found, libautotp_cuda.so, which _ops opens when it is first needed:
+
+    AUTOTP_CUDA=auto|1|0        with nvcc where there is one (the default); always; never
+    AUTOTP_CUDA_ARCHS=80,90     architectures to compile for; else all that a release has
+
 Neither CUDA nor a GPU is needed. torch's own build helpers are not used: they want the very
 compiler that torch was built with, and CUDA where torch has it. What is missing is said in one
 sentence. AUTOTP_WERROR=1 turns compiler warnings into errors.
@@ -25,6 +30,14 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 C_FLAGS = ["-std=c11", "-Wstrict-prototypes"]
 CXX_FLAGS = ["-std=c++17"]
+
+CUDA = "deepspeed_autotp.libautotp_cuda"
+# Each runs on later ones of its generation as well (80 on 86 and 89, 100 on 103); of the last one
+# the intermediate code goes in, too, for what comes after it.
+CUDA_ARCHS = ("75", "80", "90", "100", "110", "120")
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# Not -Wpedantic: what nvcc hands to the host compiler is not pedantic itself.
+CUDA_WARNINGS = ["-Xcompiler", "-Wall,-Wextra,-Wshadow,-Wconversion"]
 
 TORCH_OLDEST = (2, 10)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -54,6 +67,38 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [os.path.join(home, "bin") for home in homes if home]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def cuda_extensions() -> list[Extension]:
+    """The CUDA library, unless it is not wanted or there is no compiler for it."""
+    wanted = os.environ.get("AUTOTP_CUDA", "auto")
+    if wanted not in ("auto", "1", "0"):
+        raise PlatformError(f"AUTOTP_CUDA is {wanted!r}, expected auto, 1 or 0")
+    if wanted == "1" and find_nvcc() is None:
+        raise missing("nvcc", "put it in PATH or its folder in CUDA_HOME, or set AUTOTP_CUDA=auto")
+    if wanted == "0" or find_nvcc() is None:
+        return []
+    return [Extension(CUDA, sources("csrc/cuda", ".cu"))]
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    """What to compile for, by number; of a release, what this nvcc knows."""
+    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    known = [line.removeprefix("compute_") for line in done.stdout.split()]
+    asked = [arch for arch in os.environ.get("AUTOTP_CUDA_ARCHS", "").split(",") if arch]
+    unknown = [arch for arch in asked if arch not in known]
+    if unknown or not known:
+        raise PlatformError(
+            f"AUTOTP_CUDA_ARCHS: {nvcc} cannot compile for {', '.join(unknown) or 'anything'}; "
+            f"expected some of {', '.join(known)}, separated by commas"
+        )
+    return asked or [arch for arch in CUDA_ARCHS if arch in known]
+
+
 class BuildExtensions(build_ext):
     """Compiles what is out of date, by the headers that each object was made from."""
 
@@ -66,7 +111,16 @@ class BuildExtensions(build_ext):
         self.check_needs()
         super().build_extensions()
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """The CUDA library is no Python module: its file has no tag of Python."""
+        if CUDA.endswith(fullname):  # setuptools asks for the last part alone, too
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
     def build_extension(self, ext: Extension) -> None:
+        if ext.name == CUDA:
+            self.build_cuda(ext)
+            return
         flags, libraries = self.options_of(ext.name)
         objects = [self.compile_one(source, flags) for source in ext.sources]
         target = Path(self.get_ext_fullpath(ext.name))
@@ -110,6 +164,32 @@ class BuildExtensions(build_ext):
         )
         return target
 
+    def build_cuda(self, ext: Extension) -> None:
+        """Compile what is out of date for the architectures that are asked for, and link."""
+        nvcc = find_nvcc()
+        assert nvcc is not None
+        archs = cuda_archs(nvcc)
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        # The objects for other architectures are others.
+        folder = Path(self.build_temp) / ("cuda-" + "-".join(archs))
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = [*CUDA_FLAGS, *CUDA_WARNINGS, f'-DAUTOTP_ARCHS="{",".join(archs)}"', *codes]
+        if os.environ.get("AUTOTP_WERROR") == "1":
+            flags += ["-Werror", "all-warnings", "-Xcompiler", "-Werror"]
+        objects = []
+        for source in ext.sources:
+            target = folder / (Path(source).stem + ".o")
+            record = target.with_suffix(".d")
+            objects.append(str(target))
+            if self.force or not self.is_current(target, record):
+                depends = ["-MMD", "-MF", str(record)]
+                self.spawn([nvcc, *flags, *depends, "-c", source, "-o", str(target)])
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
+        self.spawn([nvcc, *link, *objects, "-o", target])
+
     @classmethod
     def is_current(cls, target: Path, record: Path) -> bool:
         """Whether nothing is newer than `target` of what the compiler noted in `record`."""
@@ -143,6 +223,9 @@ class BuildExtensions(build_ext):
         if not self.preprocesses("c", "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n"):
             raise missing("the PCRE2 headers", packages("libpcre2-dev", "pcre2-devel"))
         torch_folder()
+        nvcc = find_nvcc()
+        if nvcc is not None and any(ext.name == CUDA for ext in self.extensions):
+            cuda_archs(nvcc)
 
     def pcre2(self) -> str:
         """The static library, so that a wheel needs nothing; else the shared one."""
@@ -150,6 +233,28 @@ class BuildExtensions(build_ext):
         command = [*self.compiler.compiler, f"-print-file-name={name}"]
         found = subprocess.run(command, text=True, capture_output=True).stdout.strip()
         return found if os.path.isabs(found) else "-lpcre2-8"
+
+
+class BuildCuda(BuildExtensions):
+    """The CUDA library alone, which needs no torch and no headers of Python."""
+
+    description = "compile the CUDA library alone"
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.extensions = [ext for ext in self.extensions if ext.name == CUDA]
+
+    def check_needs(self) -> None:
+        if find_nvcc() is None:
+            raise missing("nvcc", "put it in PATH or its folder in CUDA_HOME")
+
+
+def checked_cuda_extensions() -> list[Extension]:
+    """The same; an error before setuptools runs has to be told here."""
+    try:
+        return cuda_extensions()
+    except PlatformError as error:
+        sys.exit(f"error: {error}")
 
 
 setup(
@@ -161,10 +266,15 @@ setup(
         ),
         Extension(
             "deepspeed_autotp._ops",
-            ["csrc/core/error.c", *sources("csrc/torch", ".c", ".cpp")],
+            [
+                "csrc/core/error.c",
+                *sources("csrc/cuda", ".c"),
+                *sources("csrc/torch", ".c", ".cpp"),
+            ],
             py_limited_api=True,
         ),
+        *checked_cuda_extensions(),
     ],
-    cmdclass={"build_ext": BuildExtensions},
+    cmdclass={"build_ext": BuildExtensions, "build_cuda": BuildCuda},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

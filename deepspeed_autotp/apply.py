@@ -37,11 +37,13 @@ def shard(
     group: TPGroup,
     agreement: Agreement,
     example_inputs: Mapping[str, object] | None = None,
+    device: torch.device | None = None,
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    ``agreement`` spans all ranks that make this call. ValueError on all of them, with the
-    model unchanged, when any rank cannot plan, plans differently, or the trial differs.
+    The shards lie on ``device``, or where the weights were. ``agreement`` spans all ranks that
+    make this call. ValueError on all of them, with the model unchanged, when any rank cannot plan,
+    plans differently, or the trial differs.
     """
     description = agreement.together(lambda: _described(model))
     inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
@@ -67,13 +69,15 @@ def shard(
                 plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
         elif settings.sequence_parallel:
             plan = plans.in_sequence()
-        conversion = _switched(description, plan, settings, group=group, agreement=agreement)
+        conversion = _switched(
+            description, plan, settings, group=group, agreement=agreement, device=device
+        )
     except Exception:
         restore()
         raise
     if agreement.is_first and (remark := little_cut(plan)):
         _log.warning("%s: %s", type(model).__name__, remark)
-    return _commit(description, plan, conversion, group=group, nearby=nearby)
+    return _commit(description, plan, conversion, group=group, nearby=nearby, device=device)
 
 
 def _described(model: nn.Module) -> Description:
@@ -88,12 +92,14 @@ def _switched(
     *,
     group: TPGroup,
     agreement: Agreement,
+    device: torch.device | None,
 ) -> Conversion:
     """The conversion with everything done but the cutting; undone where any rank fails."""
     conversion = Conversion(description, plan=plan, group=group, overlap=settings.overlaps)
     try:
         agreement.together(conversion.switch)
         agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
+        agreement.together(lambda: conversion.check_room(device))
     except Exception:
         conversion.undo()
         raise
@@ -107,9 +113,10 @@ def _commit(
     *,
     group: TPGroup,
     nearby: TPGroup,
+    device: torch.device | None,
 ) -> TensorParallel:
     with torch.no_grad():
-        conversion.commit()
+        conversion.commit(device)
     place = description.parameters[0].device
     share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)

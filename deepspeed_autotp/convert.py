@@ -17,6 +17,7 @@ from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.collectives import Parts
+from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
@@ -88,11 +89,28 @@ class Conversion:
                 parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view
             )
 
-    def commit(self) -> None:
-        """Cut the tensors one by one; a storage is free as soon as its shard is made."""
-        for index, entry in self._cut_entries():
-            parameter = self._parameters[index]
-            parameter.data = cut(parameter.data, entry=entry, rank=self._group.rank)
+    def check_room(self, device: torch.device | None) -> None:
+        """ValueError where this rank's parameters do not fit on ``device``."""
+        if device != self._parameters[0].device:
+            rows = self._plan.table()
+            check_room(sum(row.local_bytes[self._group.rank] for row in rows), device)
+
+    def commit(self, device: torch.device | None = None) -> None:
+        """Cut the tensors; a storage is free as soon as its shard is made.
+
+        With a ``device`` other than theirs, the shards and all else of the model go there.
+        """
+        rank = self._group.rank
+        if device is None or device == self._parameters[0].device:
+            entries = ((self._parameters[index], entry) for index, entry in self._cut_entries())
+            cut_parameters(entries, rank=rank)
+        else:
+            if self._parameters[0].device.type == "cpu":
+                pairs = zip(self._parameters, self._plan.entries, strict=True)
+                move_parameters(pairs, rank=rank, device=device)
+            else:
+                self.commit()
+            self._modules[""].to(device)
         torch.clear_autocast_cache()  # it may have copies of the whole weights
 
     def undo(self) -> None:

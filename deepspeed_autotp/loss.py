@@ -15,7 +15,7 @@ backward  no communication; the gradient takes the place of the logits
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.group import TPGroup
-
-# Bytes of the one temporary, in the type that is summed in. Three passes go over it, so on a host
-# it should stay in a cache: with 1024 tokens and 32768 columns on one core, 64 MiB take twice as
-# long as 4 MiB, and 256 KiB a sixth longer. Elsewhere starting a kernel costs as much time as
-# reading some MiB does, so a piece has to be larger to hide that.
-_HOST_CHUNK = 4 << 20
-_DEVICE_CHUNK = 64 << 20
+from deepspeed_autotp.vocabulary import differentiate_, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,7 @@ class _Task:
     group: TPGroup
     ignore_index: int
     overwrite: Callable[[], bool]
+    soft_cap: float
 
 
 def vocabulary_cross_entropy(
@@ -53,6 +48,7 @@ def vocabulary_cross_entropy(
     group: TPGroup,
     ignore_index: int = -100,
     overwrite: Callable[[], bool] = lambda: True,
+    soft_cap: float = 0.0,
 ) -> Tensor:
     """The loss of each token, [T], the same bits on every rank.
 
@@ -60,6 +56,7 @@ def vocabulary_cross_entropy(
     labels        [T] int64, the same on every rank; ``ignore_index`` gives loss and gradient 0
     overwrite     asked in the backward whether the gradient may take the place of the logits;
                   a graph that is retained keeps its logits in any case
+    soft_cap      c for a loss of c tanh(logits / c), without a pass of its own; 0 for none
 
     Sums are formed in float32, and in float64 for float64 logits; the result has that type.
     Another use of the same logits whose backward needs their values gets autograd's error once
@@ -69,12 +66,14 @@ def vocabulary_cross_entropy(
     run = parts.runs[group.rank]
     if len(run) != 2:
         raise ValueError(f"the vocabulary part of rank {group.rank} is {run}, expected one run")
+    if not soft_cap >= 0:
+        raise ValueError(f"soft_cap is {soft_cap}, expected a positive number, or 0 for none")
     if logits.dim() != 2 or logits.shape[1] != run[1] or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}, expected "
             f"[tokens, {run[1]}] and [tokens]"
         )
-    task = _Task(run[0], parts.size, group, ignore_index, overwrite)
+    task = _Task(run[0], parts.size, group, ignore_index, overwrite, soft_cap)
     losses: Tensor = _CrossEntropy.apply(logits, labels, task)  # type: ignore[no-untyped-call]
     return losses
 
@@ -89,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
                 f"labels: got {int(labels[outside][0])}, expected 0 to {task.size - 1}, or "
                 f"{task.ignore_index} for a token without a loss"
             )
-        mine = _statistics(logits, labels - task.start)
+        mine = statistics(logits, labels - task.start, cap=task.soft_cap)
         logsumexp, target = _combined(task.group.all_gather(mine, [mine.shape] * task.group.size))
         logsumexp.masked_fill_(outside, math.nan)
         ctx.task = task
@@ -103,34 +102,11 @@ class _CrossEntropy(torch.autograd.Function):
         task: _Task = ctx.task
         # A retained graph may be walked again, and would find gradients where logits were.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
-        gradient = logits if not retained and task.overwrite() else torch.empty_like(logits)
+        gradient = logits if not retained and task.overwrite() else logits.clone()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)
-        _differentiate(logits, logsumexp, labels - task.start, scale, out=gradient)
+        columns = labels - task.start
+        differentiate_(gradient, logsumexp, columns, scale, cap=task.soft_cap)
         return gradient, None, None
-
-
-def _statistics(logits: Tensor, columns: Tensor) -> Tensor:
-    """[3, T]: the largest logit, the sum of exponentials below it, and the label's logit or 0.
-
-    ``columns`` are the labels counted from this rank's first column.
-    """
-    width = logits.shape[1]
-    found = logits.new_zeros(3, logits.shape[0], dtype=_summed(logits))
-    found[0].fill_(-math.inf)
-    if width == 0:
-        return found
-    elsewhere = (columns < 0) | (columns >= width)
-    column = columns.masked_fill(elsewhere, 0).unsqueeze(1)
-    for rows, space in _chunks(logits):
-        x = logits[rows]
-        largest = torch.amax(x, 1, keepdim=True).to(found.dtype)
-        found[0, rows] = largest.squeeze(1)
-        # A row of -inf alone has no exponentials; less its own maximum it would be NaN.
-        torch.sub(x, largest.masked_fill_(largest == -math.inf, 0), out=space)
-        found[1, rows] = space.exp_().sum(1)
-        found[2, rows] = x.gather(1, column[rows]).squeeze(1).to(found.dtype)
-    found[2].masked_fill_(elsewhere, 0)
-    return found
 
 
 def _combined(ranks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -143,38 +119,3 @@ def _combined(ranks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         total += part[1] * (part[0] - largest).exp_()
         target += part[2]
     return total.log_().add_(largest), target
-
-
-def _differentiate(
-    logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, out: Tensor
-) -> None:
-    """out = scale (exp(logits - logsumexp) - [column is the label's]); ``out`` may be ``logits``.
-
-    A row whose scale is 0 is 0, whatever its logits are.
-    """
-    width = logits.shape[1]
-    if width == 0:
-        return
-    here = ((columns >= 0) & (columns < width)).to(logsumexp.dtype).neg_().unsqueeze(1)
-    column = columns.clamp(0, width - 1).unsqueeze(1)
-    nothing = (scale == 0).unsqueeze(1)
-    for rows, space in _chunks(logits):
-        torch.sub(logits[rows], logsumexp[rows].unsqueeze(1), out=space).exp_()
-        space.scatter_add_(1, column[rows], here[rows]).mul_(scale[rows].unsqueeze(1))
-        out[rows] = space.masked_fill_(nothing[rows], 0)
-
-
-def _summed(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _chunks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of ``logits``, and the same space for each of them in the type of sums."""
-    tokens, width = logits.shape
-    dtype = _summed(logits)
-    size = _HOST_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
-    step = max(1, min(size // (width * dtype.itemsize), tokens))
-    space = logits.new_empty(step, width, dtype=dtype)
-    for first in range(0, tokens, step):
-        rows = slice(first, min(first + step, tokens))
-        yield rows, space[: rows.stop - first]

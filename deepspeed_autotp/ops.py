@@ -5,35 +5,35 @@ A tensor is seen as ``view = (outer, size, inner)`` around the cut dimension. ``
 list ``start, length, start, length, ...`` along ``size``, in elements; a shard is the runs one
 after the other. ``view``, ``runs`` and the shape of the shard come from an entry of the plan.
 
-Contiguous CPU tensors are copied by the C library behind ``torch.ops.deepspeed_autotp``; every
-other device and layout by torch, run by run, without a contiguous copy of the full tensor.
+Contiguous tensors on a host, and on a GPU where the CUDA library runs, are copied by the operators
+of ``torch.ops.deepspeed_autotp``; every other device and layout by torch, run by run, without a
+contiguous copy of the full tensor.
 """
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-__all__ = ["narrow", "pack", "unpack_"]
+from deepspeed_autotp import native
+
+__all__ = ["Cut", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
 
 View = tuple[int, int, int]
 
-
-def _load() -> None:
-    spec = find_spec("deepspeed_autotp._ops")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "deepspeed_autotp._ops is not built; install the package with "
-            "'pip install --no-build-isolation .' so that it is compiled for the installed torch"
-        )
-    torch.ops.load_library(spec.origin)
+_ops = native.loaded()
 
 
-_load()
-_ops = torch.ops.deepspeed_autotp
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is taken out of a full tensor."""
+
+    view: View
+    runs: Sequence[int]
+    shape: Sequence[int]
 
 
 @torch.library.register_fake("deepspeed_autotp::pack")  # type: ignore[untyped-decorator]
@@ -46,6 +46,37 @@ def _pack_fake(
 @torch.library.register_fake("deepspeed_autotp::unpack_")  # type: ignore[untyped-decorator]
 def _unpack_fake(
     full: Tensor, shard: Tensor, outer: int, size: int, inner: int, runs: Sequence[int]
+) -> None:
+    return None
+
+
+@torch.library.register_fake("deepspeed_autotp::pack_many")  # type: ignore[untyped-decorator]
+def _pack_many_fake(fulls: Sequence[Tensor], cuts: Sequence[int]) -> list[Tensor]:
+    shards = []
+    for full in fulls:
+        values, dims = cuts[3:5]
+        shards.append(full.new_empty(cuts[5 + values : 5 + values + dims]))
+        cuts = cuts[5 + values + dims :]
+    return shards
+
+
+@torch.library.register_fake("deepspeed_autotp::pack_part_")  # type: ignore[untyped-decorator]
+def _pack_part_fake(
+    part: Tensor,
+    full: Tensor,
+    outer: int,
+    size: int,
+    inner: int,
+    runs: Sequence[int],
+    shape: Sequence[int],
+    begin: int,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("deepspeed_autotp::compact_")  # type: ignore[untyped-decorator]
+def _compact_fake(
+    full: Tensor, outer: int, size: int, inner: int, runs: Sequence[int], shape: Sequence[int]
 ) -> None:
     return None
 
@@ -78,6 +109,48 @@ def pack(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int])
         for part, place in _pairs(full, shard, view=view, runs=runs):
             place.copy_(part)
         return shard
+
+
+def pack_many(fulls: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Tensor]:
+    """The shards of many tensors, as ``pack`` makes them one by one; on a GPU in a few launches.
+
+    All of them are there at once. ValueError as for ``pack``, before anything is copied.
+    """
+    places = {full.device for full in fulls}
+    with torch.no_grad():
+        if len(places) == 1 and all(_is_plain(full) for full in fulls):
+            table: list[int] = []
+            for cut in cuts:
+                table += (*cut.view, len(cut.runs), len(cut.shape), *cut.runs, *cut.shape)
+            return _ops.pack_many(fulls, table)  # type: ignore[no-any-return]
+    return [
+        pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+        for full, cut in zip(fulls, cuts, strict=True)
+    ]
+
+
+def pack_part_(part: Tensor, full: Tensor, cut: Cut, *, begin: int) -> None:
+    """Fill ``part``, bytes on a host, with those of the shard of ``full`` from ``begin`` on."""
+    with torch.no_grad():
+        _ops.pack_part_(part, full, *cut.view, cut.runs, cut.shape, begin)
+
+
+def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The shard of a contiguous ``full``, packed in place, as a view of the front of its memory.
+
+    Takes no memory; what lies behind the shard is of no more use. ValueError as for ``pack``, and
+    where runs do not ascend.
+    """
+    if not full.is_contiguous():
+        raise ValueError("a tensor that is packed in place has to be contiguous")
+    with torch.no_grad():
+        if _is_plain(full):
+            _ops.compact_(full, *view, runs, shape)
+            torch.autograd.graph.increment_version(full)
+        else:
+            packed = pack(full.cpu(), view=view, runs=runs, shape=shape)
+            full.view(-1)[: packed.numel()].copy_(packed.view(-1))
+        return full.detach().view(-1)[: math.prod(shape)].view(shape)
 
 
 def narrow(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor | None:
@@ -119,9 +192,9 @@ def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> 
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether the elements lie in CPU memory one after the other, as they read."""
+    """Whether the elements lie one after the other, as they read, where the operators run."""
     return (
-        tensor.device.type == "cpu"
+        (tensor.device.type == "cpu" or native.on_gpu(tensor))
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
         and not (tensor.is_complex() and tensor.is_conj())

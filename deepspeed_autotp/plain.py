@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -28,6 +29,7 @@ def parallelize(
     mesh: Any = None,
     config: TPTrainingConfig | Mapping[str, Any] | None = None,
     example_inputs: Mapping[str, object] | None = None,
+    device: torch.device | str | None = None,
 ) -> nn.Module:
     """Shard ``model`` in place for a training loop without DeepSpeed, and return it.
 
@@ -37,6 +39,8 @@ def parallelize(
     config          keys of DeepSpeed's ``tensor_parallel`` section, such as ``preset_model``
     example_inputs  keyword arguments of ``model`` for the trial, the same on every rank;
                     known for transformers models
+    device          where the model goes, for example "cuda": from a host each rank copies what
+                    it holds alone, so the whole model is never there; default: where it lies
 
     torch.distributed must be initialised. Gradients are then those of the single-device
     model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.
@@ -59,18 +63,45 @@ def parallelize(
             raise ValueError(f"parallelize: model: {wrong(model, 'a torch.nn.Module')}")
         if sum(given is not None for given in (tp_size, tp_group, mesh)) > 1:
             raise ValueError("parallelize: give one of tp_size, tp_group and mesh")
+        _check_device(device)
         return _settings(config, tp_size, handle)
 
     settings = agreement.together(settle)
     agreement.same(compared(settings), "the configuration")
     if settings.autotp_size <= 1:
-        return model
+        return model if device is None else model.to(device)
     if handle is None:
         handle, _ = dist.new_subgroups(group_size=settings.autotp_size)
     group = TPGroup(handle)
-    shard(model, settings=settings, group=group, agreement=agreement, example_inputs=example_inputs)
+    shard(
+        model,
+        settings=settings,
+        group=group,
+        agreement=agreement,
+        example_inputs=example_inputs,
+        device=None if device is None else _numbered(device),
+    )
     compare_first_call(model, group)
     return model
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """ValueError for a device that is not here."""
+    if device is None:
+        return
+    reason = "it holds no values"
+    try:
+        if torch.empty(0, device=device).device.type != "meta":
+            return
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+    expected = "a device of this machine, such as 'cuda'"
+    raise ValueError(f"parallelize: device: {wrong(device, expected)}: {reason}")
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """``cuda`` as the current one of its devices, as tensors name it."""
+    return torch.empty(0, device=device).device
 
 
 def _settings(

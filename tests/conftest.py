@@ -5,10 +5,47 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.pool import Pool
+
+
+def missing_gpu() -> str:
+    """Why GPU tests cannot run here; empty where they can."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "" if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is none; AUTOTP_REQUIRE_GPU=1 makes that an error."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
+    reason = missing_gpu() if on_gpu else ""
+    if reason and os.environ.get("AUTOTP_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(f"GPU tests were asked for, but {reason}")
+    for item in on_gpu if reason else []:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where the GPU tests ran, or that they did not."""
+    ended = {
+        outcome: sum("gpu" in report.keywords for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "skipped")
+    }
+    ran = ended["passed"] + ended["failed"]
+    if ran:
+        import torch
+
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        terminalreporter.write_line(f"GPU tests: {ran} ran on {', '.join(sorted(names))}")
+    if ended["skipped"]:
+        why = missing_gpu() or "for reasons of their own"
+        terminalreporter.write_line(f"GPU tests: {ended['skipped']} did not run: {why}")
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +70,12 @@ def no_records(deepspeed_imported: None) -> Iterator[None]:
     deepspeed_autotp.reset()
     yield
     deepspeed_autotp.reset()
+
+
+@pytest.fixture
+def compile_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.compile sets this variable for good when nobody has."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,27 @@ def in_chunks() -> float:
     return relative(part.grad, own(exact.grad, parts, leaf=False))
 
 
+def soft_capped() -> tuple[float, float, str]:
+    """Errors of losses and gradients with a soft cap, in float64; and what a negative one says."""
+    whole, labels = batch(20, 31, torch.float64)
+    parts = parts_of(even(31))
+    exact = whole.clone().requires_grad_()
+    expected = F.cross_entropy(5 * torch.tanh(exact / 5), labels, reduction="none")
+    expected.sum().backward()
+    assert exact.grad is not None
+    part = own(whole, parts)
+    losses = vocabulary_cross_entropy(part, labels, parts=parts, group=world(), soft_cap=5.0)
+    losses.sum().backward()
+    assert part.grad is not None
+    said = ""
+    try:
+        vocabulary_cross_entropy(part, labels, parts=parts, group=world(), soft_cap=-1.0)
+    except ValueError as error:
+        said = str(error)
+    gradient = own(exact.grad, parts, leaf=False)
+    return relative(losses.detach(), expected.detach()), relative(part.grad, gradient), said
+
+
 def nothing_to_learn() -> tuple[float, float, float]:
     """Losses and gradients of ignored labels, also where logits are infinite or NaN."""
     parts = parts_of(even(11))

@@ -2,6 +2,7 @@
 """A build that lacks something says in one sentence what to install."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,14 +28,21 @@ importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find
 runpy.run_path("setup.py", run_name="__main__")
 """
 
+# setup.py where no program can be found.
+NO_NVCC = """
+import runpy, shutil
+shutil.which = lambda *given, **named: None
+runpy.run_path("setup.py")
+"""
 
-def build(folder: Path, *program: str, compiler: str = "gcc") -> str:
+
+def build(folder: Path, *program: str, compiler: str = "gcc", **environment: str) -> str:
     """Start a build that stops before it compiles; the last line it writes."""
     done = subprocess.run(
         [sys.executable, *program, "-q", "build_ext", f"--build-temp={folder}/temp"]
         + [f"--build-lib={folder}/lib"],
         cwd=ROOT,
-        env={**os.environ, "CC": compiler},
+        env={**os.environ, "CC": compiler, **environment},
         capture_output=True,
         text=True,
         timeout=100,
@@ -77,3 +85,26 @@ def test_a_missing_torch_is_one_sentence(tmp_path: Path) -> None:
         "error: deepspeed-autotp needs PyTorch 2.10 or later to build: "
         "pip install 'torch>=2.10', then pip install --no-build-isolation ."
     )
+
+
+def test_a_wrong_switch_for_cuda_is_one_sentence(tmp_path: Path) -> None:
+    assert build(tmp_path, "setup.py", AUTOTP_CUDA="yes") == (
+        "error: AUTOTP_CUDA is 'yes', expected auto, 1 or 0"
+    )
+
+
+def test_a_wanted_library_without_nvcc_is_one_sentence(tmp_path: Path) -> None:
+    assert build(tmp_path, "-c", NO_NVCC, AUTOTP_CUDA="1") == (
+        "error: deepspeed-autotp needs nvcc to build: put it in PATH or its folder in CUDA_HOME, "
+        "or set AUTOTP_CUDA=auto"
+    )
+
+
+@pytest.mark.skipif(
+    shutil.which("nvcc", path=os.environ["PATH"] + ":/usr/local/cuda/bin") is None,
+    reason="there is no nvcc",
+)
+def test_an_architecture_that_nvcc_does_not_know_is_one_sentence(tmp_path: Path) -> None:
+    said = build(tmp_path, "setup.py", AUTOTP_CUDA="1", AUTOTP_CUDA_ARCHS="80,7")
+    assert said.startswith("error: AUTOTP_CUDA_ARCHS: ")
+    assert " cannot compile for 7; expected some of " in said

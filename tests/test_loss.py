@@ -31,6 +31,12 @@ def test_many_chunks_give_what_one_gives(pool: Pool) -> None:
     assert max(pool.run(losses.in_chunks)) < 1e-12
 
 
+def test_a_soft_cap_needs_no_pass_of_its_own(pool: Pool) -> None:
+    for loss, gradient, said in pool.run(losses.soft_capped):
+        assert loss < 1e-12 and gradient < 1e-12
+        assert said == "soft_cap is -1.0, expected a positive number, or 0 for none"
+
+
 def test_an_ignored_token_has_no_loss_and_no_gradient_whatever_its_logits(pool: Pool) -> None:
     assert pool.run(losses.nothing_to_learn, ranks=3) == [(0.0, 0.0, 0.0)] * 3
 

@@ -145,6 +145,8 @@ def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None
         ("mesh", ["mesh: got int, expected a DeviceMesh"]),
         ("config", ["got [1] (list), expected a dictionary"]),
         ("key", ["preset_modle", "did you mean 'preset_model'"]),
+        ("device", ["device: got 'meta' (str), expected a device of this machine"]),
+        ("no device", ["device: got 'cuad' (str), expected a device", "cuad"]),
         ("degree", ["the degree is 2 in tp_size, but 4 in config.autotp_size"]),
         ("example", ["example_inputs: got Tensor", "keyword arguments of LlamaForCausalLM"]),
         ("argument", ["the trial cannot run the model, which is whole yet"]),
@@ -159,6 +161,12 @@ def test_a_wrong_call_is_refused_with_the_reason(pool: Pool, name: str, words: l
     assert texts[0] == texts[1]
     assert texts[0].startswith("ValueError: ")
     assert [word for word in words if word not in texts[0]] == []
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_model_is_sharded_on_its_way_to_a_device(pool: Pool, name: str) -> None:
+    for worst, there in pool.run(uses.on_device, name):
+        assert worst < 1e-5 and there
 
 
 @pytest.mark.parametrize("what", [None, "llama", 3])

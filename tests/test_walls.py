@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "deepspeed_autotp"
-BRIDGE = CSRC / "torch" / "bridge.cpp"
+BRIDGE = {CSRC / "torch" / name for name in ("bridge.cpp", "bridge.h", "bridge_cuda.cpp")}
 INTEROP = PACKAGE / "interop"
 FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl")
 MAX_LINES = 400
@@ -25,6 +25,7 @@ LIBC = {
     "stdint.h", "stdio.h", "stdlib.h", "stdnoreturn.h", "string.h", "strings.h", "time.h",
 }  # fmt: skip
 TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
+CUDA = re.compile(r"(cuda|cub/|cooperative_groups|nccl|thrust)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 C_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".cpp", ".cu", ".cuh"})
@@ -117,13 +118,24 @@ def test_the_core_includes_libc_pcre2_and_itself_only() -> None:
 
 
 def test_torch_headers_appear_in_the_bridge_only() -> None:
-    breaches = {label(p): torch_headers(p.read_text()) for p in C_FILES if p != BRIDGE}
+    breaches = {label(p): torch_headers(p.read_text()) for p in C_FILES if p not in BRIDGE}
     assert {path: names for path, names in breaches.items() if names} == {}
 
 
-def test_python_headers_appear_under_csrc_python_and_in_the_bridge_only() -> None:
+def test_cuda_headers_appear_under_csrc_cuda_only() -> None:
+    users = {
+        label(p): [name for quoted, name in includes(p.read_text()) if CUDA.match(name)]
+        for p in C_FILES
+    }
+    outside = {path for path, names in users.items() if names and "/cuda/" not in path}
+    assert outside == set()
+    # The bridge and the C files build where there is no CUDA.
+    assert not any(names for path, names in users.items() if path.endswith((".c", "api.h")))
+
+
+def test_python_headers_appear_under_csrc_python_only() -> None:
     users = [p for p in C_FILES if (False, "Python.h") in includes(p.read_text())]
-    assert [label(p) for p in users if p.parent != CSRC / "python" and p != BRIDGE] == []
+    assert [label(p) for p in users if p.parent != CSRC / "python"] == []
 
 
 def test_interop_alone_imports_other_frameworks() -> None:

@@ -165,6 +165,8 @@ def refused(name: str) -> str:
         "mesh": {"mesh": 3},
         "config": {"tp_size": 2, "config": [1]},
         "key": {"tp_size": 2, "config": {"preset_modle": "llama"}},
+        "device": {"tp_size": 2, "device": "meta"},
+        "no device": {"tp_size": 2, "device": "cuad"},
         "degree": {"tp_size": 2, "config": {"autotp_size": 4}},
         "example": {"tp_size": 2, "example_inputs": torch.ones(1)},
         "argument": {"tp_size": 2, "example_inputs": {"x": torch.ones(1)}},
@@ -189,6 +191,26 @@ def refused(name: str) -> str:
         },
     }
     return refusal(model, lambda: deepspeed_autotp.parallelize(model, **calls[name]))
+
+
+def on_device(name: str) -> tuple[float, bool]:
+    """How far losses are apart from one process, with the shards made on a device; and whether
+    all of the model lies there. In float32 on a GPU, whose kernels have no float64."""
+    dtype = torch.float64 if name == "cpu" else torch.float32
+    whole, ours = make().to(dtype), make().to(dtype)
+    model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
+    worst = 0.0
+    optimizers = [torch.optim.SGD(m.parameters(), lr=RATE) for m in (whole.to(name), model)]
+    for step in range(2):
+        ids = tokens(step).to(name)
+        losses = [each(input_ids=ids, labels=ids).loss for each in (whole, model)]
+        worst = max(worst, float((losses[0] - losses[1]).detach().abs()))
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    there = (*model.parameters(), *model.buffers())
+    return worst, all(tensor.device.type == name for tensor in there)
 
 
 def refused_model(what: object) -> str:

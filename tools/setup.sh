@@ -6,6 +6,8 @@
 #   tools/setup.sh build     the build alone, into an environment that exists
 #
 #   TORCH_INDEX_URL          package index to take torch from, for example one with CPU builds
+#   AUTOTP_CUDA_ARCHS        architectures of the CUDA library; else those of the GPUs that are
+#                            there, or one that stands for all
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -68,6 +70,17 @@ install_packages() {
         die "run this first: apt-get install -y $*"
 }
 
+# One architecture, where nvcc is there at all: all of a release take minutes.
+cuda_archs() {
+    local found
+    found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
+        tr -d '. ' | sort -un | paste -sd,) || true
+    case $found in
+    *[0-9]*) echo "$found" ;;
+    *) echo 90 ;;
+    esac
+}
+
 build() {
     say "building the package"
     "$VENV/bin/pip" install --quiet --no-build-isolation --no-deps -e .
@@ -99,6 +112,7 @@ all() {
     say "ready"
 }
 
+export AUTOTP_CUDA_ARCHS=${AUTOTP_CUDA_ARCHS:-$(cuda_archs)}
 case "${1:-all}" in
 all) all ;;
 build) build ;;

@@ -1,28 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge.cpp -- torch operators around shard.c, on the stable ABI of LibTorch.
+// bridge.cpp -- the torch operators, on the stable ABI of LibTorch, and those on a
+// host.
 //
-// The only file that includes torch headers. It adapts arguments, allocates the
-// result and hands ranges to torch's threads; it decides nothing. An operator reports
+// bridge*.cpp and bridge.h alone include torch headers. They adapt arguments, allocate
+// results and hand ranges to torch's threads; they decide nothing. An operator reports
 // failure to the dispatcher by an exception, so the operators cannot be noexcept;
 // raise() is the one place that makes one. What torch's threads call is noexcept.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/version.h>
 
-#include <cstdint>
-#include <new>
-#include <stdexcept>
-#include <string>
-#include <vector>
+#include <tuple>
 
-extern "C" {
-#include "shard.h"
-}
+#include "bridge.h"
 
 namespace
 {
 
-using torch::stable::Tensor;
+using namespace tp;
 
 // Work is dealt out in pages, so that two threads never write to one cache line.
 constexpr int64_t kPage = 4096;
@@ -34,57 +27,9 @@ struct Copy {
     tp_shard_cut cut;
     const void *source;  // borrowed
     void *target;        // borrowed
-    int64_t bytes;       // of the shard
+    int64_t bytes;       // to copy
+    int64_t begin = 0;   // byte of the shard that is the first to copy
 };
-
-// Throws what `err` says and releases it. torch turns invalid_argument into
-// ValueError and bad_alloc into MemoryError.
-[[noreturn]] void
-raise(tp_error *err)
-{
-    const tp_code code = err->code;
-    const std::string message = tp_error_text(err);
-    tp_error_clear(err);
-    if (code == TP_MEMORY)
-        throw std::bad_alloc();
-    if (code == TP_VALUE)
-        throw std::invalid_argument(message);
-    throw std::runtime_error(message);
-}
-
-void
-require(bool holds, const char *message)
-{
-    if (!holds)
-        throw std::invalid_argument(message);
-}
-
-tp_shard_cut
-make_cut(int64_t outer, int64_t size, int64_t inner, const std::vector<int64_t> &runs)
-{
-    return {outer, size, inner, 0, runs.data(), static_cast<int64_t>(runs.size())};
-}
-
-void
-check_cut(const tp_shard_cut &cut, int64_t full_items, int64_t shard_items,
-          bool disjoint)
-{
-    tp_error err = TP_NO_ERROR;
-    if (tp_shard_check(&cut, full_items, shard_items, &err) < 0)
-        raise(&err);
-    if (disjoint && tp_shard_disjoint(&cut, &err) < 0)
-        raise(&err);
-}
-
-int64_t
-count_items(const std::vector<int64_t> &shape)
-{
-    int64_t items = 1;
-    for (const int64_t size : shape)
-        require(size >= 0 && !__builtin_mul_overflow(items, size, &items),
-                "the shape of the shard has a negative size or too many elements");
-    return items;
-}
 
 void
 pack_pages(int64_t begin, int64_t end, void *context) noexcept
@@ -95,30 +40,21 @@ pack_pages(int64_t begin, int64_t end, void *context) noexcept
 }
 
 void
+part_pages(int64_t begin, int64_t end, void *context) noexcept
+{
+    const Copy &copy = *static_cast<const Copy *>(context);
+    const int64_t stop = end * kPage < copy.bytes ? end * kPage : copy.bytes;
+    tp_shard_part(&copy.cut, copy.source,
+                  static_cast<char *>(copy.target) + begin * kPage,
+                  copy.begin + begin * kPage, copy.begin + stop);
+}
+
+void
 unpack_pages(int64_t begin, int64_t end, void *context) noexcept
 {
     const Copy &copy = *static_cast<const Copy *>(context);
     const int64_t stop = end * kPage < copy.bytes ? end * kPage : copy.bytes;
     tp_shard_unpack(&copy.cut, copy.target, copy.source, begin * kPage, stop);
-}
-
-// torch's own number of the dtype; Tensor::scalar_type() refuses the rarer ones.
-int32_t
-dtype_of(const Tensor &tensor)
-{
-    int32_t dtype = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-    return dtype;
-}
-
-bool
-share_memory(const Tensor &a, const Tensor &b)
-{
-    const auto a_at = reinterpret_cast<uintptr_t>(a.const_data_ptr());
-    const auto b_at = reinterpret_cast<uintptr_t>(b.const_data_ptr());
-    const uintptr_t a_bytes = static_cast<uintptr_t>(a.numel()) * a.element_size();
-    const uintptr_t b_bytes = static_cast<uintptr_t>(b.numel()) * b.element_size();
-    return a_at < b_at + b_bytes && b_at < a_at + a_bytes;
 }
 
 void
@@ -132,11 +68,7 @@ Tensor
 pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
      std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    tp_shard_cut cut = make_cut(outer, size, inner, runs);
-    check_cut(cut, full.numel(), count_items(shape), false);
-    require(full.is_contiguous(), "pack takes a contiguous full tensor");
-    cut.item = static_cast<int64_t>(full.element_size());
-
+    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
     Tensor shard = torch::stable::new_empty(full, shape);
     Copy copy = {cut, full.const_data_ptr(), shard.mutable_data_ptr(),
                  tp_shard_bytes(&cut)};
@@ -145,23 +77,65 @@ pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
     return shard;
 }
 
+// Fills `part`, bytes, with those of the shard from byte `begin` on.
+void
+pack_part(const Tensor &part, const Tensor &full, int64_t outer, int64_t size,
+          int64_t inner, std::vector<int64_t> runs, std::vector<int64_t> shape,
+          int64_t begin)
+{
+    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
+    require(part.is_cpu() && part.is_contiguous() && part.element_size() == 1,
+            "pack_part_ takes a part of contiguous bytes on a host");
+    require(begin >= 0 && begin <= tp_shard_bytes(&cut) &&
+                part.numel() <= tp_shard_bytes(&cut) - begin,
+            "the part ends behind the shard");
+    require(!share_memory(full, part),
+            "pack_part_ takes a part that shares no memory with the full tensor");
+    Copy copy = {cut, full.const_data_ptr(), part.mutable_data_ptr(), part.numel(),
+                 begin};
+    run_copy(&copy, part_pages);
+}
+
+std::vector<Tensor>
+pack_many(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
+{
+    Table table(cuts);
+    std::vector<Tensor> shards;
+    shards.reserve(fulls.size());
+    for (const Tensor &full : fulls) {
+        table.read();
+        shards.push_back(
+            pack(full, table.outer, table.size, table.inner, table.runs, table.shape));
+    }
+    require(table.ended(), "the table of cuts goes on behind the last tensor");
+    return shards;
+}
+
 void
 unpack(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
        int64_t inner, std::vector<int64_t> runs)
 {
-    tp_shard_cut cut = make_cut(outer, size, inner, runs);
-    check_cut(cut, full.numel(), shard.numel(), true);
-    require(full.is_contiguous() && shard.is_contiguous(),
-            "unpack_ takes a contiguous full tensor and a contiguous shard");
-    require(dtype_of(full) == dtype_of(shard),
-            "unpack_ takes a shard of the full tensor's dtype");
-    require(!share_memory(full, shard),
-            "unpack_ takes a shard that shares no memory with the full tensor");
-    cut.item = static_cast<int64_t>(full.element_size());
-
+    const tp_shard_cut cut = unpacking(full, shard, outer, size, inner, runs);
     Copy copy = {cut, shard.const_data_ptr(), full.mutable_data_ptr(),
                  tp_shard_bytes(&cut)};
     run_copy(&copy, unpack_pages);
+}
+
+void
+compact(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
+        std::vector<int64_t> runs, std::vector<int64_t> shape)
+{
+    const tp_shard_cut cut = compacting(full, outer, size, inner, runs, shape);
+    tp_compact_host(&cut, full.mutable_data_ptr());
+}
+
+// The compiler, the version of the torch headers, and the oldest torch that is served.
+std::tuple<std::string, std::string, std::string>
+build_info()
+{
+    constexpr uint64_t kTarget = TORCH_TARGET_VERSION;
+    return {"compiler " __VERSION__, TORCH_VERSION,
+            std::to_string(kTarget >> 56) + "." + std::to_string(kTarget >> 48 & 255)};
 }
 
 void
@@ -182,6 +156,18 @@ STABLE_TORCH_LIBRARY(deepspeed_autotp, m)
         "unpack_(Tensor(a!) full, Tensor shard, int outer, int size, int inner,"
         " int[] runs) -> ()");
     m.def(
+        "pack_part_(Tensor(a!) part, Tensor full, int outer, int size, int inner,"
+        " int[] runs, int[] shape, int begin) -> ()");
+    m.def("pack_many(Tensor[] fulls, int[] cuts) -> Tensor[]");
+    m.def(
+        "compact_(Tensor(a!) full, int outer, int size, int inner, int[] runs,"
+        " int[] shape) -> ()");
+    m.def("build_info() -> (str, str, str)");
+    m.def("vocab_statistics(Tensor logits, Tensor columns, float cap) -> Tensor");
+    m.def(
+        "vocab_gradient_(Tensor(a!) logits, Tensor logsumexp, Tensor columns,"
+        " Tensor scale, float cap) -> ()");
+    m.def(
         "check(int outer, int size, int inner, int[] runs, int full_items,"
         " int shard_items, bool disjoint) -> ()");
 }
@@ -189,10 +175,14 @@ STABLE_TORCH_LIBRARY(deepspeed_autotp, m)
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
 {
     m.impl("pack", TORCH_BOX(&pack));
+    m.impl("pack_part_", TORCH_BOX(&pack_part));
+    m.impl("pack_many", TORCH_BOX(&pack_many));
     m.impl("unpack_", TORCH_BOX(&unpack));
+    m.impl("compact_", TORCH_BOX(&compact));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
 {
+    m.impl("build_info", TORCH_BOX(&build_info));
     m.impl("check", TORCH_BOX(&check));
 }

@@ -256,6 +256,17 @@ tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard, int64_t be
 }
 
 void
+tp_shard_part(const tp_shard_cut *cut, const void *full, void *part, int64_t begin,
+              int64_t end)
+{
+    tp_walk walk = walk_from(cut, begin, end);
+    tp_stretch it;
+    while (walk_next(&walk, &it))
+        memcpy((char *)part + (it.shard - begin), (const char *)full + it.full,
+               it.bytes);
+}
+
+void
 tp_shard_unpack(const tp_shard_cut *cut, void *full, const void *shard, int64_t begin,
                 int64_t end)
 {

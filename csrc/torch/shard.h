@@ -43,6 +43,10 @@ void tp_shard_expect(void *memory, int64_t bytes);
 void tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard,
                    int64_t begin, int64_t end);
 
+/* Copy bytes [begin, end) of the shard to `part`, of which they are the first. */
+void tp_shard_part(const tp_shard_cut *cut, const void *full, void *part, int64_t begin,
+                   int64_t end);
+
 /* Copy bytes [begin, end) of the shard to their places in the full tensor. */
 void tp_shard_unpack(const tp_shard_cut *cut, void *full, const void *shard,
                      int64_t begin, int64_t end);

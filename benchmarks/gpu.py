@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels on a GPU: time, and the share of the bandwidth that a copy reaches on the same device.
+
+The bound of a copy is the bytes it reads and writes; of cross-entropy one reading of the logits for
+the loss and one reading and one writing for the gradient. The bandwidth is that of a plain copy of
+2 GiB from device to device, measured in the same run; of shards that come from a host it is that of
+a pinned copy of as many bytes. Without a GPU nothing is measured, which is exit status 2.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from deepspeed_autotp import native, ops, vocabulary
+from deepspeed_autotp.staging import Staging
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``run`` moves at least ``moved`` bytes; ``rival`` is the best torch has for it. ``bound`` is
+    the least time in seconds, where it is not that of a copy on the device."""
+
+    name: str
+    moved: int
+    run: Callable[[], object]
+    rival: Callable[[], object]
+    rival_name: str
+    bound: float = 0.0
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """The median of ``repeats``, after two that load code and fill caches."""
+    times = []
+    for index in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        if index >= 2:
+            times.append(begin.elapsed_time(end) / 1000)
+    return statistics.median(times)
+
+
+def copy_bandwidth(repeats: int, gib: int) -> float:
+    """Bytes read and written a second by a plain copy."""
+    source = torch.empty(gib << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), repeats)
+
+
+def copies(features: int) -> Iterator[Case]:
+    """Cuts of [features, features] weights over four ranks, for the last rank."""
+    full = torch.randn(features, features, device="cuda").bfloat16()
+    width = features // 4
+    start = features - width
+    shard = torch.empty(width, features, dtype=full.dtype, device="cuda")
+    moved = 2 * shard.nbytes
+
+    def pack(view: tuple[int, int, int], runs: tuple[int, ...], shape: tuple[int, int]) -> Tensor:
+        return ops.pack(full, view=view, runs=runs, shape=shape)
+
+    rows, columns = (1, features, features), (features, features, 1)
+    yield Case(
+        "pack column",
+        moved,
+        lambda: pack(rows, (start, width), (width, features)),
+        lambda: full.narrow(0, start, width).clone(),
+        "narrow().clone()",
+    )
+    yield Case(
+        "pack row",
+        moved,
+        lambda: pack(columns, (start, width), (features, width)),
+        lambda: full.narrow(1, start, width).contiguous(),
+        "narrow().contiguous()",
+    )
+    third, part = features // 3, features // 12
+    fused = tuple(n for piece in range(3) for n in (piece * third + part, part))
+    yield Case(
+        "pack fused q|k|v",
+        2 * 3 * part * features * 2,
+        lambda: pack(rows, fused, (3 * part, features)),
+        lambda: torch.cat([full.narrow(0, at, part) for at in fused[::2]]),
+        "cat of narrows",
+    )
+    yield Case(
+        "unpack column",
+        moved,
+        lambda: ops.unpack_(full, shard, view=rows, runs=(start, width)),
+        lambda: full.narrow(0, start, width).copy_(shard),
+        "narrow().copy_()",
+    )
+
+
+def many(count: int) -> Iterator[Case]:
+    """Small tensors of a MoE, their shards made anew."""
+    fulls = [torch.empty(256, 64, device="cuda").bfloat16() for _ in range(count)]
+    cuts = [ops.Cut(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
+    yield Case(
+        f"pack {count} tensors",
+        count * 2 * 64 * 64 * 2,
+        lambda: ops.pack_many(fulls, cuts),
+        lambda: [full.narrow(0, 64, 64).clone() for full in fulls],
+        "narrow().clone() each",
+    )
+
+
+def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Forward and backward of cross-entropy over [tokens, width]."""
+    logits = torch.randn(tokens, width, device="cuda").to(dtype)
+    columns = torch.randint(0, width, (tokens,), device="cuda")
+    scale = torch.full((tokens,), 1 / tokens, device="cuda")
+    leaf = logits.clone().requires_grad_()
+
+    def ours() -> None:
+        found = vocabulary.statistics(logits, columns)
+        vocabulary.differentiate_(logits, found[1].log() + found[0], columns, scale)
+
+    def eager() -> None:
+        leaf.grad = None
+        F.cross_entropy(leaf, columns).backward()
+
+    name = f"cross-entropy [{tokens}, {width}] {str(dtype).removeprefix('torch.')}"
+    yield Case(name, 3 * logits.nbytes, ours, eager, "F.cross_entropy")
+    try:
+        rival = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss()
+    except ImportError:
+        return
+
+    def liger() -> None:
+        leaf.grad = None
+        rival(leaf.clone(), columns).backward()
+
+    yield Case(name, 3 * logits.nbytes, ours, liger, "liger-kernel, with a clone")
+
+
+def arrivals(layers: int, repeats: int) -> Iterator[Case]:
+    """Column and row cuts over four ranks of weights in host memory."""
+    fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
+    column = ops.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
+    row = ops.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
+    staging = Staging(torch.device("cuda", torch.cuda.current_device()))
+    moved = sum(full.nbytes for full in fulls) // 4
+    pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(moved, dtype=torch.uint8, device="cuda")
+
+    def ours() -> None:
+        for index, full in enumerate(fulls):
+            staging.shard(full, row if index % 2 else column)
+
+    yield Case(
+        f"host to GPU, {4 * moved / 1e9:.1f} GB",
+        moved,
+        ours,
+        lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],
+        "chunk().cuda()",
+        seconds(lambda: target.copy_(pinned, non_blocking=True), repeats),
+    )
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    yield from copies(options.features)
+    yield from many(options.tensors)
+    yield from arrivals(options.layers, options.repeats)
+    for dtype in (torch.bfloat16, torch.float32):
+        yield from losses(options.tokens, options.width, dtype)
+
+
+def table(options: argparse.Namespace) -> Table:
+    bandwidth = copy_bandwidth(options.repeats, options.gib)
+    found = Table(title=f"{torch.cuda.get_device_name()}: a copy moves {bandwidth / 1e12:.2f} TB/s")
+    for name in ("case", "ms", "of the bound", "torch", "ms", "ours / torch"):
+        found.add_column(name, justify="left" if name in ("case", "torch") else "right")
+    for case in cases(options):
+        took = seconds(case.run, options.repeats)
+        rival = seconds(case.rival, options.repeats)
+        share = (case.bound or case.moved / bandwidth) / took
+        times = [f"{time * 1e3:.3f}" for time in (took, rival)]
+        ratio = f"{took / rival:.2f}"
+        found.add_row(case.name, times[0], f"{share:.0%}", case.rival_name, times[1], ratio)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", type=int, default=12288)
+    parser.add_argument("--layers", type=int, default=26, help="of two weights of 128 MiB")
+    parser.add_argument("--tensors", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--width", type=int, default=32064)
+    parser.add_argument("--gib", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    console = Console(width=140)
+    if not torch.cuda.is_available():
+        console.print(f"no GPU: nothing was measured (torch {torch.__version__})")
+        return 2
+    library = native.find_library()
+    archs = ", ".join(map(str, library.archs))
+    console.print(f"torch {torch.__version__}, CUDA library for {archs} {library.reason}")
+    console.print(table(options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

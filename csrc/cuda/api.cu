@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* api.cu -- the table of libautotp_cuda.so; all else in it is hidden. */
+#include "api.h"
+
+#include <cuda_runtime.h>
+
+namespace
+{
+
+int
+devices(int *count)
+{
+    *count = 0;
+    const cudaError_t error = cudaGetDeviceCount(count);
+    if (error != cudaSuccess)
+        (void)cudaGetLastError(); /* told here; the next call shall not find it again */
+    return error;
+}
+
+const char *
+error_text(int error)
+{
+    return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+const tp_cuda_api kApi = {
+    TP_CUDA_ABI,         CUDART_VERSION,    AUTOTP_ARCHS,  devices,
+    tp_copy_probe,       error_text,        tp_copy_start, tp_copy_start_in_order,
+    tp_vocab_statistics, tp_vocab_gradient,
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const tp_cuda_api *
+tp_cuda_api_get(void)
+{
+    return &kApi;
+}

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vocab_row.h -- the arithmetic of cross-entropy over one row of logits.
+ *
+ * C++ that a GPU and a host compile alike, so that the tests compare the very functions
+ * that run on a GPU with torch's results. With x the logits of a row, m the largest:
+ *
+ *     m, s = sum of exp(x - m)              in one pass
+ *     dx   = scale (exp(x - logsumexp) - [column is the label's])
+ *
+ * and, where a soft cap c is given, c tanh(x / c) in place of x.
+ * Sums are in float32. The order in which a row is summed is fixed by its width, its
+ * alignment and the number of threads, so the same call gives the same bits. */
+#ifndef TP_VOCAB_ROW_H
+#define TP_VOCAB_ROW_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define TP_INLINE __host__ __device__ __forceinline__
+#else
+#define TP_INLINE inline
+#endif
+
+#ifdef __CUDA_ARCH__
+#define TP_UNROLL _Pragma("unroll")
+#else
+#define TP_UNROLL
+#endif
+
+namespace tp
+{
+
+/* Logits as they lie in memory. */
+struct Half {
+    uint16_t bits;
+};
+struct Brain {
+    uint16_t bits;
+};
+
+/* As many logits as the widest load takes. */
+template <typename Logit>
+struct alignas(16) Pack {
+    static constexpr int kCount = 16 / sizeof(Logit);
+    Logit at[kCount];
+};
+
+template <typename Logit>
+struct Single {
+    static constexpr int kCount = 1;
+    Logit at[kCount];
+};
+
+/* Packs that a thread has on their way at once: 64 bytes, as in copy.h. */
+constexpr int kPacks = 4;
+constexpr float kLog2E = 1.4426950408889634f;
+
+TP_INLINE float
+from_bits(uint32_t bits)
+{
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+#endif
+}
+
+TP_INLINE float
+value_of(float x)
+{
+    return x;
+}
+
+TP_INLINE float
+value_of(Brain x)
+{
+    return from_bits(static_cast<uint32_t>(x.bits) << 16);
+}
+
+TP_INLINE float
+value_of(Half x)
+{
+#ifdef __CUDA_ARCH__
+    return __half2float(__ushort_as_half(x.bits));
+#else
+    const uint32_t sign = (x.bits & 0x8000u) << 16;
+    const uint32_t size = x.bits & 0x7fffu;
+    if (size >= 0x7c00u) /* infinite or no number */
+        return from_bits(sign | 0x7f800000u | (size & 0x3ffu) << 13);
+    if (size < 0x400u) /* subnormal: a multiple of 2^-24 */
+        return (sign ? -1.0f : 1.0f) * static_cast<float>(size) *
+               5.9604644775390625e-8f;
+    return from_bits(sign | ((size << 13) + 0x38000000u));
+#endif
+}
+
+/* To the nearest, ties to even, as torch rounds. */
+TP_INLINE void
+assign(float *to, float x)
+{
+    *to = x;
+}
+
+TP_INLINE void
+assign(Brain *to, float x)
+{
+#ifdef __CUDA_ARCH__
+    to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    if (x != x)
+        to->bits = 0x7fc0;
+    else
+        to->bits = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+#endif
+}
+
+TP_INLINE void
+assign(Half *to, float x)
+{
+#ifdef __CUDA_ARCH__
+    to->bits = __half_as_ushort(__float2half_rn(x));
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+    const float size = fabsf(x);
+    if (x != x)
+        to->bits = 0x7fff;
+    else if (size >= 65520.0f)
+        to->bits = static_cast<uint16_t>(sign | 0x7c00u);
+    else if (size <
+             6.103515625e-5f) /* subnormal; the rounding mode is to nearest even */
+        to->bits = static_cast<uint16_t>(
+            sign | static_cast<uint16_t>(nearbyintf(size * 16777216.0f)));
+    else {
+        bits = (bits & 0x7fffffffu) - 0x38000000u;
+        to->bits =
+            static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1)) >> 13);
+    }
+#endif
+}
+
+/* exp(x). On a GPU one instruction after the product with log2(e), which rounds; the
+ * error is about 2 ulp near 0, where the terms that matter are, and |x| ulp elsewhere.
+ */
+TP_INLINE float
+exponential(float x)
+{
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * kLog2E));
+    return y;
+#else
+    return exp2f(x * kLog2E);
+#endif
+}
+
+/* The logit that the loss sees; a `cap` of 0 is none. */
+TP_INLINE float
+capped(float x, float cap)
+{
+    return cap == 0.0f ? x : cap * tanhf(x / cap);
+}
+
+/* The largest value so far, and the sum of exponentials of the values less it. */
+struct Sum {
+    float largest;
+    float total;
+};
+
+TP_INLINE Sum
+nothing()
+{
+    return {-INFINITY, 0.0f};
+}
+
+/* exp(from - to), where from <= to; 1 where nothing but -inf was seen. */
+TP_INLINE float
+rescale(float from, float to)
+{
+    return from == to ? 1.0f : exponential(from - to);
+}
+
+TP_INLINE Sum
+joined(Sum a, Sum b)
+{
+    const float largest = fmaxf(a.largest, b.largest);
+    return {largest, a.total * rescale(a.largest, largest) +
+                         b.total * rescale(b.largest, largest)};
+}
+
+/* Take up the logits of a pack, with one rescaling for all of them. One that is no
+ * number makes the total none. */
+template <typename Logits>
+TP_INLINE void
+take(Sum *sum, const Logits &logits, float cap)
+{
+    float values[Logits::kCount];
+    float largest = sum->largest;
+    TP_UNROLL
+    for (int i = 0; i < Logits::kCount; i++) {
+        values[i] = capped(value_of(logits.at[i]), cap);
+        largest = fmaxf(largest, values[i]);
+    }
+    float total = sum->total * rescale(sum->largest, largest);
+    /* Less its own -inf a value would be no number; its exponential is 0. */
+    const float base = largest == -INFINITY ? 0.0f : largest;
+    TP_UNROLL
+    for (int i = 0; i < Logits::kCount; i++)
+        total += exponential(values[i] - base);
+    sum->largest = largest;
+    sum->total = total;
+}
+
+/* Columns ahead of the first one at an address that a pack may be loaded from. */
+template <typename Logit>
+TP_INLINE int64_t
+unaligned(const Logit *row, int64_t width)
+{
+    const uintptr_t past = reinterpret_cast<uintptr_t>(row) % 16;
+    const int64_t columns =
+        past == 0 ? 0 : static_cast<int64_t>((16 - past) / sizeof(Logit));
+    return columns < width ? columns : width;
+}
+
+/* What thread `thread` of `threads` sums of a row. */
+template <typename Logit>
+TP_INLINE Sum
+summed(const Logit *row, int64_t width, int thread, int threads, float cap)
+{
+    constexpr int kCount = Pack<Logit>::kCount;
+    const int64_t head = unaligned(row, width);
+    const int64_t packs = (width - head) / kCount;
+    const auto *body = reinterpret_cast<const Pack<Logit> *>(row + head);
+    Sum sum = nothing();
+    for (int64_t first = thread; first < packs;
+         first += kPacks * static_cast<int64_t>(threads)) {
+        Pack<Logit> held[kPacks];
+        TP_UNROLL
+        for (int k = 0; k < kPacks; k++) {
+            const int64_t at = first + k * static_cast<int64_t>(threads);
+            if (at < packs)
+                held[k] = body[at];
+        }
+        TP_UNROLL
+        for (int k = 0; k < kPacks; k++)
+            if (first + k * static_cast<int64_t>(threads) < packs)
+                take(&sum, held[k], cap);
+    }
+    const int64_t tail = head + packs * kCount;
+    for (int64_t i = thread; i < head + width - tail; i += threads) {
+        take(&sum, Single<Logit>{{row[i < head ? i : tail + i - head]}}, cap);
+    }
+    return sum;
+}
+
+/* What a row's gradient is made with. */
+struct Slope {
+    float logsumexp;
+    float scale; /* 0 for a row without a loss, whatever its logits are */
+    float cap;
+    int64_t label; /* column; outside of the row where another rank holds it */
+};
+
+TP_INLINE float
+derived(float x, bool is_label, const Slope &slope)
+{
+    const float y = capped(x, slope.cap);
+    const float p = exponential(y - slope.logsumexp) - (is_label ? 1.0f : 0.0f);
+    if (slope.cap == 0.0f)
+        return slope.scale * p;
+    const float t = y / slope.cap;
+    return slope.scale * p * (1.0f - t * t);
+}
+
+template <typename Logit>
+TP_INLINE void
+derive_one(Logit *logit, int64_t column, const Slope &slope)
+{
+    assign(logit, slope.scale == 0.0f
+                      ? 0.0f
+                      : derived(value_of(*logit), column == slope.label, slope));
+}
+
+/* Put the gradients of thread `thread`'s part of a row in the place of its logits. */
+template <typename Logit>
+TP_INLINE void
+derive(Logit *row, int64_t width, int thread, int threads, const Slope &slope)
+{
+    constexpr int kCount = Pack<Logit>::kCount;
+    const int64_t head = unaligned(row, width);
+    const int64_t packs = (width - head) / kCount;
+    auto *body = reinterpret_cast<Pack<Logit> *>(row + head);
+    for (int64_t first = thread; first < packs;
+         first += kPacks * static_cast<int64_t>(threads)) {
+        Pack<Logit> held[kPacks];
+        TP_UNROLL
+        for (int k = 0; k < kPacks; k++) {
+            const int64_t at = first + k * static_cast<int64_t>(threads);
+            if (at < packs && slope.scale != 0.0f)
+                held[k] = body[at];
+        }
+        TP_UNROLL
+        for (int k = 0; k < kPacks; k++) {
+            const int64_t at = first + k * static_cast<int64_t>(threads);
+            if (at >= packs)
+                break;
+            TP_UNROLL
+            for (int i = 0; i < kCount; i++)
+                derive_one(&held[k].at[i], head + at * kCount + i, slope);
+            body[at] = held[k];
+        }
+    }
+    const int64_t tail = head + packs * kCount;
+    for (int64_t i = thread; i < head + width - tail; i += threads) {
+        const int64_t column = i < head ? i : tail + i - head;
+        derive_one(&row[column], column, slope);
+    }
+}
+
+}  // namespace tp
+
+#endif

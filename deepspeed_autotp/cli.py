@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``autotp``, also ``python -m deepspeed_autotp.cli``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from deepspeed_autotp.doctor import examined_table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="autotp", description="Tensor parallelism for training.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser(
+        "doctor", help="say what is installed, how it was built and what would be used here"
+    )
+    parser.parse_args(arguments)
+    # Where nobody looks at a terminal, as in a report that is pasted, lines are not folded.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(examined_table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

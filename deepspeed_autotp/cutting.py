@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters to their shards, once nothing can fail any more.
+
+A large tensor is cut by itself and its memory given back before the next one; small tensors on a
+GPU are cut together, since starting a kernel for each takes longer than the copies. Where there is
+no memory for a shard beside its tensor, it is packed in the tensor's own. From a host to a GPU goes
+what this rank holds alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import torch
+from rich.filesize import decimal
+from torch import Tensor, nn
+
+from deepspeed_autotp import native, ops
+from deepspeed_autotp._core import Entry
+from deepspeed_autotp.staging import Staging
+
+__all__ = ["check_room", "cut_parameters", "move_parameters"]
+
+_log = logging.getLogger("deepspeed_autotp")
+
+# A tensor of at most so many bytes is small: a GPU copies it in less time than a launch takes.
+_SMALL = 1 << 20
+# Bytes of small tensors that are there twice for a while.
+_TOGETHER = 64 << 20
+
+
+def check_room(size: int, device: torch.device | None) -> None:
+    """ValueError where ``size`` bytes are not to be had on a GPU that the shards shall go to."""
+    if device is None or device.type != "cuda":
+        return
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"this rank's part of the model, {decimal(size)}, does not fit on {device}: {reason}"
+        ) from None
+
+
+def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
+    """Let every parameter be the shard of its entry that ``rank`` holds."""
+    for several in _batches(parameters):
+        cuts = [_cut(entry, rank) for _, entry in several]
+        try:
+            shards = ops.pack_many([parameter.data for parameter, _ in several], cuts)
+        except (RuntimeError, MemoryError) as error:  # torch's word for no memory is either
+            shards = [
+                _in_place(parameter.data, cut, entry, error)
+                for (parameter, entry), cut in zip(several, cuts, strict=True)
+            ]
+        for (parameter, _), shard in zip(several, shards, strict=True):
+            parameter.data = shard
+
+
+def move_parameters(
+    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, device: torch.device
+) -> None:
+    """As ``cut_parameters``, from a host to ``device``; whole parameters move, too."""
+    staging = Staging(device)
+    for parameter, entry in parameters:
+        if entry.tied_to >= 0:
+            continue
+        if entry.dim >= 0:
+            parameter.data = staging.shard(parameter.data, _cut(entry, rank))
+        else:
+            parameter.data = staging.whole(parameter.data)
+
+
+def _cut(entry: Entry, rank: int) -> ops.Cut:
+    return ops.Cut(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+
+
+def _batches(
+    parameters: Iterable[tuple[nn.Parameter, Entry]],
+) -> Iterator[list[tuple[nn.Parameter, Entry]]]:
+    """Large and host tensors one by one, small ones of one GPU together."""
+    waiting: list[tuple[nn.Parameter, Entry]] = []
+    size = 0
+    for parameter, entry in parameters:
+        if parameter.nbytes > _SMALL or not native.on_gpu(parameter):
+            yield [(parameter, entry)]
+            continue
+        waiting.append((parameter, entry))
+        size += parameter.nbytes
+        if size > _TOGETHER:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
+def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Tensor:
+    _log.warning(
+        "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
+        "memory, of which it uses the front; who else holds that memory finds it overwritten",
+        entry.name,
+        " ".join(str(error).split()) or type(error).__name__,
+    )
+    try:
+        return ops.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+    except ValueError:  # runs in an order, or a layout, that would overwrite what is still needed
+        shard = ops.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
+        return full.as_strided(shard.shape, shard.stride()).copy_(shard)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run by tests.test_bridge_cuda, in a process of its own: the operators of a GPU on host tensors.
+
+torch's dispatcher is told to take the implementation for CUDA.
+"""
+
+import torch
+from torch import Tensor
+
+from deepspeed_autotp import native, ops, vocabulary
+from tests.kernels import batch, exact
+from tests.test_gpu import CUTS
+
+_OPS = native.loaded()
+_OVERLOADS = {
+    "pack": _OPS.pack.default,
+    "pack_many": _OPS.pack_many.default,
+    "unpack_": _OPS.unpack_.default,
+    "compact_": _OPS.compact_.default,
+    "vocab_statistics": _OPS.vocab_statistics.default,
+    "vocab_gradient_": _OPS.vocab_gradient_.default,
+}
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+def on_gpu(name: str, *args: object) -> object:
+    return _OVERLOADS[name].redispatch(_CUDA, *args)
+
+
+def failure(name: str, *args: object) -> str:
+    try:
+        on_gpu(name, *args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
+    items = torch.Size(shape).numel() + offset
+    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
+    return raw.view(dtype)[offset:].view(shape)
+
+
+def same(a: object, b: Tensor) -> bool:
+    assert isinstance(a, Tensor)
+    return a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def copies() -> None:
+    for shape, view, runs, part in CUTS:
+        for dtype, offset in ((torch.bfloat16, 0), (torch.float32, 1), (torch.uint8, 3)):
+            full = drawn(shape, dtype, offset)
+            want = ops.pack(full, view=view, runs=runs, shape=part)
+            assert same(on_gpu("pack", full, *view, runs, part), want)
+            table = [*view, len(runs), len(part), *runs, *part]
+            several = on_gpu("pack_many", [full, full], table * 2)
+            assert isinstance(several, list) and len(several) == 2
+            assert same(several[0], want) and same(several[1], want)
+            ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, offset)
+            on_gpu("unpack_", ours, shard, *view, runs)
+            ops.unpack_(theirs, shard, view=view, runs=runs)
+            assert same(ours, theirs)
+            on_gpu("compact_", full, *view, runs, part)
+            assert same(full.view(-1)[: want.numel()].view(want.shape), want)
+
+
+def rows() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for cap in (0.0, 30.0):
+            logits, columns = batch(1031, dtype)
+            total, _, gradient = exact(logits, columns, cap)
+            found = on_gpu("vocab_statistics", logits, columns, cap)
+            assert isinstance(found, Tensor) and found.dtype == torch.float32
+            # A host's exponential differs from torch's by the last bit.
+            assert torch.allclose(found, vocabulary.statistics(logits, columns, cap=cap), 1e-5)
+            scale = total.isfinite().float()
+            on_gpu("vocab_gradient_", logits, total.float(), columns, scale, cap)
+            kept = total.isfinite()
+            assert (logits.double() - gradient)[kept].abs().max() < 4e-3 * gradient[
+                kept
+            ].abs().max()
+            assert logits[~kept].eq(0).all()
+
+
+def refusals() -> None:
+    full, columns = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    print(failure("pack", full, 3, 4, 1, [3, 2], [3, 2]))
+    print(failure("pack", full.t(), 4, 3, 1, [0, 1], [4, 1]))
+    print(failure("pack_many", [full], [3, 4, 1, 2, 2, 0, 1, 3]))
+    print(failure("compact_", full, 3, 4, 1, [2, 1, 0, 1], [3, 2]))
+    print(failure("unpack_", full, full[:, :1].clone().double(), 3, 4, 1, [0, 1]))
+    print(failure("vocab_statistics", full, columns[:2], 0.0))
+    print(failure("vocab_statistics", full, columns.int(), 0.0))
+    print(failure("vocab_statistics", full.double(), columns, 0.0))
+    print(failure("vocab_statistics", full, columns, -1.0))
+    print(failure("vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
+
+
+def results_and_refusals() -> None:
+    copies()
+    rows()
+    refusals()
+
+
+def errors() -> None:
+    """Every launch fails."""
+    full = torch.zeros(3, 4)
+    print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
+    print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
+    print(native.obstacle(0))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of the cross-entropy kernels, compiled for the host and called on tensors."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class Args(ctypes.Structure):
+    """``tp_vocab_args`` of csrc/cuda/vocab.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "columns", "found", "logsumexp", "scale")),
+        ("tokens", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("cap", ctypes.c_float),
+        ("type", ctypes.c_int32),
+    )
+
+
+class HostKernels:
+    """Statistics and gradient as ``deepspeed_autotp.vocabulary`` has them."""
+
+    def __init__(self, folder: Path) -> None:
+        made = folder / "vocab_host.so"
+        warnings = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
+        source = ROOT / "tests" / "cuda" / "vocab_host.cpp"
+        command = ["g++", "-std=c++17", "-O2", *warnings, "-shared", "-fPIC", str(source)]
+        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self._run = ctypes.CDLL(str(made)).host_run
+
+    def statistics(self, logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
+        found = torch.empty(3, logits.shape[0])
+        args = _args(logits, columns, cap)
+        args.found = found.data_ptr()
+        self._run(ctypes.byref(args), 0)
+        return found
+
+    def differentiate_(
+        self, logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, cap: float = 0.0
+    ) -> None:
+        args = _args(logits, columns, cap)
+        args.logsumexp, args.scale = logsumexp.data_ptr(), scale.data_ptr()
+        self._run(ctypes.byref(args), 1)
+
+
+def _args(logits: Tensor, columns: Tensor, cap: float) -> Args:
+    assert logits.is_contiguous() and columns.dtype == torch.int64
+    tokens, width = logits.shape
+    args = Args(tokens=tokens, width=width, cap=cap, type=TYPES[logits.dtype])
+    args.logits, args.columns = logits.data_ptr(), columns.data_ptr()
+    return args
+
+
+def batch(width: int, dtype: torch.dtype, *, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits ``offset`` elements off an aligned address, one row of each kind, and labels."""
+    draw = torch.Generator().manual_seed(width)
+    rows = torch.randn(6, width, generator=draw) * 6
+    rows[1] += 80  # far from zero
+    rows[2, ::2] = -torch.inf
+    rows[3] = -torch.inf  # forbidden columns alone
+    memory = torch.empty(6 * width + offset, dtype=dtype)
+    logits = memory[offset:].view(6, width).copy_(rows)
+    columns = torch.tensor([0, width - 1, width // 2 | 1, 0, -1, width])
+    return logits, columns.clamp(max=width)
+
+
+def exact(logits: Tensor, columns: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """In float64: logsumexp, the label's logit or 0, and the gradient of logsumexp - label."""
+    x = logits.double().requires_grad_()
+    y = cap * torch.tanh(x / cap) if cap else x
+    width = logits.shape[1]
+    here = (columns >= 0) & (columns < width)
+    total = torch.logsumexp(y, 1)
+    label = torch.where(here, y.gather(1, columns.clamp(0, width - 1).unsqueeze(1)).squeeze(1), 0)
+    rows = total.isfinite()
+    (total[rows].sum() - label[rows & here].sum()).backward()
+    assert x.grad is not None
+    return total.detach(), label.detach(), x.grad

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
+torch, and one for the CUDA library does on the host what its kernels do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "tests" / "cuda"
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="torch has GPU calls itself")
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What is loaded ahead of torch, and the CUDA library."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    ahead, library = folder / "libtorch_cuda.so", folder / "libautotp_cuda.so"
+    core = ROOT / "csrc" / "core"
+    compiled = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{core}"]
+    for command in (
+        ["gcc", *compiled, "-shared", "-Wl,-soname,libtorch_cuda.so", SOURCES / "fake_torch.c"]
+        + ["-o", ahead],
+        ["gcc", *compiled, "-c", SOURCES / "fake_library.c", "-o", folder / "library.o"],
+        ["gcc", *compiled, "-c", core / "error.c", "-o", folder / "error.o"],
+        ["g++", *compiled, "-shared", SOURCES / "vocab_host.cpp", folder / "library.o"]
+        + [folder / "error.o", "-o", library],
+    ):
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return ahead, library
+
+
+def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
+    ahead, library = stand_ins
+    done = subprocess.run(
+        [sys.executable, "-c", f"from tests import fake_gpu; fake_gpu.{what}()"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "LD_PRELOAD": str(ahead),
+            "AUTOTP_CUDA_LIBRARY": str(library),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
+    stand_ins: tuple[Path, Path],
+) -> None:
+    expected = (
+        "ValueError: run 0 (start 3, length 2) does not lie inside the cut dimension of size 4",
+        "ValueError: pack takes a contiguous full tensor",
+        "ValueError: the table of cuts ends early",
+        "ValueError: run 1 (start 0, length 1) lies before the end of the run ahead of it",
+        "ValueError: unpack_ takes a shard of the full tensor's dtype",
+        "ValueError: logits are [tokens, width] and columns [tokens]",
+        "ValueError: columns are int64",
+        "ValueError: logits are float32, float16 or bfloat16",
+        "ValueError: the soft cap is not negative; 0 is none",
+        "ValueError: logsumexp and scale are contiguous float32 [tokens]",
+    )
+    said = run(stand_ins, "results_and_refusals")
+    assert len(said) == len(expected)
+    for got, wanted in zip(said, expected, strict=True):
+        assert got.startswith(wanted)
+
+
+def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
+    assert run(stand_ins, "errors", FAKE_GPU_ERROR="209") == [
+        "RuntimeError: a copy of runs could not be started on cuda:0: no kernel image "
+        "(CUDA error 209)",
+        "RuntimeError: the statistics of logits could not be started on cuda:0: no kernel image "
+        "(CUDA error 209)",
+        "its CUDA library has code for the architectures 90: no kernel image (CUDA error 209)",
+    ]

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels on a GPU give what the host gives, bit for bit where no sum is formed."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepspeed_autotp import loss, native, ops, vocabulary
+from tests.kernels import batch, exact
+from tests.test_vocabulary import ROUNDING
+
+pytestmark = pytest.mark.gpu
+
+# (full shape, view, ascending runs, shard shape): column, row, fused, stacked, odd, tiny, empty.
+CUTS = [
+    ((1024, 768), (1, 1024, 768), (256, 256), (256, 768)),
+    ((768, 1024), (768, 1024, 1), (512, 256), (768, 256)),
+    ((768, 512), (1, 768, 512), (64, 64, 320, 64, 576, 64), (192, 512)),
+    ((512, 768), (512, 768, 1), (0, 64, 256, 64, 512, 64), (512, 192)),
+    ((8, 96, 40), (8, 96, 40), (24, 24), (8, 24, 40)),
+    ((37, 101), (37, 101, 1), (3, 5, 40, 61), (37, 66)),
+    ((50257,), (1, 50257, 1), (25129, 25128), (25128,)),
+    ((3, 5), (1, 3, 5), (1, 1), (1, 5)),
+    ((0, 5), (1, 0, 5), (), (0, 5)),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.float64, torch.complex128]
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
+    """Random bytes on the GPU, ``offset`` elements off an aligned address."""
+    items = math.prod(shape) + offset
+    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
+    return raw.cuda().view(dtype)[offset:].view(shape)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.cpu().view(-1).view(torch.uint8), b.cpu().view(-1).view(torch.uint8))
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_there() -> None:
+    assert native.obstacle(torch.cuda.current_device()) == ""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_cuts_are_those_of_the_host(dtype: torch.dtype, offset: int) -> None:
+    for shape, view, runs, part in CUTS:
+        full = drawn(shape, dtype, offset)
+        expected = ops.pack(full.cpu(), view=view, runs=runs, shape=part)
+        shard = ops.pack(full, view=view, runs=runs, shape=part)
+        assert shard.is_cuda and same(shard, expected)
+        (again,) = ops.pack_many([full], [ops.Cut(view=view, runs=runs, shape=part)])
+        assert same(again, expected)
+        written, on_host = full.clone(), full.cpu().clone()
+        other = drawn(part, dtype, offset)
+        ops.unpack_(written, other, view=view, runs=runs)
+        ops.unpack_(on_host, other.cpu(), view=view, runs=runs)
+        assert same(written, on_host)
+        assert same(ops.compact_(full, view=view, runs=runs, shape=part), expected)
+
+
+@pytest.mark.parametrize(
+    ("view", "runs"),
+    [
+        ((4096, 6144, 1), (0, 1536)),
+        ((4096, 6144, 1), (0, 5000)),
+        ((1, 6144, 4096), (0, 512, 2048, 512, 4096, 512)),
+        ((5000, 4001, 1), (1, 4000)),
+    ],
+)
+def test_a_large_weight_is_packed_in_its_own_memory(
+    view: tuple[int, int, int], runs: tuple[int, ...]
+) -> None:
+    shape = (view[0], sum(runs[1::2]), view[2])
+    full = drawn(view, torch.bfloat16, 0)
+    expected = ops.pack(full.cpu(), view=view, runs=runs, shape=shape)
+    shard = ops.compact_(full, view=view, runs=runs, shape=shape)
+    assert shard.data_ptr() == full.data_ptr() and same(shard, expected)
+
+
+def test_thousands_of_tensors_are_cut_in_a_few_launches() -> None:
+    cut = ops.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
+    fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
+    for full, shard in zip(fulls, ops.pack_many(fulls, [cut] * 1500), strict=True):
+        assert torch.equal(full[16:32].view(torch.int16), shard.view(torch.int16))
+
+
+def test_elements_beyond_32_bits_are_reached() -> None:
+    rows = 2**31 // 4096 + 3
+    if torch.cuda.mem_get_info()[0] < 3 * rows * 4096:
+        pytest.skip("less than 7 GiB of GPU memory is free")
+    full = torch.zeros(rows, 4096, dtype=torch.uint8, device="cuda")
+    full[-1, 1024:2048] = torch.arange(1024, device="cuda").to(torch.uint8)
+    shard = ops.pack(full, view=(rows, 4096, 1), runs=(1024, 1024), shape=(rows, 1024))
+    assert torch.equal(shard[-1], full[-1, 1024:2048]) and not shard[:-1].any()
+
+
+def test_copies_follow_the_current_stream() -> None:
+    side = torch.cuda.Stream()
+    full = torch.zeros(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        full.fill_(7)
+        shard = ops.pack(full, view=(1, 4096, 4096), runs=(0, 1024), shape=(1024, 4096))
+    side.synchronize()
+    assert bool((shard == 7).all())
+
+
+def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
+    full = torch.arange(12.0, device="cuda").view(3, 4)
+    view = (3, 4, 1)
+    with pytest.raises(ValueError, match="both must be the same"):
+        ops.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
+    with pytest.raises(ValueError, match="does not lie inside"):
+        ops.pack(full, view=view, runs=(3, 2), shape=(3, 2))
+    named = torch.ops.deepspeed_autotp
+    with pytest.raises(ValueError, match="columns are int64"):
+        named.vocab_statistics(full, torch.zeros(3, device="cuda"), 0.0)
+    with pytest.raises(ValueError, match="different devices"):
+        named.vocab_statistics(full, torch.zeros(3, dtype=torch.int64), 0.0)
+    with pytest.raises(ValueError, match="float32, float16 or bfloat16"):
+        columns = torch.zeros(3, dtype=torch.int64, device="cuda")
+        named.vocab_statistics(full.double(), columns, 0.0)
+    assert ops.pack(full, view=view, runs=(1, 1), shape=(3, 1)).tolist() == [[1], [5], [9]]
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float) -> None:
+    for width, offset in ((1, 0), (7, 1), (513, 3), (4099, 0), (32064, 0), (50257, 1)):
+        on_host, columns = batch(width, dtype)
+        total, label, gradient = exact(on_host, columns, cap)
+        logits = torch.empty(6 * width + offset, dtype=dtype, device="cuda")[offset:]
+        logits = logits.view(6, width).copy_(on_host)
+        found = vocabulary.statistics(logits, columns.cuda(), cap=cap)
+        assert torch.equal(found, vocabulary.statistics(logits, columns.cuda(), cap=cap))
+        found = found.cpu().double()
+        rows = total.isfinite()
+        sums = found[0] + found[1].log()
+        assert (sums - total)[rows].abs().max() <= 1e-6 * total[rows].abs().max()
+        assert found[1][~rows].eq(0).all()
+        assert (found[2] - label)[rows].abs().max() <= 1e-6 * label[rows].abs().max().clamp(min=1)
+        scale = torch.where(rows, 0.5, 0.0).cuda()
+        total = total.float().cuda()
+        vocabulary.differentiate_(logits, total, columns.cuda(), scale, cap=cap)
+        error = (logits.cpu().double() - 0.5 * gradient)[rows].abs().max()
+        assert error <= ROUNDING[dtype] * gradient[rows].abs().max().clamp(min=1e-3)
+        assert logits[~rows.cuda()].eq(0).all()
+
+
+def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
+    tokens, size = 300, 50257
+    whole = (torch.randn(tokens, size, device="cuda") * 4).to(torch.bfloat16)
+    labels = torch.randint(0, size, (tokens,), device="cuda")
+    exact_loss = torch.nn.functional.cross_entropy(whole.double(), labels, reduction="none")
+    starts, widths = (0, 25129), (25129, 25128)
+    parts = [whole[:, s : s + w].contiguous() for s, w in zip(starts, widths, strict=True)]
+    found = [
+        vocabulary.statistics(part, labels - start)
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    logsumexp, target = loss._combined(found)
+    assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
+
+
+def test_the_two_passes_take_less_than_two_percent_of_the_logits() -> None:
+    logits = torch.randn(4096, 32064, dtype=torch.bfloat16, device="cuda")
+    columns = torch.randint(0, 32064, (4096,), device="cuda")
+    scale = torch.ones(4096, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = vocabulary.statistics(logits, columns)
+    logsumexp = found[1].log() + found[0]
+    vocabulary.differentiate_(logits, logsumexp, columns, scale)
+    assert torch.cuda.max_memory_allocated() - before < 0.02 * logits.nbytes

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Install a wheel into a folder of its own, as on a machine that has neither these sources nor a
+# compiler, and use it from there with the Python that is given.
+#
+#   tools/check_wheel.sh PYTHON WHEEL
+set -euo pipefail
+python=$(realpath -s "$1")
+wheel=$(realpath "$2")
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+
+"$python" -m pip install --quiet --no-deps --no-index --target "$site" "$wheel"
+cd "$site"
+PYTHONPATH=$site PATH=/usr/bin:/bin "$python" - <<'PROGRAM'
+import pathlib
+import torch
+import deepspeed_autotp
+from deepspeed_autotp import cli, native, ops
+
+here = pathlib.Path.cwd()
+assert pathlib.Path(deepspeed_autotp.__file__).is_relative_to(here), deepspeed_autotp.__file__
+library = native.find_library()
+assert library.reason or pathlib.Path(library.path).is_relative_to(here), library
+full = torch.arange(12.0).view(3, 4)
+assert ops.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist() == [[1, 2], [5, 6], [9, 10]]
+if torch.cuda.is_available():
+    shard = ops.pack(full.cuda(), view=(3, 4, 1), runs=(1, 2), shape=(3, 2))
+    assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not native.obstacle(0)
+cli.main(["doctor"])
+PROGRAM
