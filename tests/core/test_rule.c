@@ -168,8 +168,8 @@ test_an_unknown_preset_or_style_adds_nothing(void)
     tp_error err = TP_NO_ERROR;
     tp_rules *rules = new_rules();
     CHECK_FAILS(tp_rules_add_preset(rules, "qwen3", &err), TP_VALUE, &err, "'qwen2'");
-    CHECK_FAILS(tp_rules_add_style(rules, "lm_head", "columnwise", &err), TP_VALUE,
-                &err, "tp_plan['lm_head']: unknown style 'columnwise'");
+    CHECK_FAILS(tp_rules_add_style(rules, "lm_head", "columnwise", false, &err),
+                TP_VALUE, &err, "tp_plan['lm_head']: unknown style 'columnwise'");
     CHECK_INT_EQ(tp_rules_count(rules), 0);
     tp_rules_free(rules);
 }
@@ -180,10 +180,11 @@ test_a_transformers_rule_matches_parameter_or_module_with_the_prefix(void)
     tp_error err = TP_NO_ERROR;
     tp_rules *rules = new_rules();
     int found[ROOM];
-    CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.up_proj", "colwise", &err), &err);
-    CHECK_OK(
-        tp_rules_add_style(rules, "layers.*.mlp.experts.up", "packed_colwise", &err),
-        &err);
+    CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.up_proj", "colwise", &err), false,
+             &err);
+    CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.experts.up", "packed_colwise",
+                                false, &err),
+             &err);
     const tp_query module = {"model.layers.3.mlp.up_proj.weight",
                              "model.layers.3.mlp.up_proj", NULL, "model"};
     CHECK_INT_EQ(find(rules, module, found, ROOM), 1);
