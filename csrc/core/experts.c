@@ -54,7 +54,9 @@ is_experts(const tp_build *build, int module)
         columns |= build->decisions[i].kind == TP_COLUMN;
         rows |= build->decisions[i].kind == TP_ROW;
     }
-    return any && (has_rule(build, module) || (columns && rows));
+    const int stacked = build->stacked[module];
+    return (any && (has_rule(build, module) || (columns && rows))) ||
+           (stacked >= 0 && build->decisions[stacked].layout != NULL);
 }
 
 /* The cut weight that the bias [experts, features] belongs to: by its name, or else the
@@ -138,6 +140,15 @@ tp_experts_divided(const tp_build *build, int module, int *out)
         count++;
     }
     return count;
+}
+
+int
+tp_experts_side(const tp_build *build, int module)
+{
+    const int weight = tp_model_find_parameter(build->model, module, "weight");
+    return weight >= 0 && !build->experts[module] && is_cut_matrix(build, weight)
+               ? weight
+               : -1;
 }
 
 bool

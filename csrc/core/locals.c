@@ -168,6 +168,36 @@ local_values(const spread *heads, const tp_integer *integer)
     return NULL;
 }
 
+/* Whether the module views tensors as experts of so many features. */
+static bool
+is_stacked(const tp_build *build, int module)
+{
+    return build->experts[module] && build->stacked[module] >= 0;
+}
+
+/* What a module that views them calls the features of one expert. */
+static int
+add_features(const tp_build *build, int module, tp_error *err)
+{
+    static const char *const keys[] = {"ffn_hidden_size", "intermediate_size", NULL};
+    tp_plan *plan = build->plan;
+    const tp_layout *layout = build->decisions[build->stacked[module]].layout;
+    const tp_module *at = tp_model_module(build->model, module);
+    int64_t *widths =
+        tp_arena_take(plan->arena, (size_t)plan->ranks, sizeof(*widths), err);
+    if (widths == NULL)
+        return -1;
+    for (int rank = 0; rank < plan->ranks; rank++)
+        widths[rank] = layout->parts[rank].width;
+    for (int i = 0; i < at->integer_count; i++) {
+        const tp_integer *integer = &at->integers[i];
+        if (integer->value == layout->size && has_own_key(keys, integer->key))
+            plan->integers[plan->integer_count++] =
+                (tp_local_integer){module, integer->key, integer->value, widths};
+    }
+    return 0;
+}
+
 static int
 mark_cuts(const tp_build *build, workspace *work, tp_error *err)
 {
@@ -184,6 +214,10 @@ mark_cuts(const tp_build *build, workspace *work, tp_error *err)
         if (*cuts == 0)
             room += tp_model_module(build->model, decision->attention)->integer_count;
         *cuts = (char)(*cuts | 1 | (decision->cuts_keys ? 2 : 0));
+    }
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        if (is_stacked(build, i))
+            room += tp_model_module(build->model, i)->integer_count;
     }
     tp_plan *plan = build->plan;
     plan->integers =
@@ -213,7 +247,9 @@ tp_locals_make(tp_build *build, tp_error *err)
     const int modules = tp_model_module_count(build->model);
     for (int i = 0; result == 0 && i < modules; i++) {
         const spread *heads = NULL;
-        if (work.cuts[i] == 0)
+        if (is_stacked(build, i))
+            result = add_features(build, i, err);
+        if (result < 0 || work.cuts[i] == 0)
             continue;
         result = find_spread(build, i, &work, &heads, err);
         if (result == 0)
