@@ -106,7 +106,8 @@ _UNPAIRED = "the block of '{}.out_proj' is not cut as one: "
 INCOMPLETE = {
     "apertus": (2, "", 0.51),  # numbers of the activation
     "doge": (2, _APART.format("self_attn"), 0.51),  # a mask made of all heads
-    "gemma3n_text": (2, _APART.format("mlp"), 0.64),  # a threshold over all features
+    # A threshold over all features, and keys from another layer.
+    "gemma3n_text": (4, _APART.format("mlp"), 0.28),
     # Gate and up as one piece; attention is not in the plan, and has more than heads in it.
     "inkling_text": (2, _APART.format("self_attn"), 0.57),
     # Experts whose gate and up take turns, with biases, and a number for each head.

@@ -225,6 +225,42 @@ mark_cuts(const tp_build *build, workspace *work, tp_error *err)
     return plan->integers == NULL ? -1 : 0;
 }
 
+/* Whether two names differ in indices only. */
+static bool
+is_alike(const tp_build *build, int module, int other)
+{
+    const char *a = tp_model_module(build->model, module)->name;
+    const char *b = tp_model_module(build->model, other)->name;
+    while (*a != '\0' && *b != '\0') {
+        const size_t digits = strspn(a, "0123456789");
+        if ((digits > 0) != (strspn(b, "0123456789") > 0) || (digits == 0 && *a != *b))
+            return false;
+        a += digits > 0 ? digits : 1;
+        b += digits > 0 ? strspn(b, "0123456789") : 1;
+    }
+    return *a == *b;
+}
+
+/* Attention without keys of its own is given those of another layer, which are cut
+ * where they are made. */
+static void
+share_keys(const tp_build *build, workspace *work)
+{
+    const int modules = tp_model_module_count(build->model);
+    for (int i = 0; i < modules; i++) {
+        if (work->cuts[i] != 1 || tp_geometries_at(build->geometries, i)->separate_keys)
+            continue;
+        for (int j = 0; j < modules && work->cuts[i] == 1; j++) {
+            const tp_geometry *own = tp_geometries_at(build->geometries, i);
+            const tp_geometry *other = tp_geometries_at(build->geometries, j);
+            if ((work->cuts[j] & 2) != 0 && is_alike(build, i, j) &&
+                other->heads.query == own->heads.query &&
+                other->heads.key == own->heads.key)
+                work->cuts[i] |= 2;
+        }
+    }
+}
+
 static void
 add_integers(const tp_build *build, int module, const spread *heads)
 {
@@ -244,6 +280,8 @@ tp_locals_make(tp_build *build, tp_error *err)
 {
     workspace work = {NULL, NULL, 0, 0};
     int result = mark_cuts(build, &work, err);
+    if (result == 0)
+        share_keys(build, &work);
     const int modules = tp_model_module_count(build->model);
     for (int i = 0; result == 0 && i < modules; i++) {
         const spread *heads = NULL;
