@@ -46,7 +46,9 @@ def shard(
     description = agreement.together(lambda: _described(model))
     inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
     tried = inputs is not None or settings.self_check is False
-    plans = AgreedPlans(description, settings, group.size, agreement, guesses=tried)
+    plans = AgreedPlans(
+        description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
+    )
     plan = plans.make()
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
     agreement.same(buffers, "the model's buffers")

@@ -129,10 +129,9 @@ class Comparison:
             return module
         order = self._order
         at = order.index(module) if module in order else 0
-        bound = self._cut.keys() - self._alone or self._cut.keys()
-        after = (name for name in order[at:] if name in bound)
-        before = (name for name in reversed(order[:at]) if name in bound)
-        return next(after, None) or next(before, None)
+        reached = [*order[at:], *reversed(order[:at])]
+        bound = (name for name in reached if name in self._cut and name not in self._alone)
+        return next(bound, None) or next((name for name in reached if name in self._cut), None)
 
     def _block(self, culprit: str | None) -> tuple[str, ...]:
         """The module that a cut layer lies in, if what is cut below it lies there directly; or

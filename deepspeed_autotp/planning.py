@@ -32,12 +32,14 @@ def make_plan(
     whole: Sequence[str] = (),
     apart: Sequence[str] = (),
     guesses: bool = True,
+    alone: bool = True,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
     Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
     layers are cut one by one, with whole activations between them. ``guesses`` says whether layers
-    are cut because of their names in a model of a type that was never tried.
+    are cut because of their names in a model of a type that was never tried, and ``alone`` whether
+    large ones are cut by themselves that nothing else cuts.
     """
     given = settings.get_partition_config_object()
     partition = given or AutoTPConfig()
@@ -55,6 +57,7 @@ def make_plan(
         apart=apart,
         families=given is None,
         guesses=guesses,
+        alone=alone,
     )
     # The default rules cut an embedding also where every pattern of the user has a typo.
     counted = (entry for entry in plan.entries if given is None or entry.source != "default")
@@ -96,7 +99,8 @@ def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank and compared over the ranks.
 
-    ``guesses`` says whether a plan may guess unless it is told otherwise.
+    ``guesses`` says whether a plan may guess unless it is told otherwise, and ``alone`` whether it
+    then may cut layers by themselves, which only a trial shows to be possible.
     """
 
     def __init__(
@@ -107,12 +111,14 @@ class AgreedPlans:
         agreement: Agreement,
         *,
         guesses: bool,
+        alone: bool,
     ) -> None:
         self._description = description
         self._settings = settings
         self._ranks = ranks
         self._agreement = agreement
         self._guesses = guesses
+        self._alone = alone
         self.rules_are_users = settings.get_partition_config_object() is not None
 
     def make(
@@ -127,7 +133,13 @@ class AgreedPlans:
     def _own(self, whole: Sequence[str], apart: Sequence[str], guesses: bool) -> Plan:
         described, settings = self._description, self._settings
         plan = make_plan(
-            described, settings, ranks=self._ranks, whole=whole, apart=apart, guesses=guesses
+            described,
+            settings,
+            ranks=self._ranks,
+            whole=whole,
+            apart=apart,
+            guesses=guesses,
+            alone=guesses and self._alone,
         )
         # A vocab_parallel_lm_head that cannot be had is refused before anything is tried.
         output_head(described.modules, plan, wanted=settings.vocab_parallel_lm_head)

@@ -146,9 +146,13 @@ int
 tp_experts_side(const tp_build *build, int module)
 {
     const int weight = tp_model_find_parameter(build->model, module, "weight");
-    return weight >= 0 && !build->experts[module] && is_cut_matrix(build, weight)
-               ? weight
-               : -1;
+    if (weight < 0 || !is_cut_matrix(build, weight))
+        return -1;
+    for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
+        if (build->experts[i] || has_rule(build, i))
+            return -1; /* which sums for all that lies in it */
+    }
+    return weight;
 }
 
 bool

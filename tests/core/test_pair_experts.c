@@ -105,6 +105,20 @@ test_modules_of_one_layer_each_give_and_take_a_part(void)
     fixture_free(&f);
 }
 
+static void
+test_a_layer_of_experts_that_are_summed_as_a_whole_is_none_itself(void)
+{
+    fixture f = experts_new(NULL);
+    add_module(&f, "experts", TP_MODULE_OTHER, 0);
+    const int at = add_module(&f, "experts.up", TP_MODULE_OTHER, 0);
+    add_shaped(&f, at, "weight", 3, (int64_t[]){EXPERTS, INNER, HIDDEN}, -1);
+    add_style(&f, "experts", "moe_tp_experts");
+    add_style(&f, "experts.up", "colwise");
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "experts.up") == NULL);
+    fixture_free(&f);
+}
+
 /* dbrx: [experts * features, hidden], viewed by the module around. */
 static void
 test_stacked_experts_are_cut_inside_each_and_viewed_narrower(void)
@@ -143,6 +157,7 @@ main(void)
     RUN(test_gate_and_up_take_turns_in_types_that_are_known_for_it);
     RUN(test_experts_that_do_not_fit_or_have_a_rule_stay_whole);
     RUN(test_modules_of_one_layer_each_give_and_take_a_part);
+    RUN(test_a_layer_of_experts_that_are_summed_as_a_whole_is_none_itself);
     RUN(test_stacked_experts_are_cut_inside_each_and_viewed_narrower);
     return check_result();
 }
