@@ -150,13 +150,26 @@ tp_alone_is(const tp_choice *choice)
     return choice->spec == &gives || choice->spec == &takes || choice->spec == &columns;
 }
 
+/* Whether a rule or a pair cuts anything: or else nobody knows the model, and somebody
+ * should be told. */
+static bool
+is_known(const tp_build *build)
+{
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const tp_choice *choice = &build->choices[i];
+        if (choice->spec != NULL && choice->spec->cut != TP_CUT_SKIP &&
+            choice->source != TP_FROM_DEFAULT)
+            return true;
+    }
+    return false;
+}
+
 int
 tp_alone_choose(tp_build *build, tp_error *err)
 {
     const char *type = tp_model_get_facts(build->model)->model_type;
     const bool tried = tp_family_is_tried(type);
-    if (!build->options->alone || !tp_pair_may(build) ||
-        (tp_rules_count(build->rules) == 0 && build->paired == 0 && !tried))
+    if (!build->options->alone || !tp_pair_may(build) || !(tried || is_known(build)))
         return 0;
     search with = {.build = build};
     const int result = find_groups(&with, err);

@@ -10,7 +10,7 @@
 #include "plan_build.h"
 
 /* Choose for linear layers and embeddings that no rule and no block speaks of and that
- * are large together with those called alike, in models that have a rule or a block.
+ * are large together with those called alike, in models that a rule or a block cuts.
  * Comes after the defaults are chosen and before anything is resolved. */
 int tp_alone_choose(tp_build *build, tp_error *err);
 
