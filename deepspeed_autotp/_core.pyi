@@ -206,7 +206,8 @@ class Layer:
     def module(self) -> str: ...
     @property
     def kind(self) -> str:
-        """column, row, vocabulary, hidden, experts, share, rope, norm or heads."""
+        """column, row, vocabulary, hidden, experts, experts column, experts row, share, rope,
+        norm or heads."""
     @property
     def weight(self) -> int: ...
     @property
@@ -215,6 +216,9 @@ class Layer:
     def gather_output(self) -> bool: ...
     @property
     def split_input(self) -> bool: ...
+    @property
+    def alone(self) -> bool:
+        """Nobody asked for its cut, and nothing else depends on it."""
     @property
     def divided(self) -> tuple[int, ...]:
         """Of experts: entries that are added to the sum, of which each rank adds its share."""
@@ -278,6 +282,7 @@ class Plan:
         apart: Sequence[str] = (),
         families: bool = True,
         guesses: bool = True,
+        alone: bool = True,
         sequence: bool = False,
     ) -> Self:
         """whole: names of modules that stay whole with all below them; `*` is one index.
@@ -285,6 +290,7 @@ class Plan:
         apart: those whose layers are cut one by one, with whole activations between them.
         families: where no rule speaks, blocks are cut that names and sizes tell.
         guesses: also in models of a type that was never tried.
+        alone: large layers that nothing else cuts are cut by themselves.
         sequence: between blocks each rank has a part of the tokens; ValueError, naming the
         module, where that cannot be.
         """

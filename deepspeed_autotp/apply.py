@@ -48,7 +48,9 @@ def shard(
     description = agreement.together(lambda: _described(model))
     inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
     tried = inputs is not None or settings.self_check is False
-    plans = AgreedPlans(description, settings, group.size, agreement, guesses=tried)
+    plans = AgreedPlans(
+        description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
+    )
     plan = plans.make()
     if settings.sequence_parallel:
         plans.in_sequence()  # what cannot be is refused before anything is tried

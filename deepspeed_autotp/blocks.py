@@ -46,6 +46,40 @@ class Experts(nn.Module):
         return sum_over_ranks(super().forward(*args, **kwargs), group)
 
 
+class ExpertsColumn(nn.Module):
+    """One layer of all experts, whose output features are sharded.
+
+    x  [T, I]     replicated
+    y  [T, O/R]   = own forward of x
+
+    forward   no communication
+    backward  all-reduce of dx
+    """
+
+    sharding: Sharding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(_shared(value, self.sharding) for value in args)
+        kwargs = {key: _shared(value, self.sharding) for key, value in kwargs.items()}
+        return super().forward(*args, **kwargs)
+
+
+class ExpertsRow(nn.Module):
+    """One layer of all experts, whose input features are sharded.
+
+    x  [T, I/R]   this rank's part
+    y  [T, O]     = sum over ranks of own forward of x
+
+    forward   all-reduce of the output
+    backward  no communication
+    """
+
+    sharding: Sharding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return sum_over_ranks(super().forward(*args, **kwargs), self.sharding.group)
+
+
 class Share(nn.Module):
     """A module inside of experts that each rank runs whole: each gives its R-th part.
 
@@ -108,6 +142,8 @@ def _shared(value: Any, sharding: Sharding) -> Any:
 
 BLOCKS: dict[str, type[nn.Module]] = {
     "experts": Experts,
+    "experts column": ExpertsColumn,
+    "experts row": ExpertsRow,
     "share": Share,
     "rope": SharedRope,
     "norm": WholeNorm,

@@ -115,6 +115,7 @@ class Conversion:
 
     def undo(self) -> None:
         """Back to the model as it was before this conversion. Not possible after ``commit``."""
+        self._input.forget()  # of a run that failed, whose graph it would keep
         while self._undo:
             self._undo.pop()()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from torch import Tensor
 
-from deepspeed_autotp._core import Layer, Plan
+from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.rounding import differs, root_mean_square
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.tokens import Tokens, own_rows
-from deepspeed_autotp.watch import Seen
+from deepspeed_autotp.watch import Output, Seen
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
 # bias, which softmax makes vanish.
@@ -25,11 +26,12 @@ _INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 @dataclass(frozen=True, slots=True)
 class Difference:
     """``block`` names the modules that are to blame, each index as ``*``; empty if nobody knows.
-    ``whole``: not even their layers one by one are cut."""
+    ``whole``: not even their layers one by one are cut; ``quiet``: nobody expects them to be."""
 
     text: str
     block: tuple[str, ...]
     whole: bool = False
+    quiet: bool = False
 
 
 class Comparison:
@@ -41,6 +43,7 @@ class Comparison:
         self._whole = whole
         # Attention that takes its heads of what it is given is cut by its layers.
         self._cut = {layer.module: layer for layer in plan.layers if layer.kind != "heads"}
+        self._alone = {layer.module for layer in plan.layers if layer.alone}
         self._order = whole.order()
         self._outlets = {name for *_, outlets, _ in plan.stacks for name in outlets}
 
@@ -49,7 +52,7 @@ class Comparison:
         found = self._outputs(sharded) or self._gradients(sharded.gradients)
         if found is None:
             return None
-        return Difference(f"the sharded model is not the whole model: {found.text}", found.block)
+        return replace(found, text=f"the sharded model is not the whole model: {found.text}")
 
     def failure(self, sharded: Seen, error: Exception) -> Difference:
         """What to say of a run that ended with ``error``."""
@@ -57,22 +60,21 @@ class Comparison:
         where = "the backward pass" if sharded.finals else running[-1] if running else ""
         where = where or "the model"
         last = [name for name in sharded.order() if name in self._cut][-_NAMED:]
-        culprit = where if where in self._cut else last[-1] if last else None
-        return Difference(
+        # What is cut alone fails by itself, or not at all.
+        bound = [name for name in last if name not in self._alone] or last
+        culprit = where if where in self._cut else bound[-1] if bound else None
+        return self._due_to(
+            culprit,
             f"the model cannot run with this plan: {where} failed with "
             f"{type(error).__name__}: {error}; cut on the way: {self._rules(last)}",
-            self._block(culprit),
         )
 
     def _outputs(self, sharded: Seen) -> Difference | None:
         whole = self._whole
-        for got, expected in zip(sharded.outputs, whole.outputs, strict=False):
-            for a, b in zip(got.tensors, expected.tensors, strict=False):
-                if expected.module in self._outlets:
-                    b = own_rows(b, Tokens.of(b, self._plan.ranks), self._rank)
-                if difference := differs(a, b):
-                    ran = [*expected.since, expected.module]
-                    return self._said(f"the output of {expected.module} {difference}", ran)
+        for got, expected in zip_longest(sharded.outputs, whole.outputs):
+            if problem := _unlike(got, self._own(expected)):
+                ran = [] if expected is None else [*expected.since, expected.module]
+                return self._said(problem, ran)
         if len(sharded.finals) != len(whole.finals):
             counts = f"{len(sharded.finals)} outputs instead of {len(whole.finals)}"
             return self._said(f"it gives {counts}", self._order)
@@ -81,11 +83,24 @@ class Comparison:
                 return self._said(f"the model's output {difference}", whole.ran or self._order)
         return None
 
+    def _own(self, expected: Output | None) -> Output | None:
+        """What this rank gives of an output of the whole model: its tokens, where they are cut."""
+        if expected is None or expected.module not in self._outlets:
+            return expected
+        ranks = self._plan.ranks
+        own = (own_rows(x, Tokens.of(x, ranks), self._rank) for x in expected.tensors)
+        return replace(expected, tensors=tuple(own))
+
     def _said(self, what: str, ran: Sequence[str]) -> Difference:
         last = next(
             (name for name in (*reversed(ran), *reversed(self._order)) if name in self._cut), None
         )
-        return Difference(f"{what}; cut on the way: {self._rules(ran)}", self._block(last))
+        return self._due_to(last, f"{what}; cut on the way: {self._rules(ran)}")
+
+    def _due_to(self, culprit: str | None, text: str) -> Difference:
+        if culprit in self._alone:
+            return Difference(text, (starred(culprit),), whole=True, quiet=True)
+        return Difference(text, self._block(culprit))
 
     def _gradients(self, sharded: Mapping[int, Tensor]) -> Difference | None:
         """The last one in the order of the model: an error spreads to all that comes before."""
@@ -93,11 +108,10 @@ class Comparison:
         least = _VANISHING * max(map(root_mean_square, whole.values()), default=0.0)
         for index in sorted(whole, reverse=True):
             full, entry = whole[index], self._plan.entries[index]
-            block = self._block(self._blamed(entry.name))
-            if entry.kind == "replicated+sum" and not covers(block, entry.name):
-                block = (starred(entry.name.rpartition(".")[0]),)
             if index not in sharded:
-                return Difference(f"{entry.name} has no gradient when the model is sharded", block)
+                return self._of_gradient(
+                    entry, f"{entry.name} has no gradient when the model is sharded"
+                )
             part = full if entry.dim < 0 else cut(full, entry=entry, rank=self._rank)
             if difference := differs(sharded[index], part, least=least):
                 rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
@@ -108,8 +122,14 @@ class Comparison:
                     else ""
                 )
                 text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {difference}{advice}"
-                return Difference(text, block)
+                return self._of_gradient(entry, text)
         return None
+
+    def _of_gradient(self, entry: Entry, text: str) -> Difference:
+        found = self._due_to(self._blamed(entry.name), text)
+        if entry.kind == "replicated+sum" and not covers(found.block, entry.name):
+            return Difference(text, (starred(entry.name.rpartition(".")[0]),))
+        return found
 
     def _blamed(self, parameter: str) -> str | None:
         """The cut layer that makes the gradient of a parameter: its own, or else the first one
@@ -119,9 +139,9 @@ class Comparison:
             return module
         order = self._order
         at = order.index(module) if module in order else 0
-        after = (name for name in order[at:] if name in self._cut)
-        before = (name for name in reversed(order[:at]) if name in self._cut)
-        return next(after, None) or next(before, None)
+        reached = [*order[at:], *reversed(order[:at])]
+        bound = (name for name in reached if name in self._cut and name not in self._alone)
+        return next(bound, None) or next((name for name in reached if name in self._cut), None)
 
     def _block(self, culprit: str | None) -> tuple[str, ...]:
         """The module that a cut layer lies in, if what is cut below it lies there directly; or
@@ -129,7 +149,8 @@ class Comparison:
         if culprit is None:
             return ()
         parent = culprit.rpartition(".")[0]
-        below = [name for name in self._cut if name.startswith(f"{parent}." if parent else "")]
+        prefix = f"{parent}." if parent else ""
+        below = [n for n in self._cut if n.startswith(prefix) and n not in self._alone]
         beside = [name for name in below if name.rpartition(".")[0] == parent]
         # A list may hold blocks of several kinds.
         if parent and len(beside) == len(below) and not parent.rpartition(".")[2].isdigit():
@@ -146,6 +167,20 @@ class Comparison:
             return f"{layer.module} ({layer.kind})"
         entry = self._plan.entries[layer.weight]
         return f"{layer.module} ({layer.kind}; rule {entry.rule} from {entry.source})"
+
+
+def _unlike(got: Output | None, expected: Output | None) -> str | None:
+    """How one output in the order of a run differs from that of the whole model."""
+    if got is None or expected is None or got.module != expected.module:
+        names = ["nothing" if each is None else each.module for each in (got, expected)]
+        return f"{names[0]} runs in the place of {names[1]}"
+    if len(got.tensors) != len(expected.tensors):
+        counts = f"{len(got.tensors)} tensors instead of {len(expected.tensors)}"
+        return f"the output of {expected.module} has {counts}"
+    for a, b in zip(got.tensors, expected.tensors, strict=True):
+        if difference := differs(a, b):
+            return f"the output of {expected.module} {difference}"
+    return None
 
 
 def starred(name: str) -> str:

@@ -32,7 +32,8 @@ class Exempt:
         """ValueError where nothing would be left to cut."""
         if set(found.block) <= set(self._whole):
             raise ValueError(f"{found.text}; leaving it whole did not help")
-        self._reasons[found.block] = found.text
+        if not found.quiet:
+            self._reasons[found.block] = found.text
         fresh = [name for name in found.block if not found.whole and name not in self._apart]
         if fresh:
             self._apart += fresh
@@ -44,6 +45,10 @@ class Exempt:
             return again(self._whole, self._apart)
         except ValueError as error:
             raise ValueError(f"{found.text}; and without that, {error}") from error
+
+    def leave_whole(self, names: Sequence[str]) -> None:
+        """Leave modules whole that nobody expects to be cut, without a warning."""
+        self._whole += names
 
     def warnings(self) -> list[str]:
         """One for each block."""

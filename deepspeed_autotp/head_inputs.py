@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from deepspeed_autotp.collectives import take_own
 from deepspeed_autotp.layers import Sharding
 
-# What forwards call it. Heads are its third dimension from the end, in bloom behind the rows of
+# What forwards call it. Heads are its third dimension from the end, of an alibi behind the rows of
 # the batch in the same dimension.
-_BIASES = ("alibi", "position_bias")
+_ALIBI = "alibi"
+_BIASES = (_ALIBI, "position_bias")
 # Falcon adds it to the mask, which is for all heads alike elsewhere, and has rows of the batch
 # there when it has three dimensions.
 _MASKS = ("attention_mask",)
@@ -26,12 +27,13 @@ class HeadInputs(nn.Module):
     """Attention whose heads are sharded; N is the number of heads, R the ranks.
 
     bias  [N, Q, K], [B, N, Q, K] or [B * N, Q, K]   replicated, by the name of the argument
-    each rank's attention is given [..., N/R, Q, K]
+    each rank's attention is given [..., N/R, Q, K]; B are the rows of the first argument
 
     forward   no communication
     backward  all-gather of the gradient of the bias, where it is learned
 
-    A bias of other sizes, as one that the heads of one rank made, passes as it is.
+    A bias of other sizes, as one that the heads of one rank made, passes as it is, and so does an
+    alibi [B, Q, K].
     """
 
     sharding: Sharding
@@ -39,10 +41,12 @@ class HeadInputs(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Any = type(self)  # Any: mypy finds no hash in a class of modules
         given = _signature(own).bind(self, *args, **kwargs)
-        for name, value in given.arguments.items():
-            if isinstance(value, Tensor) and (
-                name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS)
-            ):
+        tensors = {n: v for n, v in given.arguments.items() if isinstance(v, Tensor)}
+        rows = next((v.shape[0] for n, v in tensors.items() if n not in _BIASES), 1)
+        for name, value in tensors.items():
+            if name == _ALIBI and value.dim() == _BIAS_DIMS:
+                given.arguments[name] = _own_of_rows(value, rows, self.sharding)
+            elif name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS):
                 given.arguments[name] = _own_heads(value, self.sharding)
         return super().forward(*given.args[1:], **given.kwargs)
 
@@ -68,6 +72,12 @@ def _own_heads(bias: Tensor, sharding: Sharding) -> Tensor:
     if bias.shape[_HEADS] == heads:
         own = take_own(bias.movedim(_HEADS, -1), sharding.parts, sharding.group)
         return own.movedim(-1, _HEADS)
-    if bias.dim() == _BIAS_DIMS and bias.shape[_HEADS] % heads == 0:
-        return _own_heads(bias.unflatten(0, (-1, heads)), sharding).flatten(0, 1)
     return bias
+
+
+def _own_of_rows(alibi: Tensor, rows: int, sharding: Sharding) -> Tensor:
+    """Of [rows * N, Q, K] or [N, Q, K]; as many rows as heads are taken for rows."""
+    heads = sharding.parts.size
+    if alibi.shape[0] == rows * heads:
+        return _own_heads(alibi.unflatten(0, (rows, heads)), sharding).flatten(0, 1)
+    return alibi if alibi.shape[0] == rows else _own_heads(alibi, sharding)

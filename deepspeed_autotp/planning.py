@@ -32,14 +32,16 @@ def make_plan(
     whole: Sequence[str] = (),
     apart: Sequence[str] = (),
     guesses: bool = True,
+    alone: bool = True,
     sequence: bool = False,
 ) -> Plan:
     """The plan for ``ranks`` ranks; ValueError when the rules cut nothing of the model.
 
     Whatever the rules say, ``whole`` names modules that stay whole, and ``apart`` those whose
     layers are cut one by one, with whole activations between them. ``guesses`` says whether layers
-    are cut because of their names in a model of a type that was never tried. ``sequence`` is
-    ``sequence_parallel``; ValueError, naming the module, where the model does not allow it.
+    are cut because of their names in a model of a type that was never tried, and ``alone`` whether
+    large ones are cut by themselves that nothing else cuts. ``sequence`` is ``sequence_parallel``;
+    ValueError, naming the module, where the model does not allow it.
     """
     given = settings.get_partition_config_object()
     partition = given or AutoTPConfig()
@@ -57,6 +59,7 @@ def make_plan(
         apart=apart,
         families=given is None,
         guesses=guesses,
+        alone=alone,
         sequence=sequence,
     )
     # The default rules cut an embedding also where every pattern of the user has a typo.
@@ -105,7 +108,8 @@ _Asked = tuple[tuple[str, ...], tuple[str, ...], bool]
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank and compared over the ranks.
 
-    ``guesses`` says whether a plan may guess unless it is told otherwise.
+    ``guesses`` says whether a plan may guess unless it is told otherwise, and ``alone`` whether it
+    then may cut layers by themselves, which only a trial shows to be possible.
     """
 
     def __init__(
@@ -116,12 +120,14 @@ class AgreedPlans:
         agreement: Agreement,
         *,
         guesses: bool,
+        alone: bool,
     ) -> None:
         self._description = description
         self._settings = settings
         self._ranks = ranks
         self._agreement = agreement
         self._guesses = guesses
+        self._alone = alone
         self.rules_are_users = settings.get_partition_config_object() is not None
         self._last: _Asked = ((), (), guesses)
 
@@ -154,6 +160,7 @@ class AgreedPlans:
             whole=whole,
             apart=apart,
             guesses=guesses,
+            alone=guesses and self._alone,
             sequence=sequence,
         )
         # A vocab_parallel_lm_head that cannot be had is refused before anything is tried.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that were guessed to be pairs and that no input of the trial came to."""
+"""Layers that are cut because of their names or sizes and that no input of the trial came to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,32 @@ _NEVER = "no input of the trial came there"
 
 def guessed(plan: Plan) -> list[str]:
     """The layers that are cut in pairs because of their names, in a model of a type that was not
-    tried."""
-    return [
+    tried, and the experts."""
+    pairs = [
         layer.module
         for layer in plan.layers
         if layer.weight >= 0
         and plan.entries[layer.weight].source == "heuristic"
         and not (layer.gather_output or layer.split_input)
     ]
+    experts = [layer.module for layer in plan.layers if layer.kind == "experts"]
+    cut = [entry.name for entry in plan.entries if entry.source == "heuristic" and entry.dim >= 0]
+    return pairs + [
+        module for module in experts if any(name.startswith(f"{module}.") for name in cut)
+    ]
+
+
+def alone(plan: Plan) -> list[str]:
+    """The layers that are cut by themselves because nothing else cuts them."""
+    return [layer.module for layer in plan.layers if layer.alone]
+
+
+def idle(plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str]) -> list[str]:
+    """Those of :func:`alone` that did not run, each index as ``*``. Some are used without being
+    called, and others only by inputs that the trial does not know; nobody asked for their cut."""
+    places = {_place(modules, name) for name in ran}
+    never = [name for name in alone(plan) if _place(modules, name) not in places]
+    return list(dict.fromkeys(map(starred, never)))
 
 
 def never_ran(
@@ -33,13 +51,8 @@ def never_ran(
     ``parts`` names the modules for images, sound and the like: the trial knows no input for
     them, and they stay whole.
     """
-
-    def place(name: str) -> tuple[type[nn.Module], type[nn.Module], str]:
-        parent, _, leaf = name.rpartition(".")
-        return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
-
-    places = {place(name) for name in ran}
-    never = [name for name in guessed(plan) if place(name) not in places]
+    places = {_place(modules, name) for name in ran}
+    never = [name for name in guessed(plan) if _place(modules, name) not in places]
     for part in parts:
         within = [name for name in never if name.startswith(f"{part}.")]
         if within:
@@ -49,6 +62,14 @@ def never_ran(
                 whole=True,
             )
     return Difference(_NEVER, tuple(dict.fromkeys(map(starred, never)))) if never else None
+
+
+def _place(
+    modules: Mapping[str, nn.Module], name: str
+) -> tuple[type[nn.Module], type[nn.Module], str]:
+    """What layers have in common that do the same: not each expert is given tokens."""
+    parent, _, leaf = name.rpartition(".")
+    return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
 
 
 def _block(plan: Plan, part: str, within: Sequence[str]) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
-from deepspeed_autotp.reached import guessed, never_ran
-from deepspeed_autotp.untouched import same_numbers, untouched
+from deepspeed_autotp.reached import alone, guessed, idle, never_ran
+from deepspeed_autotp.untouched import forget, same_numbers, untouched
 from deepspeed_autotp.watch import Seen, Watch
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -39,7 +39,7 @@ _log = logging.getLogger("deepspeed_autotp")
 _LARGEST_TRIAL = 2_000_000_000
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
-_WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts")
+_WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts", "experts row")
 
 
 class Inputs:
@@ -173,8 +173,10 @@ class Trial:
         parts = interop.other_parts(self._model)
         with untouched(self._model, self._device):
             whole = self._seen = self._whole(inputs, agreement)
-            if whole is None and again is not None and guessed(plan):
+            if whole is None and again is not None and guessed(plan) + alone(plan):
                 return again((), (), guesses=False)
+            if whole is not None and again is not None:
+                plan = self._without_idle(plan, whole, left, again, agreement)
             while whole is not None:
                 found = self._check(inputs.values, plan, whole, agreement)
                 if found is None and again is not None:
@@ -201,6 +203,17 @@ class Trial:
                 f"blocks {found.text}. Leave the key out"
             )
         return plan
+
+    def _without_idle(
+        self, plan: Plan, whole: Seen, left: Exempt, again: Again, agreement: Agreement
+    ) -> Plan:
+        """The plan without layers that are cut by themselves and that nothing was seen of."""
+        own = idle(plan, self._description.modules, whole.order())
+        names: list[str] = agreement.exchange(own)[0]
+        if not names:
+            return plan
+        left.leave_whole(names)
+        return again(names, ())
 
     def _whole(self, inputs: Inputs, agreement: Agreement) -> Seen | None:
         """The run of the whole model, or None where there is nothing to compare with."""
@@ -254,13 +267,12 @@ class Trial:
                     found = comparison.failure(watch.seen, error)
                     raise
             found = comparison.first(watch.seen)
-        except PeerFailed:
-            pass  # the rank that failed has the words
-        except Strayed as error:
-            found = Difference(f"the model takes another way on each rank: {error}", ())
         except Exception as error:
-            if found is None:
+            if isinstance(error, Strayed):
+                found = Difference(f"the model takes another way on each rank: {error}", ())
+            elif found is None and not isinstance(error, PeerFailed):  # which has the words
                 found = Difference(str(error), ())
+            forget(error)
         finally:
             conversion.undo()
         return _agreed(found, agreement)

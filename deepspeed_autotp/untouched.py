@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,15 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
         random.setstate(numbers)
         for one in saved:
             one.restore()
+
+
+def forget(error: BaseException) -> None:
+    """Let go of what the frames of a failed run hold: its graph would go on to know parameters in
+    the shapes that they were lent in, and refuse their gradients in the next run."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
 
 
 def same_numbers(device: torch.device) -> None:

@@ -99,14 +99,25 @@ _PARTITION: dict[str, Any] = {
     },
 }
 ARCHITECTURES = tuple(_MORE)
-# Models of the sweep whose own plan lacks something: the block that is cut layer by layer for it,
-# and the most that a rank of two may hold.
+# Models of the sweep whose own plan lacks something, or that have none: the ranks, what the only
+# warning says first, and the most that a rank may hold.
+_APART = "model.layers.*.{} is cut layer by layer"
+_UNPAIRED = "the block of '{}.out_proj' is not cut as one: "
 INCOMPLETE = {
-    "apertus": ("", 0.51),  # numbers of the activation
-    "doge": ("model.layers.*.self_attn", 0.51),  # a mask made of all heads
-    "gemma3n_text": ("model.layers.*.mlp", 0.64),  # a threshold over all features
+    "apertus": (2, "", 0.51),  # numbers of the activation
+    "doge": (2, _APART.format("self_attn"), 0.51),  # a mask made of all heads
+    # A threshold over all features, and keys from another layer.
+    "gemma3n_text": (4, _APART.format("mlp"), 0.28),
     # Gate and up as one piece; attention is not in the plan, and has more than heads in it.
-    "inkling_text": ("model.layers.*.self_attn", 0.57),
+    "inkling_text": (2, _APART.format("self_attn"), 0.57),
+    # Experts whose gate and up take turns, with biases, and a number for each head.
+    "gpt_oss, no rules": (4, "", 0.27),
+    "dbrx": (2, "", 0.52),  # experts stacked in two dimensions, and viewed by their parent
+    "jetmoe": (4, "", 0.36),  # a module for each layer of all experts
+    "zaya": (2, "", 0.54),  # experts, and attention of layers that no pair fits
+    "mamba": (2, _UNPAIRED.format("backbone.layers.*.mixer"), 0.55),
+    "codegen": (4, _UNPAIRED.format("transformer.h.*.attn"), 0.26),
+    "youtu": (2, "", 0.53),  # latent attention that the plan leaves out
 }
 
 
@@ -124,7 +135,7 @@ class Trained:
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = shrink.build(name) if name in INCOMPLETE else _model(name)
+    model = shrink.build(name.partition(",")[0]) if name in INCOMPLETE else _model(name)
     with torch.no_grad():  # what starts at zero would hide its own gradient
         for parameter in model.parameters():
             if not parameter.any():

@@ -197,6 +197,46 @@ def never_ran() -> Outcome:
     return _compare(build, _stack_loss, example())
 
 
+class Reader(nn.Linear):
+    """Reads its weight itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Odd(nn.Module):
+    """Large layers that no pair is made of: one is as others are, one reads its weight itself, and
+    of one the weight is read without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict(
+            {"fc1": nn.Linear(HIDDEN, INNER), "fc2": nn.Linear(INNER, HIDDEN)}
+        )
+        self.plain = nn.Linear(HIDDEN, HIDDEN)
+        self.reader = Reader(HIDDEN, HIDDEN, bias=False)
+        self.idle = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.block["fc2"](F.silu(self.block["fc1"](x)))
+        y = self.reader(torch.tanh(self.plain(x)))
+        return F.linear(y, self.idle.weight).square().mean()
+
+
+def cut_alone() -> tuple[Outcome, dict[str, str]]:
+    """With the kind of each weight of :class:`Odd`'s own."""
+    models = []
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        models.append(Odd())
+        return models[-1]
+
+    outcome = _compare(build, _stack_loss, example())
+    entries = deepspeed_autotp.tensor_parallel(models[-1]).plan.entries
+    return outcome, {e.name: e.kind for e in entries if not e.name.startswith("block.")}
+
+
 def without_inputs(names: tuple[str, tuple[str, ...], bool]) -> str:
     """What a guess is refused with that cannot be tried, or whose layers have no known names."""
     model = Stack(Named(*names))

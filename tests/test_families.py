@@ -103,6 +103,16 @@ def test_a_guess_that_never_ran_is_not_followed(pool: Pool) -> None:
         ] * (rank == 0)
 
 
+def test_a_large_layer_of_no_pair_is_cut_alone_where_it_can_be(pool: Pool) -> None:
+    for outcome, kinds in pool.run(named.cut_alone):
+        assert outcome.apart < 1e-5
+        assert outcome.warnings == ()
+        assert {name: kind for name, kind in kinds.items() if kind != "replicated"} == {
+            "plain.weight": "column",
+            "plain.bias": "column",
+        }
+
+
 def test_a_guess_that_cannot_be_tried_is_refused(pool: Pool) -> None:
     text = same(pool.run(named.without_inputs, ("fc2", ("fc1",), False)))
     assert "without a trial" in text and "example_inputs" in text

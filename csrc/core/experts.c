@@ -54,7 +54,9 @@ is_experts(const tp_build *build, int module)
         columns |= build->decisions[i].kind == TP_COLUMN;
         rows |= build->decisions[i].kind == TP_ROW;
     }
-    return any && (has_rule(build, module) || (columns && rows));
+    const int stacked = build->stacked[module];
+    return (any && (has_rule(build, module) || (columns && rows))) ||
+           (stacked >= 0 && build->decisions[stacked].layout != NULL);
 }
 
 /* The cut weight that the bias [experts, features] belongs to: by its name, or else the
@@ -138,6 +140,19 @@ tp_experts_divided(const tp_build *build, int module, int *out)
         count++;
     }
     return count;
+}
+
+int
+tp_experts_side(const tp_build *build, int module)
+{
+    const int weight = tp_model_find_parameter(build->model, module, "weight");
+    if (weight < 0 || !is_cut_matrix(build, weight))
+        return -1;
+    for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
+        if (build->experts[i] || has_rule(build, i))
+            return -1; /* which sums for all that lies in it */
+    }
+    return weight;
 }
 
 bool

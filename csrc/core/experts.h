@@ -16,6 +16,11 @@ void tp_experts_settle(tp_build *build);
  * share. Writes their indices to `out`, which may be NULL, and returns how many. */
 int tp_experts_divided(const tp_build *build, int module, int *out);
 
+/* The cut weight of a module that is one layer of all experts, of which another module
+ * is the other: the one gives features that are cut, and the other takes them. -1: it
+ * is none. */
+int tp_experts_side(const tp_build *build, int module);
+
 /* Whether a rule says that the module, inside of experts that are cut, gives its input
  * back: each rank may give a share only, so that the sum is the whole. */
 bool tp_experts_share(const tp_build *build, int module);

@@ -65,6 +65,7 @@ const tp_family_block tp_family_blocks[] = {
     {"proj_down", {"proj_up_gate", "proj_up"}, false, NULL, 0},
     {"w2", {"w1", "w3"}, false, NULL, 0},
     {"w2", {"w1"}, false, NULL, 0},
+    {"output_linear", {"input_linear"}, false, NULL, 0},
     {"w_out", {"w_in.w_0", "w_in.w_1"}, false, NULL, 0},
     {"wo", {"wi_0", "wi_1"}, false, NULL, 0},
     {"wo", {"wi"}, false, NULL, 0},
@@ -86,6 +87,17 @@ const tp_family_block tp_family_blocks[] = {
 
 const int tp_family_block_count =
     (int)(sizeof(tp_family_blocks) / sizeof(tp_family_blocks[0]));
+
+const tp_family_experts tp_family_experts_rows[] = {
+    {"down_proj", {"gate_up_proj"}, TP_EXPERT_TENSORS, "gpt_oss", true},
+    {"down_proj", {"gate_up_proj"}, TP_EXPERT_TENSORS, "openai_privacy_filter", true},
+    {"down_proj", {"gate_up_proj"}, TP_EXPERT_TENSORS, NULL, false},
+    {"output_linear", {"input_linear"}, TP_EXPERT_MODULES, NULL, false},
+    {"w2", {"w1", "v1"}, TP_EXPERT_STACKS, NULL, false},
+};
+
+const int tp_family_experts_count =
+    (int)(sizeof(tp_family_experts_rows) / sizeof(tp_family_experts_rows[0]));
 
 static const char *const tried[] = {"albert",
                                     "bart",

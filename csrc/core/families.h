@@ -20,6 +20,24 @@ typedef struct {
                  * 0: they do not */
 } tp_family_block;
 
+/* How a module holds its experts. */
+typedef enum {
+    TP_EXPERT_TENSORS, /* tensors of its own: [experts, out, in], or turned */
+    TP_EXPERT_MODULES, /* the tensors called "weight" of modules in it */
+    TP_EXPERT_STACKS /* tensors [experts * features, hidden], which its parent views */
+} tp_expert_form;
+
+typedef struct {
+    const char *output;
+    const char *inputs[TP_FAMILY_INPUTS]; /* NULL behind the last */
+    tp_expert_form form;
+    const char *model_type; /* as above */
+    bool turns; /* gate and up of one input take turns; or else one follows the other */
+} tp_family_experts;
+
+extern const tp_family_experts tp_family_experts_rows[];
+extern const int tp_family_experts_count;
+
 /* What is special to a model type comes first, and more inputs before fewer. */
 extern const tp_family_block tp_family_blocks[];
 extern const int tp_family_block_count;

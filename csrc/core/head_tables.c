@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* head_tables.c -- tables with a column for each head, inside of attention. */
+/* head_tables.c -- what attention holds for each of its heads. */
 #include "head_tables.h"
 
 #include <stdlib.h>
@@ -8,9 +8,21 @@
 #include "names.h"
 
 static const tp_spec columns = {.cut = TP_CUT_COLUMN, .dim = 1};
+static const tp_spec numbers = {.cut = TP_CUT_COLUMN, .dim = 0};
 
 /* What the embeddings are called that hold them. */
 static const char *const tables[] = {"relative_attention_bias"};
+
+/* What the parameters are called that hold a number for each head. */
+static const char *const vectors[] = {"sinks"};
+
+static bool
+is_free(const tp_build *build, int parameter)
+{
+    return build->choices[parameter].spec == NULL &&
+           tp_model_parameter(build->model, parameter)->tied_to < 0 &&
+           build->next_name[parameter] < 0;
+}
 
 static bool
 is_table(const tp_build *build, int parameter)
@@ -19,8 +31,7 @@ is_table(const tp_build *build, int parameter)
     const tp_module *module = tp_model_module(build->model, at->module);
     if (module->kind != TP_MODULE_EMBEDDING || module->parent < 0 || at->dims != 2 ||
         at->shape[0] == 0 || strcmp(at->leaf, "weight") != 0 ||
-        build->choices[parameter].spec != NULL || at->tied_to >= 0 ||
-        build->next_name[parameter] >= 0)
+        !is_free(build, parameter))
         return false;
     const char *leaf = tp_names_leaf(module->name);
     for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
@@ -30,9 +41,25 @@ is_table(const tp_build *build, int parameter)
     return false;
 }
 
-/* For each module a weight whose columns are its heads by their names, or -1. */
+static bool
+is_vector(const tp_build *build, int parameter)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, parameter);
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, at->module);
+    if (geometry == NULL || at->dims != 1 || at->shape[0] != geometry->heads.query ||
+        !is_free(build, parameter) || !build->options->defaults)
+        return false;
+    for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
+        if (strcmp(at->leaf, vectors[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* For each module a weight whose columns are its heads, or -1; `named`: because of the
+ * names of its layers. */
 static void
-find_columns(const tp_build *build, int *weights)
+find_columns(const tp_build *build, bool named, int *weights)
 {
     for (int i = 0; i < tp_model_module_count(build->model); i++)
         weights[i] = -1;
@@ -40,30 +67,33 @@ find_columns(const tp_build *build, int *weights)
         const tp_decision *decision = &build->decisions[i];
         const tp_source source = build->choices[i].source;
         if (decision->kind == TP_COLUMN && decision->attention >= 0 &&
-            (source == TP_FROM_FAMILY || source == TP_FROM_GUESS))
+            (!named || source == TP_FROM_FAMILY || source == TP_FROM_GUESS))
             weights[decision->attention] = i;
     }
 }
 
+/* Along the last dimension, which is that of the heads. */
 static int
-cut_table(tp_build *build, int parameter, int weight, tp_error *err)
+cut_heads(tp_build *build, int parameter, int weight, tp_error *err)
 {
     const tp_parameter *at = tp_model_parameter(build->model, parameter);
     const int attention = build->decisions[weight].attention;
     const tp_heads heads = tp_geometries_at(build->geometries, attention)->heads;
-    if (at->shape[1] != heads.query)
+    const int dim = at->dims - 1;
+    if (at->shape[dim] != heads.query)
         return 0;
     const tp_piece piece = {heads.query, 1, TP_PIECE_QUERY};
     tp_decision decision = TP_NO_DECISION;
     decision.kind = TP_COLUMN;
-    decision.dim = 1;
-    decision.outer = at->shape[0];
+    decision.dim = dim;
+    decision.outer = dim == 0 ? 1 : at->shape[0];
     decision.attention = attention;
     if (tp_layouts_get(build->layouts, &piece, 1, heads, &decision.layout, err) < 0)
         return -1;
     build->decisions[parameter] = decision;
     build->choices[parameter] =
-        (tp_choice){&columns, build->choices[weight].source, "a column for each head"};
+        (tp_choice){dim == 0 ? &numbers : &columns, build->choices[weight].source,
+                    dim == 0 ? "a number for each head" : "a column for each head"};
     return 0;
 }
 
@@ -74,7 +104,7 @@ tp_head_tables_settle(tp_build *build, tp_error *err)
     int *weights = malloc(modules * sizeof(*weights));
     if (weights == NULL)
         return tp_fail_memory(err);
-    find_columns(build, weights);
+    find_columns(build, true, weights);
     int result = 0;
     for (int i = 0; result == 0 && i < tp_model_parameter_count(build->model); i++) {
         if (!is_table(build, i))
@@ -82,7 +112,13 @@ tp_head_tables_settle(tp_build *build, tp_error *err)
         const int module = tp_model_parameter(build->model, i)->module;
         const int weight = weights[tp_model_module(build->model, module)->parent];
         if (weight >= 0)
-            result = cut_table(build, i, weight, err);
+            result = cut_heads(build, i, weight, err);
+    }
+    find_columns(build, false, weights);
+    for (int i = 0; result == 0 && i < tp_model_parameter_count(build->model); i++) {
+        const int weight = weights[tp_model_parameter(build->model, i)->module];
+        if (weight >= 0 && is_vector(build, i))
+            result = cut_heads(build, i, weight, err);
     }
     free(weights);
     return result;

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* head_tables.h -- tables with a column for each head, inside of attention.
+/* head_tables.h -- what attention holds for each of its heads.
  *
- * T5 learns what each head adds for each distance of two positions. Where the heads
- * are cut, a rank needs the columns of its own. */
+ * T5 learns what each head adds for each distance of two positions, a table with a
+ * column for each head; others learn how much each head attends to nothing, a number
+ * for each. Where the heads are cut, a rank needs those of its own. */
 #ifndef TP_HEAD_TABLES_H
 #define TP_HEAD_TABLES_H
 
 #include "plan_build.h"
 
-/* Cut such tables like the query heads, in attention that is cut because of the names
- * of its layers and where no rule speaks of them. Comes after all weights are resolved.
- */
+/* Cut both like the query heads where no rule speaks of them: tables in attention that
+ * is cut because of the names of its layers, numbers in any whose heads are cut. Comes
+ * after all weights are resolved. */
 int tp_head_tables_settle(tp_build *build, tp_error *err);
 
 #endif

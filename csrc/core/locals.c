@@ -168,6 +168,36 @@ local_values(const spread *heads, const tp_integer *integer)
     return NULL;
 }
 
+/* Whether the module views tensors as experts of so many features. */
+static bool
+is_stacked(const tp_build *build, int module)
+{
+    return build->experts[module] && build->stacked[module] >= 0;
+}
+
+/* What a module that views them calls the features of one expert. */
+static int
+add_features(const tp_build *build, int module, tp_error *err)
+{
+    static const char *const keys[] = {"ffn_hidden_size", "intermediate_size", NULL};
+    tp_plan *plan = build->plan;
+    const tp_layout *layout = build->decisions[build->stacked[module]].layout;
+    const tp_module *at = tp_model_module(build->model, module);
+    int64_t *widths =
+        tp_arena_take(plan->arena, (size_t)plan->ranks, sizeof(*widths), err);
+    if (widths == NULL)
+        return -1;
+    for (int rank = 0; rank < plan->ranks; rank++)
+        widths[rank] = layout->parts[rank].width;
+    for (int i = 0; i < at->integer_count; i++) {
+        const tp_integer *integer = &at->integers[i];
+        if (integer->value == layout->size && has_own_key(keys, integer->key))
+            plan->integers[plan->integer_count++] =
+                (tp_local_integer){module, integer->key, integer->value, widths};
+    }
+    return 0;
+}
+
 static int
 mark_cuts(const tp_build *build, workspace *work, tp_error *err)
 {
@@ -185,10 +215,50 @@ mark_cuts(const tp_build *build, workspace *work, tp_error *err)
             room += tp_model_module(build->model, decision->attention)->integer_count;
         *cuts = (char)(*cuts | 1 | (decision->cuts_keys ? 2 : 0));
     }
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        if (is_stacked(build, i))
+            room += tp_model_module(build->model, i)->integer_count;
+    }
     tp_plan *plan = build->plan;
     plan->integers =
         tp_arena_take(plan->arena, (size_t)room + 1, sizeof(*plan->integers), err);
     return plan->integers == NULL ? -1 : 0;
+}
+
+/* Whether two names differ in indices only. */
+static bool
+is_alike(const tp_build *build, int module, int other)
+{
+    const char *a = tp_model_module(build->model, module)->name;
+    const char *b = tp_model_module(build->model, other)->name;
+    while (*a != '\0' && *b != '\0') {
+        const size_t digits = strspn(a, "0123456789");
+        if ((digits > 0) != (strspn(b, "0123456789") > 0) || (digits == 0 && *a != *b))
+            return false;
+        a += digits > 0 ? digits : 1;
+        b += digits > 0 ? strspn(b, "0123456789") : 1;
+    }
+    return *a == *b;
+}
+
+/* Attention without keys of its own is given those of another layer, which are cut
+ * where they are made. */
+static void
+share_keys(const tp_build *build, workspace *work)
+{
+    const int modules = tp_model_module_count(build->model);
+    for (int i = 0; i < modules; i++) {
+        if (work->cuts[i] != 1 || tp_geometries_at(build->geometries, i)->separate_keys)
+            continue;
+        for (int j = 0; j < modules && work->cuts[i] == 1; j++) {
+            const tp_geometry *own = tp_geometries_at(build->geometries, i);
+            const tp_geometry *other = tp_geometries_at(build->geometries, j);
+            if ((work->cuts[j] & 2) != 0 && is_alike(build, i, j) &&
+                other->heads.query == own->heads.query &&
+                other->heads.key == own->heads.key)
+                work->cuts[i] |= 2;
+        }
+    }
 }
 
 static void
@@ -210,10 +280,14 @@ tp_locals_make(tp_build *build, tp_error *err)
 {
     workspace work = {NULL, NULL, 0, 0};
     int result = mark_cuts(build, &work, err);
+    if (result == 0)
+        share_keys(build, &work);
     const int modules = tp_model_module_count(build->model);
     for (int i = 0; result == 0 && i < modules; i++) {
         const spread *heads = NULL;
-        if (work.cuts[i] == 0)
+        if (is_stacked(build, i))
+            result = add_features(build, i, err);
+        if (result < 0 || work.cuts[i] == 0)
             continue;
         result = find_spread(build, i, &work, &heads, err);
         if (result == 0)

@@ -8,16 +8,8 @@
 #include "families.h"
 #include "map.h"
 #include "names.h"
+#include "pair_fit.h"
 #include "resolve.h"
-
-/* One block of a model. */
-typedef struct {
-    const tp_family_block *row;
-    int output; /* modules */
-    int inputs[TP_FAMILY_INPUTS];
-    int count;
-    int attention; /* the module whose heads are cut, or -1 */
-} block;
 
 typedef struct {
     tp_build *build;
@@ -27,26 +19,6 @@ typedef struct {
     tp_map *noted; /* starred names of outputs that a note was made of */
 } search;
 
-static int
-weight_of(const tp_build *build, int module)
-{
-    return tp_model_find_parameter(build->model, module, "weight");
-}
-
-/* Features that a layer gives, or takes; -1 where it is no matrix. */
-static int64_t
-features(const tp_build *build, int module, bool given)
-{
-    const int weight = weight_of(build, module);
-    const tp_parameter *at =
-        weight < 0 ? NULL : tp_model_parameter(build->model, weight);
-    if (at == NULL || at->dims != 2)
-        return -1;
-    const bool first =
-        given == (tp_model_module(build->model, module)->kind == TP_MODULE_LINEAR);
-    return at->shape[first ? 0 : 1];
-}
-
 /* Whether a layer may be cut: a linear layer that no rule speaks of, not inside of
  * something whose output is summed. A tensor may be part of several blocks. */
 static bool
@@ -54,7 +26,7 @@ is_free(const search *with, int module)
 {
     const tp_build *build = with->build;
     const tp_module *at = tp_model_module(build->model, module);
-    const int weight = weight_of(build, module);
+    const int weight = tp_pair_weight(build, module);
     if ((at->kind != TP_MODULE_LINEAR && at->kind != TP_MODULE_CONV1D) || weight < 0)
         return false;
     for (int i = tp_build_first(build, weight); i >= 0; i = build->next_name[i]) {
@@ -83,14 +55,14 @@ find_beside(search *with, const char *output, size_t tail, const char *name)
 }
 
 static bool
-find_inputs(search *with, const tp_family_block *row, int output, block *out)
+find_inputs(search *with, const tp_family_block *row, int output, tp_pair_block *out)
 {
     const char *name = tp_model_module(with->build->model, output)->name;
     const size_t size = strlen(name), tail = strlen(row->output);
     if (size < tail || strcmp(name + size - tail, row->output) != 0 ||
         (size > tail && name[size - tail - 1] != '.'))
         return false;
-    *out = (block){.row = row, .output = output, .attention = -1};
+    *out = (tp_pair_block){.row = row, .output = output, .attention = -1};
     while (out->count < TP_FAMILY_INPUTS && row->inputs[out->count] != NULL) {
         const int input = find_beside(with, name, tail, row->inputs[out->count]);
         if (input < 0 || !is_free(with, input))
@@ -100,59 +72,9 @@ find_inputs(search *with, const tp_family_block *row, int output, block *out)
     return true;
 }
 
-/* Whether the sizes of an attention block are those of its heads. */
-static bool
-heads_fit(const tp_build *build, block *at)
-{
-    at->attention = tp_geometries_find(build->geometries, at->inputs[0]);
-    const tp_geometry *geometry = tp_geometries_at(build->geometries, at->attention);
-    if (geometry == NULL)
-        return false;
-    const int64_t query = geometry->heads.query * geometry->head_size;
-    const int64_t key = geometry->heads.key * geometry->head_size;
-    const int64_t first = features(build, at->inputs[0], true);
-    if (features(build, at->output, false) != query)
-        return false;
-    if (at->count == 1)
-        return first == query + 2 * key &&
-               (at->row->groups == 0 ||
-                geometry->heads.query % (at->row->groups * build->options->ranks) == 0);
-    for (int i = 1; i < at->count; i++) {
-        if (features(build, at->inputs[i], true) != key)
-            return false;
-    }
-    return first == query;
-}
-
-static bool
-features_fit(const tp_build *build, const block *at)
-{
-    const int64_t size = features(build, at->output, false);
-    if (size < build->options->ranks)
-        return false;
-    if (at->count == 1 && features(build, at->inputs[0], true) == 2 * size)
-        return true;
-    for (int i = 0; i < at->count; i++) {
-        if (features(build, at->inputs[i], true) != size)
-            return false;
-    }
-    return true;
-}
-
-/* Equal pieces in which the features of a layer lie. */
 static int
-count_pieces(const tp_build *build, const block *at, bool input)
-{
-    if (at->row->groups > 0)
-        return at->row->groups * (input ? 3 : 1);
-    const bool both =
-        input && !at->row->heads && at->count == 1 &&
-        features(build, at->inputs[0], true) == 2 * features(build, at->output, false);
-    return both ? 2 : 1;
-}
-
-static int
-choose_layer(search *with, const block *at, int module, bool input, tp_error *err)
+choose_layer(search *with, const tp_pair_block *at, int module, bool input,
+             tp_error *err)
 {
     tp_build *build = with->build;
     tp_spec *spec = tp_arena_take(build->plan->arena, 1, sizeof(*spec), err);
@@ -160,7 +82,7 @@ choose_layer(search *with, const block *at, int module, bool input, tp_error *er
         return -1;
     *spec = (tp_spec)TP_NO_SPEC;
     spec->cut = input ? TP_CUT_COLUMN : TP_CUT_ROW;
-    const int pieces = count_pieces(build, at, input);
+    const int pieces = tp_pair_pieces(build, at, input);
     if (pieces > 1) {
         const bool linear =
             tp_model_module(build->model, module)->kind == TP_MODULE_LINEAR;
@@ -168,22 +90,23 @@ choose_layer(search *with, const block *at, int module, bool input, tp_error *er
         spec->shape.sizes[linear == input ? 0 : 1] = pieces;
     }
     build->attentions[module] = at->attention;
-    build->choices[weight_of(build, module)] =
+    build->choices[tp_pair_weight(build, module)] =
         (tp_choice){spec, with->source, at->row->output};
-    return tp_resolve_parameter(build, weight_of(build, module), err);
+    return tp_resolve_parameter(build, tp_pair_weight(build, module), err);
 }
 
 static void
 leave(tp_build *build, int module)
 {
-    const int weight = weight_of(build, module);
+    const int weight = tp_pair_weight(build, module);
     build->choices[weight] = (tp_choice){NULL, TP_FROM_NOTHING, ""};
     build->decisions[weight] = (tp_decision)TP_NO_DECISION;
+    build->attentions[module] = TP_ATTENTION_NEAR;
 }
 
 /* One note for all blocks that differ in indices only. */
 static int
-note_whole(search *with, const block *at, const char *why, tp_error *err)
+note_whole(search *with, const tp_pair_block *at, const char *why, tp_error *err)
 {
     tp_build *build = with->build;
     const char *name = tp_model_module(build->model, at->output)->name;
@@ -196,13 +119,13 @@ note_whole(search *with, const block *at, const char *why, tp_error *err)
     if (tp_map_add(with->noted, starred, 0, err) < 0)
         return -1;
     tp_text text = TP_NO_TEXT;
-    tp_text_add(&text, "the block of '%s' stays whole: %s", starred, why);
+    tp_text_add(&text, "the block of '%s' is not cut as one: %s", starred, why);
     return tp_build_note(build, &text, err);
 }
 
 /* All layers of the block, or none. */
 static int
-choose_block(search *with, const block *at, tp_error *err)
+choose_block(search *with, const tp_pair_block *at, tp_error *err)
 {
     tp_build *build = with->build;
     int result = choose_layer(with, at, at->output, false, err);
@@ -223,18 +146,6 @@ choose_block(search *with, const block *at, tp_error *err)
     return result;
 }
 
-/* What keeps a block whole that does not fit. */
-static const char *
-why_not(const tp_build *build, const block *at)
-{
-    if (!at->row->heads)
-        return "its layers do not give what it takes";
-    if (tp_geometries_at(build->geometries, at->attention) == NULL)
-        return "how many heads it has is not known: let its module have the integers "
-               "num_heads and head_dim, or write rules";
-    return "its sizes are not those of whole heads that the ranks could share";
-}
-
 /* The first row whose layers are all there decides. */
 static int
 try_output(search *with, int module, tp_error *err)
@@ -242,17 +153,16 @@ try_output(search *with, int module, tp_error *err)
     const char *type = tp_model_get_facts(with->build->model)->model_type;
     for (int i = 0; i < tp_family_block_count; i++) {
         const tp_family_block *row = &tp_family_blocks[i];
-        block at;
+        tp_pair_block at;
         if (row->model_type != NULL &&
             (type == NULL || !tp_text_same(row->model_type, type)))
             continue;
         if (!find_inputs(with, row, module, &at))
             continue;
-        const bool fits =
-            row->heads ? heads_fit(with->build, &at) : features_fit(with->build, &at);
-        if (fits)
+        const char *problem = tp_pair_misfit(with->build, &at);
+        if (problem == NULL)
             return choose_block(with, &at, err);
-        return note_whole(with, &at, why_not(with->build, &at), err);
+        return note_whole(with, &at, problem, err);
     }
     return 0;
 }
@@ -272,14 +182,21 @@ map_names(search *with, tp_error *err)
     return 0;
 }
 
+bool
+tp_pair_may(const tp_build *build)
+{
+    const tp_plan_options *options = build->options;
+    const char *type = tp_model_get_facts(build->model)->model_type;
+    return options->families && !tp_rules_have(build->rules, TP_FROM_CONFIG) &&
+           !tp_rules_have(build->rules, TP_FROM_PRESET) &&
+           (tp_family_is_tried(type) || options->guesses);
+}
+
 int
 tp_pair_choose(tp_build *build, tp_error *err)
 {
-    if (!build->options->families || tp_rules_have(build->rules, TP_FROM_CONFIG) ||
-        tp_rules_have(build->rules, TP_FROM_PRESET))
-        return 0;
     const char *type = tp_model_get_facts(build->model)->model_type;
-    if (!tp_family_is_tried(type) && !build->options->guesses)
+    if (!tp_pair_may(build))
         return 0;
     search with = {.build = build,
                    .room = TP_NO_TEXT,

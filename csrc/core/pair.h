@@ -8,6 +8,10 @@
 
 #include "plan_build.h"
 
+/* Whether layers may be cut because of what they are called: in models without rules of
+ * partition_config or a preset, and of types that were tried or may be guessed. */
+bool tp_pair_may(const tp_build *build);
+
 /* Choose for the layers of blocks of the family table that no rule speaks of, in models
  * without rules of partition_config or a preset. Fills `attentions` and `paired`.
  * Makes a note of a block whose sizes cannot be cut. Comes after the rules are

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "alone.h"
 #include "choose.h"
 #include "defaults.h"
 #include "experts.h"
@@ -12,6 +13,7 @@
 #include "modules.h"
 #include "norms.h"
 #include "pair.h"
+#include "pair_experts.h"
 #include "plan_build.h"
 #include "plan_hash.h"
 #include "plan_layers.h"
@@ -72,13 +74,16 @@ open_build(tp_build *build, tp_error *err)
     build->matched = calloc(rules, sizeof(*build->matched));
     build->module_rules = calloc(modules, sizeof(*build->module_rules));
     build->experts = calloc(modules, sizeof(*build->experts));
+    build->stacked = calloc(modules, sizeof(*build->stacked));
     build->attentions = calloc(modules, sizeof(*build->attentions));
     if (build->module_rules == NULL || build->experts == NULL ||
-        build->attentions == NULL || build->choices == NULL ||
+        build->stacked == NULL || build->attentions == NULL || build->choices == NULL ||
         build->decisions == NULL || build->next_name == NULL || build->matched == NULL)
         return tp_fail_memory(err);
-    for (size_t i = 0; i < modules; i++)
+    for (size_t i = 0; i < modules; i++) {
         build->attentions[i] = TP_ATTENTION_NEAR;
+        build->stacked[i] = -1;
+    }
     link_names(build);
     if (tp_layouts_new(build->plan->arena, build->options->ranks, &build->layouts,
                        err) < 0)
@@ -95,6 +100,7 @@ close_build(tp_build *build)
     free(build->matched);
     free(build->module_rules);
     free(build->experts);
+    free(build->stacked);
     free(build->attentions);
     tp_layouts_free(build->layouts);
     tp_geometries_free(build->geometries);
@@ -153,10 +159,11 @@ decide(tp_build *build, tp_error *err)
 {
     if (tp_choose_rules(build, err) < 0 || tp_modules_choose(build, err) < 0 ||
         tp_whole_choose(build, err) < 0 || tp_pair_choose(build, err) < 0 ||
-        tp_whole_choose_apart(build, err) < 0)
+        tp_pair_experts_choose(build, err) < 0 || tp_whole_choose_apart(build, err) < 0)
         return -1;
     tp_defaults_choose(build);
-    if (resolve_all(build, false, err) < 0 || tp_ties_settle(build, err) < 0)
+    if (tp_alone_choose(build, err) < 0 || resolve_all(build, false, err) < 0 ||
+        tp_ties_settle(build, err) < 0)
         return -1;
     tp_experts_settle(build);
     tp_norms_settle(build);

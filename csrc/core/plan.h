@@ -22,14 +22,18 @@ typedef enum {
     TP_VOCABULARY, /* rows of an embedding */
     TP_HIDDEN,     /* columns of an embedding */
     TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
-    TP_SHARE,      /* only of a layer inside of experts: each rank gives its share */
-    TP_ROPE,       /* only of a layer: ranks use a run of its output for their heads */
-    TP_NORM,       /* only of a layer: a norm over features that are cut */
-    TP_HEADS       /* only of a layer: attention that is given something per head */
+    TP_EXPERTS_COLUMN, /* only of a layer: one layer of all experts, of which each rank
+                        * gives a part of the features */
+    TP_EXPERTS_ROW,    /* only of a layer: as above, and takes it */
+    TP_SHARE, /* only of a layer inside of experts: each rank gives its share */
+    TP_ROPE,  /* only of a layer: ranks use a run of its output for their heads */
+    TP_NORM,  /* only of a layer: a norm over features that are cut */
+    TP_HEADS  /* only of a layer: attention that is given something per head */
 } tp_kind;
 
 /* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden", and
- * of a layer "experts", "share", "rope", "norm", "heads". */
+ * of a layer "experts", "experts column", "experts row", "share", "rope", "norm",
+ * "heads". */
 const char *tp_kind_name(tp_kind kind);
 
 /* One per parameter, in the model's order. A tied parameter (tied_to >= 0)
@@ -54,6 +58,7 @@ typedef struct {
     int bias;   /* entry index or -1 */
     bool gather_output;
     bool split_input;
+    bool alone;         /* nobody asked for its cut, and nothing else depends on it */
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
     const int
@@ -101,6 +106,7 @@ typedef struct {
     bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
     bool families;     /* look for blocks of the family table where no rule speaks */
     bool guesses;      /* also in models of a type that was never tried with it */
+    bool alone;        /* large layers that nothing else cuts are cut by themselves */
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;

@@ -72,9 +72,10 @@ typedef struct {
     bool *matched;          /* one per rule: it matched some parameter or module */
     int *module_rules;      /* one per module: the rule that names it, or -1 */
     bool *experts;          /* one per module: its output is a sum over ranks */
-    int *attentions;        /* one per module: the module whose heads its weight has, -1
-                             * for none, TP_ATTENTION_NEAR where nobody has said */
-    int paired;             /* blocks of the family table that are cut */
+    int *stacked;    /* one per module: a weight of experts that it views, or -1 */
+    int *attentions; /* one per module: the module whose heads its weight has, -1
+                      * for none, TP_ATTENTION_NEAR where nobody has said */
+    int paired;      /* blocks of the family table that are cut */
     tp_layouts *layouts;
     tp_geometries *geometries;
 } tp_build;

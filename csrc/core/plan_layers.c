@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "alone.h"
 #include "experts.h"
 #include "head_inputs.h"
 #include "norms.h"
@@ -24,6 +25,7 @@ cut_layer(const tp_build *build, int module, tp_layer *out)
     out->bias = tp_model_find_parameter(build->model, module, "bias");
     out->gather_output = decision->gather_output;
     out->split_input = decision->split_input;
+    out->alone = tp_alone_is(&build->choices[weight]);
     return true;
 }
 
@@ -51,6 +53,12 @@ find_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
         return experts_layer(build, module, out, err) < 0 ? -1 : 1;
     if (tp_experts_share(build, module)) {
         out->kind = TP_SHARE;
+        return 1;
+    }
+    out->weight = tp_experts_side(build, module);
+    if (out->weight >= 0) {
+        out->kind = build->decisions[out->weight].kind == TP_COLUMN ? TP_EXPERTS_COLUMN
+                                                                    : TP_EXPERTS_ROW;
         return 1;
     }
     out->weight = tp_norms_follow(build, module);

@@ -6,12 +6,20 @@ const char *
 tp_kind_name(tp_kind kind)
 {
     static const char *const names[] = {
-        [TP_WHOLE] = "replicated", [TP_WHOLE_SUM] = "replicated+sum",
-        [TP_SKIPPED] = "skip",     [TP_COLUMN] = "column",
-        [TP_ROW] = "row",          [TP_VOCABULARY] = "vocabulary",
-        [TP_HIDDEN] = "hidden",    [TP_EXPERTS] = "experts",
-        [TP_SHARE] = "share",      [TP_ROPE] = "rope",
-        [TP_NORM] = "norm",        [TP_HEADS] = "heads",
+        [TP_WHOLE] = "replicated",
+        [TP_WHOLE_SUM] = "replicated+sum",
+        [TP_SKIPPED] = "skip",
+        [TP_COLUMN] = "column",
+        [TP_ROW] = "row",
+        [TP_VOCABULARY] = "vocabulary",
+        [TP_HIDDEN] = "hidden",
+        [TP_EXPERTS] = "experts",
+        [TP_EXPERTS_COLUMN] = "experts column",
+        [TP_EXPERTS_ROW] = "experts row",
+        [TP_SHARE] = "share",
+        [TP_ROPE] = "rope",
+        [TP_NORM] = "norm",
+        [TP_HEADS] = "heads",
     };
     return names[kind];
 }

@@ -85,7 +85,9 @@ cut_apart(tp_build *build, int parameter)
     const tp_module *module = tp_model_module(build->model, at->module);
     tp_choice *choice = &build->choices[parameter];
     const tp_cut cut = choice->spec == NULL ? TP_CUT_SKIP : choice->spec->cut;
-    if (module->kind == TP_MODULE_EMBEDDING)
+    /* A layer that nobody speaks of is whole, or cut alone. */
+    if (module->kind == TP_MODULE_EMBEDDING ||
+        (choice->spec == NULL && !tp_raw_is(build->model, parameter)))
         return;
     if (cut == TP_CUT_SKIP || tp_raw_is(build->model, parameter))
         *choice = (tp_choice){&left_whole, TP_FROM_NOTHING, "left whole"};

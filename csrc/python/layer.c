@@ -62,6 +62,13 @@ index_tuple(const int *indices, int count)
 }
 
 static PyObject *
+layer_get_alone(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->alone);
+}
+
+static PyObject *
 layer_get_divided(PyObject *self, void *closure)
 {
     (void)closure;
@@ -109,13 +116,18 @@ layer_repr(PyObject *self)
 static PyGetSetDef getters[] = {
     {"module", layer_get_module, NULL, "Name of the module.", NULL},
     {"kind", layer_get_kind, NULL,
-     "column, row, vocabulary, hidden, experts, share, rope, norm or heads.", NULL},
+     "column, row, vocabulary, hidden, experts, experts column, experts row, share, "
+     "rope, "
+     "norm or heads.",
+     NULL},
     {"weight", layer_get_weight, NULL, "Index of the weight's entry, or -1.", NULL},
     {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
     {"gather_output", layer_get_gather_output, NULL,
      "Whether every rank gets the whole output.", NULL},
     {"split_input", layer_get_split_input, NULL,
      "Whether the input is whole and each rank takes its part.", NULL},
+    {"alone", layer_get_alone, NULL,
+     "Whether nobody asked for its cut, and nothing else depends on it.", NULL},
     {"divided", layer_get_divided, NULL,
      "Indices of the entries of which each rank adds its share.", NULL},
     {"siblings", layer_get_siblings, NULL,

@@ -12,7 +12,7 @@ typedef struct {
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole, *apart, *families, *guesses, *sequence;
+    PyObject *head_patterns, *whole, *apart, *families, *guesses, *alone, *sequence;
 } arguments;
 
 static const tp_plan *
@@ -44,6 +44,7 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
     options->defaults = true;
     options->families = true;
     options->guesses = true;
+    options->alone = true;
     options->embedding_dim = 1;
     options->head_patterns = default_heads;
     options->head_pattern_count = 2;
@@ -54,6 +55,7 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         py_read_flag(given->families, "families", &options->families) < 0 ||
         py_read_flag(given->guesses, "guesses", &options->guesses) < 0 ||
         py_read_flag(given->sequence, "sequence", &options->sequence) < 0 ||
+        py_read_flag(given->alone, "alone", &options->alone) < 0 ||
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
         return -1;
     if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
@@ -77,19 +79,19 @@ static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static const char *const names[] = {
-        "model",    "rules",         "ranks",         "grain", "strict",
-        "defaults", "embedding_dim", "head_patterns", "whole", "apart",
-        "families", "guesses",       "sequence",      NULL};
+        "model",    "rules",         "ranks",         "grain",    "strict",
+        "defaults", "embedding_dim", "head_patterns", "whole",    "apart",
+        "families", "guesses",       "alone",         "sequence", NULL};
     py_state *state = PyType_GetModuleState(type);
     arguments given = {0};
     tp_plan_options options = {0};
     texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
     PyObject *self = NULL;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOOO:Plan", (char **)names, &given.model,
+            args, kwargs, "OO|$OOOOOOOOOOOO:Plan", (char **)names, &given.model,
             &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
             &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart,
-            &given.families, &given.guesses, &given.sequence) ||
+            &given.families, &given.guesses, &given.alone, &given.sequence) ||
         py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
         return NULL;
     if (read_options(&given, &options, &kept) < 0)
@@ -252,11 +254,12 @@ static PyGetSetDef getters[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
-             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
-             "apart=(), families=True, guesses=True, sequence=False)\n--\n\n"
-             "What happens to every parameter; decided here, never changed.\n\n"
-             "ValueError, naming parameter, rule and sizes, for what cannot be right."},
+     (void
+          *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
+            "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
+            "apart=(), families=True, guesses=True, alone=True, sequence=False)\n--\n\n"
+            "What happens to every parameter; decided here, never changed.\n\n"
+            "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},
     {Py_tp_dealloc, PY_SLOT(plan_dealloc)},
     {Py_tp_repr, PY_SLOT(plan_repr)},

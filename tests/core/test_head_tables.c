@@ -60,9 +60,37 @@ test_a_table_stays_whole_where_the_heads_are_not_those_of_a_rank(void)
     fixture_free(&f);
 }
 
+/* gpt_oss: the heads of attention that is cut by a rule, too. */
+static void
+test_a_number_for_each_head_follows_the_heads(void)
+{
+    for (int apart = 0; apart < 2; apart++) {
+        fixture f = fixture_new(2);
+        f.options.apart = (const char *const[]){"attn"};
+        f.options.apart_count = apart;
+        const int module =
+            add_module(&f, "attn", TP_MODULE_OTHER, 2, "head_dim", 4, "num_heads", 3);
+        add_shaped(&f, module, "sinks", 1, (int64_t[]){3}, -1);
+        add_shaped(&f, module, "scales", 1, (int64_t[]){3}, -1);
+        add_linear(&f, "attn.q_proj", 12, 16);
+        add_linear(&f, "attn.o_proj", 16, 12);
+        add_style(&f, "attn.q_proj", "colwise");
+        add_style(&f, "attn.o_proj", "rowwise");
+        if (make_plan(&f)) {
+            CHECK_TEXT_EQ(local_of(&f, "attn.sinks", 0),
+                          apart ? "replicated [3]" : "column [2]");
+            CHECK_TEXT_EQ(runs_of(&f, "attn.sinks", 1), apart ? "" : "2+1");
+            CHECK_INT_EQ(entry_of(&f, "attn.scales")->kind, TP_WHOLE);
+            CHECK(layer_of(&f, "attn") == NULL);
+        }
+        fixture_free(&f);
+    }
+}
+
 int
 main(void)
 {
+    RUN(test_a_number_for_each_head_follows_the_heads);
     RUN(test_a_table_with_a_column_for_each_head_follows_the_heads);
     RUN(test_a_table_stays_whole_where_the_heads_are_not_those_of_a_rank);
     return check_result();

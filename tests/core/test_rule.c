@@ -180,7 +180,7 @@ test_a_transformers_rule_matches_parameter_or_module_with_the_prefix(void)
     tp_error err = TP_NO_ERROR;
     tp_rules *rules = new_rules();
     int found[ROOM];
-    CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.up_proj", "colwise", &err), false,
+    CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.up_proj", "colwise", false, &err),
              &err);
     CHECK_OK(tp_rules_add_style(rules, "layers.*.mlp.experts.up", "packed_colwise",
                                 false, &err),
