@@ -2,6 +2,7 @@
 """Layers that share an input, in float64 and on every rank; run by tests.test_shared_input."""
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -224,8 +225,15 @@ def kept(how: str) -> dict[str, bool]:
 
 
 def _alive(seen: list["weakref.ref[Tensor]"]) -> bool:
-    gc.collect()
-    return any(ref() is not None for ref in seen)
+    """Whether anything holds on to them: a thread of gloo has what it summed, and so the graph
+    behind it, for a moment longer than the call that waits for the sum."""
+    deadline = time.monotonic() + 2.0
+    while any(ref() is not None for ref in seen):
+        if time.monotonic() > deadline:
+            return True
+        gc.collect()
+        time.sleep(0.01)
+    return False
 
 
 def unused_in_engine(zero: int) -> list[bool]:
