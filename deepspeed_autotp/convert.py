@@ -55,10 +55,8 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
-        changes = Changes(self._set_class, self._assign)
-        self._undo += cut_tokens(
-            self._plan, self._modules, group=self._group, input=self._input, changes=changes
-        )
+        changes = Changes(self._set_class, self._assign, self._undo)
+        cut_tokens(self._plan, self._modules, group=self._group, input=self._input, changes=changes)
         hooks = hook_gradients(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -117,9 +118,14 @@ def finish(engine: Any, model: nn.Module) -> None:
         engine, whole=lambda frozen: first_rank_state_dict(model, frozen=frozen)
     )
     state = tensor_parallel(model)
+
+    def saving(folder: Path | None) -> None:
+        if folder is not None:
+            write_note(folder, state.plan)
+
     interop.watch_checkpoints(
         engine,
-        saving=lambda folder: write_note(folder, state.plan),
+        saving=lambda folder: world_agreement().together(lambda: saving(folder)),
         loading=lambda folder: world_agreement().together(lambda: check_note(folder, state.plan)),
     )
     # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
@@ -134,9 +140,17 @@ def _check_asked(config: Mapping[str, Any]) -> None:
             "tensor_parallel.autotp_size: 'auto' has nothing to be taken from: tp_model_init "
             "recorded no degree for this model; write the number of ranks, or 1 to leave it whole"
         )
-    for key in config:
-        if section is None and _core.nearest(key, ["tensor_parallel"]):
-            raise ValueError(f"the configuration: {key!r} is no section; write 'tensor_parallel'")
+    if section is None and (misspelt := [key for key in config if _is_nearly_ours(key)]):
+        raise ValueError(
+            f"the configuration: {misspelt[0]!r} is no section; write 'tensor_parallel'"
+        )
+
+
+def _is_nearly_ours(key: object) -> bool:
+    """Whether a key is ``tensor_parallel`` with a slip; a part of it, as ``tensor``, is none."""
+    ours = "tensor_parallel"
+    near = isinstance(key, str) and _core.nearest(key, [ours])
+    return bool(near) and abs(len(str(key)) - len(ours)) <= len(ours) // 3
 
 
 def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
@@ -148,6 +162,11 @@ def _check_degree(model: nn.Module, settings: TPTrainingConfig) -> None:
             f"parallelism on, is not set; write autotp_size: {nested}"
         )
     before = find_tensor_parallel(model)
+    if before is not None and settings.sequence_parallel and not before.plan.stacks:
+        raise ValueError(
+            "tensor_parallel.sequence_parallel is true, but the model was sharded without it; set "
+            "it where the model is sharded, in parallelize"
+        )
     if before is not None and list(before.group.global_ranks) != _consecutive(degree):
         raise ValueError(
             f"the model is sharded over the ranks {list(before.group.global_ranks)} already, but "

@@ -105,6 +105,16 @@ def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
 _Asked = tuple[tuple[str, ...], tuple[str, ...], bool]
 
 
+def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
+    for (owner,), *_ in plan.stacks:
+        if interop.drops_layers(description.modules[owner]):
+            raise ValueError(
+                f"tensor_parallel.sequence_parallel is true, but '{owner}' drops layers in "
+                "training, also those between which the tokens are cut and made whole; set its "
+                "layerdrop to 0, or leave the key out"
+            )
+
+
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank and compared over the ranks.
 
@@ -163,6 +173,7 @@ class AgreedPlans:
             alone=guesses and self._alone,
             sequence=sequence,
         )
+        _refuse_dropped_layers(described, plan)
         # A vocab_parallel_lm_head that cannot be had is refused before anything is tried.
         output_head(described.modules, plan, wanted=settings.vocab_parallel_lm_head)
         return plan

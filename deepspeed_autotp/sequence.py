@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -83,6 +83,15 @@ class Stage:
     is_last: bool
 
 
+def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
+    if torch.is_grad_enabled() and interop.wants_hidden_states(module, kwargs):
+        raise ValueError(
+            "output_hidden_states with tensor_parallel.sequence_parallel: between the layers a "
+            "rank has its part of the tokens only, so there are no whole hidden states in "
+            "training; leave one of the two out, or call the model under torch.no_grad()"
+        )
+
+
 class Stack:
     """The stages below ``owner``, and how the tokens lie on the ranks in what runs now."""
 
@@ -107,21 +116,20 @@ class Stack:
         memo[id(self)] = made
         return made
 
-    def watch(self, owner: nn.Module) -> list[RemovableHandle]:
-        """Hooks that begin and end a call of the stack."""
+    def watch(self, owner: nn.Module, *, around: Iterable[nn.Module]) -> list[RemovableHandle]:
+        """Hooks that begin and end a call of the stack, and look at calls of what lies around."""
+        asked = [
+            module.register_forward_pre_hook(_refuse_hidden_states, with_kwargs=True)
+            for module in (*around, owner)
+        ]
         return [
-            owner.register_forward_pre_hook(self._begin, with_kwargs=True),
+            *asked,
+            owner.register_forward_pre_hook(self._begin),
             owner.register_forward_hook(self._end, always_call=True),
         ]
 
-    def _begin(self, owner: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
+    def _begin(self, owner: nn.Module, args: object) -> None:
         self._between, self._is_cutting = None, torch.is_grad_enabled()
-        if self._is_cutting and interop.wants_hidden_states(owner, kwargs):
-            raise ValueError(
-                "output_hidden_states with tensor_parallel.sequence_parallel: between the layers "
-                "a rank has its part of the tokens only, so there are no whole hidden states in "
-                "training; leave one of the two out, or call the model under torch.no_grad()"
-            )
 
     def _end(self, owner: nn.Module, args: object, output: object) -> None:
         left, self._between, self._is_cutting = self._between, None, False
@@ -137,7 +145,10 @@ class Stack:
             known = self._known.get(x.untyped_storage())
             if torch.is_grad_enabled() and known is None:
                 raise RuntimeError(self._outside(stage.name))
-            return known if torch.is_grad_enabled() else None
+            if not torch.is_grad_enabled():
+                return None
+            # Whole activations of two calls may lie in one memory; the stage begins with all of x.
+            return Tokens.of(x, self.group.size) if stage.is_first else known
         if stage.is_first:
             self._between = Tokens.of(x, self.group.size)
         tokens = self._between

@@ -29,10 +29,10 @@ class StageModule(nn.Module):
     known when it runs.
     """
 
-    sequence: tuple[Stack, Stage, Callable[..., Any]]
+    tp_stage: tuple[Stack, Stage, Callable[..., Any]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, stage, run = self.sequence
+        stack, stage, run = self.tp_stage
         if stack.is_idle:
             return super().forward(*args, **kwargs)
         return run(stack, stage, super().forward, args, kwargs, training=self.training)
@@ -44,10 +44,10 @@ class Inlet(nn.Module):
     x  [n, H]; the module's own forward is given [N, H]
     """
 
-    inlet: tuple[Stack, Argument, str]
+    tp_inlet: tuple[Stack, Argument, str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, given, name = self.inlet
+        stack, given, name = self.tp_inlet
         whole = stack.enter(given.of(args, kwargs), name)
         args, named = given.replaced(args, kwargs, whole)
         return super().forward(*args, **named)
@@ -63,23 +63,26 @@ class Island(nn.Module):
     backward  all-gather of dy
     """
 
-    island: tuple[Stack, Argument, str]
+    tp_island: tuple[Stack, Argument, str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, given, name = self.island
+        stack, given, name = self.tp_island
         return stack.whole(name, given, super().forward, args, kwargs)
 
 
 class Changes:
-    """How modules are changed so that it can be undone: the two ways of a conversion."""
+    """How modules are changed so that it can be undone: the two ways of a conversion, and the list
+    of what undoes the rest."""
 
     def __init__(
         self,
         set_class: Callable[[nn.Module, type[nn.Module]], None],
         assign: Callable[[nn.Module, str, Any], None],
+        undo: list[Callable[[], None]],
     ) -> None:
         self.set_class = set_class
         self.assign = assign
+        self.undo = undo
 
 
 def cut_tokens(
@@ -89,14 +92,10 @@ def cut_tokens(
     group: TPGroup,
     input: SharedInput,
     changes: Changes,
-) -> list[Callable[[], None]]:
-    """Let the stacks of ``plan`` cut their tokens, once its layers are sharded ones.
-
-    Returns what undoes it, beside what ``changes`` undoes.
-    """
-    undo: list[Callable[[], None]] = []
+) -> None:
+    """Let the stacks of ``plan`` cut their tokens, once its layers are sharded ones."""
     if not plan.stacks:
-        return undo
+        return
     run = torch.compiler.disable(
         Stack.run, reason="tensor_parallel.sequence_parallel: layers run as they are in training"
     )
@@ -109,9 +108,9 @@ def cut_tokens(
                 is_first=name == stages[0],
                 is_last=name == stages[-1],
             )
-            changes.assign(modules[name], "sequence", (stack, stage, run))
+            changes.assign(modules[name], "tp_stage", (stack, stage, run))
             changes.set_class(modules[name], _class(modules[name], StageModule))
-        for names, key, mixed in ((inlets, "inlet", Inlet), (islands, "island", Island)):
+        for names, key, mixed in ((inlets, "tp_inlet", Inlet), (islands, "tp_island", Island)):
             for name in names:
                 given = _first_argument(modules[name], name)
                 changes.assign(modules[name], key, (stack, given, name))
@@ -120,8 +119,15 @@ def cut_tokens(
             sharding: Sharding = vars(modules[name])["sharding"]
             total = _Total(stack, name)
             changes.assign(modules[name], "sharding", dataclasses.replace(sharding, total=total))
-        undo.extend(hook.remove for hook in stack.watch(modules[owner]))
-    return undo
+        # A model may call the owner without what it was called with itself.
+        around = [modules[name] for name in _around(owner) if name in modules]
+        changes.undo.extend(hook.remove for hook in stack.watch(modules[owner], around=around))
+
+
+def _around(name: str) -> list[str]:
+    """The names of the modules that hold this one, the model's, which is empty, last."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
 
 
 class _Total:

@@ -163,6 +163,13 @@ def parallelize_first() -> float:
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
     hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, FirstCall)]
     assert len(hooks) == 1
+    config["tensor_parallel"]["sequence_parallel"] = True
+    try:
+        deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    except ValueError as error:
+        assert "the model was sharded without it" in str(error)
+    else:
+        raise AssertionError("sequence_parallel had no effect, in silence")
     return worst_difference(train_engine(engine, tp=2, steps=STEPS), expected)
 
 

@@ -19,6 +19,7 @@ from tests.loops import apart, loss_of, train_sharded, train_whole
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 # Whose own names of the sizes are others.
 GPT2: dict[str, Any] = {"num_key_value_heads": 8, "bos_token_id": 0, "eos_token_id": 0}
+OPT: dict[str, Any] = {"ffn_dim": 112, "word_embed_proj_dim": 64}
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "bos_token_id": 0, "eos_token_id": 0}
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": GPT2 | NO_DROPOUT,
@@ -237,6 +238,18 @@ class Shifted(nn.Module):
         return y
 
 
+class Around(nn.Module):
+    """Collects what its layers give, as hooks of transformers do, and does not tell them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build_handmade()
+
+    def forward(self, x: Tensor, target: Tensor, output_hidden_states: bool = False) -> Tensor:
+        y: Tensor = self.inner(x, target)
+        return y
+
+
 def refused() -> tuple[dict[str, str], bool]:
     """What is said of models and uses that cannot be; and whether a refused model is unchanged."""
     mixing = build_handmade()
@@ -247,11 +260,14 @@ def refused() -> tuple[dict[str, str], bool]:
     rules = {"partition_config": PARTITION}
     model = cut(build("llama", tied=False))
     ids = tokens(0)
+    around = cut(Around(), config=rules, example_inputs=example())
     said = {
         "mixing": _said(lambda: cut(mixing, config=rules, example_inputs=example())),
         "no list": _said(lambda: cut(lone, config=rules, example_inputs={})),
         "unknown": _said(lambda: cut(build_handmade(), config=rules)),
         "hidden": _said(lambda: model(input_ids=ids, output_hidden_states=True)),
+        "hidden above": _said(lambda: around(**example(), output_hidden_states=True)),
+        "dropping": _said(lambda: cut(build("opt", tied=False, **OPT, layerdrop=0.5))),
         "alone": _said(lambda: model.model.layers[0].mlp(torch.ones(1, 4, 64))),
         "skipped": _said(lambda: _skip(model, ids)),
     }

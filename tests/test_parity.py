@@ -17,8 +17,8 @@ TIES = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(("tp", "ranks"), [(2, 2), (4, 4), (2, 4)], ids=["tp2", "tp4", "tp2xdp2"])
 def test_losses_equal_one_process(pool: Pool, family: str, tied: bool, tp: int, ranks: int) -> None:
     settings = [
-        Setting(tp=tp, zero=zero, clip=clip, self_check=check)
-        for zero, (clip, check) in product((0, 1, 2, 3), ((0.0, False), (1.0, "auto")))
+        Setting(tp=tp, zero=zero, clip=clip, self_check="auto" if zero % 2 == clip else False)
+        for zero, clip in product((0, 1, 2, 3), (0.0, 1.0))
     ]
     for worst in pool.run(train_family, family, tied, settings, ranks=ranks, timeout=60):
         assert {s: d for s, d in worst.items() if d > 1e-5} == {}

@@ -90,9 +90,8 @@ def test_biases_and_a_pretrained_model_train_alike(pool: Pool, tmp_path: Path) -
     assert_saved(pool, f"{tmp_path}/sharded/final", got[-1]["eval_loss"])
 
 
-@pytest.mark.parametrize(
-    ("zero", "bf16"), [(1, True), (2, False), (3, True)], ids=["1-bf16", "2-fp32", "3-bf16"]
-)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
     pool: Pool, zero: int, bf16: bool, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ tp_plan_hash_make(const tp_plan *plan)
     hash = tp_hash_int(hash, plan->integer_count);
     for (int i = 0; i < plan->integer_count; i++)
         hash = hash_integer(hash, plan, &plan->integers[i]);
+    hash = tp_hash_int(hash, plan->stack_count);
     for (int i = 0; i < plan->stack_count; i++)
         hash = hash_stack(hash, &plan->stacks[i]);
     return hash;

@@ -59,7 +59,7 @@ mark_layers(const places *at, tp_error *err)
             continue;
         if (module == stage || kind == TP_VOCABULARY || kind == TP_HIDDEN)
             return refuse(at, module, "is no layer that tokens can be cut around", err);
-        if (kind == TP_EXPERTS)
+        if (kind == TP_EXPERTS || kind == TP_EXPERTS_COLUMN || kind == TP_EXPERTS_ROW)
             mark_island(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;

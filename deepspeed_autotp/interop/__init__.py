@@ -30,6 +30,7 @@ from deepspeed_autotp.interop.groups import (
 )
 from deepspeed_autotp.interop.models import (
     ModelFacts,
+    drops_layers,
     guard_save_pretrained,
     is_conv1d,
     is_plain_linear,
@@ -62,6 +63,7 @@ __all__ = [
     "ParameterKeeper",
     "config_argument",
     "deepspeed",
+    "drops_layers",
     "default_whole_weights_on_save",
     "engine_group",
     "engine_group_size",

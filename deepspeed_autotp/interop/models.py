@@ -148,6 +148,12 @@ def _places(model: nn.Module) -> set[int]:
     return {v for k, v in vars(model.config).items() if type(v) is int and k.endswith(keys)}
 
 
+def drops_layers(module: nn.Module) -> bool:
+    """Whether a module of transformers skips some of its layers in training, as BART may."""
+    dropped = vars(module).get("layerdrop")
+    return isinstance(dropped, float) and dropped > 0
+
+
 def wants_hidden_states(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call of a transformers model is asked for what its layers give one by one."""
     said = kwargs.get("output_hidden_states")

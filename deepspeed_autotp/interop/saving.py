@@ -36,20 +36,21 @@ def save_whole_weights(engine: Any, *, whole: Callable[[bool], dict[str, Tensor]
 
 
 def watch_checkpoints(
-    engine: Any, *, saving: Callable[[Path], None], loading: Callable[[Path], None]
+    engine: Any, *, saving: Callable[[Path | None], None], loading: Callable[[Path], None]
 ) -> None:
     """Call ``saving`` and ``loading`` with the folder of a checkpoint before ``engine`` uses it.
 
-    ``saving`` is called on the rank that makes the folder alone: the first of the world, or of
-    each machine where checkpoints lie on its own disk. Universal checkpoints, which are whole,
-    are loaded without a call.
+    On every rank, so that they fail together. ``saving`` is given the folder where this rank makes
+    it, on the first of the world or, where checkpoints lie on the machines' own disks, of each
+    machine, and else None. Universal checkpoints, which are whole, are loaded without a call.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
 
     def save_checkpoint(save_dir: str, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
         rank = engine.local_rank if engine.use_node_local_storage() else engine.global_rank
-        if save_dir and rank == 0:
-            saving(Path(save_dir, f"global_step{engine.global_steps}" if tag is None else str(tag)))
+        if save_dir:
+            name = f"global_step{engine.global_steps}" if tag is None else str(tag)
+            saving(Path(save_dir, name) if rank == 0 else None)
         return save(save_dir, tag, *args, **kwargs)
 
     def load_checkpoint(load_dir: str, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
