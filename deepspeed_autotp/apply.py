@@ -21,11 +21,12 @@ from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
+from deepspeed_autotp.inputs import agreed_inputs
 from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
-from deepspeed_autotp.trial import Trial, agreed_inputs
+from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -9,7 +9,6 @@ wrote the rule for it, its layers are cut one by one, or else it is left whole.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,12 +19,12 @@ from torch import nn
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.agree import Agreement
-from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.inputs import Inputs
 from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.reached import alone, guessed, idle, never_ran
 from deepspeed_autotp.untouched import forget, same_numbers, untouched
@@ -33,97 +32,16 @@ from deepspeed_autotp.watch import Seen, Watch
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# A trial runs the whole model three times over sixteen tokens. Beyond this many parameters
-# that takes minutes on a host, so it runs only where it is asked for, or where nobody wrote the
-# rules.
-_LARGEST_TRIAL = 2_000_000_000
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
 _WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts", "experts row")
 
 
-class Inputs:
-    """Keyword arguments of the model; ``insist`` where a trial that cannot run is an error."""
-
-    def __init__(self, values: Mapping[str, object], *, insist: bool) -> None:
-        self.values = values
-        self.insist = insist
-
-
-def agreed_inputs(
-    model: nn.Module,
-    description: Description,
-    settings: TPTrainingConfig,
-    given: Mapping[str, object] | None,
-    agreement: Agreement,
-) -> Inputs | None:
-    """What the trial is run with, the same on every rank, or None for no trial.
-
-    ValueError on every rank when the trial was asked for and no inputs are known, or when the
-    ranks were given different ones.
-    """
-    inputs = agreement.together(
-        lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
-    )
-    values = {} if inputs is None else inputs.values
-    said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
-    agreement.same({"a trial": str(inputs is not None), **said}, "what the trial is run with")
-    return inputs
-
-
-def _inputs(
-    model: nn.Module,
-    description: Description,
-    settings: TPTrainingConfig,
-    given: Mapping[str, object] | None,
-    *,
-    warn: bool,
-) -> Inputs | None:
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(
-            f"example_inputs: got {type(given).__name__}, expected a dictionary of keyword "
-            f"arguments of {type(model).__name__}"
-        )
-    if settings.self_check is False:
-        return None
-    key = "sequence_parallel" if settings.sequence_parallel else "self_check"
-    insist = settings.self_check is True or given is not None or settings.sequence_parallel
-    ruled = settings.get_partition_config_object() is not None or interop.tp_plan(model)
-    values = given
-    if values is None:
-        values = interop.trial_inputs(model, device=description.parameters[0].device)
-    if values is None:
-        if insist:
-            raise ValueError(
-                f"{key} is on, but what {type(model).__name__} takes as input is not known; "
-                "pass example_inputs to deepspeed_autotp.parallelize"
-            )
-        if warn:
-            _log.warning(
-                "the plan for %s is not tried, since what it takes as input is not known: a wrong "
-                "rule would train wrongly in silence. Pass example_inputs to "
-                "deepspeed_autotp.parallelize, which may come before initialize, or set "
-                "tensor_parallel.self_check to false.",
-                type(model).__name__,
-            )
-        return None
-    if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
-        if warn:
-            _log.info("no trial of a model this large; self_check: true runs it")
-        return None
-    return Inputs(values, insist=insist)
-
-
-def _digest(value: object) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    data = bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"{list(value.shape)} {hashlib.blake2b(data, digest_size=8).hexdigest()}"
-
-
 class Trial:
-    """Runs and compares; the model is as it was before, whatever happens. ``plan`` is the first one
-    to be tried: what it cuts says what is looked at."""
+    """Runs and compares; the model is as it was before, whatever happens.
+
+    ``plan`` is the first one to be tried: what it cuts says what is looked at.
+    """
 
     def __init__(
         self,
