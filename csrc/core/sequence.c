@@ -116,17 +116,32 @@ drop_nested(const places *at)
     }
 }
 
-/* Let the gradients be summed of what is used on a part of the tokens. */
-static void
-settle_parameters(const places *at)
+static bool
+is_summed(const places *at, int entry)
+{
+    const tp_parameter *is = tp_model_parameter(at->stacks.build->model, entry);
+    return tp_stacks_stage(&at->stacks, is->module) >= 0 &&
+           at->stacks.build->plan->entries[entry].layout == NULL && is_local(at, is);
+}
+
+/* Let the gradients be summed of what is used on a part of the tokens. One tensor has
+ * one gradient, whatever its names are. */
+static int
+settle_parameters(const places *at, tp_error *err)
 {
     const tp_plan *plan = at->stacks.build->plan;
     for (int i = 0; i < plan->entry_count; i++) {
         const tp_parameter *is = tp_model_parameter(at->stacks.build->model, i);
-        if (tp_stacks_stage(&at->stacks, is->module) >= 0 &&
-            plan->entries[i].layout == NULL && is_local(at, is))
+        const bool summed = is_summed(at, i);
+        if (is->tied_to >= 0 && summed != is_summed(at, is->tied_to))
+            return refuse(at, is->module,
+                          "has a weight in common with a module that is given other "
+                          "tokens",
+                          err);
+        if (summed)
             plan->entries[i].kind = TP_WHOLE_SUM;
     }
+    return 0;
 }
 
 typedef bool (*choice)(const places *at, int module);
@@ -207,7 +222,8 @@ make(const places *at, int lists, tp_error *err)
         return -1;
     mark_whole_blocks(at);
     drop_nested(at);
-    settle_parameters(at);
+    if (settle_parameters(at, err) < 0)
+        return -1;
     return write_stacks(at, lists, err);
 }
 

@@ -165,9 +165,52 @@ test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
     CHECK_REFUSED(&f, "'list.0.table' is no layer that tokens can be cut around");
 }
 
+static void
+test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "list", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    const int norm = add_module(&f, "list.0.norm", TP_MODULE_OTHER, 0);
+    const int weight = add_shaped(&f, norm, "weight", 1, (int64_t[]){16}, -1);
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    const int final = add_module(&f, "final", TP_MODULE_OTHER, 0);
+    add_shaped(&f, final, "weight", 1, (int64_t[]){16}, weight);
+    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    f.options.sequence = true;
+    CHECK_REFUSED(
+        &f, "'final' has a weight in common with a module that is given other tokens");
+}
+
+static void
+test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes(void)
+{
+    uint64_t hashes[2] = {0, 0};
+    for (int sequence = 0; sequence < 2; sequence++) {
+        fixture f = fixture_new(2);
+        add_module(&f, "", TP_MODULE_OTHER, 0);
+        add_module(&f, "list", TP_MODULE_OTHER, 0);
+        add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+        add_linear(&f, "list.0.up", 16, 16);
+        add_linear(&f, "list.0.down", 16, 16);
+        add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+        add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+        f.options.sequence = sequence == 1;
+        if (make_plan(&f))
+            hashes[sequence] = tp_plan_hash(f.plan);
+        fixture_free(&f);
+    }
+    CHECK(hashes[0] != hashes[1]);
+}
+
 int
 main(void)
 {
+    RUN(test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name);
+    RUN(test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes);
     RUN(test_tokens_come_together_in_the_block_of_a_row_layer);
     RUN(test_without_the_option_there_are_no_stacks);
     RUN(test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens);
