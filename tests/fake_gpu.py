@@ -108,3 +108,4 @@ def errors() -> None:
     print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
     print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
     print(native.obstacle(0))
+    print(native.obstacle(9))
