@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step sweep clean
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step sweep clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -43,21 +43,35 @@ test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(MAKE) --no-print-directory format-check lint types
 	@$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
 
-# compute-sanitizer comes with the CUDA toolkit; where it is missing, that is said.
+# compute-sanitizer comes with the CUDA toolkit; where it is missing, that is said. torch's cache of
+# memory is off, since within one of its large blocks nothing is out of bounds. racecheck looks at
+# shared memory alone: that copies follow each other in global memory is for the tests to show.
 sanitizer := $(shell command -v compute-sanitizer)
-sanitized = compute-sanitizer --error-exitcode 9 --target-processes all --tool $(1) \
-	$(python) -m pytest -q tests/test_gpu.py -k "not beyond_32_bits and not large_weight"
+sanitized = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
+	--target-processes all --tool $(1) \
+	$(gpu_python) -m pytest -q tests/test_gpu.py -k "not beyond_32_bits and not large_weight"
+
+# A Python that has the package, torch and the test dependencies already. Nothing is built or
+# fetched then, and the tests run in a folder without the sources, which would be found first.
+INSTALLED ?=
+gpu_python := $(or $(INSTALLED),$(abspath $(python)))
+gpu_folder := $(if $(INSTALLED),build/installed,.)
 
 test-gpu: export AUTOTP_REQUIRE_GPU := 1
-test-gpu: $(stamp) ## On a GPU: its tests, under compute-sanitizer as well, and the benchmark
-	@$(python) -m pytest -m gpu $(ARGS)
+test-gpu: $(if $(INSTALLED),build/installed,$(stamp)) ## On a GPU: its tests, also sanitized, and the benchmark. INSTALLED=
+	@cd $(gpu_folder) && $(gpu_python) -m pytest -m gpu $(ARGS)
 ifeq ($(sanitizer),)
 	@echo "compute-sanitizer is not there: memcheck and racecheck did not run"
 else
-	@$(call sanitized,memcheck)
-	@$(call sanitized,racecheck)
+	@cd $(gpu_folder) && $(call sanitized,memcheck)
+	@cd $(gpu_folder) && $(call sanitized,racecheck)
 endif
-	@$(python) -m benchmarks.gpu
+	@cd $(gpu_folder) && $(gpu_python) -m benchmarks.gpu
+
+build/installed: FORCE
+	@rm -rf $@ && mkdir -p $@ && cp -r tests benchmarks examples pyproject.toml $@
+
+FORCE:
 
 cuda: ## Compile the CUDA library for all architectures of a release, warnings as errors
 	@AUTOTP_WERROR=1 AUTOTP_CUDA_ARCHS= $(python) setup.py -q build_cuda \

@@ -6,7 +6,7 @@
 
 and, where nvcc is found, libautotp_cuda.so, which _ops opens when it is first needed:
 
-    AUTOTP_CUDA=auto|1|0        with nvcc where there is one (the default); always; never
+    AUTOTP_CUDA=auto|1|0        where nvcc can (the default: else a warning); or fail; never
     AUTOTP_CUDA_ARCHS=80,90     architectures to compile for; else all that a release has
 
 Neither CUDA nor a GPU is needed. torch's own build helpers are not used: they want the very
@@ -15,6 +15,7 @@ sentence. AUTOTP_WERROR=1 turns compiler warnings into errors.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import PlatformError
+from setuptools.errors import BaseError, PlatformError
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *WARNINGS]
@@ -36,6 +37,8 @@ CUDA = "deepspeed_autotp.libautotp_cuda"
 # the intermediate code goes in, too, for what comes after it.
 CUDA_ARCHS = ("75", "80", "90", "100", "110", "120")
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# A launch takes a table of 28 KB as its argument; before, 4 KB were the most.
+NVCC_OLDEST = (12, 1)
 # Not -Wpedantic: what nvcc hands to the host compiler is not pedantic itself.
 CUDA_WARNINGS = ["-Xcompiler", "-Wall,-Wextra,-Wshadow,-Wconversion"]
 
@@ -78,17 +81,37 @@ def cuda_extensions() -> list[Extension]:
     wanted = os.environ.get("AUTOTP_CUDA", "auto")
     if wanted not in ("auto", "1", "0"):
         raise PlatformError(f"AUTOTP_CUDA is {wanted!r}, expected auto, 1 or 0")
-    if wanted == "1" and find_nvcc() is None:
-        raise missing("nvcc", "put it in PATH or its folder in CUDA_HOME, or set AUTOTP_CUDA=auto")
-    if wanted == "0" or find_nvcc() is None:
+    if wanted == "0" or (wanted == "auto" and find_nvcc() is None):
         return []
-    return [Extension(CUDA, sources("csrc/cuda", ".cu"))]
+    return [Extension(CUDA, sources("csrc/cuda", ".cu"), optional=wanted == "auto")]
+
+
+def said_by(nvcc: str, option: str) -> str:
+    """What nvcc writes; nothing where it cannot be run."""
+    try:
+        return subprocess.run([nvcc, option], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+
+
+def usable_nvcc() -> tuple[str, str]:
+    """The nvcc to use and its version; an error where there is none, or one that is too old."""
+    nvcc = find_nvcc()
+    oldest = ".".join(map(str, NVCC_OLDEST))
+    how = "put it in PATH or its folder in CUDA_HOME, or set AUTOTP_CUDA=auto"
+    if nvcc is None:
+        raise missing(f"nvcc {oldest} or later", how)
+    found = re.search(r"release (\d+)\.(\d+)", said_by(nvcc, "--version"))
+    if found is None or (int(found[1]), int(found[2])) < NVCC_OLDEST:
+        version_found = f"{found[1]}.{found[2]}" if found else "of a version it does not say"
+        raise missing(f"nvcc {oldest} or later", f"{nvcc} is {version_found}; {how}")
+    return nvcc, f"{found[1]}.{found[2]}"
 
 
 def cuda_archs(nvcc: str) -> list[str]:
     """What to compile for, by number; of a release, what this nvcc knows."""
-    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-    known = [line.removeprefix("compute_") for line in done.stdout.split()]
+    listed = said_by(nvcc, "--list-gpu-arch")
+    known = [line.removeprefix("compute_") for line in listed.split()]
     asked = [arch for arch in os.environ.get("AUTOTP_CUDA_ARCHS", "").split(",") if arch]
     unknown = [arch for arch in asked if arch not in known]
     if unknown or not known:
@@ -105,7 +128,14 @@ class BuildExtensions(build_ext):
     def run(self) -> None:
         if sys.platform != "linux":
             raise PlatformError(f"deepspeed-autotp builds on Linux, not on {sys.platform}")
+        self.remove_cuda()
         super().run()
+
+    def remove_cuda(self) -> None:
+        """A library of an earlier build must not stand in for one that is not made now."""
+        file = self.get_ext_filename(CUDA)
+        for folder in (self.build_lib, *(["."] if self.inplace else [])):
+            Path(folder, file).unlink(missing_ok=True)
 
     def build_extensions(self) -> None:
         self.check_needs()
@@ -119,7 +149,7 @@ class BuildExtensions(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == CUDA:
-            self.build_cuda(ext)
+            self.try_cuda(ext)
             return
         flags, libraries = self.options_of(ext.name)
         objects = [self.compile_one(source, flags) for source in ext.sources]
@@ -164,15 +194,26 @@ class BuildExtensions(build_ext):
         )
         return target
 
+    def try_cuda(self, ext: Extension) -> None:
+        """Build the library. setuptools makes a warning of what fails of an optional one."""
+        try:
+            self.build_cuda(ext)
+        except BaseError as error:
+            if not ext.optional:
+                raise
+            raise PlatformError(
+                f"{error}; the package works without this library, on a GPU more slowly; "
+                "AUTOTP_CUDA=0 builds without it, AUTOTP_CUDA=1 fails where it cannot be built"
+            ) from error
+
     def build_cuda(self, ext: Extension) -> None:
         """Compile what is out of date for the architectures that are asked for, and link."""
-        nvcc = find_nvcc()
-        assert nvcc is not None
+        nvcc, release = usable_nvcc()
         archs = cuda_archs(nvcc)
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        # The objects for other architectures are others.
-        folder = Path(self.build_temp) / ("cuda-" + "-".join(archs))
+        # The objects for other architectures, and of another compiler, are others.
+        folder = Path(self.build_temp) / "-".join(["cuda", release, *archs])
         folder.mkdir(parents=True, exist_ok=True)
         flags = [*CUDA_FLAGS, *CUDA_WARNINGS, f'-DAUTOTP_ARCHS="{",".join(archs)}"', *codes]
         if os.environ.get("AUTOTP_WERROR") == "1":
@@ -223,9 +264,11 @@ class BuildExtensions(build_ext):
         if not self.preprocesses("c", "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n"):
             raise missing("the PCRE2 headers", packages("libpcre2-dev", "pcre2-devel"))
         torch_folder()
-        nvcc = find_nvcc()
-        if nvcc is not None and any(ext.name == CUDA for ext in self.extensions):
-            cuda_archs(nvcc)
+        self.check_nvcc()
+
+    def check_nvcc(self) -> None:
+        if any(ext.name == CUDA and not ext.optional for ext in self.extensions):
+            cuda_archs(usable_nvcc()[0])
 
     def pcre2(self) -> str:
         """The static library, so that a wheel needs nothing; else the shared one."""
@@ -242,11 +285,10 @@ class BuildCuda(BuildExtensions):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.extensions = [ext for ext in self.extensions if ext.name == CUDA]
+        self.extensions = [Extension(CUDA, sources("csrc/cuda", ".cu"))]
 
     def check_needs(self) -> None:
-        if find_nvcc() is None:
-            raise missing("nvcc", "put it in PATH or its folder in CUDA_HOME")
+        self.check_nvcc()
 
 
 def checked_cuda_extensions() -> list[Extension]:

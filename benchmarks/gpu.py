@@ -206,8 +206,11 @@ def main() -> int:
         console.print(f"no GPU: nothing was measured (torch {torch.__version__})")
         return 2
     library = native.find_library()
+    if reason := library.reason or native.obstacle(torch.cuda.current_device()):
+        console.print(f"the kernels do not run here, so nothing was measured: {reason}")
+        return 2
     archs = ", ".join(map(str, library.archs))
-    console.print(f"torch {torch.__version__}, CUDA library for {archs} {library.reason}")
+    console.print(f"torch {torch.__version__}, CUDA library for {archs}")
     console.print(table(options))
     return 0
 

@@ -99,10 +99,14 @@ def _switched(
 ) -> Conversion:
     """The conversion with everything done but the cutting; undone where any rank fails."""
     conversion = Conversion(description, plan=plan, group=group, overlap=settings.overlaps)
+
+    def finish() -> None:
+        conversion.keep_logits(settings.vocab_parallel_lm_head)
+        conversion.check_room(device)
+
     try:
         agreement.together(conversion.switch)
-        agreement.together(lambda: conversion.keep_logits(settings.vocab_parallel_lm_head))
-        agreement.together(lambda: conversion.check_room(device))
+        agreement.together(finish)
     except Exception:
         conversion.undo()
         raise

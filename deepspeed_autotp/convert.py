@@ -27,6 +27,7 @@ from deepspeed_autotp.layers import Sharding, sharded_class
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.shared_input import SharedInput
 from deepspeed_autotp.stages import Changes, cut_tokens
+from deepspeed_autotp.staging import Staging
 
 
 class Conversion:
@@ -41,6 +42,7 @@ class Conversion:
         self._group = group
         self._input = SharedInput(group, overlap=overlap)
         self._undo: list[Callable[[], None]] = []
+        self._staging: Staging | None = None
 
     def switch(self) -> None:
         """Give modules their sharded classes, local integers and gradient hooks."""
@@ -88,24 +90,31 @@ class Conversion:
             )
 
     def check_room(self, device: torch.device | None) -> None:
-        """ValueError where this rank's parameters do not fit on ``device``."""
-        if device != self._parameters[0].device:
-            rows = self._plan.table()
-            check_room(sum(row.local_bytes[self._group.rank] for row in rows), device)
+        """Take what ``commit`` needs; ValueError where this rank's part does not fit there."""
+        if device is None or device == self._parameters[0].device:
+            return
+        buffers = list(self._modules[""].buffers())
+        sizes = [row.local_bytes[self._group.rank] for row in self._plan.table()]
+        sizes += [buffer.nbytes for buffer in buffers]
+        check_room(sum(sizes), len(self._parameters) + len(buffers), device)
+        if self._parameters[0].device.type == "cpu":
+            self._staging = Staging(device)
 
     def commit(self, device: torch.device | None = None) -> None:
         """Cut the tensors; a storage is free as soon as its shard is made.
 
-        With a ``device`` other than theirs, the shards and all else of the model go there.
+        With a ``device`` other than theirs, the shards and all else of the model go there;
+        ``check_room`` has to come before.
         """
         rank = self._group.rank
         if device is None or device == self._parameters[0].device:
             entries = ((self._parameters[index], entry) for index, entry in self._cut_entries())
             cut_parameters(entries, rank=rank)
         else:
-            if self._parameters[0].device.type == "cpu":
+            if self._staging is not None:
                 pairs = zip(self._parameters, self._plan.entries, strict=True)
-                move_parameters(pairs, rank=rank, device=device)
+                move_parameters(pairs, rank=rank, staging=self._staging)
+                self._staging = None
             else:
                 self.commit()
             self._modules[""].to(device)

@@ -26,16 +26,21 @@ _log = logging.getLogger("deepspeed_autotp")
 
 # A tensor of at most so many bytes is small: a GPU copies it in less time than a launch takes.
 _SMALL = 1 << 20
+# What torch's allocator rounds the size of each tensor up to, and what it may lose between them.
+_ROUNDED = 512
+_MARGIN = 64 << 20
+# What a RuntimeError about memory says. torch's stable ABI hands on no reason, only the call.
+_NO_MEMORY = ("out of memory", "can't allocate memory", '"aten::new_empty"')
 # Bytes of small tensors that are there twice for a while.
 _TOGETHER = 64 << 20
 
 
-def check_room(size: int, device: torch.device | None) -> None:
-    """ValueError where ``size`` bytes are not to be had on a GPU that the shards shall go to."""
-    if device is None or device.type != "cuda":
+def check_room(size: int, tensors: int, device: torch.device) -> None:
+    """ValueError where ``size`` bytes in ``tensors`` are not to be had on a GPU."""
+    if device.type != "cuda":
         return
     try:
-        torch.empty(size, dtype=torch.uint8, device=device)
+        torch.empty(size + tensors * _ROUNDED + _MARGIN, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -49,7 +54,9 @@ def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: in
         cuts = [_cut(entry, rank) for _, entry in several]
         try:
             shards = ops.pack_many([parameter.data for parameter, _ in several], cuts)
-        except (RuntimeError, MemoryError) as error:  # torch's word for no memory is either
+        except (RuntimeError, MemoryError) as error:
+            if not _is_no_memory(error):
+                raise
             shards = [
                 _in_place(parameter.data, cut, entry, error)
                 for (parameter, entry), cut in zip(several, cuts, strict=True)
@@ -59,10 +66,9 @@ def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: in
 
 
 def move_parameters(
-    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, device: torch.device
+    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, staging: Staging
 ) -> None:
-    """As ``cut_parameters``, from a host to ``device``; whole parameters move, too."""
-    staging = Staging(device)
+    """As ``cut_parameters``, from a host to a device; whole parameters move, too."""
     for parameter, entry in parameters:
         if entry.tied_to >= 0:
             continue
@@ -95,6 +101,12 @@ def _batches(
         yield waiting
 
 
+def _is_no_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in _NO_MEMORY
+    )
+
+
 def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Tensor:
     _log.warning(
         "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
@@ -106,4 +118,7 @@ def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Ten
         return ops.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
     except ValueError:  # runs in an order, or a layout, that would overwrite what is still needed
         shard = ops.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
-        return full.as_strided(shard.shape, shard.stride()).copy_(shard)
+        if full.is_contiguous() or full.untyped_storage().nbytes() == full.nbytes:
+            return full.as_strided(shard.shape, shard.stride()).copy_(shard)
+        # What lies between its elements is not its own.
+        return full.narrow(entry.dim, 0, shard.shape[entry.dim]).copy_(shard)

@@ -39,7 +39,7 @@ def examined_table() -> Table:
 
 
 def examine() -> dict[str, list[Row]]:
-    """Findings under their titles. Starts nothing on a device."""
+    """Findings under their titles. Makes a context on each GPU, to ask whether kernels run."""
     library = native.find_library()
     return {
         "versions": list(_versions()),

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.vocabulary import differentiate_, statistics
+from deepspeed_autotp.vocabulary import differentiate, differentiate_, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,13 @@ class _CrossEntropy(torch.autograd.Function):
         task: _Task = ctx.task
         # A retained graph may be walked again, and would find gradients where logits were.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
-        gradient = logits if not retained and task.overwrite() else logits.clone()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)
         columns = labels - task.start
-        differentiate_(gradient, logsumexp, columns, scale, cap=task.soft_cap)
-        return gradient, None, None
+        if retained or not task.overwrite():
+            gradient = differentiate(logits, logsumexp, columns, scale, cap=task.soft_cap)
+            return gradient, None, None
+        differentiate_(logits, logsumexp, columns, scale, cap=task.soft_cap)
+        return logits, None, None
 
 
 def _combined(ranks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

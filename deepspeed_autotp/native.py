@@ -82,7 +82,6 @@ def devices() -> Devices:
     return Devices(*loaded().cuda_devices())
 
 
-@functools.cache
 def obstacle(index: int) -> str:
     """Why the kernels do not run on a device of torch's; empty where they do."""
     reason: str = loaded().cuda_probe(index)

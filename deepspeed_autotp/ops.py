@@ -13,7 +13,7 @@ contiguous copy of the full tensor.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -148,6 +148,7 @@ def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[i
             _ops.compact_(full, *view, runs, shape)
             torch.autograd.graph.increment_version(full)
         else:
+            _check_ascending(runs)
             packed = pack(full.cpu(), view=view, runs=runs, shape=shape)
             full.view(-1)[: packed.numel()].copy_(packed.view(-1))
         return full.detach().view(-1)[: math.prod(shape)].view(shape)
@@ -189,6 +190,17 @@ def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> 
         _ops.check(*view, runs, full.numel(), shard.numel(), True)
         for place, part in _pairs(full, shard, view=view, runs=runs):
             place.copy_(part)
+
+
+def _check_ascending(runs: Sequence[int]) -> None:
+    """What the operator refuses, where it does not run."""
+    pairs = list(zip(runs[::2], runs[1::2], strict=False))
+    for index, ((before, length), (start, own)) in enumerate(pairwise(pairs), 1):
+        if start < before + length:
+            raise ValueError(
+                f"run {index} (start {start}, length {own}) lies before the end of the run ahead "
+                "of it; a tensor is packed in place by runs that ascend"
+            )
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -40,7 +40,9 @@ def parallelize(
     example_inputs  keyword arguments of ``model`` for the trial, the same on every rank;
                     known for transformers models
     device          where the model goes, for example "cuda": from a host each rank copies what
-                    it holds alone, so the whole model is never there; default: where it lies
+                    it holds alone, so the whole model is never there; default: where it lies.
+                    "cuda" is the GPU that torch.cuda.set_device chose, which comes before:
+                    else all ranks of a host take cuda:0
 
     torch.distributed must be initialised. Gradients are then those of the single-device
     model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.

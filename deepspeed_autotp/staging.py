@@ -21,13 +21,16 @@ _BUFFER = 32 << 20
 
 
 class Staging:
-    """Two buffers on the way to ``device``. On a host they are plain memory."""
+    """Two buffers on the way to ``device``: pinned for a GPU, else plain memory.
+
+    From plain memory a copy is waited for, since nothing says when it has left.
+    """
 
     def __init__(self, device: torch.device, *, buffer: int = _BUFFER) -> None:
         self._device = device
-        pinned = device.type == "cuda"
+        self._pinned = device.type == "cuda"
         self._buffers = [
-            torch.empty(buffer, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)
+            torch.empty(buffer, dtype=torch.uint8, pin_memory=self._pinned) for _ in range(2)
         ]
         self._left: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
@@ -41,7 +44,7 @@ class Staging:
         for piece in target.split(self._buffers[0].numel()):
             part = self._taken()[: piece.numel()]
             ops.pack_part_(part, source, cut, begin=begin)
-            piece.copy_(part, non_blocking=True)
+            piece.copy_(part, non_blocking=self._pinned)
             self._sent()
             begin += piece.numel()
         return shard
@@ -60,7 +63,7 @@ class Staging:
         return self._buffers[self._turn]
 
     def _sent(self) -> None:
-        if self._device.type == "cuda":
+        if self._pinned:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._device))
             self._left[self._turn] = event

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepspeed_autotp import native
 
-__all__ = ["differentiate_", "statistics"]
+__all__ = ["differentiate", "differentiate_", "statistics"]
 
 # Bytes of the one temporary, in the type that is summed in. Three passes go over it, so on a host
 # it should stay in a cache: with 1024 tokens and 32768 columns on one core, 64 MiB take twice as
@@ -60,6 +60,19 @@ def differentiate_(
         _differentiate_(logits, logsumexp, columns, scale, cap)
 
 
+def differentiate(
+    logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, cap: float = 0.0
+) -> Tensor:
+    """As ``differentiate_``, as a new tensor; the logits keep their values."""
+    if _has_kernel(logits):
+        gradient = logits.clone()
+        differentiate_(gradient, logsumexp, columns, scale, cap=cap)
+        return gradient
+    gradient = torch.empty_like(logits)
+    _write_gradient(gradient, logits, logsumexp, columns, scale, cap)
+    return gradient
+
+
 def _has_kernel(logits: Tensor) -> bool:
     return logits.dtype in _KERNEL_DTYPES and logits.is_contiguous() and native.on_gpu(logits)
 
@@ -87,6 +100,13 @@ def _statistics(logits: Tensor, columns: Tensor, cap: float) -> Tensor:
 def _differentiate_(
     logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, cap: float
 ) -> None:
+    _write_gradient(logits, logits, logsumexp, columns, scale, cap)
+
+
+def _write_gradient(
+    gradient: Tensor, logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, cap: float
+) -> None:
+    """``gradient`` may be ``logits``."""
     width = logits.shape[1]
     if width == 0:
         return
@@ -100,7 +120,7 @@ def _differentiate_(
             slope = slope * (1 - (x / cap).square_())
         torch.sub(x, logsumexp[rows].unsqueeze(1), out=space).exp_()
         space.scatter_add_(1, column[rows], here[rows]).mul_(slope)
-        logits[rows] = space.masked_fill_(nothing[rows], 0)
+        gradient[rows] = space.masked_fill_(nothing[rows], 0)
 
 
 torch.library.register_kernel("deepspeed_autotp::vocab_statistics", "cpu", _statistics)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepspeed_autotp import native, ops, vocabulary
-from tests.kernels import batch, exact
+from tests.kernels import batch, drawn, exact
 from tests.test_gpu import CUTS
 
 _OPS = native.loaded()
@@ -33,12 +33,6 @@ def failure(name: str, *args: object) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
-
-
-def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
-    items = torch.Size(shape).numel() + offset
-    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
-    return raw.view(dtype)[offset:].view(shape)
 
 
 def same(a: object, b: Tensor) -> bool:
@@ -108,3 +102,4 @@ def errors() -> None:
     print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
     print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
     print(native.obstacle(0))
+    print(native.obstacle(9))

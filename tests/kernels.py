@@ -2,6 +2,7 @@
 """The arithmetic of the cross-entropy kernels, compiled for the host and called on tensors."""
 
 import ctypes
+import math
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,15 @@ class Args(ctypes.Structure):
         ("cap", ctypes.c_float),
         ("type", ctypes.c_int32),
     )
+
+
+def drawn(
+    shape: tuple[int, ...], dtype: torch.dtype, offset: int, *, device: str = "cpu"
+) -> Tensor:
+    """Random bytes, ``offset`` elements off an aligned address."""
+    items = math.prod(shape) + offset
+    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
+    return raw.to(device).view(dtype)[offset:].view(shape)
 
 
 class HostKernels:

@@ -77,7 +77,9 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
 
 
 def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
-    assert run(stand_ins, "errors", FAKE_GPU_ERROR="209") == [
+    *said, refused = run(stand_ins, "errors", FAKE_GPU_ERROR="209")
+    assert refused.startswith("the device cannot be selected: ")
+    assert said == [
         "RuntimeError: a copy of runs could not be started on cuda:0: no kernel image "
         "(CUDA error 209)",
         "RuntimeError: the statistics of logits could not be started on cuda:0: no kernel image "

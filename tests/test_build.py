@@ -28,10 +28,30 @@ importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find
 runpy.run_path("setup.py", run_name="__main__")
 """
 
-# setup.py where no program can be found.
+# setup.py with the CUDA library as the only extension.
+CUDA_ALONE = """
+import runpy, setuptools
+whole = setuptools.setup
+def alone(ext_modules, **named):
+    whole(ext_modules=[ext for ext in ext_modules if "cuda" in ext.name], **named)
+setuptools.setup = alone
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+# A compiler for devices that compiles nothing.
+NVCC = """#!/bin/sh
+case "$1" in
+--version) echo "Cuda compilation tools, release {release}, V{release}.0" ;;
+--list-gpu-arch) echo compute_90 ;;
+*) exit 1 ;;
+esac
+"""
+
+# setup.py where nvcc cannot be found.
 NO_NVCC = """
 import runpy, shutil
-shutil.which = lambda *given, **named: None
+which = shutil.which
+shutil.which = lambda name, **named: None if name == "nvcc" else which(name, **named)
 runpy.run_path("setup.py")
 """
 
@@ -95,8 +115,50 @@ def test_a_wrong_switch_for_cuda_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_wanted_library_without_nvcc_is_one_sentence(tmp_path: Path) -> None:
     assert build(tmp_path, "-c", NO_NVCC, AUTOTP_CUDA="1") == (
-        "error: deepspeed-autotp needs nvcc to build: put it in PATH or its folder in CUDA_HOME, "
-        "or set AUTOTP_CUDA=auto"
+        "error: deepspeed-autotp needs nvcc 12.1 or later to build: put it in PATH or its folder "
+        "in CUDA_HOME, or set AUTOTP_CUDA=auto"
+    )
+
+
+def fake_nvcc(folder: Path, release: str) -> dict[str, str]:
+    """The environment in which there is an nvcc that cannot compile."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(NVCC.format(release=release))
+    nvcc.chmod(0o755)
+    return {"PATH": f"{nvcc.parent}:{os.environ['PATH']}", "AUTOTP_CUDA_ARCHS": ""}
+
+
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [("11.8", "needs nvcc 12.1 or later"), ("12.1", "failed with exit code 1")],
+)
+def test_an_nvcc_of_no_use_is_a_warning_and_leaves_no_old_library(
+    tmp_path: Path, release: str, reason: str
+) -> None:
+    old = tmp_path / "lib" / "deepspeed_autotp" / "libautotp_cuda.so"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    done = subprocess.run(
+        [sys.executable, "-c", CUDA_ALONE, "-q", "build_ext"]
+        + [f"--build-temp={tmp_path}/temp", f"--build-lib={tmp_path}/lib"],
+        cwd=ROOT,
+        env={**os.environ, **fake_nvcc(tmp_path, release), "AUTOTP_CUDA": "auto"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("AUTOTP_CUDA=0 builds without it") == 1 and reason in done.stderr
+    assert not old.exists()
+
+
+def test_a_wanted_library_with_an_old_nvcc_is_one_sentence(tmp_path: Path) -> None:
+    environment = fake_nvcc(tmp_path, "11.8")
+    said = build(tmp_path, "setup.py", **environment, AUTOTP_CUDA="1")
+    assert said == (
+        f"error: deepspeed-autotp needs nvcc 12.1 or later to build: {tmp_path}/bin/nvcc is 11.8; "
+        "put it in PATH or its folder in CUDA_HOME, or set AUTOTP_CUDA=auto"
     )
 
 

@@ -2,13 +2,16 @@
 """Parameters become their shards, together or one by one, and with no memory to spare."""
 
 import logging
+import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from deepspeed_autotp import cutting, native, ops
+from deepspeed_autotp.staging import Staging
 
 
 @dataclass
@@ -78,12 +81,53 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     assert "up.weight: no memory for the shard beside the whole weight (tried to" in caplog.text
 
 
+def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fulls: object, cuts: object) -> None:
+        raise torch.OutOfMemoryError("tried to take 12 GiB")
+
+    monkeypatch.setattr(ops, "pack_many", full)
+    fused = torch.randn(8, 6)
+    before = fused.clone()
+    parameter = nn.Parameter(fused[:, :3])
+    cutting.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+    assert torch.equal(parameter, before[4:, :3])
+    assert parameter.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+    assert torch.equal(fused[:, 3:], before[:, 3:])
+
+
+def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fulls: object, cuts: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(ops, "pack_many", broken)
+    (parameter,) = weights(1)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        cutting.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+
+
+def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
+    """By what torch really says; the weight itself is never read or written."""
+    size = 1 << 28
+    large = Rows(view=(1, size, 1), taken=(0, size // 2))
+    large.local_shape = lambda rank: (size // 2,)  # type: ignore[method-assign]
+    parameter = nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+    try:
+        cutting.cut_parameters([(parameter, large)], rank=0)  # type: ignore[list-item]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert parameter.shape == (size // 2,) and "no memory for the shard" in caplog.text
+
+
 def test_cut_and_whole_parameters_go_to_a_device() -> None:
     parameters = weights(3)
     wholes = [parameter.detach().clone() for parameter in parameters]
     entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]
     pairs = zip(parameters, entries, strict=True)
-    cutting.move_parameters(pairs, rank=1, device=torch.device("cpu"))  # type: ignore[arg-type]
+    staging = Staging(torch.device("cpu"), buffer=40)
+    cutting.move_parameters(pairs, rank=1, staging=staging)  # type: ignore[arg-type]
     assert torch.equal(parameters[0], wholes[0][4:])
     assert torch.equal(parameters[1], wholes[1])
     assert torch.equal(parameters[2], wholes[2]), "its partner is cut, and is the same object"
@@ -97,10 +141,9 @@ def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nMore")
 
     monkeypatch.setattr(torch, "empty", empty)
-    cutting.check_room(7 << 30, None)
-    cutting.check_room(7 << 30, torch.device("cpu"))
+    cutting.check_room(7 << 30, 3, torch.device("cpu"))
     assert asked == []
     expected = "part of the model, 7.5 GB, does not fit on cuda:1: CUDA out of memory. Tried to"
     with pytest.raises(ValueError, match=expected):
-        cutting.check_room(7 << 30, torch.device("cuda", 1))
-    assert asked == [7 << 30]
+        cutting.check_room(7 << 30, 3, torch.device("cuda", 1))
+    assert asked == [(7 << 30) + 3 * 512 + (64 << 20)]

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels on a GPU give what the host gives, bit for bit where no sum is formed."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from deepspeed_autotp import loss, native, ops, vocabulary
+from tests import kernels
 from tests.kernels import batch, exact
 from tests.test_vocabulary import ROUNDING
 
@@ -29,10 +28,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.float64, torch.compl
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
-    """Random bytes on the GPU, ``offset`` elements off an aligned address."""
-    items = math.prod(shape) + offset
-    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
-    return raw.cuda().view(dtype)[offset:].view(shape)
+    return kernels.drawn(shape, dtype, offset, device="cuda")
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -81,7 +77,7 @@ def test_a_large_weight_is_packed_in_its_own_memory(
     assert shard.data_ptr() == full.data_ptr() and same(shard, expected)
 
 
-def test_thousands_of_tensors_are_cut_in_a_few_launches() -> None:
+def test_thousands_of_tensors_are_cut_together() -> None:
     cut = ops.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
     for full, shard in zip(fulls, ops.pack_many(fulls, [cut] * 1500), strict=True):
@@ -96,6 +92,26 @@ def test_elements_beyond_32_bits_are_reached() -> None:
     full[-1, 1024:2048] = torch.arange(1024, device="cuda").to(torch.uint8)
     shard = ops.pack(full, view=(rows, 4096, 1), runs=(1024, 1024), shape=(rows, 1024))
     assert torch.equal(shard[-1], full[-1, 1024:2048]) and not shard[:-1].any()
+
+
+def test_logits_beyond_32_bits_are_reached() -> None:
+    tokens, width = (1 << 16) + 2, 1 << 15
+    if torch.cuda.mem_get_info()[0] < 3 * tokens * width:
+        pytest.skip("less than 7 GiB of GPU memory is free")
+    logits = torch.zeros(tokens, width, dtype=torch.bfloat16, device="cuda")
+    logits[-1, 7] = 9
+    columns = torch.full((tokens,), 7, device="cuda")
+    found = vocabulary.statistics(logits, columns)
+    assert found[:, 0].tolist() == [0, width, 0] and found[0, -1] == found[2, -1] == 9
+    scale = torch.zeros(tokens, device="cuda")
+    scale[-1] = 1
+    vocabulary.differentiate_(logits, found[0] + found[1].log(), columns, scale)
+    expected = torch.zeros(width)
+    expected[7] = 9
+    expected = expected.softmax(0)
+    expected[7] -= 1
+    assert torch.allclose(logits[-1].float().cpu(), expected, rtol=1e-2)
+    assert not logits[:-1].any()
 
 
 def test_copies_follow_the_current_stream() -> None:

@@ -12,7 +12,8 @@ from deepspeed_autotp import _core, native
 
 FOLDER = Path(str(_core.__file__)).parent
 ALWAYS = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libgcc_s.so.1"}
-ALWAYS |= {"libstdc++.so.6", "ld-linux-x86-64.so.2", "librt.so.1"}
+ALWAYS |= {"libstdc++.so.6", "librt.so.1"}
+ALWAYS |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 # Of torch, its stable ABI alone: C functions, no name that a C++ compiler has made.
 STABLE = re.compile(r"(aoti_|torch_)")
 

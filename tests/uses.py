@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
+from deepspeed_autotp import convert, plain
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole
@@ -193,12 +195,23 @@ def refused(name: str) -> str:
     return refusal(model, lambda: deepspeed_autotp.parallelize(model, **calls[name]))
 
 
+def _another(name: str) -> torch.device:
+    """A device that the weights do not lie on; of hosts there is one, under two names."""
+    device = torch.empty(0, device=name).device
+    return torch.device("cpu", 0) if device.type == "cpu" else device
+
+
 def on_device(name: str) -> tuple[float, bool]:
     """How far losses are apart from one process, with the shards made on a device; and whether
     all of the model lies there. In float32 on a GPU, whose kernels have no float64."""
     dtype = torch.float64 if name == "cpu" else torch.float32
     whole, ours = make().to(dtype), make().to(dtype)
-    model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
+    with (
+        mock.patch.object(plain, "_numbered", _another),
+        mock.patch.object(convert, "move_parameters", wraps=convert.move_parameters) as moved,
+    ):
+        model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
+    assert moved.call_count == 1
     worst = 0.0
     optimizers = [torch.optim.SGD(m.parameters(), lr=RATE) for m in (whole.to(name), model)]
     for step in range(2):

@@ -12,6 +12,16 @@ trap 'rm -rf "$site"' EXIT
 
 "$python" -m pip install --quiet --no-deps --no-index --target "$site" "$wheel"
 cd "$site"
+
+# What systems since 2021 have; a wheel built on a newer one may need more than is promised.
+readonly OLDEST=GLIBC_2.34
+newest=$(readelf --version-info deepspeed_autotp/*.so | grep -oE 'GLIBC_[0-9.]+' | sort -uV |
+    tail -n 1)
+if [ "$(printf '%s\n' "$OLDEST" "$newest" | sort -V | tail -n 1)" != "$OLDEST" ]; then
+    echo "the wheel needs $newest, expected $OLDEST or earlier: build it on an older system" >&2
+    exit 1
+fi
+
 PYTHONPATH=$site PATH=/usr/bin:/bin "$python" - <<'PROGRAM'
 import pathlib
 import torch

@@ -70,15 +70,20 @@ install_packages() {
         die "run this first: apt-get install -y $*"
 }
 
-# One architecture, where nvcc is there at all: all of a release take minutes.
+# One architecture, where nvcc is there at all: all of a release take minutes. Nothing, which
+# stands for a release, where nvcc does not know a GPU that is there.
 cuda_archs() {
-    local found
+    local nvcc known found arch
+    nvcc=$(PATH="$PATH:${CUDA_HOME:-}/bin:${CUDA_PATH:-}/bin:/usr/local/cuda/bin" command -v nvcc) ||
+        return 0
+    known=$("$nvcc" --list-gpu-arch 2>/dev/null) || return 0
+    # Its messages come on the same stream, and may have numbers in them.
     found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
-        tr -d '. ' | sort -un | paste -sd,) || true
-    case $found in
-    *[0-9]*) echo "$found" ;;
-    *) echo 90 ;;
-    esac
+        grep -Ex '[0-9]+[.][0-9]+' | tr -d . | sort -un) || found=90
+    for arch in $found; do
+        grep -qx "compute_$arch" <<<"$known" || return 0
+    done
+    paste -sd, <<<"$found"
 }
 
 build() {

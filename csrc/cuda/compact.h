@@ -23,7 +23,7 @@ typedef struct {
 /* Steps run one after the other. Of one that is `in_order` each byte is read before
  * any later one is written; the bytes of all others may move in any order. */
 typedef struct {
-    tp_shard_cut cut; /* of `rows` below it, or of a single stretch of bytes */
+    tp_shard_cut cut; /* of fewer rows than the whole one, or of a stretch */
     int64_t full;  /* byte of the memory where the step's part of the tensor begins */
     int64_t shard; /* byte of the memory where it goes */
     int64_t stretch[2]; /* the run of a step that is a stretch */

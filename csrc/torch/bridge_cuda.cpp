@@ -262,7 +262,8 @@ cuda_devices()
     return {count, error, error == 0 ? "" : library->api->error_text(error)};
 }
 
-// Why the kernels do not run on a device; empty where they do.
+// Why the kernels do not run on a device; empty where they do. Makes a context there,
+// which a device that is full, or another process's alone, refuses.
 std::string
 cuda_probe(int64_t index)
 {
@@ -271,8 +272,13 @@ cuda_probe(int64_t index)
         return library->reason;
     if (stream_of() == nullptr)
         return kNoCuda;
-    const DeviceGuard guard(static_cast<int32_t>(index));
-    const int error = library->api->probe();
+    int error = 0;
+    try {
+        const DeviceGuard guard(static_cast<int32_t>(index));
+        error = library->api->probe();
+    } catch (const std::exception &refusal) {
+        return std::string("the device cannot be selected: ") + refusal.what();
+    }
     if (error == 0)
         return "";
     return "its CUDA library has code for the architectures " +

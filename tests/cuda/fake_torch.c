@@ -17,7 +17,8 @@ aoti_torch_get_current_cuda_stream(int32_t device, void **stream)
 int32_t
 aoti_torch_create_device_guard(int32_t device, void **guard)
 {
-    (void)device;
+    if (device == 9) /* one that is full, or another process's alone */
+        return 1;
     guards++;
     *guard = &guards;
     return 0;

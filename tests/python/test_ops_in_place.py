@@ -51,6 +51,9 @@ def test_runs_that_do_not_ascend_cannot_be_packed_in_place() -> None:
     full = torch.arange(6.0)
     with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
         ops.compact_(full, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
+    by_torch = torch.zeros(6, dtype=torch.complex64).conj()
+    with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
+        ops.compact_(by_torch, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
     with pytest.raises(ValueError, match="has to be contiguous"):
         ops.compact_(torch.zeros(4, 4).t(), view=(4, 4, 1), runs=(0, 2), shape=(4, 2))
     assert full.tolist() == [0, 1, 2, 3, 4, 5]
