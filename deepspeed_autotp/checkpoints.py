@@ -23,14 +23,16 @@ def write_note(folder: Path, plan: Plan) -> None:
     Path(folder, _NAME).write_text(json.dumps(note), encoding="utf-8")
 
 
-def check_note(folder: Path, plan: Plan) -> None:
+def check_note(folder: Path, plan: Plan, *, rank: int) -> None:
     """ValueError where the weights in ``folder`` are cut otherwise than by ``plan``.
 
-    Without a note, as in a checkpoint of DeepSpeed's own, nothing is known.
+    Without a note, as in a checkpoint of whole weights or of DeepSpeed's own sharding, it is known
+    only whether there are weights for ``rank``.
     """
     try:
         note = json.loads(Path(folder, _NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        _check_weights(folder, rank=rank)
         return
     if note["ranks"] != plan.ranks:
         raise ValueError(
@@ -43,6 +45,15 @@ def check_note(folder: Path, plan: Plan) -> None:
             f"the checkpoint {str(folder)!r} holds weights that were cut by other rules; load it "
             "into the same model with the same tensor_parallel section, or load whole weights, as "
             "save_16bit_model writes them, before the model is sharded"
+        )
+
+
+def _check_weights(folder: Path, *, rank: int) -> None:
+    if any(folder.glob("*mp_rank_*")) and not any(folder.glob(f"*mp_rank_{rank:02d}_*")):
+        raise ValueError(
+            f"the checkpoint {str(folder)!r} holds no weights for rank {rank} of a model: it was "
+            "saved by fewer ranks, or by one; load it with that autotp_size, or load whole weights "
+            "before the model is sharded"
         )
 
 

@@ -118,6 +118,8 @@ class Conversion:
             else:
                 self.commit()
             self._modules[""].to(device)
+        for index, _ in self._cut_entries():
+            _replace(self._parameters[index], self._parameters[index].data)
         torch.clear_autocast_cache()  # it may have copies of the whole weights
 
     def undo(self) -> None:
@@ -213,12 +215,19 @@ class Conversion:
 
     def _lay(self, parameter: nn.Parameter, data: Tensor) -> None:
         before = parameter.data
-        parameter.data = data
+        _replace(parameter, data)
+        self._undo.append(lambda: _replace(parameter, before))
 
-        def back() -> None:
-            parameter.data = before
 
-        self._undo.append(back)
+def _replace(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give ``parameter`` other data, and autograd a new end for its gradients.
+
+    The end of before checks them against the shape of before, for as long as any graph lives that
+    leads there. torch makes another one where the data type changes, and else keeps it.
+    """
+    other = torch.float32 if data.dtype == torch.float64 else torch.float64
+    parameter.data = data.new_empty(0, dtype=other)
+    parameter.data = data
 
 
 def _with_integer(config: Any, key: str, value: int) -> Any:

@@ -126,7 +126,9 @@ def finish(engine: Any, model: nn.Module) -> None:
     interop.watch_checkpoints(
         engine,
         saving=lambda folder: world_agreement().together(lambda: saving(folder)),
-        loading=lambda folder: world_agreement().together(lambda: check_note(folder, state.plan)),
+        loading=lambda folder: world_agreement().together(
+            lambda: check_note(folder, state.plan, rank=state.group.rank)
+        ),
     )
     # DeepSpeed compares, too, but lets the group's first rank go on and wait for the others.
     compare_first_call(model, state.group)

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,13 @@ from deepspeed_autotp.fork import Fork
 
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1
+
+
+def _collective(name: str, before: str) -> Callable[..., Any]:
+    """A function of torch.distributed; torch 2.13 warns of the name that it had ``before``."""
+    known = vars(dist)
+    function: Callable[..., Any] = known[name] if name in known else known[before]
+    return function
 
 
 class TPGroup:
@@ -99,7 +106,7 @@ class TPGroup:
         if x.shape[0] < longest:
             sent = torch.cat([sent, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
         received = x.new_empty(self.size, longest, *x.shape[1:])
-        dist.all_gather_into_tensor(
+        _collective("all_gather_single", "all_gather_into_tensor")(
             received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), group=self.handle
         )
         if min(widths) == longest:
@@ -120,7 +127,7 @@ class TPGroup:
             for row, part in zip(sent, x.split(list(widths)), strict=True):
                 row[: part.shape[0]].copy_(part)
         received = x.new_empty(longest, *x.shape[1:])
-        started: dist.Work = dist.reduce_scatter_tensor(
+        started: dist.Work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
             received, sent.view(self.size * longest, *x.shape[1:]), group=self.handle, async_op=True
         )
         return started, received[: widths[self.rank]]

@@ -85,7 +85,7 @@ def few_tokens() -> tuple[float, float]:
 def counted() -> Iterator[Counter[str]]:
     """The collectives within by name; those of at most 1 KiB as small ones."""
     counts: Counter[str] = Counter()
-    names = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce", "all_gather")
+    names = ("all_gather_single", "reduce_scatter_single", "all_reduce", "all_gather")
     before = {name: getattr(dist, name) for name in names}
 
     def counting(name: str) -> Callable[..., Any]:

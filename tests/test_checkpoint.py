@@ -121,6 +121,13 @@ def test_a_checkpoint_of_another_degree_is_refused(pool: Pool, tmp_path: Path) -
     assert "saved by models of 2 ranks, and this model has 4; load it with autotp_size" in texts[0]
 
 
+def test_a_checkpoint_of_whole_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
+    pool.run(save, Setting(tp=1, zero=1, clip=0.0), {}, str(tmp_path))
+    texts = pool.run(refused_load, Setting(tp=2, zero=1, clip=0.0), {}, str(tmp_path))
+    assert set(texts) == {texts[0]}
+    assert "holds no weights for rank 1 of a model" in texts[0]
+
+
 def test_a_checkpoint_whose_weights_fit_but_are_cut_otherwise_is_refused(
     pool: Pool, tmp_path: Path
 ) -> None:

@@ -49,10 +49,10 @@ def test_ranks_may_have_no_token_and_calls_other_lengths(pool: Pool, ranks: int)
 
 def test_a_layer_costs_two_gathers_and_two_scatters_each_way(pool: Pool) -> None:
     for forward, backward in pool.run(sequences.collectives_of_a_layer):
-        assert forward == {"all_gather_into_tensor": 2, "reduce_scatter_tensor": 2}
+        assert forward == {"all_gather_single": 2, "reduce_scatter_single": 2}
         assert backward == {
-            "all_gather_into_tensor": 2,
-            "reduce_scatter_tensor": 2,
+            "all_gather_single": 2,
+            "reduce_scatter_single": 2,
             "small all_reduce": 2,  # of the gradients of two norms
         }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -123,7 +124,7 @@ def own_entries(model: nn.Module) -> set[str]:
     }
 
 
-def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor] | None:
+def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object] | None:
     """A few tokens that ``model`` accepts, the same on every rank, or None when unknown."""
     size = getattr(text_config(model), "vocab_size", None)
     if not isinstance(size, int) or _called(model, "get_input_embeddings") is None:
@@ -133,7 +134,10 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, Tensor]
     draw = torch.Generator().manual_seed(20)
     known = torch.tensor([i for i in range(size) if i not in _places(model)])
     ids = known[torch.randint(0, len(known), (2, 8), generator=draw)].to(device)
-    inputs = {"input_ids": ids}
+    inputs: dict[str, object] = {"input_ids": ids}
+    # A state that is written to in the forward has no backward; training keeps none.
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
