@@ -139,7 +139,7 @@ def initialize(
         mesh_param=mesh_param,
     )
     if model is not None and prepared.settings is not None:
-        finish(result[0], model)
+        finish(result[0], model, agreement=agreement)
     return result
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import _core, interop
-from deepspeed_autotp.agree import Agreement, world_agreement
+from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checkpoints import check_note, write_note
 from deepspeed_autotp.checks import wrong
@@ -112,8 +112,11 @@ def shard_for_engine(model: nn.Module, *, settings: TPTrainingConfig, agreement:
     interop.mark_model(model)
 
 
-def finish(engine: Any, model: nn.Module) -> None:
-    """What an engine around a sharded ``model`` does otherwise than DeepSpeed's own."""
+def finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
+    """What an engine around a sharded ``model`` does otherwise than DeepSpeed's own.
+
+    ``agreement`` spans all ranks of the run; it serves every checkpoint.
+    """
     interop.save_whole_weights(
         engine, whole=lambda frozen: first_rank_state_dict(model, frozen=frozen)
     )
@@ -125,8 +128,8 @@ def finish(engine: Any, model: nn.Module) -> None:
 
     interop.watch_checkpoints(
         engine,
-        saving=lambda folder: world_agreement().together(lambda: saving(folder)),
-        loading=lambda folder: world_agreement().together(
+        saving=lambda folder: agreement.together(lambda: saving(folder)),
+        loading=lambda folder: agreement.together(
             lambda: check_note(folder, state.plan, rank=state.group.rank)
         ),
     )

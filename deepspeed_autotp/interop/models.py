@@ -132,7 +132,8 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object]
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return None
     draw = torch.Generator().manual_seed(20)
-    known = torch.tensor([i for i in range(size) if i not in _places(model)])
+    places = _places(model)
+    known = torch.tensor([i for i in range(size) if i not in places])
     ids = known[torch.randint(0, len(known), (2, 8), generator=draw)].to(device)
     inputs: dict[str, object] = {"input_ids": ids}
     # A state that is written to in the forward has no backward; training keeps none.
