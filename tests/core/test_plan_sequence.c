@@ -51,6 +51,24 @@ test_without_the_option_there_are_no_stacks(void)
     fixture_free(&f);
 }
 
+/* A list with one layer, `list.0`, which has nothing yet. */
+static fixture
+with_one_layer(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "list", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    return f;
+}
+
+static void
+cut_up_and_down(fixture *f)
+{
+    add_rule(f, "a", ".*up\\.weight", TP_CUT_COLUMN);
+    add_rule(f, "b", ".*down\\.weight", TP_CUT_ROW);
+}
+
 /* A module of its own with a norm, behind the linear `leaf`. */
 static void
 add_behind(fixture *f, const char *name)
@@ -69,10 +87,7 @@ add_behind(fixture *f, const char *name)
 static void
 test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
 {
-    fixture f = fixture_new(2);
-    add_module(&f, "", TP_MODULE_OTHER, 0);
-    add_module(&f, "list", TP_MODULE_OTHER, 0);
-    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    fixture f = with_one_layer();
     add_module(&f, "list.0.attention", TP_MODULE_OTHER, 0);
     add_module(&f, "list.0.attention.self", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.attention.self.up", 16, 16);
@@ -105,10 +120,7 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
 static void
 test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
 {
-    fixture f = fixture_new(2);
-    add_module(&f, "", TP_MODULE_OTHER, 0);
-    add_module(&f, "list", TP_MODULE_OTHER, 0);
-    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    fixture f = with_one_layer();
     add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.mixer.in", 16, 16);
     add_module(&f, "list.0.apart", TP_MODULE_OTHER, 0);
@@ -118,8 +130,7 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
     add_module(&f, "list.0.experts.shared", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.experts.shared.up", 16, 16);
     add_linear(&f, "list.0.experts.shared.down", 16, 16);
-    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    cut_up_and_down(&f);
     add_spec(&f, "c", ".*gathered\\.weight",
              (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
     f.options.sequence = true;
@@ -151,15 +162,11 @@ test_a_model_without_a_list_of_layers_is_refused(void)
 static void
 test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
 {
-    fixture f = fixture_new(2);
-    add_module(&f, "", TP_MODULE_OTHER, 0);
-    add_module(&f, "list", TP_MODULE_OTHER, 0);
-    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    fixture f = with_one_layer();
     add_matrix(&f, "list.0.table", TP_MODULE_EMBEDDING, 8, 16);
     add_linear(&f, "list.0.up", 16, 16);
     add_linear(&f, "list.0.down", 16, 16);
-    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    cut_up_and_down(&f);
     add_style(&f, "list.*.table", "embedding_rowwise");
     f.options.sequence = true;
     CHECK_REFUSED(&f, "'list.0.table' is no layer that tokens can be cut around");
@@ -168,18 +175,14 @@ test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
 static void
 test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name(void)
 {
-    fixture f = fixture_new(2);
-    add_module(&f, "", TP_MODULE_OTHER, 0);
-    add_module(&f, "list", TP_MODULE_OTHER, 0);
-    add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+    fixture f = with_one_layer();
     const int norm = add_module(&f, "list.0.norm", TP_MODULE_OTHER, 0);
     const int weight = add_shaped(&f, norm, "weight", 1, (int64_t[]){16}, -1);
     add_linear(&f, "list.0.up", 16, 16);
     add_linear(&f, "list.0.down", 16, 16);
     const int final = add_module(&f, "final", TP_MODULE_OTHER, 0);
     add_shaped(&f, final, "weight", 1, (int64_t[]){16}, weight);
-    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    cut_up_and_down(&f);
     f.options.sequence = true;
     CHECK_REFUSED(
         &f, "'final' has a weight in common with a module that is given other tokens");
@@ -190,14 +193,10 @@ test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes(void)
 {
     uint64_t hashes[2] = {0, 0};
     for (int sequence = 0; sequence < 2; sequence++) {
-        fixture f = fixture_new(2);
-        add_module(&f, "", TP_MODULE_OTHER, 0);
-        add_module(&f, "list", TP_MODULE_OTHER, 0);
-        add_module(&f, "list.0", TP_MODULE_OTHER, 0);
+        fixture f = with_one_layer();
         add_linear(&f, "list.0.up", 16, 16);
         add_linear(&f, "list.0.down", 16, 16);
-        add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-        add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+        cut_up_and_down(&f);
         f.options.sequence = sequence == 1;
         if (make_plan(&f))
             hashes[sequence] = tp_plan_hash(f.plan);
