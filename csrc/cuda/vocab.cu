@@ -54,12 +54,7 @@ __launch_bounds__(kThreads)
         sum_of_warp(thread < kWarps ? of_warp[thread] : tp::nothing());
     if (thread > 0)
         return;
-    const int64_t label = args.columns[token];
-    const bool here = label >= 0 && label < args.width;
-    args.found[token] = whole.largest;
-    args.found[args.tokens + token] = whole.total;
-    args.found[2 * args.tokens + token] =
-        here ? tp::capped(tp::value_of(row[label]), args.cap) : 0.0f;
+    tp::put_found(args, token, row, whole);
 }
 
 template <typename Logit>
@@ -68,9 +63,8 @@ __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ tp_vocab_arg
 {
     const int64_t token = blockIdx.x;
     auto *row = static_cast<Logit *>(args.logits) + token * args.width;
-    const tp::Slope slope = {args.logsumexp[token], args.scale[token], args.cap,
-                             args.columns[token]};
-    tp::derive(row, args.width, static_cast<int>(threadIdx.x), kThreads, slope);
+    tp::derive(row, args.width, static_cast<int>(threadIdx.x), kThreads,
+               tp::slope_of(args, token));
 }
 
 template <typename Logit>

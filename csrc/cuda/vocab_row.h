@@ -15,32 +15,12 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <string.h>
 
-#ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#define TP_INLINE __host__ __device__ __forceinline__
-#else
-#define TP_INLINE inline
-#endif
-
-#ifdef __CUDA_ARCH__
-#define TP_UNROLL _Pragma("unroll")
-#else
-#define TP_UNROLL
-#endif
+#include "number.h"
+#include "vocab.h"
 
 namespace tp
 {
-
-/* Logits as they lie in memory. */
-struct Half {
-    uint16_t bits;
-};
-struct Brain {
-    uint16_t bits;
-};
 
 /* As many logits as the widest load takes. */
 template <typename Logit>
@@ -58,95 +38,6 @@ struct Single {
 /* Packs that a thread has on their way at once: 64 bytes, as in copy.h. */
 constexpr int kPacks = 4;
 constexpr float kLog2E = 1.4426950408889634f;
-
-TP_INLINE float
-from_bits(uint32_t bits)
-{
-#ifdef __CUDA_ARCH__
-    return __uint_as_float(bits);
-#else
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-#endif
-}
-
-TP_INLINE float
-value_of(float x)
-{
-    return x;
-}
-
-TP_INLINE float
-value_of(Brain x)
-{
-    return from_bits(static_cast<uint32_t>(x.bits) << 16);
-}
-
-TP_INLINE float
-value_of(Half x)
-{
-#ifdef __CUDA_ARCH__
-    return __half2float(__ushort_as_half(x.bits));
-#else
-    const uint32_t sign = (x.bits & 0x8000u) << 16;
-    const uint32_t size = x.bits & 0x7fffu;
-    if (size >= 0x7c00u) /* infinite or no number */
-        return from_bits(sign | 0x7f800000u | (size & 0x3ffu) << 13);
-    if (size < 0x400u) /* subnormal: a multiple of 2^-24 */
-        return (sign ? -1.0f : 1.0f) * static_cast<float>(size) *
-               5.9604644775390625e-8f;
-    return from_bits(sign | ((size << 13) + 0x38000000u));
-#endif
-}
-
-/* To the nearest, ties to even, as torch rounds. */
-TP_INLINE void
-assign(float *to, float x)
-{
-    *to = x;
-}
-
-TP_INLINE void
-assign(Brain *to, float x)
-{
-#ifdef __CUDA_ARCH__
-    to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
-#else
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    if (x != x)
-        to->bits = 0x7fc0;
-    else
-        to->bits = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-#endif
-}
-
-TP_INLINE void
-assign(Half *to, float x)
-{
-#ifdef __CUDA_ARCH__
-    to->bits = __half_as_ushort(__float2half_rn(x));
-#else
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-    const float size = fabsf(x);
-    if (x != x)
-        to->bits = 0x7fff;
-    else if (size >= 65520.0f)
-        to->bits = static_cast<uint16_t>(sign | 0x7c00u);
-    else if (size <
-             6.103515625e-5f) /* subnormal; the rounding mode is to nearest even */
-        to->bits = static_cast<uint16_t>(
-            sign | static_cast<uint16_t>(nearbyintf(size * 16777216.0f)));
-    else {
-        bits = (bits & 0x7fffffffu) - 0x38000000u;
-        to->bits =
-            static_cast<uint16_t>(sign | (bits + 0xfffu + (bits >> 13 & 1)) >> 13);
-    }
-#endif
-}
 
 /* exp(x). On a GPU one instruction after the product with log2(e), which rounds; the
  * error is about 2 ulp near 0, where the terms that matter are, and |x| ulp elsewhere.
@@ -262,6 +153,19 @@ summed(const Logit *row, int64_t width, int thread, int threads, float cap)
     return sum;
 }
 
+/* Write what was found in a row. */
+template <typename Logit>
+TP_INLINE void
+put_found(const tp_vocab_args &args, int64_t token, const Logit *row, const Sum &whole)
+{
+    const int64_t label = args.columns[token];
+    const bool here = label >= 0 && label < args.width;
+    args.found[token] = whole.largest;
+    args.found[args.tokens + token] = whole.total;
+    args.found[2 * args.tokens + token] =
+        here ? capped(value_of(row[label]), args.cap) : 0.0f;
+}
+
 /* What a row's gradient is made with. */
 struct Slope {
     float logsumexp;
@@ -269,6 +173,12 @@ struct Slope {
     float cap;
     int64_t label; /* column; outside of the row where another rank holds it */
 };
+
+TP_INLINE Slope
+slope_of(const tp_vocab_args &args, int64_t token)
+{
+    return {args.logsumexp[token], args.scale[token], args.cap, args.columns[token]};
+}
 
 TP_INLINE float
 derived(float x, bool is_label, const Slope &slope)

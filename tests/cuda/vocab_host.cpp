@@ -38,12 +38,7 @@ statistics(const tp_vocab_args &args)
         for (int warp = 0; warp < kThreads / 32; warp++)
             of_warp[warp] = sum_of_warp(&sums[32 * warp]);
         const tp::Sum whole = sum_of_warp(of_warp.data());
-        const int64_t label = args.columns[token];
-        const bool here = label >= 0 && label < args.width;
-        args.found[token] = whole.largest;
-        args.found[args.tokens + token] = whole.total;
-        args.found[2 * args.tokens + token] =
-            here ? tp::capped(tp::value_of(row[label]), args.cap) : 0.0f;
+        tp::put_found(args, token, row, whole);
     }
 }
 
@@ -52,8 +47,7 @@ void
 gradient(const tp_vocab_args &args)
 {
     for (int64_t token = 0; token < args.tokens; token++) {
-        const tp::Slope slope = {args.logsumexp[token], args.scale[token], args.cap,
-                                 args.columns[token]};
+        const tp::Slope slope = tp::slope_of(args, token);
         for (int thread = 0; thread < kThreads; thread++)
             tp::derive(static_cast<Logit *>(args.logits) + token * args.width,
                        args.width, thread, kThreads, slope);
