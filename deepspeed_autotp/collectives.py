@@ -26,7 +26,7 @@ from deepspeed_autotp.group import TPGroup
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where every rank's part of a feature dimension lies.
+    """Where every rank's part of a dimension lies.
 
     ``runs[rank]`` is start, length, start, length, ... ; ``widths[rank]`` the sum of lengths;
     ``size`` the whole. Read from a plan entry, never computed.
@@ -46,18 +46,25 @@ def _pairs(runs: Sequence[int]) -> zip[tuple[int, int]]:
     return zip(runs[::2], runs[1::2], strict=True)
 
 
-def _own(x: Tensor, parts: Parts, rank: int) -> Tensor:
-    pieces = [x.narrow(-1, start, length) for start, length in _pairs(parts.runs[rank])]
-    return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+def _own(x: Tensor, parts: Parts, rank: int, dim: int = -1) -> Tensor:
+    pieces = [x.narrow(dim, start, length) for start, length in _pairs(parts.runs[rank])]
+    return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
-def _whole(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
-    shapes = [(*x.shape[:-1], width) for width in parts.widths]
-    whole = x.new_empty(*x.shape[:-1], parts.size)
+def _sized(x: Tensor, dim: int, size: int) -> list[int]:
+    """The shape of ``x`` with another size of one dimension."""
+    shape = list(x.shape)
+    shape[dim] = size
+    return shape
+
+
+def _whole(x: Tensor, parts: Parts, group: TPGroup, dim: int = -1) -> Tensor:
+    shapes = [_sized(x, dim, width) for width in parts.widths]
+    whole = x.new_empty(_sized(x, dim, parts.size))
     for rank, part in enumerate(group.all_gather(x, shapes)):
         taken = 0
         for start, length in _pairs(parts.runs[rank]):
-            whole.narrow(-1, start, length).copy_(part.narrow(-1, taken, length))
+            whole.narrow(dim, start, length).copy_(part.narrow(dim, taken, length))
             taken += length
     return whole
 
@@ -67,17 +74,17 @@ def _is_shared(parts: Parts) -> bool:
     return sum(parts.widths) > parts.size
 
 
-def _own_share(dy: Tensor, parts: Parts, rank: int) -> Tensor:
+def own_share(dy: Tensor, parts: Parts, rank: int, dim: int) -> Tensor:
     """The own part of a whole gradient, divided by the number of ranks that hold it, too."""
     if not _is_shared(parts):
-        return _own(dy, parts, rank)
+        return _own(dy, parts, rank, dim)
     held = [run for runs in parts.runs for run in _pairs(runs)]
     return torch.cat(
         [
-            dy.narrow(-1, start, length) / held.count((start, length))
+            dy.narrow(dim, start, length) / held.count((start, length))
             for start, length in _pairs(parts.runs[rank])
         ],
-        dim=-1,
+        dim=dim,
     )
 
 
@@ -122,14 +129,14 @@ class _SumOverRanks(torch.autograd.Function):
 
 class _GatherParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
-        ctx.parts, ctx.group = parts, group
-        return _whole(x, parts, group)
+    def forward(ctx: Any, x: Tensor, parts: Parts, group: TPGroup, dim: int) -> Tensor:
+        ctx.parts, ctx.group, ctx.dim = parts, group, dim
+        return _whole(x, parts, group, dim)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _own_share(dy, ctx.parts, ctx.group.rank), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        return own_share(dy, ctx.parts, ctx.group.rank, ctx.dim), None, None, None
 
 
 class _TakeOwn(torch.autograd.Function):
@@ -156,9 +163,12 @@ def sum_over_ranks(x: Tensor, group: TPGroup) -> Tensor:
     return y
 
 
-def gather_parts(x: Tensor, parts: Parts, group: TPGroup) -> Tensor:
-    """``[..., width] -> [..., size]``; the gradient is the own part of the whole gradient."""
-    y: Tensor = _GatherParts.apply(x, parts, group)  # type: ignore[no-untyped-call]
+def gather_parts(x: Tensor, parts: Parts, group: TPGroup, *, dim: int = -1) -> Tensor:
+    """``[..., width] -> [..., size]``; the gradient is the own part of the whole gradient.
+
+    ``dim`` is the dimension that is cut, the last one unless given.
+    """
+    y: Tensor = _GatherParts.apply(x, parts, group, dim)  # type: ignore[no-untyped-call]
     return y
 
 

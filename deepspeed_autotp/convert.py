@@ -23,11 +23,12 @@ from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.head_inputs import takes_heads
 from deepspeed_autotp.heads import keep_parts, output_head
-from deepspeed_autotp.layers import Sharding, sharded_class
+from deepspeed_autotp.layers import Sharding, mixed_class, sharded_class
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.shared_input import SharedInput
 from deepspeed_autotp.stages import Changes, cut_tokens
 from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.whole_weight import Reading, WholeWeight
 
 
 class Conversion:
@@ -41,6 +42,7 @@ class Conversion:
         self._plan = plan
         self._group = group
         self._input = SharedInput(group, overlap=overlap)
+        self._reading = Reading()
         self._undo: list[Callable[[], None]] = []
         self._staging: Staging | None = None
 
@@ -57,6 +59,7 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
+        self._undo.extend(hook.remove for hook in self._reading.watch(self._modules[""]))
         changes = Changes(self._set_class, self._assign, self._undo)
         cut_tokens(self._plan, self._modules, group=self._group, input=self._input, changes=changes)
         hooks = hook_gradients(self._plan, self._parameters, self._group)
@@ -158,6 +161,10 @@ class Conversion:
                 siblings=tuple(siblings),
             ),
         )
+        if layer.kind == "column" and layer.gather_output:
+            self._assign(module, "tp_reading", self._reading)
+            self._assign(module, "tp_own", False)
+            self._set_class(module, mixed_class(WholeWeight, module))
         if isinstance(module, nn.Linear) and entry is not None and entry.dim >= 0:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(

@@ -270,6 +270,12 @@ def _combined(sharded: type[Any], own: type[Any], bases: tuple[type[Any], ...]) 
     return type(f"{sharded.__name__}Of{own.__name__}", bases, {})
 
 
+def mixed_class(mixed: Any, module: nn.Module) -> type[nn.Module]:
+    """The class of ``module`` with ``mixed`` before it: one for all modules alike."""
+    own: Any = type(module)
+    return _combined(mixed, own, (mixed, own))
+
+
 def _refuse_options(module: nn.Embedding) -> None:
     if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         raise ValueError(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.layers import Sharding, mixed_class
 from deepspeed_autotp.sequence import Argument, Stack, Stage
 from deepspeed_autotp.shared_input import SharedInput
 
@@ -109,12 +108,12 @@ def cut_tokens(
                 is_last=name == stages[-1],
             )
             changes.assign(modules[name], "tp_stage", (stack, stage, run))
-            changes.set_class(modules[name], _class(modules[name], StageModule))
+            changes.set_class(modules[name], mixed_class(StageModule, modules[name]))
         for names, key, mixed in ((inlets, "tp_inlet", Inlet), (islands, "tp_island", Island)):
             for name in names:
                 given = _first_argument(modules[name], name)
                 changes.assign(modules[name], key, (stack, given, name))
-                changes.set_class(modules[name], _class(modules[name], mixed))
+                changes.set_class(modules[name], mixed_class(mixed, modules[name]))
         for name in outlets:
             sharding: Sharding = vars(modules[name])["sharding"]
             total = _Total(stack, name)
@@ -139,17 +138,6 @@ class _Total:
 
     def __call__(self, y: Tensor, group: TPGroup) -> Tensor:
         return self._stack.total(y, group, self._name)
-
-
-def _class(module: nn.Module, mixed: Any) -> type[nn.Module]:
-    own: Any = type(module)  # Any: mypy finds no hash in a class of modules
-    return _combined(mixed, own)
-
-
-@functools.cache
-def _combined(mixed: type[Any], own: type[Any]) -> type[nn.Module]:
-    """One class for all modules alike."""
-    return type(f"{mixed.__name__}Of{own.__name__}", (mixed, own), {})
 
 
 def _first_argument(module: nn.Module, name: str) -> Argument:

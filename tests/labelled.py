@@ -96,7 +96,7 @@ def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _apart(model: nn.Module, other: nn.Module) -> float:
+def apart(model: nn.Module, other: nn.Module) -> float:
     """The worst relative difference of a gradient of ``model`` to that of a whole one."""
     got = whole_gradients(model)
     expected = {n: p.grad for n, p in other.named_parameters() if p.grad is not None}
@@ -129,7 +129,7 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
     gathers = [size for name, size in calls if name == "all_gather" and size not in hidden]
     return {
         "loss": abs(float((outputs.loss - expected).detach())),
-        "gradients": _apart(model, whole),
+        "gradients": apart(model, whole),
         "kind": type(outputs.logits) is Logits,
         "gathers": gathers == [FIRST_BATCH, 3 * count * 4],
     }
@@ -183,7 +183,7 @@ def extra_term() -> tuple[float, float, bool]:
         loss.backward()
         losses.append(float(loss.detach()))
     same = torch.equal(*accuracies)
-    return abs(losses[1] / losses[0] - 1), _apart(model, whole), same
+    return abs(losses[1] / losses[0] - 1), apart(model, whole), same
 
 
 def generated() -> bool:
@@ -222,7 +222,7 @@ def watched() -> dict[str, bool]:
     return {
         "output": y.shape == expected_y.shape and torch.allclose(y, expected_y, atol=1e-5),
         "gradient": dy.shape == expected_dy.shape and torch.allclose(dy, expected_dy, atol=1e-6),
-        "gradients": _apart(model, whole) < 1e-5,
+        "gradients": apart(model, whole) < 1e-5,
     }
 
 
@@ -233,7 +233,7 @@ def checkpointed(reentrant: bool) -> tuple[float, float]:
     expected, loss = whole(**batch()).loss, model(**batch()).loss
     expected.backward()
     loss.backward()
-    return abs(float(loss.detach() / expected.detach()) - 1), _apart(model, whole)
+    return abs(float(loss.detach() / expected.detach()) - 1), apart(model, whole)
 
 
 def autocast() -> dict[str, Any]:
@@ -258,7 +258,7 @@ def compiled() -> tuple[float, float, bool]:
     outputs = torch.compile(model, backend="eager")(**batch())
     outputs.loss.backward()
     plain = type(outputs.logits) is Tensor and outputs.logits.shape[-1] == VOCABULARY
-    return abs(float((outputs.loss - expected).detach())), _apart(model, whole), plain
+    return abs(float((outputs.loss - expected).detach())), apart(model, whole), plain
 
 
 @contextmanager

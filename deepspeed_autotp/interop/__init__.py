@@ -51,6 +51,7 @@ from deepspeed_autotp.interop.parameters import (
     make_plain,
     mark_model,
     mark_parameters,
+    stand_in,
 )
 from deepspeed_autotp.interop.replacing import (
     install_functions,
@@ -92,6 +93,7 @@ __all__ = [
     "save_whole_weights",
     "set_engine_mode",
     "settle_engine_config",
+    "stand_in",
     "text_config",
     "tp_plan",
     "trial_inputs",

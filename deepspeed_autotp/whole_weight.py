@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that are used past their layer's forward.
+
+A loss that never makes the logits multiplies by ``lm_head.weight`` itself, as TRL's trainers do.
+A layer that gives its whole output has a whole weight for them: what the forward of the model,
+outside of the layer's own, reads as ``weight`` or ``bias`` is gathered where its numbers are used.
+What is trained stays the part of a rank. Elsewhere, as for an optimizer or a user who looks at
+it, the part is what is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+from deepspeed_autotp import interop
+from deepspeed_autotp import logits_rules as rules
+from deepspeed_autotp.collectives import Parts, gather_parts, own_share
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.layers import Sharding
+
+_ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}
+
+
+class PromisedWeight(Tensor):
+    """A whole weight or bias of which this rank holds a part; there is no memory behind it.
+
+    Shape, data type and device cost nothing, as models ask for them to cast what they multiply.
+    Whatever is done with the numbers gathers them first, which every rank does.
+    """
+
+    _gather: Callable[[], Tensor]
+    _whole: Tensor | None
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        # Printing on one rank must not wait for the others, so there are no numbers here.
+        return f"PromisedWeight({list(self.shape)}, {self.dtype}; whole when used)"
+
+    def whole(self) -> Tensor:
+        """The whole tensor, gathered at the first call. Every rank calls it."""
+        if self._whole is None:
+            with torch.enable_grad():
+                self._whole = self._gather()
+        return self._whole
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _ABOUT:
+                return func(*args, **(kwargs or {}))
+        args, named = tree_map_only(PromisedWeight, cls.whole, (tuple(args), dict(kwargs or {})))
+        return func(*args, **named)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What arrives below autograd, from calls that are not Python's."""
+
+        def whole(x: PromisedWeight) -> Tensor:
+            return x.whole().detach()
+
+        args, named = tree_map_only(PromisedWeight, whole, (tuple(args), dict(kwargs or {})))
+        return func(*args, **named)
+
+
+class _Promise(torch.autograd.Function):
+    """A promise of the whole weight; the gradient is the own part of the whole one."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, parts: Parts, group: TPGroup, dim: int) -> Tensor:
+        ctx.parts, ctx.group, ctx.dim = parts, group, dim
+        shape = list(part.shape)
+        shape[dim] = parts.size
+        made: Tensor = PromisedWeight._make_wrapper_subclass(
+            PromisedWeight, shape, dtype=part.dtype, device=part.device
+        )
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor, None, None, None]:
+        return own_share(dw, ctx.parts, ctx.group.rank, ctx.dim), None, None, None
+
+
+def promised(part: Tensor, parts: Parts, group: TPGroup, *, dim: int) -> PromisedWeight:
+    """The whole tensor of a rank's ``part``, which is cut along ``dim``."""
+    made: PromisedWeight = _Promise.apply(part, parts, group, dim)  # type: ignore[no-untyped-call]
+    made._gather = functools.partial(gather_parts, part, parts, group, dim=dim)
+    made._whole = None
+    interop.stand_in(made, part)
+    return made
+
+
+class Reading:
+    """Whether the forward of the model runs, in which every rank reads the same weights."""
+
+    def __init__(self) -> None:
+        self._runs = False
+
+    def watch(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks on ``model`` by which this is known."""
+        return [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, model: nn.Module, args: object) -> None:
+        self._runs = True
+
+    def _end(self, model: nn.Module, args: object, output: object) -> None:
+        self._runs = False
+
+    def read(self, layer: nn.Module, key: str) -> Tensor | None:
+        """The parameter ``key`` of a layer, whole for whoever is not the layer itself."""
+        part = layer._parameters[key]
+        if part is None or not self._runs or vars(layer)["tp_own"]:
+            return part
+        sharding: Sharding = vars(layer)["sharding"]
+        dim = 0 if isinstance(layer, nn.Linear) else -1
+        make = gather_parts if torch.compiler.is_compiling() else promised
+        return make(part, sharding.parts, sharding.group, dim=dim)
+
+
+class WholeWeight(nn.Module):
+    """A column layer that gives its whole output, mixed into its class."""
+
+    tp_reading: Reading
+    tp_own: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        vars(self)["tp_own"] = True
+        try:
+            y: Tensor = super().forward(x)
+        finally:
+            vars(self)["tp_own"] = False
+        return y
+
+    @property
+    def weight(self) -> Tensor | None:
+        """[O, I] in the model's forward outside of the layer's own, else this rank's [O/R, I]."""
+        return self.tp_reading.read(self, "weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[O] or [O/R], as ``weight``."""
+        return self.tp_reading.read(self, "bias")
