@@ -7,10 +7,12 @@ DeepSpeed's wrapper starts is counted and taken away like any other call.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -55,8 +57,11 @@ _OPERATIONS: Mapping[str, tuple[str, int]] = {
     "_c10d_functional.all_to_all_single": (OTHER, 0),
     "deepspeed.inference_all_reduce_": (ALL_REDUCE, 0),
     "deepspeed.inference_all_reduce": (ALL_REDUCE, 0),
+    "deepspeed_autotp.shm_take_sum": (ALL_REDUCE, 1),
+    "deepspeed_autotp.shm_take_all": (ALL_GATHER, 1),
 }
 _SPACES = ("c10d", "_c10d_functional", "deepspeed")
+_IN_MEMORY = ("deepspeed.", "deepspeed_autotp.shm_")
 _WAITS = ("_c10d_functional.wait_tensor", "_c10d_functional._wrap_tensor_autograd")
 
 
@@ -88,7 +93,7 @@ class Recorder(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # comes again, as operations on the local parts
         name = str(func.overloadpacket)
-        if func.namespace in _SPACES and name not in _WAITS:
+        if name in _OPERATIONS or (func.namespace in _SPACES and name not in _WAITS):
             self.calls.append(_call(name, args))
         return func(*args, **(kwargs or {}))
 
@@ -100,7 +105,9 @@ def _call(name: str, args: tuple[Any, ...]) -> Call:
             "it is and which argument it sends"
         )
     kind, sent = _OPERATIONS[name]
-    if name.startswith("deepspeed."):
+    if name.startswith(_IN_MEMORY):
+        if name.endswith("take_sum") and args[2].shape != args[sent].shape:
+            kind = REDUCE_SCATTER
         return Call(kind, _size(args[sent]), dist.get_world_size(), SHARED_MEMORY)
     return Call(kind, _size(args[sent]), _ranks(args), GLOO)
 
@@ -125,7 +132,8 @@ def removed() -> Iterator[None]:
     """Within it the collectives of every group do nothing and take no time.
 
     The group gets torch's fake backend, which returns finished work. An all-reduce then leaves
-    the tensor as it is; an all-gather still fills its output, with this rank's own part.
+    the tensor as it is; an all-gather still fills its output, with this rank's own part. What goes
+    through the memory that ranks share goes to the group instead.
     """
     groups = list(distributed_c10d._world.pg_map)
     backends = [group._get_backend(_CPU) for group in groups]
@@ -135,7 +143,16 @@ def removed() -> Iterator[None]:
         # A group that has met a type keeps its first backend of it, so a second visit is free.
         group._register_backend(_CPU, types.CUSTOM, fake)
     try:
-        yield
+        with _without_shared_memory():
+            yield
     finally:
         for group, backend in zip(groups, backends, strict=True):
             group._register_backend(_CPU, types.GLOO, backend)
+
+
+def _without_shared_memory() -> AbstractContextManager[object]:
+    """Within it nobody finds memory that the ranks share; DeepSpeed and others have none."""
+    module = sys.modules.get("deepspeed_autotp.shared_memory")
+    if module is None:
+        return nullcontext()
+    return mock.patch.object(module.SharedMemory, "gathers", lambda memory, x: False)

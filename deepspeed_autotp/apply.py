@@ -62,6 +62,8 @@ def shard(
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, description)
+    for one in (group, nearby):
+        one.share_memory()
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
     try:
         if inputs is not None:

@@ -59,7 +59,8 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
-        self._undo.extend(hook.remove for hook in self._reading.watch(self._modules[""]))
+        if any(_gives_whole(layer) for layer in layers):
+            self._undo.extend(hook.remove for hook in self._reading.watch(self._modules[""]))
         changes = Changes(self._set_class, self._assign, self._undo)
         cut_tokens(self._plan, self._modules, group=self._group, input=self._input, changes=changes)
         hooks = hook_gradients(self._plan, self._parameters, self._group)
@@ -161,7 +162,7 @@ class Conversion:
                 siblings=tuple(siblings),
             ),
         )
-        if layer.kind == "column" and layer.gather_output:
+        if _gives_whole(layer):
             self._assign(module, "tp_reading", self._reading)
             self._assign(module, "tp_own", False)
             self._set_class(module, mixed_class(WholeWeight, module))
@@ -224,6 +225,11 @@ class Conversion:
         before = parameter.data
         _replace(parameter, data)
         self._undo.append(lambda: _replace(parameter, before))
+
+
+def _gives_whole(layer: Layer) -> bool:
+    """Whether somebody who computes with the layer's weight himself may expect the whole of it."""
+    return layer.kind == "column" and layer.gather_output
 
 
 def _replace(parameter: nn.Parameter, data: Tensor) -> None:

@@ -19,6 +19,7 @@ import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from deepspeed_autotp.fork import Fork
+from deepspeed_autotp.shared_memory import SharedMemory, Started, shared_memory
 
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1
@@ -47,8 +48,13 @@ class TPGroup:
         if moves_host_tensors(handle):
             _pause_at_exit()
         self.before: Callable[[], None] | None = None
+        self._memory: SharedMemory | None = None
         self.fork = Fork(self.rank)
         self._blocks: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
+
+    def share_memory(self) -> None:
+        """Use memory that the ranks share where that is possible. All of them call it."""
+        self._memory = shared_memory(self.handle)
 
     def step(self) -> None:
         """Announce a collective to whoever set ``before``."""
@@ -61,15 +67,16 @@ class TPGroup:
         if torch.compiler.is_compiling():
             summed: Tensor = functional.all_reduce(x.contiguous(), "sum", self.handle)
             return summed
-        self.step()
         x = x.contiguous()
-        dist.all_reduce(x, group=self.handle)
+        self.start_all_reduce(x).wait()
         return x
 
-    def start_all_reduce(self, x: Tensor) -> dist.Work:
+    def start_all_reduce(self, x: Tensor) -> Started:
         """Begin to sum contiguous ``x`` over the ranks in place; wait for what is returned."""
         self.step()
-        started: dist.Work = dist.all_reduce(x, group=self.handle, async_op=True)
+        if self._memory is not None and self._memory.sums(x):
+            return self._memory.start_sum(x, into=x)
+        started: Started = dist.all_reduce(x, group=self.handle, async_op=True)
         return started
 
     def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -86,13 +93,8 @@ class TPGroup:
             received = functional.all_gather_tensor(sent.contiguous(), 0, self.handle)
             return _parted(received.view(self.size, longest), sizes, shapes)
         self.step()
-        # Bytes travel: gloo has no gather for every dtype, and copies need no arithmetic.
         received = sent.new_empty(self.size, longest)
-        dist.all_gather(
-            list(received.view(torch.uint8).unbind(0)),
-            sent.contiguous().view(torch.uint8),
-            group=self.handle,
-        )
+        self._gather(sent.contiguous(), into=received)
         return _parted(received, sizes, shapes)
 
     def all_gather_rows(self, x: Tensor, widths: Sequence[int]) -> Tensor:
@@ -106,14 +108,21 @@ class TPGroup:
         if x.shape[0] < longest:
             sent = torch.cat([sent, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
         received = x.new_empty(self.size, longest, *x.shape[1:])
-        _collective("all_gather_single", "all_gather_into_tensor")(
-            received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), group=self.handle
-        )
+        self._gather(sent, into=received)
         if min(widths) == longest:
             return received.flatten(0, 1)
         return torch.cat([part[:width] for part, width in zip(received, widths, strict=True)])
 
-    def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[dist.Work, Tensor]:
+    def _gather(self, x: Tensor, *, into: Tensor) -> None:
+        if self._memory is not None and self._memory.gathers(x):
+            self._memory.gather(x, into=into)
+            return
+        # Bytes travel: gloo has no gather for every dtype, and copies need no arithmetic.
+        _collective("all_gather_single", "all_gather_into_tensor")(
+            into.view(-1).view(torch.uint8), x.view(-1).view(torch.uint8), group=self.handle
+        )
+
+    def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[Started, Tensor]:
         """Begin to sum ``x`` over the ranks; this rank's rows of the sum, once it was waited for.
 
         ``widths[rank]`` is how many rows of dimension 0 that rank gets. Those of all are padded to
@@ -122,12 +131,16 @@ class TPGroup:
         self.step()
         longest = max(widths)
         sent = x.contiguous()
+        if self._memory is not None and self._memory.sums(sent):
+            own = x.new_empty(widths[self.rank], *x.shape[1:])
+            first = sum(widths[: self.rank]) * math.prod(x.shape[1:])
+            return self._memory.start_sum(sent, into=own, first=first), own
         if min(widths) < longest:
             sent = x.new_zeros(self.size, longest, *x.shape[1:])
             for row, part in zip(sent, x.split(list(widths)), strict=True):
                 row[: part.shape[0]].copy_(part)
         received = x.new_empty(longest, *x.shape[1:])
-        started: dist.Work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
+        started: Started = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
             received, sent.view(self.size * longest, *x.shape[1:]), group=self.handle, async_op=True
         )
         return started, received[: widths[self.rank]]

@@ -126,7 +126,7 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
         outputs.loss.backward()
     count = inputs["labels"].numel()
     hidden = {width * count * 4 for width in _hidden_widths(model)}
-    gathers = [size for name, size in calls if name == "all_gather" and size not in hidden]
+    gathers = [size for name, size in calls if name == "all-gather" and size not in hidden]
     return {
         "loss": abs(float((outputs.loss - expected).detach())),
         "gradients": apart(model, whole),

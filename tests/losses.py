@@ -39,7 +39,7 @@ def against_whole(name: str, size: int, widths: list[int] | None) -> tuple[float
     with counted() as calls:
         losses = vocabulary_cross_entropy(part, labels, parts=parts, group=world())
         (losses * weights).sum().backward()
-    assert calls == [("all_gather", 3 * 37 * losses.itemsize)]
+    assert calls == [("all-gather", 3 * 37 * losses.itemsize)]
     assert losses.dtype == (torch.float64 if name == "float64" else torch.float32)
     assert part.grad is not None and part.grad.dtype == part.dtype
     gradient = own(exact.grad, parts, leaf=False)

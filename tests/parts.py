@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.step_calls import Recorder
 from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.group import TPGroup
 
@@ -42,23 +43,11 @@ def own(whole: torch.Tensor, parts: Parts, *, leaf: bool = True) -> torch.Tensor
 
 @contextmanager
 def counted() -> Iterator[list[tuple[str, int]]]:
-    """Name and bytes of every collective within, as a rank gives them."""
+    """Kind and bytes of every collective within, as a rank gives them; there once it has ended."""
     calls: list[tuple[str, int]] = []
-    gather, reduce = dist.all_gather, dist.all_reduce
-
-    def all_gather(received: Any, sent: torch.Tensor, **named: Any) -> Any:
-        calls.append(("all_gather", sent.nbytes))
-        return gather(received, sent, **named)
-
-    def all_reduce(x: torch.Tensor, *given: Any, **named: Any) -> Any:
-        calls.append(("all_reduce", x.nbytes))
-        return reduce(x, *given, **named)
-
-    dist.all_gather, dist.all_reduce = all_gather, all_reduce
-    try:
+    with Recorder() as recorder:
         yield calls
-    finally:
-        dist.all_gather, dist.all_reduce = gather, reduce
+    calls.extend((call.kind, call.size) for call in recorder.calls)
 
 
 class Peak(TorchDispatchMode):

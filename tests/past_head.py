@@ -113,7 +113,7 @@ def asked() -> dict[str, Any]:
         with counted() as calls:
             logits = model(**batch())
     return {
-        "gathers": [name for name, _ in calls].count("all_gather"),
+        "gathers": [name for name, _ in calls].count("all-gather"),
         "whole": logits.shape[-1] == model.config.vocab_size,
         "part": head.weight is dict(model.named_parameters())["lm_head.weight"],
         "printed": "Promised" not in repr(head.weight),

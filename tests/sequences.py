@@ -3,8 +3,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import deepspeed_autotp
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example
 from tests.loops import apart, loss_of, train_sharded, train_whole
+from tests.parts import counted
 
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 # Whose own names of the sizes are others.
@@ -81,30 +81,6 @@ def few_tokens() -> tuple[float, float]:
     return worst[0], worst[1]
 
 
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """The collectives within by name; those of at most 1 KiB as small ones."""
-    counts: Counter[str] = Counter()
-    names = ("all_gather_single", "reduce_scatter_single", "all_reduce", "all_gather")
-    before = {name: getattr(dist, name) for name in names}
-
-    def counting(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            sent = args[0] if name == "all_reduce" else args[1]
-            counts[f"small {name}" if sent.nbytes <= 1024 else name] += 1
-            return before[name](*args, **named)
-
-        return call
-
-    for name in names:
-        setattr(dist, name, counting(name))
-    try:
-        yield counts
-    finally:
-        for name in names:
-            setattr(dist, name, before[name])
-
-
 def collectives_of_a_layer() -> tuple[dict[str, int], dict[str, int]]:
     """What one more layer costs, forward and backward."""
     costs = []
@@ -115,9 +91,14 @@ def collectives_of_a_layer() -> tuple[dict[str, int], dict[str, int]]:
             loss = loss_of(model, tokens(0))
         with counted() as backward:
             loss.backward()
-        costs.append((forward, backward))
-    (forward, backward), (more_forward, more_backward) = costs
-    return dict(more_forward - forward), dict(more_backward - backward)
+        costs.append([_by_name(calls) for calls in (forward, backward)])
+    (forward_once, backward_once), (forward_twice, backward_twice) = costs
+    return dict(forward_twice - forward_once), dict(backward_twice - backward_once)
+
+
+def _by_name(calls: list[tuple[str, int]]) -> Counter[str]:
+    """How many there are of each kind; those of at most 1 KiB are small ones."""
+    return Counter(f"small {kind}" if size <= 1024 else kind for kind, size in calls)
 
 
 def saved_between_blocks() -> tuple[float, float]:

@@ -49,11 +49,11 @@ def test_ranks_may_have_no_token_and_calls_other_lengths(pool: Pool, ranks: int)
 
 def test_a_layer_costs_two_gathers_and_two_scatters_each_way(pool: Pool) -> None:
     for forward, backward in pool.run(sequences.collectives_of_a_layer):
-        assert forward == {"all_gather_single": 2, "reduce_scatter_single": 2}
+        assert forward == {"all-gather": 2, "reduce-scatter": 2}
         assert backward == {
-            "all_gather_single": 2,
-            "reduce_scatter_single": 2,
-            "small all_reduce": 2,  # of the gradients of two norms
+            "all-gather": 2,
+            "reduce-scatter": 2,
+            "small all-reduce": 2,  # of the gradients of two norms
         }
 
 

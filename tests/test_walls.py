@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "deepspeed_autotp"
-BRIDGE = {CSRC / "torch" / name for name in ("bridge.cpp", "bridge.h", "bridge_cuda.cpp")}
+BRIDGES = ("bridge.cpp", "bridge.h", "bridge_cuda.cpp", "bridge_host.cpp")
+BRIDGE = {CSRC / "torch" / name for name in BRIDGES}
 INTEROP = PACKAGE / "interop"
 FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl")
 MAX_LINES = 400

@@ -60,6 +60,7 @@ tp_error_text(const tp_error *err)
         case TP_VALUE:
         case TP_TYPE:
         case TP_LIMIT:
+        case TP_PEER:
         case TP_BUG:
             break;
     }

@@ -14,6 +14,7 @@ typedef enum {
     TP_LIMIT,  /* a bounded search ran out of its bound: ValueError */
     TP_MEMORY, /* MemoryError */
     TP_RAISED, /* a callback has already set its own exception */
+    TP_PEER,   /* another rank is not there: RuntimeError */
     TP_BUG     /* an assertion of ours does not hold: RuntimeError */
 } tp_code;
 

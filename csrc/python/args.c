@@ -22,6 +22,7 @@ exception_type(tp_code code)
             return PyExc_MemoryError;
         case TP_OK:
         case TP_RAISED:
+        case TP_PEER:
         case TP_BUG:
             break;
     }

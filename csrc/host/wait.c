@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* wait.c -- looking, yielding and napping until a counter is there. */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
+
+#include "wait.h"
+
+#include <sched.h>
+#include <time.h>
+
+enum {
+    kNap = 20000, /* nanoseconds of the first, each twice as long as the one before */
+    kLongestNap = 1000000
+};
+
+/* Seconds that are spent yielding before the first nap. */
+static const double kYielding = 0.002;
+
+static bool
+is_reached(const _Atomic uint64_t *counter, uint64_t count)
+{
+    return atomic_load_explicit(counter, memory_order_acquire) >= count;
+}
+
+static void
+pause_core(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static double
+now(void)
+{
+    struct timespec at;
+
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
+}
+
+static int
+nap_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t count,
+          double seconds, tp_error *err)
+{
+    const double deadline = now() + seconds;
+    struct timespec nap = {0, kNap};
+
+    while (!is_reached(counter, count)) {
+        bool ended = false;
+        if (tp_shm_has_ended(shm, rank, &ended, err) < 0)
+            return -1;
+        /* What it did before it ended counts. */
+        if (ended && !is_reached(counter, count))
+            return tp_fail(
+                err, TP_PEER,
+                "rank %d of the group has ended while rank %d waits for it in "
+                "a collective",
+                rank, shm->rank);
+        if (now() > deadline)
+            return tp_fail(
+                err, TP_PEER,
+                "rank %d of the group has not come to the collective in which "
+                "rank %d has waited for it for %g seconds",
+                rank, shm->rank, seconds);
+        nanosleep(&nap, NULL);
+        if (nap.tv_nsec < kLongestNap)
+            nap.tv_nsec *= 2;
+    }
+    return 0;
+}
+
+static int
+wait_for(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t count,
+         double seconds, tp_error *err)
+{
+    for (int i = 0; i < shm->looks; i++) {
+        if (is_reached(counter, count))
+            return 0;
+        pause_core();
+    }
+    for (const double began = now(); now() < began + kYielding;) {
+        if (is_reached(counter, count))
+            return 0;
+        sched_yield();
+    }
+    return nap_until(shm, rank, counter, count, seconds, err);
+}
+
+int
+tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err)
+{
+    if (shm->failed)
+        return tp_fail(err, TP_PEER,
+                       "a collective of this group has failed before; start all its "
+                       "ranks again");
+    for (int rank = 0; rank < shm->ranks; rank++) {
+        const tp_shm_counters *counters = &shm->counters[rank];
+        const _Atomic uint64_t *counter =
+            what == TP_POSTED ? &counters->posted : &counters->taken;
+        if (rank != shm->rank &&
+            wait_for(shm, rank, counter, count, seconds, err) < 0) {
+            shm->failed = true;
+            return -1;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* wait.h -- how a rank waits for the others in shared memory.
+ *
+ * By looking: first busily, since ranks are mostly microseconds apart and a wake-up by
+ * the kernel takes fifty, then yielding its core, then in short naps. */
+#ifndef TP_WAIT_H
+#define TP_WAIT_H
+
+#include "shm_data.h"
+
+typedef enum { TP_POSTED, TP_TAKEN } tp_done;
+
+/* Wait until every other rank has posted, or taken, `count` chunks. Fails with TP_PEER,
+ * naming the rank, when one has ended or `seconds` have gone by, and from then on at
+ * once. */
+int tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err);
+
+#endif

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// bridge_host.cpp -- the operators on memory that the ranks of one host share.
+//
+// Python knows shared memory by a number that is never given twice. A message is posted
+// and taken by the rank's one thread that communicates, as with any process group.
+#include <map>
+#include <mutex>
+
+#include "bridge.h"
+
+extern "C" {
+#include "../host/reduce.h"
+}
+
+namespace
+{
+
+using namespace tp;
+
+struct Close {
+    void operator()(tp_shm *shm) const noexcept
+    {
+        tp_shm_close(shm);
+    }
+};
+
+// What is open, by its number.
+class Registry
+{
+   public:
+    int64_t add(std::unique_ptr<tp_shm, Close> shm)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        open_[++last_] = std::move(shm);
+        return last_;
+    }
+
+    tp_shm *find(int64_t number)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = open_.find(number);
+        require(found != open_.end(), "the shared memory is closed");
+        return found->second.get();
+    }
+
+    void remove(int64_t number)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        open_.erase(number);
+    }
+
+   private:
+    std::mutex mutex_;
+    std::map<int64_t, std::unique_ptr<tp_shm, Close>> open_;
+    int64_t last_ = 0;
+};
+
+Registry &
+registry()
+{
+    static Registry made;
+    return made;
+}
+
+int64_t
+shm_open_(std::string name, int64_t rank, int64_t ranks, int64_t slot)
+{
+    require(0 <= rank && rank < ranks && ranks <= 1 << 16, "there is no such rank");
+    require(slot > 0 && slot % 64 == 0, "a slot is a multiple of 64 bytes");
+    tp_error err = TP_NO_ERROR;
+    tp_shm *shm = nullptr;
+    if (tp_shm_open(&shm, name.c_str(), static_cast<int>(rank), static_cast<int>(ranks),
+                    static_cast<size_t>(slot), &err) < 0)
+        raise(&err);
+    return registry().add(std::unique_ptr<tp_shm, Close>(shm));
+}
+
+void
+shm_unlink_(std::string name)
+{
+    tp_shm_unlink(name.c_str());
+}
+
+void
+shm_close(int64_t number)
+{
+    registry().remove(number);
+}
+
+tp_message
+message_of(const Tensor &x)
+{
+    require(x.is_cpu() && x.is_contiguous(), "a message is contiguous, on the host");
+    return {x.const_data_ptr(),
+            static_cast<size_t>(x.numel()) * static_cast<size_t>(x.element_size())};
+}
+
+tp_summed
+type_of(const Tensor &x)
+{
+    switch (x.scalar_type()) {
+        case torch::headeronly::ScalarType::Float:
+            return TP_F32;
+        case torch::headeronly::ScalarType::Double:
+            return TP_F64;
+        case torch::headeronly::ScalarType::BFloat16:
+            return TP_BF16;
+        default:
+            throw std::invalid_argument(
+                "sums over ranks of one host are of float32, float64 or bfloat16");
+    }
+}
+
+void
+shm_post(int64_t number, const Tensor &x, double seconds)
+{
+    const tp_message message = message_of(x);
+    tp_error err = TP_NO_ERROR;
+    if (tp_post(registry().find(number), &message, seconds, &err) < 0)
+        raise(&err);
+}
+
+// `sum` gets as many items as it holds, those from `first` on.
+void
+shm_take_sum(int64_t number, const Tensor &x, const Tensor &sum, int64_t first,
+             double seconds)
+{
+    const tp_message message = message_of(x);
+    require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
+            "a sum is contiguous, on the host, and of the message's dtype");
+    require(first >= 0 && first <= static_cast<int64_t>(x.numel()) &&
+                static_cast<int64_t>(sum.numel()) <=
+                    static_cast<int64_t>(x.numel()) - first,
+            "a sum lies within the message");
+    tp_error err = TP_NO_ERROR;
+    if (tp_take_sum(registry().find(number), &message, type_of(x),
+                    static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
+                    sum.mutable_data_ptr(), seconds, &err) < 0)
+        raise(&err);
+}
+
+void
+shm_take_all(int64_t number, const Tensor &x, const Tensor &all, double seconds)
+{
+    const tp_message message = message_of(x);
+    tp_shm *shm = registry().find(number);
+    require(
+        all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&
+            all.numel() == x.numel() * tp_shm_ranks(shm),
+        "what is gathered is contiguous, on the host, and holds every rank's message");
+    tp_error err = TP_NO_ERROR;
+    if (tp_take_all(shm, &message, all.mutable_data_ptr(), seconds, &err) < 0)
+        raise(&err);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
+{
+    m.def("shm_open(str name, int rank, int ranks, int slot) -> int");
+    m.def("shm_unlink(str name) -> ()");
+    m.def("shm_close(int shm) -> ()");
+    m.def("shm_post(int shm, Tensor x, float seconds) -> ()");
+    m.def(
+        "shm_take_sum(int shm, Tensor x, Tensor(a!) sum, int first, float seconds)"
+        " -> ()");
+    m.def("shm_take_all(int shm, Tensor x, Tensor(a!) all, float seconds) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
+{
+    m.impl("shm_open", TORCH_BOX(&shm_open_));
+    m.impl("shm_unlink", TORCH_BOX(&shm_unlink_));
+    m.impl("shm_close", TORCH_BOX(&shm_close));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
+{
+    m.impl("shm_post", TORCH_BOX(&shm_post));
+    m.impl("shm_take_sum", TORCH_BOX(&shm_take_sum));
+    m.impl("shm_take_all", TORCH_BOX(&shm_take_all));
+}

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks of one host sum and gather in memory that they share, with the results of sockets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.step_calls import GLOO, SHARED_MEMORY
+from tests import shared_memory_jobs as jobs
+from tests.pool import Pool
+
+ROOT = Path(__file__).resolve().parent.parent
+# What is lost by rounding: of numbers up to some 40, whose sum may be small, and of the sum.
+APART = {
+    torch.float32: 1e-5,
+    torch.float64: 2e-14,
+    torch.bfloat16: 2**-8,
+    torch.int64: 0.0,
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("dtype", APART, ids=str)
+def test_results_are_those_of_sockets(pool: Pool, dtype: torch.dtype, ranks: int) -> None:
+    assert max(pool.run(jobs.against_sockets, dtype, ranks=ranks)) <= APART[dtype]
+
+
+def test_a_step_goes_through_memory_with_the_same_bits_on_all_ranks(pool: Pool) -> None:
+    for transports, same, left in pool.run(jobs.of_a_step, ranks=4):
+        assert transports == {SHARED_MEMORY}
+        assert same
+        assert not left, "a file in /dev/shm outlives its opening"
+
+
+@pytest.mark.parametrize(("off_on", "expected"), [(0, GLOO), (1, GLOO), (2, SHARED_MEMORY)])
+def test_one_rank_that_does_not_want_it_is_enough(pool: Pool, off_on: int, expected: str) -> None:
+    assert pool.run(jobs.carried, off_on) == [expected] * 2
+
+
+def test_what_it_cannot_sum_goes_through_the_group(pool: Pool) -> None:
+    for transports in pool.run(jobs.kinds_left_to_sockets):
+        assert transports == [GLOO, GLOO, SHARED_MEMORY, SHARED_MEMORY]
+
+
+def test_it_ends_with_its_group(pool: Pool) -> None:
+    for held, left in pool.run(jobs.mapped_after_use):
+        assert (held, left) == (1, 0)
+
+
+LOSES_A_RANK = """
+import os, sys, time
+import torch, torch.distributed as dist
+
+dist.init_process_group("gloo")
+from deepspeed_autotp.group import TPGroup
+
+group = TPGroup(dist.group.WORLD)
+group.share_memory()
+group.all_reduce(torch.ones(3))
+if group.rank == 1:
+    os._exit(0)
+began = time.monotonic()
+try:
+    group.all_reduce(torch.ones(3))
+except RuntimeError as error:
+    print(f"{time.monotonic() - began:.0f} s: {error}", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_rank_that_ends_is_an_error_on_the_others_within_a_second(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LOSES_A_RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    expected = "rank 1 of the group has ended while rank 0 waits for it in a collective"
+    assert f"0 s: {expected}" in done.stdout, done.stdout + done.stderr
