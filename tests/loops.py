@@ -150,14 +150,15 @@ def compare_frozen() -> tuple[bool, dict[str, float], dict[str, float]]:
     return kept, frozen, apart(whole, sharded, (train_whole(whole), train_sharded(sharded)))
 
 
-def compare_autocast() -> tuple[float, float]:
+def compare_autocast(sequence: bool) -> tuple[float, float]:
     """Worst loss differences in bfloat16: parallelized within autocast and before it."""
     context = torch.autocast("cpu", dtype=torch.bfloat16)
+    config = {"sequence_parallel": sequence}
     with context:
         expected, _ = train_whole(build("llama", tied=False))
         inside = build("llama", tied=False)
-        within, _ = train_sharded(deepspeed_autotp.parallelize(inside, tp_size=2))
-    outside = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
+        within, _ = train_sharded(deepspeed_autotp.parallelize(inside, tp_size=2, config=config))
+    outside = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2, config=config)
     with context:
         before, _ = train_sharded(outside)
     first, second = (

@@ -47,8 +47,9 @@ def test_frozen_weights_stay_and_train_right_once_thawed(pool: Pool, ranks: int)
         assert far(frozen) == {} and far(thawed) == {}
 
 
-def test_autocast_stays_near_one_process(pool: Pool) -> None:
-    for within, before in pool.run(loops.compare_autocast):
+@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
+def test_autocast_stays_near_one_process(pool: Pool, sequence: bool) -> None:
+    for within, before in pool.run(loops.compare_autocast, sequence):
         assert within < 2e-3 and before < 2e-3
 
 
@@ -176,9 +177,12 @@ def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
         assert "expected a torch.nn.Module" in text
 
 
+@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_adapters_train_with_rules_as_in_one_process(pool: Pool, ranks: int) -> None:
-    for found, only in pool.run(uses.compare_adapted, ranks=ranks):
+def test_adapters_train_with_rules_as_in_one_process(
+    pool: Pool, ranks: int, sequence: bool
+) -> None:
+    for found, only in pool.run(uses.compare_adapted, sequence, ranks=ranks):
         assert far(found) == {} and only
 
 

@@ -258,10 +258,10 @@ def adapted() -> nn.Module:
     return found
 
 
-def compare_adapted() -> tuple[dict[str, float], bool]:
+def compare_adapted(sequence: bool) -> tuple[dict[str, float], bool]:
     """LoRA with rules of the user; and whether only the adapters have trained."""
     whole, model = adapted(), adapted()
-    config = {"partition_config": LORA}
+    config = {"partition_config": LORA, "sequence_parallel": sequence}
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     before = deepspeed_autotp.full_state_dict(model)
     found = apart(whole, model, (train_whole(whole), train_sharded(model)))

@@ -74,6 +74,7 @@ take_hold(tp_shm *shm, tp_error *err)
         return fail_with(err, "mapped", errno);
     shm->counters = memory;
     shm->slots = (char *)memory + head_bytes(shm->ranks);
+    atomic_store_explicit(&shm->counters[shm->rank].joined, 1, memory_order_release);
     return 0;
 }
 
@@ -133,10 +134,12 @@ tp_shm_ranks(const tp_shm *shm)
 int
 tp_shm_has_ended(const tp_shm *shm, int rank, bool *ended, tp_error *err)
 {
+    const bool joined =
+        atomic_load_explicit(&shm->counters[rank].joined, memory_order_acquire) != 0;
     struct flock lock = lock_of(rank);
 
     if (fcntl(shm->file, F_GETLK, &lock) < 0)
         return fail_with(err, "asked for its ranks", errno);
-    *ended = lock.l_type == F_UNLCK;
+    *ended = joined && lock.l_type == F_UNLCK;
     return 0;
 }

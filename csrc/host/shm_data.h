@@ -23,6 +23,7 @@ enum {
 
 typedef struct {
     _Alignas(TP_SHM_APART) _Atomic uint64_t posted;
+    _Atomic uint64_t joined; /* 1 once the rank holds its lock */
     _Alignas(TP_SHM_APART) _Atomic uint64_t taken;
 } tp_shm_counters;
 
@@ -46,8 +47,8 @@ tp_shm_at(const tp_shm *shm, int rank, uint64_t chunk)
     return shm->slots + index * shm->slot;
 }
 
-/* Whether the process of `rank` has ended: the lock that it held on its byte of the
- * file is gone. */
+/* Whether the process of `rank` has joined and ended: the lock that it held on its byte
+ * of the file is gone. */
 int tp_shm_has_ended(const tp_shm *shm, int rank, bool *ended, tp_error *err);
 
 #endif
