@@ -26,6 +26,7 @@ from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
+from deepspeed_autotp.shared_memory import check_environment
 from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -62,8 +63,10 @@ def shard(
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, description)
-    for one in (group, nearby):
-        one.share_memory()
+    here = description.parameters[0].device
+    for one, place in ((nearby, here), (group, device or here)):
+        if place.type == "cpu":
+            one.share_memory()
     restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
     try:
         if inputs is not None:
@@ -86,6 +89,7 @@ def shard(
 
 
 def _described(model: nn.Module) -> Description:
+    check_environment()
     _refuse(model)
     return describe(model)
 
