@@ -19,7 +19,7 @@ import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from deepspeed_autotp.fork import Fork
-from deepspeed_autotp.shared_memory import SharedMemory, Started, shared_memory
+from deepspeed_autotp.shared_memory import SharedMemory, Started, renew, shared_memory
 
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1
@@ -55,6 +55,10 @@ class TPGroup:
     def share_memory(self) -> None:
         """Use memory that the ranks share where that is possible. All of them call it."""
         self._memory = shared_memory(self.handle)
+
+    def recover(self) -> None:
+        """Make collectives possible again after one has failed on some rank. All ranks call it."""
+        renew(self.handle)
 
     def step(self) -> None:
         """Announce a collective to whoever set ``before``."""

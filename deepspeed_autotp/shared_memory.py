@@ -50,7 +50,8 @@ class SharedMemory:
         self._number = number
         self._seconds = seconds
         self._started: _Sum | None = None
-        weakref.finalize(self, _ops.shm_close, number)
+        self._is_open = True
+        self._close = weakref.finalize(self, _ops.shm_close, number)
 
     def sums(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be summed."""
@@ -58,7 +59,7 @@ class SharedMemory:
 
     def gathers(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be gathered."""
-        return x.device.type == "cpu"
+        return self._is_open and x.device.type == "cpu"
 
     def start_sum(self, x: Tensor, *, into: Tensor, first: int = 0) -> Started:
         """Hand contiguous ``x`` over. When it is waited for, as many items of the sum over the
@@ -73,6 +74,16 @@ class SharedMemory:
         """Put the tensors of all ranks, each as large as contiguous ``x``, one after the other."""
         self._finish()
         _ops.shm_gather(self._number, x.detach(), into.detach(), self._seconds)
+
+    def become(self, other: SharedMemory | None) -> None:
+        """Take over what ``other`` has opened; without it, leave everything to the group."""
+        self._close()
+        self._started = None
+        self._is_open = other is not None
+        if other is not None:
+            other._close.detach()
+            self._number = other._number
+            self._close = weakref.finalize(self, _ops.shm_close, self._number)
 
     def finish(self, started: _Sum) -> None:
         """Wait for a sum, unless that was done."""
@@ -114,6 +125,16 @@ def shared_memory(handle: dist.ProcessGroup) -> SharedMemory | None:
     if handle not in _known:
         _known[handle] = _opened(handle)
     return _known[handle]
+
+
+def renew(handle: dist.ProcessGroup) -> None:
+    """Give all who use the memory of a group a fresh one. All its ranks call it.
+
+    Where a collective has failed none can follow: some ranks have taken what others have not.
+    """
+    memory = _known.get(handle)
+    if memory is not None:
+        memory.become(_opened(handle))
 
 
 def _opened(handle: dist.ProcessGroup) -> SharedMemory | None:

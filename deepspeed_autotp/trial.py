@@ -193,7 +193,10 @@ class Trial:
             forget(error)
         finally:
             conversion.undo()
-        return _agreed(found, agreement)
+        found = _agreed(found, agreement)
+        if found is not None:  # maybe in the middle of a collective
+            self._group.recover()
+        return found
 
     def _watch(self) -> Watch:
         return Watch(self._description.modules, exits=self._exits)

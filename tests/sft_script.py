@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A script for TRL's SFTTrainer as a user writes it, as a function that a worker runs."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ def _texts(rows: int) -> Any:
     return Dataset.from_dict({"text": [" ".join(f"w{word}" for word in row) for row in drawn]})
 
 
-def run_sft(script: Script) -> list[dict[str, float]]:
-    """Train a Llama on texts of unequal lengths; what the trainer logged."""
+def run_sft(script: Script, lora: bool) -> list[dict[str, float]]:
+    """Train a Llama on texts of unequal lengths, and save it; what the trainer logged."""
     import deepspeed
+    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     import deepspeed_autotp
@@ -51,7 +53,7 @@ def run_sft(script: Script) -> list[dict[str, float]]:
             learning_rate=1e-2,
             bf16=False,
             gradient_checkpointing=False,
-            save_strategy="no",
+            save_steps=2,
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
@@ -59,8 +61,26 @@ def run_sft(script: Script) -> list[dict[str, float]]:
         ),
         train_dataset=_texts(32),
         processing_class=_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
     )
     trainer.train()
+    trainer.save_model(f"{script.out}/final")
     deepspeed_autotp.uninstall()
     history: list[dict[str, float]] = trainer.state.log_history
     return history
+
+
+def saved_apart(folders: tuple[str, str]) -> float:
+    """The largest difference of what two runs have saved, of the largest number of a tensor."""
+    from safetensors.torch import load_file
+
+    worst = 0.0
+    for place in ("checkpoint-2", "final"):
+        (a, b) = (
+            load_file(next(Path(folder, place).glob("*model.safetensors"))) for folder in folders
+        )
+        assert a.keys() == b.keys()
+        for name, tensor in a.items():
+            apart = (tensor - b[name]).abs().max() / b[name].abs().max().clamp(min=1e-3)
+            worst = max(worst, float(apart))
+    return worst

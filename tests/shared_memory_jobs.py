@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from benchmarks.step_calls import Recorder
+from benchmarks.step_calls import SHARED_MEMORY, Recorder
 from deepspeed_autotp import shared_memory as shared_memory_module
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.shared_memory import shared_memory
@@ -142,6 +142,21 @@ def unlike(what: str) -> list[str]:
         except RuntimeError as error:
             said.append(str(error))
     return said
+
+
+def recovered() -> list[float]:
+    """A sum of two groups over the same ranks, after one of them has failed."""
+    one, other = world(), world()
+    for group in (one, other):
+        group.share_memory()
+    try:
+        one.all_reduce(torch.ones(10 + one.rank))
+    except RuntimeError:
+        one.recover()
+    with Recorder() as recorder:
+        sums = [float(group.all_reduce(torch.ones(()))) for group in (one, other)]
+    assert {call.transport for call in recorder.calls} == {SHARED_MEMORY}
+    return [*sums, float(_mapped())]
 
 
 def opened_with(case: str) -> tuple[str, bool, int]:

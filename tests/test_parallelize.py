@@ -178,15 +178,18 @@ def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
 
 
 @pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
+@pytest.mark.parametrize("rules", [False, True], ids=["plan", "rules"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_adapters_train_with_rules_as_in_one_process(
-    pool: Pool, ranks: int, sequence: bool
+def test_adapters_train_as_in_one_process(
+    pool: Pool, ranks: int, rules: bool, sequence: bool
 ) -> None:
-    for found, only in pool.run(uses.compare_adapted, sequence, ranks=ranks):
+    for found, only in pool.run(uses.compare_adapted, rules, sequence, ranks=ranks):
         assert far(found) == {} and only
 
 
-def test_adapters_without_rules_are_refused(pool: Pool) -> None:
-    for text in pool.run(uses.adapted_without_rules):
-        assert text.startswith("ValueError: the rules cut nothing of PeftModelForCausalLM")
-        assert "partition_config" in text
+@pytest.mark.parametrize("case", uses.ADAPTERS)
+def test_adapters_are_cut_as_the_layers_beside_them(pool: Pool, case: str) -> None:
+    # Three ranks: the heads and features of the ranks differ.
+    for found, share in pool.run(uses.compare_adapters, case, ranks=3):
+        assert far(found) == {}
+        assert share < 0.5

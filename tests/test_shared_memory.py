@@ -63,6 +63,10 @@ def test_tensors_that_are_not_alike_are_an_error_on_every_rank(pool: Pool, what:
         assert "a collective of this group has failed before" in again
 
 
+def test_a_group_recovers_from_a_collective_that_failed(pool: Pool) -> None:
+    assert pool.run(jobs.recovered) == [[2.0, 2.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize(
     ("case", "expected", "mapped"),
     [

@@ -246,22 +246,32 @@ LORA = {
 }
 
 
-def adapted() -> nn.Module:
+# What adapters are put on, and further options of them, by a name of the case.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "most": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]},
+    "all": {"target_modules": "all-linear"},
+    "attention and mlp": {"target_modules": ["q_proj", "down_proj"]},
+    "embedding and head": {"target_modules": ["embed_tokens", "v_proj", "lm_head"]},
+    "head trained": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+def adapted(case: str = "most", **changes: Any) -> nn.Module:
     """A llama in float64 with adapters that are not zero."""
     from peft import LoraConfig, get_peft_model
 
-    model = make()
+    model = make(**changes)
     torch.manual_seed(3)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-    config = LoraConfig(r=5, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(r=5, init_lora_weights=False, task_type="CAUSAL_LM", **ADAPTERS[case])
     found: nn.Module = get_peft_model(model, config)
     return found
 
 
-def compare_adapted(sequence: bool) -> tuple[dict[str, float], bool]:
-    """LoRA with rules of the user; and whether only the adapters have trained."""
+def compare_adapted(rules: bool, sequence: bool) -> tuple[dict[str, float], bool]:
+    """LoRA with rules of the user or the model's plan; whether only the adapters have trained."""
     whole, model = adapted(), adapted()
-    config = {"partition_config": LORA, "sequence_parallel": sequence}
+    config = {"partition_config": LORA} if rules else {}
+    config["sequence_parallel"] = sequence
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     before = deepspeed_autotp.full_state_dict(model)
     found = apart(whole, model, (train_whole(whole), train_sharded(model)))
@@ -270,6 +280,10 @@ def compare_adapted(sequence: bool) -> tuple[dict[str, float], bool]:
     return found, only
 
 
-def adapted_without_rules() -> str:
-    model = adapted()
-    return refusal(model, lambda: deepspeed_autotp.parallelize(model, tp_size=2))
+def compare_adapters(case: str) -> tuple[dict[str, float], float]:
+    """As above, by the plan of the model, with one key/value head; and the share of a rank."""
+    whole, model = (adapted(case, num_key_value_heads=1) for _ in range(2))
+    held = sum(p.numel() for p in whole.parameters())
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    return found, sum(p.numel() for p in model.parameters()) / held

@@ -5,9 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters.h"
 #include "names.h"
 #include "preset.h"
 #include "text.h"
+
+enum { kLongestName = 512 }; /* that is looked at for adapters */
 
 struct tp_rules {
     tp_rule *rules; /* owned, with all they point to */
@@ -183,14 +186,40 @@ match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
     return 0;
 }
 
+/* Whether a rule for a layer is one for the factor of an adapter beside it. That of a
+ * column layer's input is whole, and so is that of a row layer's output. */
+static bool
+fits_adapted(const tp_rule *rule, tp_adapted part)
+{
+    if (part == TP_ADAPTED_DOWN)
+        return rule->style == TP_STYLE_CUT && rule->spec.cut == TP_CUT_ROW;
+    if (part == TP_ADAPTED_UP)
+        return rule->style == TP_STYLE_CUT && rule->spec.cut == TP_CUT_COLUMN;
+    return true;
+}
+
+/* A plan of the model knows nothing of adapters. */
+static bool
+match_hf(const tp_rule *rule, const char *prefix, const tp_subject *name)
+{
+    char plain[kLongestName];
+
+    if ((rule->hf_pairs & ~name->pairs) != 0)
+        return false;
+    if (tp_hfplan_match(rule->hf_pattern, prefix, name->text))
+        return true;
+    const tp_adapted part = tp_adapters_name(name->text, plain, sizeof(plain));
+    return part != TP_ADAPTED_NONE && fits_adapted(rule, part) &&
+           tp_hfplan_match(rule->hf_pattern, prefix, plain);
+}
+
 static int
 match_name(const tp_rule *rule, const char *prefix, const tp_subject *name,
            bool *matched, tp_error *err)
 {
     if (rule->hf_pattern == NULL)
         return match_patterns(rule, name, matched, err);
-    *matched = (rule->hf_pairs & ~name->pairs) == 0 &&
-               tp_hfplan_match(rule->hf_pattern, prefix, name->text);
+    *matched = match_hf(rule, prefix, name);
     return 0;
 }
 

@@ -190,7 +190,9 @@ def _save_whole(
             "of it. On every rank: whole = deepspeed_autotp.full_state_dict(model); then on the "
             "first: model.save_pretrained(folder, state_dict=whole)"
         )
-    return type(model).save_pretrained(model, save_directory, is_main_process, state_dict, **more)
+    # By name: the adapters of PEFT have other positions.
+    given = {"is_main_process": is_main_process, "state_dict": state_dict, **more}
+    return type(model).save_pretrained(model, save_directory, **given)
 
 
 def output_tensors(output: Any) -> list[Tensor]:

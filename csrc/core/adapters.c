@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* adapters.c -- the names that PEFT gives to what it wraps. */
+#include "adapters.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+typedef struct {
+    const char *part; /* of a name, between dots */
+    tp_adapted adapted;
+    bool named; /* the part behind it is the adapter's name */
+} adapter_row;
+
+/* From https://github.com/huggingface/peft/tree/main/src/peft/tuners/lora and
+ * peft/utils/other.py. */
+static const adapter_row rows[] = {
+    {"base_layer", TP_ADAPTED_LAYER, false},
+    {"original_module", TP_ADAPTED_LAYER, false},
+    {"modules_to_save", TP_ADAPTED_LAYER, true},
+    {"lora_A", TP_ADAPTED_DOWN, true},
+    {"lora_B", TP_ADAPTED_UP, true},
+};
+
+static const char prefix[] = "base_model.model.";
+
+static const adapter_row *
+find_row(const char *part, size_t size)
+{
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        if (strlen(rows[i].part) == size && memcmp(rows[i].part, part, size) == 0)
+            return &rows[i];
+    }
+    return NULL;
+}
+
+tp_adapted
+tp_adapters_name(const char *name, char *out, size_t size)
+{
+    tp_adapted found = TP_ADAPTED_NONE;
+    size_t used = 0;
+    bool skip = false; /* an adapter's name */
+
+    out[0] = '\0';
+    if (strlen(name) >= size)
+        return TP_ADAPTED_NONE;
+    if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
+        name += sizeof(prefix) - 1;
+        found = TP_ADAPTED_LAYER;
+    }
+    while (*name != '\0') {
+        const size_t part = strcspn(name, ".");
+        const adapter_row *row = skip ? NULL : find_row(name, part);
+        if (row != NULL) {
+            found = row->adapted;
+        } else if (!skip) {
+            if (used > 0)
+                out[used++] = '.';
+            memcpy(out + used, name, part);
+            used += part;
+        }
+        skip = row != NULL && row->named;
+        name += part + (name[part] == '.');
+    }
+    out[used] = '\0';
+    return found;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* adapters.h -- the names that PEFT gives to what it wraps.
+ *
+ * "model.q_proj.weight" becomes "base_model.model.model.q_proj.base_layer.weight",
+ * beside
+ * ".q_proj.lora_A.default.weight" and ".q_proj.lora_B.default.weight"; what trains
+ * whole has ".original_module" and ".modules_to_save.default". */
+#ifndef TP_ADAPTERS_H
+#define TP_ADAPTERS_H
+
+#include <stddef.h>
+
+typedef enum {
+    TP_ADAPTED_NONE,  /* the name is nobody's but the model's */
+    TP_ADAPTED_LAYER, /* the layer itself, or a copy of it */
+    TP_ADAPTED_DOWN,  /* lora_A: from the layer's input to few features */
+    TP_ADAPTED_UP     /* lora_B: from these to the layer's output */
+} tp_adapted;
+
+/* Write the name that a plan of the model itself has for `name` to `out`, with room for
+ * `size` bytes, and say what part of the adapted layer it is. A name that is too long
+ * is left alone. */
+tp_adapted tp_adapters_name(const char *name, char *out, size_t size);
+
+#endif
