@@ -1,32 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deepspeed_autotp import doctor, nccl
 from tests import nccl_jobs as jobs
+from tests.nccl_stand_in import compiled
 from tests.pool import Pool
 
-SOURCE = Path(__file__).parent / "nccl" / "fake_nccl.c"
 FAILED_BEFORE = "a call of this communicator has failed before; start all its ranks again"
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("nccl") / "libstandin.so")
-
-
-def compiled(target: Path, *options: str) -> Path:
-    command = ["cc", "-O2", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-    command += [*options, str(SOURCE), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
 
 
 @pytest.fixture
@@ -82,6 +77,31 @@ def test_a_library_that_lacks_a_function_is_not_used(
     part = compiled(tmp_path / "libpart.so", "-DncclCommFinalize=renamed")
     monkeypatch.setenv("AUTOTP_NCCL", str(part))
     assert nccl.find().reason.startswith(f"{part} has no ncclCommFinalize; ")
+
+
+LOOKS = """
+import ctypes, sys
+from deepspeed_autotp import native
+
+find = native.loaded().nccl_find
+print(find(sys.argv[1])[1])
+ctypes.CDLL(sys.argv[2])
+print(find(sys.argv[1])[1])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has loaded NCCL already")
+def test_one_that_is_loaded_goes_before_one_that_lies_there(library: Path, tmp_path: Path) -> None:
+    loaded = compiled(tmp_path / "libloaded.so", "-Wl,-soname,libnccl.so.2")
+    environment = {key: value for key, value in os.environ.items() if key != "AUTOTP_NCCL"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKS, str(library), str(loaded)],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(library), str(loaded)], done.stderr
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -8,6 +8,7 @@
  *   FAKE_NCCL_FOLDER    where the folders are made; has to be set
  *   FAKE_NCCL_VERSION   in place of 22703
  *   FAKE_NCCL_MOST      most bytes of one message
+ *   FAKE_NCCL_STREAM    the one stream that is right, as a number; else 0
  *   FAKE_NCCL_FAULT     what fails: id, init, send, group, late, hang, close
  *   FAKE_NCCL_RANK      the one rank on which it does; else on all */
 #define _GNU_SOURCE
@@ -299,10 +300,13 @@ ncclGroupEnd(void)
 }
 
 static int
-add(comm *c, message m, int type)
+add(comm *c, message m, int type, const void *stream)
 {
     const char *most = getenv("FAKE_NCCL_MOST");
+    const char *right = getenv("FAKE_NCCL_STREAM");
 
+    if ((uintptr_t)stream != (uintptr_t)(right == NULL ? 0 : atoi(right)))
+        return fail(INVALID_ARGUMENT, "another stream");
     if (!in_group || type != 1 || m.peer < 0 || m.peer >= c->ranks)
         return fail(INVALID_ARGUMENT, "not in a group, not bytes, or no such rank");
     if (c->at != READY && !(c->at == MOVING && c->asked == 0))
@@ -321,18 +325,16 @@ add(comm *c, message m, int type)
 int
 ncclSend(const void *at, size_t count, int type, int peer, void *handle, void *stream)
 {
-    (void)stream;
     const message m = {
         .sends = true, .peer = peer, .at = (char *)(uintptr_t)at, .bytes = count};
-    return add(handle, m, type);
+    return add(handle, m, type, stream);
 }
 
 int
 ncclRecv(void *at, size_t count, int type, int peer, void *handle, void *stream)
 {
-    (void)stream;
     const message m = {.peer = peer, .at = at, .bytes = count};
-    return add(handle, m, type);
+    return add(handle, m, type, stream);
 }
 
 const char *
