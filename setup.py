@@ -312,6 +312,7 @@ setup(
                 "csrc/core/error.c",
                 *sources("csrc/cuda", ".c"),
                 *sources("csrc/host", ".c"),
+                *sources("csrc/nccl", ".c"),
                 *sources("csrc/torch", ".c", ".cpp"),
             ],
             py_limited_api=True,

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deepspeed_autotp
-from deepspeed_autotp import _core, native
+from deepspeed_autotp import _core, native, nccl
 
 __all__ = ["examine", "examined_table"]
 
@@ -101,6 +101,9 @@ def _used(library: native.Library) -> Iterator[Row]:
         used = f"torch's own operations: {obstacle}" if obstacle else "the CUDA library"
         yield f"both on cuda:{index}", used
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"
+    found = nccl.find()
+    described = f"none: {found.reason}" if found.reason else f"{found.version}, {found.path}"
+    yield "NCCL for shards", described
 
 
 def _collectives() -> Iterator[str]:

@@ -4,6 +4,8 @@
 torch's dispatcher is told to take the implementation for CUDA.
 """
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -103,3 +105,36 @@ def errors() -> None:
     print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
     print(native.obstacle(0))
     print(native.obstacle(9))
+
+
+def through_nccl() -> None:
+    """Two processes, each with a communicator for cuda:0; the second one says what it got."""
+    made = torch.zeros(128, dtype=torch.uint8)
+    _OPS.nccl_id_(made, "")
+    rank = int(os.fork() == 0)
+    number = _OPS.nccl_make("", made, rank, 2, 0, 20.0)
+    want = torch.arange(1000.0)
+    if rank == 0:
+        _OPS.nccl_exchange(number, "scatter", [want], [1], [], [], 300)
+        back = torch.zeros(1000)
+        _OPS.nccl_exchange(number, "gather", [], [], [back], [1], 4000)
+        assert same(back, want)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        return
+    got = torch.zeros(1000)
+    _OPS.nccl_exchange(number, "scatter", [], [], [got], [0], 300)
+    print("whole" if same(got, want) else "changed", flush=True)
+    print(nccl_failure("nccl_exchange", number, "scatter", [made], [0], [], [], 300), flush=True)
+    print(nccl_failure("nccl_make", "", made, 0, 1, 9, 20.0)[:13], flush=True)
+    os.environ["FAKE_GPU_ERROR"] = "209"
+    print(nccl_failure("nccl_exchange", number, "gather", [got], [0], [], [], 4000), flush=True)
+    os._exit(0)
+
+
+def nccl_failure(name: str, *args: object) -> str:
+    overloads = {"nccl_make": _OPS.nccl_make, "nccl_exchange": _OPS.nccl_exchange}
+    try:
+        overloads[name](*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"

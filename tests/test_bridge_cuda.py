@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.nccl_stand_in import compiled
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "cuda"
 
@@ -85,4 +87,23 @@ def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path,
         "RuntimeError: the statistics of logits could not be started on cuda:0: no kernel image "
         "(CUDA error 209)",
         "its CUDA library has code for the architectures 90: no kernel image (CUDA error 209)",
+    ]
+
+
+def test_shards_go_through_nccl_on_the_stream_of_the_device(
+    stand_ins: tuple[Path, Path], tmp_path: Path
+) -> None:
+    said = run(
+        stand_ins,
+        "through_nccl",
+        AUTOTP_NCCL=str(compiled(tmp_path / "libstandin.so")),
+        FAKE_NCCL_FOLDER=str(tmp_path),
+        FAKE_NCCL_STREAM="5",
+    )
+    assert said == [
+        "whole",
+        "ValueError: tensors that are exchanged lie on the device of the communicator",
+        "RuntimeError:",
+        "RuntimeError: rank 1 of 2: gather: sending to rank 0: its stream has failed "
+        "(CUDA error 209)",
     ]

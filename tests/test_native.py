@@ -129,7 +129,7 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
     )
     # Any library without our table, and one with a table of another time.
     assert reason(reader, str(reader)) == (
-        f"{reader} is of another build of this package (interface 0, expected 1); {again}"
+        f"{reader} is of another build of this package (interface 0, expected 2); {again}"
     )
     source = tmp_path / "other.c"
     source.write_text(
@@ -137,7 +137,7 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
     )
     other = tmp_path / "other.so"
     subprocess.run(["gcc", "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
-    assert "(interface 7, expected 1)" in reason(reader, str(other))
+    assert "(interface 7, expected 2)" in reason(reader, str(other))
 
 
 WITHOUT = """
@@ -214,4 +214,4 @@ def test_the_table_has_the_layout_that_the_header_says() -> None:
     """The library is opened as a stranger would: by name, and its first numbers read."""
     entry = ctypes.CDLL(native.find_library().path).tp_cuda_api_get
     entry.restype = ctypes.POINTER(ctypes.c_int32)
-    assert entry()[0] == 1 and entry()[1] >= 12010
+    assert entry()[0] == 2 and entry()[1] >= 12010

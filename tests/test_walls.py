@@ -14,7 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "deepspeed_autotp"
-BRIDGES = ("bridge.cpp", "bridge.h", "bridge_cuda.cpp", "bridge_host.cpp")
+BRIDGES = (
+    "bridge.cpp", "bridge.h", "bridge_cuda.cpp", "bridge_device.h", "bridge_host.cpp",
+    "bridge_nccl.cpp",
+)  # fmt: skip
 BRIDGE = {CSRC / "torch" / name for name in BRIDGES}
 INTEROP = PACKAGE / "interop"
 FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl")
@@ -25,6 +28,8 @@ LIBC = {
     "setjmp.h", "signal.h", "stdalign.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h",
     "stdint.h", "stdio.h", "stdlib.h", "stdnoreturn.h", "string.h", "strings.h", "time.h",
 }  # fmt: skip
+# What opens libraries and waits for other ranks needs of POSIX besides.
+POSIX = {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "unistd.h", "sys/mman.h", "sys/stat.h"}
 TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 CUDA = re.compile(r"(cuda|cub/|cooperative_groups|nccl|thrust)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
@@ -51,6 +56,15 @@ def strangers_of_core(text: str, own: set[str]) -> list[str]:
         name
         for quoted, name in includes(text)
         if name not in (own if quoted else LIBC | {"pcre2.h"})
+    ]
+
+
+def strangers_of_transport(text: str, own: set[str]) -> list[str]:
+    """Includes of a file of nccl/ that are neither libc, POSIX, its own nor the core's errors."""
+    return [
+        name
+        for quoted, name in includes(text)
+        if name not in (own | {"../core/error.h"} if quoted else LIBC | POSIX)
     ]
 
 
@@ -94,6 +108,10 @@ def test_the_walls_notice_a_breach() -> None:
         "Python.h"
     ]
     assert strangers_of_core('#include "../torch/shard.h"\n', {"split.h"}) == ["../torch/shard.h"]
+    assert strangers_of_transport('#include <nccl.h>\n#include "../cuda/api.h"\n', {"abi.h"}) == [
+        "nccl.h",
+        "../cuda/api.h",
+    ]
     assert torch_headers("#include <torch/csrc/stable/tensor.h>\n") == [
         "torch/csrc/stable/tensor.h"
     ]
@@ -115,6 +133,14 @@ def test_there_is_something_to_look_at() -> None:
 def test_the_core_includes_libc_pcre2_and_itself_only() -> None:
     own = {header.name for header in CORE_FILES if header.suffix == ".h"}
     breaches = {label(p): strangers_of_core(p.read_text(), own) for p in CORE_FILES}
+    assert {path: names for path, names in breaches.items() if names} == {}
+
+
+def test_what_moves_bytes_through_nccl_includes_libc_posix_errors_and_itself_only() -> None:
+    files = [p for p in C_FILES if p.parent == CSRC / "nccl"]
+    own = {header.name for header in files if header.suffix == ".h"}
+    breaches = {label(p): strangers_of_transport(p.read_text(), own) for p in files}
+    assert len(files) > 3
     assert {path: names for path, names in breaches.items() if names} == {}
 
 

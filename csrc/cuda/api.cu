@@ -23,10 +23,20 @@ error_text(int error)
     return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
+int
+stream_done(void *stream)
+{
+    const cudaError_t error = cudaStreamQuery(static_cast<cudaStream_t>(stream));
+    if (error == cudaSuccess)
+        return 1;
+    (void)cudaGetLastError(); /* told here, as above; that it still runs is no error */
+    return error == cudaErrorNotReady ? 0 : -static_cast<int>(error);
+}
+
 const tp_cuda_api kApi = {
     TP_CUDA_ABI,         CUDART_VERSION,    AUTOTP_ARCHS,  devices,
     tp_copy_probe,       error_text,        tp_copy_start, tp_copy_start_in_order,
-    tp_vocab_statistics, tp_vocab_gradient,
+    tp_vocab_statistics, tp_vocab_gradient, stream_done,
 };
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include "vocab.h"
 
 /* Goes up with every change of the table or of a struct that it speaks of. */
-enum { TP_CUDA_ABI = 1 };
+enum { TP_CUDA_ABI = 2 };
 
 #define TP_CUDA_ENTRY "tp_cuda_api_get"
 
@@ -28,6 +28,9 @@ typedef struct {
     int (*copy_in_order)(tp_copy *copies, int64_t count, void *stream);
     int (*vocab_statistics)(const tp_vocab_args *args, void *stream);
     int (*vocab_gradient)(const tp_vocab_args *args, void *stream);
+    /* 1 when all that was started on it is done, 0 when not yet, and an error with its
+     * sign turned. Waits for nothing. */
+    int (*stream_done)(void *stream);
 } tp_cuda_api;
 
 /* The table; never fails, and touches no device. */

@@ -1,77 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // bridge_cuda.cpp -- the torch operators on a GPU, around libautotp_cuda.so.
 //
-// The one place that selects a device and asks torch for its stream. Kernels are
-// started and never waited for. See bridge.cpp.
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-
+// Kernels are started and never waited for. See bridge.cpp.
 #include <tuple>
 
-#include "bridge.h"
-
-extern "C" {
-#include "library.h"
-}
+#include "bridge_device.h"
 
 namespace
 {
 
 using namespace tp;
-using torch::stable::accelerator::DeviceGuard;
-
-using StreamOf = AOTITorchError (*)(int32_t, void **);
-
-// torch's function for the current stream, or null where torch is built without CUDA.
-// Found at run time, so that one build of this file serves both.
-StreamOf
-stream_of()
-{
-    static const StreamOf found = [] {
-        void *torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-        return torch_cuda == nullptr
-                   ? nullptr
-                   : reinterpret_cast<StreamOf>(
-                         dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream"));
-    }();
-    return found;
-}
-
-constexpr const char *kNoCuda = "the installed torch is built without CUDA";
-
-// A device selected for the life of this value, its current stream, and the library.
-class Device
-{
-   public:
-    explicit Device(const Tensor &tensor)
-        : index_(tensor.get_device_index()), guard_(index_)
-    {
-        const tp_library *library = tp_library_open();
-        if (library->api == nullptr)
-            throw std::runtime_error(library->reason);
-        if (stream_of() == nullptr)
-            throw std::runtime_error(kNoCuda);
-        api = library->api;
-        STABLE_TORCH_ERROR_CODE_CHECK(stream_of()(index_, &stream));
-    }
-
-    // Throws for a launch that failed.
-    void check(int error, const char *what) const
-    {
-        if (error != 0)
-            throw std::runtime_error(
-                std::string(what) +
-                " could not be started on cuda:" + std::to_string(index_) + ": " +
-                api->error_text(error) + " (CUDA error " + std::to_string(error) + ")");
-    }
-
-    const tp_cuda_api *api = nullptr;
-    void *stream = nullptr;  // borrowed
-
-   private:
-    int32_t index_;
-    DeviceGuard guard_;
-};
 
 struct Copies {
     Copies() = default;

@@ -67,12 +67,21 @@ gradient(const tp_vocab_args *args, void *stream)
     return check_stream(stream);
 }
 
+/* Done when it is asked for the third time, and the times after that. */
+static int
+stream_done(void *stream)
+{
+    static int asked;
+    const int error = check_stream(stream);
+    return error != 0 ? -error : ++asked > 2;
+}
+
 const tp_cuda_api *
 tp_cuda_api_get(void)
 {
     static const tp_cuda_api api = {
-        TP_CUDA_ABI, 13000, "90",          devices,    probe,
-        error_text,  copy,  copy_in_order, statistics, gradient,
+        TP_CUDA_ABI, 13000,         "90",       devices,  probe,       error_text,
+        copy,        copy_in_order, statistics, gradient, stream_done,
     };
     return &api;
 }

@@ -2,10 +2,27 @@
 /* fake_torch.c -- what the bridge asks torch about a GPU, answered without one.
  *
  * Loaded ahead of torch, under the name of the library that a torch with CUDA has:
- * every tensor seems to lie on cuda:0, whose current stream is 5. */
+ * every tensor seems to lie on cuda:0, whose current stream is 5. But one of 128 items
+ * is an id of NCCL's, which lies on the host. */
+#define _GNU_SOURCE /* RTLD_NOLOAD */
+
+#include <dlfcn.h>
 #include <stdint.h>
+#include <string.h>
 
 static int guards;
+
+/* Asked of torch itself, which is loaded after this. */
+static int64_t
+items_of(void *tensor)
+{
+    int32_t (*numel)(void *, int64_t *) = NULL;
+    void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    void *symbol = torch == NULL ? NULL : dlsym(torch, "aoti_torch_get_numel");
+    int64_t items = 0;
+    memcpy(&numel, &symbol, sizeof(numel));
+    return numel == NULL || numel(tensor, &items) != 0 ? -1 : items;
+}
 
 int32_t
 aoti_torch_get_current_cuda_stream(int32_t device, void **stream)
@@ -35,8 +52,7 @@ aoti_torch_delete_device_guard(void *guard)
 int32_t
 aoti_torch_get_device_type(void *tensor, int32_t *type)
 {
-    (void)tensor;
-    *type = 1; /* c10::DeviceType::CUDA */
+    *type = items_of(tensor) != 128; /* c10::DeviceType: 0 is a host, 1 CUDA */
     return 0;
 }
 

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// bridge_nccl.cpp -- the operators that move tensors between ranks through NCCL.
+//
+// Python knows a communicator by a number that is never given twice. Memory of a host
+// is for a stand-in of NCCL, with which this runs where there is no GPU. See
+// bridge.cpp.
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <tuple>
+
+#include "bridge_device.h"
+
+extern "C" {
+#include "../nccl/exchange.h"
+}
+
+namespace
+{
+
+using namespace tp;
+
+constexpr int64_t kHost = -1;  // in place of the index of a GPU
+
+struct Close {
+    void operator()(tp_comm *comm) const noexcept
+    {
+        tp_comm_close(comm);
+    }
+};
+
+struct Open {
+    std::unique_ptr<tp_comm, Close> comm;
+    int64_t device;
+};
+
+// The communicators that are open, by their numbers.
+class Registry
+{
+   public:
+    int64_t add(Open made)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        open_[++last_] = std::move(made);
+        return last_;
+    }
+
+    const Open &find(int64_t number)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = open_.find(number);
+        require(found != open_.end(), "the communicator is closed");
+        return found->second;
+    }
+
+    // Taken out first, so that no other communicator waits while this one closes.
+    Open remove(int64_t number)
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto node = open_.extract(number);
+        return node.empty() ? Open{nullptr, kHost} : std::move(node.mapped());
+    }
+
+   private:
+    std::mutex mutex_;
+    std::map<int64_t, Open> open_;
+    int64_t last_ = 0;
+};
+
+Registry &
+registry()
+{
+    static Registry made;
+    return made;
+}
+
+std::unique_ptr<tp_nccl>
+usable(const std::string &path)
+{
+    auto nccl = std::make_unique<tp_nccl>();
+    tp_nccl_open(nccl.get(), path.c_str());
+    if (nccl->reason[0] != '\0')
+        throw std::runtime_error(nccl->reason);
+    return nccl;
+}
+
+// Why there is no NCCL to use, its file, its version, that in words, and whether it is
+// one for memory of a host.
+std::tuple<std::string, std::string, int64_t, std::string, bool>
+nccl_find(std::string path)
+{
+    const auto nccl = std::make_unique<tp_nccl>();
+    tp_nccl_open(nccl.get(), path.c_str());
+    char words[TP_NCCL_VERSION_SIZE];
+    tp_nccl_version_write(nccl->version, words);
+    return {nccl->reason, nccl->path, nccl->version, words, nccl->on_host};
+}
+
+void
+require_id(const Tensor &id)
+{
+    require(id.is_cpu() && id.is_contiguous() && id.element_size() == 1 &&
+                id.numel() == TP_NCCL_ID_BYTES,
+            "an id is 128 contiguous bytes on a host");
+}
+
+void
+nccl_id(const Tensor &id, std::string path)
+{
+    require_id(id);
+    tp_error err = TP_NO_ERROR;
+    tp_nccl_id made;
+    if (tp_nccl_id_make(usable(path).get(), &made, &err) < 0)
+        raise(&err);
+    std::copy(made.bytes, made.bytes + TP_NCCL_ID_BYTES,
+              static_cast<char *>(id.mutable_data_ptr()));
+}
+
+int64_t
+nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
+          int64_t device, double seconds)
+{
+    require_id(id);
+    require(0 <= rank && rank < ranks && ranks <= 1 << 16, "there is no such rank");
+    const auto nccl = usable(path);
+    require(device != kHost || nccl->on_host,
+            "NCCL moves tensors that lie on a GPU, not those of a host");
+    std::optional<DeviceGuard> guard;
+    if (device != kHost)
+        guard.emplace(static_cast<int32_t>(device));
+    tp_nccl_id given;
+    const auto *bytes = static_cast<const char *>(id.const_data_ptr());
+    std::copy(bytes, bytes + TP_NCCL_ID_BYTES, given.bytes);
+    const tp_comm_place place = {static_cast<int>(rank), static_cast<int>(ranks),
+                                 seconds};
+    tp_error err = TP_NO_ERROR;
+    tp_comm *comm = nullptr;
+    if (tp_comm_make(&comm, nccl.get(), &given, &place, &err) < 0)
+        raise(&err);
+    return registry().add({std::unique_ptr<tp_comm, Close>(comm), device});
+}
+
+// Appends a parcel for each tensor.
+void
+add_parcels(std::vector<tp_parcel> *parcels, const std::vector<Tensor> &tensors,
+            const std::vector<int64_t> &peers, bool sends, int64_t device)
+{
+    require(tensors.size() == peers.size(),
+            "each tensor has a rank it goes to or from");
+    for (size_t i = 0; i < tensors.size(); i++) {
+        const Tensor &tensor = tensors[i];
+        require(tensor.is_contiguous(), "tensors that are exchanged are contiguous");
+        require(tensor.is_cpu()
+                    ? device == kHost
+                    : tensor.is_cuda() && tensor.get_device_index() == device,
+                "tensors that are exchanged lie on the device of the communicator");
+        require(0 <= peers[i] && peers[i] < 1 << 16, "there is no such rank");
+        void *at = sends ? const_cast<void *>(tensor.const_data_ptr())  // read only
+                         : tensor.mutable_data_ptr();
+        const auto item = static_cast<int64_t>(tensor.element_size());
+        parcels->push_back(
+            {static_cast<int>(peers[i]), sends, at, tensor.numel() * item});
+    }
+}
+
+int
+always_done(void *)
+{
+    return 1;
+}
+
+void
+nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
+              std::vector<int64_t> to, std::vector<Tensor> received,
+              std::vector<int64_t> from, int64_t piece)
+{
+    const Open &open = registry().find(number);
+    std::vector<tp_parcel> parcels;
+    add_parcels(&parcels, sent, to, true, open.device);
+    add_parcels(&parcels, received, from, false, open.device);
+    std::optional<Device> device;
+    tp_stream stream = {nullptr, always_done};
+    if (open.device != kHost) {
+        device.emplace(static_cast<int32_t>(open.device));
+        stream = {device->stream, device->api->stream_done};
+    }
+    const tp_exchange exchange = {what.c_str(), parcels.data(),
+                                  static_cast<int64_t>(parcels.size()), piece, stream};
+    tp_error err = TP_NO_ERROR;
+    if (tp_exchange_run(open.comm.get(), &exchange, &err) < 0)
+        raise(&err);
+}
+
+void
+nccl_close(int64_t number)
+{
+    (void)registry().remove(number);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
+{
+    m.def("nccl_find(str path) -> (str, str, int, str, bool)");
+    m.def("nccl_id_(Tensor(a!) id, str path) -> ()");
+    m.def(
+        "nccl_make(str path, Tensor id, int rank, int ranks, int device, float seconds)"
+        " -> int");
+    m.def(
+        "nccl_exchange(int comm, str what, Tensor[] sent, int[] to,"
+        " Tensor(a!)[] received, int[] origins, int piece) -> ()");
+    m.def("nccl_close(int comm) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
+{
+    m.impl("nccl_find", TORCH_BOX(&nccl_find));
+    m.impl("nccl_id_", TORCH_BOX(&nccl_id));
+    m.impl("nccl_make", TORCH_BOX(&nccl_make));
+    m.impl("nccl_exchange", TORCH_BOX(&nccl_exchange));
+    m.impl("nccl_close", TORCH_BOX(&nccl_close));
+}

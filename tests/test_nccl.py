@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shards go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deepspeed_autotp import doctor, nccl
+from tests import nccl_jobs as jobs
+from tests.nccl_stand_in import compiled
+from tests.pool import Pool
+
+FAILED_BEFORE = "a call of this communicator has failed before; start all its ranks again"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("nccl") / "libstandin.so")
+
+
+@pytest.fixture
+def stand_in(library: Path, tmp_path: Path) -> Mapping[str, str]:
+    """The environment in which the stand-in is NCCL."""
+    return {"AUTOTP_NCCL": str(library), "FAKE_NCCL_FOLDER": str(tmp_path)}
+
+
+def test_the_library_is_found_with_its_version(
+    stand_in: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTP_NCCL", stand_in["AUTOTP_NCCL"])
+    assert nccl.find() == nccl.Found("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
+    used = dict(doctor.examine()["used on this machine"])
+    assert used["NCCL for shards"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(2804, "2.8.4"), (21399, "2.13.99"), (30100, "3.1.0")]
+)
+def test_another_version_is_not_used(
+    library: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    monkeypatch.setenv("AUTOTP_NCCL", str(library))
+    monkeypatch.setenv("FAKE_NCCL_VERSION", str(number))
+    expected = f"{library} is NCCL {words}; expected 2.14 or a later NCCL 2; "
+    assert nccl.find().reason.startswith(expected)
+    assert dict(doctor.examine()["used on this machine"])["NCCL for shards"].startswith(
+        f"none: {expected}"
+    )
+
+
+def test_a_missing_library_comes_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOTP_NCCL", "/nowhere/libnccl.so.2")
+    assert nccl.find().reason == (
+        "the file that AUTOTP_NCCL names cannot be opened: /nowhere/libnccl.so.2: cannot open "
+        "shared object file: No such file or directory"
+    )
+    monkeypatch.setenv("AUTOTP_NCCL", "")
+    assert nccl.find().reason == "AUTOTP_NCCL is empty, which says to go without NCCL"
+
+
+def test_another_library_is_not_taken_for_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOTP_NCCL", "libm.so.6")
+    assert nccl.find().reason == (
+        "what was opened for NCCL is another library: it has no ncclGetVersion"
+    )
+
+
+def test_a_library_that_lacks_a_function_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = compiled(tmp_path / "libpart.so", "-DncclCommFinalize=renamed")
+    monkeypatch.setenv("AUTOTP_NCCL", str(part))
+    assert nccl.find().reason.startswith(f"{part} has no ncclCommFinalize; ")
+
+
+LOOKS = """
+import ctypes, sys
+from deepspeed_autotp import native
+
+find = native.loaded().nccl_find
+print(find(sys.argv[1])[1])
+ctypes.CDLL(sys.argv[2])
+print(find(sys.argv[1])[1])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has loaded NCCL already")
+def test_one_that_is_loaded_goes_before_one_that_lies_there(library: Path, tmp_path: Path) -> None:
+    loaded = compiled(tmp_path / "libloaded.so", "-Wl,-soname,libnccl.so.2")
+    environment = {key: value for key, value in os.environ.items() if key != "AUTOTP_NCCL"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKS, str(library), str(loaded)],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(library), str(loaded)], done.stderr
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_unequal_and_empty_tensors_arrive_whole(
+    pool: Pool, stand_in: Mapping[str, str], ranks: int
+) -> None:
+    assert pool.run(jobs.unequal, 1 << 20, ranks=ranks, env=stand_in) == [[]] * ranks
+
+
+def test_a_long_tensor_goes_in_pieces(pool: Pool, stand_in: Mapping[str, str]) -> None:
+    most = {**stand_in, "FAKE_NCCL_MOST": "1000"}
+    assert pool.run(jobs.unequal, 1000, ranks=4, env=most) == [[]] * 4
+
+
+def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: float) -> list[Any]:
+    """Of both ranks, error and seconds of two scatters where ``fault`` is on one rank."""
+    return pool.run(jobs.failures, rank, seconds, env={**env, "FAKE_NCCL_FAULT": fault})
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("send", 'NCCL says "invalid usage": the pointer is not registered'),
+        ("group", 'NCCL says "internal error": the group was not launched'),
+        ("late", 'NCCL says "remote error": the cable was pulled'),
+    ],
+)
+def test_an_error_of_nccls_is_told_in_its_words(
+    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, fault: str, words: str
+) -> None:
+    first, other = failed(pool, stand_in, fault, 0, 1.0)
+    assert first[0][0] == f"rank 0 of 2: scatter: sending to rank 1: {words}"
+    assert first[1][0] == f"rank 0 of 2: {FAILED_BEFORE}"
+    assert other[1][0] == f"rank 1 of 2: {FAILED_BEFORE}"
+    assert all(seconds < 0.5 for _, seconds in (first[1], other[1]))
+    assert sorted(path.name for path in tmp_path.glob("*/aborted-*")) == ["aborted-0", "aborted-1"]
+
+
+def test_a_peer_that_never_comes_is_an_error_in_time(
+    pool: Pool, stand_in: Mapping[str, str]
+) -> None:
+    (first, again), *_, absent = pool.run(jobs.without_a_peer, ranks=4, env=stand_in)
+    assert absent == []
+    assert first[0].startswith(
+        "rank 0 of 4: scatter: sending to rank 1, sending to rank 2, sending to rank 3 is not "
+        "done after 1 seconds; a rank has ended"
+    )
+    assert 0.9 < first[1] < 5 and again[1] < 0.5
+    assert again[0] == f"rank 0 of 4: {FAILED_BEFORE}"
+
+
+def test_a_stream_that_hangs_is_an_error_on_both_sides(
+    pool: Pool, stand_in: Mapping[str, str]
+) -> None:
+    first, other = failed(pool, stand_in, "hang", 1, 1.0)
+    assert "scatter: sending to rank 1 is not done after 1 seconds" in first[0][0]
+    assert "scatter: receiving from rank 0 is not done after 1 seconds" in other[0][0]
+
+
+def test_a_communicator_that_cannot_be_made_fails_on_all_ranks(
+    pool: Pool, stand_in: Mapping[str, str]
+) -> None:
+    first, other = failed(pool, stand_in, "init", 1, 1.0)
+    making = "making a communicator with the other ranks"
+    assert first[0][0].startswith(f"rank 0 of 2: {making} is not done after 1 seconds")
+    assert other[0][0] == (
+        f'rank 1 of 2: {making}: NCCL says "internal error": no memory on the device'
+    )
+    for before, after in (first, other):
+        assert after[0] == before[0] and after[1] < 0.5
+
+
+def test_an_id_that_cannot_be_made_fails_on_all_ranks(
+    pool: Pool, stand_in: Mapping[str, str]
+) -> None:
+    first, other = failed(pool, stand_in, "id", 0, 20.0)
+    assert first[0][0] == "NCCL makes no id for a communicator: internal error. no network"
+    assert other[0][0] == "rank 0 could not make an id for a communicator of NCCL"
+
+
+def test_ranks_without_nccl_say_so_on_all_ranks(pool: Pool) -> None:
+    for rank, (first, again) in enumerate(pool.run(jobs.failures, 0, 5.0, env={"AUTOTP_NCCL": ""})):
+        assert first[0] == (
+            f"rank {rank} of 2 cannot use NCCL: AUTOTP_NCCL is empty, which says to go without NCCL"
+        )
+        assert again[0] == first[0]
+
+
+def test_calls_after_the_end_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
+    assert pool.run(jobs.after_close, env=stand_in) == [["the communicator is closed"] * 2] * 2
+
+
+def test_a_communicator_that_nobody_holds_is_closed(
+    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path
+) -> None:
+    assert pool.run(jobs.left_behind, str(tmp_path), env=stand_in) == [["closed-0", "closed-1"]] * 2
+
+
+def test_a_close_that_hangs_ends_in_an_abort(
+    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path
+) -> None:
+    env = {**stand_in, "FAKE_NCCL_FAULT": "close"}
+    assert pool.run(jobs.left_behind, str(tmp_path), env=env) == [["aborted-0", "aborted-1"]] * 2
+
+
+def test_arguments_that_cannot_be_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
+    for rank, found in enumerate(pool.run(jobs.refusals, env=stand_in)):
+        assert found == [
+            f"rank {rank} is the root and gave None; expected one tensor for each of the 2 ranks",
+            f"rank {rank} is the root and gave 1 tensors; expected one tensor for each of the "
+            "2 ranks",
+            "the root's own part is torch.float32 of 4 items on one side and torch.float64 of 4 "
+            "on the other; both must be the same",
+            "a tensor that is moved has to be contiguous; call contiguous() first",
+            "root is 7; expected a rank of the group, 0 to 1",
+        ]

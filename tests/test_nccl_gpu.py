@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shards go from one GPU to another and back through NCCL itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepspeed_autotp import native, nccl
+
+pytestmark = pytest.mark.gpu
+
+
+def test_nccl_is_found_and_takes_the_configuration() -> None:
+    """A communicator of one rank, which needs no other GPU, is made, used and closed."""
+    found = nccl.find()
+    assert found.reason == "" and found.number >= 21400 and not found.on_host
+    operators, made = native.loaded(), torch.zeros(128, dtype=torch.uint8)
+    operators.nccl_id_(made, found.path)
+    assert made.any()
+    index = torch.cuda.current_device()
+    number = operators.nccl_make(found.path, made, 0, 1, index, 60.0)
+    operators.nccl_exchange(number, "scatter", [], [], [], [], 1 << 20)
+    operators.nccl_close(number)
+    with pytest.raises(ValueError, match="the communicator is closed"):
+        operators.nccl_exchange(number, "scatter", [], [], [], [], 1 << 20)
+
+
+def test_memory_of_a_host_is_refused() -> None:
+    made = torch.zeros(128, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="tensors that lie on a GPU, not those of a host"):
+        native.loaded().nccl_make(nccl.find().path, made, 0, 1, -1, 60.0)
+
+
+MOVES = """
+import torch, torch.distributed as dist
+
+dist.init_process_group("nccl")
+torch.cuda.set_device(dist.get_rank())
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.nccl import Communicator
+
+group = TPGroup(dist.group.WORLD)
+communicator = Communicator(group, piece=1 << 20)
+parts = [torch.arange(1000 * rank * rank, device="cuda") for rank in range(1, 1 + group.size)]
+own = torch.zeros_like(parts[group.rank])
+back = [torch.zeros_like(part) for part in parts]
+is_root = group.rank == 1
+communicator.scatter(parts if is_root else None, own, root=1)
+communicator.gather(own, back if is_root else None, root=1)
+assert torch.equal(own, parts[group.rank])
+assert not is_root or all(map(torch.equal, back, parts))
+communicator.close()
+dist.destroy_process_group()
+print("moved", flush=True)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_go_from_one_gpu_to_another_and_back(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(MOVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "DS_ACCELERATOR": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.count("moved") == 2, done.stdout + done.stderr
