@@ -47,7 +47,8 @@ def shard(
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    The shards lie on ``device``, or where the weights were. ``agreement`` spans all ranks that
+    The shards lie on ``device``, or where the weights were: of all ranks, or of the first rank of
+    each group where the others have theirs on the meta device. ``agreement`` spans all ranks that
     make this call. ValueError on all of them, with the model unchanged, when any rank cannot plan,
     plans differently, or the trial differs.
     """

@@ -66,9 +66,9 @@ class Handout(Conversion):
             for parameter, entry in self._own_entries():
                 if entry.dim < 0:
                     self._share(parameter)
+                    parameter.data = parameter.data.to(self._place)
                 else:
                     self._hand_out(parameter, entry)
-                parameter.data = parameter.data.to(self._place)
             for buffer in self._modules[""].buffers():
                 self._share(buffer)
             self._share_modes()
@@ -89,7 +89,7 @@ class Handout(Conversion):
         own = cut(parameter.data, entry=entry, rank=0)
         others = [_part(parameter.data, entry, rank) for rank in range(1, group.size)]
         transfer.scatter([own, *others], own, group)
-        replace_data(parameter, own)
+        replace_data(parameter, own.to(self._place))
 
     def _share(self, tensor: Tensor) -> None:
         self._nearby.step()

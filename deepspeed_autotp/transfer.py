@@ -116,13 +116,13 @@ class PointToPoint:
         group = self._group
         calls, arrived = [], []
         for peer, piece in pieces.items():
-            if sending:
-                held = piece.to(group.device)
-            elif piece.device.type == group.device.type:
-                held = piece
-            else:
+            held = piece
+            if not self._carries(piece):
                 held = torch.empty_like(piece, device=group.device)
-                arrived.append((piece, held))
+                if sending:
+                    held.copy_(piece)
+                else:
+                    arrived.append((piece, held))
             calls.append(
                 dist.P2POp(
                     dist.isend if sending else dist.irecv,
@@ -135,6 +135,10 @@ class PointToPoint:
             work.wait()
         for piece, held in arrived:
             piece.copy_(held)
+
+    def _carries(self, piece: Tensor) -> bool:
+        """Whether the backend takes ``piece`` where it lies."""
+        return piece.device.type == self._group.device.type
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import deepspeed_autotp
 from deepspeed_autotp import transfer
 from tests.drift import Words, model_with_buffers
-from tests.families import build
+from tests.families import build, tokens
 from tests.loops import SHAPES, apart, make, train_sharded, train_whole
 from tests.parts import Peak
 from tests.snapshot import refusal
@@ -74,6 +74,31 @@ def train_replicas(zero: int) -> tuple[float, bool]:
     deepspeed_autotp.check_replicas(engine)
     engine.destroy()
     return worst_difference(losses, single_losses(whole, clip=1.0)), kept
+
+
+def load(folder: str, tied: bool) -> list[bool]:
+    """The first rank loads what was saved, the others build it as Accelerate and torch do."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    rank = dist.get_rank()
+    if rank == 0:
+        build("llama", tied=tied).save_pretrained(folder)  # type: ignore[operator]
+    dist.barrier()
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    model = whole
+    if rank > 0:
+        with init_empty_weights() if rank == 1 else torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model.tie_weights()  # Accelerate makes two tensors of one
+    expected = [whole.state_dict()[name].clone() for name in whole.state_dict()]
+    ids = tokens(0)
+    loss = whole(input_ids=ids, labels=ids).loss.detach()
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    full = deepspeed_autotp.full_state_dict(model)
+    apart = float((model(input_ids=ids, labels=ids).loss.detach() - loss).abs())
+    same = all(torch.equal(a, b) for a, b in zip(expected, full.values(), strict=True))
+    return [same, apart < 1e-5, not model.training]
 
 
 def other_state() -> list[bool]:

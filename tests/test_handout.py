@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that the first rank alone holds trains like one process, and nobody else holds it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,14 @@ def test_the_first_rank_of_each_replica_hands_out_its_weights(pool: Pool, zero: 
 
 def test_buffers_flags_and_modes_are_those_of_the_first_rank(pool: Pool) -> None:
     for found in pool.run(jobs.other_state, ranks=3):
+        assert all(found), found
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_what_transformers_loads_on_the_first_rank_is_there_on_all(
+    pool: Pool, tied: bool, tmp_path: Path
+) -> None:
+    for found in pool.run(jobs.load, str(tmp_path), tied, ranks=3):
         assert all(found), found
 
 

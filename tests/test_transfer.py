@@ -8,9 +8,12 @@ from tests.pool import Pool
 
 
 @pytest.mark.parametrize("piece", [7, 1 << 20], ids=["many pieces", "one piece"])
+@pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_parts_go_out_and_come_back_bit_by_bit(pool: Pool, ranks: int, piece: int) -> None:
-    steps = pool.run(jobs.there_and_back, 13, piece, ranks=ranks)
+def test_parts_go_out_and_come_back_bit_by_bit(
+    pool: Pool, ranks: int, here: bool, piece: int
+) -> None:
+    steps = pool.run(jobs.there_and_back, 13, piece, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
     # The sizes and a piece, each way and type.
     assert steps[0] >= 2 * 2 * len(jobs.DTYPES)

@@ -26,11 +26,18 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
 
 
-def there_and_back(unit: int, piece: int) -> int:
+class Elsewhere(transfer.PointToPoint):
+    """As if the tensors lay on a device that the backend does not reach."""
+
+    def _carries(self, piece: Tensor) -> bool:
+        return False
+
+
+def there_and_back(unit: int, piece: int, here: bool) -> int:
     """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
     group, steps = world(), 0
     group.share_memory()
-    carrier = transfer.PointToPoint(group, piece=piece)
+    carrier = (transfer.PointToPoint if here else Elsewhere)(group, piece=piece)
 
     def before() -> None:
         nonlocal steps
