@@ -14,6 +14,7 @@ import deepspeed_autotp
 from deepspeed_autotp import transfer
 from tests.drift import Words, model_with_buffers
 from tests.families import build, tokens
+from tests.handmade import build_handmade, example
 from tests.loops import SHAPES, apart, make, train_sharded, train_whole
 from tests.parts import Peak
 from tests.snapshot import refusal
@@ -74,6 +75,22 @@ def train_replicas(zero: int) -> tuple[float, bool]:
     deepspeed_autotp.check_replicas(engine)
     engine.destroy()
     return worst_difference(losses, single_losses(whole, clip=1.0)), kept
+
+
+def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
+    """Fused weights by rules, or without any, of ranks that do not follow one another."""
+    rank = dist.get_rank()
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    whole = build_handmade()
+    with torch.device("meta") if rank > 1 else contextlib.nullcontext():
+        model = build_handmade()
+    config = {} if partition is None else {"partition_config": partition}
+    try:
+        deepspeed_autotp.parallelize(model, tp_group=groups[rank % 2], config=config)
+    except ValueError as error:
+        return str(error), 0.0
+    apart = model(**example()) - whole(**example())
+    return f"same: {same_weights(model, whole)}", float(apart.detach().abs())
 
 
 def load(folder: str, tied: bool) -> list[bool]:

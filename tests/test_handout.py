@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import handout_jobs as jobs
+from tests.handmade import PARTITION
 from tests.pool import Pool
 
 EXACT = 1e-10
@@ -35,6 +36,17 @@ def test_the_first_rank_of_each_replica_hands_out_its_weights(pool: Pool, zero: 
 def test_buffers_flags_and_modes_are_those_of_the_first_rank(pool: Pool) -> None:
     for found in pool.run(jobs.other_state, ranks=3):
         assert all(found), found
+
+
+def test_fused_weights_go_by_rules_over_any_ranks(pool: Pool) -> None:
+    for said, apart in pool.run(jobs.handmade, PARTITION, ranks=4):
+        assert said == "same: True" and apart < 1e-6
+
+
+def test_a_model_without_rules_is_not_cut_by_names(pool: Pool) -> None:
+    for said, _ in pool.run(jobs.handmade, None, ranks=4):
+        assert "without a trial its layers are not cut by their names alone" in said
+        assert "load the weights on every rank" in said
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
