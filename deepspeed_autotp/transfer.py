@@ -18,8 +18,8 @@ from deepspeed_autotp.group import TPGroup
 
 __all__ = ["gather", "scatter"]
 
-# Bytes that are on their way to or from a rank at once. Starting a piece costs well under a
-# millisecond, which is how long a fast link takes for this many.
+# Bytes that are on their way to or from a rank at once. Over gloo on one host 256 MiB take 0.20 s
+# in pieces of 1 MiB, 0.07 s in these, and 0.06 s in pieces of 64 MiB.
 _PIECE = 16 << 20
 
 
