@@ -174,7 +174,7 @@ class BuildExtensions(build_ext):
         include = torch / "include"
         headers = ["-isystem", str(include)]
         headers += ["-isystem", str(include / "torch" / "csrc" / "api" / "include")]
-        return [*headers, TORCH_TARGET], [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        return [*headers, TORCH_TARGET], [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lrt"]
 
     def compile_one(self, source: str, extension_flags: list[str]) -> str:
         """The object of a source file, compiled unless it is up to date."""

@@ -58,7 +58,7 @@ _OPERATIONS: Mapping[str, tuple[str, int]] = {
     "deepspeed.inference_all_reduce_": (ALL_REDUCE, 0),
     "deepspeed.inference_all_reduce": (ALL_REDUCE, 0),
     "deepspeed_autotp.shm_take_sum": (ALL_REDUCE, 1),
-    "deepspeed_autotp.shm_take_all": (ALL_GATHER, 1),
+    "deepspeed_autotp.shm_gather": (ALL_GATHER, 1),
 }
 _SPACES = ("c10d", "_c10d_functional", "deepspeed")
 _IN_MEMORY = ("deepspeed.", "deepspeed_autotp.shm_")

@@ -31,6 +31,7 @@ from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
+from deepspeed_autotp.shared_memory import check_environment
 from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -68,8 +69,9 @@ def shard(
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, holding.place)
-    for one in (group, nearby):
-        one.share_memory()
+    for one, place in ((nearby, holding.place), (group, device or holding.place)):
+        if place.type == "cpu":
+            one.share_memory()
     make: Callable[..., Conversion] = Conversion
     if holding.by_first:
         make = functools.partial(Handout, nearby=nearby, place=device or holding.place)
@@ -121,6 +123,7 @@ def _tried(
 
 
 def _described(model: nn.Module) -> Description:
+    check_environment()
     _refuse(model)
     return describe(model)
 

@@ -68,7 +68,11 @@ class TPGroup:
             summed: Tensor = functional.all_reduce(x.contiguous(), "sum", self.handle)
             return summed
         x = x.contiguous()
-        self.start_all_reduce(x).wait()
+        self.step()
+        if self._memory is not None and self._memory.sums(x):
+            self._memory.start_sum(x, into=x).wait()
+        else:
+            dist.all_reduce(x, group=self.handle)
         return x
 
     def start_all_reduce(self, x: Tensor) -> Started:

@@ -9,6 +9,7 @@ of them can open it. ``AUTOTP_SHARED_MEMORY=0`` leaves everything to the group.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import weakref
@@ -27,6 +28,8 @@ _SLOT = 1 << 20
 _SUMMED = frozenset({torch.float32, torch.float64, torch.bfloat16})
 _HOST = torch.device("cpu")
 
+_log = logging.getLogger("deepspeed_autotp")
+
 _ops = native.loaded()
 
 
@@ -39,45 +42,52 @@ class Started(Protocol):
 class SharedMemory:
     """The memory that the ranks of one process group share. All of them make every call.
 
-    A message whose result was not waited for keeps others away: ``is_free`` says so. Everywhere
-    RuntimeError where a rank has ended, or does not come within the time limit of the group.
+    RuntimeError where a rank has ended, does not come within the time limit of the group, or
+    hands over something else than the others.
     """
 
     def __init__(self, number: int, seconds: float) -> None:
         self._number = number
         self._seconds = seconds
-        self.is_free = True
+        self._started: _Sum | None = None
         weakref.finalize(self, _ops.shm_close, number)
 
     def sums(self, x: Tensor) -> bool:
-        """Whether tensors like ``x`` can be summed now."""
+        """Whether tensors like ``x`` can be summed."""
         return self.gathers(x) and x.dtype in _SUMMED
 
     def gathers(self, x: Tensor) -> bool:
-        """Whether tensors like ``x`` can be gathered now."""
-        return self.is_free and x.device.type == "cpu"
+        """Whether tensors like ``x`` can be gathered."""
+        return x.device.type == "cpu"
 
     def start_sum(self, x: Tensor, *, into: Tensor, first: int = 0) -> Started:
         """Hand contiguous ``x`` over. When it is waited for, as many items of the sum over the
         ranks as ``into`` has, from item ``first`` on, are put there; it may be ``x``."""
-        x = x.detach()
-        _ops.shm_post(self._number, x, self._seconds)
-        self.is_free = False
-        return _Sum(self, x, into.detach(), first)
+        self._finish()
+        started = _Sum(self, x.detach(), into.detach(), first)
+        _ops.shm_start_sum(self._number, started.x, started.into, first, self._seconds)
+        self._started = started
+        return started
 
     def gather(self, x: Tensor, *, into: Tensor) -> None:
         """Put the tensors of all ranks, each as large as contiguous ``x``, one after the other."""
-        x = x.detach()
-        _ops.shm_post(self._number, x, self._seconds)
-        _ops.shm_take_all(self._number, x, into.detach(), self._seconds)
+        self._finish()
+        _ops.shm_gather(self._number, x.detach(), into.detach(), self._seconds)
 
-    def take(self, x: Tensor, into: Tensor, first: int) -> None:
-        """Wait for a sum that was started."""
-        self.is_free = True
-        _ops.shm_take_sum(self._number, x, into, first, self._seconds)
+    def finish(self, started: _Sum) -> None:
+        """Wait for a sum, unless that was done."""
+        if self._started is started:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Messages are taken one after the other: a sum that nobody has waited for, maybe since
+        the caller failed in between, is taken before the next one starts."""
+        if (one := self._started) is not None:
+            self._started = None
+            _ops.shm_take_sum(self._number, one.x, one.into, one.first, self._seconds)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sum:
     """A sum that was started."""
 
@@ -87,7 +97,7 @@ class _Sum:
     first: int
 
     def wait(self) -> None:
-        self.memory.take(self.x, self.into, self.first)
+        self.memory.finish(self)
 
 
 # Of each group that has asked; None where it uses sockets.
@@ -111,38 +121,49 @@ def _opened(handle: dist.ProcessGroup) -> SharedMemory | None:
     if seconds is None or handle.size() == 1:
         return None
     # No number of a process: those of two containers can be the same.
-    token = torch.tensor(secrets.randbits(62))
-    dist.broadcast(token, dist.get_global_rank(handle, 0), group=handle)
-    name = f"/autotp-{int(token):016x}"
-    # The first rank makes it, before the others look for it.
-    number = _open(name, handle) if handle.rank() == 0 else None
-    dist.barrier(handle)
-    if handle.rank() > 0:
-        number = _open(name, handle)
-    everyone = torch.tensor(number is not None, dtype=torch.int32)
-    dist.all_reduce(everyone, dist.ReduceOp.MIN, group=handle)
-    if handle.rank() == 0:
-        _ops.shm_unlink(name)
-    if number is None:
-        return None
-    memory = SharedMemory(number, seconds)
+    token = torch.tensor(secrets.randbits(62), device=_HOST)
+    memory = None
+    if handle.rank() == 0:  # it makes the memory, before the others look for it
+        memory = _open(_name(token), handle, seconds)
+    try:
+        dist.broadcast(token, dist.get_global_rank(handle, 0), group=handle)
+        if handle.rank() > 0:
+            memory = _open(_name(token), handle, seconds)
+        everyone = torch.tensor(memory is not None, dtype=torch.int32, device=_HOST)
+        dist.all_reduce(everyone, dist.ReduceOp.MIN, group=handle)
+    finally:
+        if handle.rank() == 0:
+            _ops.shm_unlink(_name(token))
     return memory if everyone else None
 
 
-def _open(name: str, handle: dist.ProcessGroup) -> int | None:
-    """The number of the memory, or None where it cannot be had or is not wanted."""
+def _name(token: Tensor) -> str:
+    return f"/autotp-{int(token):016x}"
+
+
+def _open(name: str, handle: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
+    """None where the memory cannot be had or is not wanted."""
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
         return None
     try:
         number: int = _ops.shm_open(name, handle.rank(), handle.size(), _SLOT)
-    except RuntimeError:  # another host, no /dev/shm, or one that is full
+    except RuntimeError as error:
+        # On another host there is nothing of that name, which is as it should be.
+        _log.info("rank %d of its group sums through sockets: %s", handle.rank(), error)
         return None
-    return number
+    return SharedMemory(number, seconds)
+
+
+def check_environment() -> None:
+    """ValueError for a value of ``AUTOTP_SHARED_MEMORY`` that means nothing."""
+    value = os.environ.get("AUTOTP_SHARED_MEMORY", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"AUTOTP_SHARED_MEMORY is {value!r}, expected 0 or 1")
 
 
 def _time_limit(handle: dist.ProcessGroup) -> float | None:
     """Seconds that a collective on host tensors may take; None where gloo does not carry them."""
-    if _HOST not in handle._device_types:
+    if _HOST not in handle._device_types or not dist.is_gloo_available():
         return None
     backend = handle._get_backend(_HOST)
     if not isinstance(backend, dist.ProcessGroupGloo):

@@ -110,10 +110,15 @@ def promised(part: Tensor, parts: Parts, group: TPGroup, *, dim: int) -> Promise
 
 
 class Reading:
-    """Whether the forward of the model runs, in which every rank reads the same weights."""
+    """Whether the forward of the model runs, in which every rank reads the same weights.
+
+    A checkpointed part of it runs again in the backward. Within one forward a weight is gathered
+    once, however often it is read.
+    """
 
     def __init__(self) -> None:
-        self._runs = False
+        self._depth = 0  # of calls of the model within its own forward
+        self._promised: dict[tuple[nn.Module, str, bool], PromisedWeight] = {}
 
     def watch(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks on ``model`` by which this is known."""
@@ -123,20 +128,43 @@ class Reading:
         ]
 
     def _begin(self, model: nn.Module, args: object) -> None:
-        self._runs = True
+        self._depth += 1
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
-        self._runs = False
+        # Called also where a hook before ours has failed, and ours was not reached.
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._promised.clear()
 
     def read(self, layer: nn.Module, key: str) -> Tensor | None:
-        """The parameter ``key`` of a layer, whole for whoever is not the layer itself."""
+        """The parameter ``key`` of a layer, whole for whoever computes and is not the layer."""
+        if key not in layer._parameters:
+            raise AttributeError(key)  # after which nn.Module says what it is that has none
         part = layer._parameters[key]
-        if part is None or not self._runs or vars(layer)["tp_own"]:
+        if part is None or vars(layer)["tp_own"] or not self._computes():
             return part
-        sharding: Sharding = vars(layer)["sharding"]
+        try:
+            return self._whole(layer, key, part)
+        except AttributeError as error:
+            # Python would take it for a missing attribute, and ask nn.Module, which has the part.
+            raise RuntimeError(f"{key} of {layer} cannot be made whole: {error}") from error
+
+    def _computes(self) -> bool:
+        if self._depth > 0 or torch.compiler.is_compiling():
+            return self._depth > 0
+        return torch._C._current_graph_task_id() >= 0  # a checkpoint that runs again
+
+    def _whole(self, layer: nn.Module, key: str, part: Tensor) -> Tensor:
+        own: Sharding = vars(layer)["sharding"]
         dim = 0 if isinstance(layer, nn.Linear) else -1
-        make = gather_parts if torch.compiler.is_compiling() else promised
-        return make(part, sharding.parts, sharding.group, dim=dim)
+        if torch.compiler.is_compiling():
+            return gather_parts(part, own.parts, own.group, dim=dim)
+        if self._depth == 0:
+            return promised(part, own.parts, own.group, dim=dim)
+        asked = layer, key, torch.is_grad_enabled()
+        if asked not in self._promised:
+            self._promised[asked] = promised(part, own.parts, own.group, dim=dim)
+        return self._promised[asked]
 
 
 class WholeWeight(nn.Module):

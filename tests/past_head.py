@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
 from tests.labelled import apart, batch, cut, model_of
@@ -55,6 +56,28 @@ def _plain(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tensor
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
 
+def _chunked(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The loss of each row in a checkpoint, where the weight is read, after a call of its own."""
+    assert labels is not None
+    head = self.get_output_embeddings()
+
+    def loss_of(x: Tensor, told: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, head.weight, head.bias), told, reduction="sum")
+
+    if self.nested:
+        self.nested = False
+        with torch.no_grad():
+            self(input_ids, labels)
+        self.nested = True
+    hidden = self.base_model(input_ids).last_hidden_state[:, :-1]
+    losses = [
+        checkpoint(loss_of, x, told, use_reentrant=self.reentrant)
+        for x, told in zip(hidden, labels[:, 1:], strict=True)
+    ]
+    total: Tensor = torch.stack(losses).sum()
+    return total / (labels[:, 1:] != -100).sum()
+
+
 def _asks(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Any:
     """As mamba: the head is called, and its weight says what to cast to."""
     head = self.get_output_embeddings()
@@ -63,7 +86,13 @@ def _asks(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Any:
     return head(hidden.to(head.weight.dtype))
 
 
-_FORWARDS = {"fused": _fused, "plain": _plain, "asks": _asks}
+_FORWARDS = {
+    "fused": _fused,
+    "plain": _plain,
+    "asks": _asks,
+    "checkpoint": _chunked,
+    "reentrant": _chunked,
+}
 
 
 def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
@@ -72,6 +101,7 @@ def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
     if bias:
         drawn = torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(1))
         model.lm_head.bias = nn.Parameter(drawn)
+    model.nested, model.reentrant = True, forward == "reentrant"
     model.forward = types.MethodType(_FORWARDS[forward], model)
     return model
 
@@ -120,14 +150,41 @@ def asked() -> dict[str, Any]:
     }
 
 
+def gathers_of_a_step() -> int:
+    """How often the weight is gathered by a loss that reads it for each row."""
+    model: Any = cut(model_with("checkpoint", tied=False, bias=False), "llama")
+    model.nested = False
+    model(**batch())  # the first call compares the batches
+    with counted() as calls:
+        model(**batch())
+    return [kind for kind, _ in calls].count("all-gather")
+
+
+def peculiar() -> list[str]:
+    """What is said of a weight that is gone, and of one that cannot be gathered."""
+    model: Any = cut(model_with("plain", tied=False, bias=False), "llama")
+    said = []
+    vars(model.lm_head)["sharding"] = None
+    for spoil in (lambda: None, lambda: delattr(model.lm_head, "weight")):
+        spoil()
+        try:
+            model(**batch())
+        except (RuntimeError, AttributeError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
 def with_engine(zero: int) -> float:
     """The worst relative difference of three losses to those of one process."""
     whole, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
     optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    config = engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0))
+    # ZeRO 3 leaves no weight whole on account of its size.
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
-        config=engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0)),
+        config=config,
     )
     worst = 0.0
     for _ in range(3):

@@ -4,6 +4,7 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import deepspeed_autotp
 from benchmarks.step_calls import Recorder
+from deepspeed_autotp import shared_memory as shared_memory_module
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.shared_memory import shared_memory
 from tests.families import build, tokens
@@ -71,8 +73,8 @@ def of_a_step() -> tuple[set[str], bool, bool]:
     all_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(all_ranks, own)
     same = all(torch.equal(other, own) for other in all_ranks)
-    left = any(Path("/dev/shm").glob("autotp-*"))
-    return {call.transport for call in recorder.calls}, same, left
+    left = _mapped() - _mapped(" (deleted)")
+    return {call.transport for call in recorder.calls}, same, left > 0
 
 
 def carried(off_on: int) -> str:
@@ -89,19 +91,93 @@ def carried(off_on: int) -> str:
 
 
 def kinds_left_to_sockets() -> list[str]:
-    """What carries a sum of integers, a second sum before the first was waited for, and a third."""
+    """What carries a sum of integers, and one of floats."""
     group = world()
     group.share_memory()
-    first, second = torch.ones(2), torch.ones(2)
     with Recorder() as recorder:
         group.all_reduce(torch.ones(2, dtype=torch.int64))
-        one, other = group.start_all_reduce(first), group.start_all_reduce(second)
-        other.wait()
-        one.wait()
-        group.all_reduce(first)
-    assert first.tolist() == [4.0, 4.0] and second.tolist() == [2.0, 2.0]
-    # A sum is seen where it is taken: the second one of gloo's before the first.
+        group.all_reduce(torch.ones(2))
     return [call.transport for call in recorder.calls]
+
+
+def irregular() -> dict[str, list[float]]:
+    """Sums that are waited for late, twice or never, and one that is refused."""
+    group = world()
+    group.share_memory()
+    late, early, dropped, last = (torch.full((2,), float(n)) for n in (1, 2, 3, 4))
+    first, second = group.start_all_reduce(late), group.start_all_reduce(early)
+    second.wait()
+    first.wait()
+    first.wait()
+    if group.rank == 0:
+        group.start_all_reduce(dropped)  # as by a caller that fails before it waits
+    else:
+        group.all_reduce(dropped)
+    refused = torch.full((3, 1), 7.0)
+    try:
+        group.start_reduce_scatter(refused, (4, 4))
+    except ValueError:
+        refused.zero_()
+    group.all_reduce(last)
+    tensors = {"late": late, "early": early, "dropped": dropped, "refused": refused, "last": last}
+    return {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
+
+
+def unlike(what: str) -> list[str]:
+    """What is said where the ranks hand over unlike tensors, and of the next sum."""
+    group = world()
+    group.share_memory()
+    group.all_reduce(torch.ones(4))
+    said = []
+    for _ in range(2):
+        try:
+            if what == "lengths":
+                group.all_reduce(torch.ones(10 + group.rank))
+            elif what == "types":
+                group.all_reduce(torch.ones(4, dtype=(torch.float32, torch.float64)[group.rank]))
+            elif group.rank == 0:
+                group.all_reduce(torch.ones(4))
+            else:
+                group.all_gather(torch.ones(4), [(4,)] * group.size)
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def opened_with(case: str) -> tuple[str, bool, int]:
+    """What is said by ``parallelize`` in a bad environment, and what is left of the memory."""
+    said = ""
+    if case == "variable":
+        os.environ["AUTOTP_SHARED_MEMORY"] = "off"
+    if case == "device":
+        torch.set_default_device("meta")
+    names: list[str] = []
+    name_of, original = shared_memory_module._name, dist.all_reduce
+
+    def noted(token: Tensor) -> str:
+        names.append(name_of(token))
+        return names[-1]
+
+    shared_memory_module._name = noted
+    if case == "failure":
+
+        def failing(*args: Any, **named: Any) -> None:
+            raise RuntimeError("connection lost")
+
+        dist.all_reduce = failing
+    try:
+        if case == "variable":
+            deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
+        else:
+            world().share_memory()
+    except (RuntimeError, ValueError) as error:
+        said = str(error)
+    finally:
+        dist.all_reduce, shared_memory_module._name = original, name_of
+        torch.set_default_device(None)
+    dist.barrier()
+    gc.collect()
+    return said, any(Path(f"/dev/shm{name}").exists() for name in names), _mapped()
 
 
 def mapped_after_use() -> tuple[int, int]:
@@ -115,5 +191,7 @@ def mapped_after_use() -> tuple[int, int]:
     return held, _mapped()
 
 
-def _mapped() -> int:
-    return Path("/proc/self/maps").read_text().count("/dev/shm/autotp-")
+def _mapped(end: str = "") -> int:
+    """Shared memories of this process whose line ends so; of a file that is gone with a word."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum("/dev/shm/autotp-" in line and line.endswith(end) for line in lines)

@@ -42,7 +42,41 @@ def test_one_rank_that_does_not_want_it_is_enough(pool: Pool, off_on: int, expec
 
 def test_what_it_cannot_sum_goes_through_the_group(pool: Pool) -> None:
     for transports in pool.run(jobs.kinds_left_to_sockets):
-        assert transports == [GLOO, GLOO, SHARED_MEMORY, SHARED_MEMORY]
+        assert transports == [GLOO, SHARED_MEMORY]
+
+
+def test_sums_are_taken_once_and_in_order_whenever_they_are_waited_for(pool: Pool) -> None:
+    for found in pool.run(jobs.irregular):
+        assert found == {
+            "late": [2.0, 2.0],
+            "early": [4.0, 4.0],
+            "dropped": [6.0, 6.0],
+            "refused": [0.0, 0.0, 0.0],
+            "last": [8.0, 8.0],
+        }
+
+
+@pytest.mark.parametrize("what", ["lengths", "types", "collectives"])
+def test_tensors_that_are_not_alike_are_an_error_on_every_rank(pool: Pool, what: str) -> None:
+    for first, again in pool.run(jobs.unlike, what):
+        assert "the ranks of one model have to be given the same batch" in first
+        assert "a collective of this group has failed before" in again
+
+
+@pytest.mark.parametrize(
+    ("case", "expected", "mapped"),
+    [
+        ("variable", "AUTOTP_SHARED_MEMORY is 'off', expected 0 or 1", 0),
+        ("device", "", 1),
+        ("failure", "connection lost", 0),
+    ],
+)
+def test_a_bad_environment_is_an_error_and_leaves_nothing(
+    pool: Pool, case: str, expected: str, mapped: int
+) -> None:
+    for said, left, maps in pool.run(jobs.opened_with, case):
+        assert said.startswith(expected) and bool(said) == bool(expected)
+        assert not left and maps == mapped
 
 
 def test_it_ends_with_its_group(pool: Pool) -> None:
@@ -82,5 +116,5 @@ def test_a_rank_that_ends_is_an_error_on_the_others_within_a_second(tmp_path: Pa
         text=True,
         timeout=100,
     )
-    expected = "rank 1 of the group has ended while rank 0 waits for it in a collective"
+    expected = "rank 1 of the group has ended while rank 0 is in a collective"
     assert f"0 s: {expected}" in done.stdout, done.stdout + done.stderr

@@ -10,7 +10,7 @@ from tests.pool import Pool
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("forward", ["fused", "plain"])
+@pytest.mark.parametrize("forward", ["fused", "plain", "checkpoint", "reentrant"])
 def test_loss_and_gradients_equal_one_process(
     pool: Pool, forward: str, tied: bool, bias: bool, ranks: int
 ) -> None:
@@ -21,6 +21,17 @@ def test_loss_and_gradients_equal_one_process(
 def test_what_a_weight_says_of_itself_costs_nothing(pool: Pool) -> None:
     for found in pool.run(past_head.asked):
         assert found == {"gathers": 0, "whole": True, "part": True, "printed": True}
+
+
+def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
+    # Besides the weight, in the forward of a checkpoint, nothing is gathered.
+    assert pool.run(past_head.gathers_of_a_step) == [1, 1]
+
+
+def test_what_cannot_be_gathered_is_an_error_and_not_the_part(pool: Pool) -> None:
+    for broken, gone in pool.run(past_head.peculiar):
+        assert broken.startswith("RuntimeError: weight of ") and "cannot be made whole" in broken
+        assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

@@ -49,7 +49,8 @@ def deepspeed_config(script: Script) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
-        "zero_optimization": {"stage": script.zero},
+        # ZeRO 3 leaves no weight whole on account of its size.
+        "zero_optimization": {"stage": script.zero, "stage3_param_persistence_threshold": 0},
     }
     if script.tp > 1:
         config["tensor_parallel"] = {"autotp_size": script.tp}

@@ -24,6 +24,22 @@ smaller(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+static const char *
+name_of(tp_use use)
+{
+    switch (use) {
+        case TP_SUM_F32:
+            return "summed as float32";
+        case TP_SUM_F64:
+            return "summed as float64";
+        case TP_SUM_BF16:
+            return "summed as bfloat16";
+        case TP_GATHER:
+            break;
+    }
+    return "gathered";
+}
+
 static int
 post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds,
            tp_error *err)
@@ -35,8 +51,11 @@ post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds
     if (chunk >= TP_SHM_SLOTS &&
         tp_wait(shm, TP_TAKEN, chunk + 1 - TP_SHM_SLOTS, seconds, err) < 0)
         return -1;
-    memcpy(tp_shm_at(shm, shm->rank, chunk), (const char *)message->from + offset,
-           bytes);
+    shm->counters[shm->rank].tags[chunk % TP_SHM_SLOTS] =
+        (tp_shm_tag){message->bytes, message->use};
+    if (bytes > 0)
+        memcpy(tp_shm_at(shm, shm->rank, chunk), (const char *)message->from + offset,
+               bytes);
     atomic_store_explicit(posted, chunk + 1, memory_order_release);
     return 0;
 }
@@ -45,10 +64,34 @@ int
 tp_post(tp_shm *shm, const tp_message *message, double seconds, tp_error *err)
 {
     const size_t room = smaller(message->bytes, TP_SHM_SLOTS * shm->slot);
+    size_t offset = 0;
 
-    for (size_t offset = 0; offset < room; offset += shm->slot)
+    /* One of nothing is a chunk, too, so that it cannot be taken for the next. */
+    do {
         if (post_chunk(shm, message, offset, seconds, err) < 0)
             return -1;
+        offset += shm->slot;
+    } while (offset < room);
+    return 0;
+}
+
+/* Fails where another rank has laid out something else. */
+static int
+check_alike(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *err)
+{
+    for (int rank = 0; rank < shm->ranks; rank++) {
+        const tp_shm_tag *tag = &shm->counters[rank].tags[chunk % TP_SHM_SLOTS];
+        if (tag->bytes == message->bytes && tag->use == message->use)
+            continue;
+        tp_fail(
+            err, TP_PEER,
+            "rank %d hands over %zu bytes to be %s where rank %d hands over %llu to be "
+            "%s: the ranks of one model have to be given the same batch and to run "
+            "the same code",
+            shm->rank, message->bytes, name_of(message->use), rank,
+            (unsigned long long)tag->bytes, name_of((tp_use)tag->use));
+        return tp_shm_fail(shm);
+    }
     return 0;
 }
 
@@ -60,21 +103,25 @@ take(tp_shm *shm, const tp_message *message, use_chunk use, void *context,
     _Atomic uint64_t *taken = &shm->counters[shm->rank].taken;
     const size_t ahead = TP_SHM_SLOTS * shm->slot;
 
-    for (size_t offset = 0; offset < message->bytes; offset += shm->slot) {
+    size_t offset = 0;
+
+    do {
         const uint64_t chunk = atomic_load_explicit(taken, memory_order_relaxed);
-        if (tp_wait(shm, TP_POSTED, chunk + 1, seconds, err) < 0)
+        if (tp_wait(shm, TP_POSTED, chunk + 1, seconds, err) < 0 ||
+            check_alike(shm, message, chunk, err) < 0)
             return -1;
         use(shm, chunk, offset, smaller(message->bytes - offset, shm->slot), context);
         atomic_store_explicit(taken, chunk + 1, memory_order_release);
         if (offset + ahead < message->bytes &&
             post_chunk(shm, message, offset + ahead, seconds, err) < 0)
             return -1;
-    }
+        offset += shm->slot;
+    } while (offset < message->bytes);
     return 0;
 }
 
 typedef struct {
-    tp_summed type;
+    tp_use use;
     size_t item;
     size_t first; /* byte of the message that is the first to be wanted */
     size_t end;
@@ -145,40 +192,29 @@ use_sum(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
     for (size_t at = begin; at < end; at += step) {
         const size_t count = smaller(end - at, step) / want->item;
         void *to = want->to + (at - want->first);
-        switch (want->type) {
-            case TP_F32:
-                sum_float(shm, chunk, at - offset, count, to);
-                break;
-            case TP_F64:
-                sum_double(shm, chunk, at - offset, count, to);
-                break;
-            case TP_BF16:
-                sum_bf16(shm, chunk, at - offset, count, to);
-                break;
-        }
+        if (want->use == TP_SUM_F32)
+            sum_float(shm, chunk, at - offset, count, to);
+        else if (want->use == TP_SUM_F64)
+            sum_double(shm, chunk, at - offset, count, to);
+        else
+            sum_bf16(shm, chunk, at - offset, count, to);
     }
 }
 
 static size_t
-item_bytes(tp_summed type)
+item_bytes(tp_use use)
 {
-    switch (type) {
-        case TP_F64:
-            return sizeof(double);
-        case TP_BF16:
-            return sizeof(uint16_t);
-        case TP_F32:
-            break;
-    }
-    return sizeof(float);
+    if (use == TP_SUM_F64)
+        return sizeof(double);
+    return use == TP_SUM_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
 int
-tp_take_sum(tp_shm *shm, const tp_message *message, tp_summed type, size_t first,
-            size_t count, void *to, double seconds, tp_error *err)
+tp_take_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
+            void *to, double seconds, tp_error *err)
 {
-    const size_t item = item_bytes(type);
-    wanted_sum want = {type, item, first * item, (first + count) * item, to};
+    const size_t item = item_bytes(message->use);
+    wanted_sum want = {message->use, item, first * item, (first + count) * item, to};
 
     return take(shm, message, use_sum, &want, seconds, err);
 }
@@ -194,8 +230,9 @@ use_all(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
     const wanted_all *want = context;
 
     for (int rank = 0; rank < shm->ranks; rank++)
-        memcpy(want->to + (size_t)rank * want->bytes + offset,
-               tp_shm_at(shm, rank, chunk), bytes);
+        if (bytes > 0)
+            memcpy(want->to + (size_t)rank * want->bytes + offset,
+                   tp_shm_at(shm, rank, chunk), bytes);
 }
 
 int

@@ -12,22 +12,25 @@
 
 #include "shm.h"
 
-typedef enum { TP_F32, TP_F64, TP_BF16 } tp_summed;
+/* What becomes of a message: it is summed as numbers of a type, or gathered. */
+typedef enum { TP_SUM_F32, TP_SUM_F64, TP_SUM_BF16, TP_GATHER } tp_use;
 
 /* What a rank hands over; its memory stays as it is until it was taken. */
 typedef struct {
     const void *from; /* borrowed */
     size_t bytes;     /* the same on every rank */
+    tp_use use;       /* likewise */
 } tp_message;
 
-/* Lay out as much of a message as there is room for. Fails as tp_wait does. */
+/* Lay out as much of a message as there is room for. Fails as tp_wait does, as do the
+ * others; they also fail, on all ranks, where messages are not alike. */
 int tp_post(tp_shm *shm, const tp_message *message, double seconds, tp_error *err);
 
-/* Write items [first, first + count) of the sum of all ranks' messages, which are
- * numbers of `type`, to `to`. 16-bit floats are summed in float32. `to` may be the
- * place of these very items in the message. */
-int tp_take_sum(tp_shm *shm, const tp_message *message, tp_summed type, size_t first,
-                size_t count, void *to, double seconds, tp_error *err);
+/* Write items [first, first + count) of the sum of all ranks' messages to `to`, which
+ * may be the place of these very items in the message. bfloat16 is summed in float32.
+ */
+int tp_take_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
+                void *to, double seconds, tp_error *err);
 
 /* Write all ranks' messages to `to`, one after the other. */
 int tp_take_all(tp_shm *shm, const tp_message *message, void *to, double seconds,

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "shm_data.h"
@@ -60,12 +61,15 @@ static int
 take_hold(tp_shm *shm, tp_error *err)
 {
     struct flock lock = lock_of(shm->rank);
+    struct stat status;
     int reserved = 0;
 
     if (shm->rank == 0)
         reserved = posix_fallocate(shm->file, 0, (off_t)shm->bytes);
     if (reserved != 0)
         return fail_with(err, "reserved", reserved);
+    if (fstat(shm->file, &status) < 0 || status.st_size != (off_t)shm->bytes)
+        return tp_fail(err, TP_PEER, "shared memory is not as large as the ranks need");
     if (fcntl(shm->file, F_SETLK, &lock) < 0)
         return fail_with(err, "locked", errno);
     void *memory =

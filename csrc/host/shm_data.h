@@ -21,9 +21,21 @@ enum {
     TP_SHM_APART = 128
 };
 
+/* A counter with a lock of its process would count for that process alone. */
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(uint64_t) <= sizeof(long long),
+               "counters are shared between processes");
+
+/* What lies in a slot: a chunk of a message that is used in the same way by all. */
+typedef struct {
+    uint64_t bytes; /* of the message */
+    uint64_t use;
+} tp_shm_tag;
+
 typedef struct {
     _Alignas(TP_SHM_APART) _Atomic uint64_t posted;
-    _Atomic uint64_t joined; /* 1 once the rank holds its lock */
+    tp_shm_tag tags[TP_SHM_SLOTS]; /* of what is in the slots */
+    _Atomic uint64_t joined;       /* 1 once the rank holds its lock */
+    _Atomic uint64_t failed;       /* 1 once a collective has failed there */
     _Alignas(TP_SHM_APART) _Atomic uint64_t taken;
 } tp_shm_counters;
 
@@ -36,7 +48,6 @@ struct tp_shm {
     size_t bytes;
     tp_shm_counters *counters; /* owned, mapped: those of all ranks, then their slots */
     char *slots;               /* in the same memory */
-    bool failed;
 };
 
 /* The slot of `rank` for its chunk number `chunk`. */
@@ -45,6 +56,21 @@ tp_shm_at(const tp_shm *shm, int rank, uint64_t chunk)
 {
     const size_t index = (size_t)rank * TP_SHM_SLOTS + chunk % TP_SHM_SLOTS;
     return shm->slots + index * shm->slot;
+}
+
+/* Say on all ranks that nothing can follow. Always returns -1. */
+static inline int
+tp_shm_fail(tp_shm *shm)
+{
+    atomic_store_explicit(&shm->counters[shm->rank].failed, 1, memory_order_release);
+    return -1;
+}
+
+/* Whether a collective has failed on `rank`. */
+static inline bool
+tp_shm_has_failed(const tp_shm *shm, int rank)
+{
+    return atomic_load_explicit(&shm->counters[rank].failed, memory_order_acquire) != 0;
 }
 
 /* Whether the process of `rank` has joined and ended: the lock that it held on its byte

@@ -40,6 +40,30 @@ now(void)
     return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
 }
 
+/* Fails where a rank is gone, awaited or not: the collective cannot be completed. */
+static int
+check_ranks(const tp_shm *shm, tp_error *err)
+{
+    for (int rank = 0; rank < shm->ranks; rank++) {
+        bool ended = false;
+        if (rank == shm->rank)
+            continue;
+        if (tp_shm_has_ended(shm, rank, &ended, err) < 0)
+            return -1;
+        if (ended)
+            return tp_fail(err, TP_PEER,
+                           "rank %d of the group has ended while rank %d is in a "
+                           "collective",
+                           rank, shm->rank);
+        if (tp_shm_has_failed(shm, rank))
+            return tp_fail(err, TP_PEER,
+                           "a collective of the group has failed on rank %d while rank "
+                           "%d is in one",
+                           rank, shm->rank);
+    }
+    return 0;
+}
+
 static int
 nap_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t count,
           double seconds, tp_error *err)
@@ -48,16 +72,13 @@ nap_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t
     struct timespec nap = {0, kNap};
 
     while (!is_reached(counter, count)) {
-        bool ended = false;
-        if (tp_shm_has_ended(shm, rank, &ended, err) < 0)
-            return -1;
-        /* What it did before it ended counts. */
-        if (ended && !is_reached(counter, count))
-            return tp_fail(
-                err, TP_PEER,
-                "rank %d of the group has ended while rank %d waits for it in "
-                "a collective",
-                rank, shm->rank);
+        if (check_ranks(shm, err) < 0) {
+            /* A rank that has ended in order has done all that it had to. */
+            if (!is_reached(counter, count))
+                return -1;
+            tp_error_clear(err);
+            return 0;
+        }
         if (now() > deadline)
             return tp_fail(
                 err, TP_PEER,
@@ -91,7 +112,7 @@ wait_for(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t 
 int
 tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err)
 {
-    if (shm->failed)
+    if (tp_shm_has_failed(shm, shm->rank))
         return tp_fail(err, TP_PEER,
                        "a collective of this group has failed before; start all its "
                        "ranks again");
@@ -99,11 +120,8 @@ tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err
         const tp_shm_counters *counters = &shm->counters[rank];
         const _Atomic uint64_t *counter =
             what == TP_POSTED ? &counters->posted : &counters->taken;
-        if (rank != shm->rank &&
-            wait_for(shm, rank, counter, count, seconds, err) < 0) {
-            shm->failed = true;
-            return -1;
-        }
+        if (rank != shm->rank && wait_for(shm, rank, counter, count, seconds, err) < 0)
+            return tp_shm_fail(shm);
     }
     return 0;
 }

@@ -10,9 +10,9 @@
 
 typedef enum { TP_POSTED, TP_TAKEN } tp_done;
 
-/* Wait until every other rank has posted, or taken, `count` chunks. Fails with TP_PEER,
- * naming the rank, when one has ended or `seconds` have gone by, and from then on at
- * once. */
+/* Wait until every other rank has posted, or taken, `count` chunks, for `seconds` at
+ * the most for each rank. Fails with TP_PEER, naming the rank, when time is up, when
+ * any rank has ended or a collective has failed there, and from then on at once. */
 int tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err);
 
 #endif

@@ -17,30 +17,24 @@ namespace
 
 using namespace tp;
 
-struct Close {
-    void operator()(tp_shm *shm) const noexcept
-    {
-        tp_shm_close(shm);
-    }
-};
-
-// What is open, by its number.
+// What is open, by its number. Who uses it keeps it open until he is done.
 class Registry
 {
    public:
-    int64_t add(std::unique_ptr<tp_shm, Close> shm)
+    int64_t add(tp_shm *shm)
     {
+        std::shared_ptr<tp_shm> owned(shm, tp_shm_close);
         const std::lock_guard<std::mutex> lock(mutex_);
-        open_[++last_] = std::move(shm);
+        open_[++last_] = std::move(owned);
         return last_;
     }
 
-    tp_shm *find(int64_t number)
+    std::shared_ptr<tp_shm> find(int64_t number)
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         const auto found = open_.find(number);
         require(found != open_.end(), "the shared memory is closed");
-        return found->second.get();
+        return found->second;
     }
 
     void remove(int64_t number)
@@ -51,7 +45,7 @@ class Registry
 
    private:
     std::mutex mutex_;
-    std::map<int64_t, std::unique_ptr<tp_shm, Close>> open_;
+    std::map<int64_t, std::shared_ptr<tp_shm>> open_;
     int64_t last_ = 0;
 };
 
@@ -72,7 +66,7 @@ shm_open_(std::string name, int64_t rank, int64_t ranks, int64_t slot)
     if (tp_shm_open(&shm, name.c_str(), static_cast<int>(rank), static_cast<int>(ranks),
                     static_cast<size_t>(slot), &err) < 0)
         raise(&err);
-    return registry().add(std::unique_ptr<tp_shm, Close>(shm));
+    return registry().add(shm);
 }
 
 void
@@ -87,69 +81,79 @@ shm_close(int64_t number)
     registry().remove(number);
 }
 
-tp_message
-message_of(const Tensor &x)
-{
-    require(x.is_cpu() && x.is_contiguous(), "a message is contiguous, on the host");
-    return {x.const_data_ptr(),
-            static_cast<size_t>(x.numel()) * static_cast<size_t>(x.element_size())};
-}
-
-tp_summed
-type_of(const Tensor &x)
+tp_use
+sum_of(const Tensor &x)
 {
     switch (x.scalar_type()) {
         case torch::headeronly::ScalarType::Float:
-            return TP_F32;
+            return TP_SUM_F32;
         case torch::headeronly::ScalarType::Double:
-            return TP_F64;
+            return TP_SUM_F64;
         case torch::headeronly::ScalarType::BFloat16:
-            return TP_BF16;
+            return TP_SUM_BF16;
         default:
             throw std::invalid_argument(
                 "sums over ranks of one host are of float32, float64 or bfloat16");
     }
 }
 
-void
-shm_post(int64_t number, const Tensor &x, double seconds)
+tp_message
+message_of(const Tensor &x, tp_use use)
 {
-    const tp_message message = message_of(x);
+    require(x.is_cpu() && x.is_contiguous(), "a message is contiguous, on the host");
+    return {x.const_data_ptr(),
+            static_cast<size_t>(x.numel()) * static_cast<size_t>(x.element_size()),
+            use};
+}
+
+// The message of a sum of which `sum` gets as many items as it holds, from `first` on.
+tp_message
+summand(const Tensor &x, const Tensor &sum, int64_t first)
+{
+    const tp_message message = message_of(x, sum_of(x));
+    require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
+            "a sum is contiguous, on the host, and of the message's dtype");
+    require(first >= 0 && first <= x.numel() && sum.numel() <= x.numel() - first,
+            "a sum lies within the message");
+    return message;
+}
+
+// Everything that can be wrong with the arguments is found before anything is posted:
+// what is posted and not taken would be taken for the next.
+void
+shm_start_sum(int64_t number, const Tensor &x, const Tensor &sum, int64_t first,
+              double seconds)
+{
+    const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_post(registry().find(number), &message, seconds, &err) < 0)
+    if (tp_post(registry().find(number).get(), &message, seconds, &err) < 0)
         raise(&err);
 }
 
-// `sum` gets as many items as it holds, those from `first` on.
 void
 shm_take_sum(int64_t number, const Tensor &x, const Tensor &sum, int64_t first,
              double seconds)
 {
-    const tp_message message = message_of(x);
-    require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
-            "a sum is contiguous, on the host, and of the message's dtype");
-    require(first >= 0 && first <= static_cast<int64_t>(x.numel()) &&
-                static_cast<int64_t>(sum.numel()) <=
-                    static_cast<int64_t>(x.numel()) - first,
-            "a sum lies within the message");
+    const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_take_sum(registry().find(number), &message, type_of(x),
-                    static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
-                    sum.mutable_data_ptr(), seconds, &err) < 0)
+    if (tp_take_sum(registry().find(number).get(), &message, static_cast<size_t>(first),
+                    static_cast<size_t>(sum.numel()), sum.mutable_data_ptr(), seconds,
+                    &err) < 0)
         raise(&err);
 }
 
 void
-shm_take_all(int64_t number, const Tensor &x, const Tensor &all, double seconds)
+shm_gather(int64_t number, const Tensor &x, const Tensor &all, double seconds)
 {
-    const tp_message message = message_of(x);
-    tp_shm *shm = registry().find(number);
+    const tp_message message = message_of(x, TP_GATHER);
+    const std::shared_ptr<tp_shm> shm = registry().find(number);
     require(
         all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&
-            all.numel() == x.numel() * tp_shm_ranks(shm),
+            all.numel() == x.numel() * tp_shm_ranks(shm.get()),
         "what is gathered is contiguous, on the host, and holds every rank's message");
     tp_error err = TP_NO_ERROR;
-    if (tp_take_all(shm, &message, all.mutable_data_ptr(), seconds, &err) < 0)
+    if (tp_post(shm.get(), &message, seconds, &err) < 0 ||
+        tp_take_all(shm.get(), &message, all.mutable_data_ptr(), seconds, &err) < 0)
         raise(&err);
 }
 
@@ -160,11 +164,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
     m.def("shm_open(str name, int rank, int ranks, int slot) -> int");
     m.def("shm_unlink(str name) -> ()");
     m.def("shm_close(int shm) -> ()");
-    m.def("shm_post(int shm, Tensor x, float seconds) -> ()");
+    m.def(
+        "shm_start_sum(int shm, Tensor x, Tensor sum, int first, float seconds) -> ()");
     m.def(
         "shm_take_sum(int shm, Tensor x, Tensor(a!) sum, int first, float seconds)"
         " -> ()");
-    m.def("shm_take_all(int shm, Tensor x, Tensor(a!) all, float seconds) -> ()");
+    m.def("shm_gather(int shm, Tensor x, Tensor(a!) all, float seconds) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
@@ -176,7 +181,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
 {
-    m.impl("shm_post", TORCH_BOX(&shm_post));
+    m.impl("shm_start_sum", TORCH_BOX(&shm_start_sum));
     m.impl("shm_take_sum", TORCH_BOX(&shm_take_sum));
-    m.impl("shm_take_all", TORCH_BOX(&shm_take_all));
+    m.impl("shm_gather", TORCH_BOX(&shm_gather));
 }

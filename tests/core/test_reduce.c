@@ -101,12 +101,12 @@ sum_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 200; round++) {
         const size_t count = count_of(round);
-        const tp_message message = {x, count * sizeof(float)};
+        const tp_message message = {x, count * sizeof(float), TP_SUM_F32};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_post(shm, &message, PATIENCE, &err) < 0)
             return 1;
-        if (tp_take_sum(shm, &message, TP_F32, 0, count, x, PATIENCE, &err) < 0)
+        if (tp_take_sum(shm, &message, 0, count, x, PATIENCE, &err) < 0)
             return 2;
         for (size_t i = 0; i < count; i++)
             if (x[i] != (float)total_of(ranks, i, round))
@@ -126,12 +126,12 @@ sum_doubles_for_each(tp_shm *shm, int rank, int ranks)
         const size_t count = count_of(round);
         const size_t first = count * (size_t)rank / (size_t)ranks;
         const size_t mine = count * (size_t)(rank + 1) / (size_t)ranks - first;
-        const tp_message message = {x, count * sizeof(double)};
+        const tp_message message = {x, count * sizeof(double), TP_SUM_F64};
         for (size_t i = 0; i < count; i++)
             x[i] = item_of(rank, i, round);
         if (tp_post(shm, &message, PATIENCE, &err) < 0)
             return 1;
-        if (tp_take_sum(shm, &message, TP_F64, first, mine, own, PATIENCE, &err) < 0)
+        if (tp_take_sum(shm, &message, first, mine, own, PATIENCE, &err) < 0)
             return 2;
         for (size_t i = 0; i < mine; i++)
             if (own[i] != total_of(ranks, first + i, round))
@@ -149,7 +149,7 @@ gather_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 40; round++) {
         const size_t count = count_of(round);
-        const tp_message message = {x, count * sizeof(float)};
+        const tp_message message = {x, count * sizeof(float), TP_GATHER};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_post(shm, &message, PATIENCE, &err) < 0)
@@ -199,11 +199,11 @@ sum_bf16_numbers(tp_shm *shm, int rank, int ranks)
     static const uint16_t expected[] = {0x3f80, 0x4000, 0x7fc0, 0x7fc0, 0x3f81};
     tp_error err = TP_NO_ERROR;
     uint16_t sum[5];
-    const tp_message message = {given[rank], sizeof(sum)};
+    const tp_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
 
     (void)ranks;
     if (tp_post(shm, &message, PATIENCE, &err) < 0 ||
-        tp_take_sum(shm, &message, TP_BF16, 0, 5, sum, PATIENCE, &err) < 0)
+        tp_take_sum(shm, &message, 0, 5, sum, PATIENCE, &err) < 0)
         return 1;
     return memcmp(sum, expected, sizeof(sum)) != 0 ? 2 : 0;
 }
@@ -214,39 +214,52 @@ test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest(void)
     CHECK_INT_EQ(run_ranks(3, sum_bf16_numbers), 0);
 }
 
-/* The last rank dies, in the middle of a message, after one that is whole. */
+static int
+fails_with(tp_shm *shm, const tp_message *message, float *x, const char *words)
+{
+    const size_t count = message->bytes / sizeof(float);
+    tp_error err = TP_NO_ERROR;
+
+    if (tp_take_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+        return 11;
+    const bool right =
+        err.code == TP_PEER && strstr(tp_error_text(&err), words) != NULL;
+    if (!right)
+        fprintf(stderr, "%s\n", tp_error_text(&err));
+    tp_error_clear(&err);
+    if (!right)
+        return 12;
+    if (tp_post(shm, message, PATIENCE, &err) == 0 &&
+        tp_take_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+        return 13;
+    const bool broken = strstr(tp_error_text(&err), "has failed before") != NULL;
+    tp_error_clear(&err);
+    return broken ? 0 : 14;
+}
+
+/* The last rank dies, in the middle of a message, after one that is whole. Of the
+ * others only the first waits: that the second lives must not keep it waiting. */
 static int
 lose_a_rank(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
-    const tp_message message = {x, sizeof(x)};
+    const tp_message message = {x, sizeof(x), TP_SUM_F32};
+    const struct timespec pause = {1, 0};
     tp_error err = TP_NO_ERROR;
-    char expected[128];
-    int wrong = 0;
+    char words[64];
 
     if (tp_post(shm, &message, PATIENCE, &err) < 0 ||
-        tp_take_sum(shm, &message, TP_F32, 0, MOST, x, PATIENCE, &err) < 0)
+        tp_take_sum(shm, &message, 0, MOST, x, PATIENCE, &err) < 0)
         return 1;
-    if (tp_post(shm, &message, PATIENCE, &err) < 0)
-        return 2;
     if (rank == ranks - 1)
         _exit(0);
-    snprintf(
-        expected, sizeof(expected),
-        "rank %d of the group has ended while rank %d waits for it in a collective",
-        ranks - 1, rank);
-    if (tp_take_sum(shm, &message, TP_F32, 0, MOST, x, PATIENCE, &err) == 0)
-        wrong = 3;
-    else if (err.code != TP_PEER || strstr(tp_error_text(&err), "has ended") == NULL)
-        wrong = 4;
-    else if (ranks == 2 && strcmp(tp_error_text(&err), expected) != 0)
-        wrong = 5;
-    tp_error_clear(&err);
-    if (wrong == 0 && (tp_post(shm, &message, PATIENCE, &err) == 0 ||
-                       strstr(tp_error_text(&err), "has failed before") == NULL))
-        wrong = 6;
-    tp_error_clear(&err);
-    return wrong;
+    if (rank > 0)
+        return nanosleep(&pause, NULL);
+    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        return 2;
+    snprintf(words, sizeof(words), "rank %d of the group has ended while rank 0",
+             ranks - 1);
+    return fails_with(shm, &message, x, words);
 }
 
 static void
@@ -256,12 +269,51 @@ test_a_rank_that_ends_is_an_error_on_the_others(void)
     CHECK_INT_EQ(run_ranks(3, lose_a_rank), 0);
 }
 
+/* Rank 1 hands over more than the others. */
+static int
+hand_over_more(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    const tp_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float), TP_SUM_F32};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x,
+                      rank == 0 ? "rank 0 hands over 40 bytes to be summed as float32 "
+                                  "where rank 1 hands over 80 to be summed as float32"
+                                : "rank 1 hands over 80 bytes");
+}
+
+/* Rank 1 has nothing to hand over, and rank 0 gathers what the other sums. */
+static int
+do_something_else(tp_shm *shm, int rank, int ranks)
+{
+    static float x[4];
+    const tp_message message = {x, rank == 1 ? 0 : sizeof(x),
+                                rank == 0 ? TP_GATHER : TP_SUM_F32};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x, "have to be given the same batch");
+}
+
+static void
+test_messages_that_are_not_alike_are_an_error_on_every_rank(void)
+{
+    CHECK_INT_EQ(run_ranks(2, hand_over_more), 0);
+    CHECK_INT_EQ(run_ranks(2, do_something_else), 0);
+}
+
 /* The second rank comes too late. */
 static int
 lose_patience(tp_shm *shm, int rank, int ranks)
 {
     float x[3] = {0};
-    const tp_message message = {x, sizeof(x)};
+    const tp_message message = {x, sizeof(x), TP_SUM_F32};
     const struct timespec pause = {2, 0};
     tp_error err = TP_NO_ERROR;
 
@@ -270,7 +322,7 @@ lose_patience(tp_shm *shm, int rank, int ranks)
         return nanosleep(&pause, NULL);
     if (tp_post(shm, &message, 0.05, &err) < 0)
         return 1;
-    if (tp_take_sum(shm, &message, TP_F32, 0, 3, x, 0.05, &err) == 0)
+    if (tp_take_sum(shm, &message, 0, 3, x, 0.05, &err) == 0)
         return 2;
     const bool said = strstr(tp_error_text(&err),
                              "rank 1 of the group has not come to the collective in "
@@ -321,6 +373,7 @@ main(void)
     RUN(test_every_rank_gets_the_messages_of_all);
     RUN(test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest);
     RUN(test_a_rank_that_ends_is_an_error_on_the_others);
+    RUN(test_messages_that_are_not_alike_are_an_error_on_every_rank);
     RUN(test_a_rank_that_does_not_come_is_an_error);
     RUN(test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors);
     return check_result();
