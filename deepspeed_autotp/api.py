@@ -105,6 +105,9 @@ def initialize(
     base64) or what ``tp_model_init`` recorded; with 0 or 1 nothing is changed. The
     configuration given is not changed.
 
+    Ranks other than the first of each model may have theirs on the meta device, as in
+    ``parallelize``.
+
     Raises one ValueError on every rank, with the model as it was, when the configuration has
     conflicts, the degree does not fit the ranks, the model cannot be cut or the ranks differ.
     """

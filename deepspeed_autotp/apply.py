@@ -7,9 +7,11 @@ rank; in the commit nothing can fail.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,10 @@ from deepspeed_autotp.config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
-from deepspeed_autotp.inputs import agreed_inputs
+from deepspeed_autotp.handout import Handout
+from deepspeed_autotp.holding import agreed_holding, refuse_partly_there
+from deepspeed_autotp.inputs import Inputs, agreed_inputs
+from deepspeed_autotp.lockstep import PeerFailed
 from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
@@ -43,49 +48,78 @@ def shard(
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    The shards lie on ``device``, or where the weights were. ``agreement`` spans all ranks that
+    The shards lie on ``device``, or where the weights were: of all ranks, or of the first rank of
+    each group where the others have theirs on the meta device. ``agreement`` spans all ranks that
     make this call. ValueError on all of them, with the model unchanged, when any rank cannot plan,
     plans differently, or the trial differs.
     """
     description = agreement.together(lambda: _described(model))
-    inputs = agreed_inputs(model, description, settings, example_inputs, agreement)
+    holding = agreed_holding(description, group, agreement)
+    inputs = agreed_inputs(
+        model, description, settings, example_inputs, agreement, by_first=holding.by_first
+    )
     tried = inputs is not None or settings.self_check is False
     plans = AgreedPlans(
         description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
     )
-    plan = plans.make()
-    if settings.sequence_parallel:
-        plans.in_sequence()  # what cannot be is refused before anything is tried
-    buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
-    agreement.same(buffers, "the model's buffers")
+    plan = _first_plan(plans, settings)
+    _compare_buffers(model, agreement)
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
-    nearby = _nearby(group, description)
-    here = description.parameters[0].device
-    for one, place in ((nearby, here), (group, device or here)):
+    nearby = _nearby(group, holding.place)
+    for one, place in ((nearby, holding.place), (group, device or holding.place)):
         if place.type == "cpu":
             one.share_memory()
-    restore = share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
-    try:
+    make: Callable[..., Conversion] = Conversion
+    if holding.by_first:
+        make = functools.partial(Handout, nearby=nearby, place=device or holding.place)
+    with ExitStack() as on_failure:
+        if not holding.by_first:
+            on_failure.callback(
+                share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
+            )
         if inputs is not None:
             trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
-            again = None if plans.rules_are_users else plans.make
-            plan = trial.run(inputs, plan, again=again, agreement=agreement)
-            if settings.sequence_parallel:
-                plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
+            plan = _tried(trial, inputs, plan, plans, settings, agreement)
         elif settings.sequence_parallel:
             plan = plans.in_sequence()
-        conversion = _switched(
-            description, plan, settings, group=group, agreement=agreement, device=device
-        )
-    except Exception:
-        restore()
-        raise
+        conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
+        _switch(conversion, settings, agreement=agreement, device=device)
+        on_failure.pop_all()
     if agreement.is_first and (remark := little_cut(plan)):
         _log.warning("%s: %s", type(model).__name__, remark)
-    return _commit(description, plan, conversion, group=group, nearby=nearby, device=device)
+    _commit(conversion, agreement, device)
+    return _attached(description, plan, group=group, nearby=nearby)
+
+
+def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
+    plan = plans.make()
+    if settings.sequence_parallel:
+        plans.in_sequence()  # what cannot be is refused before anything is tried
+    return plan
+
+
+def _compare_buffers(model: nn.Module, agreement: Agreement) -> None:
+    buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
+    agreement.same(buffers, "the model's buffers")
+
+
+def _tried(
+    trial: Trial,
+    inputs: Inputs,
+    plan: Plan,
+    plans: AgreedPlans,
+    settings: TPTrainingConfig,
+    agreement: Agreement,
+) -> Plan:
+    """The plan that the trial found to be right."""
+    again = None if plans.rules_are_users else plans.make
+    plan = trial.run(inputs, plan, again=again, agreement=agreement)
+    if settings.sequence_parallel:
+        plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
+    return plan
 
 
 def _described(model: nn.Module) -> Description:
@@ -94,17 +128,14 @@ def _described(model: nn.Module) -> Description:
     return describe(model)
 
 
-def _switched(
-    description: Description,
-    plan: Plan,
+def _switch(
+    conversion: Conversion,
     settings: TPTrainingConfig,
     *,
-    group: TPGroup,
     agreement: Agreement,
     device: torch.device | None,
-) -> Conversion:
-    """The conversion with everything done but the cutting; undone where any rank fails."""
-    conversion = Conversion(description, plan=plan, group=group, overlap=settings.overlaps)
+) -> None:
+    """Do everything of the conversion but the cutting; undone where any rank fails."""
 
     def finish() -> None:
         conversion.keep_logits(settings.vocab_parallel_lm_head)
@@ -116,20 +147,30 @@ def _switched(
     except Exception:
         conversion.undo()
         raise
-    return conversion
 
 
-def _commit(
-    description: Description,
-    plan: Plan,
-    conversion: Conversion,
-    *,
-    group: TPGroup,
-    nearby: TPGroup,
-    device: torch.device | None,
-) -> TensorParallel:
-    with torch.no_grad():
+@torch.no_grad()
+def _commit(conversion: Conversion, agreement: Agreement, device: torch.device | None) -> None:
+    if not isinstance(conversion, Handout):
         conversion.commit(device)
+        return
+
+    def hand_out() -> None:
+        try:
+            conversion.commit(device)
+        except PeerFailed:  # whose own error says why
+            pass
+        except Exception as error:
+            raise RuntimeError(
+                f"handing out the weights failed, and no rank has a model now: {error}"
+            ) from error
+
+    agreement.together(hand_out)
+
+
+def _attached(
+    description: Description, plan: Plan, *, group: TPGroup, nearby: TPGroup
+) -> TensorParallel:
     place = description.parameters[0].device
     share_random_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
@@ -152,8 +193,6 @@ def _refuse(model: nn.Module) -> None:
                 f"{name} is a DTensor, sharded by somebody else already; load the model without a "
                 "tp_plan or device mesh"
             )
-        if tensor.is_meta:
-            raise ValueError(f"{name} is on the meta device; load its weights before sharding")
         if not isinstance(tensor, nn.Parameter):
             continue
         places.setdefault(tensor.device, name)
@@ -161,6 +200,7 @@ def _refuse(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} has a gradient of the whole weight; call model.zero_grad() before"
             )
+    refuse_partly_there(model)
     if not places:
         raise ValueError(f"{what} has no parameters: there is nothing to shard")
     if len(places) > 1:
@@ -175,9 +215,8 @@ def _is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def _nearby(group: TPGroup, description: Description) -> TPGroup:
-    """A group over the same ranks that can move the model's tensors where they lie now."""
-    device = next(iter(description.parameters)).device
-    if device.type == "cpu" and group.device.type != "cpu":
+def _nearby(group: TPGroup, place: torch.device) -> TPGroup:
+    """A group over the same ranks that can move tensors that lie in ``place``."""
+    if place.type == "cpu" and group.device.type != "cpu":
         return TPGroup(host_group(group.global_ranks))
     return group

@@ -97,12 +97,15 @@ class Conversion:
         """Take what ``commit`` needs; ValueError where this rank's part does not fit there."""
         if device is None or device == self._parameters[0].device:
             return
+        self._check_room(device)
+        if self._parameters[0].device.type == "cpu":
+            self._staging = Staging(device)
+
+    def _check_room(self, device: torch.device) -> None:
         buffers = list(self._modules[""].buffers())
         sizes = [row.local_bytes[self._group.rank] for row in self._plan.table()]
         sizes += [buffer.nbytes for buffer in buffers]
         check_room(sum(sizes), len(self._parameters) + len(buffers), device)
-        if self._parameters[0].device.type == "cpu":
-            self._staging = Staging(device)
 
     def commit(self, device: torch.device | None = None) -> None:
         """Cut the tensors; a storage is free as soon as its shard is made.
@@ -123,7 +126,7 @@ class Conversion:
                 self.commit()
             self._modules[""].to(device)
         for index, _ in self._cut_entries():
-            _replace(self._parameters[index], self._parameters[index].data)
+            replace_data(self._parameters[index], self._parameters[index].data)
         torch.clear_autocast_cache()  # it may have copies of the whole weights
 
     def undo(self) -> None:
@@ -223,8 +226,8 @@ class Conversion:
 
     def _lay(self, parameter: nn.Parameter, data: Tensor) -> None:
         before = parameter.data
-        _replace(parameter, data)
-        self._undo.append(lambda: _replace(parameter, before))
+        replace_data(parameter, data)
+        self._undo.append(lambda: replace_data(parameter, before))
 
 
 def _gives_whole(layer: Layer) -> bool:
@@ -232,7 +235,7 @@ def _gives_whole(layer: Layer) -> bool:
     return layer.kind == "column" and layer.gather_output
 
 
-def _replace(parameter: nn.Parameter, data: Tensor) -> None:
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     """Give ``parameter`` other data, and autograd a new end for its gradients.
 
     The end of before checks them against the shape of before, for as long as any graph lives that

@@ -37,12 +37,18 @@ def agreed_inputs(
     settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
     agreement: Agreement,
+    *,
+    by_first: bool,
 ) -> Inputs | None:
     """What the trial is run with, the same on every rank, or None for no trial.
 
-    ValueError on every rank when the trial was asked for and no inputs are known, or when the
-    ranks were given different ones.
+    There is none where only the first rank of each model holds weights, ``by_first``. ValueError
+    on every rank when the trial was asked for and cannot be, as when no inputs are known, or when
+    the ranks were given different ones.
     """
+    if by_first:
+        agreement.together(lambda: _untriable(model, settings, given, warn=agreement.is_first))
+        return None
     inputs = agreement.together(
         lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
     )
@@ -81,6 +87,38 @@ def _inputs(
             _log.info("no trial of a model this large; self_check: true runs it")
         return None
     return Inputs(values, insist=insist)
+
+
+def _untriable(
+    model: nn.Module,
+    settings: TPTrainingConfig,
+    given: Mapping[str, object] | None,
+    *,
+    warn: bool,
+) -> None:
+    """A warning, or a ValueError where a trial was asked for, of ranks that have no weights."""
+    if settings.self_check is False:
+        return
+    name = type(model).__name__
+    why = f"only the first rank of each model holds the weights of {name}"
+    asked = {
+        "self_check": settings.self_check is True,
+        "example_inputs": given is not None,
+        "sequence_parallel": settings.sequence_parallel,
+    }
+    if keys := [key for key, is_on in asked.items() if is_on]:
+        raise ValueError(
+            f"{keys[0]} asks for a trial of the plan, which all ranks run with whole weights, but "
+            f"{why}; load them on every rank, or set tensor_parallel.self_check to false"
+        )
+    if warn:
+        _log.warning(
+            "the plan for %s is not tried, since %s: a wrong rule would train wrongly in silence. "
+            "Load the weights of a smaller model of its kind on every rank to have the plan tried, "
+            "and set tensor_parallel.self_check to false once it was.",
+            name,
+            why,
+        )
 
 
 def _untried(name: str, settings: TPTrainingConfig, *, insist: bool, warn: bool) -> None:

@@ -44,6 +44,11 @@ def parallelize(
                     "cuda" is the GPU that torch.cuda.set_device chose, which comes before:
                     else all ranks of a host take cuda:0
 
+    All ranks but the first of each model may have built theirs under ``torch.device("meta")``:
+    the first one hands out parts of its weights, buffers and modes, and no trial is made.
+    Parameters stay the objects that they are; a fused optimizer, which asks where they lie, is
+    built afterwards.
+
     torch.distributed must be initialised. Gradients are then those of the single-device
     model; average them over the data-parallel ranks, and clip with :func:`clip_grad_norm_`.
     The ranks of a group are given the same batches, which the first call checks. Raises one

@@ -89,8 +89,8 @@ def _no_plan(what: str, plan: Plan, *, guesses: bool) -> str:
     why = (
         "its layers have no names by which they could be cut"
         if guesses
-        else "without a trial its layers are not cut by their names alone (pass example_inputs to "
-        "deepspeed_autotp.parallelize)"
+        else "without a trial its layers are not cut by their names alone (load the weights on "
+        "every rank and pass example_inputs to deepspeed_autotp.parallelize)"
     )
     return (
         f"{what} has no tensor-parallel plan of its own, the configuration gives none, and {why}. "

@@ -7,14 +7,14 @@ Reads the plan's entries and moves tensors accordingly; decides nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop, ops
+from deepspeed_autotp import interop, ops, transfer
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
@@ -84,15 +84,17 @@ class TensorParallel:
         """The full tensor on every rank. Every rank calls it, in the same order."""
         ranks = range(self.group.size)
         parts = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
-        full = shard.detach().new_empty(entry.shape)
-        for rank, part in zip(ranks, parts, strict=True):
-            ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
-        return full
+        return _joined(parts, entry)
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The full tensor of a parameter; any other tensor is whole already."""
-        entry = self.entry(tensor)
-        return tensor if entry is None or entry.dim < 0 else self.gather(tensor, entry=entry)
+    def gather_on_first(self, shard: Tensor, *, entry: Entry) -> Tensor | None:
+        """The full tensor on the first rank, None on the others. All call it, as ``gather``."""
+        shard = shard.detach()
+        if self.group.rank:
+            transfer.gather(shard, None, self.group)
+            return None
+        parts = [shard.new_empty(entry.local_shape(r)) for r in range(self.group.size)]
+        transfer.gather(shard, parts, self.group)
+        return _joined(parts, entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
         """The state of a copy of the model: its parameters, their gradients summed as here."""
@@ -130,6 +132,14 @@ class TensorParallel:
             entry = None if parameter is None else self.entry(parameter)
             if parameter is not None and entry is not None and entry.dim >= 0:
                 yield parameter, entry
+
+
+def _joined(parts: Sequence[Tensor], entry: Entry) -> Tensor:
+    """The full tensor whose shards, by rank, are ``parts``."""
+    full = parts[0].new_empty(entry.shape)
+    for rank, part in enumerate(parts):
+        ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
+    return full
 
 
 def attach(model: nn.Module, state: TensorParallel) -> None:
@@ -181,38 +191,65 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Every rank of the run calls it. The tensors are copies, tied names share one; plain
     transformers and torch load the result. ValueError when a parameter was replaced.
     """
-    return _full_state(model, kept=True, frozen=True)
+    return _full_state(model, frozen=True, whole=_on_every_rank)
 
 
 def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
     """As :func:`full_state_dict` on the first rank of all; None on the others, which help.
 
-    ``frozen`` says whether weights that do not train are in it.
+    They never hold a whole weight that is cut. Those that share no model with the first rank only
+    do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not train are in it.
     """
-    first = dist.get_rank() == 0
-    whole = _full_state(model, kept=first, frozen=frozen)
-    return whole if first else None
+    state = _full_state(model, frozen=frozen, whole=_on_first_rank)
+    return state if dist.get_rank() == 0 else None
+
+
+def _on_every_rank(tensor: Tensor, entry: Entry | None, state: TensorParallel | None) -> Tensor:
+    """The whole of ``tensor``, which is cut where it has an ``entry``."""
+    if state is None or entry is None:
+        return tensor
+    return state.gather(tensor, entry=entry)
+
+
+def _on_first_rank(
+    tensor: Tensor, entry: Entry | None, state: TensorParallel | None
+) -> Tensor | None:
+    """As ``_on_every_rank`` on the first rank of all; None elsewhere."""
+    if state is None or entry is None:
+        return tensor if dist.get_rank() == 0 else None
+    if 0 not in state.group.global_ranks:
+        return None
+    assert state.group.global_ranks[0] == 0, "torch sorts the ranks of a group"
+    return state.gather_on_first(tensor, entry=entry)
 
 
 @torch.no_grad()
-def _full_state(model: nn.Module, *, kept: bool, frozen: bool) -> dict[str, Tensor]:
+def _full_state(
+    model: nn.Module,
+    *,
+    frozen: bool,
+    whole: Callable[[Tensor, Entry | None, TensorParallel | None], Tensor | None],
+) -> dict[str, Tensor]:
+    """The state of ``model`` as far as ``whole`` gives it to this rank."""
     state = find_part(model)
     *_, last = interop.unwrapped(model)
     inner = next((m for m in interop.unwrapped(model) if _KEY in m.__dict__), last)
     if state is not None:
         state.check_identity(inner)
-    whole: dict[int, Tensor | None] = {}
+    copies: dict[int, Tensor | None] = {}
     result = {}
     for name, tensor in inner.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
             continue
         if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
             continue
-        if id(tensor) not in whole:
+        if id(tensor) not in copies:
+            entry = None if state is None else state.entry(tensor)
+            # ZeRO 3 makes a weight whole over all data-parallel ranks, wherever it is kept.
             with interop.gathered([tensor]):
-                held = tensor if state is None else state.whole(tensor)
-                whole[id(tensor)] = held.detach().to("cpu", copy=True) if kept else None
-        copied = whole[id(tensor)]
+                held = whole(tensor, entry if entry and entry.dim >= 0 else None, state)
+                copies[id(tensor)] = None if held is None else held.detach().to("cpu", copy=True)
+        copied = copies[id(tensor)]
         if copied is not None:
             result[name] = copied
     return result

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model that only the first rank of a group holds to one that is sharded over all of them.
+
+The first rank cuts one weight after the other for all ranks, hands out the parts and lets go of the
+whole, so that no other rank ever holds one that is cut. Memory for the parts is there before the
+first of them is sent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp import ops, transfer
+from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp.convert import Conversion, replace_data
+from deepspeed_autotp.describe import Description
+from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.lockstep import lockstep
+from deepspeed_autotp.sharded import cut
+
+
+class Handout(Conversion):
+    """A conversion in which every rank but the first begins with tensors on the meta device.
+
+    ``nearby`` moves tensors from where the first rank has them, and ``place`` is where this rank's
+    part of the model is to lie.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        *,
+        plan: Plan,
+        group: TPGroup,
+        overlap: bool,
+        nearby: TPGroup,
+        place: torch.device,
+    ) -> None:
+        super().__init__(description, plan=plan, group=group, overlap=overlap)
+        self._nearby = nearby
+        self._place = place
+
+    def switch(self) -> None:
+        """As of any conversion; before, give this rank's tensors memory, of its shards' shapes."""
+        if self._group.rank > 0:
+            self._check_room(self._place)
+            for parameter, entry in self._own_entries():
+                self._fill(entry.name, parameter, entry.local_shape(self._group.rank))
+            for name, buffer in self._modules[""].named_buffers():
+                if buffer.is_meta:
+                    self._fill(name, buffer, buffer.shape)
+        super().switch()
+
+    def check_room(self, device: torch.device | None) -> None:
+        """ValueError where the first rank's part does not fit where it goes."""
+        if self._group.rank == 0 and self._place != self._parameters[0].device:
+            self._check_room(self._place)
+
+    def commit(self, device: torch.device | None = None) -> None:
+        """Hand out all weights and buffers, and the modes of modules. All ranks call it.
+
+        Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
+        """
+        with lockstep(self._nearby):
+            for parameter, entry in self._own_entries():
+                if entry.dim < 0:
+                    self._share(parameter)
+                    parameter.data = parameter.data.to(self._place)
+                else:
+                    self._hand_out(parameter, entry)
+            for buffer in self._modules[""].buffers():
+                self._share(buffer)
+            self._share_modes()
+        if device is not None or self._group.rank > 0:
+            self._modules[""].to(self._place)
+        torch.clear_autocast_cache()  # it may have copies of the whole weights
+
+    def _own_entries(self) -> list[tuple[nn.Parameter, Entry]]:
+        """Each parameter once, whatever names it has."""
+        pairs = zip(self._parameters, self._plan.entries, strict=True)
+        return [(parameter, entry) for parameter, entry in pairs if entry.tied_to < 0]
+
+    def _hand_out(self, parameter: nn.Parameter, entry: Entry) -> None:
+        group = self._nearby
+        if group.rank > 0:
+            transfer.scatter(None, parameter.data, group)
+            return
+        own = cut(parameter.data, entry=entry, rank=0)
+        others = [_part(parameter.data, entry, rank) for rank in range(1, group.size)]
+        transfer.scatter([own, *others], own, group)
+        replace_data(parameter, own.to(self._place))
+
+    def _share(self, tensor: Tensor) -> None:
+        self._nearby.step()
+        if tensor.numel():
+            self._nearby.broadcast(tensor)
+
+    def _share_modes(self) -> None:
+        """Training or evaluation as on the first rank, where a loader may have chosen it."""
+        modules = list(self._modules.values())
+        modes = torch.tensor([module.training for module in modules])
+        self._share(modes)
+        for module, mode in zip(modules, modes.tolist(), strict=True):
+            module.training = mode
+
+    def _fill(self, name: str, tensor: Tensor, shape: torch.Size | tuple[int, ...]) -> None:
+        """Let ``tensor`` have memory for ``shape`` and stay the object that it is.
+
+        A tensor on the meta device takes no ``.data`` from another one. What does not fit the
+        first rank's object of that name is refused where the ranks compare their models.
+        """
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"{name} is a {type(tensor).__name__} on the meta device, expected a plain "
+                "parameter or buffer; load the model on every rank"
+            )
+        if tensor._backward_hooks:
+            raise ValueError(
+                f"{name} is on the meta device and has a gradient hook, which would be lost; "
+                "register it after sharding"
+            )
+        held: Tensor = torch.empty(shape, dtype=tensor.dtype, device=self._place)
+        if isinstance(tensor, nn.Parameter):
+            held = nn.Parameter(held, requires_grad=tensor.requires_grad)
+        vars(held).update(vars(tensor))
+        try:
+            torch.utils.swap_tensors(tensor, held)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} is on the meta device and cannot be given memory, since something else "
+                f"refers to it ({error}); shard the model before anything else is done with it"
+            ) from None
+        self._undo.append(lambda: torch.utils.swap_tensors(tensor, held))
+
+
+def _part(full: Tensor, entry: Entry, rank: int) -> Tensor:
+    """The shard of ``rank``, which it is sent; a view where its bytes lie one after the other."""
+    view = ops.narrow(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+    if view is not None and view.is_contiguous():
+        return view
+    return cut(full, entry=entry, rank=rank)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first rank hands out parts and collects them; the others never hold more than their own."""
+
+import pytest
+
+from tests import transfer_jobs as jobs
+from tests.pool import Pool
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20], ids=["many pieces", "one piece"])
+@pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_parts_go_out_and_come_back_bit_by_bit(
+    pool: Pool, ranks: int, here: bool, piece: int
+) -> None:
+    steps = pool.run(jobs.there_and_back, 13, piece, here, ranks=ranks)
+    assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
+    # The sizes and a piece, each way and type.
+    assert steps[0] >= 2 * 2 * len(jobs.DTYPES)
+    assert (steps[0] > 2 * 2 * len(jobs.DTYPES)) == (piece == 7)
+
+
+def test_parts_that_are_not_contiguous_go_out_as_they_read(pool: Pool) -> None:
+    assert pool.run(jobs.a_transposed_part) == [True, True]
+
+
+def test_parts_of_other_sizes_are_the_same_error_on_every_rank(pool: Pool) -> None:
+    first, second = pool.run(jobs.other_sizes)
+    assert first == second
+    assert "has parts of [8, 12] bytes, but the ranks themselves have [8, 8]" in first
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rank_that_fails_between_two_parts_ends_the_others(pool: Pool, failing: int) -> None:
+    said = pool.run(jobs.one_fails, failing, ranks=3, timeout=20.0)
+    expected = ["another rank failed"] * 3
+    expected[failing] = "no more"
+    assert said == expected
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_saving_makes_no_whole_weight_but_on_the_first_rank(pool: Pool, tp: int) -> None:
+    found = pool.run(jobs.peak_of_saving, tp, ranks=4)
+    for rank, (everywhere, first, smallest) in enumerate(found):
+        assert everywhere > smallest
+        assert (first >= smallest) == (rank == 0)
