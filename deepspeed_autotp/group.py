@@ -158,7 +158,8 @@ class TPGroup:
         sent = x.detach().reshape(-1).to(self.device)
         # Bytes travel, as above.
         dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=self.handle)
-        x.detach().copy_(sent.reshape(x.shape))
+        if self.rank > 0:  # the first has it, maybe in memory that must not be written to
+            x.detach().copy_(sent.reshape(x.shape))
 
     def sum_in(self, block: dist.ProcessGroup, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks of ``block``, of which this is one."""

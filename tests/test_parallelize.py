@@ -187,6 +187,30 @@ def test_adapters_train_as_in_one_process(
         assert far(found) == {} and only
 
 
+@pytest.mark.parametrize(
+    ("family", "wrapped", "saved", "ranks"),
+    [
+        ("llama", ["q_proj", "o_proj", "down_proj"], ["k_proj", "v_proj"], 3),
+        ("qwen3", ["k_proj", "v_proj", "gate_proj"], ["q_proj", "lm_head"], 3),
+        ("gpt_neox", ["query_key_value", "dense_4h_to_h"], [], 2),
+    ],
+)
+def test_every_copy_of_a_layer_and_its_factors_are_cut_alike(
+    pool: Pool, family: str, wrapped: list[str], saved: list[str], ranks: int
+) -> None:
+    for found in pool.run(uses.adapted_cuts, family, wrapped, saved, ranks=ranks):
+        assert [name for name, same in found.items() if not same] == []
+        assert any("lora_B" in name for name in found)
+
+
+def test_other_adapters_are_refused_by_name(pool: Pool) -> None:
+    for said in pool.run(uses.other_adapters):
+        assert len(said) == 3
+        for text in said:
+            assert text.startswith("ValueError: 'base_model.model.model.layers.0.self_attn.q_proj'")
+            assert "is not plain LoRA" in text
+
+
 @pytest.mark.parametrize("case", uses.ADAPTERS)
 def test_adapters_are_cut_as_the_layers_beside_them(pool: Pool, case: str) -> None:
     # Three ranks: the heads and features of the ranks differ.

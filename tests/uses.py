@@ -4,6 +4,7 @@
 import copy
 import io
 import pickle
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -287,3 +288,63 @@ def compare_adapters(case: str) -> tuple[dict[str, float], float]:
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     found = apart(whole, model, (train_whole(whole), train_sharded(model)))
     return found, sum(p.numel() for p in model.parameters()) / held
+
+
+def adapted_cuts(family: str, wrapped: list[str], saved: list[str]) -> dict[str, bool]:
+    """Whether each layer with an adapter is cut as without one, by name; made, not run."""
+    from peft import LoraConfig, get_peft_model
+
+    ranks = dist.get_world_size()
+    config = {"self_check": False}
+    plain = deepspeed_autotp.parallelize(small(family), tp_size=ranks, config=config)
+    model = get_peft_model(
+        small(family),
+        LoraConfig(r=4, target_modules=wrapped, modules_to_save=saved, task_type="CAUSAL_LM"),
+    )
+    deepspeed_autotp.parallelize(model, tp_size=ranks, config=config)
+    expected = {entry.name: entry for entry in deepspeed_autotp.tensor_parallel(plain).plan.entries}
+    found = {}
+    for entry in deepspeed_autotp.tensor_parallel(model).plan.entries:
+        name = re.sub(
+            r"base_model\.model\.|\.base_layer|\.original_module|\.modules_to_save\.default",
+            "",
+            entry.name,
+        )
+        factor = re.sub(r"\.lora_([AB])\.default", "", name)
+        own = expected[factor]
+        cut_in = {"row": ".lora_A", "column": ".lora_B"}.get(own.kind, "")
+        if name == factor:
+            found[entry.name] = entry.dim == own.dim and _same_runs(entry, own)
+        elif cut_in and cut_in in entry.name:
+            found[entry.name] = _same_runs(entry, own)
+        else:
+            found[entry.name] = entry.dim < 0
+    return found
+
+
+def _same_runs(entry: Any, other: Any) -> bool:
+    ranks = range(dist.get_world_size())
+    return other.dim < 0 or all(entry.runs(rank) == other.runs(rank) for rank in ranks)
+
+
+def small(family: str) -> nn.Module:
+    """Uneven heads over three ranks, one key/value head where there can be one."""
+    changes = {} if family == "gpt_neox" else {"num_key_value_heads": 1}
+    return build(family, tied=False, **changes)
+
+
+def other_adapters() -> list[str]:
+    """What is said of adapters that are not plain LoRA."""
+    import peft
+
+    names = ["q_proj", "o_proj"]
+    kinds = [
+        peft.LoraConfig(target_modules=names, use_dora=True),
+        peft.AdaLoraConfig(target_modules=names, total_step=10),
+        peft.IA3Config(target_modules=names, feedforward_modules=[]),
+    ]
+    said = []
+    for kind in kinds:
+        model = peft.get_peft_model(build("llama", tied=False), kind)
+        said.append(refusal(model, lambda m=model: deepspeed_autotp.parallelize(m, tp_size=2)))
+    return said

@@ -2,8 +2,9 @@
 /* adapters.c -- the names that PEFT gives to what it wraps. */
 #include "adapters.h"
 
-#include <stdbool.h>
 #include <string.h>
+
+#include "names.h"
 
 typedef struct {
     const char *part; /* of a name, between dots */
@@ -45,7 +46,7 @@ tp_adapters_name(const char *name, char *out, size_t size)
         return TP_ADAPTED_NONE;
     if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
         name += sizeof(prefix) - 1;
-        found = TP_ADAPTED_LAYER;
+        found = TP_ADAPTED_ROOT;
     }
     while (*name != '\0') {
         const size_t part = strcspn(name, ".");
@@ -63,4 +64,12 @@ tp_adapters_name(const char *name, char *out, size_t size)
     }
     out[used] = '\0';
     return found;
+}
+
+bool
+tp_adapters_is_list(const char *name)
+{
+    const char *leaf = tp_names_leaf(name);
+    const adapter_row *row = find_row(leaf, strlen(leaf));
+    return row != NULL && row->named;
 }

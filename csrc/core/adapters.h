@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* adapters.h -- the names that PEFT gives to what it wraps.
  *
- * "model.q_proj.weight" becomes "base_model.model.model.q_proj.base_layer.weight",
- * beside
- * ".q_proj.lora_A.default.weight" and ".q_proj.lora_B.default.weight"; what trains
- * whole has ".original_module" and ".modules_to_save.default". */
+ * The layer "q_proj" becomes "base_model.model.q_proj.base_layer", and beside it are
+ * "q_proj.lora_A.default" and "q_proj.lora_B.default". A layer that trains whole is
+ * there twice: as "original_module" and as "modules_to_save.default". */
 #ifndef TP_ADAPTERS_H
 #define TP_ADAPTERS_H
 
+#include <stdbool.h>
 #include <stddef.h>
+
+enum { TP_LONGEST_NAME = 512 }; /* of those that are looked at for adapters */
 
 typedef enum {
     TP_ADAPTED_NONE,  /* the name is nobody's but the model's */
+    TP_ADAPTED_ROOT,  /* the same, within a model with adapters */
     TP_ADAPTED_LAYER, /* the layer itself, or a copy of it */
     TP_ADAPTED_DOWN,  /* lora_A: from the layer's input to few features */
     TP_ADAPTED_UP     /* lora_B: from these to the layer's output */
@@ -21,5 +24,9 @@ typedef enum {
  * `size` bytes, and say what part of the adapted layer it is. A name that is too long
  * is left alone. */
 tp_adapted tp_adapters_name(const char *name, char *out, size_t size);
+
+/* Whether a module of that name holds, by their names, what adapters have for a layer.
+ */
+bool tp_adapters_is_list(const char *name);
 
 #endif

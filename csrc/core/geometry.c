@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "names.h"
+#include "adapters.h"
 #include "text.h"
 
 static const char *const head_size_keys[] = {
@@ -170,19 +170,13 @@ tp_geometries_new(const tp_model *model, tp_geometries **out, tp_error *err)
     return 0;
 }
 
-static bool
-is_factor(const char *name)
-{
-    const char *leaf = tp_names_leaf(name);
-    return strcmp(leaf, "lora_A") == 0 || strcmp(leaf, "lora_B") == 0;
-}
-
 int
 tp_geometries_find(const tp_geometries *geometries, int module)
 {
     int parent = tp_model_module(geometries->model, module)->parent;
-    /* A factor of an adapter lies one deeper than the layer beside it. */
-    if (parent >= 0 && is_factor(tp_model_module(geometries->model, parent)->name))
+    /* What an adapter has for a layer lies one deeper than the layer itself. */
+    if (parent >= 0 &&
+        tp_adapters_is_list(tp_model_module(geometries->model, parent)->name))
         parent = tp_model_module(geometries->model, parent)->parent;
     if (parent < 0 || geometries->modules[parent].head_size > 0)
         return parent;

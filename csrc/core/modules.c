@@ -2,6 +2,8 @@
 /* modules.c -- styles of a transformers plan that speak of modules, not of weights. */
 #include "modules.h"
 
+#include "adapters.h"
+
 static int
 note_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
 {
@@ -12,21 +14,35 @@ note_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
     return tp_build_note(build, &text, err);
 }
 
-/* Give the modules that `rule` names to it; returns whether there are any. */
-static bool
-take_modules(tp_build *build, int index, const tp_rule *rule)
+static int
+refuse_adapted(const tp_rule *rule, const char *name, tp_error *err)
+{
+    return tp_fail(
+        err, TP_VALUE,
+        "rule '%s' (%s) cannot be followed with an adapter on '%s': leave that "
+        "layer out of the adapter's target_modules",
+        rule->label, tp_source_name(rule->source), name);
+}
+
+/* Give the modules that `rule` names to it; `any` says whether there are some. */
+static int
+take_modules(tp_build *build, int index, const tp_rule *rule, bool *any, tp_error *err)
 {
     const char *prefix = tp_model_get_facts(build->model)->prefix;
-    bool any = false;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         const char *name = tp_model_module(build->model, i)->name;
+        char plain[TP_LONGEST_NAME];
+        const tp_adapted part = tp_adapters_name(name, plain, sizeof(plain));
         if (build->module_rules[i] >= 0 ||
-            !tp_hfplan_match(rule->hf_pattern, prefix, name))
+            !tp_hfplan_match(rule->hf_pattern, prefix,
+                             part == TP_ADAPTED_NONE ? name : plain))
             continue;
+        if (part > TP_ADAPTED_ROOT && rule->style != TP_STYLE_NOTHING)
+            return refuse_adapted(rule, plain, err);
         build->module_rules[i] = index;
-        any = true;
+        *any = true;
     }
-    return any;
+    return 0;
 }
 
 int
@@ -36,7 +52,12 @@ tp_modules_choose(tp_build *build, tp_error *err)
         build->module_rules[i] = -1;
     for (int i = 0; i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
-        if (rule->style == TP_STYLE_CUT || !take_modules(build, i, rule))
+        bool any = false;
+        if (rule->style == TP_STYLE_CUT)
+            continue;
+        if (take_modules(build, i, rule, &any, err) < 0)
+            return -1;
+        if (!any)
             continue;
         build->matched[i] = true;
         if (rule->style == TP_STYLE_UNKNOWN && note_unknown(build, rule, err) < 0)

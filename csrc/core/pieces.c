@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "adapters.h"
 #include "names.h"
 
 static void
@@ -97,7 +98,11 @@ add_whole(const tp_build *build, int module, int attention, const tp_spec *spec,
         return false;
     if (spec->cut == TP_CUT_COLUMN && !geometry->separate_keys &&
         size == fused_size(geometry)) {
-        const char *leaf = tp_names_leaf(tp_model_module(build->model, module)->name);
+        const char *name = tp_model_module(build->model, module)->name;
+        char plain[TP_LONGEST_NAME];
+        const bool wrapped =
+            tp_adapters_name(name, plain, sizeof(plain)) != TP_ADAPTED_NONE;
+        const char *leaf = tp_names_leaf(wrapped ? plain : name);
         const char *type = tp_model_get_facts(build->model)->model_type;
         mark_heads(out, geometry, attention, true);
         add_fused(geometry, tp_geometry_interleaved(type, leaf), size, out);

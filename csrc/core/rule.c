@@ -10,8 +10,6 @@
 #include "preset.h"
 #include "text.h"
 
-enum { kLongestName = 512 }; /* that is looked at for adapters */
-
 struct tp_rules {
     tp_rule *rules; /* owned, with all they point to */
     int count;
@@ -200,26 +198,30 @@ fits_adapted(const tp_rule *rule, tp_adapted part)
 
 /* A plan of the model knows nothing of adapters. */
 static bool
-match_hf(const tp_rule *rule, const char *prefix, const tp_subject *name)
+match_hf(const tp_rule *rule, const tp_query *query, const tp_subject *name)
 {
-    char plain[kLongestName];
+    const char *prefix = query->prefix;
+    char plain[TP_LONGEST_NAME];
 
     if ((rule->hf_pairs & ~name->pairs) != 0)
         return false;
     if (tp_hfplan_match(rule->hf_pattern, prefix, name->text))
         return true;
     const tp_adapted part = tp_adapters_name(name->text, plain, sizeof(plain));
+    /* Factors that are no layers of their own are another adapter's than LoRA's. */
+    if (query->raw && (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP))
+        return false;
     return part != TP_ADAPTED_NONE && fits_adapted(rule, part) &&
            tp_hfplan_match(rule->hf_pattern, prefix, plain);
 }
 
 static int
-match_name(const tp_rule *rule, const char *prefix, const tp_subject *name,
+match_name(const tp_rule *rule, const tp_query *query, const tp_subject *name,
            bool *matched, tp_error *err)
 {
     if (rule->hf_pattern == NULL)
         return match_patterns(rule, name, matched, err);
-    *matched = match_hf(rule, prefix, name);
+    *matched = match_hf(rule, query, name);
     return 0;
 }
 
@@ -238,10 +240,9 @@ tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room
         bool matched = false;
         if (!tp_rule_fits_model(rule, query->model_type))
             continue;
-        if (match_name(rule, query->prefix, &parameter, &matched, err) < 0)
+        if (match_name(rule, query, &parameter, &matched, err) < 0)
             return -1;
-        if (!matched && twice &&
-            match_name(rule, query->prefix, &module, &matched, err) < 0)
+        if (!matched && twice && match_name(rule, query, &module, &matched, err) < 0)
             return -1;
         if (!matched)
             continue;

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "adapters.h"
 #include "hfplan.h"
 #include "names.h"
 #include "near.h"
@@ -129,8 +130,11 @@ names_module(const tp_build *build, const tp_rule *rule)
     const char *prefix = tp_model_get_facts(build->model)->prefix;
     for (int i = 0; rule->hf_pattern != NULL && i < tp_model_module_count(build->model);
          i++) {
+        const char *name = tp_model_module(build->model, i)->name;
+        char plain[TP_LONGEST_NAME];
+        const tp_adapted part = tp_adapters_name(name, plain, sizeof(plain));
         if (tp_hfplan_match(rule->hf_pattern, prefix,
-                            tp_model_module(build->model, i)->name))
+                            part == TP_ADAPTED_NONE ? name : plain))
             return true;
     }
     return false;

@@ -94,8 +94,10 @@ def tp_plan(model: nn.Module) -> dict[str, str]:
     """The transformers plan of ``model``: pattern to style, the model's own entries first.
 
     The instance's plan names modules from the root and already holds those of the
-    sub-models; the class's and the configuration's are what older versions have.
+    sub-models; the class's and the configuration's are what older versions have. Of a model
+    with adapters it is that of the model inside.
     """
+    model = _without_adapters(model)
     config_plan = getattr(text_config(model), "base_model_tp_plan", None)
     merged: dict[str, str] = {}
     for plan in (vars(model).get("_tp_plan"), type(model).__dict__.get("_tp_plan"), config_plan):
@@ -109,6 +111,7 @@ def tp_plan(model: nn.Module) -> dict[str, str]:
 
 def own_entries(model: nn.Module) -> set[str]:
     """The patterns of :func:`tp_plan` that no class of the model brings along: the user's."""
+    model = _without_adapters(model)
     brought = {"embed_tokens"}  # which transformers adds to the plan of a base model
     for module in model.modules():
         for holder, key in (
@@ -122,6 +125,39 @@ def own_entries(model: nn.Module) -> set[str]:
         for pattern in tp_plan(model)
         if not any(f".{pattern}".endswith(f".{known}") for known in brought)
     }
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    """The model inside of PEFT's, whose names begin with "base_model.model."; any other itself."""
+    if not type(model).__module__.startswith("peft."):
+        return model
+    inner = getattr(getattr(model, "base_model", None), "model", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+# What LoRA has beside the layer that it wraps. Factors of an embedding are parameters, and whole.
+_LORA = frozenset({"base_layer", "lora_dropout", "lora_A", "lora_B"})
+_LORA_OF_EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
+
+
+def other_adapter(model: nn.Module) -> str:
+    """The name of a layer with an adapter that is not plain LoRA; empty where there is none."""
+    name: str
+    for name, module in model.named_modules():
+        if "base_layer" not in module._modules:
+            continue
+        plain = not module._parameters and all(
+            _is_lora(part, held) for part, held in module._modules.items() if held is not None
+        )
+        if not plain:
+            return name
+    return ""
+
+
+def _is_lora(part: str, held: nn.Module) -> bool:
+    if part in _LORA:
+        return part == "base_layer" or not isinstance(held, nn.ParameterDict)
+    return part in _LORA_OF_EMBEDDING or next(held.parameters(), None) is None
 
 
 def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object] | None:
@@ -176,23 +212,19 @@ def guard_save_pretrained(model: nn.Module) -> None:
         vars(model)["save_pretrained"] = types.MethodType(_save_whole, model)
 
 
-def _save_whole(
-    model: Any,
-    save_directory: Any,
-    is_main_process: bool = True,
-    state_dict: Any = None,
-    **more: Any,
-) -> Any:
+def _save_whole(model: Any, *args: Any, **kwargs: Any) -> Any:
+    method = type(model).save_pretrained
+    # The positions of PEFT's arguments are others than those of transformers'.
+    bound = inspect.signature(method).bind(model, *args, **kwargs)
+    named = {**bound.arguments, **bound.kwargs}
     # Accelerate calls it on every rank, and has the whole state on the one that writes.
-    if state_dict is None and is_main_process:
+    if named.get("state_dict") is None and named.get("is_main_process", True):
         raise ValueError(
             f"{type(model).__name__} is sharded, and save_pretrained would write this rank's part "
             "of it. On every rank: whole = deepspeed_autotp.full_state_dict(model); then on the "
             "first: model.save_pretrained(folder, state_dict=whole)"
         )
-    # By name: the adapters of PEFT have other positions.
-    given = {"is_main_process": is_main_process, "state_dict": state_dict, **more}
-    return type(model).save_pretrained(model, save_directory, **given)
+    return method(*bound.args, **bound.kwargs)
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ test_names_lose_what_an_adapter_adds_to_them(void)
 {
     check_name("base_model.model.model.layers.0.q_proj.base_layer.weight",
                "model.layers.0.q_proj.weight", TP_ADAPTED_LAYER);
-    check_name("base_model.model.lm_head.weight", "lm_head.weight", TP_ADAPTED_LAYER);
+    check_name("base_model.model.lm_head.weight", "lm_head.weight", TP_ADAPTED_ROOT);
     check_name("h.0.attn.c_attn.lora_A.default.weight", "h.0.attn.c_attn.weight",
                TP_ADAPTED_DOWN);
     check_name("h.0.attn.c_attn.lora_B.my adapter", "h.0.attn.c_attn", TP_ADAPTED_UP);
@@ -24,6 +24,14 @@ test_names_lose_what_an_adapter_adds_to_them(void)
     check_name("head.original_module", "head", TP_ADAPTED_LAYER);
     /* An adapter may be called like a part. */
     check_name("q.lora_B.base_layer.weight", "q.weight", TP_ADAPTED_UP);
+}
+
+static void
+test_lists_of_adapters_are_known_by_name(void)
+{
+    CHECK(tp_adapters_is_list("q_proj.lora_A") &&
+          tp_adapters_is_list("modules_to_save"));
+    CHECK(!tp_adapters_is_list("q_proj") && !tp_adapters_is_list("q_proj.base_layer"));
 }
 
 static void
@@ -49,6 +57,7 @@ int
 main(void)
 {
     RUN(test_names_lose_what_an_adapter_adds_to_them);
+    RUN(test_lists_of_adapters_are_known_by_name);
     RUN(test_other_names_stay_as_they_are);
     RUN(test_a_name_that_is_too_long_is_left_alone);
     return check_result();
