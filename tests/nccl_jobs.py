@@ -22,6 +22,7 @@ def _group(seconds: float = 20.0) -> TPGroup:
     """All ranks, with a time limit."""
     handle = dist.new_group(timeout=timedelta(seconds=seconds))
     assert isinstance(handle, dist.ProcessGroup)
+    dist.barrier()  # a rank that is done early takes the group from one that is still connecting
     return TPGroup(handle)
 
 
