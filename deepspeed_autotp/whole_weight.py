@@ -61,8 +61,7 @@ class PromisedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ABOUT:
                 return func(*args, **(kwargs or {}))
-        args, named = tree_map_only(PromisedWeight, cls.whole, (tuple(args), dict(kwargs or {})))
-        return func(*args, **named)
+        return _on_whole(cls.whole, func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -73,12 +72,17 @@ class PromisedWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """What arrives below autograd, from calls that are not Python's."""
+        return _on_whole(lambda x: x.whole().detach(), func, args, kwargs)
 
-        def whole(x: PromisedWeight) -> Tensor:
-            return x.whole().detach()
 
-        args, named = tree_map_only(PromisedWeight, whole, (tuple(args), dict(kwargs or {})))
-        return func(*args, **named)
+def _on_whole(
+    whole: Callable[[PromisedWeight], Tensor],
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+) -> Any:
+    args, named = tree_map_only(PromisedWeight, whole, (tuple(args), dict(kwargs or {})))
+    return func(*args, **named)
 
 
 class _Promise(torch.autograd.Function):

@@ -66,6 +66,13 @@ tp_adapters_name(const char *name, char *out, size_t size)
     return found;
 }
 
+const char *
+tp_adapters_plain(const char *name, char *out, tp_adapted *part)
+{
+    *part = tp_adapters_name(name, out, TP_LONGEST_NAME);
+    return *part == TP_ADAPTED_NONE ? name : out;
+}
+
 bool
 tp_adapters_is_list(const char *name)
 {

@@ -25,6 +25,10 @@ typedef enum {
  * is left alone. */
 tp_adapted tp_adapters_name(const char *name, char *out, size_t size);
 
+/* As tp_adapters_name: the name that a plan has for `name`, which is `name` itself
+ * where no adapter has to do with it; `out` has room for TP_LONGEST_NAME bytes. */
+const char *tp_adapters_plain(const char *name, char *out, tp_adapted *part);
+
 /* Whether a module of that name holds, by their names, what adapters have for a layer.
  */
 bool tp_adapters_is_list(const char *name);

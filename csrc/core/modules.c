@@ -31,11 +31,11 @@ take_modules(tp_build *build, int index, const tp_rule *rule, bool *any, tp_erro
     const char *prefix = tp_model_get_facts(build->model)->prefix;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         const char *name = tp_model_module(build->model, i)->name;
-        char plain[TP_LONGEST_NAME];
-        const tp_adapted part = tp_adapters_name(name, plain, sizeof(plain));
+        char room[TP_LONGEST_NAME];
+        tp_adapted part;
+        const char *plain = tp_adapters_plain(name, room, &part);
         if (build->module_rules[i] >= 0 ||
-            !tp_hfplan_match(rule->hf_pattern, prefix,
-                             part == TP_ADAPTED_NONE ? name : plain))
+            !tp_hfplan_match(rule->hf_pattern, prefix, plain))
             continue;
         if (part > TP_ADAPTED_ROOT && rule->style != TP_STYLE_NOTHING)
             return refuse_adapted(rule, plain, err);

@@ -99,10 +99,9 @@ add_whole(const tp_build *build, int module, int attention, const tp_spec *spec,
     if (spec->cut == TP_CUT_COLUMN && !geometry->separate_keys &&
         size == fused_size(geometry)) {
         const char *name = tp_model_module(build->model, module)->name;
-        char plain[TP_LONGEST_NAME];
-        const bool wrapped =
-            tp_adapters_name(name, plain, sizeof(plain)) != TP_ADAPTED_NONE;
-        const char *leaf = tp_names_leaf(wrapped ? plain : name);
+        char room[TP_LONGEST_NAME];
+        tp_adapted part;
+        const char *leaf = tp_names_leaf(tp_adapters_plain(name, room, &part));
         const char *type = tp_model_get_facts(build->model)->model_type;
         mark_heads(out, geometry, attention, true);
         add_fused(geometry, tp_geometry_interleaved(type, leaf), size, out);

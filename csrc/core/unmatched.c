@@ -131,10 +131,10 @@ names_module(const tp_build *build, const tp_rule *rule)
     for (int i = 0; rule->hf_pattern != NULL && i < tp_model_module_count(build->model);
          i++) {
         const char *name = tp_model_module(build->model, i)->name;
-        char plain[TP_LONGEST_NAME];
-        const tp_adapted part = tp_adapters_name(name, plain, sizeof(plain));
-        if (tp_hfplan_match(rule->hf_pattern, prefix,
-                            part == TP_ADAPTED_NONE ? name : plain))
+        char room[TP_LONGEST_NAME];
+        tp_adapted part;
+        const char *plain = tp_adapters_plain(name, room, &part);
+        if (tp_hfplan_match(rule->hf_pattern, prefix, plain))
             return true;
     }
     return false;
