@@ -64,6 +64,9 @@ def shard(
     )
     plan = _first_plan(plans, settings)
     _compare_buffers(model, agreement)
+    if holding.by_first:  # whose modes the others take over, module by module
+        modules = {name or "the model": "a module" for name, _ in model.named_modules()}
+        agreement.same(modules, "what the model is made of")
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
