@@ -189,6 +189,23 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
     assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
 
 
+def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None:
+    full, columns = drawn((96, 64), torch.bfloat16, 0).t(), torch.zeros(64, dtype=torch.int64)
+    view, runs, part = (64, 96, 1), (24, 24), (64, 24)
+    expected = ops.pack(full.cpu(), view=view, runs=runs, shape=part)
+    shard = ops.pack(full, view=view, runs=runs, shape=part)
+    assert same(shard, expected)
+    written, on_host = torch.zeros_like(full), torch.zeros_like(full.cpu())
+    ops.unpack_(written, shard, view=view, runs=runs)
+    ops.unpack_(on_host, expected, view=view, runs=runs)
+    assert torch.equal(written.cpu(), on_host)
+    for logits in (full.float(), full[:, :0], full[:0]):
+        found = vocabulary.statistics(logits, columns[: len(logits)].cuda())
+        on_host = vocabulary.statistics(logits.cpu(), columns[: len(logits)])
+        assert torch.allclose(found.cpu(), on_host)
+    torch.cuda.synchronize()
+
+
 def test_labels_outside_of_the_vocabulary_leave_the_device_usable() -> None:
     """Looking would wait for the device, so their losses and gradients are no numbers."""
     logits = torch.randn(5, 1000, dtype=torch.bfloat16, device="cuda")
