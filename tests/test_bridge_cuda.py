@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
-torch, and one for the CUDA library does on the host what its kernels do."""
+torch, and the CUDA library is its .cu files compiled for the host, under ASan and UBSan."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import emulated
 from tests.nccl_stand_in import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,20 +24,18 @@ pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="torch ha
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What is loaded ahead of torch, and the CUDA library."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    ahead, library = folder / "libtorch_cuda.so", folder / "libautotp_cuda.so"
-    core = ROOT / "csrc" / "core"
-    compiled = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{core}"]
-    for command in (
-        ["gcc", *compiled, "-shared", "-Wl,-soname,libtorch_cuda.so", SOURCES / "fake_torch.c"]
-        + ["-o", ahead],
-        ["gcc", *compiled, "-c", SOURCES / "fake_library.c", "-o", folder / "library.o"],
-        ["gcc", *compiled, "-c", core / "error.c", "-o", folder / "error.o"],
-        ["g++", *compiled, "-shared", SOURCES / "vocab_host.cpp", folder / "library.o"]
-        + [folder / "error.o", "-o", library],
-    ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return ahead, library
+    ahead = folder / "libtorch_cuda.so"
+    options = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,libtorch_cuda.so"]
+    emulated.run("gcc", *options, "-shared", SOURCES / "fake_torch.c", "-o", ahead)
+    return ahead, emulated.build(folder, sanitize="address,undefined")
+
+
+@functools.cache
+def sanitizer() -> list[str]:
+    """What has to be loaded ahead for ASan: itself, and where it finds the throwing of errors."""
+    return [
+        emulated.run("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so")
+    ]
 
 
 def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
@@ -46,7 +46,8 @@ def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "LD_PRELOAD": str(ahead),
+            "LD_PRELOAD": ":".join([*sanitizer(), str(ahead)]),
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
             "AUTOTP_CUDA_LIBRARY": str(library),
             **environment,
         },
@@ -79,7 +80,7 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
 
 
 def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
-    *said, refused = run(stand_ins, "errors", FAKE_GPU_ERROR="209")
+    *said, refused = run(stand_ins, "errors", EMULATED_ERROR="209")
     assert refused.startswith("the device cannot be selected: ")
     assert said == [
         "RuntimeError: a copy of runs could not be started on cuda:0: no kernel image "
