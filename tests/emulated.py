@@ -5,8 +5,10 @@ Imports no torch, so that a process which is to die of a call starts quickly.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +125,25 @@ def _compiled(source: Path, folder: Path, sanitize: str) -> Path:
 def _linked(objects: Sequence[Path], target: Path, sanitize: str) -> Path:
     run("g++", "-shared", f"-fsanitize={sanitize}", *objects, "-o", target)
     return target
+
+
+def death(call: str, library: Path, **environment: str) -> str:
+    """What a process says that ends in a call of a library, with a page of memory at ``start``."""
+    script = f"""
+import ctypes
+from pathlib import Path
+from tests.emulated import Args, Copy, Library
+
+memory = ctypes.create_string_buffer(4096 + 16)
+start = (ctypes.addressof(memory) + 15) // 16 * 16
+library = Library(Path({str(library)!r}))
+{call}
+"""
+    command = [sys.executable, "-c", script]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stderr
 
 
 def run(*command: object) -> str:

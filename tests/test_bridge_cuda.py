@@ -2,7 +2,6 @@
 """The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
 torch, and the CUDA library is its .cu files compiled for the host, under ASan and UBSan."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -30,12 +29,15 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return ahead, emulated.build(folder, sanitize="address,undefined")
 
 
-@functools.cache
-def sanitizer() -> list[str]:
-    """What has to be loaded ahead for ASan: itself, and where it finds the throwing of errors."""
-    return [
-        emulated.run("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so")
-    ]
+def preloaded(*ahead: Path) -> dict[str, str]:
+    """Variables that load ASan, the library of C++ whose throwing it looks for, and others."""
+    names = ("libasan.so", "libstdc++.so")
+    sanitizer = [emulated.run("gcc", f"-print-file-name={name}") for name in names]
+    # What is not given back is Python's own.
+    return {
+        "LD_PRELOAD": ":".join(map(str, [*sanitizer, *ahead])),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
 
 
 def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
@@ -46,8 +48,7 @@ def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "LD_PRELOAD": ":".join([*sanitizer(), str(ahead)]),
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+            **preloaded(ahead),
             "AUTOTP_CUDA_LIBRARY": str(library),
             **environment,
         },
@@ -77,6 +78,15 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
     assert len(said) == len(expected)
     for got, wanted in zip(said, expected, strict=True):
         assert got.startswith(wanted)
+
+
+def test_a_byte_beyond_a_tensor_is_noticed(stand_ins: tuple[Path, Path]) -> None:
+    copy = "Copy(source={}, target={}, rows=1, row_bytes=64, word=1)"
+    inside, beyond = "ctypes.addressof(memory)", "ctypes.addressof(memory) + 4096 + 16 - 63"
+    for ends in ((inside, beyond), (beyond, inside)):
+        call = f"library.copy([{copy.format(*ends)}])"
+        said = emulated.death(call, stand_ins[1], **preloaded())
+        assert "heap-buffer-overflow" in said
 
 
 def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:

@@ -3,8 +3,6 @@
 kernel with a fault is noticed. tests.test_vocabulary has the numbers that rows of logits give."""
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -12,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emulated import FEW, MANY, ORDERS, ROOT, Args, Copy, Library, build, build_edited
+from tests.emulated import FEW, MANY, ORDERS, Args, Copy, Library, build, build_edited, death
 from tests.kernels import TYPES, HostKernels, arguments, batch, exact
 
 INVALID_VALUE, INVALID_CONFIGURATION = 1, 9
-# Rows of a copy, and bytes from row to row.
-Rows = tuple[int, int, int, int]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,7 @@ def check_copies(library: Library, word: int) -> None:
         )
         part(expected, at, rows, row_bytes, pitches[1]).copy_(whole)
         at += rows * pitches[1]
-    assert at < target.numel()
+    assert at <= target.numel()
     assert library.copy(copies) == 0
     assert torch.equal(target, expected)
 
@@ -77,23 +73,22 @@ def check_moves(library: Library, word: int) -> None:
     """Moves to lower addresses by one word and more; the later ones read what others wrote."""
     memory = torch.randint(0, 256, (1 << 18,), dtype=torch.uint8)
     expected, copies = memory.clone(), []
-    # Row bytes, pitches, rows, bytes that the first row is moved by.
-    moves = [(word * words, word * words, word * words, 1, apart * word)
-             for words, apart in ((1, 1), (700, 1), (5000, 1), (3000, 260))]  # fmt: skip
-    moves += [(3 * word, 4 * word, 3 * word, 900, word), (9 * word, 10 * word, 9 * word, 300, 0)]
-    for row_bytes, pitch, packed, rows, apart in moves:
-        source = part(memory, 16 + apart, rows, row_bytes, pitch)
-        target = part(memory, 16, rows, row_bytes, packed)
+    # Rows, their words, words from row to row, and by how many the first one moves.
+    moves = [(1, 1, 1, 1), (1, 700, 700, 1), (1, 5000, 5000, 1), (1, 3000, 3000, 260)]
+    for rows, words, pitch, apart in [*moves, (900, 3, 4, 1), (300, 9, 10, 0), (3, 2100, 2101, 5)]:
+        row_bytes, first = words * word, 16 + apart * word
+        source = part(memory, first, rows, row_bytes, pitch * word)
+        target = part(memory, 16, rows, row_bytes, row_bytes)
         copies.append(copy_of(source, target, word, rows, row_bytes))
-        read = part(expected, 16 + apart, rows, row_bytes, pitch).clone()
-        part(expected, 16, rows, row_bytes, packed).copy_(read)
+        read = part(expected, first, rows, row_bytes, pitch * word).clone()
+        part(expected, 16, rows, row_bytes, row_bytes).copy_(read)
     assert library.copy(copies, in_order=True) == 0
     assert torch.equal(memory, expected)
 
 
-def check_rows(library: Library) -> Tensor:
+def check_rows(library: Library, dtype: torch.dtype = torch.float32) -> Tensor:
     """The statistics of some rows, which are those of float64."""
-    logits, columns = batch(4099, torch.float32)
+    logits, columns = batch(4099, dtype, offset=3)
     total, _, _ = exact(logits, columns, 0.0)
     found = HostKernels(library).statistics(logits, columns)
     sums, rows = found[0].double() + found[1].double().log(), total.isfinite()
@@ -117,11 +112,12 @@ def test_moves_in_order_read_ahead_of_what_they_write(library: Library, word: in
     in_all_orders(library, lambda: check_moves(library, word))
 
 
-def test_a_row_gives_the_same_bits_in_every_order(library: Library) -> None:
-    expected = check_rows(library)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_gives_the_same_bits_in_every_order(library: Library, dtype: torch.dtype) -> None:
+    expected = check_rows(library, dtype)
 
     def check() -> None:
-        found = check_rows(library)
+        found = check_rows(library, dtype)
         assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
     in_all_orders(library, check)
@@ -205,24 +201,6 @@ def test_a_fault_in_a_kernel_is_noticed_in_some_order(
         in_all_orders(faulty, check)
 
 
-def death(call: str, library: Path) -> str:
-    """What a process says that ends in a call of a library."""
-    script = f"""
-import ctypes
-from pathlib import Path
-from tests.emulated import Args, Copy, Library
-
-memory = ctypes.create_string_buffer(1 << 12)
-start = (ctypes.addressof(memory) + 15) // 16 * 16
-library = Library(Path({str(library)!r}))
-{call}
-"""
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    return done.stderr
-
-
 def test_a_word_at_an_address_that_it_does_not_divide_is_noticed(built: Path) -> None:
     copy = "Copy(source={}, target={}, rows=1, row_bytes=64, word={})"
     for off, word in ((8, 16), (4, 8), (2, 4), (1, 2)):
@@ -232,11 +210,23 @@ def test_a_word_at_an_address_that_it_does_not_divide_is_noticed(built: Path) ->
         assert "misaligned address" in death(f"library.copy([{storing}])", built)
 
 
-def test_a_shuffle_that_names_a_lane_that_has_left_is_noticed(built: Path, tmp_path: Path) -> None:
-    edit = ("vocab.cu", "if (thread >= 32)", "if (thread >= 31)")
-    faulty = build_edited(tmp_path, built, *edit)
+BARRED = "    if (thread == 3)\n        __syncthreads();\n    const tp::Sum sum =\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "said"),
+    [
+        ("if (thread >= 32)", "if (thread >= 31)", "a lane that has left: 31"),
+        ("    const tp::Sum sum =\n", BARRED, "is elsewhere: 3"),
+        ("(0xffffffffu, sum.total", "(0xfffffffeu, sum.total", "not name its own lane: 0"),
+    ],
+)
+def test_a_shuffle_that_not_all_lanes_come_to_is_noticed(
+    built: Path, tmp_path: Path, text: str, instead: str, said: str
+) -> None:
+    faulty = build_edited(tmp_path, built, "vocab.cu", text, instead)
     call = "library.statistics(Args(logits=start, columns=start, found=start, tokens=1, width=0))"
-    assert "a shuffle names a lane that has left: 31" in death(call, faulty)
+    assert said in death(call, faulty)
 
 
 def test_a_list_that_is_no_kernel_argument_does_not_compile(built: Path, tmp_path: Path) -> None:
