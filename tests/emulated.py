@@ -84,16 +84,15 @@ class Library:
 
     def read(self, numbers: int, floats: int, count: int, kind: int) -> None:
         """16-bit floats of one ``kind`` as the kernels read them; both are addresses."""
-        self._convert(self._functions.numbers_read, numbers, floats, count, kind)
+        self._functions.numbers_read(*_arrays(numbers, floats, count, kind))
 
     def round(self, floats: int, numbers: int, count: int, kind: int) -> None:
-        self._convert(self._functions.numbers_round, floats, numbers, count, kind)
+        self._functions.numbers_round(*_arrays(floats, numbers, count, kind))
 
-    def _convert(self, function: object, *args: int) -> None:
-        source, target, count, kind = args
-        assert callable(function)
-        pointers = (ctypes.c_void_p(source), ctypes.c_void_p(target))
-        function(*pointers, ctypes.c_int64(count), ctypes.c_int32(kind))
+
+def _arrays(source: int, target: int, count: int, kind: int) -> tuple[object, ...]:
+    pointers = (ctypes.c_void_p(source), ctypes.c_void_p(target))
+    return *pointers, ctypes.c_int64(count), ctypes.c_int32(kind)
 
 
 def build(folder: Path, *, sanitize: str = "undefined") -> Path:

@@ -2,7 +2,8 @@
 /* launch.h -- starts kernels by a call of CUDA's runtime.
  *
  * A call, where <<<>>> is no C++: tests/cuda/emulated has a runtime with which a host
- * compiles and runs the .cu files as they are. */
+ * compiles and runs the .cu files as they are. For it, __grid_constant__ stands behind
+ * the type of a parameter, where it can be made a reference. */
 #ifndef TP_LAUNCH_H
 #define TP_LAUNCH_H
 
