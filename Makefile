@@ -7,7 +7,7 @@ stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
 sources := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
-c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/cuda/*.c tests/cuda/*.cpp tests/nccl/*.c)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/cuda/*.c tests/cuda/*/*.cpp tests/cuda/*/*.h tests/nccl/*.c)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=
