@@ -210,14 +210,15 @@ def test_a_word_at_an_address_that_it_does_not_divide_is_noticed(built: Path) ->
         assert "misaligned address" in death(f"library.copy([{storing}])", built)
 
 
-BARRED = "    if (thread == 3)\n        __syncthreads();\n    const tp::Sum sum =\n"
+SUM = "    const tp::Sum sum = "
+BARRED = "    if (thread == 3)\n        __syncthreads();\n" + SUM
 
 
 @pytest.mark.parametrize(
     ("text", "instead", "said"),
     [
         ("if (thread >= 32)", "if (thread >= 31)", "a lane that has left: 31"),
-        ("    const tp::Sum sum =\n", BARRED, "is elsewhere: 3"),
+        (SUM, BARRED, "is elsewhere: 3"),
         ("(0xffffffffu, sum.total", "(0xfffffffeu, sum.total", "not name its own lane: 0"),
     ],
 )

@@ -32,7 +32,7 @@ sum_of_warp(tp::Sum sum)
     return sum;
 }
 
-template <typename Logit>
+template <typename Logit, typename Cap>
 __global__ void
 __launch_bounds__(kThreads)
     statistics_kernel(const tp_vocab_args __grid_constant__ args)
@@ -42,8 +42,10 @@ __launch_bounds__(kThreads)
     const int64_t token = blockIdx.x;
     const auto *row = static_cast<const Logit *>(args.logits) + token * args.width;
 
-    const tp::Sum sum =
-        sum_of_warp(tp::summed(row, args.width, thread, kThreads, args.cap));
+    const Cap cap(args.cap);
+    /* Loaded ahead of the row: at the end the block would wait for it. */
+    const float label = thread == 0 ? tp::label_seen(args, token, row, cap) : 0.0f;
+    const tp::Sum sum = sum_of_warp(tp::summed(row, args.width, thread, kThreads, cap));
     if (thread % 32 == 0)
         of_warp[thread / 32] = sum;
     __syncthreads();
@@ -53,25 +55,39 @@ __launch_bounds__(kThreads)
         sum_of_warp(thread < kWarps ? of_warp[thread] : tp::nothing());
     if (thread > 0)
         return;
-    tp::put_found(args, token, row, whole);
+    tp::put_found(args, token, whole, label);
 }
 
-template <typename Logit>
+/* From the last row on: of what the pass before has read, a cache holds the end. */
+template <typename Logit, typename Cap>
 __global__ void
 __launch_bounds__(kThreads) gradient_kernel(const tp_vocab_args __grid_constant__ args)
 {
-    const int64_t token = blockIdx.x;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t token = args.tokens - 1 - blockIdx.x;
     auto *row = static_cast<Logit *>(args.logits) + token * args.width;
-    tp::derive(row, args.width, static_cast<int>(threadIdx.x), kThreads,
-               tp::slope_of(args, token));
+    const tp::Slope slope = tp::slope_of(args, token);
+    if (slope.scale == 0.0f)
+        tp::clear(row, args.width, thread, kThreads);
+    else
+        tp::derive(row, args.width, thread, kThreads, slope, Cap(args.cap));
+}
+
+template <typename Logit, typename Cap>
+cudaError_t
+launch_with(const tp_vocab_args &args, bool gradient, void *stream)
+{
+    const auto kernel =
+        gradient ? gradient_kernel<Logit, Cap> : statistics_kernel<Logit, Cap>;
+    return tp::launch(kernel, args.tokens, kThreads, stream, args);
 }
 
 template <typename Logit>
 cudaError_t
 launch(const tp_vocab_args &args, bool gradient, void *stream)
 {
-    const auto kernel = gradient ? gradient_kernel<Logit> : statistics_kernel<Logit>;
-    return tp::launch(kernel, args.tokens, kThreads, stream, args);
+    return args.cap == 0.0f ? launch_with<Logit, tp::Plain>(args, gradient, stream)
+                            : launch_with<Logit, tp::Capped>(args, gradient, stream);
 }
 
 cudaError_t
