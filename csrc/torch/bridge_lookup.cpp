@@ -68,8 +68,7 @@ on_host(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
     if (outside >= 0)  // torch makes an IndexError of it
         throw std::out_of_range("ids: got " +
                                 std::to_string(tp_lookup_id(&lookup, outside)) +
-                                ", expected 0 to " + std::to_string(size - 1) +
-                                " in a vocabulary of " + std::to_string(size));
+                                ", expected 0 to " + std::to_string(size - 1));
     if (found.numel() == 0)
         return found;
     tp_shard_expect(lookup.copy.to, lookup.copy.rows * lookup.copy.row_bytes);
