@@ -35,25 +35,29 @@ __launch_bounds__(TP_COPY_THREADS)
     const int64_t token = tp_lookup_token(&lookup, &tile, index);
     const char *weight = static_cast<const char *>(lookup.copy.from);
     char *found = static_cast<char *>(lookup.copy.to);
+    int64_t from[kHeld];
     Word held[kHeld];
-    int64_t to[kHeld];
+    /* All ids are on their way before the first row is. */
 #pragma unroll
     for (int i = 0; i < kHeld; i++) {
         const int32_t at = i * TP_COPY_THREADS + static_cast<int32_t>(threadIdx.x);
-        if (at >= tile.words)
-            break;
-        const tp_lookup_place place = tp_lookup_word(&lookup, &tile, token, at);
-        to[i] = place.to;
-        if (place.from >= 0)
-            held[i] = *reinterpret_cast<const Word *>(weight + place.from);
-        else
-            held[i] = filled<Word>(place.from == TP_LOOKUP_OUTSIDE ? 0xff : 0);
+        if (at < tile.words)
+            from[i] = tp_lookup_from(&lookup, &tile, token, at);
     }
 #pragma unroll
     for (int i = 0; i < kHeld; i++) {
         const int32_t at = i * TP_COPY_THREADS + static_cast<int32_t>(threadIdx.x);
         if (at < tile.words)
-            *reinterpret_cast<Word *>(found + to[i]) = held[i];
+            held[i] = from[i] >= 0
+                          ? *reinterpret_cast<const Word *>(weight + from[i])
+                          : filled<Word>(from[i] == TP_LOOKUP_OUTSIDE ? 0xff : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kHeld; i++) {
+        const int32_t at = i * TP_COPY_THREADS + static_cast<int32_t>(threadIdx.x);
+        if (at < tile.words)
+            *reinterpret_cast<Word *>(found + tp_lookup_to(&lookup, &tile, at)) =
+                held[i];
     }
 }
 

@@ -27,13 +27,6 @@ typedef struct {
     int32_t id_bytes;   /* 4 or 8; ids are signed */
 } tp_lookup;
 
-/* Bytes of a word of a tile, counted from the first byte of the weight and of what is
- * found. A negative `from` is one of the two numbers above. */
-typedef struct {
-    int64_t from;
-    int64_t to;
-} tp_lookup_place;
-
 static inline TP_BOTH int64_t
 tp_lookup_id(const tp_lookup *lookup, int64_t token)
 {
@@ -64,21 +57,26 @@ tp_lookup_token(const tp_lookup *lookup, const tp_tile *tile, int64_t index)
     return rows > 0 ? index * rows : tile->to / lookup->copy.row_bytes;
 }
 
-/* Where the word at `index` of a tile comes from and goes to; `token` is that of the
- * tile's first word. */
-static inline TP_BOTH tp_lookup_place
-tp_lookup_word(const tp_lookup *lookup, const tp_tile *tile, int64_t token,
+/* Where the word at `index` of a tile goes, in bytes from the first one of what is
+ * found, whose rows have no gaps. */
+static inline TP_BOTH int64_t
+tp_lookup_to(const tp_lookup *lookup, const tp_tile *tile, int32_t index)
+{
+    return tile->to + (int64_t)index * lookup->copy.word;
+}
+
+/* Where it comes from, in bytes from the first one of the weight, or one of the two
+ * numbers above. `token` is that of the tile's first word. */
+static inline TP_BOTH int64_t
+tp_lookup_from(const tp_lookup *lookup, const tp_tile *tile, int64_t token,
                int32_t index)
 {
-    const int64_t bytes = lookup->copy.row_bytes;
     if (tile->words > tile->row_words)
         token += index / tile->row_words;
-    tp_lookup_place place;
-    place.to = tile->to + (int64_t)index * lookup->copy.word;
-    place.from = tp_lookup_row(lookup, token);
-    if (place.from >= 0)
-        place.from = place.from * bytes + place.to - token * bytes;
-    return place;
+    const int64_t row = tp_lookup_row(lookup, token);
+    if (row < 0)
+        return row;
+    return tp_lookup_to(lookup, tile, index) + (row - token) * lookup->copy.row_bytes;
 }
 
 #ifdef __cplusplus

@@ -5,6 +5,7 @@
  * real ones. */
 #include "../../csrc/cuda/api.h"
 #include "../core/copy_host.h"
+#include "../core/lookup_host.h"
 
 void host_run(const tp_vocab_args *args, int wants_gradient);
 
@@ -67,6 +68,13 @@ gradient(const tp_vocab_args *args, void *stream)
     return check_stream(stream);
 }
 
+static int
+lookup(const tp_lookup *args, void *stream)
+{
+    host_lookup_start(args);
+    return check_stream(stream);
+}
+
 /* Done when it is asked for the third time, and the times after that. */
 static int
 stream_done(void *stream)
@@ -81,7 +89,7 @@ tp_cuda_api_get(void)
 {
     static const tp_cuda_api api = {
         TP_CUDA_ABI, 13000,         "90",       devices,  probe,       error_text,
-        copy,        copy_in_order, statistics, gradient, stream_done,
+        copy,        copy_in_order, statistics, gradient, stream_done, lookup,
     };
     return &api;
 }
