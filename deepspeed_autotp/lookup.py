@@ -79,23 +79,34 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
     return whole[:rows], None, None, None, None
 
 
+def _masked(weight: Tensor, ids: Tensor, start: int, size: int) -> Tensor:
+    """What the operator gives, with torch's operations."""
+    rows = weight.shape[0]
+    local = _local(ids, rows, start)
+    elsewhere = local == rows
+    outside = (ids < 0) | (ids >= size)
+    fill = weight.new_zeros(ids.shape).masked_fill_(outside, math.nan).unsqueeze(-1)
+    if rows == 0:  # there is no row that a look could go to
+        return fill.repeat(*[1] * ids.dim(), weight.shape[1])
+    found = F.embedding(local.masked_fill_(elsewhere, 0), weight)
+    return torch.where(elsewhere.unsqueeze(-1), fill, found)
+
+
 class _ByTorch(torch.autograd.Function):
-    """The operator made of torch's operations, for a device that it does not run on."""
+    """The operator on a device that it does not run on."""
 
     @staticmethod
-    def forward(weight: Tensor, ids: Tensor, start: int, size: int, padding: int) -> Tensor:
-        rows = weight.shape[0]
-        local = _local(ids, rows, start)
-        elsewhere = local == rows
-        outside = (ids < 0) | (ids >= size)
-        fill = weight.new_zeros(ids.shape).masked_fill_(outside, math.nan).unsqueeze(-1)
-        if rows == 0:
-            return fill.repeat(*(1 for _ in ids.shape), weight.shape[1])
-        found = F.embedding(local.masked_fill_(elsewhere, 0), weight)
-        return torch.where(elsewhere.unsqueeze(-1), fill, found)
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, start: int, size: int, padding: int
+    ) -> Tensor:
+        found = _masked(weight, ids, start, size)
+        _remember(ctx, (weight, ids, start, size, padding), found)
+        return found
 
-    setup_context = staticmethod(_remember)
-    backward = staticmethod(once_differentiable(_gradient))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _gradient(ctx, dy)
 
 
 torch.library.register_autograd("deepspeed_autotp::lookup", _gradient, setup_context=_remember)
