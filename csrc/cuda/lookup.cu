@@ -28,7 +28,7 @@ filled(uint8_t value)
 template <typename Word, int kHeld>
 __global__ void
 __launch_bounds__(TP_COPY_THREADS)
-    lookup_kernel(const __grid_constant__ tp_lookup lookup)
+    lookup_kernel(const tp_lookup __grid_constant__ lookup)
 {
     const int64_t index = blockIdx.x;
     const tp_tile tile = tp_copy_tile(&lookup.copy, index);
