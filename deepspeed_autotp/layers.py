@@ -122,6 +122,8 @@ class VocabularyEmbedding(nn.Embedding):
 
     forward   all-reduce of the output
     backward  no communication
+
+    An id outside the vocabulary is an IndexError on a host, and a row of NaN on a GPU.
     """
 
     sharding: Sharding

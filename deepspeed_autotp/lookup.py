@@ -73,7 +73,8 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
     (ids,) = ctx.saved_tensors
     rows = ctx.rows
     # What is skipped has a row of its own behind the others. An index outside of the rows would
-    # do on a host, but on a GPU torch counts no more different indices than there are rows.
+    # do on a host, but on a GPU torch makes room for no more different indices than there are
+    # rows: max_segments in ATen/native/cuda/EmbeddingBackwardKernel.cu.
     local = _local(ids, rows, ctx.start, ctx.padding)
     whole = torch.ops.aten.embedding_dense_backward(dy, local, rows + 1, rows, False)
     return whole[:rows], None, None, None, None

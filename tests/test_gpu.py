@@ -121,21 +121,30 @@ def test_a_lookup_and_its_gradient_are_those_of_the_host(
     dtype: torch.dtype, of_ids: torch.dtype
 ) -> None:
     size, held = 1000, 250
-    # Few tokens and many have other kernels of torch's for the gradient. All rows of the weight
-    # are there, and others: one kind of index more than there are rows.
-    for tokens, features, offset in ((0, 8, 0), (5, 1, 3), (300, 33, 1), (5000, 4096, 0)):
+    # Few tokens and many have other kernels of torch's for the gradient. In the last case all rows
+    # of the weight are there, and others: one kind of index more than there are rows.
+    cases = (
+        (0, 8, 0, 503),
+        (5, 1, 3, 503),
+        (300, 33, 1, 503),
+        (5000, 8, 0, 503),
+        (5000, 4096, 0, 2),
+    )
+    for tokens, features, offset, padding in cases:
         ids = (torch.arange(tokens) * 7 % size).to(of_ids)
         on_host = drawn((held, features), dtype, 0).cpu()
         weight = torch.empty(held * features + offset, dtype=dtype, device="cuda")[offset:]
         weight = weight.view(held, features).copy_(on_host)
-        found = lookup(weight, ids.cuda(), start=500, size=size, padding=503)
-        assert same(found, lookup(on_host, ids, start=500, size=size, padding=503))
+        found = lookup(weight, ids.cuda(), start=500, size=size, padding=padding)
+        assert same(found, lookup(on_host, ids, start=500, size=size, padding=padding))
         if not dtype.is_floating_point:
             continue
         # Sums of small integers are exact in any order.
         dy = torch.randint(-2, 3, (tokens, features)).to(dtype)
         for rows, where in ((on_host, "cpu"), (weight, "cuda")):
-            looked = lookup(rows.requires_grad_(), ids.to(where), start=500, size=size, padding=503)
+            looked = lookup(
+                rows.requires_grad_(), ids.to(where), start=500, size=size, padding=padding
+            )
             looked.backward(dy.to(where))
         assert on_host.grad is not None and weight.grad is not None
         assert torch.equal(weight.grad.cpu(), on_host.grad)

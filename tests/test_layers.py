@@ -69,7 +69,7 @@ def test_autocast_gives_the_types_of_one_process(pool: Pool, name: str) -> None:
         assert apart < 2e-2
 
 
-@pytest.mark.parametrize("name", ["pair with biases", "row that splits its input"])
+@pytest.mark.parametrize("name", ["pair with biases", "row that splits its input", "vocabulary"])
 def test_layers_run_without_gradients(pool: Pool, name: str) -> None:
     for found in pool.run(layer_jobs.without_gradients, name):
         assert set(found) == {"no_grad", "inference_mode"}

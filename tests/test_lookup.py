@@ -103,7 +103,8 @@ def test_strided_weights_and_ids_give_the_same() -> None:
     ids = every_id(6, 4).t()
     found = lookup(weight, ids, start=30, size=SIZE)
     assert torch.equal(found, masked(weight, ids, 30, -1))
-    torch.autograd.gradcheck(lambda w: lookup(w, ids, start=30, size=SIZE), (weight,))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        check(lambda w: lookup(w, ids, start=30, size=SIZE), (weight,))
 
 
 def test_rows_of_another_rank_do_not_reach_the_result_whatever_they_hold(looked: Looked) -> None:
