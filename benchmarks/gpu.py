@@ -7,9 +7,14 @@ this rank's read once, and with its gradient those read again and the weight's s
 bandwidth is that of a plain copy of 2 GiB from device to device, measured in the same run; of
 shards that come from a host it is that of a pinned copy of as many bytes. Without a GPU nothing is
 measured, which is exit status 2.
+
+A copy, a loss and a lookup are timed from the moment at which the device starts on them, since in
+training the host is ahead of it; thousands of small tensors, and what comes from a host, from the
+call on.
 """
 
 import argparse
+import functools
 import importlib
 import statistics
 import sys
@@ -19,18 +24,28 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from deepspeed_autotp import native, ops, vocabulary
 from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.staging import Staging
 
+# Cycles that the device sleeps, a millisecond, while the host gets ahead of it.
+_AHEAD = 2_000_000
+
+
+def _nothing() -> None:
+    pass
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``run`` moves at least ``moved`` bytes; ``rival`` is the best torch has for it. ``bound`` is
-    the least time in seconds, where it is not that of a copy on the device."""
+    """``run`` moves at least ``moved`` bytes; ``rival`` is the best that others have for it.
+
+    ``bound`` is the least time in seconds, where it is not that of a copy on the device.
+    ``before`` is done ahead of each run and not timed. ``ahead`` is whether the host is ahead of
+    the device when it starts.
+    """
 
     name: str
     moved: int
@@ -38,13 +53,25 @@ class Case:
     rival: Callable[[], object]
     rival_name: str
     bound: float = 0.0
+    before: Callable[[], object] = _nothing
+    ahead: bool = True
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
+def seconds(
+    run: Callable[[], object],
+    repeats: int,
+    *,
+    before: Callable[[], object] = _nothing,
+    ahead: bool = True,
+) -> float:
     """The median of ``repeats``, after two that load code and fill caches."""
     times = []
     for index in range(repeats + 2):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before()
+        torch.cuda.synchronize()
+        if ahead:
+            torch.cuda._sleep(_AHEAD)
         begin.record()
         run()
         end.record()
@@ -56,14 +83,14 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 def copy_bandwidth(repeats: int, gib: int) -> float:
     """Bytes read and written a second by a plain copy."""
-    source = torch.empty(gib << 30, dtype=torch.uint8, device="cuda")
+    source = torch.randint(256, (gib << 30,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), repeats)
 
 
 def copies(features: int) -> Iterator[Case]:
     """Cuts of [features, features] weights over four ranks, for the last rank."""
-    full = torch.randn(features, features, device="cuda").bfloat16()
+    full = torch.randn(features, features, dtype=torch.bfloat16, device="cuda")
     width = features // 4
     start = features - width
     shard = torch.empty(width, features, dtype=full.dtype, device="cuda")
@@ -115,36 +142,42 @@ def many(count: int) -> Iterator[Case]:
         lambda: ops.pack_many(fulls, cuts),
         lambda: [full.narrow(0, 64, 64).clone() for full in fulls],
         "narrow().clone() each",
+        ahead=False,
     )
 
 
 def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     """Forward and backward of cross-entropy over [tokens, width]."""
-    logits = torch.randn(tokens, width, device="cuda").to(dtype)
+    drawn = torch.randn(tokens, width, dtype=dtype, device="cuda")
+    logits = drawn.clone()
     columns = torch.randint(0, width, (tokens,), device="cuda")
     scale = torch.full((tokens,), 1 / tokens, device="cuda")
-    leaf = logits.clone().requires_grad_()
+    leaf = drawn.clone().requires_grad_()
+
+    def restore() -> None:
+        """Undo what gradients have overwritten: ours the logits, liger's its input."""
+        leaf.grad = None
+        logits.copy_(drawn)
+        leaf.detach().copy_(drawn)
 
     def ours() -> None:
         found = vocabulary.statistics(logits, columns)
         vocabulary.differentiate_(logits, found[1].log() + found[0], columns, scale)
 
     def eager() -> None:
-        leaf.grad = None
         F.cross_entropy(leaf, columns).backward()
 
     name = f"cross-entropy [{tokens}, {width}] {str(dtype).removeprefix('torch.')}"
-    yield Case(name, 3 * logits.nbytes, ours, eager, "F.cross_entropy")
+    yield Case(name, 3 * logits.nbytes, ours, eager, "F.cross_entropy", before=restore)
     try:
         rival = importlib.import_module("liger_kernel.transformers").LigerCrossEntropyLoss()
     except ImportError:
         return
 
     def liger() -> None:
-        leaf.grad = None
-        rival(leaf.clone(), columns).backward()
+        rival(leaf.view_as(leaf), columns).backward()
 
-    yield Case(name, 3 * logits.nbytes, ours, liger, "liger-kernel, with a clone")
+    yield Case(name, 3 * logits.nbytes, ours, liger, "liger-kernel", before=restore)
 
 
 def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -179,52 +212,67 @@ def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
     column = ops.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
     row = ops.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
-    staging = Staging(torch.device("cuda", torch.cuda.current_device()))
+    device = torch.device("cuda", torch.cuda.current_device())
     moved = sum(full.nbytes for full in fulls) // 4
     pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(moved, dtype=torch.uint8, device="cuda")
 
-    def ours() -> None:
+    def ours(staging: Staging) -> None:
         for index, full in enumerate(fulls):
             staging.shard(full, row if index % 2 else column)
 
-    yield Case(
-        f"host to GPU, {4 * moved / 1e9:.1f} GB",
-        moved,
-        ours,
-        lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],
-        "chunk().cuda()",
-        seconds(lambda: target.copy_(pinned, non_blocking=True), repeats),
-    )
+    bound = seconds(lambda: target.copy_(pinned, non_blocking=True), repeats)
+    for mib in (4, 8, 16, 32):
+        yield Case(
+            f"host to GPU, {4 * moved / 1e9:.1f} GB, buffers of {mib} MiB",
+            moved,
+            functools.partial(ours, Staging(device, buffer=mib << 20)),
+            lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],
+            "chunk().cuda()",
+            bound,
+            ahead=False,
+        )
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     yield from copies(options.features)
     yield from many(options.tensors)
-    yield from arrivals(options.layers, options.repeats)
     for dtype in (torch.bfloat16, torch.float32):
         yield from losses(options.tokens, options.width, dtype)
         yield from lookups(options.tokens, options.width, dtype)
+    yield from arrivals(options.layers, options.repeats)
 
 
-def table(options: argparse.Namespace) -> Table:
+def measured(case: Case, bandwidth: float, repeats: int) -> str:
+    """A row of the table. What cannot be run says why in its place."""
+
+    def time_of(run: Callable[[], object]) -> float:
+        return seconds(run, repeats, before=case.before, ahead=case.ahead)
+
+    took = time_of(case.run)
+    share = (case.bound or case.moved / bandwidth) / took
+    ours = f"{case.name:44} {took * 1e3:9.3f} {share:13.0%}  {case.rival_name:24}"
+    try:
+        rival = time_of(case.rival)
+    except Exception as error:  # of anybody's code: no memory, no compiler
+        return f"{ours} {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return f"{ours} {rival * 1e3:9.3f} {took / rival:13.2f}"
+
+
+def report(options: argparse.Namespace, console: Console) -> None:
+    """Row after row, each as soon as it is measured."""
     bandwidth = copy_bandwidth(options.repeats, options.gib)
-    found = Table(title=f"{torch.cuda.get_device_name()}: a copy moves {bandwidth / 1e12:.2f} TB/s")
-    for name in ("case", "ms", "of the bound", "torch", "ms", "ours / torch"):
-        found.add_column(name, justify="left" if name in ("case", "torch") else "right")
+    console.print(f"{torch.cuda.get_device_name()}: a copy moves {bandwidth / 1e12:.2f} TB/s")
+    head = f"{'case':44} {'ms':>9} {'of the bound':>13}  {'against':24} {'ms':>9}"
+    console.print(f"{head} {'ours / theirs':>13}")
     for case in cases(options):
-        took = seconds(case.run, options.repeats)
-        rival = seconds(case.rival, options.repeats)
-        share = (case.bound or case.moved / bandwidth) / took
-        times = [f"{time * 1e3:.3f}" for time in (took, rival)]
-        ratio = f"{took / rival:.2f}"
-        found.add_row(case.name, times[0], f"{share:.0%}", case.rival_name, times[1], ratio)
-    return found
+        row = measured(case, bandwidth, options.repeats)
+        console.print(row, markup=False, highlight=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", type=int, default=12288)
+    parser.add_argument("--features", type=int, default=24576)
     parser.add_argument("--layers", type=int, default=26, help="of two weights of 128 MiB")
     parser.add_argument("--tensors", type=int, default=5000)
     parser.add_argument("--tokens", type=int, default=8192)
@@ -242,7 +290,7 @@ def main() -> int:
         return 2
     archs = ", ".join(map(str, library.archs))
     console.print(f"torch {torch.__version__}, CUDA library for {archs}")
-    console.print(table(options))
+    report(options, console)
     return 0
 
 

@@ -24,7 +24,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.handout import Handout
-from deepspeed_autotp.holding import agreed_holding, refuse_partly_there
+from deepspeed_autotp.holding import Holding, agreed_holding, refuse_partly_there
 from deepspeed_autotp.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.lockstep import PeerFailed
 from deepspeed_autotp.planning import AgreedPlans
@@ -63,15 +63,13 @@ def shard(
         description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
     )
     plan = _first_plan(plans, settings)
-    _compare_buffers(model, agreement)
+    _compare_rest(model, holding, agreement)
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, holding.place)
-    for one, place in ((nearby, holding.place), (group, device or holding.place)):
-        if place.type == "cpu":
-            one.share_memory()
+    _share_memory((nearby, holding.place), (group, device or holding.place))
     make: Callable[..., Conversion] = Conversion
     if holding.by_first:
         make = functools.partial(Handout, nearby=nearby, place=device or holding.place)
@@ -101,9 +99,13 @@ def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
     return plan
 
 
-def _compare_buffers(model: nn.Module, agreement: Agreement) -> None:
+def _compare_rest(model: nn.Module, holding: Holding, agreement: Agreement) -> None:
+    """ValueError where the ranks' models differ in what no plan tells."""
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
     agreement.same(buffers, "the model's buffers")
+    if holding.by_first:  # whose modes the others take over, module by module
+        modules = {name or "the model": "a module" for name, _ in model.named_modules()}
+        agreement.same(modules, "what the model is made of")
 
 
 def _tried(
@@ -213,6 +215,13 @@ def _is_dtensor(tensor: Tensor) -> bool:
     # Without the module nobody has made one, and importing it to ask would cost a second.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _share_memory(*groups: tuple[TPGroup, torch.device]) -> None:
+    """Let groups that move tensors in a host's memory do so through memory that they share."""
+    for group, place in groups:
+        if place.type == "cpu":
+            group.share_memory()
 
 
 def _nearby(group: TPGroup, place: torch.device) -> TPGroup:

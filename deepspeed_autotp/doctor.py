@@ -103,7 +103,7 @@ def _used(library: native.Library) -> Iterator[Row]:
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"
     found = nccl.find()
     described = f"none: {found.reason}" if found.reason else f"{found.version}, {found.path}"
-    yield "NCCL for shards", described
+    yield "NCCL for parts of weights", described
 
 
 def _collectives() -> Iterator[str]:

@@ -22,6 +22,7 @@ from deepspeed_autotp.config import (
     deepspeed_section,
     get_tensor_parallel_config,
 )
+from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.load import load_ds_config
 from deepspeed_autotp.merging import copied, merge
@@ -29,11 +30,7 @@ from deepspeed_autotp.planning import compared
 from deepspeed_autotp.records import RECORDS
 from deepspeed_autotp.replicas import compare_first_call
 from deepspeed_autotp.section import is_auto
-from deepspeed_autotp.sharded import (
-    find_tensor_parallel,
-    first_rank_state_dict,
-    tensor_parallel,
-)
+from deepspeed_autotp.sharded import find_tensor_parallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import ops, transfer
+from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.convert import Conversion, replace_data
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import lockstep
 from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.transfer import Carrier, carrier
 
 
 class Handout(Conversion):
@@ -62,13 +63,13 @@ class Handout(Conversion):
 
         Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
         """
-        with lockstep(self._nearby):
+        with lockstep(self._nearby), carrier(self._nearby, self._place) as parts:
             for parameter, entry in self._own_entries():
                 if entry.dim < 0:
                     self._share(parameter)
                     parameter.data = parameter.data.to(self._place)
                 else:
-                    self._hand_out(parameter, entry)
+                    self._hand_out(parameter, entry, parts)
             for buffer in self._modules[""].buffers():
                 self._share(buffer)
             self._share_modes()
@@ -81,14 +82,13 @@ class Handout(Conversion):
         pairs = zip(self._parameters, self._plan.entries, strict=True)
         return [(parameter, entry) for parameter, entry in pairs if entry.tied_to < 0]
 
-    def _hand_out(self, parameter: nn.Parameter, entry: Entry) -> None:
-        group = self._nearby
-        if group.rank > 0:
-            transfer.scatter(None, parameter.data, group)
+    def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Carrier) -> None:
+        if self._nearby.rank > 0:
+            parts.scatter(None, parameter.data)
             return
         own = cut(parameter.data, entry=entry, rank=0)
-        others = [_part(parameter.data, entry, rank) for rank in range(1, group.size)]
-        transfer.scatter([own, *others], own, group)
+        others = [_part(parameter.data, entry, rank) for rank in range(1, self._nearby.size)]
+        parts.scatter([own, *others], own)
         replace_data(parameter, own.to(self._place))
 
     def _share(self, tensor: Tensor) -> None:

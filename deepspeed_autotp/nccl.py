@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed shards moved between ranks through NCCL: one rank's to all, and all ranks' to one.
+"""Bytes sent and received between ranks through NCCL.
 
 Collectives of training stay with the user's process group. This opens the NCCL that torch has
 loaded, else that of its wheel, else the machine's; ``AUTOTP_NCCL`` names the file of another, and
@@ -8,9 +8,10 @@ is empty to go without. Nothing is opened before it is asked for, and every call
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -20,13 +21,11 @@ from torch import Tensor
 from deepspeed_autotp import native
 from deepspeed_autotp.group import TPGroup
 
-__all__ = ["Communicator", "Found", "find"]
+__all__ = ["Communicator", "Found", "connect", "find"]
 
-# Bytes of a tensor that go at once. The time limit holds for each such piece, and between two of
-# them the ranks wait for each other, which takes some 0.1 ms.
-_PIECE = 1 << 28
 _ID_BYTES = 128
-_HOST = torch.device("cpu")
+
+_log = logging.getLogger("deepspeed_autotp")
 
 _ops = native.loaded()
 
@@ -62,168 +61,76 @@ def _of_wheel() -> str:
     return os.path.join(next(iter(folders)), "lib", "libnccl.so.2") if folders else ""
 
 
-class Communicator:
-    """NCCL between the ranks of a group. All of them make every call, with the same ``root``.
+def connect(group: TPGroup, place: torch.device) -> Communicator | None:
+    """NCCL between the ranks of ``group`` for tensors on ``place``, which is a rank's own.
 
-    It is made at the first call, for the device of that call's tensors. What a rank sends has as
-    many bytes as the other receives. RuntimeError where NCCL cannot be used on some rank, where it
-    fails, or where a rank does not come within the time limit of the group; from then on at once.
+    None on all ranks where one of them cannot use it, where versions differ, where two of them
+    have the same GPU, or where it fails to start, which is a warning. All ranks call it.
+    """
+    if group.size == 1 or not _agreed(group, place):
+        return None
+    number, words = _started(group, place)
+    well = torch.tensor([number is not None], dtype=torch.int64, device=group.device)
+    if all(bool(one) for one in group.all_gather(well, [well.shape] * group.size)):
+        assert number is not None
+        return Communicator(number, place)
+    if number is not None:
+        _ops.nccl_close(number)
+    if words:
+        _log.warning("torch.distributed moves the weights, since NCCL does not start: %s", words)
+    return None
+
+
+class Communicator:
+    """NCCL between the ranks of a group, for tensors on ``device``.
+
+    RuntimeError where NCCL fails, or where a rank does not come within the time limit of the
+    group; from then on at once.
     """
 
-    def __init__(self, group: TPGroup, *, piece: int = _PIECE) -> None:
-        self._group = group
-        self._piece = piece
-        self._number: int | None = None
-        self._device = _HOST
-        self._failed = ""
-        self._release: weakref.finalize[..., Communicator] | None = None
+    def __init__(self, number: int, device: torch.device) -> None:
+        self.device = device
+        self._number = number
 
-    def scatter(self, parts: Sequence[Tensor] | None, into: Tensor, *, root: int = 0) -> None:
-        """Fill each rank's ``into`` with ``parts[rank]`` of rank ``root``, which alone has parts.
-
-        Tensors are contiguous, of any dtype, and may differ in size from rank to rank.
-        """
-        self._check_root(root)
-        if self._group.rank != root:
-            self._exchange("scatter", [], [], [into], [root])
-            return
-        others = self._others()
-        parts = self._own_parts(parts, into, root)
-        self._exchange(
-            "scatter", [parts[rank] for rank in others], others, [], [], parts[root], into
-        )
-        _copy(parts[root], into=into)
-
-    def gather(self, part: Tensor, into: Sequence[Tensor] | None, *, root: int = 0) -> None:
-        """Fill ``into[rank]`` of rank ``root``, which alone has it, with each rank's ``part``.
-
-        Tensors are as for ``scatter``.
-        """
-        self._check_root(root)
-        if self._group.rank != root:
-            self._exchange("gather", [part], [root], [], [])
-            return
-        others = self._others()
-        into = self._own_parts(into, part, root)
-        self._exchange("gather", [], [], [into[rank] for rank in others], others, into[root], part)
-        _copy(part, into=into[root])
-
-    def close(self) -> None:
-        """Release what NCCL holds; later calls fail. All ranks call it, or none."""
-        if self._release is not None:
-            self._release()
-        self._failed = self._failed or "the communicator is closed"
-
-    def _check_root(self, root: int) -> None:
-        if not 0 <= root < self._group.size:
-            raise ValueError(f"root is {root}; expected a rank of the group, 0 to {self._last}")
-
-    @property
-    def _last(self) -> int:
-        return self._group.size - 1
-
-    def _others(self) -> list[int]:
-        return [rank for rank in range(self._group.size) if rank != self._group.rank]
-
-    def _own_parts(
-        self, parts: Sequence[Tensor] | None, own: Tensor, root: int
-    ) -> Sequence[Tensor]:
-        """What rank ``root`` has for each rank, checked."""
-        if parts is None or len(parts) != self._group.size:
-            given = "None" if parts is None else f"{len(parts)} tensors"
-            raise ValueError(
-                f"rank {root} is the root and gave {given}; expected one tensor for each of the "
-                f"{self._group.size} ranks"
-            )
-        if (parts[root].dtype, parts[root].numel()) != (own.dtype, own.numel()):
-            raise ValueError(
-                f"the root's own part is {parts[root].dtype} of {parts[root].numel()} items on one "
-                f"side and {own.dtype} of {own.numel()} on the other; both must be the same"
-            )
-        return parts
-
-    def _exchange(
-        self,
-        what: str,
-        sent: Sequence[Tensor],
-        to: Sequence[int],
-        received: Sequence[Tensor],
-        origins: Sequence[int],
-        *own: Tensor,
+    def exchange(
+        self, what: str, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]
     ) -> None:
-        """Send and receive; ``own`` is the root's, which is only looked at."""
-        tensors = [*sent, *received, *own]
-        _check(tensors)
-        if self._failed:
-            raise RuntimeError(self._failed)
-        if self._group.size == 1:
-            return
-        number = self._opened(tensors[0].device)
-        self._group.step()
+        """Send and receive at once, each to or from the rank that is its key.
+
+        The tensors are contiguous. What a rank sends has as many bytes as the other receives.
+        ``what`` is for errors: "scatter".
+        """
         try:
             with torch.no_grad():
                 _ops.nccl_exchange(
-                    number,
+                    self._number,
                     what,
-                    [tensor.detach() for tensor in sent],
-                    to,
-                    [tensor.detach() for tensor in received],
-                    origins,
-                    self._piece,
+                    list(sent.values()),
+                    list(sent),
+                    list(received.values()),
+                    list(received),
                 )
         finally:
             # The operator writes behind autograd's back.
-            torch.autograd.graph.increment_version(received)
+            torch.autograd.graph.increment_version(list(received.values()))
 
-    def _opened(self, device: torch.device) -> int:
-        """The number of the communicator, which is made at the first call."""
-        if self._number is None:
-            try:
-                self._number = self._make(device)
-            except RuntimeError as error:
-                self._failed = str(error)
-                raise
-            self._device = device
-            self._release = weakref.finalize(self, _ops.nccl_close, self._number)
-        if device != self._device:
-            raise ValueError(
-                f"the tensors lie on {device}, those of the first call on {self._device}; a "
-                "communicator is for one device"
-            )
-        return self._number
+    def close(self) -> None:
+        """Release what NCCL holds; later calls fail. All ranks call it."""
+        _ops.nccl_close(self._number)
 
-    def _make(self, device: torch.device) -> int:
-        group, path = self._group, _of_wheel()
-        self._agree(device)
-        made, words = torch.zeros(_ID_BYTES, dtype=torch.uint8), ""
-        if group.rank == 0:
-            try:
-                _ops.nccl_id_(made, path)
-            except RuntimeError as error:
-                words = str(error)  # zeros tell the others
-        group.step()
-        group.broadcast(made)
-        if not made.any():
-            raise RuntimeError(words or "rank 0 could not make an id for a communicator of NCCL")
-        index = -1 if device.type == "cpu" else device.index
-        number: int = _ops.nccl_make(path, made, group.rank, group.size, index, _time_limit(group))
-        return number
 
-    def _agree(self, device: torch.device) -> None:
-        """RuntimeError on all ranks where some rank cannot use NCCL, or has another version."""
-        group, found = self._group, find()
-        reason = found.reason or _obstacle(found, device)
-        own = torch.tensor([0 if reason else found.number], device=group.device)
-        numbers = [int(number) for number in group.all_gather(own, [(1,)] * group.size)]
-        if reason:
-            raise RuntimeError(f"rank {group.rank} of {group.size} cannot use NCCL: {reason}")
-        if 0 in numbers:
-            raise RuntimeError(f"rank {numbers.index(0)} of {group.size} cannot use NCCL")
-        if len(set(numbers)) > 1:
-            raise RuntimeError(
-                f"the ranks have different versions of NCCL: {numbers}, by rank; install the same "
-                "one everywhere, or name one in AUTOTP_NCCL"
-            )
+def _agreed(group: TPGroup, place: torch.device) -> bool:
+    """Whether all ranks can use the same NCCL, each on a GPU of its own."""
+    found = find()
+    reason = found.reason or _obstacle(found, place)
+    own = [0, 0] if reason else [found.number, _identity(place, group.rank)]
+    mine = torch.tensor(own, device=group.device)
+    said = torch.stack(group.all_gather(mine, [mine.shape] * group.size))
+    reason = reason or _difference(*said.T.tolist())
+    if reason and place.type != "cpu":
+        ranks = f"rank {group.rank} of {group.size}"
+        _log.info("%s: torch.distributed moves the weights, not NCCL: %s", ranks, reason)
+    return not reason
 
 
 def _obstacle(found: Found, device: torch.device) -> str:
@@ -235,21 +142,43 @@ def _obstacle(found: Found, device: torch.device) -> str:
     return f"it moves tensors that lie on a GPU; these lie on {device}"
 
 
-def _check(tensors: Sequence[Tensor]) -> None:
-    """ValueError for tensors whose bytes are not what they say, or that lie apart."""
-    for tensor in tensors:
-        if tensor.layout != torch.strided or not tensor.is_contiguous():
-            raise ValueError("a tensor that is moved has to be contiguous; call contiguous() first")
-        if tensor.is_conj() or tensor.is_neg():
-            raise ValueError("a tensor that is moved has a lazy sign; call resolve_conj() first")
-    devices = sorted({str(tensor.device) for tensor in tensors})
-    if len(devices) > 1:
-        raise ValueError(f"the tensors lie on {', '.join(devices)}; expected one device")
+def _identity(device: torch.device, rank: int) -> int:
+    """A number that two ranks share where they have the same GPU."""
+    if device.type == "cpu":  # of a stand-in
+        return rank
+    words = str(torch.cuda.get_device_properties(device).uuid).encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=7).digest())
 
 
-def _copy(part: Tensor, *, into: Tensor) -> None:
-    with torch.no_grad():
-        into.view(-1).copy_(part.view(-1))
+def _difference(numbers: Sequence[int], devices: Sequence[int]) -> str:
+    """Why the ranks cannot use NCCL together, by the version and the GPU that each has."""
+    if 0 in numbers:
+        return f"rank {numbers.index(0)} cannot use it"
+    if len(set(numbers)) > 1:
+        return f"the ranks have different versions of it: {list(numbers)}, by rank"
+    if len(set(devices)) < len(devices):
+        again = next(rank for rank, one in enumerate(devices) if one in devices[:rank])
+        return f"ranks {devices.index(devices[again])} and {again} have the same GPU"
+    return ""
+
+
+def _started(group: TPGroup, place: torch.device) -> tuple[int | None, str]:
+    """The number of a communicator; or None, and why there is none as far as this rank knows."""
+    made, path, words = torch.zeros(_ID_BYTES, dtype=torch.uint8), _of_wheel(), ""
+    if group.rank == 0:
+        try:
+            _ops.nccl_id_(made, path)
+        except RuntimeError as error:
+            words = str(error)  # zeros tell the others
+    group.step()
+    group.broadcast(made)
+    if not made.any():
+        return None, words
+    index = -1 if place.type == "cpu" else place.index
+    try:
+        return _ops.nccl_make(path, made, group.rank, group.size, index, _time_limit(group)), ""
+    except RuntimeError as error:
+        return None, str(error)
 
 
 def _time_limit(group: TPGroup) -> float:

@@ -118,7 +118,7 @@ def pack_many(fulls: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Tensor]:
     """
     places = {full.device for full in fulls}
     with torch.no_grad():
-        if len(places) == 1 and all(_is_plain(full) for full in fulls):
+        if len(places) == 1 and _has_operators(fulls[0]) and all(map(_is_in_order, fulls)):
             table: list[int] = []
             for cut in cuts:
                 table += (*cut.view, len(cut.runs), len(cut.shape), *cut.runs, *cut.shape)
@@ -205,11 +205,18 @@ def _check_ascending(runs: Sequence[int]) -> None:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the elements lie one after the other, as they read, where the operators run."""
+    return _has_operators(tensor) and _is_in_order(tensor)
+
+
+def _has_operators(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" or native.on_gpu(tensor)
+
+
+def _is_in_order(tensor: Tensor) -> bool:
     return (
-        (tensor.device.type == "cpu" or native.on_gpu(tensor))
-        and tensor.layout == torch.strided
+        tensor.layout == torch.strided
         and tensor.is_contiguous()
-        and not (tensor.is_complex() and tensor.is_conj())
+        and not (tensor.dtype.is_complex and tensor.is_conj())
     )
 
 

@@ -7,17 +7,17 @@ Reads the plan's entries and moves tensors accordingly; decides nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop, ops, transfer
+from deepspeed_autotp import interop, ops
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.transfer import Carrier
 
 _KEY = "tensor_parallel"
 
@@ -39,6 +39,11 @@ class TensorParallel:
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
         self._shards: dict[int, tuple[Tensor, int]] = {}
+
+    @property
+    def place(self) -> torch.device:
+        """Where the shards lie."""
+        return self.parameters[0].device
 
     def entry(self, parameter: Tensor) -> Entry | None:
         """The plan's entry of ``parameter``, or None for a tensor the plan does not know."""
@@ -86,15 +91,25 @@ class TensorParallel:
         parts = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
         return _joined(parts, entry)
 
-    def gather_on_first(self, shard: Tensor, *, entry: Entry) -> Tensor | None:
-        """The full tensor on the first rank, None on the others. All call it, as ``gather``."""
+    def gather_to_host(
+        self, shard: Tensor, *, entry: Entry, parts: Carrier, everywhere: bool
+    ) -> Tensor | None:
+        """The full tensor on a host: of every rank, or of the first, and then None elsewhere.
+
+        All ranks call it, as ``gather``. What it takes where the shards lie does not grow with
+        them.
+        """
         shard = shard.detach()
-        if self.group.rank:
-            transfer.gather(shard, None, self.group)
+        if self.group.rank and not everywhere:
+            parts.gather(shard, None)
             return None
-        parts = [shard.new_empty(entry.local_shape(r)) for r in range(self.group.size)]
-        transfer.gather(shard, parts, self.group)
-        return _joined(parts, entry)
+        shapes = [entry.local_shape(rank) for rank in range(self.group.size)]
+        into = [torch.empty(shape, dtype=shard.dtype, device="cpu") for shape in shapes]
+        if everywhere:
+            parts.gather_to_all(shard, into)
+        else:
+            parts.gather(shard, into)
+        return _joined(into, entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
         """The state of a copy of the model: its parameters, their gradients summed as here."""
@@ -170,6 +185,15 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     return None
 
 
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """What is sharded inside of an engine or wrapper; the innermost where nothing of them is."""
+    inner = model
+    for inner in interop.unwrapped(model):
+        if _KEY in inner.__dict__:
+            break
+    return inner
+
+
 def find_part(model: nn.Module) -> TensorParallel | None:
     """As :func:`find_tensor_parallel`, also where a part of ``model`` is sharded.
 
@@ -183,73 +207,3 @@ def find_part(model: nn.Module) -> TensorParallel | None:
             "this for one part after the other"
         )
     return next(iter(states.values()), None)
-
-
-def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights and buffers of a model, sharded or not, on the host, on every rank.
-
-    Every rank of the run calls it. The tensors are copies, tied names share one; plain
-    transformers and torch load the result. ValueError when a parameter was replaced.
-    """
-    return _full_state(model, frozen=True, whole=_on_every_rank)
-
-
-def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
-    """As :func:`full_state_dict` on the first rank of all; None on the others, which help.
-
-    They never hold a whole weight that is cut. Those that share no model with the first rank only
-    do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not train are in it.
-    """
-    state = _full_state(model, frozen=frozen, whole=_on_first_rank)
-    return state if dist.get_rank() == 0 else None
-
-
-def _on_every_rank(tensor: Tensor, entry: Entry | None, state: TensorParallel | None) -> Tensor:
-    """The whole of ``tensor``, which is cut where it has an ``entry``."""
-    if state is None or entry is None:
-        return tensor
-    return state.gather(tensor, entry=entry)
-
-
-def _on_first_rank(
-    tensor: Tensor, entry: Entry | None, state: TensorParallel | None
-) -> Tensor | None:
-    """As ``_on_every_rank`` on the first rank of all; None elsewhere."""
-    if state is None or entry is None:
-        return tensor if dist.get_rank() == 0 else None
-    if 0 not in state.group.global_ranks:
-        return None
-    assert state.group.global_ranks[0] == 0, "torch sorts the ranks of a group"
-    return state.gather_on_first(tensor, entry=entry)
-
-
-@torch.no_grad()
-def _full_state(
-    model: nn.Module,
-    *,
-    frozen: bool,
-    whole: Callable[[Tensor, Entry | None, TensorParallel | None], Tensor | None],
-) -> dict[str, Tensor]:
-    """The state of ``model`` as far as ``whole`` gives it to this rank."""
-    state = find_part(model)
-    *_, last = interop.unwrapped(model)
-    inner = next((m for m in interop.unwrapped(model) if _KEY in m.__dict__), last)
-    if state is not None:
-        state.check_identity(inner)
-    copies: dict[int, Tensor | None] = {}
-    result = {}
-    for name, tensor in inner.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
-            continue
-        if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
-            continue
-        if id(tensor) not in copies:
-            entry = None if state is None else state.entry(tensor)
-            # ZeRO 3 makes a weight whole over all data-parallel ranks, wherever it is kept.
-            with interop.gathered([tensor]):
-                held = whole(tensor, entry if entry and entry.dim >= 0 else None, state)
-                copies[id(tensor)] = None if held is None else held.detach().to("cpu", copy=True)
-        copied = copies[id(tensor)]
-        if copied is not None:
-            result[name] = copied
-    return result

@@ -5,13 +5,27 @@ torch's dispatcher is told to take the implementation for CUDA.
 """
 
 import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deepspeed_autotp import native, ops, vocabulary
+from tests.emulated import ORDERS, Library
 from tests.kernels import batch, drawn, exact
 from tests.test_gpu import CUTS
+
+Cut = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
+PLACES = (
+    (torch.bfloat16, 0),
+    (torch.float32, 1),
+    (torch.uint8, 3),
+    (torch.float64, 1),
+    (torch.complex128, 3),
+    (torch.bfloat16, 3),
+)
 
 _OPS = native.loaded()
 _OVERLOADS = {
@@ -23,6 +37,7 @@ _OVERLOADS = {
     "vocab_gradient_": _OPS.vocab_gradient_.default,
     "lookup": _OPS.lookup.default,
 }
+_LIBRARY = Library(Path(os.environ["AUTOTP_CUDA_LIBRARY"]))
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
@@ -43,22 +58,54 @@ def same(a: object, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
+def drawn_cuts(count: int) -> Iterator[Cut]:
+    """Cuts of one row or of many, shorter and longer than a tile, with one run or several."""
+    draw = random.Random(count)
+    for _ in range(count):
+        size = draw.randint(2, 40)
+        outer, inner = draw.choice(((1, 3), (1, 999), (7, 250), (300, 1), (40, 33), (3, 2500)))
+        edges = sorted(draw.sample(range(size + 1), 2 * draw.randint(1, min(3, size // 2))))
+        pairs = [(a, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        width = sum(length for _, length in pairs)
+        runs = tuple(value for pair in pairs for value in pair)
+        yield (outer, size, inner), (outer, size, inner), runs, (outer, width, inner)
+
+
+def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
+    shape, view, runs, part = cut
+    full = drawn(shape, dtype, full_off)
+    want = ops.pack(full, view=view, runs=runs, shape=part)
+    assert same(on_gpu("pack", full, *view, runs, part), want)
+    table = [*view, len(runs), len(part), *runs, *part]
+    several = on_gpu("pack_many", [full, full], table * 2)
+    assert isinstance(several, list) and len(several) == 2
+    assert same(several[0], want) and same(several[1], want)
+    ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, shard_off)
+    on_gpu("unpack_", ours, shard, *view, runs)
+    ops.unpack_(theirs, shard, view=view, runs=runs)
+    assert same(ours, theirs)
+    on_gpu("compact_", full, *view, runs, part)
+    assert same(full.view(-1)[: want.numel()].view(want.shape), want)
+
+
 def copies() -> None:
-    for shape, view, runs, part in CUTS:
-        for dtype, offset in ((torch.bfloat16, 0), (torch.float32, 1), (torch.uint8, 3)):
-            full = drawn(shape, dtype, offset)
-            want = ops.pack(full, view=view, runs=runs, shape=part)
-            assert same(on_gpu("pack", full, *view, runs, part), want)
-            table = [*view, len(runs), len(part), *runs, *part]
-            several = on_gpu("pack_many", [full, full], table * 2)
-            assert isinstance(several, list) and len(several) == 2
-            assert same(several[0], want) and same(several[1], want)
-            ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, offset)
-            on_gpu("unpack_", ours, shard, *view, runs)
-            ops.unpack_(theirs, shard, view=view, runs=runs)
-            assert same(ours, theirs)
-            on_gpu("compact_", full, *view, runs, part)
-            assert same(full.view(-1)[: want.numel()].view(want.shape), want)
+    for order, (dtype, offset) in enumerate(PLACES):
+        _LIBRARY.order(order % len(ORDERS))
+        for cut in CUTS:
+            check_cut(cut, dtype, offset, offset)
+    for index, cut in enumerate(drawn_cuts(48)):
+        _LIBRARY.order(index % len(ORDERS))
+        check_cut(cut, torch.uint8, index % 16, index // 4)
+
+
+def many() -> None:
+    """More tensors than go into a launch."""
+    fulls = [drawn((64, 6), torch.uint8, index % 16) for index in range(700)]
+    table = [1, 64, 6, 2, 2, 16, 16, 16, 6]
+    before = _LIBRARY.launches
+    shards = on_gpu("pack_many", fulls, table * 700)
+    assert isinstance(shards, list) and _LIBRARY.launches == before + 2
+    assert all(same(shard, full[16:32]) for full, shard in zip(fulls, shards, strict=True))
 
 
 def rows() -> None:
@@ -80,12 +127,14 @@ def rows() -> None:
 
 
 def lookups() -> None:
-    for dtype, features, offset in (
+    cases = (
         (torch.bfloat16, 4096, 0),
         (torch.float32, 33, 1),
         (torch.uint8, 5, 3),
         (torch.float64, 9000, 0),
-    ):
+    )
+    for order, (dtype, features, offset) in enumerate(cases):
+        _LIBRARY.order(order % len(ORDERS))
         weight = drawn((7, features), dtype, offset)
         for ids in (torch.arange(30).view(5, 6), torch.arange(30, dtype=torch.int32)[1:]):
             want = _OPS.lookup(weight, ids, 11, 30, -1)
@@ -118,6 +167,7 @@ def refusals() -> None:
 
 def results_and_refusals() -> None:
     copies()
+    many()
     rows()
     lookups()
     refusals()
@@ -141,19 +191,19 @@ def through_nccl() -> None:
     number = _OPS.nccl_make("", made, rank, 2, 0, 20.0)
     want = torch.arange(1000.0)
     if rank == 0:
-        _OPS.nccl_exchange(number, "scatter", [want], [1], [], [], 300)
+        _OPS.nccl_exchange(number, "scatter", [want], [1], [], [])
         back = torch.zeros(1000)
-        _OPS.nccl_exchange(number, "gather", [], [], [back], [1], 4000)
+        _OPS.nccl_exchange(number, "gather", [], [], [back], [1])
         assert same(back, want)
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
         return
     got = torch.zeros(1000)
-    _OPS.nccl_exchange(number, "scatter", [], [], [got], [0], 300)
+    _OPS.nccl_exchange(number, "scatter", [], [], [got], [0])
     print("whole" if same(got, want) else "changed", flush=True)
-    print(nccl_failure("nccl_exchange", number, "scatter", [made], [0], [], [], 300), flush=True)
+    print(nccl_failure("nccl_exchange", number, "scatter", [made], [0], [], []), flush=True)
     print(nccl_failure("nccl_make", "", made, 0, 1, 9, 20.0)[:13], flush=True)
-    os.environ["FAKE_GPU_ERROR"] = "209"
-    print(nccl_failure("nccl_exchange", number, "gather", [got], [0], [], [], 4000), flush=True)
+    os.environ["EMULATED_ERROR"] = "209"
+    print(nccl_failure("nccl_exchange", number, "gather", [got], [0], [], []), flush=True)
     os._exit(0)
 
 

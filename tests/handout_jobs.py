@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp import transfer
+from deepspeed_autotp.transfer import Carrier
 from tests.drift import Words, model_with_buffers
 from tests.families import build, tokens
 from tests.handmade import build_handmade, example
@@ -161,13 +161,13 @@ def memory() -> tuple[int, int, int, list[int]]:
     )
     largest = max(p.nbytes for p in model.parameters())
     counts = []
-    scatter = transfer.scatter
+    scatter = Carrier.scatter
 
     def counted(*args: Any) -> None:
         counts.append(len(wholes))
         scatter(*args)
 
-    with mock.patch.object(transfer, "scatter", counted), Peak() as peak:
+    with mock.patch.object(Carrier, "scatter", counted), Peak() as peak:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     return peak.most, own, largest, counts
@@ -205,6 +205,11 @@ def _with_reference(model: nn.Module) -> None:
     vars(model)["held"] = weakref.ref(model.get_parameter(PARAMETER))
 
 
+def _with_more(model: nn.Module) -> None:
+    model.to("meta")
+    model.add_module("dropout", nn.Dropout())
+
+
 _STATES = {
     "": lambda model: None,
     "meta": _all_meta,
@@ -213,6 +218,7 @@ _STATES = {
     "hook": _with_hook,
     "subclass": _with_subclass,
     "reference": _with_reference,
+    "more": _with_more,
 }
 
 
@@ -230,15 +236,15 @@ def fails_on_the_way(failing: int, after: int) -> str:
     """What every rank says where one fails after so many weights."""
     with there(dist.get_world_size()):
         model = build("llama", tied=False)
-    scatter, done = transfer.scatter, []
+    scatter, done = Carrier.scatter, []
 
-    def failing_scatter(parts: Any, into: Tensor, group: Any) -> None:
-        if group.rank == failing and len(done) == after:
+    def failing_scatter(carrier: Carrier, parts: Any, into: Tensor) -> None:
+        if dist.get_rank() == failing and len(done) == after:
             raise MemoryError("no more")
         done.append(into)
-        scatter(parts, into, group)
+        scatter(carrier, parts, into)
 
-    with mock.patch.object(transfer, "scatter", failing_scatter):
+    with mock.patch.object(Carrier, "scatter", failing_scatter):
         try:
             deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
         except RuntimeError as error:

@@ -1,28 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arithmetic of the cross-entropy kernels, compiled for the host and called on tensors."""
+"""The kernels of cross-entropy, compiled for the host and called on tensors."""
 
-import ctypes
 import math
-import subprocess
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.emulated import Args, Library
+
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-
-class Args(ctypes.Structure):
-    """``tp_vocab_args`` of csrc/cuda/vocab.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "columns", "found", "logsumexp", "scale")),
-        ("tokens", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("cap", ctypes.c_float),
-        ("type", ctypes.c_int32),
-    )
 
 
 def drawn(
@@ -37,31 +23,26 @@ def drawn(
 class HostKernels:
     """Statistics and gradient as ``deepspeed_autotp.vocabulary`` has them."""
 
-    def __init__(self, folder: Path) -> None:
-        made = folder / "vocab_host.so"
-        warnings = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
-        source = ROOT / "tests" / "cuda" / "vocab_host.cpp"
-        command = ["g++", "-std=c++17", "-O2", *warnings, "-shared", "-fPIC", str(source)]
-        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        self._run = ctypes.CDLL(str(made)).host_run
+    def __init__(self, library: Library) -> None:
+        self.library = library
 
     def statistics(self, logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
         found = torch.empty(3, logits.shape[0])
-        args = _args(logits, columns, cap)
+        args = arguments(logits, columns, cap)
         args.found = found.data_ptr()
-        self._run(ctypes.byref(args), 0)
+        assert self.library.statistics(args) == 0
         return found
 
     def differentiate_(
         self, logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, cap: float = 0.0
     ) -> None:
-        args = _args(logits, columns, cap)
+        args = arguments(logits, columns, cap)
         args.logsumexp, args.scale = logsumexp.data_ptr(), scale.data_ptr()
-        self._run(ctypes.byref(args), 1)
+        assert self.library.gradient(args) == 0
 
 
-def _args(logits: Tensor, columns: Tensor, cap: float) -> Args:
+def arguments(logits: Tensor, columns: Tensor, cap: float) -> Args:
+    """Of both kernels, without what only one of them takes."""
     assert logits.is_contiguous() and columns.dtype == torch.int64
     tokens, width = logits.shape
     args = Args(tokens=tokens, width=width, cap=cap, type=TYPES[logits.dtype])

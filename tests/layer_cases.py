@@ -105,7 +105,9 @@ def conv1d(features: int, inputs: int) -> nn.Module:
 
 
 def floats(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    draw = torch.Generator().manual_seed(5)
+    drawn = torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def border_ids() -> Tensor:

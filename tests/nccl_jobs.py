@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards moved through a stand-in of NCCL, run on every rank by tests.test_nccl."""
+"""Bytes moved through a stand-in of NCCL, run on every rank by tests.test_nccl."""
 
 import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import deepspeed_autotp
+from deepspeed_autotp import nccl
+from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.nccl import Communicator
+from deepspeed_autotp.transfer import ThroughNccl, carrier
+from tests.drift import Words
+from tests.families import build
+from tests.handout_jobs import same_weights, there
 
+HOST = torch.device("cpu")
 # By rank; one rank has nothing. A piece of the tests is shorter than the longest.
 _LENGTHS = (5, 0, 3001, 64)
 _DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.complex64, torch.bool)
@@ -26,102 +34,135 @@ def _group(seconds: float = 20.0) -> TPGroup:
     return TPGroup(handle)
 
 
+def _connected(group: TPGroup) -> nccl.Communicator:
+    communicator = nccl.connect(group, HOST)
+    assert communicator is not None
+    return communicator
+
+
 def _drawn(rank: int, dtype: torch.dtype) -> Tensor:
     draw = torch.Generator().manual_seed(rank)
     return torch.randint(0, 200, (_LENGTHS[rank],), generator=draw).to(dtype)
 
 
 def unequal(piece: int) -> list[str]:
-    """What did not arrive as it was sent: dtypes and roots, there and back."""
+    """What did not arrive as it was sent, there and back."""
     group = _group()
-    communicator = Communicator(group, piece=piece)
+    communicator = _connected(group)
+    parts = ThroughNccl(group, communicator, piece=piece)
+    first = group.rank == 0
     wrong = []
-    for root in range(group.size):
-        for dtype in _DTYPES:
-            sent = [_drawn(rank, dtype) for rank in range(group.size)]
-            own = torch.zeros_like(sent[group.rank])
-            back = [torch.zeros_like(part) for part in sent]
-            is_root = group.rank == root
-            communicator.scatter(sent if is_root else None, own, root=root)
-            communicator.gather(own, back if is_root else None, root=root)
-            if not torch.equal(own, sent[group.rank]):
-                wrong.append(f"scatter of {dtype} from {root}")
-            if is_root and not all(map(torch.equal, back, sent)):
-                wrong.append(f"gather of {dtype} to {root}")
+    for dtype in _DTYPES:
+        sent = [_drawn(rank, dtype) for rank in range(group.size)]
+        own = torch.zeros_like(sent[group.rank])
+        back, everywhere = ([torch.zeros_like(part) for part in sent] for _ in range(2))
+        parts.scatter(sent if first else None, own)
+        parts.gather(own, back if first else None)
+        parts.gather_to_all(own, everywhere)
+        if not torch.equal(own, sent[group.rank]):
+            wrong.append(f"scatter of {dtype}")
+        if first and not all(map(torch.equal, back, sent)):
+            wrong.append(f"gather of {dtype}")
+        if not all(map(torch.equal, everywhere, sent)):
+            wrong.append(f"gather of {dtype} to all")
     communicator.close()
     return wrong
 
 
 def after_close() -> list[str]:
     """The errors of calls after the communicator was closed."""
-    group = _group()
-    communicator = Communicator(group)
-    _scatter_ones(communicator)
+    communicator = _connected(_group())
+    _hand_ones(communicator)
     communicator.close()
     communicator.close()
     return [_failure(communicator)[0] for _ in range(2)]
 
 
-def left_behind(folder: str) -> list[str]:
-    """What the stand-in notes of how a communicator ended that nobody closed."""
+def ended(folder: str) -> list[str]:
+    """What the stand-in notes of how the communicators ended."""
     group = _group()
-    communicator = Communicator(group)
-    _scatter_ones(communicator)
-    del communicator
+    with carrier(group, HOST) as parts:
+        assert isinstance(parts, ThroughNccl)
     dist.barrier(group.handle)
     return sorted(path.name for path in Path(folder).glob("*/*") if path.name[0] in "ac")
 
 
 def failures(fault_rank: int, seconds: float) -> list[tuple[str, float]]:
-    """Error and seconds of a scatter, and of one that follows."""
+    """Error and seconds of an exchange, and of one that follows."""
     os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
-    communicator = Communicator(_group(seconds))
+    communicator = _connected(_group(seconds))
     return [_failure(communicator), _failure(communicator)]
 
 
 def without_a_peer() -> list[tuple[str, float]]:
     """The same where the last rank makes the communicator and then never comes."""
     group = _group(1.0)
-    communicator = Communicator(group)
-    _scatter_ones(communicator)
+    communicator = _connected(group)
+    _hand_ones(communicator)
     if group.rank == group.size - 1:
         return []
     return [_failure(communicator), _failure(communicator)]
 
 
-def refusals() -> list[str]:
-    """Arguments that cannot be, each refused before anything is sent."""
+def carried_anyway(fault_rank: int, seconds: float) -> tuple[str, list[str]]:
+    """What moves the parts in place of NCCL, and the warnings."""
+    os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
+    return _carried(_group(seconds))
+
+
+def other_version() -> tuple[str, list[str]]:
+    """The same where the last rank has another NCCL."""
     group = _group()
-    communicator = Communicator(group)
-    four, parts = torch.zeros(4), [torch.zeros(4)] * group.size
-    root = group.rank
-    calls = (
-        lambda: communicator.scatter(None, four, root=root),
-        lambda: communicator.scatter(parts[:1], four, root=root),
-        lambda: communicator.scatter(parts, four.double(), root=root),
-        lambda: communicator.gather(four, [*parts[:-1], torch.zeros(2, 2).t()], root=root),
-        lambda: communicator.gather(four, parts, root=7),
-    )
-    found = []
-    for call in calls:
-        try:
-            call()
-        except ValueError as error:
-            found.append(str(error))
-    return found
+    if group.rank == group.size - 1:
+        os.environ["FAKE_NCCL_VERSION"] = "22800"
+    return _carried(group)
 
 
-def _scatter_ones(communicator: Communicator) -> None:
+def one_gpu() -> tuple[str, list[str]]:
+    """The same where two ranks have one GPU."""
+    with mock.patch.object(nccl, "_identity", return_value=7):
+        return _carried(_group())
+
+
+def _carried(group: TPGroup) -> tuple[str, list[str]]:
+    own = torch.zeros(3)
+    with Words() as said, carrier(group, HOST) as parts:
+        parts.scatter([torch.ones(3)] * group.size if group.rank == 0 else None, own)
+    assert own.sum() == 3
+    return type(parts).__name__, said
+
+
+def whole_way(folder: str) -> tuple[list[bool], list[str]]:
+    """A model of the first rank is handed out, saved by it and collected by all."""
+    whole = build("llama", tied=False)
+    with there(dist.get_world_size()):
+        model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    first = first_rank_state_dict(model, frozen=True)
+    assert (first is None) == (dist.get_rank() > 0)
+    state = whole.state_dict()
+    same = [same_weights(model, whole)]
+    if first is not None:
+        same += [torch.equal(first[name], weight) for name, weight in state.items()]
+    dist.barrier()
+    return same, sorted(path.name for path in Path(folder).glob("*/closed-*"))
+
+
+def _hand_ones(communicator: nccl.Communicator) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     own = torch.zeros(1000)
-    communicator.scatter([torch.ones(1000)] * ranks if rank == 0 else None, own)
-    assert own.sum() == 1000
+    if rank == 0:
+        ones = torch.ones(1000)
+        communicator.exchange("scatter", dict.fromkeys(range(1, ranks), ones), {})
+    else:
+        communicator.exchange("scatter", {}, {0: own})
+        assert own.sum() == 1000
 
 
-def _failure(communicator: Communicator) -> tuple[str, float]:
+def _failure(communicator: nccl.Communicator) -> tuple[str, float]:
     began = time.monotonic()
     try:
-        _scatter_ones(communicator)
-    except RuntimeError as error:
+        _hand_ones(communicator)
+    except (RuntimeError, ValueError) as error:
         return str(error), time.monotonic() - began
     return "", time.monotonic() - began

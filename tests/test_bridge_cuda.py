@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
-torch, and one for the CUDA library does on the host what its kernels do."""
+torch, and the CUDA library is its .cu files compiled for the host, under ASan and UBSan."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import emulated
 from tests.nccl_stand_in import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,20 +23,21 @@ pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="torch ha
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What is loaded ahead of torch, and the CUDA library."""
     folder = tmp_path_factory.mktemp("stand-ins")
-    ahead, library = folder / "libtorch_cuda.so", folder / "libautotp_cuda.so"
-    core = ROOT / "csrc" / "core"
-    compiled = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{core}"]
-    for command in (
-        ["gcc", *compiled, "-shared", "-Wl,-soname,libtorch_cuda.so", SOURCES / "fake_torch.c"]
-        + ["-o", ahead],
-        ["gcc", *compiled, "-c", SOURCES / "fake_library.c", "-o", folder / "library.o"],
-        ["gcc", *compiled, "-c", core / "error.c", "-o", folder / "error.o"],
-        ["g++", *compiled, "-shared", SOURCES / "vocab_host.cpp", folder / "library.o"]
-        + [folder / "error.o", "-o", library],
-    ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return ahead, library
+    ahead = folder / "libtorch_cuda.so"
+    options = ["-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,libtorch_cuda.so"]
+    emulated.run("gcc", *options, "-shared", SOURCES / "fake_torch.c", "-o", ahead)
+    return ahead, emulated.build(folder, sanitize="address,undefined")
+
+
+def preloaded(*ahead: Path) -> dict[str, str]:
+    """Variables that load ASan, the library of C++ whose throwing it looks for, and others."""
+    names = ("libasan.so", "libstdc++.so")
+    sanitizer = [emulated.run("gcc", f"-print-file-name={name}") for name in names]
+    # What is not given back is Python's own.
+    return {
+        "LD_PRELOAD": ":".join(map(str, [*sanitizer, *ahead])),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
 
 
 def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
@@ -46,7 +48,7 @@ def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "LD_PRELOAD": str(ahead),
+            **preloaded(ahead),
             "AUTOTP_CUDA_LIBRARY": str(library),
             **environment,
         },
@@ -81,8 +83,17 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
         assert got.startswith(wanted)
 
 
+def test_a_byte_beyond_a_tensor_is_noticed(stand_ins: tuple[Path, Path]) -> None:
+    copy = "Copy(source={}, target={}, rows=1, row_bytes=64, word=1)"
+    inside, beyond = "ctypes.addressof(memory)", "ctypes.addressof(memory) + 4096 + 16 - 63"
+    for ends in ((inside, beyond), (beyond, inside)):
+        call = f"library.copy([{copy.format(*ends)}])"
+        said = emulated.death(call, stand_ins[1], **preloaded())
+        assert "heap-buffer-overflow" in said
+
+
 def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
-    *said, refused = run(stand_ins, "errors", FAKE_GPU_ERROR="209")
+    *said, refused = run(stand_ins, "errors", EMULATED_ERROR="209")
     assert refused.startswith("the device cannot be selected: ")
     assert said == [
         "RuntimeError: a copy of runs could not be started on cuda:0: no kernel image "

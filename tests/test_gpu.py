@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels on a GPU give what the host gives, bit for bit where no sum is formed."""
 
+from typing import cast
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deepspeed_autotp import loss, native, ops, vocabulary
+from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lookup import lookup
 from tests import kernels
 from tests.kernels import batch, exact
+from tests.parts import parts_of
 from tests.test_vocabulary import ROUNDING
 
 pytestmark = pytest.mark.gpu
@@ -241,6 +246,53 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
     ]
     logsumexp, target = loss._combined(found)
     assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
+
+
+def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None:
+    full, columns = drawn((96, 64), torch.bfloat16, 0).t(), torch.zeros(64, dtype=torch.int64)
+    view, runs, part = (64, 96, 1), (24, 24), (64, 24)
+    expected = ops.pack(full.cpu(), view=view, runs=runs, shape=part)
+    shard = ops.pack(full, view=view, runs=runs, shape=part)
+    assert same(shard, expected)
+    written, on_host = torch.zeros_like(full), torch.zeros_like(full.cpu())
+    ops.unpack_(written, shard, view=view, runs=runs)
+    ops.unpack_(on_host, expected, view=view, runs=runs)
+    assert torch.equal(written.cpu(), on_host)
+    for logits in (full.float(), full[:, :0], full[:0]):
+        found = vocabulary.statistics(logits, columns[: len(logits)].cuda())
+        on_host = vocabulary.statistics(logits.cpu(), columns[: len(logits)])
+        assert torch.allclose(found.cpu(), on_host)
+    torch.cuda.synchronize()
+
+
+def test_labels_outside_of_the_vocabulary_leave_the_device_usable() -> None:
+    """Looking would wait for the device, so their losses and gradients are no numbers."""
+    logits = torch.randn(5, 1000, dtype=torch.bfloat16, device="cuda")
+    labels = torch.tensor([3, 1000, -7, -100, 2**40], device="cuda")
+    whole = logits.float().requires_grad_()
+    part = logits.clone().requires_grad_()
+    losses = loss.vocabulary_cross_entropy(
+        part * 1, labels, parts=parts_of([1000]), group=cast(TPGroup, _Alone())
+    )
+    losses.sum().backward()
+    known = F.cross_entropy(whole[:1], labels[:1])
+    known.backward()
+    assert torch.allclose(losses[0], known) and losses[3] == 0
+    assert losses.isnan().tolist() == [False, True, True, False, True]
+    assert part.grad is not None and whole.grad is not None
+    assert torch.allclose(part.grad[0].float(), whole.grad[0], atol=4e-3)
+    assert part.grad.isnan().all(1).tolist() == [False, True, True, False, True]
+    assert not part.grad[3].any()
+    torch.cuda.synchronize()
+
+
+class _Alone:
+    """A group of one rank."""
+
+    rank, size = 0, 1
+
+    def all_gather(self, x: Tensor, shapes: object) -> list[Tensor]:
+        return [x]
 
 
 def test_the_two_passes_take_less_than_two_percent_of_the_logits() -> None:

@@ -86,6 +86,7 @@ def test_only_the_first_rank_holds_whole_weights_and_lets_go_of_each(pool: Pool)
         (["", "attribute"], 2, "on rank 1 of 2: model.norm.kept is a tensor on the meta device"),
         (["", "meta", "hook"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is on the meta device and ha"),
         (["", "meta", "subclass"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is a Special on the meta"),
+        (["", "meta", "more"], 3, "dropout: not there on ranks 0, 1, but a module on rank 2"),
         (["", "meta", "reference"], 3, "cannot be given memory, since something else refers to it"),
     ],
 )

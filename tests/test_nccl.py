@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
+"""Parts go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_the_library_is_found_with_its_version(
     monkeypatch.setenv("AUTOTP_NCCL", stand_in["AUTOTP_NCCL"])
     assert nccl.find() == nccl.Found("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
     used = dict(doctor.examine()["used on this machine"])
-    assert used["NCCL for shards"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
+    assert used["NCCL for parts of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_another_version_is_not_used(
     monkeypatch.setenv("FAKE_NCCL_VERSION", str(number))
     expected = f"{library} is NCCL {words}; expected 2.14 or a later NCCL 2; "
     assert nccl.find().reason.startswith(expected)
-    assert dict(doctor.examine()["used on this machine"])["NCCL for shards"].startswith(
+    assert dict(doctor.examine()["used on this machine"])["NCCL for parts of weights"].startswith(
         f"none: {expected}"
     )
 
@@ -116,8 +116,17 @@ def test_a_long_tensor_goes_in_pieces(pool: Pool, stand_in: Mapping[str, str]) -
     assert pool.run(jobs.unequal, 1000, ranks=4, env=most) == [[]] * 4
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_model_goes_out_and_comes_back_through_it(
+    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, ranks: int
+) -> None:
+    expected = sorted([f"closed-{rank}" for rank in range(ranks)] * 3)
+    for same, closed in pool.run(jobs.whole_way, str(tmp_path), ranks=ranks, env=stand_in):
+        assert all(same) and closed == expected, "handed out, collected by all, by the first"
+
+
 def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: float) -> list[Any]:
-    """Of both ranks, error and seconds of two scatters where ``fault`` is on one rank."""
+    """Of both ranks, error and seconds of two exchanges where ``fault`` is on one rank."""
     return pool.run(jobs.failures, rank, seconds, env={**env, "FAKE_NCCL_FAULT": fault})
 
 
@@ -161,60 +170,60 @@ def test_a_stream_that_hangs_is_an_error_on_both_sides(
     assert "scatter: receiving from rank 0 is not done after 1 seconds" in other[0][0]
 
 
-def test_a_communicator_that_cannot_be_made_fails_on_all_ranks(
-    pool: Pool, stand_in: Mapping[str, str]
+@pytest.mark.parametrize(
+    ("fault", "rank", "words"),
+    [
+        ("init", 1, 'NCCL says "internal error": no memory on the device'),
+        ("id", 0, "NCCL makes no id for a communicator: internal error. no network"),
+    ],
+)
+def test_where_it_does_not_start_the_group_moves_the_parts(
+    pool: Pool, stand_in: Mapping[str, str], fault: str, rank: int, words: str
 ) -> None:
-    first, other = failed(pool, stand_in, "init", 1, 1.0)
-    making = "making a communicator with the other ranks"
-    assert first[0][0].startswith(f"rank 0 of 2: {making} is not done after 1 seconds")
-    assert other[0][0] == (
-        f'rank 1 of 2: {making}: NCCL says "internal error": no memory on the device'
-    )
-    for before, after in (first, other):
-        assert after[0] == before[0] and after[1] < 0.5
+    env = {**stand_in, "FAKE_NCCL_FAULT": fault}
+    found = pool.run(jobs.carried_anyway, rank, 1.0, env=env)
+    assert [name for name, _ in found] == ["PointToPoint"] * 2
+    (said,) = found[rank][1]
+    assert said.startswith("torch.distributed moves the weights, since NCCL does not start: ")
+    assert words in said
 
 
-def test_an_id_that_cannot_be_made_fails_on_all_ranks(
-    pool: Pool, stand_in: Mapping[str, str]
+@pytest.mark.parametrize("job", [jobs.other_version, jobs.one_gpu])
+def test_ranks_that_cannot_use_it_together_go_without(
+    pool: Pool, stand_in: Mapping[str, str], job: Any
 ) -> None:
-    first, other = failed(pool, stand_in, "id", 0, 20.0)
-    assert first[0][0] == "NCCL makes no id for a communicator: internal error. no network"
-    assert other[0][0] == "rank 0 could not make an id for a communicator of NCCL"
+    assert pool.run(job, ranks=3, env=stand_in) == [("PointToPoint", [])] * 3
 
 
-def test_ranks_without_nccl_say_so_on_all_ranks(pool: Pool) -> None:
-    for rank, (first, again) in enumerate(pool.run(jobs.failures, 0, 5.0, env={"AUTOTP_NCCL": ""})):
-        assert first[0] == (
-            f"rank {rank} of 2 cannot use NCCL: AUTOTP_NCCL is empty, which says to go without NCCL"
-        )
-        assert again[0] == first[0]
+def test_ranks_without_it_go_without(pool: Pool) -> None:
+    env = {"AUTOTP_NCCL": ""}
+    assert pool.run(jobs.carried_anyway, 0, 5.0, env=env) == [("PointToPoint", [])] * 2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "devices", "reason"),
+    [
+        ([22703, 0, 0], [5, 0, 0], "rank 1 cannot use it"),
+        ([22703, 22800], [5, 6], "the ranks have different versions of it: [22703, 22800], by"),
+        ([22703] * 4, [8, 5, 7, 5], "ranks 1 and 3 have the same GPU"),
+        ([22703] * 2, [5, 6], ""),
+    ],
+)
+def test_the_reason_to_go_without_names_the_rank(
+    numbers: list[int], devices: list[int], reason: str
+) -> None:
+    found = nccl._difference(numbers, devices)
+    assert found.startswith(reason) and bool(found) == bool(reason)
 
 
 def test_calls_after_the_end_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
     assert pool.run(jobs.after_close, env=stand_in) == [["the communicator is closed"] * 2] * 2
 
 
-def test_a_communicator_that_nobody_holds_is_closed(
-    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path
+@pytest.mark.parametrize(("fault", "how"), [("", "closed"), ("close", "aborted")])
+def test_a_communicator_ends_with_its_use(
+    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, fault: str, how: str
 ) -> None:
-    assert pool.run(jobs.left_behind, str(tmp_path), env=stand_in) == [["closed-0", "closed-1"]] * 2
-
-
-def test_a_close_that_hangs_ends_in_an_abort(
-    pool: Pool, stand_in: Mapping[str, str], tmp_path: Path
-) -> None:
-    env = {**stand_in, "FAKE_NCCL_FAULT": "close"}
-    assert pool.run(jobs.left_behind, str(tmp_path), env=env) == [["aborted-0", "aborted-1"]] * 2
-
-
-def test_arguments_that_cannot_be_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
-    for rank, found in enumerate(pool.run(jobs.refusals, env=stand_in)):
-        assert found == [
-            f"rank {rank} is the root and gave None; expected one tensor for each of the 2 ranks",
-            f"rank {rank} is the root and gave 1 tensors; expected one tensor for each of the "
-            "2 ranks",
-            "the root's own part is torch.float32 of 4 items on one side and torch.float64 of 4 "
-            "on the other; both must be the same",
-            "a tensor that is moved has to be contiguous; call contiguous() first",
-            "root is 7; expected a rank of the group, 0 to 1",
-        ]
+    env = {**stand_in, "FAKE_NCCL_FAULT": fault}
+    expected = [[f"{how}-0", f"{how}-1"]] * 2
+    assert pool.run(jobs.ended, str(tmp_path), env=env) == expected

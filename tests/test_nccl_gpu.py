@@ -23,10 +23,10 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
     assert made.any()
     index = torch.cuda.current_device()
     number = operators.nccl_make(found.path, made, 0, 1, index, 60.0)
-    operators.nccl_exchange(number, "scatter", [], [], [], [], 1 << 20)
+    operators.nccl_exchange(number, "scatter", [], [], [], [])
     operators.nccl_close(number)
     with pytest.raises(ValueError, match="the communicator is closed"):
-        operators.nccl_exchange(number, "scatter", [], [], [], [], 1 << 20)
+        operators.nccl_exchange(number, "scatter", [], [], [], [])
 
 
 def test_memory_of_a_host_is_refused() -> None:
@@ -41,19 +41,22 @@ import torch, torch.distributed as dist
 dist.init_process_group("nccl")
 torch.cuda.set_device(dist.get_rank())
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.nccl import Communicator
+from deepspeed_autotp.transfer import ThroughNccl, carrier
 
 group = TPGroup(dist.group.WORLD)
-communicator = Communicator(group, piece=1 << 20)
-parts = [torch.arange(1000 * rank * rank, device="cuda") for rank in range(1, 1 + group.size)]
-own = torch.zeros_like(parts[group.rank])
-back = [torch.zeros_like(part) for part in parts]
-is_root = group.rank == 1
-communicator.scatter(parts if is_root else None, own, root=1)
-communicator.gather(own, back if is_root else None, root=1)
-assert torch.equal(own, parts[group.rank])
-assert not is_root or all(map(torch.equal, back, parts))
-communicator.close()
+first = group.rank == 0
+for where in ("cuda", "cpu"):
+    parts = [torch.arange(3000000 * rank, device=where) for rank in range(1, 1 + group.size)]
+    own = torch.zeros_like(parts[group.rank], device="cuda")
+    back, everywhere = ([torch.zeros_like(part) for part in parts] for _ in range(2))
+    with carrier(group, own.device) as moving:
+        assert isinstance(moving, ThroughNccl)
+        moving.scatter(parts if first else None, own)
+        moving.gather(own, back if first else None)
+        moving.gather_to_all(own, everywhere)
+    assert torch.equal(own.to(where), parts[group.rank])
+    assert not first or all(map(torch.equal, back, parts))
+    assert all(map(torch.equal, everywhere, parts))
 dist.destroy_process_group()
 print("moved", flush=True)
 """

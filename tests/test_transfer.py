@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first rank hands out parts and collects them; the others never hold more than their own."""
 
+from typing import Any
+
 import pytest
 
 from tests import transfer_jobs as jobs
@@ -16,8 +18,8 @@ def test_parts_go_out_and_come_back_bit_by_bit(
     steps = pool.run(jobs.there_and_back, 13, piece, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
     # The sizes and a piece, each way and type.
-    assert steps[0] >= 2 * 2 * len(jobs.DTYPES)
-    assert (steps[0] > 2 * 2 * len(jobs.DTYPES)) == (piece == 7)
+    assert steps[0] >= 2 * 3 * len(jobs.DTYPES)
+    assert (steps[0] > 2 * 3 * len(jobs.DTYPES)) == (piece == 7)
 
 
 def test_parts_that_are_not_contiguous_go_out_as_they_read(pool: Pool) -> None:
@@ -31,8 +33,9 @@ def test_parts_of_other_sizes_are_the_same_error_on_every_rank(pool: Pool) -> No
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_rank_that_fails_between_two_parts_ends_the_others(pool: Pool, failing: int) -> None:
-    said = pool.run(jobs.one_fails, failing, ranks=3, timeout=20.0)
+@pytest.mark.parametrize("job", [jobs.one_fails, jobs.no_memory, jobs.saving_fails])
+def test_a_rank_that_fails_on_the_way_ends_the_others(pool: Pool, job: Any, failing: int) -> None:
+    said = pool.run(job, failing, ranks=3, timeout=20.0)
     expected = ["another rank failed"] * 3
     expected[failing] = "no more"
     assert said == expected

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deepspeed_autotp import vocabulary
-from tests.kernels import HostKernels, batch, exact
+from tests.emulated import Library, build
+from tests.kernels import TYPES, HostKernels, batch, exact
 
 # Of the largest gradient, by what the dtype resolves.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
@@ -17,7 +18,7 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    return HostKernels(tmp_path_factory.mktemp("vocab"))
+    return HostKernels(Library(build(tmp_path_factory.mktemp("vocab"))))
 
 
 @pytest.fixture(params=["kernels", "torch"])
@@ -58,20 +59,17 @@ def test_what_is_no_number_stays_none_and_is_hidden_by_a_scale_of_zero(made: Any
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_values_are_read_and_rounded_as_torch_does(host: HostKernels, dtype: torch.dtype) -> None:
-    # Every value there is, each a row of its own: its logit is the label's, its gradient itself.
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    finite = every[every.isfinite()].unsqueeze(1)
-    columns = torch.zeros(len(finite), dtype=torch.int64)
-    found = host.statistics(finite.clone(), columns)
-    assert torch.equal(found[2], finite.float().squeeze(1))
-    # A gradient is its scale where the label is elsewhere and the logit is logsumexp: every value,
-    # and what lies halfway to the next, which goes to the even one.
-    ordered = finite[:, 0].float().sort().values
-    scale = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] * 2])
-    logits = torch.zeros(len(scale), 1, dtype=dtype)
-    rows = torch.full((len(scale),), -1)
-    host.differentiate_(logits, torch.zeros(len(scale)), rows, scale)
-    assert torch.equal(logits.squeeze(1), scale.to(dtype))
+    finite = every[every.isfinite()]
+    read, kind = torch.empty(len(finite)), TYPES[dtype]
+    host.library.read(finite.data_ptr(), read.data_ptr(), len(finite), kind)
+    assert torch.equal(read, finite.float())
+    # Every value, and what lies halfway to the next, which goes to the even one.
+    ordered = read.sort().values
+    exact_ones = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] * 2])
+    rounded = torch.empty(len(exact_ones), dtype=dtype)
+    host.library.round(exact_ones.data_ptr(), rounded.data_ptr(), len(exact_ones), kind)
+    assert torch.equal(rounded, exact_ones.to(dtype))
 
 
 @pytest.mark.usefixtures("compile_cache")

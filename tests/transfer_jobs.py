@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts to and from the first rank, run on every rank by tests.test_transfer."""
 
+from typing import Any
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
 from deepspeed_autotp import transfer
+from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.lockstep import PeerFailed, lockstep
-from deepspeed_autotp.sharded import first_rank_state_dict
 from tests.families import build
 from tests.parts import Peak, world
 
@@ -29,7 +32,7 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
 class Elsewhere(transfer.PointToPoint):
     """As if the tensors lay on a device that the backend does not reach."""
 
-    def _carries(self, piece: Tensor) -> bool:
+    def _carries(self, data: Tensor) -> bool:
         return False
 
 
@@ -51,9 +54,11 @@ def there_and_back(unit: int, piece: int, here: bool) -> int:
         first = group.rank == 0
         carrier.scatter(parts if first else None, into)
         assert torch.equal(into, parts[group.rank])
-        back = [torch.empty_like(part) for part in parts]
+        back, everywhere = ([torch.empty_like(part) for part in parts] for _ in range(2))
         carrier.gather(into, back if first else None)
-        assert not first or all(torch.equal(a, b) for a, b in zip(back, parts, strict=True))
+        assert not first or all(map(torch.equal, back, parts))
+        carrier.gather_to_all(into, everywhere)
+        assert all(map(torch.equal, everywhere, parts))
     return steps
 
 
@@ -62,7 +67,8 @@ def a_transposed_part() -> bool:
     group = world()
     full = torch.arange(12.0).view(3, 4).t()
     into = torch.empty(2, 3)
-    transfer.scatter(list(full.chunk(2)) if group.rank == 0 else None, into, group)
+    parts = list(full.chunk(2)) if group.rank == 0 else None
+    transfer.PointToPoint(group).scatter(parts, into)
     return torch.equal(into, full.chunk(2)[group.rank])
 
 
@@ -70,7 +76,7 @@ def other_sizes() -> str:
     group = world()
     parts = [torch.zeros(2), torch.zeros(3)]
     try:
-        transfer.scatter(parts if group.rank == 0 else None, torch.zeros(2), group)
+        transfer.PointToPoint(group).scatter(parts if group.rank == 0 else None, torch.zeros(2))
     except ValueError as error:
         return str(error)
     return "nothing was raised"
@@ -85,9 +91,49 @@ def one_fails(rank: int) -> str:
                 if number == 1 and group.rank == rank:
                     raise OSError("no more")
                 parts = [torch.ones(4)] * group.size if group.rank == 0 else None
-                transfer.scatter(parts, torch.empty(4), group)
+                transfer.PointToPoint(group).scatter(parts, torch.empty(4))
     except (PeerFailed, OSError) as error:
         return str(error)
+    return "nothing was raised"
+
+
+def no_memory(rank: int) -> str:
+    """Rank ``rank`` has no memory for what is on its way."""
+    group = world()
+    make = torch.empty
+
+    def empty(*args: Any, **kwargs: Any) -> Tensor:
+        if group.rank == rank:
+            raise MemoryError("no more")
+        return make(*args, **kwargs)
+
+    parts = [torch.ones(4)] * group.size if group.rank == 0 else None
+    into = torch.zeros(4)
+    try:
+        with lockstep(group), mock.patch.object(torch, "empty", empty):
+            Elsewhere(group).scatter(parts, into)
+    except (PeerFailed, MemoryError) as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def saving_fails(failing: int) -> str:
+    """Rank ``failing`` fails at the third weight that is collected."""
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    gather, done = transfer.Carrier.gather, []
+
+    def failing_gather(carrier: transfer.Carrier, part: Tensor, into: Any) -> None:
+        done.append(part)
+        if dist.get_rank() == failing and len(done) == 3:
+            raise MemoryError("no more")
+        gather(carrier, part, into)
+
+    with mock.patch.object(transfer.Carrier, "gather", failing_gather):
+        try:
+            first_rank_state_dict(model, frozen=True)
+        except (PeerFailed, MemoryError) as error:
+            return str(error)
     return "nothing was raised"
 
 

@@ -2,7 +2,7 @@
 /* api.cu -- the table of libautotp_cuda.so; all else in it is hidden. */
 #include "api.h"
 
-#include <cuda_runtime.h>
+#include "launch.h"
 
 namespace
 {
@@ -11,10 +11,7 @@ int
 devices(int *count)
 {
     *count = 0;
-    const cudaError_t error = cudaGetDeviceCount(count);
-    if (error != cudaSuccess)
-        (void)cudaGetLastError(); /* told here; the next call shall not find it again */
-    return error;
+    return tp::told(cudaGetDeviceCount(count));
 }
 
 const char *
@@ -26,10 +23,10 @@ error_text(int error)
 int
 stream_done(void *stream)
 {
-    const cudaError_t error = cudaStreamQuery(static_cast<cudaStream_t>(stream));
+    const cudaError_t error =
+        tp::told(cudaStreamQuery(static_cast<cudaStream_t>(stream)));
     if (error == cudaSuccess)
         return 1;
-    (void)cudaGetLastError(); /* told here, as above; that it still runs is no error */
     return error == cudaErrorNotReady ? 0 : -static_cast<int>(error);
 }
 

@@ -6,7 +6,7 @@
  * the same bits whatever the order. */
 #include "copy.h"
 
-#include <cuda_runtime.h>
+#include "launch.h"
 
 namespace
 {
@@ -75,7 +75,7 @@ move_words(const tp_copy &copy, int64_t index)
 template <int kRoom>
 __global__ void
 __launch_bounds__(TP_COPY_THREADS)
-    copy_kernel(const __grid_constant__ Batch<kRoom> batch)
+    copy_kernel(const Batch<kRoom> __grid_constant__ batch)
 {
     const int32_t tile = static_cast<int32_t>(blockIdx.x);
     const tp_copy &copy = *tp_copy_find(batch.copies, batch.count, tile);
@@ -86,7 +86,7 @@ __launch_bounds__(TP_COPY_THREADS)
 template <int kRoom>
 __global__ void
 __launch_bounds__(TP_COPY_THREADS)
-    order_kernel(const __grid_constant__ Batch<kRoom> batch)
+    order_kernel(const Batch<kRoom> __grid_constant__ batch)
 {
     for (int32_t i = 0; i < batch.count; i++) {
         const int64_t tiles = tp_copy_tiles(&batch.copies[i]);
@@ -99,33 +99,28 @@ __launch_bounds__(TP_COPY_THREADS)
 
 template <int kRoom>
 cudaError_t
-launch(const tp_copy *copies, int32_t count, int32_t tiles, bool in_order,
-       cudaStream_t stream)
+launch(const tp_copy *copies, int32_t count, int32_t tiles, bool in_order, void *stream)
 {
     Batch<kRoom> batch;
     batch.count = count;
     for (int32_t i = 0; i < count; i++)
         batch.copies[i] = copies[i];
     if (in_order)
-        order_kernel<kRoom><<<1, TP_COPY_THREADS, 0, stream>>>(batch);
-    else
-        copy_kernel<kRoom>
-            <<<static_cast<unsigned>(tiles), TP_COPY_THREADS, 0, stream>>>(batch);
-    return cudaGetLastError();
+        return tp::launch(order_kernel<kRoom>, 1, TP_COPY_THREADS, stream, batch);
+    return tp::launch(copy_kernel<kRoom>, tiles, TP_COPY_THREADS, stream, batch);
 }
 
 int
 start(tp_copy *copies, int64_t count, bool in_order, void *stream)
 {
-    const auto on = static_cast<cudaStream_t>(stream);
     while (count > 0) {
         int32_t tiles = 0;
         const int32_t taken = tp_copy_number(copies, count, kMany, &tiles);
         if (taken == 0)
             return cudaErrorInvalidConfiguration; /* one copy of over 2^31 tiles */
         const cudaError_t error =
-            taken <= kFew ? launch<kFew>(copies, taken, tiles, in_order, on)
-                          : launch<kMany>(copies, taken, tiles, in_order, on);
+            taken <= kFew ? launch<kFew>(copies, taken, tiles, in_order, stream)
+                          : launch<kMany>(copies, taken, tiles, in_order, stream);
         if (error != cudaSuccess)
             return error;
         copies += taken;
@@ -152,8 +147,5 @@ extern "C" int
 tp_copy_probe(void)
 {
     cudaFuncAttributes unused;
-    const cudaError_t error = cudaFuncGetAttributes(&unused, copy_kernel<kFew>);
-    if (error != cudaSuccess)
-        (void)cudaGetLastError(); /* told here; the next call shall not find it again */
-    return error;
+    return tp::told(cudaFuncGetAttributes(&unused, copy_kernel<kFew>));
 }

@@ -5,7 +5,7 @@
  * reduction, so the result is the same bits whatever the order. */
 #include "lookup.h"
 
-#include <cuda_runtime.h>
+#include "launch.h"
 
 namespace
 {
@@ -63,13 +63,10 @@ __launch_bounds__(TP_COPY_THREADS)
 
 template <typename Word, int kHeld>
 cudaError_t
-launch(const tp_lookup &lookup, int64_t tiles, cudaStream_t stream)
+launch(const tp_lookup &lookup, int64_t tiles, void *stream)
 {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(tiles));
-    config.blockDim = dim3(TP_COPY_THREADS);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, lookup_kernel<Word, kHeld>, lookup);
+    return tp::launch(lookup_kernel<Word, kHeld>, tiles, TP_COPY_THREADS, stream,
+                      lookup);
 }
 
 }  // namespace
@@ -82,17 +79,16 @@ tp_lookup_start(const tp_lookup *lookup, void *stream)
     const int64_t tiles = tp_copy_tiles(&lookup->copy);
     if (tiles > kMostTiles)
         return cudaErrorInvalidConfiguration;
-    const auto on = static_cast<cudaStream_t>(stream);
     switch (lookup->copy.word) {
         case 16:
-            return launch<uint4, TP_COPY_WIDE>(*lookup, tiles, on);
+            return launch<uint4, TP_COPY_WIDE>(*lookup, tiles, stream);
         case 8:
-            return launch<uint2, TP_COPY_NARROW>(*lookup, tiles, on);
+            return launch<uint2, TP_COPY_NARROW>(*lookup, tiles, stream);
         case 4:
-            return launch<uint32_t, TP_COPY_NARROW>(*lookup, tiles, on);
+            return launch<uint32_t, TP_COPY_NARROW>(*lookup, tiles, stream);
         case 2:
-            return launch<uint16_t, TP_COPY_NARROW>(*lookup, tiles, on);
+            return launch<uint16_t, TP_COPY_NARROW>(*lookup, tiles, stream);
         default:
-            return launch<uint8_t, TP_COPY_NARROW>(*lookup, tiles, on);
+            return launch<uint8_t, TP_COPY_NARROW>(*lookup, tiles, stream);
     }
 }

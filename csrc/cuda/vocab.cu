@@ -7,8 +7,7 @@
  * of a warp and over the warps by a fixed tree. */
 #include "vocab.h"
 
-#include <cuda_runtime.h>
-
+#include "launch.h"
 #include "vocab_row.h"
 
 namespace
@@ -36,7 +35,7 @@ sum_of_warp(tp::Sum sum)
 template <typename Logit>
 __global__ void
 __launch_bounds__(kThreads)
-    statistics_kernel(const __grid_constant__ tp_vocab_args args)
+    statistics_kernel(const tp_vocab_args __grid_constant__ args)
 {
     __shared__ tp::Sum of_warp[kWarps];
     const int thread = static_cast<int>(threadIdx.x);
@@ -59,7 +58,7 @@ __launch_bounds__(kThreads)
 
 template <typename Logit>
 __global__ void
-__launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ tp_vocab_args args)
+__launch_bounds__(kThreads) gradient_kernel(const tp_vocab_args __grid_constant__ args)
 {
     const int64_t token = blockIdx.x;
     auto *row = static_cast<Logit *>(args.logits) + token * args.width;
@@ -69,18 +68,14 @@ __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ tp_vocab_arg
 
 template <typename Logit>
 cudaError_t
-launch(const tp_vocab_args &args, bool gradient, cudaStream_t stream)
+launch(const tp_vocab_args &args, bool gradient, void *stream)
 {
-    const auto rows = static_cast<unsigned>(args.tokens);
-    if (gradient)
-        gradient_kernel<Logit><<<rows, kThreads, 0, stream>>>(args);
-    else
-        statistics_kernel<Logit><<<rows, kThreads, 0, stream>>>(args);
-    return cudaGetLastError();
+    const auto kernel = gradient ? gradient_kernel<Logit> : statistics_kernel<Logit>;
+    return tp::launch(kernel, args.tokens, kThreads, stream, args);
 }
 
 cudaError_t
-start(const tp_vocab_args &args, bool gradient, cudaStream_t stream)
+start(const tp_vocab_args &args, bool gradient, void *stream)
 {
     if (args.tokens == 0 || (gradient && args.width == 0))
         return cudaSuccess;
@@ -103,11 +98,11 @@ start(const tp_vocab_args &args, bool gradient, cudaStream_t stream)
 extern "C" int
 tp_vocab_statistics(const tp_vocab_args *args, void *stream)
 {
-    return start(*args, false, static_cast<cudaStream_t>(stream));
+    return start(*args, false, stream);
 }
 
 extern "C" int
 tp_vocab_gradient(const tp_vocab_args *args, void *stream)
 {
-    return start(*args, true, static_cast<cudaStream_t>(stream));
+    return start(*args, true, stream);
 }

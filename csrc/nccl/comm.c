@@ -13,6 +13,10 @@ enum {
     kLongestNap = 200000
 };
 
+/* Seconds that making one may take at most. The ranks have just met, so it is short:
+ * one that fails waits for the others, and that with the patience of a collective. */
+static const double kMaking = 60;
+
 /* Seconds that closing may take. Nothing is under way then, so it is short: a rank that
  * ends without closing shall not hold the others up. */
 static const double kClosing = 5;
@@ -139,6 +143,7 @@ tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
         return tp_fail_memory(err);
     comm->nccl = *nccl;
     comm->place = *place;
+    comm->place.seconds = place->seconds / 2 < kMaking ? place->seconds / 2 : kMaking;
     const int result =
         nccl->calls.init(&comm->handle, place->ranks, *id, place->rank, &config);
     if (result != TP_NCCL_SUCCESS && result != TP_NCCL_IN_PROGRESS) {
@@ -147,6 +152,7 @@ tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
     }
     if (tp_comm_wait(comm, NULL, what, err) < 0)
         goto failed;
+    comm->place.seconds = place->seconds;
     *made = comm;
     return 0;
 

@@ -15,7 +15,7 @@ typedef struct tp_comm tp_comm;
 typedef struct {
     int rank;
     int ranks;
-    double seconds; /* that each step of a call may take */
+    double seconds; /* that an exchange may take */
 } tp_comm_place;
 
 /* A CUDA stream, or what stands for one. */
@@ -28,7 +28,8 @@ typedef struct {
 
 /* Make a communicator with the ranks that have the same id; all of them call it, each
  * with its device selected. `nccl` is copied. Fails with TP_PEER when NCCL does, or
- * when a rank does not come; then nothing is made. */
+ * when a rank does not come in half of the time, at most a minute; then nothing is
+ * made. */
 int tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
                  const tp_comm_place *place, tp_error *err);
 

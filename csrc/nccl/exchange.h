@@ -21,14 +21,12 @@ typedef struct {
     const char *what; /* for errors: "scatter" */
     const tp_parcel *parcels;
     int64_t count;
-    int64_t piece; /* most bytes of a parcel that go at once; alike on all ranks */
     tp_stream stream;
 } tp_exchange;
 
-/* Move all parcels, and return when the stream is done. The time limit of the
- * communicator holds for a piece of each parcel, not for all of them. Fails with
- * TP_VALUE for a peer or a size that cannot be, before anything is moved; with TP_PEER
- * as tp_comm_wait does. What is received is undefined after a failure. */
+/* Move all parcels, and return when the stream is done. Fails with TP_VALUE for a peer
+ * or a size that cannot be, before anything is moved; with TP_PEER as tp_comm_wait
+ * does. What is received is undefined after a failure. */
 int tp_exchange_run(tp_comm *comm, const tp_exchange *exchange, tp_error *err);
 
 #endif

@@ -173,7 +173,7 @@ always_done(void *)
 void
 nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
               std::vector<int64_t> to, std::vector<Tensor> received,
-              std::vector<int64_t> from, int64_t piece)
+              std::vector<int64_t> from)
 {
     const Open &open = registry().find(number);
     std::vector<tp_parcel> parcels;
@@ -186,7 +186,7 @@ nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
         stream = {device->stream, device->api->stream_done};
     }
     const tp_exchange exchange = {what.c_str(), parcels.data(),
-                                  static_cast<int64_t>(parcels.size()), piece, stream};
+                                  static_cast<int64_t>(parcels.size()), stream};
     tp_error err = TP_NO_ERROR;
     if (tp_exchange_run(open.comm.get(), &exchange, &err) < 0)
         raise(&err);
@@ -209,7 +209,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
         " -> int");
     m.def(
         "nccl_exchange(int comm, str what, Tensor[] sent, int[] to,"
-        " Tensor(a!)[] received, int[] origins, int piece) -> ()");
+        " Tensor(a!)[] received, int[] origins) -> ()");
     m.def("nccl_close(int comm) -> ()");
 }
 
