@@ -2,12 +2,15 @@
 """Kernels on a GPU: time, and the share of the bandwidth that a copy reaches on the same device.
 
 The bound of a copy is the bytes it reads and writes; of cross-entropy one reading of the logits for
-the loss and one reading and one writing for the gradient. The bandwidth is that of a plain copy of
-2 GiB from device to device, measured in the same run; of shards that come from a host it is that of
-a pinned copy of as many bytes. Without a GPU nothing is measured, which is exit status 2.
+the loss and one reading and one writing for the gradient; of a lookup every row written once and
+this rank's read once, and with its gradient those read again and the weight's size written. The
+bandwidth is that of a plain copy of 2 GiB from device to device, measured in the same run; of
+shards that come from a host it is that of a pinned copy of as many bytes. Without a GPU nothing is
+measured, which is exit status 2.
 
-A copy and a loss are timed from the moment at which the device starts on them, since in training
-the host is ahead of it; thousands of small tensors, and what comes from a host, from the call on.
+A copy, a loss and a lookup are timed from the moment at which the device starts on them, since in
+training the host is ahead of it; thousands of small tensors, and what comes from a host, from the
+call on.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepspeed_autotp import native, ops, vocabulary
+from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.staging import Staging
 
 # Cycles that the device sleeps, a millisecond, while the host gets ahead of it.
@@ -176,6 +180,33 @@ def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case(name, 3 * logits.nbytes, ours, liger, "liger-kernel", before=restore)
 
 
+def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
+    """A rank's part of an embedding that is cut over four."""
+    features, ranks = 4096, 4
+    weight = torch.randn(held, features, device="cuda").to(dtype).requires_grad_()
+    ids = torch.randint(0, ranks * held, (tokens,), device="cuda")
+    dy = torch.randn(tokens, features, device="cuda").to(dtype)
+
+    def ours() -> Tensor:
+        return lookup(weight, ids, start=held, size=ranks * held)
+
+    def masked() -> Tensor:
+        elsewhere = (ids < held) | (ids >= 2 * held)
+        local = (ids - held).masked_fill_(elsewhere, 0)
+        return F.embedding(local, weight).masked_fill(elsewhere.unsqueeze(-1), 0)
+
+    shape = f"[{tokens}, {features}] of {held} rows {str(dtype).removeprefix('torch.')}"
+    moved = dy.nbytes + dy.nbytes // ranks
+    yield Case(f"lookup {shape}", moved, ours, masked, "embedding, masked")
+    yield Case(
+        f"lookup and gradient {shape}",
+        moved + dy.nbytes // ranks + weight.nbytes,
+        lambda: torch.autograd.grad(ours(), weight, dy),
+        lambda: torch.autograd.grad(masked(), weight, dy),
+        "embedding, masked",
+    )
+
+
 def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     """Column and row cuts over four ranks of weights in host memory."""
     fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
@@ -208,6 +239,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     yield from many(options.tensors)
     for dtype in (torch.bfloat16, torch.float32):
         yield from losses(options.tokens, options.width, dtype)
+        yield from lookups(options.tokens, options.width, dtype)
     yield from arrivals(options.layers, options.repeats)
 
 

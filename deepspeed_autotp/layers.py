@@ -24,6 +24,7 @@ from deepspeed_autotp.collectives import (
     take_own,
 )
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.shared_input import SharedInput
 
 
@@ -121,22 +122,17 @@ class VocabularyEmbedding(nn.Embedding):
 
     forward   all-reduce of the output
     backward  no communication
+
+    An id outside the vocabulary is an IndexError on a host, and a row of NaN on a GPU.
     """
 
     sharding: Sharding
 
     def forward(self, ids: Tensor) -> Tensor:
         own = self.sharding
-        start, length = own.parts.runs[own.group.rank]
-        # An id outside the whole vocabulary is left for F.embedding to refuse.
-        known = (ids >= 0) & (ids < own.parts.size)
-        elsewhere = ((ids < start) | (ids >= start + length)) & known
-        local = (ids - start).masked_fill_(elsewhere, 0)
-        padding = None if self.padding_idx is None else self.padding_idx - start
-        if padding is not None and not 0 <= padding < length:
-            padding = None
-        found = F.embedding(local, self.weight, padding)
-        return sum_over_ranks(found.masked_fill(elsewhere.unsqueeze(-1), 0), own.group)
+        start = own.parts.runs[own.group.rank][0]
+        found = lookup(self.weight, ids, start=start, size=own.parts.size, padding=self.padding_idx)
+        return sum_over_ranks(found, own.group)
 
 
 class HiddenEmbedding(nn.Embedding):

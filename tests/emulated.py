@@ -49,6 +49,17 @@ class Copy(ctypes.Structure):
     )
 
 
+class Lookup(ctypes.Structure):
+    """``tp_lookup`` of csrc/cuda/lookup.h."""
+
+    _fields_ = (
+        ("copy", Copy),
+        ("ids", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("start", "rows", "vocabulary")),
+        ("id_bytes", ctypes.c_int32),
+    )
+
+
 class Library:
     """The functions of a library that ``build`` made; each gives a CUDA error, 0 for none."""
 
@@ -75,6 +86,9 @@ class Library:
         )
         listed = (Copy * len(copies))(*copies)
         return int(start(listed, ctypes.c_int64(len(copies)), STREAM))
+
+    def lookup(self, lookup: Lookup) -> int:
+        return int(self._functions.tp_lookup_start(ctypes.byref(lookup), STREAM))
 
     def statistics(self, args: Args) -> int:
         return int(self._functions.tp_vocab_statistics(ctypes.byref(args), STREAM))

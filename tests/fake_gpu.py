@@ -35,6 +35,7 @@ _OVERLOADS = {
     "compact_": _OPS.compact_.default,
     "vocab_statistics": _OPS.vocab_statistics.default,
     "vocab_gradient_": _OPS.vocab_gradient_.default,
+    "lookup": _OPS.lookup.default,
 }
 _LIBRARY = Library(Path(os.environ["AUTOTP_CUDA_LIBRARY"]))
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -125,6 +126,28 @@ def rows() -> None:
             assert logits[~kept].eq(0).all()
 
 
+def lookups() -> None:
+    cases = (
+        (torch.bfloat16, 4096, 0),
+        (torch.float32, 33, 1),
+        (torch.uint8, 5, 3),
+        (torch.float64, 9000, 0),
+    )
+    for order, (dtype, features, offset) in enumerate(cases):
+        _LIBRARY.order(order % len(ORDERS))
+        weight = drawn((7, features), dtype, offset)
+        for ids in (torch.arange(30).view(5, 6), torch.arange(30, dtype=torch.int32)[1:]):
+            want = _OPS.lookup(weight, ids, 11, 30, -1)
+            assert same(on_gpu("lookup", weight, ids, 11, 30, -1), want)
+    strange = on_gpu("lookup", torch.ones(2, 3), torch.tensor([-1, 0, 5, 9]), 0, 9, -1)
+    assert isinstance(strange, Tensor)
+    assert strange.isnan().all(1).tolist() == [True, False, False, True]
+    assert strange[1].eq(1).all() and strange[2].eq(0).all()
+    for tokens, features in ((0, 3), (4, 0)):
+        empty = on_gpu("lookup", torch.ones(2, features), torch.zeros(tokens).long(), 0, 9, -1)
+        assert same(empty, torch.zeros(tokens, features))
+
+
 def refusals() -> None:
     full, columns = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
     print(failure("pack", full, 3, 4, 1, [3, 2], [3, 2]))
@@ -137,12 +160,16 @@ def refusals() -> None:
     print(failure("vocab_statistics", full.double(), columns, 0.0))
     print(failure("vocab_statistics", full, columns, -1.0))
     print(failure("vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
+    print(failure("lookup", full, columns.short(), 0, 9, -1))
+    print(failure("lookup", full.t(), columns, 0, 9, -1))
+    print(failure("lookup", full, columns, 7, 9, -1))
 
 
 def results_and_refusals() -> None:
     copies()
     many()
     rows()
+    lookups()
     refusals()
 
 
@@ -151,6 +178,7 @@ def errors() -> None:
     full = torch.zeros(3, 4)
     print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
     print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
+    print(failure("lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
     print(native.obstacle(0))
     print(native.obstacle(9))
 

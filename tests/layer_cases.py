@@ -189,6 +189,21 @@ CASES: dict[str, Case] = {
         border_ids,
         styles={"layer": "embedding_rowwise"},
     ),
+    "vocabulary, ids of 32 bits": Case(
+        lambda: Single(nn.Embedding(VOCABULARY, HIDDEN)),
+        lambda: border_ids().int(),
+        styles={"layer": "embedding_rowwise"},
+    ),
+    "vocabulary, more ids than rows": Case(
+        lambda: Single(nn.Embedding(5, HIDDEN, padding_idx=1)),
+        lambda: torch.arange(70).reshape(2, 5, 7) % 5,
+        styles={"layer": "embedding_rowwise"},
+    ),
+    "vocabulary, no token": Case(
+        lambda: Single(nn.Embedding(VOCABULARY, HIDDEN)),
+        lambda: border_ids()[:0],
+        styles={"layer": "embedding_rowwise"},
+    ),
     "hidden": Case(
         lambda: Single(nn.Embedding(VOCABULARY, HIDDEN)),
         border_ids,

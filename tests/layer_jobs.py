@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+import deepspeed_autotp
 from tests.layer_cases import (
     CASES,
     HIDDEN,
@@ -95,6 +97,48 @@ def strange_ids(strange: int) -> str:
     """What an id outside the vocabulary raises."""
     model = shard(build(embedding_case()), embedding_case())
     return text_of(lambda: model(torch.tensor([[3, strange]])))
+
+
+def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
+    """Whether a cut vocabulary of a type gives the bits of a whole one: plain, with activation
+    checkpointing, under autocast, and its gradient; and whether the output of a frozen one wants
+    a gradient and is the same."""
+    dtype: torch.dtype = getattr(torch, name)
+    case = embedding_case(padding_idx=64)
+    whole, sharded = build(case).to(dtype), shard(build(case).to(dtype), case)
+    ids = case.inputs()
+    layer = sharded.get_submodule("layer")
+    rows = sharded.get_parameter("layer.weight")
+    factor = torch.linspace(-1, 2, HIDDEN).to(dtype)
+    plain = layer(ids)
+    expected = whole.get_submodule("layer")(ids)
+    again = checkpoint(layer, ids, use_reentrant=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = layer(ids)
+    for y in (expected, again):
+        (y * factor).sum().backward()
+    gradient = whole.get_parameter("layer.weight").grad
+    state = deepspeed_autotp.tensor_parallel(sharded)
+    assert rows.grad is not None and gradient is not None
+    gathered = state.gather(rows.grad, entry=state.entry(rows))
+    rows.requires_grad_(False)
+    still = layer(ids)
+    same = {
+        "output": torch.equal(plain, expected),
+        "checkpointed": torch.equal(again, expected),
+        "autocast": cast.dtype == dtype and torch.equal(cast, expected),
+        "gradient": torch.equal(gathered, gradient),
+    }
+    return same, (still.requires_grad, torch.equal(still, expected))
+
+
+def twice_of_an_embedding() -> str:
+    """What differentiating the gradient of a cut vocabulary raises."""
+    model = shard(build(embedding_case()), embedding_case())
+    rows = model.get_parameter("layer.weight")
+    output = model(embedding_case().inputs())
+    (gradient,) = torch.autograd.grad(output.square().sum(), rows, create_graph=True)
+    return text_of(lambda: gradient.square().sum().backward())
 
 
 def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:

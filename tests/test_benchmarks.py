@@ -12,6 +12,10 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "plan": (["--layers=2", "--experts=3", "--repeats=1"], "plan of 53 parameters"),
     "layers": (["--calls=2", "--repeats=1"], "row, bias"),
+    "lookup": (
+        ["--tokens=8", "--vocabulary=64", "--features=16", "--repeats=1"],
+        "[8, 16] of 16 rows, 4 ranks, bfloat16",
+    ),
     "shard": (["--features=64", "--repeats=1", "--threads=1"], "fused, TP 4"),
 }
 
@@ -53,3 +57,4 @@ def test_the_gpu_benchmark_prints_its_table() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "pack fused q|k|v" in done.stdout and "F.cross_entropy" in done.stdout
+    assert "lookup and gradient" in done.stdout

@@ -73,6 +73,9 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
         "ValueError: logits are float32, float16 or bfloat16",
         "ValueError: the soft cap is not negative; 0 is none",
         "ValueError: logsumexp and scale are contiguous float32 [tokens]",
+        "ValueError: ids are int64 or int32",
+        "ValueError: lookup takes a contiguous weight and contiguous ids",
+        "ValueError: the rows of a lookup lie inside of the vocabulary",
     )
     said = run(stand_ins, "results_and_refusals")
     assert len(said) == len(expected)
@@ -96,6 +99,8 @@ def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path,
         "RuntimeError: a copy of runs could not be started on cuda:0: no kernel image "
         "(CUDA error 209)",
         "RuntimeError: the statistics of logits could not be started on cuda:0: no kernel image "
+        "(CUDA error 209)",
+        "RuntimeError: a lookup of rows could not be started on cuda:0: no kernel image "
         "(CUDA error 209)",
         "its CUDA library has code for the architectures 90: no kernel image (CUDA error 209)",
     ]

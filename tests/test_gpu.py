@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepspeed_autotp import loss, native, ops, vocabulary
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.lookup import lookup
 from tests import kernels
 from tests.kernels import batch, exact
 from tests.parts import parts_of
@@ -117,6 +118,64 @@ def test_logits_beyond_32_bits_are_reached() -> None:
     expected[7] -= 1
     assert torch.allclose(logits[-1].float().cpu(), expected, rtol=1e-2)
     assert not logits[:-1].any()
+
+
+@pytest.mark.parametrize("of_ids", [torch.int64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+def test_a_lookup_and_its_gradient_are_those_of_the_host(
+    dtype: torch.dtype, of_ids: torch.dtype
+) -> None:
+    size, held = 1000, 250
+    # Few tokens and many have other kernels of torch's for the gradient. In the last case all rows
+    # of the weight are there, and others: one kind of index more than there are rows.
+    cases = (
+        (0, 8, 0, 503),
+        (5, 1, 3, 503),
+        (300, 33, 1, 503),
+        (5000, 8, 0, 503),
+        (5000, 4096, 0, 2),
+    )
+    for tokens, features, offset, padding in cases:
+        ids = (torch.arange(tokens) * 7 % size).to(of_ids)
+        on_host = drawn((held, features), dtype, 0).cpu()
+        weight = torch.empty(held * features + offset, dtype=dtype, device="cuda")[offset:]
+        weight = weight.view(held, features).copy_(on_host)
+        found = lookup(weight, ids.cuda(), start=500, size=size, padding=padding)
+        assert same(found, lookup(on_host, ids, start=500, size=size, padding=padding))
+        if not dtype.is_floating_point:
+            continue
+        # Sums of small integers are exact in any order.
+        dy = torch.randint(-2, 3, (tokens, features)).to(dtype)
+        for rows, where in ((on_host, "cpu"), (weight, "cuda")):
+            looked = lookup(
+                rows.requires_grad_(), ids.to(where), start=500, size=size, padding=padding
+            )
+            looked.backward(dy.to(where))
+        assert on_host.grad is not None and weight.grad is not None
+        assert torch.equal(weight.grad.cpu(), on_host.grad)
+
+
+def test_an_id_outside_the_vocabulary_gives_nan_and_leaves_the_device_usable() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        weight = torch.ones(4, 24, dtype=dtype, device="cuda", requires_grad=True)
+        ids = torch.tensor([-1, 2, 9, 10, 2**40], device="cuda")
+        found = lookup(weight, ids, start=0, size=10)
+        assert found.isnan().all(1).tolist() == [True, False, False, True, True]
+        found[1:3].sum().backward()
+        assert weight.grad is not None and weight.grad[2].eq(1).all() and weight.grad.sum() == 24
+    torch.cuda.synchronize()
+
+
+def test_a_lookup_beyond_32_bits_is_reached() -> None:
+    rows = 2**31 // 4096 + 3
+    if torch.cuda.mem_get_info()[0] < 3 * rows * 4096:
+        pytest.skip("less than 7 GiB of GPU memory is free")
+    weight = torch.zeros(rows, 4096, dtype=torch.uint8, device="cuda")
+    weight[-1] = 7
+    ids = torch.full((rows,), rows, device="cuda")
+    ids[-1] = rows - 1
+    found = lookup(weight, ids, start=0, size=rows + 1)
+    assert found[-1].eq(7).all() and not found[:-1].any()
 
 
 def test_copies_follow_the_current_stream() -> None:

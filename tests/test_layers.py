@@ -44,7 +44,21 @@ def test_an_embedding_option_that_needs_the_whole_is_refused(
 @pytest.mark.parametrize("strange", [257, -1, -100])
 def test_an_id_outside_the_vocabulary_is_an_error_on_every_rank(pool: Pool, strange: int) -> None:
     texts = pool.run(layer_jobs.strange_ids, strange, ranks=3)
-    assert texts == ["IndexError: index out of range in self"] * 3
+    assert texts == [f"IndexError: ids: got {strange}, expected 0 to 256"] * 3
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_a_cut_vocabulary_keeps_the_bits_of_every_type_and_leaves_a_frozen_weight(
+    pool: Pool, name: str
+) -> None:
+    for same, frozen in pool.run(layer_jobs.embedding_of, name):
+        assert same == {"output": True, "checkpointed": True, "autocast": True, "gradient": True}
+        assert frozen == (False, True)
+
+
+def test_the_gradient_of_a_cut_vocabulary_has_no_second_derivative(pool: Pool) -> None:
+    for text in pool.run(layer_jobs.twice_of_an_embedding):
+        assert text.startswith("RuntimeError: trying to differentiate twice")
 
 
 @pytest.mark.parametrize("name", ["pair with biases", "gpt-2's linear"])
@@ -55,7 +69,7 @@ def test_autocast_gives_the_types_of_one_process(pool: Pool, name: str) -> None:
         assert apart < 2e-2
 
 
-@pytest.mark.parametrize("name", ["pair with biases", "row that splits its input"])
+@pytest.mark.parametrize("name", ["pair with biases", "row that splits its input", "vocabulary"])
 def test_layers_run_without_gradients(pool: Pool, name: str) -> None:
     for found in pool.run(layer_jobs.without_gradients, name):
         assert set(found) == {"no_grad", "inference_mode"}

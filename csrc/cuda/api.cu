@@ -33,7 +33,7 @@ stream_done(void *stream)
 const tp_cuda_api kApi = {
     TP_CUDA_ABI,         CUDART_VERSION,    AUTOTP_ARCHS,  devices,
     tp_copy_probe,       error_text,        tp_copy_start, tp_copy_start_in_order,
-    tp_vocab_statistics, tp_vocab_gradient, stream_done,
+    tp_vocab_statistics, tp_vocab_gradient, stream_done,   tp_lookup_start,
 };
 
 }  // namespace

@@ -7,10 +7,11 @@
 #define TP_CUDA_API_H
 
 #include "copy.h"
+#include "lookup.h"
 #include "vocab.h"
 
 /* Goes up with every change of the table or of a struct that it speaks of. */
-enum { TP_CUDA_ABI = 2 };
+enum { TP_CUDA_ABI = 3 };
 
 #define TP_CUDA_ENTRY "tp_cuda_api_get"
 
@@ -31,6 +32,7 @@ typedef struct {
     /* 1 when all that was started on it is done, 0 when not yet, and an error with its
      * sign turned. Waits for nothing. */
     int (*stream_done)(void *stream);
+    int (*lookup)(const tp_lookup *lookup, void *stream);
 } tp_cuda_api;
 
 /* The table; never fails, and touches no device. */
