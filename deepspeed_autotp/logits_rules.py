@@ -108,7 +108,7 @@ def watched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequen
         return ()
     if func is not torch.autograd.grad:
         return args[:1]
-    inputs = kwargs["inputs"] if "inputs" in kwargs else args[1]
+    inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 

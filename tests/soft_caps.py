@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deepspeed_autotp import loss as losses_from_parts
 from deepspeed_autotp.logits import Logits, spread
@@ -98,6 +99,12 @@ def hooked_before(x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
+def own_backward(x: Tensor, y: Tensor) -> Tensor:
+    """A gradient is given to capped logits whose numbers nobody has read."""
+    (dx,) = torch.autograd.grad(capped(x), x, torch.full(x.shape, 2.0, dtype=x.dtype))
+    return (dx * x).sum()
+
+
 def two_walks(x: Tensor, y: Tensor) -> Tensor:
     loss = flat(capped(x), y) + capped(x).square().mean()
     torch.autograd.grad(loss, x, retain_graph=True)
@@ -121,6 +128,22 @@ def entropy_first(x: Tensor, y: Tensor) -> Tensor:
 
 def rounded(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, CAP, rounding_mode="floor").tanh().mul(CAP).sum() + x.sum()
+
+
+def checkpointed(x: Tensor, y: Tensor) -> Tensor:
+    """Cap and loss are computed once more in the backward."""
+
+    def part(x: Tensor) -> Tensor:
+        z = capped(x)
+        return flat(z, y) + z.square().mean()
+
+    found: Tensor = checkpoint(part, x, use_reentrant=False)
+    return found
+
+
+def checkpointed_cap(x: Tensor, y: Tensor) -> Tensor:
+    z = checkpoint(capped, x, use_reentrant=False)
+    return flat(z, y) + z.square().mean()
 
 
 # By use: its caps in the losses from parts, at most.
@@ -162,7 +185,9 @@ USES: dict[str, tuple[Use, list[float]]] = {
     "steps kept": (steps_kept, [CAP, 0.0, 0.0, 0.0]),
     "hooked before": (hooked_before, [0.0]),
     "two walks": (two_walks, [CAP]),
-    "backward of it": (lambda x, y: (capped(x) * 1).sum(), []),
+    "checkpointed": (checkpointed, [CAP, CAP]),
+    "checkpointed cap": (checkpointed_cap, [CAP]),
+    "own backward": (own_backward, []),
 }  # fmt: skip
 
 
