@@ -100,7 +100,9 @@ class CutLogits(Tensor):
         """The same logits without a gradient function."""
         made = type(self)(self.held, self.cut, self.memory, self.dtype)
         if self._whole is not None:
-            made._whole, made._gathered = self._whole.detach(), self._gathered
+            # Below autograd a detached tensor counts its changes anew.
+            made._whole = self._whole.detach()
+            made._gathered = -1 if self.changed() else made._whole._version
         return made
 
     def rely_on_whole(self) -> None:

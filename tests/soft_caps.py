@@ -53,6 +53,7 @@ def caps() -> Iterator[list[float]]:
 def read_before(x: Tensor, y: Tensor) -> Tensor:
     x = capped(x)
     with torch.inference_mode():
+        assert (x * 2).shape == (2, ROWS, SIZE)
         assert x.argmax(-1).shape == (2, ROWS)
     return flat(x, y)
 
@@ -295,38 +296,54 @@ def afterwards() -> dict[str, str]:
         z = capped(x)
         return flat(z.clone(), labels()), lambda: z.detach(), capped(whole)
 
-    uses = (only, seen, below, quotient, raw, copy)
+    def twice(x: Tensor) -> Any:
+        """The second loss is formed from numbers that were read."""
+        z = capped(x)
+        first = flat(z, labels())
+        z.max()
+        return first + flat(z, labels()), lambda: z.detach() * 1, capped(whole)
+
+    uses = (only, seen, below, quotient, raw, copy, twice)
     return {use.__name__: run(use) for use in uses}
 
 
-def another_view() -> str:
-    """Capped logits that were changed in place through another view."""
+def _said(use: Callable[[], Any]) -> str:
+    """The error of ``use``."""
+    try:
+        return f"no error, but {use()}"
+    except RuntimeError as error:
+        return str(error)
+
+
+def another_view() -> list[str]:
+    """Uses of capped logits that were changed in place through another view."""
     parts = parts_of(even(SIZE))
     z = capped(spread(own(weight(), parts) * 1, parts, world()))
     view = z.view(-1, SIZE)
     z[..., 0] = 5.0
-    try:
-        return str(F.cross_entropy(view, labels().view(-1)))
-    except RuntimeError as error:
-        return str(error)
+    uses: list[Callable[[], Any]] = [
+        lambda: F.cross_entropy(view, labels().view(-1)),
+        lambda: view.clone(),
+        lambda: view.sum(),
+        lambda: view * 2,
+        lambda: view / 2,
+    ]
+    return [_said(use) for use in uses]
 
 
 def too_late_to_watch() -> list[str]:
     parts = parts_of(even(SIZE))
     z = capped(spread(own(weight(), parts) * 1, parts, world()))
     loss = flat(z, labels())
+    quotient = spread(own(weight(), parts) * 1, parts, world()) / CAP
+    assert torch.tanh(quotient).shape == z.shape
     uses: list[Callable[[], Any]] = [
+        quotient.retain_grad,
         z.retain_grad,
         lambda: z.register_hook(lambda dy: None),
         lambda: torch.autograd.grad(loss, [z]),
     ]
-    said = []
-    for use in uses:
-        try:
-            said.append(str(use()))
-        except RuntimeError as error:
-            said.append(str(error))
-    return said
+    return [_said(use) for use in uses]
 
 
 def peak(first_cap: float, last_cap: float) -> float:
