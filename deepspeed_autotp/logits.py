@@ -50,7 +50,7 @@ class Logits(CutLogits):
         named = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if func in rules.ABOUT:
-                _watch(rules.watched(func, args, named))
+                _watch(rules.watched(func, args, named), strict=func not in rules.HOOKING)
                 return func(*args, **named)
             result = _by_parts(func, args, named)
         return _by_whole(func, args, named) if result is NotImplemented else result
@@ -86,20 +86,22 @@ def spread(part: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     return as_logits(Logits, part, Cut(parts, group), Memory(), part.dtype)
 
 
-def _watch(seen: Sequence[Any]) -> None:
+def _watch(seen: Sequence[Any], *, strict: bool) -> None:
     """Have gradients of what is computed from now on go through ``seen``.
 
-    RuntimeError when a loss or another view has gone past them.
+    RuntimeError, if ``strict``, when a loss or another view has gone past them. DeepSpeed hooks
+    every output after the loss; its hook on the loss does what the one on the logits would.
     """
     for x in seen:
         if isinstance(x, Logits) and x.before_steps()[1]:
-            if x.memory.passed:
+            if not x.memory.passed:
+                x.settle()
+            elif strict:
                 raise RuntimeError(
                     "these logits have no gradient of their own, as the loss has their soft cap in "
                     "itself; ask for that of the output head, or set "
                     "tensor_parallel.vocab_parallel_lm_head to false"
                 )
-            x.settle()
 
 
 def _by_whole(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -40,9 +40,8 @@ ABOUT: frozenset[Any] = frozenset(
 )
 
 # Of these, what looks at the gradient of a tensor that is no leaf.
-WATCHING: frozenset[Any] = frozenset(
-    [_TENSOR["register_hook"], _TENSOR["retain_grad"], torch.autograd.grad]
-)
+HOOKING: frozenset[Any] = frozenset([_TENSOR["register_hook"]])
+WATCHING: frozenset[Any] = HOOKING | {_TENSOR["retain_grad"], torch.autograd.grad}
 
 # These hand out memory, or a tensor whose changes are not counted, or write without being counted.
 SHARING: frozenset[Any] = frozenset(
