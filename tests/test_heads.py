@@ -92,6 +92,7 @@ def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
         (1, "llama", 0.0),
         (2, "llama", 0.0),
         (3, "llama", 0.0),
+        (1, "gemma2", 2.0),
         (3, "gemma2", 2.0),
     ],
 )
