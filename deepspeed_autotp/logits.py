@@ -20,68 +20,24 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from deepspeed_autotp import logits_rules as rules
-from deepspeed_autotp.collectives import Parts, gather_parts
+from deepspeed_autotp.collectives import Parts
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.logits_part import Cut, Memory
+from deepspeed_autotp.logits_tensor import (
+    CutLogits,
+    as_logits,
+    cast_part,
+    like,
+    put_off,
+    taken,
+    widened,
+)
 from deepspeed_autotp.loss import vocabulary_cross_entropy
+from deepspeed_autotp.soft_cap import cap_of, follows
 
 
-class Logits(Tensor):
-    """A tensor [..., V] of which this rank holds ``part``, [..., V/R].
-
-    Shape, data type and gradient function are those of the whole tensor; there is no memory
-    behind it. ``part`` may be of a smaller data type: the cast is done where somebody reads the
-    numbers. The gradient is such a tensor, too, or a plain whole one.
-    """
-
-    part: Tensor
-    cut: Cut
-    memory: Memory
-    _whole: Tensor | None
-    _gathered: int
-
-    @staticmethod
-    def __new__(cls, part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype) -> Logits:
-        made: Logits = Tensor._make_wrapper_subclass(
-            cls, (*part.shape[:-1], cut.parts.size), dtype=dtype, device=part.device
-        )
-        made.part, made.cut, made.memory = part, cut, memory
-        made._whole, made._gathered = None, 0
-        return made
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        # Printing on one rank must not wait for the others, so there are no numbers here.
-        return f"Logits({list(self.shape)}, {self.dtype}; whole when used)"
-
-    def __format__(self, spec: str) -> str:
-        return object.__format__(self, spec)
-
-    def whole(self) -> Tensor:
-        """The whole logits, gathered at the first call. Every rank calls it.
-
-        RuntimeError when the gradient has taken the place of the logits.
-        """
-        if self._whole is None:
-            self.memory.check()
-            with torch.enable_grad():
-                self._whole = _Gather.apply(self)  # type: ignore[no-untyped-call]
-            self._gathered = self._whole._version
-        return self._whole
-
-    def changed(self) -> bool:
-        """Whether somebody has written into what ``whole`` gave."""
-        return self._whole is not None and self._whole._version != self._gathered
-
-    def again(self) -> Logits:
-        """The same logits without a gradient function."""
-        made = Logits(self.part, self.cut, self.memory, self.dtype)
-        if self._whole is not None:
-            made._whole, made._gathered = self._whole.detach(), self._gathered
-        return made
-
-    def rely_on_whole(self) -> None:
-        """Take the whole logits to be changed from now on."""
-        self._gathered = -1
+class Logits(CutLogits):
+    """Logits of which torch's functions make what they make of the whole tensor."""
 
     @classmethod
     def __torch_function__(
@@ -94,6 +50,7 @@ class Logits(Tensor):
         named = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if func in rules.ABOUT:
+                _watch(rules.watched(func, args, named), strict=func not in rules.HOOKING)
                 return func(*args, **named)
             result = _by_parts(func, args, named)
         return _by_whole(func, args, named) if result is NotImplemented else result
@@ -126,82 +83,25 @@ class Logits(Tensor):
 
 def spread(part: Tensor, parts: Parts, group: TPGroup) -> Tensor:
     """[..., V/R] -> the logits [..., V]. Nothing is communicated."""
-    return _made(part, Cut(parts, group), Memory(), part.dtype)
+    return as_logits(Logits, part, Cut(parts, group), Memory(), part.dtype)
 
 
-class _Spread(torch.autograd.Function):
-    """A rank's part as logits."""
+def _watch(seen: Sequence[Any], *, strict: bool) -> None:
+    """Have gradients of what is computed from now on go through ``seen``.
 
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype) -> Tensor:
-        ctx.cut, ctx.dtype = cut, part.dtype
-        return Logits(part.detach(), cut, memory, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        part = dy.part if isinstance(dy, Logits) else ctx.cut.own(dy)
-        return part.to(ctx.dtype), None, None, None
-
-
-class _Take(torch.autograd.Function):
-    """The rank's part of logits, in their data type or as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Logits, cast: bool) -> Tensor:
-        ctx.cut, ctx.dtype = x.cut, x.dtype
-        return (_cast(x) if cast else x.part).detach()
-
-    @staticmethod
-    def backward(ctx: Any, dpart: Tensor) -> tuple[Tensor, None]:
-        return Logits(dpart, ctx.cut, Memory(), ctx.dtype), None
-
-
-class _Widen(torch.autograd.Function):
-    """Logits of another data type; the part is cast where its numbers are read."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Logits, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = x.dtype
-        return Logits(x.part, x.cut, x.memory, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        if isinstance(dy, Logits):
-            return Logits(dy.part, dy.cut, dy.memory, ctx.dtype), None
-        return dy.to(ctx.dtype), None
-
-
-class _Gather(torch.autograd.Function):
-    """Logits as a plain tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Logits) -> Tensor:
-        return gather_parts(x.part, x.cut.parts, x.cut.group).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        return dy
-
-
-def _made(part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype) -> Tensor:
-    made: Tensor = _Spread.apply(part, cut, memory, dtype)  # type: ignore[no-untyped-call]
-    return made
-
-
-def _taken(x: Logits, *, cast: bool) -> Tensor:
-    x.memory.check()
-    part: Tensor = _Take.apply(x, cast)  # type: ignore[no-untyped-call]
-    return part
-
-
-def _cast(x: Logits) -> Tensor:
-    return x.part.to(x.dtype)
-
-
-def _like(x: Logits, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits of another part, which may be a view of the part of ``x``."""
-    shared = part.untyped_storage().data_ptr() == x.part.untyped_storage().data_ptr()
-    return _made(part, x.cut, x.memory if shared else Memory(), dtype)
+    RuntimeError, if ``strict``, when a loss or another view has gone past them. DeepSpeed hooks
+    every output after the loss; its hook on the loss does what the one on the logits would.
+    """
+    for x in seen:
+        if isinstance(x, Logits) and x.before_steps()[1]:
+            if not x.memory.passed:
+                x.settle()
+            elif strict:
+                raise RuntimeError(
+                    "these logits have no gradient of their own, as the loss has their soft cap in "
+                    "itself; ask for that of the output head, or set "
+                    "tensor_parallel.vocab_parallel_lm_head to false"
+                )
 
 
 def _by_whole(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -229,29 +129,44 @@ def _by_parts(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x = args[0] if args else None
     if not isinstance(x, Logits) or x.changed():
         return NotImplemented
+    raw, steps = x.before_steps()
+    if cap_of(steps):
+        made = _shaped(func, (raw, *args[1:]), kwargs)
+        if isinstance(made, Logits):
+            x.memory.check()
+            x.memory.passed = True
+            memory = x.memory if made.memory is raw.memory else Memory()
+            return _other_dtype(put_off(made, memory, steps), x.dtype)
+    else:
+        made = _shaped(func, args, kwargs)
+    dtype = rules.cast_to(func, args, kwargs, x.device)
+    return made if dtype is None else _other_dtype(x, dtype)
+
+
+def _shaped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Rows that are selected, copied or of another shape, or NotImplemented."""
+    x = args[0]
     if func in rules.SHAPING and not kwargs:
         shape = rules.other_shape(func, x.shape, args[1:])
         if shape is None:
             return NotImplemented
-        part = _taken(x, cast=False)
+        part = taken(x, cast=False)
         local = (*shape[:-1], part.shape[-1])
         part = part.view(local) if func is Tensor.view else part.reshape(local)
-        return _like(x, part, x.dtype)
+        return like(x, part, x.dtype)
     if func is Tensor.__getitem__ and rules.keeps_columns(args[1], x.dim()):
-        return _like(x, _taken(x, cast=False)[args[1]], x.dtype)
+        return like(x, taken(x, cast=False)[args[1]], x.dtype)
     if func in rules.COPYING and not args[1:] and not kwargs:
-        return _like(x, func(_taken(x, cast=False)), x.dtype)
-    dtype = rules.cast_to(func, args, kwargs, x.device)
-    return NotImplemented if dtype is None else _other_dtype(x, dtype)
+        return like(x, func(taken(x, cast=False)), x.dtype)
+    return NotImplemented
 
 
-def _other_dtype(x: Logits, dtype: torch.dtype) -> Tensor:
+def _other_dtype(x: CutLogits, dtype: torch.dtype) -> CutLogits:
     if dtype == x.dtype:
         return x
     if dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
-        widened: Tensor = _Widen.apply(x, dtype)  # type: ignore[no-untyped-call]
-        return widened
-    return _like(x, _taken(x, cast=True).to(dtype), dtype)
+        return widened(x, dtype)
+    return like(x, taken(x, cast=True).to(dtype), dtype)
 
 
 def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -260,12 +175,20 @@ def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     if not ours or "out" in kwargs or not all(_fits(ours[0], value) for value in values):
         return NotImplemented
     x = ours[0]
+    step = rules.step(func, args, kwargs)
+    if step is not None and x is args[0]:
+        raw, steps = x.before_steps()
+        if not follows(step, steps):
+            raw, steps = x, ()
+        if follows(step, steps):
+            x.memory.check()
+            x.memory.passed |= raw is not x
+            return put_off(raw, Memory(), (*steps, step))
     operands = [_operand(x, value) for value in values]
     result = func(*operands[: len(args)], **dict(zip(kwargs, operands[len(args) :], strict=True)))
-    made = _like(x, result, result.dtype)
+    made = like(x, result, result.dtype)
     if func not in rules.FORGETFUL or values[0] is not x or len(ours) > 1:
         for one in (*ours, made):
-            assert isinstance(one, Logits)
             one.memory.kept = True
     return made
 
@@ -284,7 +207,7 @@ def _fits(x: Logits, value: Any) -> bool:
 
 def _operand(x: Logits, value: Any) -> Any:
     if isinstance(value, Logits):
-        return _taken(value, cast=True)
+        return taken(value, cast=True)
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[-1] == x.shape[-1]:
         return x.cut.own(value)
     return value
@@ -296,14 +219,23 @@ def _loss(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if call is None or not isinstance(call.logits, Logits) or call.logits.changed():
         return NotImplemented
     x = call.logits
-    x.memory.losses += 1
+    raw, steps = x.before_steps()
+    if not cap_of(steps):
+        raw, steps = x, ()
+    memory, source = x.memory, raw.memory
+    memory.check()
+    source.losses += 1
+    if steps:
+        memory.losses += 1
+        memory.passed = True
     losses = vocabulary_cross_entropy(
-        _taken(x, cast=False),
+        taken(raw, cast=False),
         call.labels,
-        parts=x.cut.parts,
-        group=x.cut.group,
+        parts=raw.cut.parts,
+        group=raw.cut.group,
         ignore_index=call.ignore_index,
-        overwrite=x.memory.may_overwrite,
+        overwrite=lambda: source.may_overwrite(memory),
+        soft_cap=cap_of(steps),
     )
     dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
     if call.reduction == "none":
@@ -339,6 +271,6 @@ def _sum_of_gradients(x: Any, y: Any) -> Any:
     if len(cuts) != 1 or not tensors or x.shape != y.shape:
         return NotImplemented
     cut = cuts.pop()
-    a, b = (_cast(value) if isinstance(value, Logits) else cut.own(value) for value in (x, y))
+    a, b = (cast_part(value) if isinstance(value, Logits) else cut.own(value) for value in (x, y))
     total = a + b
     return Logits(total, cut, Memory(), total.dtype)

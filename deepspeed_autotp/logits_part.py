@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from deepspeed_autotp.collectives import Parts, take_own
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.soft_cap import Derivative, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +35,76 @@ class Memory:
     kept      some operation reads it in its backward
     spent     the gradient has taken its place
     replaced  the whole logits were gathered and changed in place; the part is out of date
+    passed    gradients of a loss or of a view go to other logits and not through these
+    late      what is put off: values that are to be computed from it
     """
 
     losses: int = 0
     kept: bool = False
     spent: bool = False
     replaced: bool = False
+    passed: bool = False
+    late: weakref.WeakSet[Late] = field(default_factory=weakref.WeakSet)
 
-    def may_overwrite(self) -> bool:
-        """Whether the only loss may write its gradient here; it does so when told yes."""
-        self.spent = self.losses == 1 and not self.kept
+    def may_overwrite(self, capped: Memory | None = None) -> bool:
+        """Whether the only loss may write its gradient here; it does so when told yes.
+
+        ``capped`` is the memory of the put-off values that the loss has in place of these.
+        """
+        awaited = any(x.raw is not None and x.memory is not capped for x in self.late)
+        self.spent = self.losses == 1 and not self.kept and not awaited
         return self.spent
 
     def check(self) -> None:
         """RuntimeError unless the memory holds the logits."""
+        self.check_unspent()
+        if self.replaced:
+            raise RuntimeError(
+                "these logits were changed in place through another view of them; use the view "
+                "that was changed, or change a clone"
+            )
+
+    def check_unspent(self) -> None:
+        """RuntimeError when a gradient is where the logits were."""
         if self.spent:
             raise RuntimeError(
                 "these logits are used for the first time after the backward pass, which has "
                 "written their gradient in their place; use outputs.logits before loss.backward(), "
                 "or set tensor_parallel.vocab_parallel_lm_head to false"
             )
-        if self.replaced:
-            raise RuntimeError(
-                "these logits were changed in place through another view of them; use the view "
-                "that was changed, or change a clone"
-            )
+
+
+class Late:
+    """Steps over a rank's part that are put off until somebody reads their numbers.
+
+    ``raw`` are the logits before the first step, None once the numbers are there. ``memory`` is
+    that of the numbers, which views of them share before it is there.
+    """
+
+    def __init__(self, raw: Tensor, part: Tensor, source: Memory, memory: Memory, steps: Steps):
+        self.raw: Tensor | None = raw
+        self.memory, self.steps = memory, steps
+        self.derivative = Derivative(steps)
+        self._part, self._source, self._dtype = part, source, raw.dtype
+        source.late.add(self)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._part.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self._part.device
+
+    def read(self) -> Tensor:
+        """The numbers, computed at the first call; the part before the steps is let go then."""
+        if self.raw is not None:
+            # Whole logits that were changed in place since then have left the part as it was.
+            self._source.check_unspent()
+            # Numbers that are read without gradients may be needed for some later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._part = self.derivative.values(self._part.to(self._dtype))
+            self.raw = None
+            # The backward of tanh reads its result.
+            self.memory.kept |= self._part is self.derivative.tanh
+        return self._part

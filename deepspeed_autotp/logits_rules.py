@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepspeed_autotp.soft_cap import Step
+
 _TENSOR: Mapping[str, Any] = {**vars(torch._C.TensorBase), **vars(Tensor)}
 _PROPERTIES = (
     *("shape", "ndim", "dtype", "device", "layout", "requires_grad", "grad_fn", "is_leaf"),
@@ -36,6 +38,10 @@ ABOUT: frozenset[Any] = frozenset(
     + [torch.is_floating_point, torch.is_complex, torch.numel, torch.detach, Tensor.view_as]
     + [torch.autograd.grad, torch.autograd.backward, Tensor.backward]
 )
+
+# Of these, what looks at the gradient of a tensor that is no leaf.
+HOOKING: frozenset[Any] = frozenset([_TENSOR["register_hook"]])
+WATCHING: frozenset[Any] = HOOKING | {_TENSOR["retain_grad"], torch.autograd.grad}
 
 # These hand out memory, or a tensor whose changes are not counted, or write without being counted.
 SHARING: frozenset[Any] = frozenset(
@@ -58,6 +64,14 @@ POINTWISE: frozenset[Any] = FORGETFUL | {
     *(Tensor.sigmoid, torch.sigmoid, F.sigmoid),
 }
 
+_STEPS: Mapping[Any, Any] = {
+    **dict.fromkeys([_TENSOR[name] for name in ("div", "true_divide", "__truediv__")], torch.div),
+    **dict.fromkeys([torch.div, torch.true_divide], torch.div),
+    **dict.fromkeys([_TENSOR[name] for name in ("mul", "__mul__", "__rmul__")], torch.mul),
+    **dict.fromkeys([torch.mul], torch.mul),
+    **dict.fromkeys([Tensor.tanh, torch.tanh, F.tanh], torch.tanh),
+}
+
 # Another shape of the same numbers in the same order.
 SHAPING: frozenset[Any] = frozenset(
     {
@@ -73,6 +87,28 @@ _CASTS: Mapping[Any, torch.dtype] = {
     Tensor.half: torch.float16,
     Tensor.bfloat16: torch.bfloat16,
 }
+
+
+def step(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | None:
+    """The step that the call is for its first argument, by a plain number; else None."""
+    operation, rest = _STEPS.get(func), args[1:]
+    if operation is None or kwargs:
+        return None
+    if operation is torch.tanh:
+        return None if rest else Step(operation)
+    if len(rest) != 1 or type(rest[0]) not in (int, float):
+        return None
+    return Step(operation, rest[0])
+
+
+def watched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    """The tensors whose gradient the call looks at."""
+    if func not in WATCHING:
+        return ()
+    if func is not torch.autograd.grad:
+        return args[:1]
+    inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def cast_to(

@@ -117,7 +117,7 @@ def _write_gradient(
         x = _capped(logits[rows], cap, space=space)
         slope = scale[rows].unsqueeze(1)
         if cap:  # its own derivative, 1 - tanh(x / c)^2
-            slope = slope * (1 - (x / cap).square_())
+            slope = (x / cap).square_().neg_().add_(1).mul_(slope)
         torch.sub(x, logsumexp[rows].unsqueeze(1), out=space).exp_()
         space.scatter_add_(1, column[rows], here[rows]).mul_(slope)
         gradient[rows] = space.masked_fill_(nothing[rows], 0)

@@ -16,6 +16,7 @@ from tests.families import tokens
 from tests.parts import counted
 from tests.refusals import initialize
 from tests.snapshot import refusal
+from tests.soft_caps import caps
 from tests.training import RATE, Setting, engine_config, own_rows
 
 # No multiple of a number of ranks.
@@ -121,7 +122,7 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
     whole, model = model_of(family, tied=tied), cut(model_of(family, tied=tied), family)
     expected = whole(**inputs).loss
     expected.backward()
-    with counted() as calls:
+    with counted() as calls, caps() as found_caps:
         outputs = model(**inputs)
         outputs.loss.backward()
     count = inputs["labels"].numel()
@@ -132,6 +133,7 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
         "gradients": apart(model, whole),
         "kind": type(outputs.logits) is Logits,
         "gathers": gathers == [FIRST_BATCH, 3 * count * 4],
+        "caps": found_caps == [_MORE[family].get("final_logit_softcapping", 0.0)],
     }
 
 
@@ -278,10 +280,10 @@ def _gathers(group: Any) -> Iterator[list[int]]:
         del group.all_gather
 
 
-def through_engine(zero: int) -> dict[str, Any]:
+def through_engine(zero: int, family: str) -> dict[str, Any]:
     """Three steps through DeepSpeed with TP 2; losses, and what was gathered over the group."""
     expected = []
-    whole = model_of("llama", tied=True)
+    whole = model_of(family, tied=True)
     optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
     for step in range(3):
         ids = tokens(step, vocabulary=VOCABULARY)
@@ -290,14 +292,14 @@ def through_engine(zero: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         expected.append(float(loss.detach()))
-    model = model_of("llama", tied=True)
+    model = model_of(family, tied=True)
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
         config=engine_config(Setting(tp=2, zero=zero, clip=0.0)),
     )
     worst, rows = 0.0, 0
-    with _gathers(deepspeed_autotp.tensor_parallel(engine).group) as sizes:
+    with _gathers(deepspeed_autotp.tensor_parallel(engine).group) as sizes, caps() as found:
         for step in range(3):
             ids = own_rows(tokens(step, vocabulary=VOCABULARY), tp=2)
             rows = ids.numel()
@@ -310,7 +312,12 @@ def through_engine(zero: int) -> dict[str, Any]:
             worst = max(worst, abs(mean / expected[step] - 1))
     kind = type(outputs.logits) is Logits
     engine.destroy()
-    return {"worst": worst, "gathers": sizes == [FIRST_BATCH, *[3 * rows] * 3], "kind": kind}
+    return {
+        "worst": worst,
+        "gathers": sizes == [FIRST_BATCH, *[3 * rows] * 3],
+        "kind": kind,
+        "caps": found,
+    }
 
 
 def extra_term_in_engine(zero: int) -> dict[str, float]:

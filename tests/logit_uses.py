@@ -141,6 +141,13 @@ def seen_before(x: Tensor, y: Tensor) -> Tensor:
     return flat(x, y) + x.square().sum()
 
 
+def detached_after(x: Tensor, y: Tensor) -> Tensor:
+    """Seen, and seen once more without a gradient."""
+    view = x.view(-1, SIZE)
+    assert torch.equal(x.argmax(-1), x.detach().argmax(-1))
+    return F.cross_entropy(view, y.view(-1)) + x.square().sum()
+
+
 def teacher(x: Tensor, y: Tensor) -> Tensor:
     """What is detached has no gradient."""
     assert not x.detach().requires_grad and x.requires_grad
@@ -159,6 +166,7 @@ def hooked(x: Tensor, y: Tensor) -> Tensor:
 BY_WHOLE |= {
     "changed in place": changed_in_place,
     "seen before": seen_before,
+    "detached after": detached_after,
     "teacher": teacher,
     "hooked": hooked,
 }

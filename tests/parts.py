@@ -76,4 +76,6 @@ class Peak(TorchDispatchMode):
 
 
 def _storage(value: Any) -> Any:
-    return value.untyped_storage() if type(value) in (torch.Tensor, torch.nn.Parameter) else None
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.device.type == "meta":
+        return None
+    return value.untyped_storage()

@@ -10,7 +10,8 @@ from tests.pool import Pool
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("llama", {}), ("qwen3", {}), ("llama", {"num_key_value_heads": 1})]
+    ("family", "changes"),
+    [("llama", {}), ("qwen3", {}), ("gemma2", {}), ("llama", {"num_key_value_heads": 1})],
 )
 def test_a_compiled_model_trains_in_one_graph(
     pool: Pool, family: str, changes: dict[str, Any]

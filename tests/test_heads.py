@@ -22,7 +22,7 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
     pool: Pool, family: str, tied: bool, ranks: int
 ) -> None:
     for found in pool.run(labelled.against_whole, family, tied, {}, ranks=ranks):
-        assert right(found) and found["kind"] and found["gathers"], found
+        assert right(found) and found["kind"] and found["gathers"] and found["caps"], found
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,20 @@ def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
         assert loss < 1e-6 and gradients < 1e-5 and plain
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_the_engine_gathers_no_whole_logits(pool: Pool, zero: int) -> None:
-    for found in pool.run(labelled.through_engine, zero, ranks=4, timeout=110):
+@pytest.mark.parametrize(
+    ("zero", "family", "cap"),
+    [
+        (0, "llama", 0.0),
+        (1, "llama", 0.0),
+        (2, "llama", 0.0),
+        (3, "llama", 0.0),
+        (1, "gemma2", 2.0),
+        (3, "gemma2", 2.0),
+    ],
+)
+def test_the_engine_gathers_no_whole_logits(pool: Pool, zero: int, family: str, cap: float) -> None:
+    for found in pool.run(labelled.through_engine, zero, family, ranks=4, timeout=110):
+        assert found["caps"] == [cap] * 3
         assert found["worst"] < 1e-5 and found["gathers"] and found["kind"], found
 
 
