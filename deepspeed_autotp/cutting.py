@@ -30,7 +30,7 @@ _SMALL = 1 << 20
 _ROUNDED = 512
 _MARGIN = 64 << 20
 # What a RuntimeError about memory says. torch's stable ABI hands on no reason, only the call.
-_NO_MEMORY = ("out of memory", "can't allocate memory", '"aten::new_empty"')
+_NO_MEMORY = ("out of memory", "can't allocate memory", "aoti_torch_empty_strided")
 # Bytes of small tensors that are there twice for a while.
 _TOGETHER = 64 << 20
 

@@ -69,7 +69,7 @@ pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
      std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
     const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
-    Tensor shard = torch::stable::new_empty(full, shape);
+    Tensor shard = new_like(full, shape);
     Copy copy = {cut, full.const_data_ptr(), shard.mutable_data_ptr(),
                  tp_shard_bytes(&cut)};
     tp_shard_expect(copy.target, copy.bytes);

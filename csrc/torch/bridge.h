@@ -83,6 +83,26 @@ dtype_of(const Tensor &tensor)
     return dtype;
 }
 
+// A new tensor of the dtype and device of `like`. Made without the dispatcher, which
+// takes half of the time where thousands of small tensors are cut.
+inline Tensor
+new_like(const Tensor &like, const std::vector<int64_t> &shape)
+{
+    int32_t type = 0;
+    AtenTensorHandle made = nullptr;
+    std::vector<int64_t> strides(shape.size());
+    int64_t stride = 1;
+    for (size_t dim = shape.size(); dim-- > 0;) {
+        strides[dim] = stride;
+        stride *= shape[dim] > 0 ? shape[dim] : 1;
+    }
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+        dtype_of(like), type, like.get_device_index(), &made));
+    return Tensor(made);
+}
+
 inline bool
 share_memory(const Tensor &a, const Tensor &b)
 {

@@ -42,7 +42,7 @@ pack(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
 {
     const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
     const Device device(full);
-    Tensor shard = torch::stable::new_empty(full, shape);
+    Tensor shard = new_like(full, shape);
     Copies copies;
     tp_error err = TP_NO_ERROR;
     if (tp_copies_pack(&copies.list, &cut, full.const_data_ptr(),
@@ -67,7 +67,7 @@ pack_many(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
         require_same_device(full, fulls[0]);
         const tp_shard_cut cut = packing(full, table.outer, table.size, table.inner,
                                          table.runs, table.shape);
-        shards.push_back(torch::stable::new_empty(full, table.shape));
+        shards.push_back(new_like(full, table.shape));
         tp_error err = TP_NO_ERROR;
         if (tp_copies_pack(&copies.list, &cut, full.const_data_ptr(),
                            shards.back().mutable_data_ptr(), &err) < 0)

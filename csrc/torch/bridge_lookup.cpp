@@ -27,7 +27,7 @@ new_found(const Tensor &weight, const Tensor &ids)
     for (int64_t dim = 0; dim < ids.dim(); dim++)
         shape.push_back(ids.size(dim));
     shape.push_back(weight.size(1));
-    return torch::stable::new_empty(weight, shape);
+    return new_like(weight, shape);
 }
 
 tp_lookup

@@ -12,16 +12,36 @@
 
 static int guards;
 
-/* Asked of torch itself, which is loaded after this. */
+/* A function of torch itself, which is loaded after this; NULL where there is none. */
+static void *
+torchs(const char *name)
+{
+    void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    return torch == NULL ? NULL : dlsym(torch, name);
+}
+
 static int64_t
 items_of(void *tensor)
 {
     int32_t (*numel)(void *, int64_t *) = NULL;
-    void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-    void *symbol = torch == NULL ? NULL : dlsym(torch, "aoti_torch_get_numel");
+    void *symbol = torchs("aoti_torch_get_numel");
     int64_t items = 0;
     memcpy(&numel, &symbol, sizeof(numel));
     return numel == NULL || numel(tensor, &items) != 0 ? -1 : items;
+}
+
+/* On a host, whatever device is asked for. */
+int32_t
+aoti_torch_empty_strided(int64_t dims, const int64_t *sizes, const int64_t *strides,
+                         int32_t dtype, int32_t type, int32_t index, void **made)
+{
+    int32_t (*empty)(int64_t, const int64_t *, const int64_t *, int32_t, int32_t,
+                     int32_t, void **) = NULL;
+    void *symbol = torchs("aoti_torch_empty_strided");
+    memcpy(&empty, &symbol, sizeof(empty));
+    return type != 1 || index != 0 || empty == NULL
+               ? 1
+               : empty(dims, sizes, strides, dtype, 0, 0, made);
 }
 
 int32_t
