@@ -30,8 +30,8 @@ from deepspeed_autotp import native, ops, vocabulary
 from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.staging import Staging
 
-# Cycles that the device sleeps, a millisecond, while the host gets ahead of it.
-_AHEAD = 2_000_000
+# Cycles that the device sleeps, some ten milliseconds, while the host gets ahead of it.
+_AHEAD = 20_000_000
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
+from deepspeed_autotp import interop, nccl, shared_memory
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config import TPTrainingConfig
@@ -31,7 +31,6 @@ from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights
 from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
-from deepspeed_autotp.shared_memory import check_environment
 from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -125,7 +124,8 @@ def _tried(
 
 
 def _described(model: nn.Module) -> Description:
-    check_environment()
+    shared_memory.check_environment()
+    nccl.check_environment()
     _refuse(model)
     return describe(model)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.lockstep import lockstep
+from deepspeed_autotp.lockstep import PeerFailed, lockstep
 from deepspeed_autotp.sharded import TensorParallel, find_part, without_wrappers
 from deepspeed_autotp.transfer import carrier
 
@@ -42,9 +42,9 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
     """The state of ``model``, on the first rank of all or on all of them."""
     state = find_part(model)
     inner = without_wrappers(model)
-    if state is not None:
-        state.check_identity(inner)
     with _collector(state, everywhere=everywhere) as collect:
+        if state is not None:
+            state.check_identity(inner)
         copies: dict[int, Tensor | None] = {}
         result = {}
         for name, tensor in inner.state_dict(keep_vars=True).items():
@@ -89,5 +89,10 @@ def _collector(
     if not takes_part:
         yield collect
         return
-    with lockstep(state.group), carrier(state.group, state.place) as parts:
-        yield collect
+    try:
+        with lockstep(state.group), carrier(state.group, state.place) as parts:
+            yield collect
+    except PeerFailed:
+        raise PeerFailed(
+            "collecting the weights failed on another rank, whose own error says why"
+        ) from None

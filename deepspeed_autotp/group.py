@@ -35,8 +35,8 @@ def _collective(name: str, before: str) -> Callable[..., Any]:
 class TPGroup:
     """One tensor-parallel process group.
 
-    ``before`` is called ahead of every collective; the trial uses it so that a rank that
-    fails between two collectives can tell the others instead of leaving them waiting.
+    ``before`` is called ahead of every collective with words for it, or none; a rank that fails
+    between two collectives can then tell the others instead of leaving them waiting.
     """
 
     def __init__(self, handle: dist.ProcessGroup) -> None:
@@ -47,7 +47,7 @@ class TPGroup:
         self.device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
         if moves_host_tensors(handle):
             _pause_at_exit()
-        self.before: Callable[[], None] | None = None
+        self.before: Callable[[str], None] | None = None
         self._memory: SharedMemory | None = None
         self.fork = Fork(self.rank)
         self._blocks: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
@@ -60,10 +60,16 @@ class TPGroup:
         """Make collectives possible again after one has failed on some rank. All ranks call it."""
         renew(self.handle)
 
-    def step(self) -> None:
-        """Announce a collective to whoever set ``before``."""
+    def step(self, what: str = "") -> None:
+        """Announce a collective to whoever set ``before``; ``what`` says which, alike on all."""
         if self.before is not None:
-            self.before()
+            self.before(what)
+
+    def time_limit(self) -> float | None:
+        """Seconds that a collective may take; None where the backend does not say."""
+        backend = self.handle._get_backend(self.device)
+        limit = getattr(getattr(backend, "options", None), "_timeout", None)
+        return None if limit is None else float(limit.total_seconds())
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks and return it: in place where it is contiguous, and a new

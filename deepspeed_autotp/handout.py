@@ -17,7 +17,7 @@ from deepspeed_autotp.convert import Conversion, replace_data
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import lockstep
-from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.sharded import cut, kind_of
 from deepspeed_autotp.transfer import Carrier, carrier
 
 
@@ -83,12 +83,13 @@ class Handout(Conversion):
         return [(parameter, entry) for parameter, entry in pairs if entry.tied_to < 0]
 
     def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Carrier) -> None:
+        kind = kind_of(parameter, entry, self._nearby.size)
         if self._nearby.rank > 0:
-            parts.scatter(None, parameter.data)
+            parts.scatter(None, parameter.data, kind)
             return
         own = cut(parameter.data, entry=entry, rank=0)
         others = [_part(parameter.data, entry, rank) for rank in range(1, self._nearby.size)]
-        parts.scatter([own, *others], own)
+        parts.scatter([own, *others], own, kind)
         replace_data(parameter, own.to(self._place))
 
     def _share(self, tensor: Tensor) -> None:

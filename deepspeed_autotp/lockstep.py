@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,10 @@ class Strayed(RuntimeError):
     """The ranks are at different collectives. All raise it at once, so nobody has to be told."""
 
 
+class Lost(RuntimeError):
+    """A rank did not come. What tells the others of an error would fail as well."""
+
+
 @contextmanager
 def lockstep(group: TPGroup) -> Iterator[None]:
     """Ahead of every collective each rank says that it is well and where it is.
@@ -33,28 +38,46 @@ def lockstep(group: TPGroup) -> Iterator[None]:
     """
     taken = 0
 
-    def say(well: bool, place: int) -> None:
-        flags = torch.tensor([int(well), place, -place], dtype=torch.int64, device=group.device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=group.handle)
-        all_well, first, last = flags.tolist()
+    def say(well: bool, place: int, what: str) -> None:
+        key = _number_of(what)
+        flags = [int(well), place, -place, key, -key]
+        said = torch.tensor(flags, dtype=torch.int64, device=group.device)
+        try:
+            dist.all_reduce(said, op=dist.ReduceOp.MIN, group=group.handle)
+        except RuntimeError as error:
+            raise Lost(
+                f"one of the ranks {list(group.global_ranks)} did not come to "
+                f"{what or 'a collective'}; it has ended, or has failed and says why: "
+                + str(error).partition("\n")[0]
+            ) from error
+        all_well, *ends = said.tolist()
         if well and not all_well:
             raise PeerFailed("another rank failed")
-        if well and first != -last:
-            raise Strayed("the ranks call different collectives")
+        if well and (ends[0] != -ends[1] or ends[2] != -ends[3]):
+            here = f": rank {group.global_ranks[group.rank]} {what}" if what else ""
+            raise Strayed(f"the ranks call different collectives{here}")
 
-    def before() -> None:
+    def before(what: str) -> None:
         nonlocal taken
         taken += 1
-        say(True, taken)
+        say(True, taken, what)
 
     group.before = before
     try:
         yield
-        say(True, _END)
-    except (PeerFailed, Strayed):
+        say(True, _END, "")
+    except (PeerFailed, Strayed, Lost):
         raise
     except BaseException:
-        say(False, taken)
+        with suppress(Lost):  # the error that is told counts
+            say(False, taken, "")
         raise
     finally:
         group.before = None
+
+
+def _number_of(what: str) -> int:
+    """A number that is the same for the same words alone; 0 for none."""
+    if not what:
+        return 0
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=7).digest())

@@ -21,9 +21,10 @@ from torch import Tensor
 from deepspeed_autotp import native
 from deepspeed_autotp.group import TPGroup
 
-__all__ = ["Communicator", "Found", "connect", "find"]
+__all__ = ["Communicator", "Found", "check_environment", "connect", "find"]
 
 _ID_BYTES = 128
+_VARIABLE = "AUTOTP_NCCL"
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -67,25 +68,35 @@ def connect(group: TPGroup, place: torch.device) -> Communicator | None:
     None on all ranks where one of them cannot use it, where versions differ, where two of them
     have the same GPU, or where it fails to start, which is a warning. All ranks call it.
     """
-    if group.size == 1 or not _agreed(group, place):
+    if group.size == 1 or not _is_wanted(place) or not _agreed(group, place):
         return None
     number, words = _started(group, place)
-    well = torch.tensor([number is not None], dtype=torch.int64, device=group.device)
-    if all(bool(one) for one in group.all_gather(well, [well.shape] * group.size)):
-        assert number is not None
+    everyone = False
+    try:
+        well = torch.tensor([number is not None], dtype=torch.int64, device=group.device)
+        everyone = all(map(bool, group.all_gather(well, [well.shape] * group.size)))
+    finally:
+        if number is not None and not everyone:
+            _ops.nccl_close(number)
+    if number is not None and everyone:
         return Communicator(number, place)
-    if number is not None:
-        _ops.nccl_close(number)
     if words:
         _log.warning("torch.distributed moves the weights, since NCCL does not start: %s", words)
     return None
 
 
+def check_environment() -> None:
+    """ValueError where ``AUTOTP_NCCL`` names a file that is none of NCCL's."""
+    if os.environ.get(_VARIABLE) and (reason := find().reason):
+        raise ValueError(f"{_VARIABLE}: {reason}; unset it, or make it empty to go without NCCL")
+
+
 class Communicator:
     """NCCL between the ranks of a group, for tensors on ``device``.
 
-    RuntimeError where NCCL fails, or where a rank does not come within the time limit of the
-    group; from then on at once.
+    RuntimeError where NCCL fails, or where a rank does not come within half of the time limit of
+    the group; from then on at once. A rank that fails tells the others in a collective of the
+    group, and waits there for them until they have given up as well.
     """
 
     def __init__(self, number: int, device: torch.device) -> None:
@@ -119,10 +130,17 @@ class Communicator:
         _ops.nccl_close(self._number)
 
 
+def _is_wanted(place: torch.device) -> bool:
+    """Tensors of a host are moved by a stand-in alone."""
+    return place.type == "cuda" or bool(os.environ.get(_VARIABLE))
+
+
 def _agreed(group: TPGroup, place: torch.device) -> bool:
     """Whether all ranks can use the same NCCL, each on a GPU of its own."""
     found = find()
     reason = found.reason or _obstacle(found, place)
+    if group.time_limit() is None:
+        reason = reason or "the process group does not say how long a collective may take"
     own = [0, 0] if reason else [found.number, _identity(place, group.rank)]
     mine = torch.tensor(own, device=group.device)
     said = torch.stack(group.all_gather(mine, [mine.shape] * group.size))
@@ -174,15 +192,9 @@ def _started(group: TPGroup, place: torch.device) -> tuple[int | None, str]:
     group.broadcast(made)
     if not made.any():
         return None, words
-    index = -1 if place.type == "cpu" else place.index
+    index, seconds = -1 if place.type == "cpu" else place.index, group.time_limit()
+    assert seconds is not None
     try:
-        return _ops.nccl_make(path, made, group.rank, group.size, index, _time_limit(group)), ""
+        return _ops.nccl_make(path, made, group.rank, group.size, index, seconds / 2), ""
     except RuntimeError as error:
         return None, str(error)
-
-
-def _time_limit(group: TPGroup) -> float:
-    """Seconds that a collective of the group may take."""
-    options = group.handle._get_backend(group.device).options
-    seconds: float = options._timeout.total_seconds()
-    return seconds

@@ -7,6 +7,7 @@ Reads the plan's entries and moves tensors accordingly; decides nothing.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from deepspeed_autotp import interop, ops
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.transfer import Carrier
+from deepspeed_autotp.transfer import Carrier, Kind
 
 _KEY = "tensor_parallel"
 
@@ -25,6 +26,12 @@ _KEY = "tensor_parallel"
 def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
     """The shard of ``full`` that ``rank`` holds, as a tensor of its own."""
     return ops.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+
+
+def kind_of(tensor: Tensor, entry: Entry, ranks: int) -> Kind:
+    """The shards of ``entry`` in the data type of ``tensor``."""
+    sizes = [math.prod(entry.local_shape(rank)) * tensor.itemsize for rank in range(ranks)]
+    return Kind(f"{entry.name} ({tensor.dtype})", tuple(sizes))
 
 
 class TensorParallel:
@@ -96,19 +103,19 @@ class TensorParallel:
     ) -> Tensor | None:
         """The full tensor on a host: of every rank, or of the first, and then None elsewhere.
 
-        All ranks call it, as ``gather``. What it takes where the shards lie does not grow with
-        them.
+        All ranks call it, as ``gather``. What it takes where a contiguous shard lies does not grow
+        with it.
         """
-        shard = shard.detach()
+        shard, kind = shard.detach(), kind_of(shard, entry, self.group.size)
         if self.group.rank and not everywhere:
-            parts.gather(shard, None)
+            parts.gather(shard, None, kind)
             return None
         shapes = [entry.local_shape(rank) for rank in range(self.group.size)]
         into = [torch.empty(shape, dtype=shard.dtype, device="cpu") for shape in shapes]
         if everywhere:
-            parts.gather_to_all(shard, into)
+            parts.gather_to_all(shard, into, kind)
         else:
-            parts.gather(shard, into)
+            parts.gather(shard, into, kind)
         return _joined(into, entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:

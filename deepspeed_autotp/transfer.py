@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of tensors from the first rank of a group to all of them, and back.
 
-The parts may be of unequal sizes, or empty, and lie on any device. They travel as bytes, in pieces,
+The parts may be of unequal sizes, or empty, and lie on any device. They travel as bytes, in chunks,
 so that what a backend or a copy to its device takes does not grow with a tensor.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from deepspeed_autotp import nccl
 from deepspeed_autotp.group import TPGroup
 
-__all__ = ["Carrier", "PointToPoint", "ThroughNccl", "carrier"]
+__all__ = ["Carrier", "Kind", "PointToPoint", "ThroughNccl", "carrier"]
 
 # Bytes that are on their way to or from a rank at once. Over gloo on one host 256 MiB take 0.20 s
-# in pieces of 1 MiB, 0.07 s in these, and 0.06 s in pieces of 64 MiB.
-_PIECE = 16 << 20
+# in chunks of 1 MiB, 0.07 s in these, and 0.06 s in chunks of 64 MiB.
+_CHUNK = 16 << 20
 
 
 @contextmanager
@@ -43,110 +43,105 @@ def carrier(group: TPGroup, place: torch.device) -> Iterator[Carrier]:
         communicator.close()
 
 
-class Carrier(ABC):
-    """Moves pieces of at most ``piece`` bytes to and from ``place``, where the backend takes them.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the ranks know alike of the parts of a tensor: its name, and their bytes by rank."""
 
-    All ranks of the group make the same calls. ValueError on every rank where a part has another
-    size in bytes than the tensor that it goes into.
+    name: str
+    sizes: tuple[int, ...]
+
+    def check(self, tensor: Tensor, rank: int) -> None:
+        """ValueError unless ``tensor`` is as large as the part of ``rank``."""
+        if tensor.nbytes != self.sizes[rank]:
+            raise ValueError(
+                f"{self.name}: the part of rank {rank} of {len(self.sizes)} has {tensor.nbytes} "
+                f"bytes ({tensor.dtype}), expected {self.sizes[rank]}; its shape or data type was "
+                "changed after the model was sharded"
+            )
+
+
+class Carrier(ABC):
+    """Moves chunks of at most ``chunk`` bytes to and from ``place``, where the backend takes them.
+
+    All ranks of the group make the same calls; where they are in lockstep, ranks that differ in
+    the kind of the parts all get an error. ValueError for a part of another size.
     """
 
-    def __init__(self, group: TPGroup, place: torch.device, *, piece: int = _PIECE) -> None:
+    def __init__(self, group: TPGroup, place: torch.device, *, chunk: int = _CHUNK) -> None:
         self._group = group
         self._place = place
-        self._piece = piece
+        self._chunk = chunk
 
-    def scatter(self, parts: Sequence[Tensor] | None, into: Tensor) -> None:
+    def scatter(self, parts: Sequence[Tensor] | None, into: Tensor, kind: Kind) -> None:
         """Put ``parts[rank]`` of the first rank into contiguous ``into`` of every rank.
 
         The other ranks give None. ``into`` may be the first rank's own part itself.
         """
-        lanes = self._of_first(parts and [part.contiguous() for part in parts])
-        longest = self._agreed_longest(lanes, own=into.nbytes)
-        if lanes:
-            self._keep(lanes.pop(0), _bytes(into))
-            self._move("scatter", lanes, {}, longest)
-        else:
-            self._move("scatter", {}, {0: _bytes(into)}, longest)
+        kind.check(into, self._group.rank)
+        if parts is None:
+            self._move("scatter", {}, {0: _bytes(into)}, kind)
+            return
+        lanes = self._by_rank([part.contiguous() for part in parts], kind)
+        _keep(lanes.pop(0), _bytes(into))
+        self._move("scatter", lanes, {}, kind)
 
-    def gather(self, part: Tensor, into: Sequence[Tensor] | None) -> None:
+    def gather(self, part: Tensor, into: Sequence[Tensor] | None, kind: Kind) -> None:
         """Put ``part`` of every rank into contiguous ``into[rank]`` of the first.
 
         The other ranks give None.
         """
-        lanes = self._of_first(into)
-        longest = self._agreed_longest(lanes, own=part.nbytes)
-        if lanes:
-            self._keep(_bytes(part.contiguous()), lanes.pop(0))
-            self._move("gather", {}, lanes, longest)
-        else:
-            self._move("gather", {0: _bytes(part.contiguous())}, {}, longest)
+        own = self._own(part, kind)
+        if into is None:
+            self._move("gather", {0: own}, {}, kind)
+            return
+        lanes = self._by_rank(into, kind)
+        _keep(own, lanes.pop(0))
+        self._move("gather", {}, lanes, kind)
 
-    def gather_to_all(self, part: Tensor, into: Sequence[Tensor]) -> None:
+    def gather_to_all(self, part: Tensor, into: Sequence[Tensor], kind: Kind) -> None:
         """Put ``part`` of every rank into contiguous ``into[rank]`` of every rank."""
-        lanes = {rank: _bytes(place) for rank, place in enumerate(into)}
-        own = _bytes(part.contiguous())
-        longest = self._agreed_longest(lanes, own=part.nbytes)
-        self._keep(own, lanes.pop(self._group.rank))
-        self._move("gather to all", dict.fromkeys(lanes, own), lanes, longest)
+        own, lanes = self._own(part, kind), self._by_rank(into, kind)
+        _keep(own, lanes.pop(self._group.rank))
+        self._move("gather to all", dict.fromkeys(lanes, own), lanes, kind)
 
-    def _of_first(self, tensors: Sequence[Tensor] | None) -> dict[int, Tensor]:
-        """The bytes of the tensor for each rank, which the first rank alone has."""
-        expected = self._group.size if self._group.rank == 0 else None
-        assert expected == (None if tensors is None else len(tensors))
-        return {rank: _bytes(tensor) for rank, tensor in enumerate(tensors or ())}
+    def _own(self, part: Tensor, kind: Kind) -> Tensor:
+        kind.check(part, self._group.rank)
+        return _bytes(part.contiguous())
 
-    def _agreed_longest(self, lanes: Mapping[int, Tensor], *, own: int) -> int:
-        """Bytes of the longest part, once all ranks are known to expect the same sizes.
-
-        Where the group has not met yet it does so here; a backend that makes its connections at
-        the first call wants all ranks in it, and an empty part moves none of them.
-        """
-        group = self._group
-        mine = torch.full((group.size + 1,), -1, dtype=torch.int64)
-        mine[-1] = own
-        for rank, data in lanes.items():
-            mine[rank] = data.numel()
-        said = torch.stack(group.all_gather(mine.to(group.device), [mine.shape] * group.size))
-        given: list[int]
-        *expected, given = said.T.tolist()
-        for rank, sizes in enumerate(zip(*expected, strict=True)):
-            if sizes[0] >= 0 and list(sizes) != given:
-                raise ValueError(
-                    f"rank {rank} of the ranks {list(group.global_ranks)} has parts of "
-                    f"{list(sizes)} bytes, but the ranks themselves have {given}; each part needs "
-                    "the same size on both"
-                )
-        return max(given)
-
-    def _keep(self, part: Tensor, into: Tensor) -> None:
-        """This rank's own part, unless it is in its place already."""
-        if part.data_ptr() != into.data_ptr() or part.device != into.device:
-            into.copy_(part)
+    def _by_rank(self, tensors: Sequence[Tensor], kind: Kind) -> dict[int, Tensor]:
+        """The bytes of the tensor for each rank."""
+        for rank, tensor in enumerate(tensors):
+            kind.check(tensor, rank)
+        return {rank: _bytes(tensor) for rank, tensor in enumerate(tensors)}
 
     def _move(
-        self, what: str, out: Mapping[int, Tensor], back: Mapping[int, Tensor], longest: int
+        self, what: str, out: Mapping[int, Tensor], back: Mapping[int, Tensor], kind: Kind
     ) -> None:
-        """All bytes to and from every peer, all ranks in the same number of pieces."""
+        """All bytes to and from every peer, all ranks in the same number of chunks."""
         # What takes memory comes first: a rank that has none says so at the step.
         going, coming = self._lanes(out), self._lanes(back)
-        for begin in range(0, longest, self._piece):
-            self._group.step()
-            sent = {lane.peer: lane.load(begin) for lane in going if lane.reaches(begin)}
-            arriving = [lane for lane in coming if lane.reaches(begin)]
-            received = {lane.peer: lane.room(begin) for lane in arriving}
+        for begin in range(0, max(kind.sizes), self._chunk):
+            self._group.step(f"{what} of {kind.name}, {list(kind.sizes)} bytes by rank")
+            sent = _by_peer((lane, lane.load(begin)) for lane in going)
+            received = _by_peer((lane, lane.room(begin)) for lane in coming)
             if sent or received:
                 self._exchange(what, sent, received)
-            for lane in arriving:
+            for lane in coming:
                 lane.unload(begin)
 
     def _lanes(self, tensors: Mapping[int, Tensor]) -> list[_Lane]:
-        lanes = []
+        """One for each tensor, which may go to several peers."""
+        peers: dict[int, list[int]] = {}
         for peer, data in tensors.items():
-            size = min(self._piece, data.numel())
+            peers.setdefault(id(data), []).append(peer)
+        lanes = []
+        for those in peers.values():
+            data = tensors[those[0]]
+            size = min(self._chunk, data.numel())
             held = None
             if not self._carries(data):
                 held = torch.empty(size, dtype=torch.uint8, device=self._place)
-            lanes.append(_Lane(peer, data, size, held))
+            lanes.append(_Lane(those, data, size, held))
         return lanes
 
     def _carries(self, data: Tensor) -> bool:
@@ -166,63 +161,60 @@ class Carrier(ABC):
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """Bytes to or from a peer, ``size`` at a time; ``held`` is for those that lie elsewhere."""
+    """Bytes to or from peers, ``size`` at a time; ``held`` is for those that lie elsewhere."""
 
-    peer: int
+    peers: Sequence[int]
     data: Tensor
     size: int
     held: Tensor | None
 
-    def reaches(self, begin: int) -> bool:
-        return begin < self.data.numel()
-
     def load(self, begin: int) -> Tensor:
         """The bytes from ``begin`` on, where they can leave."""
-        room, piece = self.room(begin), self._piece(begin)
+        room = self.room(begin)
         if self.held is not None:
-            room.copy_(piece)
+            room.copy_(self._chunk(begin))
         return room
 
     def room(self, begin: int) -> Tensor:
         """Where the bytes from ``begin`` on arrive."""
-        piece = self._piece(begin)
-        return piece if self.held is None else self.held[: piece.numel()]
+        chunk = self._chunk(begin)
+        return chunk if self.held is None else self.held[: chunk.numel()]
 
     def unload(self, begin: int) -> None:
         """Put what arrived into its place."""
         if self.held is not None:
-            self._piece(begin).copy_(self.room(begin))
+            self._chunk(begin).copy_(self.room(begin))
 
-    def _piece(self, begin: int) -> Tensor:
+    def _chunk(self, begin: int) -> Tensor:
         return self.data[begin : begin + self.size]
 
 
 class PointToPoint(Carrier):
     """Sends and receives of the group's own backend."""
 
-    def __init__(self, group: TPGroup, *, piece: int = _PIECE) -> None:
-        super().__init__(group, group.device, piece=piece)
+    def __init__(self, group: TPGroup, *, chunk: int = _CHUNK) -> None:
+        super().__init__(group, group.device, chunk=chunk)
 
     def _exchange(
         self, what: str, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]
     ) -> None:
-        calls = [self._call(dist.isend, peer, piece) for peer, piece in sent.items()]
-        calls += [self._call(dist.irecv, peer, piece) for peer, piece in received.items()]
+        calls = [self._call(dist.isend, peer, chunk) for peer, chunk in sent.items()]
+        calls += [self._call(dist.irecv, peer, chunk) for peer, chunk in received.items()]
         for work in dist.batch_isend_irecv(calls):
             work.wait()
 
-    def _call(self, kind: Callable[..., dist.Work | None], peer: int, piece: Tensor) -> dist.P2POp:
+    def _call(self, kind: Callable[..., dist.Work | None], peer: int, chunk: Tensor) -> dist.P2POp:
         group = self._group
-        return dist.P2POp(kind, piece, peer=group.global_ranks[peer], group=group.handle)
+        return dist.P2POp(kind, chunk, peer=group.global_ranks[peer], group=group.handle)
 
 
 class ThroughNccl(Carrier):
     """Sends and receives of a communicator of NCCL's."""
 
     def __init__(
-        self, group: TPGroup, communicator: nccl.Communicator, *, piece: int = _PIECE
+        self, group: TPGroup, communicator: nccl.Communicator, *, chunk: int = _CHUNK
     ) -> None:
-        super().__init__(group, communicator.device, piece=piece)
+        super().__init__(group, communicator.device, chunk=chunk)
         self._communicator = communicator
 
     def _exchange(
@@ -233,3 +225,14 @@ class ThroughNccl(Carrier):
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
+
+
+def _keep(part: Tensor, into: Tensor) -> None:
+    """A rank's own part, unless it is in its place already."""
+    if part.data_ptr() != into.data_ptr() or part.device != into.device:
+        into.copy_(part)
+
+
+def _by_peer(chunks: Iterable[tuple[_Lane, Tensor]]) -> dict[int, Tensor]:
+    """What goes to or comes from each peer, where that is anything."""
+    return {peer: chunk for lane, chunk in chunks if chunk.numel() for peer in lane.peers}

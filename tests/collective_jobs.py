@@ -180,7 +180,7 @@ def announced() -> int:
     """How often a group tells of a collective, for one of each kind."""
     group, seen = world_group(), []
     parts = one_run_each(group.size)
-    group.before = lambda: seen.append(1)
+    group.before = lambda what: seen.append(1)
     group.all_reduce(torch.ones(1))
     whole = gather_parts(own_part(torch.ones(parts.size), parts, group.rank), parts, group)
     take_own(whole, parts, group)

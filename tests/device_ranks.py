@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
+from deepspeed_autotp.full_state import first_rank_state_dict
 from tests import layer_cases
 
 VOCABULARY, HIDDEN, INNER = 257, 48, 96
@@ -73,7 +74,35 @@ def language_model(dtype: torch.dtype, device: str) -> dict[str, float]:
         grad = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
         apart = (grad - parameter.grad).abs().max() / parameter.grad.abs().max()
         found[name] = float(apart)
-    return found
+    return found | {"collected": collected(sharded, whole)}
+
+
+def collected(sharded: nn.Module, whole: nn.Module) -> float:
+    """0 where all ranks, and the first one alone, get the whole weights; else 1."""
+    full = deepspeed_autotp.full_state_dict(sharded)
+    first = first_rank_state_dict(sharded, frozen=True)
+    states = [full] if first is None else [full, first]
+    assert (first is None) == (dist.get_rank() > 0)
+    same = [torch.equal(state[n], w.cpu()) for state in states for n, w in whole.named_parameters()]
+    return float(not all(same))
+
+
+def handed_out(device: str) -> dict[str, float]:
+    """Of the outputs of a model whose weights only the first rank had, on its host."""
+    torch.manual_seed(3)
+    whole = LanguageModel().to(device)
+    torch.manual_seed(3)
+    with torch.device("meta" if dist.get_rank() else "cpu"):
+        model = LanguageModel()
+    vars(model)["_tp_plan"] = dict(PLAN)
+    config = {"self_check": False}
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config, device=device)
+    ids = torch.arange(2 * VOCABULARY, device=device).remainder(VOCABULARY).view(2, -1)
+    losses = [each(ids, ids).detach() for each in (whole, model)]
+    return {
+        "loss": layer_cases.distance(losses[1], losses[0]),
+        "collected": collected(model, whole),
+    }
 
 
 def layers(device: str) -> dict[str, dict[str, float]]:
@@ -92,6 +121,7 @@ def main() -> None:
     found: dict[str, Any] = layers(device)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found[f"language model, {dtype}"] = language_model(dtype, device)
+    found["handed out, torch.float32"] = handed_out(device)
     if dist.get_rank() == 0:
         print(json.dumps(found))
     dist.barrier()

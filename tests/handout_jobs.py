@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.transfer import Carrier
+from deepspeed_autotp.transfer import Carrier, Kind
 from tests.drift import Words, model_with_buffers
 from tests.families import build, tokens
 from tests.handmade import build_handmade, example
@@ -238,11 +238,11 @@ def fails_on_the_way(failing: int, after: int) -> str:
         model = build("llama", tied=False)
     scatter, done = Carrier.scatter, []
 
-    def failing_scatter(carrier: Carrier, parts: Any, into: Tensor) -> None:
+    def failing_scatter(carrier: Carrier, parts: Any, into: Tensor, kind: Kind) -> None:
         if dist.get_rank() == failing and len(done) == after:
             raise MemoryError("no more")
         done.append(into)
-        scatter(carrier, parts, into)
+        scatter(carrier, parts, into, kind)
 
     with mock.patch.object(Carrier, "scatter", failing_scatter):
         try:

@@ -15,13 +15,15 @@ import deepspeed_autotp
 from deepspeed_autotp import nccl
 from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.lockstep import PeerFailed, lockstep
 from deepspeed_autotp.transfer import ThroughNccl, carrier
 from tests.drift import Words
 from tests.families import build
 from tests.handout_jobs import same_weights, there
+from tests.transfer_jobs import kind_like
 
 HOST = torch.device("cpu")
-# By rank; one rank has nothing. A piece of the tests is shorter than the longest.
+# By rank; one rank has nothing. A chunk of the tests is shorter than the longest.
 _LENGTHS = (5, 0, 3001, 64)
 _DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.complex64, torch.bool)
 
@@ -45,20 +47,21 @@ def _drawn(rank: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(0, 200, (_LENGTHS[rank],), generator=draw).to(dtype)
 
 
-def unequal(piece: int) -> list[str]:
+def unequal(chunk: int) -> list[str]:
     """What did not arrive as it was sent, there and back."""
     group = _group()
     communicator = _connected(group)
-    parts = ThroughNccl(group, communicator, piece=piece)
+    parts = ThroughNccl(group, communicator, chunk=chunk)
     first = group.rank == 0
     wrong = []
     for dtype in _DTYPES:
         sent = [_drawn(rank, dtype) for rank in range(group.size)]
         own = torch.zeros_like(sent[group.rank])
         back, everywhere = ([torch.zeros_like(part) for part in sent] for _ in range(2))
-        parts.scatter(sent if first else None, own)
-        parts.gather(own, back if first else None)
-        parts.gather_to_all(own, everywhere)
+        kind = kind_like(sent)
+        parts.scatter(sent if first else None, own, kind)
+        parts.gather(own, back if first else None, kind)
+        parts.gather_to_all(own, everywhere, kind)
         if not torch.equal(own, sent[group.rank]):
             wrong.append(f"scatter of {dtype}")
         if first and not all(map(torch.equal, back, sent)):
@@ -104,6 +107,22 @@ def without_a_peer() -> list[tuple[str, float]]:
     return [_failure(communicator), _failure(communicator)]
 
 
+def carried_to_failure(fault_rank: int, seconds: float) -> tuple[str, float]:
+    """The error of a scatter whose ranks are in lockstep, and when it came."""
+    os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
+    group, own = _group(seconds), torch.zeros(3)
+    ones = [torch.ones(3)] * group.size
+    began, said = time.monotonic(), "nothing"
+    try:
+        with lockstep(group), carrier(group, HOST) as parts:
+            parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
+    except PeerFailed:
+        said = "PeerFailed"
+    except RuntimeError as error:
+        said = str(error)
+    return said, time.monotonic() - began
+
+
 def carried_anyway(fault_rank: int, seconds: float) -> tuple[str, list[str]]:
     """What moves the parts in place of NCCL, and the warnings."""
     os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
@@ -127,7 +146,8 @@ def one_gpu() -> tuple[str, list[str]]:
 def _carried(group: TPGroup) -> tuple[str, list[str]]:
     own = torch.zeros(3)
     with Words() as said, carrier(group, HOST) as parts:
-        parts.scatter([torch.ones(3)] * group.size if group.rank == 0 else None, own)
+        ones = [torch.ones(3)] * group.size
+        parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
     assert own.sum() == 3
     return type(parts).__name__, said
 

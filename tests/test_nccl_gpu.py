@@ -41,7 +41,7 @@ import torch, torch.distributed as dist
 dist.init_process_group("nccl")
 torch.cuda.set_device(dist.get_rank())
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.transfer import ThroughNccl, carrier
+from deepspeed_autotp.transfer import Kind, ThroughNccl, carrier
 
 group = TPGroup(dist.group.WORLD)
 first = group.rank == 0
@@ -49,11 +49,12 @@ for where in ("cuda", "cpu"):
     parts = [torch.arange(3000000 * rank, device=where) for rank in range(1, 1 + group.size)]
     own = torch.zeros_like(parts[group.rank], device="cuda")
     back, everywhere = ([torch.zeros_like(part) for part in parts] for _ in range(2))
+    kind = Kind("parts", tuple(part.nbytes for part in parts))
     with carrier(group, own.device) as moving:
         assert isinstance(moving, ThroughNccl)
-        moving.scatter(parts if first else None, own)
-        moving.gather(own, back if first else None)
-        moving.gather_to_all(own, everywhere)
+        moving.scatter(parts if first else None, own, kind)
+        moving.gather(own, back if first else None, kind)
+        moving.gather_to_all(own, everywhere, kind)
     assert torch.equal(own.to(where), parts[group.rank])
     assert not first or all(map(torch.equal, back, parts))
     assert all(map(torch.equal, everywhere, parts))

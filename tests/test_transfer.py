@@ -9,27 +9,32 @@ from tests import transfer_jobs as jobs
 from tests.pool import Pool
 
 
-@pytest.mark.parametrize("piece", [7, 1 << 20], ids=["many pieces", "one piece"])
+@pytest.mark.parametrize("chunk", [7, 1 << 20], ids=["many chunks", "one chunk"])
 @pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_parts_go_out_and_come_back_bit_by_bit(
-    pool: Pool, ranks: int, here: bool, piece: int
+    pool: Pool, ranks: int, here: bool, chunk: int
 ) -> None:
-    steps = pool.run(jobs.there_and_back, 13, piece, here, ranks=ranks)
+    steps = pool.run(jobs.there_and_back, 13, chunk, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
-    # The sizes and a piece, each way and type.
-    assert steps[0] >= 2 * 3 * len(jobs.DTYPES)
-    assert (steps[0] > 2 * 3 * len(jobs.DTYPES)) == (piece == 7)
+    assert steps[0] >= 3 * len(jobs.DTYPES), "three ways for each type"
+    assert (steps[0] > 3 * len(jobs.DTYPES)) == (chunk == 7)
 
 
 def test_parts_that_are_not_contiguous_go_out_as_they_read(pool: Pool) -> None:
     assert pool.run(jobs.a_transposed_part) == [True, True]
 
 
-def test_parts_of_other_sizes_are_the_same_error_on_every_rank(pool: Pool) -> None:
-    first, second = pool.run(jobs.other_sizes)
-    assert first == second
-    assert "has parts of [8, 12] bytes, but the ranks themselves have [8, 8]" in first
+def test_a_part_of_another_size_is_named_and_ends_the_others(pool: Pool) -> None:
+    first, second = pool.run(jobs.other_size)
+    assert first == "another rank failed"
+    assert second.startswith("a weight: the part of rank 1 of 2 has 8 bytes (torch.float32), expec")
+
+
+def test_ranks_that_move_different_weights_of_one_size_are_told(pool: Pool) -> None:
+    for rank, text in enumerate(pool.run(jobs.other_weights)):
+        assert text.startswith("the ranks call different collectives: ")
+        assert f"rank {rank} gather to all of weight {rank}, [8, 8] bytes" in text
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts to and from the first rank, run on every rank by tests.test_transfer."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,7 @@ from torch import Tensor
 import deepspeed_autotp
 from deepspeed_autotp import transfer
 from deepspeed_autotp.full_state import first_rank_state_dict
-from deepspeed_autotp.lockstep import PeerFailed, lockstep
+from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from tests.families import build
 from tests.parts import Peak, world
 
@@ -29,20 +30,32 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
 
 
+def kind_like(parts: Sequence[Tensor]) -> transfer.Kind:
+    return transfer.Kind("a weight", tuple(part.nbytes for part in parts))
+
+
 class Elsewhere(transfer.PointToPoint):
     """As if the tensors lay on a device that the backend does not reach."""
 
     def _carries(self, data: Tensor) -> bool:
         return False
 
+    def _lanes(self, tensors: Mapping[int, Tensor]) -> Any:
+        lanes = super()._lanes(tensors)
+        held = [lane.held.nbytes for lane in lanes if lane.held is not None]
+        assert len(held) == len(lanes) and all(size <= self._chunk for size in held)
+        # What goes to all is held once.
+        assert len(lanes) == len({id(tensor) for tensor in tensors.values()})
+        return lanes
 
-def there_and_back(unit: int, piece: int, here: bool) -> int:
+
+def there_and_back(unit: int, chunk: int, here: bool) -> int:
     """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
     group, steps = world(), 0
     group.share_memory()
-    carrier = (transfer.PointToPoint if here else Elsewhere)(group, piece=piece)
+    carrier = (transfer.PointToPoint if here else Elsewhere)(group, chunk=chunk)
 
-    def before() -> None:
+    def before(what: str) -> None:
         nonlocal steps
         steps += 1
 
@@ -51,13 +64,13 @@ def there_and_back(unit: int, piece: int, here: bool) -> int:
         shapes = _shapes(unit)
         parts = [_part(rank, shape, dtype) for rank, shape in enumerate(shapes)]
         into = torch.empty(shapes[group.rank], dtype=dtype)
-        first = group.rank == 0
-        carrier.scatter(parts if first else None, into)
+        first, kind = group.rank == 0, kind_like(parts)
+        carrier.scatter(parts if first else None, into, kind)
         assert torch.equal(into, parts[group.rank])
         back, everywhere = ([torch.empty_like(part) for part in parts] for _ in range(2))
-        carrier.gather(into, back if first else None)
+        carrier.gather(into, back if first else None, kind)
         assert not first or all(map(torch.equal, back, parts))
-        carrier.gather_to_all(into, everywhere)
+        carrier.gather_to_all(into, everywhere, kind)
         assert all(map(torch.equal, everywhere, parts))
     return steps
 
@@ -67,17 +80,34 @@ def a_transposed_part() -> bool:
     group = world()
     full = torch.arange(12.0).view(3, 4).t()
     into = torch.empty(2, 3)
-    parts = list(full.chunk(2)) if group.rank == 0 else None
-    transfer.PointToPoint(group).scatter(parts, into)
+    parts = list(full.chunk(2))
+    given = parts if group.rank == 0 else None
+    transfer.PointToPoint(group).scatter(given, into, kind_like(parts))
     return torch.equal(into, full.chunk(2)[group.rank])
 
 
-def other_sizes() -> str:
+def other_size() -> str:
+    """The second rank's part is not what both ranks know it to be."""
     group = world()
-    parts = [torch.zeros(2), torch.zeros(3)]
+    kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
+    into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
-        transfer.PointToPoint(group).scatter(parts if group.rank == 0 else None, torch.zeros(2))
-    except ValueError as error:
+        with lockstep(group):
+            transfer.PointToPoint(group).gather(part, into, kind)
+    except (ValueError, PeerFailed) as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def other_weights() -> str:
+    """The ranks collect weights of one size that are not the same."""
+    group = world()
+    parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
+    try:
+        with lockstep(group):
+            kind = transfer.Kind(name, kind_like(parts).sizes)
+            transfer.PointToPoint(group).gather_to_all(parts[0], parts, kind)
+    except Strayed as error:
         return str(error)
     return "nothing was raised"
 
@@ -85,14 +115,17 @@ def other_sizes() -> str:
 def one_fails(rank: int) -> str:
     """Rank ``rank`` fails between two parts."""
     group = world()
+    kind = kind_like([torch.empty(4)] * group.size)
     try:
         with lockstep(group):
             for number in range(3):
                 if number == 1 and group.rank == rank:
                     raise OSError("no more")
                 parts = [torch.ones(4)] * group.size if group.rank == 0 else None
-                transfer.PointToPoint(group).scatter(parts, torch.empty(4))
-    except (PeerFailed, OSError) as error:
+                transfer.PointToPoint(group).scatter(parts, torch.empty(4), kind)
+    except PeerFailed:
+        return "another rank failed"
+    except OSError as error:
         return str(error)
     return "nothing was raised"
 
@@ -111,8 +144,10 @@ def no_memory(rank: int) -> str:
     into = torch.zeros(4)
     try:
         with lockstep(group), mock.patch.object(torch, "empty", empty):
-            Elsewhere(group).scatter(parts, into)
-    except (PeerFailed, MemoryError) as error:
+            Elsewhere(group).scatter(parts, into, kind_like([into] * group.size))
+    except PeerFailed:
+        return "another rank failed"
+    except MemoryError as error:
         return str(error)
     return "nothing was raised"
 
@@ -123,16 +158,19 @@ def saving_fails(failing: int) -> str:
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     gather, done = transfer.Carrier.gather, []
 
-    def failing_gather(carrier: transfer.Carrier, part: Tensor, into: Any) -> None:
+    def failing_gather(carrier: transfer.Carrier, part: Tensor, *rest: Any) -> None:
         done.append(part)
         if dist.get_rank() == failing and len(done) == 3:
             raise MemoryError("no more")
-        gather(carrier, part, into)
+        gather(carrier, part, *rest)
 
     with mock.patch.object(transfer.Carrier, "gather", failing_gather):
         try:
             first_rank_state_dict(model, frozen=True)
-        except (PeerFailed, MemoryError) as error:
+        except PeerFailed as error:
+            assert "collecting the weights failed on another rank" in str(error)
+            return "another rank failed"
+        except MemoryError as error:
             return str(error)
     return "nothing was raised"
 

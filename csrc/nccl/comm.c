@@ -13,8 +13,7 @@ enum {
     kLongestNap = 200000
 };
 
-/* Seconds that making one may take at most. The ranks have just met, so it is short:
- * one that fails waits for the others, and that with the patience of a collective. */
+/* Seconds that making one may take at most: the ranks have just met. */
 static const double kMaking = 60;
 
 /* Seconds that closing may take. Nothing is under way then, so it is short: a rank that
@@ -143,7 +142,8 @@ tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
         return tp_fail_memory(err);
     comm->nccl = *nccl;
     comm->place = *place;
-    comm->place.seconds = place->seconds / 2 < kMaking ? place->seconds / 2 : kMaking;
+    if (comm->place.seconds > kMaking)
+        comm->place.seconds = kMaking;
     const int result =
         nccl->calls.init(&comm->handle, place->ranks, *id, place->rank, &config);
     if (result != TP_NCCL_SUCCESS && result != TP_NCCL_IN_PROGRESS) {

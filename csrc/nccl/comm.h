@@ -28,8 +28,7 @@ typedef struct {
 
 /* Make a communicator with the ranks that have the same id; all of them call it, each
  * with its device selected. `nccl` is copied. Fails with TP_PEER when NCCL does, or
- * when a rank does not come in half of the time, at most a minute; then nothing is
- * made. */
+ * when a rank does not come in time, or within a minute; then nothing is made. */
 int tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
                  const tp_comm_place *place, tp_error *err);
 
