@@ -5,8 +5,8 @@ over F.embedding with the other ranks' rows masked.
     python -m benchmarks.lookup
 
 Processor time of one thread; both sides take turns in one process, and medians over the repeats are
-shown. The gradient is as large as the rank's weight: most of its
-time goes into new memory, which either side pays for.
+shown. The gradient is as large as the rank's weight: most of its time goes into new memory, which
+either side pays for.
 """
 
 import argparse

@@ -130,7 +130,13 @@ class VocabularyEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         own = self.sharding
-        start = own.parts.runs[own.group.rank][0]
+        start, rows = own.parts.runs[own.group.rank]
+        if self.weight.shape[0] != rows:
+            raise ValueError(
+                f"an embedding of {own.parts.size} rows has {self.weight.shape[0]} on rank "
+                f"{own.group.rank} of {own.group.size}, expected {rows}: it was resized after the "
+                "model was sharded; resize it before"
+            )
         found = lookup(self.weight, ids, start=start, size=own.parts.size, padding=self.padding_idx)
         return sum_over_ranks(found, own.group)
 

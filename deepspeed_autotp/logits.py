@@ -93,13 +93,14 @@ def _watch(seen: Sequence[Any], *, strict: bool) -> None:
     every output after the loss; its hook on the loss does what the one on the logits would.
     """
     for x in seen:
-        if isinstance(x, Logits) and x.before_steps()[1]:
+        if isinstance(x, Logits):
             if not x.memory.passed:
                 x.settle()
             elif strict:
                 raise RuntimeError(
-                    "these logits have no gradient of their own, as the loss has their soft cap in "
-                    "itself; ask for that of the output head, or set "
+                    "the gradient of a loss or a view that was formed before goes past these "
+                    "logits, whose soft cap it has in itself; ask for theirs before it is formed, "
+                    "hook the output of the head module, or set "
                     "tensor_parallel.vocab_parallel_lm_head to false"
                 )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soft cap of logits, c tanh(x / c), as three steps that may be put off.
 
-A step is an operation on each number alone. Knows nothing of logits, ranks or torch's functions.
+A step is an operation on each number alone. Knows nothing of how logits are cut, or of ranks.
 """
 
 from __future__ import annotations

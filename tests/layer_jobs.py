@@ -99,6 +99,13 @@ def strange_ids(strange: int) -> str:
     return text_of(lambda: model(torch.tensor([[3, strange]])))
 
 
+def resized() -> str:
+    """What an embedding says whose weight was replaced, as transformers' resizing does."""
+    model = shard(build(embedding_case()), embedding_case())
+    model.get_submodule("layer").weight.data = torch.zeros(300, HIDDEN, dtype=torch.float64)
+    return text_of(lambda: model(border_ids()))
+
+
 def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
     """Whether a cut vocabulary of a type gives the bits of a whole one: plain, with activation
     checkpointing, under autocast, and its gradient; and whether the output of a frozen one wants

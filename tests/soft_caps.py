@@ -257,18 +257,27 @@ def sixteen_bit() -> dict[str, Any]:
     return found
 
 
+Later = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor], Tensor]]
+
+
 def afterwards() -> dict[str, str]:
     """What is read after the backward: the numbers, or the error's first words."""
-    parts = parts_of(even(SIZE))
-    whole = weight()
+    return {use.__name__: _read_after(use) for use in _later_uses()}
 
-    def run(use: Callable[[Tensor], tuple[Tensor, Callable[[], Tensor], Tensor]]) -> str:
-        loss, read, expected = use(spread(own(whole, parts) * 1, parts, world()))
-        loss.backward()
-        try:
-            return "right" if torch.equal(read() + 0, expected) else "wrong"
-        except RuntimeError as error:
-            return str(error)[:50]
+
+def _read_after(use: Later) -> str:
+    parts = parts_of(even(SIZE))
+    loss, read, expected = use(spread(own(weight(), parts) * 1, parts, world()))
+    loss.backward()
+    try:
+        return "right" if torch.equal(read() + 0, expected) else "wrong"
+    except RuntimeError as error:
+        return str(error)[:50]
+
+
+def _later_uses() -> tuple[Later, ...]:
+    """From logits to a loss, what is read after its backward, and what that is."""
+    whole = weight()
 
     def only(x: Tensor) -> Any:
         z = capped(x)
@@ -303,8 +312,7 @@ def afterwards() -> dict[str, str]:
         z.max()
         return first + flat(z, labels()), lambda: z.detach() * 1, capped(whole)
 
-    uses = (only, seen, below, quotient, raw, copy, twice)
-    return {use.__name__: run(use) for use in uses}
+    return only, seen, below, quotient, raw, copy, twice
 
 
 def _said(use: Callable[[], Any]) -> str:
@@ -337,10 +345,15 @@ def too_late_to_watch() -> list[str]:
     loss = flat(z, labels())
     quotient = spread(own(weight(), parts) * 1, parts, world()) / CAP
     assert torch.tanh(quotient).shape == z.shape
+    seen = capped(spread(own(weight(), parts) * 1, parts, world()))
+    other = flat(seen, labels())
+    assert seen.max() > 0  # its numbers are there from now on
     uses: list[Callable[[], Any]] = [
         quotient.retain_grad,
         z.retain_grad,
         lambda: torch.autograd.grad(loss, [z]),
+        seen.retain_grad,
+        lambda: torch.autograd.grad(other + seen.square().mean(), [seen]),
     ]
     return [_said(use) for use in uses]
 

@@ -73,7 +73,7 @@ def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
         "ValueError: logits are float32, float16 or bfloat16",
         "ValueError: the soft cap is not negative; 0 is none",
         "ValueError: logsumexp and scale are contiguous float32 [tokens]",
-        "ValueError: ids are int64 or int32",
+        "ValueError: ids are int64 or int32; call ids.long() first",
         "ValueError: lookup takes a contiguous weight and contiguous ids",
         "ValueError: the rows of a lookup lie inside of the vocabulary",
     )

@@ -44,7 +44,14 @@ def test_an_embedding_option_that_needs_the_whole_is_refused(
 @pytest.mark.parametrize("strange", [257, -1, -100])
 def test_an_id_outside_the_vocabulary_is_an_error_on_every_rank(pool: Pool, strange: int) -> None:
     texts = pool.run(layer_jobs.strange_ids, strange, ranks=3)
-    assert texts == [f"IndexError: ids: got {strange}, expected 0 to 256"] * 3
+    expected = f"IndexError: ids: got {strange}, expected 0 to 256, the rows of the embedding over "
+    assert len(set(texts)) == 1 and texts[0].startswith(expected)
+
+
+def test_an_embedding_that_is_resized_once_it_is_cut_is_refused(pool: Pool) -> None:
+    for text in pool.run(layer_jobs.resized):
+        assert text.startswith("ValueError: an embedding of 257 rows has 300 on rank ")
+        assert "it was resized after the model was sharded" in text
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])

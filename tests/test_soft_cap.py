@@ -89,7 +89,7 @@ def test_a_view_that_is_out_of_date_is_an_error(pool: Pool) -> None:
 
 def test_a_gradient_that_the_loss_does_not_form_is_an_error(pool: Pool) -> None:
     for found in pool.run(soft_caps.too_late_to_watch):
-        assert all("the loss has their soft cap in itself" in said for said in found), found
+        assert all("whose soft cap it has in itself" in said for said in found), found
 
 
 def test_a_cap_in_the_loss_takes_a_fraction_of_the_memory(pool: Pool) -> None:

@@ -36,7 +36,7 @@ lookup_of(const Tensor &weight, const Tensor &ids, const Tensor &found, int64_t 
 {
     const int32_t dtype = dtype_of(ids);
     require(dtype == aoti_torch_dtype_int64() || dtype == aoti_torch_dtype_int32(),
-            "ids are int64 or int32");
+            "ids are int64 or int32; call ids.long() first");
     require(start >= 0 && start <= size && weight.size(0) <= size - start,
             "the rows of a lookup lie inside of the vocabulary");
     const int64_t item = static_cast<int64_t>(weight.element_size());
@@ -67,7 +67,9 @@ on_host(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
     if (outside >= 0)  // torch makes an IndexError of it
         throw std::out_of_range("ids: got " +
                                 std::to_string(tp_lookup_id(&lookup, outside)) +
-                                ", expected 0 to " + std::to_string(size - 1));
+                                ", expected 0 to " + std::to_string(size - 1) +
+                                ", the rows of the embedding over all ranks; is the "
+                                "tokenizer another one?");
     if (found.numel() == 0)
         return found;
     tp_shard_expect(lookup.copy.to, lookup.copy.rows * lookup.copy.row_bytes);
