@@ -30,8 +30,9 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
     """As :func:`full_state_dict` on the first rank of all; None on the others, which help.
 
-    They never hold a whole weight that is cut. Those that share no model with the first rank only
-    do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not train are in it.
+    They never hold a whole weight that is cut, but for small ones. Those that share no model with
+    the first rank only do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not
+    train are in it.
     """
     state = _full_state(model, frozen=frozen, everywhere=False)
     return state if dist.get_rank() == 0 else None

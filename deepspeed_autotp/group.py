@@ -108,7 +108,7 @@ class TPGroup:
             return _parted(received.view(self.size, longest), sizes, shapes)
         self.step()
         received = sent.new_empty(self.size, longest)
-        self._gather(sent.contiguous(), into=received)
+        self.gather(sent.contiguous(), into=received)
         return _parted(received, sizes, shapes)
 
     def all_gather_rows(self, x: Tensor, widths: Sequence[int]) -> Tensor:
@@ -122,12 +122,13 @@ class TPGroup:
         if x.shape[0] < longest:
             sent = torch.cat([sent, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
         received = x.new_empty(self.size, longest, *x.shape[1:])
-        self._gather(sent, into=received)
+        self.gather(sent, into=received)
         if min(widths) == longest:
             return received.flatten(0, 1)
         return torch.cat([part[:width] for part, width in zip(received, widths, strict=True)])
 
-    def _gather(self, x: Tensor, *, into: Tensor) -> None:
+    def gather(self, x: Tensor, *, into: Tensor) -> None:
+        """Every rank's contiguous ``x``, one after the other, without a step ahead of it."""
         if self._memory is not None and self._memory.gathers(x):
             self._memory.gather(x, into=into)
             return

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
-import torch.distributed as dist
 
 from deepspeed_autotp.group import TPGroup
 
@@ -41,16 +40,17 @@ def lockstep(group: TPGroup) -> Iterator[None]:
     def say(well: bool, place: int, what: str) -> None:
         key = _number_of(what)
         flags = [int(well), place, -place, key, -key]
-        said = torch.tensor(flags, dtype=torch.int64, device=group.device)
+        mine = torch.tensor(flags, dtype=torch.int64, device=group.device)
+        said = mine.new_empty(group.size, len(flags))
         try:
-            dist.all_reduce(said, op=dist.ReduceOp.MIN, group=group.handle)
+            group.gather(mine, into=said)
         except RuntimeError as error:
             raise Lost(
                 f"one of the ranks {list(group.global_ranks)} did not come to "
                 f"{what or 'a collective'}; it has ended, or has failed and says why: "
                 + str(error).partition("\n")[0]
             ) from error
-        all_well, *ends = said.tolist()
+        all_well, *ends = said.amin(0).tolist()
         if well and not all_well:
             raise PeerFailed("another rank failed")
         if well and (ends[0] != -ends[1] or ends[2] != -ends[3]):

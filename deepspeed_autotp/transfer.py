@@ -24,6 +24,9 @@ __all__ = ["Carrier", "Kind", "PointToPoint", "ThroughNccl", "carrier"]
 # Bytes that are on their way to or from a rank at once. Over gloo on one host 256 MiB take 0.20 s
 # in chunks of 1 MiB, 0.07 s in these, and 0.06 s in chunks of 64 MiB.
 _CHUNK = 16 << 20
+# Parts of at most this many bytes are gathered by all ranks at once, whoever needs them: a message
+# to each takes longer than the bytes do.
+_SMALL = 64 << 10
 
 
 @contextmanager
@@ -90,19 +93,21 @@ class Carrier(ABC):
 
         The other ranks give None.
         """
-        own = self._own(part, kind)
-        if into is None:
-            self._move("gather", {0: own}, {}, kind)
-            return
-        lanes = self._by_rank(into, kind)
-        _keep(own, lanes.pop(0))
-        self._move("gather", {}, lanes, kind)
+        own, lanes = self._own(part, kind), self._by_rank(into or (), kind)
+        _keep(own, lanes.pop(0, own))
+        self._collect("gather", own, [] if lanes else [0], lanes, kind)
 
     def gather_to_all(self, part: Tensor, into: Sequence[Tensor], kind: Kind) -> None:
         """Put ``part`` of every rank into contiguous ``into[rank]`` of every rank."""
         own, lanes = self._own(part, kind), self._by_rank(into, kind)
         _keep(own, lanes.pop(self._group.rank))
-        self._move("gather to all", dict.fromkeys(lanes, own), lanes, kind)
+        self._collect("gather to all", own, list(lanes), lanes, kind)
+
+    def _collect(
+        self, what: str, own: Tensor, to: Sequence[int], back: Mapping[int, Tensor], kind: Kind
+    ) -> None:
+        """Send this rank's part to those that want it, and put theirs into ``back``."""
+        self._move(what, dict.fromkeys(to, own), back, kind)
 
     def _own(self, part: Tensor, kind: Kind) -> Tensor:
         kind.check(part, self._group.rank)
@@ -121,7 +126,7 @@ class Carrier(ABC):
         # What takes memory comes first: a rank that has none says so at the step.
         going, coming = self._lanes(out), self._lanes(back)
         for begin in range(0, max(kind.sizes), self._chunk):
-            self._group.step(f"{what} of {kind.name}, {list(kind.sizes)} bytes by rank")
+            self._group.step(_words(what, kind))
             sent = _by_peer((lane, lane.load(begin)) for lane in going)
             received = _by_peer((lane, lane.room(begin)) for lane in coming)
             if sent or received:
@@ -195,6 +200,21 @@ class PointToPoint(Carrier):
     def __init__(self, group: TPGroup, *, chunk: int = _CHUNK) -> None:
         super().__init__(group, group.device, chunk=chunk)
 
+    def _collect(
+        self, what: str, own: Tensor, to: Sequence[int], back: Mapping[int, Tensor], kind: Kind
+    ) -> None:
+        longest = max(kind.sizes)
+        if not 0 < longest <= _SMALL:
+            super()._collect(what, own, to, back, kind)
+            return
+        sent = own.new_zeros(longest, device=self._place)
+        sent[: own.numel()].copy_(own)
+        received = sent.new_empty(self._group.size, longest)
+        self._group.step(_words(what, kind))
+        self._group.gather(sent, into=received)
+        for rank, data in back.items():
+            data.copy_(received[rank, : data.numel()])
+
     def _exchange(
         self, what: str, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]
     ) -> None:
@@ -225,6 +245,10 @@ class ThroughNccl(Carrier):
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
+
+
+def _words(what: str, kind: Kind) -> str:
+    return f"{what} of {kind.name}, {list(kind.sizes)} bytes by rank"
 
 
 def _keep(part: Tensor, into: Tensor) -> None:

@@ -9,13 +9,17 @@ from tests import transfer_jobs as jobs
 from tests.pool import Pool
 
 
-@pytest.mark.parametrize("chunk", [7, 1 << 20], ids=["many chunks", "one chunk"])
+@pytest.mark.parametrize(
+    ("chunk", "small"),
+    [(7, 0), (1 << 20, 0), (1 << 20, 1 << 16)],
+    ids=["many chunks", "one chunk", "small"],
+)
 @pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_parts_go_out_and_come_back_bit_by_bit(
-    pool: Pool, ranks: int, here: bool, chunk: int
+    pool: Pool, ranks: int, here: bool, chunk: int, small: int
 ) -> None:
-    steps = pool.run(jobs.there_and_back, 13, chunk, here, ranks=ranks)
+    steps = pool.run(jobs.there_and_back, 13, chunk, small, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
     assert steps[0] >= 3 * len(jobs.DTYPES), "three ways for each type"
     assert (steps[0] > 3 * len(jobs.DTYPES)) == (chunk == 7)
