@@ -95,7 +95,7 @@ class Carrier(ABC):
         """
         own, lanes = self._own(part, kind), self._by_rank(into or (), kind)
         _keep(own, lanes.pop(0, own))
-        self._collect("gather", own, [] if lanes else [0], lanes, kind)
+        self._collect("gather", own, [0] if self._group.rank else [], lanes, kind)
 
     def gather_to_all(self, part: Tensor, into: Sequence[Tensor], kind: Kind) -> None:
         """Put ``part`` of every rank into contiguous ``into[rank]`` of every rank."""

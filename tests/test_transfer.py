@@ -15,7 +15,7 @@ from tests.pool import Pool
     ids=["many chunks", "one chunk", "small"],
 )
 @pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_parts_go_out_and_come_back_bit_by_bit(
     pool: Pool, ranks: int, here: bool, chunk: int, small: int
 ) -> None:

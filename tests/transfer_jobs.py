@@ -27,7 +27,8 @@ def _part(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def _shapes(unit: int) -> list[tuple[int, ...]]:
     """Unequal ones, of which the second is empty and the last has no dimension but its size."""
     shapes = [(rank + 1, unit) for rank in range(dist.get_world_size())]
-    return [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
+    drawn = [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
+    return drawn[: len(shapes)]
 
 
 def kind_like(parts: Sequence[Tensor]) -> transfer.Kind:
