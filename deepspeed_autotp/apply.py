@@ -24,7 +24,7 @@ from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group
 from deepspeed_autotp.handout import Handout
-from deepspeed_autotp.holding import Holding, agreed_holding, refuse_partly_there
+from deepspeed_autotp.holding import agreed_holding, refuse_partly_there
 from deepspeed_autotp.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.lockstep import PeerFailed
 from deepspeed_autotp.planning import AgreedPlans
@@ -62,7 +62,7 @@ def shard(
         description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
     )
     plan = _first_plan(plans, settings)
-    _compare_rest(model, holding, agreement)
+    _compare_rest(model, agreement)
     if agreement.is_first:
         for note in plan.notes:
             _log.warning("%s", note)
@@ -98,13 +98,16 @@ def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
     return plan
 
 
-def _compare_rest(model: nn.Module, holding: Holding, agreement: Agreement) -> None:
+def _compare_rest(model: nn.Module, agreement: Agreement) -> None:
     """ValueError where the ranks' models differ in what no plan tells."""
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
     agreement.same(buffers, "the model's buffers")
-    if holding.by_first:  # whose modes the others take over, module by module
-        modules = {name or "the model": "a module" for name, _ in model.named_modules()}
-        agreement.same(modules, "what the model is made of")
+    modules = {
+        name or "the model": f"{type(module).__name__}({module.extra_repr()})"
+        for name, module in model.named_modules()
+    }
+    agreement.same(modules, "what the model is made of")
+    agreement.same(interop.config_values(model), "the model's configuration")
 
 
 def _tried(

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deepspeed_autotp
-from deepspeed_autotp import _core, native, nccl
+from deepspeed_autotp import _core, native, nccl, shared_memory
 
 __all__ = ["examine", "examined_table"]
 
@@ -93,23 +93,31 @@ def _devices(library: native.Library) -> Iterator[Row]:
 
 
 def _used(library: native.Library) -> Iterator[Row]:
-    yield "cutting and gathering", f"on a host C, on {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield "cutting and gathering", f"on a host C, on {threads} thread{'s' * (threads > 1)}"
     if not torch.cuda.is_available():
-        yield "cross-entropy of parts", "torch's operations, in chunks"
+        yield "cross-entropy of parts", "torch's operations, in chunks, as there is no GPU"
     for index in range(torch.cuda.device_count()):
         obstacle = library.reason or native.obstacle(index)
         used = f"torch's own operations: {obstacle}" if obstacle else "the CUDA library"
         yield f"both on cuda:{index}", used
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"
+    yield "NCCL for parts of weights", _nccl()
+
+
+def _nccl() -> str:
     found = nccl.find()
-    described = f"none: {found.reason}" if found.reason else f"{found.version}, {found.path}"
-    yield "NCCL for parts of weights", described
+    if not found.reason:
+        return f"{found.version}, {found.path}"
+    if not torch.cuda.is_available() and not nccl.is_named():
+        return "none, as there is no GPU"
+    return f"none: {found.reason}"
 
 
 def _collectives() -> Iterator[str]:
     if not dist.is_available():
         return
     if dist.is_gloo_available():
-        yield "gloo on a host"
+        yield f"gloo on a host, {shared_memory.described()}"
     if dist.is_nccl_available():
         yield f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))} of torch on GPUs"

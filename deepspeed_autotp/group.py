@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -67,9 +68,8 @@ class TPGroup:
 
     def time_limit(self) -> float | None:
         """Seconds that a collective may take; None where the backend does not say."""
-        backend = self.handle._get_backend(self.device)
-        limit = getattr(getattr(backend, "options", None), "_timeout", None)
-        return None if limit is None else float(limit.total_seconds())
+        limit = time_limit(self.handle)
+        return None if limit is None else limit.total_seconds()
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks and return it: in place where it is contiguous, and a new
@@ -189,6 +189,7 @@ class TPGroup:
             self._blocks[blocks] = dist.new_group(
                 list(self.global_ranks[owner : owner + holders]),
                 backend="gloo" if dist.get_backend(self.handle) == "gloo" else None,
+                timeout=time_limit(self.handle),
                 use_local_synchronization=True,
             )
         return self._blocks[blocks]
@@ -220,11 +221,22 @@ def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
     Those ranks call it, and nobody else has to.
     """
     everyone = len(ranks) == dist.get_world_size()
+    world = dist.group.WORLD
+    # Of NCCL's limit, which is shorter than gloo's, nobody thought of what loads a model.
+    limit = time_limit(world) if world is not None and moves_host_tensors(world) else None
     made: dist.ProcessGroup = dist.new_group(
-        list(ranks), backend="gloo", use_local_synchronization=not everyone
+        list(ranks), backend="gloo", timeout=limit, use_local_synchronization=not everyone
     )
     _pause_at_exit()
     return made
+
+
+def time_limit(handle: dist.ProcessGroup) -> timedelta | None:
+    """How long a collective may take; None where the backend does not say."""
+    device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
+    options = getattr(handle._get_backend(device), "options", None)
+    limit: timedelta | None = getattr(options, "_timeout", None)
+    return limit
 
 
 def moves_host_tensors(handle: dist.ProcessGroup) -> bool:

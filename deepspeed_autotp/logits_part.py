@@ -69,8 +69,10 @@ class Memory:
         if self.spent:
             raise RuntimeError(
                 "these logits are used for the first time after the backward pass, which has "
-                "written their gradient in their place; use outputs.logits before loss.backward(), "
-                "or set tensor_parallel.vocab_parallel_lm_head to false"
+                "written their gradient in their place; before loss.backward(), take a clone() of "
+                "outputs.logits or what you need of them, such as argmax(-1), since detach(), "
+                "float() and views copy nothing; or set tensor_parallel.vocab_parallel_lm_head to "
+                "false"
             )
 
 

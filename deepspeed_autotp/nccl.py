@@ -85,9 +85,14 @@ def connect(group: TPGroup, place: torch.device) -> Communicator | None:
     return None
 
 
+def is_named() -> bool:
+    """Whether ``AUTOTP_NCCL`` names a file."""
+    return bool(os.environ.get(_VARIABLE))
+
+
 def check_environment() -> None:
     """ValueError where ``AUTOTP_NCCL`` names a file that is none of NCCL's."""
-    if os.environ.get(_VARIABLE) and (reason := find().reason):
+    if is_named() and (reason := find().reason):
         raise ValueError(f"{_VARIABLE}: {reason}; unset it, or make it empty to go without NCCL")
 
 
@@ -132,7 +137,7 @@ class Communicator:
 
 def _is_wanted(place: torch.device) -> bool:
     """Tensors of a host are moved by a stand-in alone."""
-    return place.type == "cuda" or bool(os.environ.get(_VARIABLE))
+    return place.type == "cuda" or is_named()
 
 
 def _agreed(group: TPGroup, place: torch.device) -> bool:

@@ -15,7 +15,7 @@ from deepspeed_autotp.agree import Agreement, world_agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checks import wrong
 from deepspeed_autotp.config import TPTrainingConfig, get_tensor_parallel_config
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.group import TPGroup, time_limit
 from deepspeed_autotp.merging import group_size
 from deepspeed_autotp.planning import compared
 from deepspeed_autotp.replicas import compare_first_call
@@ -78,7 +78,9 @@ def parallelize(
     if settings.autotp_size <= 1:
         return model if device is None else model.to(device)
     if handle is None:
-        handle, _ = dist.new_subgroups(group_size=settings.autotp_size)
+        assert dist.group.WORLD is not None
+        limit = time_limit(dist.group.WORLD)
+        handle, _ = dist.new_subgroups(group_size=settings.autotp_size, timeout=limit)
     group = TPGroup(handle)
     shard(
         model,

@@ -182,6 +182,17 @@ def check_environment() -> None:
         raise ValueError(f"AUTOTP_SHARED_MEMORY is {value!r}, expected 0 or 1")
 
 
+def described() -> str:
+    """For a user: how ranks of one host sum and gather."""
+    try:
+        check_environment()
+    except ValueError as error:
+        return str(error)
+    if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
+        return "also between ranks of one host, as AUTOTP_SHARED_MEMORY is 0"
+    return "and memory that ranks of one host share"
+
+
 def _time_limit(handle: dist.ProcessGroup) -> float | None:
     """Seconds that a collective on host tensors may take; None where gloo does not carry them."""
     if _HOST not in handle._device_types or not dist.is_gloo_available():

@@ -220,8 +220,15 @@ class PointToPoint(Carrier):
     ) -> None:
         calls = [self._call(dist.isend, peer, chunk) for peer, chunk in sent.items()]
         calls += [self._call(dist.irecv, peer, chunk) for peer, chunk in received.items()]
-        for work in dist.batch_isend_irecv(calls):
-            work.wait()
+        try:
+            for work in dist.batch_isend_irecv(calls):
+                work.wait()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{what} between the ranks {list(self._group.global_ranks)} has failed on rank "
+                f"{self._group.rank} of them; another one has ended, or has failed and says why: "
+                + str(error).partition("\n")[0]
+            ) from error
 
     def _call(self, kind: Callable[..., dist.Work | None], peer: int, chunk: Tensor) -> dist.P2POp:
         group = self._group

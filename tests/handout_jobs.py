@@ -3,6 +3,7 @@
 
 import contextlib
 import weakref
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -210,7 +211,21 @@ def _with_more(model: nn.Module) -> None:
     model.add_module("dropout", nn.Dropout())
 
 
-_STATES = {
+def _with_dropout(model: nn.Module, p: float) -> None:
+    model.add_module("dropout", nn.Dropout(p))
+
+
+def _with_act(model: nn.Module) -> None:
+    """Built from another configuration, as far as that shows in no module."""
+    model.config.hidden_act = "gelu"  # type: ignore[union-attr]
+
+
+def _meta_with_act(model: nn.Module) -> None:
+    model.to("meta")
+    _with_act(model)
+
+
+_STATES: dict[str, Callable[[nn.Module], None]] = {
     "": lambda model: None,
     "meta": _all_meta,
     "partly": _partly,
@@ -219,6 +234,10 @@ _STATES = {
     "subclass": _with_subclass,
     "reference": _with_reference,
     "more": _with_more,
+    "dropout": lambda model: _with_dropout(model, 0.1),
+    "more dropout": lambda model: _with_dropout(model, 0.3),
+    "act": _with_act,
+    "meta act": _meta_with_act,
 }
 
 

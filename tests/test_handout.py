@@ -86,7 +86,7 @@ def test_only_the_first_rank_holds_whole_weights_and_lets_go_of_each(pool: Pool)
         (["", "attribute"], 2, "on rank 1 of 2: model.norm.kept is a tensor on the meta device"),
         (["", "meta", "hook"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is on the meta device and ha"),
         (["", "meta", "subclass"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is a Special on the meta"),
-        (["", "meta", "more"], 3, "dropout: not there on ranks 0, 1, but a module on rank 2"),
+        (["", "meta", "more"], 3, "dropout: not there on ranks 0, 1, but Dropout(p=0.5, inpl"),
         (["", "meta", "reference"], 3, "cannot be given memory, since something else refers to it"),
     ],
 )
@@ -96,6 +96,23 @@ def test_what_is_neither_here_nor_there_is_refused(
     texts = pool.run(jobs.refused, states, tp, {}, {}, ranks=len(states))
     assert len(set(texts)) == 1
     assert texts[0].startswith("ValueError: ") and words in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        (
+            ["dropout", "more dropout"],
+            "dropout: Dropout(p=0.1, inplace=False) on rank 0, but Dropout(",
+        ),
+        (["", "act"], "hidden_act: 'silu' on rank 0, but 'gelu' on rank 1"),
+        (["", "meta act"], "hidden_act: 'silu' on rank 0, but 'gelu' on rank 1"),
+    ],
+)
+def test_models_of_other_settings_are_refused(pool: Pool, states: list[str], words: str) -> None:
+    texts = pool.run(jobs.refused, states, 2, {}, {})
+    assert len(set(texts)) == 1
+    assert words in texts[0] and "differs between the ranks" in texts[0]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def test_one_rank_alone_can_print_them(pool: Pool) -> None:
 
 def test_using_them_first_after_the_backward_is_an_error(pool: Pool) -> None:
     for *late, view in pool.run(uses.too_late):
-        assert all("use outputs.logits before loss.backward()" in said for said in late)
+        assert all(
+            "before loss.backward(), take a clone() of outputs.logits" in said for said in late
+        )
         assert "changed in place through another view" in view
 
 

@@ -172,6 +172,10 @@ def test_a_model_is_sharded_on_its_way_to_a_device(pool: Pool, name: str) -> Non
         assert worst < 1e-5 and there
 
 
+def test_groups_have_the_time_limit_that_the_user_gave(pool: Pool) -> None:
+    assert pool.run(uses.time_limits, timeout=50.0) == [[80.0] * 3] * 2
+
+
 @pytest.mark.parametrize("what", [None, "llama", 3])
 def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
     for text in pool.run(uses.refused_model, what):

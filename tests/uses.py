@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp import convert, plain
+from deepspeed_autotp.group import host_group, time_limit
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole
@@ -225,6 +226,15 @@ def on_device(name: str) -> tuple[float, bool]:
             optimizer.step()
     there = (*model.parameters(), *model.buffers())
     return worst, all(tensor.device.type == name for tensor in there)
+
+
+def time_limits() -> list[float]:
+    """Seconds of the groups that are made for a model, and of the one that the user made."""
+    model = deepspeed_autotp.parallelize(make(), tp_size=2)
+    made = (deepspeed_autotp.tensor_parallel(model).group.handle, host_group([0, 1]))
+    assert dist.group.WORLD is not None
+    limits = [time_limit(handle) for handle in (*made, dist.group.WORLD)]
+    return [0.0 if limit is None else limit.total_seconds() for limit in limits]
 
 
 def refused_model(what: object) -> str:

@@ -87,7 +87,7 @@ check_alike(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *er
             err, TP_PEER,
             "rank %d hands over %zu bytes to be %s where rank %d hands over %llu to be "
             "%s: the ranks of one model have to be given the same batch and to run "
-            "the same code",
+            "the same code; outputs.logits, for example, are used by all or by none",
             shm->rank, message->bytes, name_of(message->use), rank,
             (unsigned long long)tag->bytes, name_of((tp_use)tag->use));
         return tp_shm_fail(shm);

@@ -30,6 +30,7 @@ from deepspeed_autotp.interop.groups import (
 )
 from deepspeed_autotp.interop.models import (
     ModelFacts,
+    config_values,
     drops_layers,
     guard_save_pretrained,
     is_conv1d,
@@ -84,6 +85,7 @@ __all__ = [
     "mark_model",
     "mark_parameters",
     "mesh_group",
+    "config_values",
     "model_facts",
     "mpu_group",
     "other_adapter",

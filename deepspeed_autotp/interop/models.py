@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Of a configuration: where it comes from, and what the weights tell themselves.
+_NOT_COMPUTED = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,27 @@ def model_facts(model: nn.Module) -> ModelFacts:
         input_embedding=_called(model, "get_input_embeddings"),
         output_head=_called(model, "get_output_embeddings"),
     )
+
+
+def config_values(model: nn.Module) -> dict[str, str]:
+    """What the configuration of ``model`` says of what it computes, key by key, as text.
+
+    Not where it was loaded from and by which version, nor the data type, which the weights tell.
+    """
+    listed = getattr(getattr(model, "config", None), "to_dict", None)
+    values = listed() if callable(listed) else None
+    return dict(_flat(values)) if isinstance(values, Mapping) else {}
+
+
+def _flat(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{before}{key}"
+        if str(key).startswith("_") or key in _NOT_COMPUTED:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, repr(value)
 
 
 def is_conv1d(module: nn.Module) -> bool:
