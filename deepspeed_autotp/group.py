@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
+from deepspeed_autotp import interop
 from deepspeed_autotp.fork import Fork
 from deepspeed_autotp.shared_memory import SharedMemory, Started, renew, shared_memory
 
@@ -234,9 +235,7 @@ def host_group(ranks: Sequence[int]) -> dist.ProcessGroup:
 def time_limit(handle: dist.ProcessGroup) -> timedelta | None:
     """How long a collective may take; None where the backend does not say."""
     device = torch.device("cpu") if moves_host_tensors(handle) else torch.device("cuda")
-    options = getattr(handle._get_backend(device), "options", None)
-    limit: timedelta | None = getattr(options, "_timeout", None)
-    return limit
+    return interop.backend_timeout(handle._get_backend(device))
 
 
 def moves_host_tensors(handle: dist.ProcessGroup) -> bool:

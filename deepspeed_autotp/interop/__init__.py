@@ -21,6 +21,7 @@ from deepspeed_autotp.interop.found import (
     deepspeed,
 )
 from deepspeed_autotp.interop.groups import (
+    backend_timeout,
     engine_group,
     engine_group_size,
     init_distributed,
@@ -62,6 +63,7 @@ from deepspeed_autotp.interop.replacing import (
 from deepspeed_autotp.interop.saving import save_whole_weights, watch_checkpoints
 
 __all__ = [
+    "backend_timeout",
     "ModelFacts",
     "ParameterKeeper",
     "config_argument",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -64,6 +65,12 @@ def unwrapped(engine_or_model: Any) -> Iterator[nn.Module]:
     while isinstance(inner, nn.Module):
         yield inner
         inner = inner._modules.get("_orig_mod") or getattr(inner, "module", None)
+
+
+def backend_timeout(backend: Any) -> timedelta | None:
+    """How long a collective of a backend may take, where that says."""
+    limit = getattr(getattr(backend, "options", None), "_timeout", None)
+    return limit if isinstance(limit, timedelta) else None
 
 
 def mesh_group(mesh: Any) -> dist.ProcessGroup:
