@@ -7,7 +7,7 @@ A rank that fails says so to the others, so that all raise the same error and no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,6 +64,9 @@ class Agreement:
 
     def same(self, mine: Mapping[str, str], what: str) -> None:
         """ValueError on every rank, listing what differs, unless all ranks have equal values."""
+        # The values themselves may be a line for each module; all ranks hear them all.
+        if len(set(self.exchange(_digest(f"{key}: {mine[key]}" for key in sorted(mine))))) == 1:
+            return
         everyone = self.exchange(dict(mine))
         keys = dict.fromkeys(key for values in everyone for key in values)
         lines = []
@@ -84,8 +87,7 @@ class Agreement:
 
         ``traits[i]`` is what else has to be equal of the parameter of entry ``i``.
         """
-        digest = hashlib.blake2b("\n".join(traits).encode(), digest_size=16).hexdigest()
-        if len(set(self.exchange((plan.hash, digest)))) == 1:
+        if len(set(self.exchange((plan.hash, _digest(traits))))) == 1:
             return
         first, *others = self.exchange(_lines(plan, traits))
         for rank, theirs in zip(self._ranks[1:], others, strict=True):
@@ -106,6 +108,10 @@ def world_agreement() -> Agreement:
     """Agreement over all ranks of the default process group."""
     assert dist.group.WORLD is not None
     return Agreement(dist.group.WORLD)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def _failure(error: Exception) -> _Failure:

@@ -68,7 +68,7 @@ def _collector(
     state: TensorParallel | None, *, everywhere: bool
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
     """What makes a whole copy on the host of a tensor, or None where this rank gets none."""
-    is_given = everywhere or not dist.is_initialized() or dist.get_rank() == 0
+    is_given = everywhere or dist.get_rank() == 0
 
     def uncut(tensor: Tensor) -> Tensor | None:
         return tensor.detach().to("cpu", copy=True) if is_given else None

@@ -67,11 +67,6 @@ class TPGroup:
         if self.before is not None:
             self.before(what)
 
-    def time_limit(self) -> float | None:
-        """Seconds that a collective may take; None where the backend does not say."""
-        limit = time_limit(self.handle)
-        return None if limit is None else limit.total_seconds()
-
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks and return it: in place where it is contiguous, and a new
         tensor in a graph that is compiled, which has functional collectives only."""

@@ -38,8 +38,7 @@ def lockstep(group: TPGroup) -> Iterator[None]:
     taken = 0
 
     def say(well: bool, place: int, what: str) -> None:
-        key = _number_of(what)
-        flags = [int(well), place, -place, key, -key]
+        flags = [int(well), place, _number_of(what)]
         mine = torch.tensor(flags, dtype=torch.int64, device=group.device)
         said = mine.new_empty(group.size, len(flags))
         try:
@@ -50,10 +49,10 @@ def lockstep(group: TPGroup) -> Iterator[None]:
                 f"{what or 'a collective'}; it has ended, or has failed and says why: "
                 + str(error).partition("\n")[0]
             ) from error
-        all_well, *ends = said.amin(0).tolist()
-        if well and not all_well:
+        rows = said.tolist()
+        if well and not all(row[0] for row in rows):
             raise PeerFailed("another rank failed")
-        if well and (ends[0] != -ends[1] or ends[2] != -ends[3]):
+        if well and any(row != rows[0] for row in rows):
             here = f": rank {group.global_ranks[group.rank]} {what}" if what else ""
             raise Strayed(f"the ranks call different collectives{here}")
 

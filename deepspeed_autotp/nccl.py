@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deepspeed_autotp import native
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.group import TPGroup, time_limit
 
 __all__ = ["Communicator", "Found", "check_environment", "connect", "find"]
 
@@ -144,7 +144,7 @@ def _agreed(group: TPGroup, place: torch.device) -> bool:
     """Whether all ranks can use the same NCCL, each on a GPU of its own."""
     found = find()
     reason = found.reason or _obstacle(found, place)
-    if group.time_limit() is None:
+    if time_limit(group.handle) is None:
         reason = reason or "the process group does not say how long a collective may take"
     own = [0, 0] if reason else [found.number, _identity(place, group.rank)]
     mine = torch.tensor(own, device=group.device)
@@ -197,9 +197,10 @@ def _started(group: TPGroup, place: torch.device) -> tuple[int | None, str]:
     group.broadcast(made)
     if not made.any():
         return None, words
-    index, seconds = -1 if place.type == "cpu" else place.index, group.time_limit()
-    assert seconds is not None
+    index, limit = -1 if place.type == "cpu" else place.index, time_limit(group.handle)
+    assert limit is not None
+    seconds = limit.total_seconds() / 2
     try:
-        return _ops.nccl_make(path, made, group.rank, group.size, index, seconds / 2), ""
+        return _ops.nccl_make(path, made, group.rank, group.size, index, seconds), ""
     except RuntimeError as error:
         return None, str(error)
