@@ -16,7 +16,7 @@ CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "deepspeed_autotp"
 BRIDGES = (
     "bridge.cpp", "bridge.h", "bridge_cuda.cpp", "bridge_device.h", "bridge_host.cpp",
-    "bridge_lookup.cpp", "bridge_nccl.cpp",
+    "bridge_lookup.cpp", "bridge_nccl.cpp", "bridge_registry.h",
 )  # fmt: skip
 BRIDGE = {CSRC / "torch" / name for name in BRIDGES}
 INTEROP = PACKAGE / "interop"

@@ -3,10 +3,7 @@
 //
 // Python knows shared memory by a number that is never given twice. A message is posted
 // and taken by the rank's one thread that communicates, as with any process group.
-#include <map>
-#include <mutex>
-
-#include "bridge.h"
+#include "bridge_registry.h"
 
 extern "C" {
 #include "../host/reduce.h"
@@ -17,42 +14,10 @@ namespace
 
 using namespace tp;
 
-// What is open, by its number. Who uses it keeps it open until he is done.
-class Registry
-{
-   public:
-    int64_t add(tp_shm *shm)
-    {
-        std::shared_ptr<tp_shm> owned(shm, tp_shm_close);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        open_[++last_] = std::move(owned);
-        return last_;
-    }
-
-    std::shared_ptr<tp_shm> find(int64_t number)
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = open_.find(number);
-        require(found != open_.end(), "the shared memory is closed");
-        return found->second;
-    }
-
-    void remove(int64_t number)
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        open_.erase(number);
-    }
-
-   private:
-    std::mutex mutex_;
-    std::map<int64_t, std::shared_ptr<tp_shm>> open_;
-    int64_t last_ = 0;
-};
-
-Registry &
+Registry<tp_shm> &
 registry()
 {
-    static Registry made;
+    static Registry<tp_shm> made("the shared memory is closed");
     return made;
 }
 
@@ -66,7 +31,7 @@ shm_open_(std::string name, int64_t rank, int64_t ranks, int64_t slot)
     if (tp_shm_open(&shm, name.c_str(), static_cast<int>(rank), static_cast<int>(ranks),
                     static_cast<size_t>(slot), &err) < 0)
         raise(&err);
-    return registry().add(shm);
+    return registry().add(std::shared_ptr<tp_shm>(shm, tp_shm_close));
 }
 
 void

@@ -5,12 +5,11 @@
 // is for a stand-in of NCCL, with which this runs where there is no GPU. See
 // bridge.cpp.
 #include <algorithm>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
 #include "bridge_device.h"
+#include "bridge_registry.h"
 
 extern "C" {
 #include "../nccl/exchange.h"
@@ -23,55 +22,16 @@ using namespace tp;
 
 constexpr int64_t kHost = -1;  // in place of the index of a GPU
 
-struct Close {
-    void operator()(tp_comm *comm) const noexcept
-    {
-        tp_comm_close(comm);
-    }
-};
-
 struct Open {
-    std::unique_ptr<tp_comm, Close> comm;
+    std::shared_ptr<tp_comm> comm;
     int64_t device;
 };
 
-// The communicators that are open, by their numbers.
-class Registry
-{
-   public:
-    int64_t add(Open made)
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        open_[++last_] = std::move(made);
-        return last_;
-    }
-
-    const Open &find(int64_t number)
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = open_.find(number);
-        require(found != open_.end(), "the communicator is closed");
-        return found->second;
-    }
-
-    // Taken out first, so that no other communicator waits while this one closes.
-    Open remove(int64_t number)
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto node = open_.extract(number);
-        return node.empty() ? Open{nullptr, kHost} : std::move(node.mapped());
-    }
-
-   private:
-    std::mutex mutex_;
-    std::map<int64_t, Open> open_;
-    int64_t last_ = 0;
-};
-
-Registry &
+// The communicators that are open.
+Registry<Open> &
 registry()
 {
-    static Registry made;
+    static Registry<Open> made("the communicator is closed");
     return made;
 }
 
@@ -138,7 +98,8 @@ nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
     tp_comm *comm = nullptr;
     if (tp_comm_make(&comm, nccl.get(), &given, &place, &err) < 0)
         raise(&err);
-    return registry().add({std::unique_ptr<tp_comm, Close>(comm), device});
+    std::shared_ptr<tp_comm> owned(comm, tp_comm_close);
+    return registry().add(std::make_shared<Open>(Open{std::move(owned), device}));
 }
 
 // Appends a parcel for each tensor.
@@ -175,27 +136,27 @@ nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
               std::vector<int64_t> to, std::vector<Tensor> received,
               std::vector<int64_t> from)
 {
-    const Open &open = registry().find(number);
+    const std::shared_ptr<Open> open = registry().find(number);
     std::vector<tp_parcel> parcels;
-    add_parcels(&parcels, sent, to, true, open.device);
-    add_parcels(&parcels, received, from, false, open.device);
+    add_parcels(&parcels, sent, to, true, open->device);
+    add_parcels(&parcels, received, from, false, open->device);
     std::optional<Device> device;
     tp_stream stream = {nullptr, always_done};
-    if (open.device != kHost) {
-        device.emplace(static_cast<int32_t>(open.device));
+    if (open->device != kHost) {
+        device.emplace(static_cast<int32_t>(open->device));
         stream = {device->stream, device->api->stream_done};
     }
     const tp_exchange exchange = {what.c_str(), parcels.data(),
                                   static_cast<int64_t>(parcels.size()), stream};
     tp_error err = TP_NO_ERROR;
-    if (tp_exchange_run(open.comm.get(), &exchange, &err) < 0)
+    if (tp_exchange_run(open->comm.get(), &exchange, &err) < 0)
         raise(&err);
 }
 
 void
 nccl_close(int64_t number)
 {
-    (void)registry().remove(number);
+    registry().remove(number);
 }
 
 }  // namespace
