@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from deepspeed_autotp import native, ops, vocabulary
+from deepspeed_autotp import vocabulary
 from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.staging import Staging
 
 # Cycles that the device sleeps, some ten milliseconds, while the host gets ahead of it.
@@ -97,7 +98,7 @@ def copies(features: int) -> Iterator[Case]:
     moved = 2 * shard.nbytes
 
     def pack(view: tuple[int, int, int], runs: tuple[int, ...], shape: tuple[int, int]) -> Tensor:
-        return ops.pack(full, view=view, runs=runs, shape=shape)
+        return packing.pack(full, view=view, runs=runs, shape=shape)
 
     rows, columns = (1, features, features), (features, features, 1)
     yield Case(
@@ -126,7 +127,7 @@ def copies(features: int) -> Iterator[Case]:
     yield Case(
         "unpack column",
         moved,
-        lambda: ops.unpack_(full, shard, view=rows, runs=(start, width)),
+        lambda: packing.unpack_(full, shard, view=rows, runs=(start, width)),
         lambda: full.narrow(0, start, width).copy_(shard),
         "narrow().copy_()",
     )
@@ -135,11 +136,11 @@ def copies(features: int) -> Iterator[Case]:
 def many(count: int) -> Iterator[Case]:
     """Small tensors of a MoE, their shards made anew."""
     fulls = [torch.empty(256, 64, device="cuda").bfloat16() for _ in range(count)]
-    cuts = [ops.Cut(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
+    cuts = [packing.Cut(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
     yield Case(
         f"pack {count} tensors",
         count * 2 * 64 * 64 * 2,
-        lambda: ops.pack_many(fulls, cuts),
+        lambda: packing.pack_many(fulls, cuts),
         lambda: [full.narrow(0, 64, 64).clone() for full in fulls],
         "narrow().clone() each",
         ahead=False,
@@ -210,8 +211,8 @@ def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
 def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     """Column and row cuts over four ranks of weights in host memory."""
     fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
-    column = ops.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
-    row = ops.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
+    column = packing.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
+    row = packing.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
     device = torch.device("cuda", torch.cuda.current_device())
     moved = sum(full.nbytes for full in fulls) // 4
     pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
@@ -284,8 +285,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         console.print(f"no GPU: nothing was measured (torch {torch.__version__})")
         return 2
-    library = native.find_library()
-    if reason := library.reason or native.obstacle(torch.cuda.current_device()):
+    library = operators.find_library()
+    if reason := library.reason or operators.obstacle(torch.cuda.current_device()):
         console.print(f"the kernels do not run here, so nothing was measured: {reason}")
         return 2
     archs = ", ".join(map(str, library.archs))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def column_case(weight: Tensor, *, ranks: int) -> Case:
     return Case(
         f"column, TP {ranks}",
         "chunk(dim 0).clone()",
-        lambda: ops.pack(weight, view=(1, rows, columns), runs=runs, shape=(width, columns)),
+        lambda: packing.pack(weight, view=(1, rows, columns), runs=runs, shape=(width, columns)),
         lambda: weight.chunk(ranks, 0)[-1].clone(),
     )
 
@@ -54,7 +54,7 @@ def row_case(weight: Tensor, *, ranks: int) -> Case:
     return Case(
         f"row, TP {ranks}",
         "chunk(dim 1).clone()",
-        lambda: ops.pack(weight, view=(rows, columns, 1), runs=runs, shape=(rows, width)),
+        lambda: packing.pack(weight, view=(rows, columns, 1), runs=runs, shape=(rows, width)),
         lambda: weight.chunk(ranks, 1)[-1].clone(),
     )
 
@@ -69,7 +69,7 @@ def fused_case(weight: Tensor, *, ranks: int) -> Case:
     return Case(
         f"fused, TP {ranks}",
         "cat of narrows",
-        lambda: ops.pack(weight, view=(1, rows, columns), runs=runs, shape=shape),
+        lambda: packing.pack(weight, view=(1, rows, columns), runs=runs, shape=shape),
         lambda: torch.cat([weight.narrow(0, *span) for span in spans]),
     )
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.collectives import Parts
@@ -24,6 +23,7 @@ from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.head_inputs import takes_heads
 from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, mixed_class, sharded_class
+from deepspeed_autotp.native import packing
 from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.shared_input import SharedInput
 from deepspeed_autotp.stages import Changes, cut_tokens
@@ -83,7 +83,7 @@ class Conversion:
         for index, entry in self._cut_entries():
             parameter = self._parameters[index]
             rank = self._group.rank
-            view = ops.narrow(
+            view = packing.narrow(
                 parameter.data,
                 view=entry.view,
                 runs=entry.runs(rank),

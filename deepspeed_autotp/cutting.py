@@ -16,8 +16,8 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor, nn
 
-from deepspeed_autotp import native, ops
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.staging import Staging
 
 __all__ = ["check_room", "cut_parameters", "move_parameters"]
@@ -53,7 +53,7 @@ def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: in
     for several in _batches(parameters):
         cuts = [_cut(entry, rank) for _, entry in several]
         try:
-            shards = ops.pack_many([parameter.data for parameter, _ in several], cuts)
+            shards = packing.pack_many([parameter.data for parameter, _ in several], cuts)
         except (RuntimeError, MemoryError) as error:
             if not _is_no_memory(error):
                 raise
@@ -78,8 +78,8 @@ def move_parameters(
             parameter.data = staging.whole(parameter.data)
 
 
-def _cut(entry: Entry, rank: int) -> ops.Cut:
-    return ops.Cut(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+def _cut(entry: Entry, rank: int) -> packing.Cut:
+    return packing.Cut(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
 def _batches(
@@ -89,7 +89,7 @@ def _batches(
     waiting: list[tuple[nn.Parameter, Entry]] = []
     size = 0
     for parameter, entry in parameters:
-        if parameter.nbytes > _SMALL or not native.on_gpu(parameter):
+        if parameter.nbytes > _SMALL or not operators.on_gpu(parameter):
             yield [(parameter, entry)]
             continue
         waiting.append((parameter, entry))
@@ -107,7 +107,7 @@ def _is_no_memory(error: Exception) -> bool:
     )
 
 
-def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Tensor:
+def _in_place(full: Tensor, cut: packing.Cut, entry: Entry, error: Exception) -> Tensor:
     _log.warning(
         "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
         "memory, of which it uses the front; who else holds that memory finds it overwritten",
@@ -115,9 +115,9 @@ def _in_place(full: Tensor, cut: ops.Cut, entry: Entry, error: Exception) -> Ten
         " ".join(str(error).split()) or type(error).__name__,
     )
     try:
-        return ops.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+        return packing.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
     except ValueError:  # runs in an order, or a layout, that would overwrite what is still needed
-        shard = ops.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
+        shard = packing.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
         if full.is_contiguous() or full.untyped_storage().nbytes() == full.nbytes:
             return full.as_strided(shard.shape, shard.stride()).copy_(shard)
         # What lies between its elements is not its own.

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import deepspeed_autotp
-from deepspeed_autotp import _core, native, nccl, shared_memory
+from deepspeed_autotp import _core, nccl, shared_memory
+from deepspeed_autotp.native import operators
 
 __all__ = ["examine", "examined_table"]
 
@@ -40,7 +41,7 @@ def examined_table() -> Table:
 
 def examine() -> dict[str, list[Row]]:
     """Findings under their titles. Makes a context on each GPU, to ask whether kernels run."""
-    library = native.find_library()
+    library = operators.find_library()
     return {
         "versions": list(_versions()),
         "build": list(_build(library)),
@@ -61,11 +62,11 @@ def _versions() -> Iterator[Row]:
             yield name, "not installed"
 
 
-def _build(library: native.Library) -> Iterator[Row]:
+def _build(library: operators.Library) -> Iterator[Row]:
     core = _core.core_info()
     yield "_core", str(_core.__file__)
     yield "PCRE2", f"{core['pcre2']}, {'with' if core['jit'] else 'without'} JIT"
-    compiler, torch_headers, torch_oldest = native.build_info()
+    compiler, torch_headers, torch_oldest = operators.build_info()
     yield "_ops", f"torch {torch_headers} headers, serves {torch_oldest} and later; {compiler}"
     if library.reason:
         yield "CUDA library", f"none: {library.reason}"
@@ -76,9 +77,9 @@ def _build(library: native.Library) -> Iterator[Row]:
     yield "architectures", f"{archs}, and intermediate code of {library.archs[-1]} for later ones"
 
 
-def _devices(library: native.Library) -> Iterator[Row]:
+def _devices(library: operators.Library) -> Iterator[Row]:
     if not library.reason:
-        found = native.devices()
+        found = operators.devices()
         words = f"{found.words} (CUDA error {found.error})"
         if found.error == _NO_DRIVER:
             words = f"no NVIDIA driver, or one older than the library needs: {words}"
@@ -92,13 +93,13 @@ def _devices(library: native.Library) -> Iterator[Row]:
         yield f"cuda:{index}", f"{seen.name}, architecture {seen.major}{seen.minor}, {memory}"
 
 
-def _used(library: native.Library) -> Iterator[Row]:
+def _used(library: operators.Library) -> Iterator[Row]:
     threads = torch.get_num_threads()
     yield "cutting and gathering", f"on a host C, on {threads} thread{'s' * (threads > 1)}"
     if not torch.cuda.is_available():
         yield "cross-entropy of parts", "torch's operations, in chunks, as there is no GPU"
     for index in range(torch.cuda.device_count()):
-        obstacle = library.reason or native.obstacle(index)
+        obstacle = library.reason or operators.obstacle(index)
         used = f"torch's own operations: {obstacle}" if obstacle else "the CUDA library"
         yield f"both on cuda:{index}", used
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"

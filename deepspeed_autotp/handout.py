@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import ops
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.convert import Conversion, replace_data
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lockstep import lockstep
+from deepspeed_autotp.native import packing
 from deepspeed_autotp.sharded import cut, kind_of
 from deepspeed_autotp.transfer import Carrier, carrier
 
@@ -137,7 +137,9 @@ class Handout(Conversion):
 
 def _part(full: Tensor, entry: Entry, rank: int) -> Tensor:
     """The shard of ``rank``, which it is sent; a view where its bytes lie one after the other."""
-    view = ops.narrow(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+    view = packing.narrow(
+        full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank)
+    )
     if view is not None and view.is_contiguous():
         return view
     return cut(full, entry=entry, rank=rank)

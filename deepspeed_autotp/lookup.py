@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
 __all__ = ["lookup"]
 
-_ops = native.loaded()
+_ops = operators.loaded()
 
 
 def lookup(
@@ -42,7 +42,7 @@ def lookup(
     the device, its row is NaN, on every rank.
     """
     nowhere = -1 if padding is None else padding
-    if weight.device.type == "cpu" or native.on_gpu(weight):
+    if weight.device.type == "cpu" or operators.on_gpu(weight):
         rows: Tensor = _ops.lookup(weight.contiguous(), ids.contiguous(), start, size, nowhere)
         return rows
     found: Tensor = _ByTorch.apply(weight, ids, start, size, nowhere)  # type: ignore[no-untyped-call]

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import native
 from deepspeed_autotp.group import TPGroup, time_limit
+from deepspeed_autotp.native import operators
 
 __all__ = ["Communicator", "Found", "check_environment", "connect", "find"]
 
@@ -28,7 +28,7 @@ _VARIABLE = "AUTOTP_NCCL"
 
 _log = logging.getLogger("deepspeed_autotp")
 
-_ops = native.loaded()
+_ops = operators.loaded()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _agreed(group: TPGroup, place: torch.device) -> bool:
 def _obstacle(found: Found, device: torch.device) -> str:
     """Why NCCL cannot move tensors on a device; empty where it can."""
     if device.type == "cuda":
-        return native.obstacle(device.index)
+        return operators.obstacle(device.index)
     if found.on_host and device.type == "cpu":
         return ""
     return f"it moves tensors that lie on a GPU; these lie on {device}"

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop, ops
+from deepspeed_autotp import interop
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.native import packing
 from deepspeed_autotp.transfer import Carrier, Kind
 
 _KEY = "tensor_parallel"
@@ -25,7 +26,7 @@ _KEY = "tensor_parallel"
 
 def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
     """The shard of ``full`` that ``rank`` holds, as a tensor of its own."""
-    return ops.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+    return packing.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
 def kind_of(tensor: Tensor, entry: Entry, ranks: int) -> Kind:
@@ -160,7 +161,7 @@ def _joined(parts: Sequence[Tensor], entry: Entry) -> Tensor:
     """The full tensor whose shards, by rank, are ``parts``."""
     full = parts[0].new_empty(entry.shape)
     for rank, part in enumerate(parts):
-        ops.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
+        packing.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
     return full
 
 

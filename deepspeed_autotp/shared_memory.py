@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
 # Bytes of one of a rank's two slots; a longer message goes in pieces. Larger ones gain nothing, and
 # containers often have no more than 64 MB of shared memory.
@@ -30,7 +30,7 @@ _HOST = torch.device("cpu")
 
 _log = logging.getLogger("deepspeed_autotp")
 
-_ops = native.loaded()
+_ops = operators.loaded()
 
 
 class Started(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 
 __all__ = ["Staging"]
 
@@ -35,7 +35,7 @@ class Staging:
         self._left: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
-    def shard(self, full: Tensor, cut: ops.Cut) -> Tensor:
+    def shard(self, full: Tensor, cut: packing.Cut) -> Tensor:
         """The shard of a host tensor on the device; complete in the device's current stream."""
         shard = torch.empty(list(cut.shape), dtype=full.dtype, device=self._device)
         source = full.detach().resolve_conj().resolve_neg().contiguous()
@@ -43,7 +43,7 @@ class Staging:
         begin = 0
         for piece in target.split(self._buffers[0].numel()):
             part = self._taken()[: piece.numel()]
-            ops.pack_part_(part, source, cut, begin=begin)
+            packing.pack_part_(part, source, cut, begin=begin)
             piece.copy_(part, non_blocking=self._pinned)
             self._sent()
             begin += piece.numel()
@@ -53,7 +53,7 @@ class Staging:
         """All of a host tensor on the device."""
         items = full.numel()
         runs = (0, items) if items else ()
-        return self.shard(full, ops.Cut(view=(1, items, 1), runs=runs, shape=full.shape))
+        return self.shard(full, packing.Cut(view=(1, items, 1), runs=runs, shape=full.shape))
 
     def _taken(self) -> Tensor:
         """The buffer whose turn it is, once it has left."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
 __all__ = ["differentiate", "differentiate_", "statistics"]
 
@@ -30,7 +30,7 @@ _DEVICE_CHUNK = 64 << 20
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_ops = native.loaded()
+_ops = operators.loaded()
 
 
 def statistics(logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
@@ -74,7 +74,7 @@ def differentiate(
 
 
 def _has_kernel(logits: Tensor) -> bool:
-    return logits.dtype in _KERNEL_DTYPES and logits.is_contiguous() and native.on_gpu(logits)
+    return logits.dtype in _KERNEL_DTYPES and logits.is_contiguous() and operators.on_gpu(logits)
 
 
 def _statistics(logits: Tensor, columns: Tensor, cap: float) -> Tensor:

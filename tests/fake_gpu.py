@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import native, ops, vocabulary
+from deepspeed_autotp import vocabulary
+from deepspeed_autotp.native import operators, packing
 from tests.emulated import ORDERS, Library
 from tests.kernels import batch, drawn, exact
 from tests.test_gpu import CUTS
@@ -27,7 +28,7 @@ PLACES = (
     (torch.bfloat16, 3),
 )
 
-_OPS = native.loaded()
+_OPS = operators.loaded()
 _OVERLOADS = {
     "pack": _OPS.pack.default,
     "pack_many": _OPS.pack_many.default,
@@ -74,7 +75,7 @@ def drawn_cuts(count: int) -> Iterator[Cut]:
 def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
     shape, view, runs, part = cut
     full = drawn(shape, dtype, full_off)
-    want = ops.pack(full, view=view, runs=runs, shape=part)
+    want = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(on_gpu("pack", full, *view, runs, part), want)
     table = [*view, len(runs), len(part), *runs, *part]
     several = on_gpu("pack_many", [full, full], table * 2)
@@ -82,7 +83,7 @@ def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> No
     assert same(several[0], want) and same(several[1], want)
     ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, shard_off)
     on_gpu("unpack_", ours, shard, *view, runs)
-    ops.unpack_(theirs, shard, view=view, runs=runs)
+    packing.unpack_(theirs, shard, view=view, runs=runs)
     assert same(ours, theirs)
     on_gpu("compact_", full, *view, runs, part)
     assert same(full.view(-1)[: want.numel()].view(want.shape), want)
@@ -179,8 +180,8 @@ def errors() -> None:
     print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
     print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
     print(failure("lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
-    print(native.obstacle(0))
-    print(native.obstacle(9))
+    print(operators.obstacle(0))
+    print(operators.obstacle(9))
 
 
 def through_nccl() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepspeed_autotp import cutting, native, ops
+from deepspeed_autotp import cutting
+from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.staging import Staging
 
 
@@ -37,14 +38,14 @@ def weights(count: int) -> list[nn.Parameter]:
 
 def test_small_tensors_of_a_gpu_are_cut_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    pack_many = ops.pack_many
+    pack_many = packing.pack_many
 
-    def counted(fulls: list[torch.Tensor], cuts: list[ops.Cut]) -> list[torch.Tensor]:
+    def counted(fulls: list[torch.Tensor], cuts: list[packing.Cut]) -> list[torch.Tensor]:
         calls.append(len(fulls))
         return pack_many(fulls, cuts)
 
-    monkeypatch.setattr(native, "on_gpu", lambda tensor: True)
-    monkeypatch.setattr(ops, "pack_many", counted)
+    monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(packing, "pack_many", counted)
     monkeypatch.setattr(cutting, "_TOGETHER", 3 * 96)
     parameters = weights(9)
     parameters.append(nn.Parameter(torch.randn(8, 3 << 15)))
@@ -69,7 +70,7 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     def full(fulls: object, cuts: object) -> None:
         raise kind("tried to take 12 GiB")
 
-    monkeypatch.setattr(ops, "pack_many", full)
+    monkeypatch.setattr(packing, "pack_many", full)
     (parameter,) = weights(1)
     whole, place = parameter.detach().clone(), parameter.data_ptr()
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
@@ -85,7 +86,7 @@ def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyP
     def full(fulls: object, cuts: object) -> None:
         raise torch.OutOfMemoryError("tried to take 12 GiB")
 
-    monkeypatch.setattr(ops, "pack_many", full)
+    monkeypatch.setattr(packing, "pack_many", full)
     fused = torch.randn(8, 6)
     before = fused.clone()
     parameter = nn.Parameter(fused[:, :3])
@@ -99,7 +100,7 @@ def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     def broken(fulls: object, cuts: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(ops, "pack_many", broken)
+    monkeypatch.setattr(packing, "pack_many", broken)
     (parameter,) = weights(1)
     with pytest.raises(RuntimeError, match="an illegal memory access"):
         cutting.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]

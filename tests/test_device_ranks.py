@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
 ROOT = Path(__file__).resolve().parent.parent
 # float32 and bfloat16 are summed in another order over ranks.
@@ -27,7 +27,7 @@ def most(name: str) -> float:
 )
 def test_ranks_on_one_device_equal_one_process(device: str, ranks: int) -> None:
     if device == "cuda":
-        assert native.obstacle(0) == "", "torch's operations would stand in for the kernels"
+        assert operators.obstacle(0) == "", "torch's operations would stand in for the kernels"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         + [f"--nproc-per-node={ranks}", "-m", "tests.device_ranks", device],

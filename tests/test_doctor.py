@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepspeed_autotp import _core, cli, doctor, native
+from deepspeed_autotp import _core, cli, doctor
+from deepspeed_autotp.native import operators
 
 
 def rows() -> dict[str, str]:
@@ -28,17 +29,17 @@ def test_doctor_names_versions_build_and_use(capsys: pytest.CaptureFixture[str])
 
 
 def test_doctor_says_why_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    none = native.Library(reason="it is [away]", path="", archs=(), toolkit=(0, 0))
-    monkeypatch.setattr(native, "find_library", lambda: none)
+    none = operators.Library(reason="it is [away]", path="", archs=(), toolkit=(0, 0))
+    monkeypatch.setattr(operators, "find_library", lambda: none)
     assert rows()["CUDA library"] == "none: it is [away]"
     assert "architectures" not in rows() and "CUDA library sees" not in rows()
     assert doctor.examined_table().row_count > 10
 
 
 def test_doctor_names_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = native.Library(reason="", path="lib.so", archs=(80, 90), toolkit=(13, 0))
-    monkeypatch.setattr(native, "find_library", lambda: there)
-    monkeypatch.setattr(native, "devices", lambda: native.Devices(0, 35, "too old"))
+    there = operators.Library(reason="", path="lib.so", archs=(80, 90), toolkit=(13, 0))
+    monkeypatch.setattr(operators, "find_library", lambda: there)
+    monkeypatch.setattr(operators, "devices", lambda: operators.Devices(0, 35, "too old"))
     assert rows()["CUDA library sees"] == (
         "no NVIDIA driver, or one older than the library needs: too old (CUDA error 35)"
     )

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp import loss, native, ops, vocabulary
+from deepspeed_autotp import loss, vocabulary
 from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.native import operators, packing
 from tests import kernels
 from tests.kernels import batch, exact
 from tests.parts import parts_of
@@ -43,7 +44,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.fixture(autouse=True)
 def kernels_are_there() -> None:
-    assert native.obstacle(torch.cuda.current_device()) == ""
+    assert operators.obstacle(torch.cuda.current_device()) == ""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,17 +52,17 @@ def kernels_are_there() -> None:
 def test_cuts_are_those_of_the_host(dtype: torch.dtype, offset: int) -> None:
     for shape, view, runs, part in CUTS:
         full = drawn(shape, dtype, offset)
-        expected = ops.pack(full.cpu(), view=view, runs=runs, shape=part)
-        shard = ops.pack(full, view=view, runs=runs, shape=part)
+        expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
+        shard = packing.pack(full, view=view, runs=runs, shape=part)
         assert shard.is_cuda and same(shard, expected)
-        (again,) = ops.pack_many([full], [ops.Cut(view=view, runs=runs, shape=part)])
+        (again,) = packing.pack_many([full], [packing.Cut(view=view, runs=runs, shape=part)])
         assert same(again, expected)
         written, on_host = full.clone(), full.cpu().clone()
         other = drawn(part, dtype, offset)
-        ops.unpack_(written, other, view=view, runs=runs)
-        ops.unpack_(on_host, other.cpu(), view=view, runs=runs)
+        packing.unpack_(written, other, view=view, runs=runs)
+        packing.unpack_(on_host, other.cpu(), view=view, runs=runs)
         assert same(written, on_host)
-        assert same(ops.compact_(full, view=view, runs=runs, shape=part), expected)
+        assert same(packing.compact_(full, view=view, runs=runs, shape=part), expected)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +79,15 @@ def test_a_large_weight_is_packed_in_its_own_memory(
 ) -> None:
     shape = (view[0], sum(runs[1::2]), view[2])
     full = drawn(view, torch.bfloat16, 0)
-    expected = ops.pack(full.cpu(), view=view, runs=runs, shape=shape)
-    shard = ops.compact_(full, view=view, runs=runs, shape=shape)
+    expected = packing.pack(full.cpu(), view=view, runs=runs, shape=shape)
+    shard = packing.compact_(full, view=view, runs=runs, shape=shape)
     assert shard.data_ptr() == full.data_ptr() and same(shard, expected)
 
 
 def test_thousands_of_tensors_are_cut_together() -> None:
-    cut = ops.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
+    cut = packing.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
-    for full, shard in zip(fulls, ops.pack_many(fulls, [cut] * 1500), strict=True):
+    for full, shard in zip(fulls, packing.pack_many(fulls, [cut] * 1500), strict=True):
         assert torch.equal(full[16:32].view(torch.int16), shard.view(torch.int16))
 
 
@@ -96,7 +97,7 @@ def test_elements_beyond_32_bits_are_reached() -> None:
         pytest.skip("less than 7 GiB of GPU memory is free")
     full = torch.zeros(rows, 4096, dtype=torch.uint8, device="cuda")
     full[-1, 1024:2048] = torch.arange(1024, device="cuda").to(torch.uint8)
-    shard = ops.pack(full, view=(rows, 4096, 1), runs=(1024, 1024), shape=(rows, 1024))
+    shard = packing.pack(full, view=(rows, 4096, 1), runs=(1024, 1024), shape=(rows, 1024))
     assert torch.equal(shard[-1], full[-1, 1024:2048]) and not shard[:-1].any()
 
 
@@ -185,7 +186,7 @@ def test_copies_follow_the_current_stream() -> None:
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)
         full.fill_(7)
-        shard = ops.pack(full, view=(1, 4096, 4096), runs=(0, 1024), shape=(1024, 4096))
+        shard = packing.pack(full, view=(1, 4096, 4096), runs=(0, 1024), shape=(1024, 4096))
     side.synchronize()
     assert bool((shard == 7).all())
 
@@ -194,9 +195,9 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
     full = torch.arange(12.0, device="cuda").view(3, 4)
     view = (3, 4, 1)
     with pytest.raises(ValueError, match="both must be the same"):
-        ops.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
+        packing.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
     with pytest.raises(ValueError, match="does not lie inside"):
-        ops.pack(full, view=view, runs=(3, 2), shape=(3, 2))
+        packing.pack(full, view=view, runs=(3, 2), shape=(3, 2))
     named = torch.ops.deepspeed_autotp
     with pytest.raises(ValueError, match="columns are int64"):
         named.vocab_statistics(full, torch.zeros(3, device="cuda"), 0.0)
@@ -205,7 +206,7 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
     with pytest.raises(ValueError, match="float32, float16 or bfloat16"):
         columns = torch.zeros(3, dtype=torch.int64, device="cuda")
         named.vocab_statistics(full.double(), columns, 0.0)
-    assert ops.pack(full, view=view, runs=(1, 1), shape=(3, 1)).tolist() == [[1], [5], [9]]
+    assert packing.pack(full, view=view, runs=(1, 1), shape=(3, 1)).tolist() == [[1], [5], [9]]
     torch.cuda.synchronize()
 
 
@@ -251,12 +252,12 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
 def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None:
     full, columns = drawn((96, 64), torch.bfloat16, 0).t(), torch.zeros(64, dtype=torch.int64)
     view, runs, part = (64, 96, 1), (24, 24), (64, 24)
-    expected = ops.pack(full.cpu(), view=view, runs=runs, shape=part)
-    shard = ops.pack(full, view=view, runs=runs, shape=part)
+    expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
+    shard = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(shard, expected)
     written, on_host = torch.zeros_like(full), torch.zeros_like(full.cpu())
-    ops.unpack_(written, shard, view=view, runs=runs)
-    ops.unpack_(on_host, expected, view=view, runs=runs)
+    packing.unpack_(written, shard, view=view, runs=runs)
+    packing.unpack_(on_host, expected, view=view, runs=runs)
     assert torch.equal(written.cpu(), on_host)
     for logits in (full.float(), full[:, :0], full[:0]):
         found = vocabulary.statistics(logits, columns[: len(logits)].cuda())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 from tests.fatbin import architectures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 needs_library = pytest.mark.skipif(
-    bool(native.find_library().reason), reason="the package was built without nvcc"
+    bool(operators.find_library().reason), reason="the package was built without nvcc"
 )
 
 
@@ -35,7 +35,7 @@ def kernels_in(library: Path) -> list[tuple[set[int], set[int]]]:
 
 @needs_library
 def test_the_library_holds_code_for_the_architectures_it_names() -> None:
-    library = native.find_library()
+    library = operators.find_library()
     found = kernels_in(Path(library.path))
     assert len(found) >= len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
     for machine, ptx in found:
@@ -73,11 +73,11 @@ def test_a_release_compiles_without_warnings_for_all_architectures() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_driver_is_an_error_code_and_not_a_crash() -> None:
     for _ in range(2):
-        found = native.devices()
+        found = operators.devices()
         assert found.count == 0
         assert found.error in (35, 100), "no driver, or no device"
         assert found.words
-    assert not native.on_gpu(torch.zeros(1))
+    assert not operators.on_gpu(torch.zeros(1))
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +144,13 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
 
 WITHOUT = """
 import torch
-from deepspeed_autotp import native, ops
-assert native.find_library().reason and native.find_library().archs == ()
+from deepspeed_autotp.native import operators
+from deepspeed_autotp.native import packing
+assert operators.find_library().reason and operators.find_library().archs == ()
 full = torch.arange(12.0).view(3, 4)
-print(ops.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist())
+print(packing.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist())
 try:
-    native.devices()
+    operators.devices()
 except RuntimeError as error:
     print(error)
 """
@@ -178,13 +179,13 @@ def test_an_obstacle_is_told_once_and_torch_takes_over(
         def get_device(self) -> int:
             return 3
 
-    native._looked.cache_clear()
+    operators._looked.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(native, "obstacle", lambda index: f"no code for device {index}")
+    monkeypatch.setattr(operators, "obstacle", lambda index: f"no code for device {index}")
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
-        assert not native.on_gpu(OnGpu())  # type: ignore[arg-type]
-        assert not native.on_gpu(OnGpu())  # type: ignore[arg-type]
-    native._looked.cache_clear()
+        assert not operators.on_gpu(OnGpu())  # type: ignore[arg-type]
+        assert not operators.on_gpu(OnGpu())  # type: ignore[arg-type]
+    operators._looked.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         "on cuda:3 torch's own operations are used, which is slower: no code for device 3"
     ]
@@ -201,19 +202,19 @@ def test_the_choice_of_kernels_does_not_break_a_compiled_graph(
         return ""
 
     def chosen(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if native._runs(5) else x
+        return x + 1 if operators._runs(5) else x
 
-    native._looked.cache_clear()
-    monkeypatch.setattr(native, "obstacle", obstacle)
+    operators._looked.cache_clear()
+    monkeypatch.setattr(operators, "obstacle", obstacle)
     compiled = torch.compile(chosen, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(2)).tolist() == compiled(torch.zeros(2)).tolist() == [1, 1]
     assert asked == [5]
-    native._looked.cache_clear()
+    operators._looked.cache_clear()
 
 
 @needs_library
 def test_the_table_has_the_layout_that_the_header_says() -> None:
     """The library is opened as a stranger would: by name, and its first numbers read."""
-    entry = ctypes.CDLL(native.find_library().path).tp_cuda_api_get
+    entry = ctypes.CDLL(operators.find_library().path).tp_cuda_api_get
     entry.restype = ctypes.POINTER(ctypes.c_int32)
     assert entry()[0] == ABI and entry()[1] >= 12010

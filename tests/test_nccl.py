@@ -91,9 +91,9 @@ def test_a_library_that_lacks_a_function_is_not_used(
 
 LOOKS = """
 import ctypes, sys
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
-find = native.loaded().nccl_find
+find = operators.loaded().nccl_find
 print(find(sys.argv[1])[1])
 ctypes.CDLL(sys.argv[2])
 print(find(sys.argv[1])[1])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepspeed_autotp import native, nccl
+from deepspeed_autotp import nccl
+from deepspeed_autotp.native import operators
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +19,7 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
     """A communicator of one rank, which needs no other GPU, is made, used and closed."""
     found = nccl.find()
     assert found.reason == "" and found.number >= 21400 and not found.on_host
-    operators, made = native.loaded(), torch.zeros(128, dtype=torch.uint8)
+    operators, made = operators.loaded(), torch.zeros(128, dtype=torch.uint8)
     operators.nccl_id_(made, found.path)
     assert made.any()
     index = torch.cuda.current_device()
@@ -32,7 +33,7 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
 def test_memory_of_a_host_is_refused() -> None:
     made = torch.zeros(128, dtype=torch.uint8)
     with pytest.raises(ValueError, match="tensors that lie on a GPU, not those of a host"):
-        native.loaded().nccl_make(nccl.find().path, made, 0, 1, -1, 60.0)
+        operators.loaded().nccl_make(nccl.find().path, made, 0, 1, -1, 60.0)
 
 
 MOVES = """

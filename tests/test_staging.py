@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 from deepspeed_autotp.staging import Staging
 from tests.python.test_ops import DTYPES, Cut, bits, cuts, random_bits, reference
 
@@ -23,7 +23,7 @@ def test_a_shard_through_buffers_is_the_shard(
     given_full = full.transpose(0, -1).contiguous().transpose(0, -1) if transposed else full
     staging = Staging(HOST, buffer=buffer)
     for _ in range(2):
-        wanted = ops.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
+        wanted = packing.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
         shard = staging.shard(given_full, wanted)
         assert shard.dtype == dtype and shard.shape == cut.shape
         assert torch.equal(bits(shard), reference(full, cut))
@@ -33,7 +33,7 @@ def test_a_shard_through_buffers_is_the_shard(
 def test_the_device_holds_the_shard_alone_and_no_view_of_a_buffer() -> None:
     staging = Staging(HOST, buffer=16)
     full = torch.arange(12.0).view(3, 4)
-    cut = ops.Cut(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
+    cut = packing.Cut(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
     first = staging.shard(full, cut)
     staging.shard(full + 1, cut)
     assert first.tolist() == [[2, 3], [6, 7], [10, 11]]
@@ -41,14 +41,14 @@ def test_the_device_holds_the_shard_alone_and_no_view_of_a_buffer() -> None:
 
 
 def test_a_part_behind_the_shard_is_refused() -> None:
-    full, cut = torch.arange(6.0), ops.Cut(view=(1, 6, 1), runs=(1, 2), shape=(2,))
+    full, cut = torch.arange(6.0), packing.Cut(view=(1, 6, 1), runs=(1, 2), shape=(2,))
     part = torch.zeros(8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="ends behind the shard"):
-        ops.pack_part_(part, full, cut, begin=1)
+        packing.pack_part_(part, full, cut, begin=1)
     with pytest.raises(ValueError, match="ends behind the shard"):
-        ops.pack_part_(part, full, cut, begin=-1)
+        packing.pack_part_(part, full, cut, begin=-1)
     with pytest.raises(ValueError, match="contiguous bytes on a host"):
-        ops.pack_part_(part.float(), full, cut, begin=0)
+        packing.pack_part_(part.float(), full, cut, begin=0)
     assert not part.any()
 
 
@@ -70,8 +70,8 @@ def test_a_shard_arrives_on_a_gpu(buffer: int) -> None:
     ):
         # Pieces wait behind this, so a buffer that is filled again before it has left is seen.
         torch.cuda._sleep(20_000_000)
-        shard = staging.shard(full, ops.Cut(view=view, runs=runs, shape=shape))
+        shard = staging.shard(full, packing.Cut(view=view, runs=runs, shape=shape))
         assert shard.is_cuda
-        assert torch.equal(shard.cpu(), ops.pack(full, view=view, runs=runs, shape=shape))
+        assert torch.equal(shard.cpu(), packing.pack(full, view=view, runs=runs, shape=shape))
     torch.cuda._sleep(20_000_000)
     assert torch.equal(staging.whole(full).cpu(), full)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deepspeed_autotp import _core, native
+from deepspeed_autotp import _core
+from deepspeed_autotp.native import operators
 
 FOLDER = Path(str(_core.__file__)).parent
 ALWAYS = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libgcc_s.so.1"}
@@ -56,7 +57,7 @@ def test_the_operators_use_the_stable_interface_of_torch_alone() -> None:
 
 @needs_tools
 def test_the_cuda_library_carries_its_runtime() -> None:
-    library = native.find_library()
+    library = operators.find_library()
     if library.reason:
         pytest.skip("the package was built without nvcc")
     assert needed(Path(library.path)) <= ALWAYS

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -110,7 +110,7 @@ def permuted(full: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def pack(full: Tensor, cut: Cut) -> Tensor:
-    return ops.pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+    return packing.pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_unpack_restores_the_runs_and_touches_nothing_else(cut: Cut, dtype: torc
         expected.narrow(1, start, length).copy_(seen.narrow(1, start, length))
 
     result = target.clone()
-    ops.unpack_(result, pack(source, cut), view=cut.view, runs=cut.runs)
+    packing.unpack_(result, pack(source, cut), view=cut.view, runs=cut.runs)
     assert torch.equal(bits(result), expected.reshape(*cut.full, dtype.itemsize))
     assert torch.equal(bits(pack(result, cut)), bits(pack(source, cut)))
 
@@ -157,9 +157,9 @@ def test_memory_of_another_order_packs_and_unpacks_the_same(cut: Cut, data: st.D
     assert shard.is_contiguous()
 
     target = permuted(torch.zeros_like(full), order)
-    ops.unpack_(target, shard, view=cut.view, runs=cut.runs)
+    packing.unpack_(target, shard, view=cut.view, runs=cut.runs)
     expected = torch.zeros_like(full)
-    ops.unpack_(expected, shard, view=cut.view, runs=cut.runs)
+    packing.unpack_(expected, shard, view=cut.view, runs=cut.runs)
     assert torch.equal(target, expected)
 
 
@@ -168,7 +168,7 @@ def test_memory_of_another_order_packs_and_unpacks_the_same(cut: Cut, data: st.D
 def test_narrow_is_a_view_that_equals_pack_or_none(cut: Cut, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(cut.full))))
     full = permuted(random_bits(cut.full, torch.int32), order)
-    view = ops.narrow(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+    view = packing.narrow(full, view=cut.view, runs=cut.runs, shape=cut.shape)
     if view is None:
         return
     assert len(cut.runs) == 2
@@ -187,32 +187,32 @@ def test_narrow_is_a_view_that_equals_pack_or_none(cut: Cut, data: st.DataObject
     ],
 )
 def test_narrow_finds_the_view_of_one_run(
-    full: tuple[int, ...], view: ops.View, runs: tuple[int, ...], shape: tuple[int, ...]
+    full: tuple[int, ...], view: packing.View, runs: tuple[int, ...], shape: tuple[int, ...]
 ) -> None:
     weight = torch.arange(math.prod(full)).view(full)
-    shard = ops.narrow(weight, view=view, runs=runs, shape=shape)
+    shard = packing.narrow(weight, view=view, runs=runs, shape=shape)
     assert shard is not None
-    assert torch.equal(shard, ops.pack(weight, view=view, runs=runs, shape=shape))
+    assert torch.equal(shard, packing.pack(weight, view=view, runs=runs, shape=shape))
     shard.fill_(-1)
     assert (weight == -1).sum() == math.prod(shape)
 
 
 def test_narrow_has_no_view_of_stacked_experts_or_of_two_runs() -> None:
     stacked = torch.zeros(2 * 6, 4)
-    assert ops.narrow(stacked, view=(2, 6, 4), runs=(3, 3), shape=(6, 4)) is None
-    assert ops.narrow(stacked, view=(1, 12, 4), runs=(0, 2, 6, 2), shape=(4, 4)) is None
+    assert packing.narrow(stacked, view=(2, 6, 4), runs=(3, 3), shape=(6, 4)) is None
+    assert packing.narrow(stacked, view=(1, 12, 4), runs=(0, 2, 6, 2), shape=(4, 4)) is None
 
 
 def test_stacked_experts_are_cut_inside_each_expert() -> None:
     experts = torch.arange(2 * 4 * 3).view(8, 3)
-    shard = ops.pack(experts, view=(2, 4, 3), runs=(2, 2), shape=(4, 3))
+    shard = packing.pack(experts, view=(2, 4, 3), runs=(2, 2), shape=(4, 3))
     assert torch.equal(shard, experts[[2, 3, 6, 7]])
 
 
 def test_pack_never_shares_memory_even_when_the_shard_is_everything() -> None:
     full = torch.zeros(4, 4)
     for weight in (full, full.t()):
-        shard = ops.pack(weight, view=(1, 4, 4), runs=(0, 4), shape=(4, 4))
+        shard = packing.pack(weight, view=(1, 4, 4), runs=(0, 4), shape=(4, 4))
         shard.fill_(1)
         assert not full.any()
 
@@ -238,11 +238,11 @@ def test_bad_runs_raise_value_error_naming_run_and_size(
     weight = given_full[where]
     view = (1, 10, 2)
     with pytest.raises(ValueError, match=message):
-        ops.pack(weight, view=view, runs=runs, shape=shape)
+        packing.pack(weight, view=view, runs=runs, shape=shape)
     with pytest.raises(ValueError, match=message):
-        ops.narrow(weight, view=view, runs=runs, shape=shape)
+        packing.narrow(weight, view=view, runs=runs, shape=shape)
     with pytest.raises(ValueError, match=message):
-        ops.unpack_(weight, weight.new_zeros(shape), view=view, runs=runs)
+        packing.unpack_(weight, weight.new_zeros(shape), view=view, runs=runs)
     assert torch.equal(full, torch.arange(20).view(10, 2))
 
 
@@ -252,7 +252,7 @@ def test_a_view_of_another_size_raises_value_error(transposed: bool) -> None:
     weight = permuted(full, (1, 0)) if transposed else full
     for view in ((1, 10, 3), (-1, -10, 2), (2**40, 2**40, 2**40)):
         with pytest.raises(ValueError, match="does not fit a full tensor of 20 elements"):
-            ops.pack(weight, view=view, runs=(0, 1), shape=(1, 2))
+            packing.pack(weight, view=view, runs=(0, 1), shape=(1, 2))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -262,17 +262,17 @@ def test_overlapping_runs_pack_but_do_not_unpack(transposed: bool) -> None:
     cut = Cut((10, 2), (1, 10, 2), (5, 2, 0, 1, 6, 1), (4, 2))
     assert torch.equal(pack(weight, cut), full[[5, 6, 0, 6]])
     with pytest.raises(ValueError, match=r"\(start 5, length 2\) and \(start 6, length 1\) overl"):
-        ops.unpack_(weight, torch.zeros(4, 2, dtype=torch.int64), view=cut.view, runs=cut.runs)
+        packing.unpack_(weight, torch.zeros(4, 2, dtype=torch.int64), view=cut.view, runs=cut.runs)
 
 
 def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> None:
     full = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"float64 on cpu, the full tensor torch\.float32 on cpu"):
-        ops.unpack_(full, torch.zeros(2, 2).double(), view=(1, 4, 2), runs=(0, 2))
+        packing.unpack_(full, torch.zeros(2, 2).double(), view=(1, 4, 2), runs=(0, 2))
     with pytest.raises(ValueError, match="float32 on meta"):
-        ops.unpack_(full, torch.zeros(2, 2, device="meta"), view=(1, 4, 2), runs=(0, 2))
+        packing.unpack_(full, torch.zeros(2, 2, device="meta"), view=(1, 4, 2), runs=(0, 2))
     with pytest.raises(ValueError, match="shares no memory"):
-        ops.unpack_(full, full[1:3], view=(1, 4, 2), runs=(0, 2))
+        packing.unpack_(full, full[1:3], view=(1, 4, 2), runs=(0, 2))
     with pytest.raises(ValueError, match="full tensor's dtype"):
         torch.ops.deepspeed_autotp.unpack_(full, torch.zeros(2, 2).int(), 1, 4, 2, [0, 2])
 
@@ -287,25 +287,25 @@ def test_a_view_that_joins_dimensions_needs_contiguous_memory() -> None:
 
 def test_meta_tensors_give_meta_shards() -> None:
     full = torch.empty(10, 2, device="meta", dtype=torch.bfloat16)
-    shard = ops.pack(full, view=(1, 10, 2), runs=(1, 3), shape=(3, 2))
+    shard = packing.pack(full, view=(1, 10, 2), runs=(1, 3), shape=(3, 2))
     assert (shard.device.type, shard.dtype, shard.shape) == ("meta", torch.bfloat16, (3, 2))
-    ops.unpack_(full, shard, view=(1, 10, 2), runs=(1, 3))
+    packing.unpack_(full, shard, view=(1, 10, 2), runs=(1, 3))
 
 
 def test_conjugated_tensors_are_resolved() -> None:
     full = torch.randn(4, 2, dtype=torch.complex64).conj()
-    shard = ops.pack(full, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
+    shard = packing.pack(full, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
     assert torch.equal(shard, full[1:3])
-    ops.unpack_(full, shard * 2, view=(1, 4, 2), runs=(1, 2))
+    packing.unpack_(full, shard * 2, view=(1, 4, 2), runs=(1, 2))
     assert torch.equal(full[1:3], shard * 2)
 
 
 def test_parameters_keep_no_history_and_count_the_write() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 2))
     version = weight._version
-    shard = ops.pack(weight, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
+    shard = packing.pack(weight, view=(1, 4, 2), runs=(1, 2), shape=(2, 2))
     assert not shard.requires_grad
-    ops.unpack_(weight, shard + 1, view=(1, 4, 2), runs=(1, 2))
+    packing.unpack_(weight, shard + 1, view=(1, 4, 2), runs=(1, 2))
     assert weight._version > version
     assert weight.sum() == 4
 
@@ -324,8 +324,8 @@ def test_opcheck_accepts_both_operators(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_compiled_function_gives_the_eager_result(transposed: bool) -> None:
     def double(weight: Tensor) -> Tensor:
-        shard = ops.pack(weight, view=(4, 6, 1), runs=(4, 2, 0, 1), shape=(4, 3))
-        ops.unpack_(weight, shard * 2, view=(4, 6, 1), runs=(4, 2, 0, 1))
+        shard = packing.pack(weight, view=(4, 6, 1), runs=(4, 2, 0, 1), shape=(4, 3))
+        packing.unpack_(weight, shard * 2, view=(4, 6, 1), runs=(4, 2, 0, 1))
         return shard
 
     full = torch.randn(4, 6)
@@ -345,7 +345,7 @@ def test_a_compiled_function_gives_the_eager_result(transposed: bool) -> None:
     ],
 )
 def test_the_number_of_threads_does_not_change_the_result(
-    view: ops.View, runs: tuple[int, ...]
+    view: packing.View, runs: tuple[int, ...]
 ) -> None:
     full = random_bits((3001, 1021), torch.float32)
     shape = (view[0] * sum(runs[1::2]) * view[2],)
@@ -355,7 +355,7 @@ def test_the_number_of_threads_does_not_change_the_result(
         torch.set_num_threads(count)
         shard = pack(full, cut)
         target = torch.zeros_like(full)
-        ops.unpack_(target, shard, view=view, runs=runs)
+        packing.unpack_(target, shard, view=view, runs=runs)
         results.append((shard, target))
         assert torch.equal(bits(shard), reference(full, cut))
     for shard, target in results[1:]:
@@ -370,16 +370,16 @@ def test_more_than_two_to_the_31_elements_are_addressed_exactly() -> None:
     full[0] = 0
     full[-4:] = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
     view, runs = (1, size, 1), (size - 3, 3, 0, 1)
-    shard = ops.pack(full, view=view, runs=runs, shape=(4,))
+    shard = packing.pack(full, view=view, runs=runs, shape=(4,))
     assert shard.tolist() == [1, 2, 3, 0]
-    ops.unpack_(full, shard + 1, view=view, runs=runs)
+    packing.unpack_(full, shard + 1, view=view, runs=runs)
     assert full[-4:].tolist() == [0, 2, 3, 4]
     assert full[0] == 1
 
 
 PEAK = """
 import sys, torch
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 
 def peak():
     # Not ru_maxrss: a child starts with its parent's.
@@ -388,14 +388,14 @@ def peak():
     return int(lines["VmHWM"].split()[0]) * 1024
 
 def pack(rows, runs):
-    return ops.pack(full, view=(rows, 8192, 1), runs=runs, shape=(rows, sum(runs[1::2])))
+    return packing.pack(full, view=(rows, 8192, 1), runs=runs, shape=(rows, sum(runs[1::2])))
 
 torch.set_num_threads(1)
 rows = 8192
 full = torch.empty(8192, rows).fill_(1)
 full = full.t() if sys.argv[1] == "transposed" else full
 # The first call loads code; only what a later one takes belongs to the shard.
-ops.pack(full[:64], view=(64, 8192, 1), runs=(0, 1), shape=(64, 1))
+packing.pack(full[:64], view=(64, 8192, 1), runs=(0, 1), shape=(64, 1))
 before = peak()
 shard = pack(rows, (64, 1024, 5000, 1024))
 print(peak() - before - shard.nbytes)

@@ -6,21 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepspeed_autotp import ops
+from deepspeed_autotp.native import packing
 from tests.python.test_ops import DTYPES, Cut, bits, cuts, random_bits, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
-def of(cut: Cut) -> ops.Cut:
-    return ops.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
+def of(cut: Cut) -> packing.Cut:
+    return packing.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(cuts(), st.sampled_from(DTYPES)), max_size=5))
 def test_many_shards_are_those_of_each(drawn: list[tuple[Cut, torch.dtype]]) -> None:
     fulls = [random_bits(cut.full, dtype) for cut, dtype in drawn]
-    shards = ops.pack_many(fulls, [of(cut) for cut, _ in drawn])
+    shards = packing.pack_many(fulls, [of(cut) for cut, _ in drawn])
     assert len(shards) == len(drawn)
     for shard, full, (cut, dtype) in zip(shards, fulls, drawn, strict=True):
         assert shard.dtype == dtype and shard.shape == cut.shape
@@ -29,8 +29,8 @@ def test_many_shards_are_those_of_each(drawn: list[tuple[Cut, torch.dtype]]) -> 
 
 def test_many_shards_of_tensors_in_any_layout() -> None:
     full = torch.randn(6, 4)
-    cut = ops.Cut(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
-    shards = ops.pack_many([full, full.t().contiguous().t()], [cut, cut])
+    cut = packing.Cut(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
+    shards = packing.pack_many([full, full.t().contiguous().t()], [cut, cut])
     assert all(torch.equal(shard, full[:, 1:3]) for shard in shards)
 
 
@@ -42,7 +42,7 @@ def test_a_shard_in_place_is_the_shard(cut: Cut, dtype: torch.dtype) -> None:
     full = random_bits(cut.full, dtype)
     expected = reference(full, ordered)
     version = full._version
-    shard = ops.compact_(full, view=cut.view, runs=runs, shape=cut.shape)
+    shard = packing.compact_(full, view=cut.view, runs=runs, shape=cut.shape)
     assert torch.equal(bits(shard), expected)
     assert shard.data_ptr() in (full.data_ptr(), 0) and full._version > version
 
@@ -50,12 +50,12 @@ def test_a_shard_in_place_is_the_shard(cut: Cut, dtype: torch.dtype) -> None:
 def test_runs_that_do_not_ascend_cannot_be_packed_in_place() -> None:
     full = torch.arange(6.0)
     with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
-        ops.compact_(full, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
+        packing.compact_(full, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
     by_torch = torch.zeros(6, dtype=torch.complex64).conj()
     with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
-        ops.compact_(by_torch, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
+        packing.compact_(by_torch, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
     with pytest.raises(ValueError, match="has to be contiguous"):
-        ops.compact_(torch.zeros(4, 4).t(), view=(4, 4, 1), runs=(0, 2), shape=(4, 2))
+        packing.compact_(torch.zeros(4, 4).t(), view=(4, 4, 1), runs=(0, 2), shape=(4, 2))
     assert full.tolist() == [0, 1, 2, 3, 4, 5]
 
 

@@ -18,13 +18,13 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import native
+from deepspeed_autotp.native import operators
 
 __all__ = ["Cut", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
 
 View = tuple[int, int, int]
 
-_ops = native.loaded()
+_ops = operators.loaded()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _has_operators(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" or native.on_gpu(tensor)
+    return tensor.device.type == "cpu" or operators.on_gpu(tensor)
 
 
 def _is_in_order(tensor: Tensor) -> bool:
