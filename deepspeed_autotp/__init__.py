@@ -13,18 +13,22 @@ from deepspeed_autotp.api import (
     reset,
     tp_model_init,
 )
-from deepspeed_autotp.config import TPConfig, TPTrainingConfig, get_tensor_parallel_config
+from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
+from deepspeed_autotp.config.layer_spec import PartitionType, TPLayerSpec
+from deepspeed_autotp.config.loader import infer_config_dtype, load_ds_config
+from deepspeed_autotp.config.training_config import (
+    TPConfig,
+    TPTrainingConfig,
+    get_tensor_parallel_config,
+)
 from deepspeed_autotp.full_state import full_state_dict
 from deepspeed_autotp.installing import install, uninstall
-from deepspeed_autotp.load import infer_config_dtype, load_ds_config
 from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.norm import clip_grad_norm_
 from deepspeed_autotp.plain import parallelize
 from deepspeed_autotp.replicas import check_replicas
 from deepspeed_autotp.report import plan_table
-from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.sharded import tensor_parallel
-from deepspeed_autotp.specs import PartitionType, TPLayerSpec
 
 __version__ = "0.1.0"
 

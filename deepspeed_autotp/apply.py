@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepspeed_autotp import interop, nccl, shared_memory
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.agree import Agreement
-from deepspeed_autotp.config import TPTrainingConfig
+from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
 from deepspeed_autotp.group import TPGroup, host_group

@@ -16,20 +16,20 @@ from deepspeed_autotp import _core, interop
 from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checkpoints import check_note, write_note
-from deepspeed_autotp.checks import wrong
-from deepspeed_autotp.config import (
+from deepspeed_autotp.config.loader import load_ds_config
+from deepspeed_autotp.config.merge_recorded_args import copied, merge
+from deepspeed_autotp.config.recorded_args import RECORDS
+from deepspeed_autotp.config.section import is_auto
+from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
     deepspeed_section,
     get_tensor_parallel_config,
 )
+from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.load import load_ds_config
-from deepspeed_autotp.merging import copied, merge
 from deepspeed_autotp.planning import compared
-from deepspeed_autotp.records import RECORDS
 from deepspeed_autotp.replicas import compare_first_call
-from deepspeed_autotp.section import is_auto
 from deepspeed_autotp.sharded import find_tensor_parallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")

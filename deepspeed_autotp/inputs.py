@@ -12,7 +12,7 @@ from torch import nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp.agree import Agreement
-from deepspeed_autotp.config import TPTrainingConfig
+from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.describe import Description
 
 _log = logging.getLogger("deepspeed_autotp")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.records import RECORDS, ModelRecords
+from deepspeed_autotp.config.recorded_args import RECORDS, ModelRecords
 
 pytestmark = pytest.mark.usefixtures("no_records")
 

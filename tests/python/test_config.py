@@ -13,13 +13,13 @@ from deepspeed.runtime.tensor_parallel.config import TPConfig as DeepSpeedTPConf
 from deepspeed.runtime.tensor_parallel.config import TPTrainingConfig as DeepSpeedTraining
 from pydantic import BaseModel
 
-from deepspeed_autotp.config import (
+from deepspeed_autotp.config.autotp_config import AutoTPPresets
+from deepspeed_autotp.config.training_config import (
     TPConfig,
     TPTrainingConfig,
     deepspeed_section,
     get_tensor_parallel_config,
 )
-from deepspeed_autotp.rules import AutoTPPresets
 
 RULES = {"layer_specs": [{"patterns": [".*q_proj"], "partition_type": "row"}]}
 

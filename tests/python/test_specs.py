@@ -11,9 +11,14 @@ import pytest
 from deepspeed.module_inject import autotp_config as deepspeed_config
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, build_rules, merge_autotp_configs
-from deepspeed_autotp.specs import PartitionType
-from deepspeed_autotp.specs import TPLayerSpec as TypedSpec
+from deepspeed_autotp.config.autotp_config import (
+    AutoTPConfig,
+    AutoTPPresets,
+    build_rules,
+    merge_autotp_configs,
+)
+from deepspeed_autotp.config.layer_spec import PartitionType
+from deepspeed_autotp.config.layer_spec import TPLayerSpec as TypedSpec
 
 # Lists and names are accepted where the annotations name tuples and members.
 TPLayerSpec: Any = TypedSpec

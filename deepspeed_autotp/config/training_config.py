@@ -13,7 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import BeforeValidator, Field, PlainValidator, field_serializer
 
-from deepspeed_autotp.checks import (
+from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
+from deepspeed_autotp.config.dtypes import parse_dtype
+from deepspeed_autotp.config.section import Section, is_auto
+from deepspeed_autotp.config.validation import (
     Check,
     ConfigProblems,
     dictionary,
@@ -22,9 +25,6 @@ from deepspeed_autotp.checks import (
     shown,
     wrong,
 )
-from deepspeed_autotp.dtypes import parse_dtype
-from deepspeed_autotp.rules import AutoTPConfig, AutoTPPresets, merge_autotp_configs
-from deepspeed_autotp.section import Section, is_auto
 
 __all__ = ["TPConfig", "TPTrainingConfig", "deepspeed_section", "get_tensor_parallel_config"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.checks import (
+from deepspeed_autotp.config.validation import (
     Check,
     ConfigProblems,
     check_all,

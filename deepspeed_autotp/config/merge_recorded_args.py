@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.checks import ConfigProblems, shown, wrong
-from deepspeed_autotp.load import precision_switches
-from deepspeed_autotp.records import Recorded
+from deepspeed_autotp.config.loader import precision_switches
+from deepspeed_autotp.config.recorded_args import Recorded
+from deepspeed_autotp.config.validation import ConfigProblems, shown, wrong
 
 _WHERE = "tensor_parallel"
 

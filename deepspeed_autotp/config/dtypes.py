@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.checks import shown
+from deepspeed_autotp.config.validation import shown
 
 __all__ = ["named_dtype", "parse_dtype"]
 

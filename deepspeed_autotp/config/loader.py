@@ -16,8 +16,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.checks import dictionary, shown, wrong
-from deepspeed_autotp.dtypes import named_dtype
+from deepspeed_autotp.config.dtypes import named_dtype
+from deepspeed_autotp.config.validation import dictionary, shown, wrong
 
 __all__ = ["infer_config_dtype", "load_ds_config", "precision_switches", "switched_on"]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.checks import (
+from deepspeed_autotp.config.layer_spec import SPEC_CHECKS, TPLayerSpec, add_rule, preset_spec
+from deepspeed_autotp.config.validation import (
     Check,
     ConfigProblems,
     check_all,
@@ -23,7 +24,6 @@ from deepspeed_autotp.checks import (
     unknown_keys,
     wrong,
 )
-from deepspeed_autotp.specs import SPEC_CHECKS, TPLayerSpec, add_rule, preset_spec
 
 __all__ = ["AutoTPConfig", "AutoTPPresets", "build_rules", "merge_autotp_configs"]
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deepspeed_autotp.checks import ConfigProblems, nest, shown, unknown_keys
+from deepspeed_autotp.config.validation import ConfigProblems, nest, shown, unknown_keys
 
 __all__ = ["Section", "is_auto"]
 
