@@ -5,7 +5,8 @@ Everything here reads an attribute that somebody else defined, or writes one tha
 else reads. A new version of DeepSpeed or transformers is followed here alone.
 """
 
-from deepspeed_autotp.interop.engine import (
+from deepspeed_autotp.interop.deepspeed.checkpoints import save_whole_weights, watch_checkpoints
+from deepspeed_autotp.interop.deepspeed.engine import (
     config_argument,
     default_whole_weights_on_save,
     engine_initialize,
@@ -17,10 +18,24 @@ from deepspeed_autotp.interop.engine import (
     settle_engine_config,
     without_config,
 )
-from deepspeed_autotp.interop.found import (
-    deepspeed,
+from deepspeed_autotp.interop.deepspeed.install import (
+    install_functions,
+    uninstall_functions,
 )
-from deepspeed_autotp.interop.groups import (
+from deepspeed_autotp.interop.deepspeed.module import (
+    deepspeed_module,
+)
+from deepspeed_autotp.interop.deepspeed.parameters import (
+    ParameterKeeper,
+    full_shape,
+    gathered,
+    is_partitioned,
+    make_plain,
+    mark_model,
+    mark_parameters,
+    stand_in,
+)
+from deepspeed_autotp.interop.process_groups import (
     backend_timeout,
     engine_group,
     engine_group_size,
@@ -29,7 +44,7 @@ from deepspeed_autotp.interop.groups import (
     mpu_group,
     unwrapped,
 )
-from deepspeed_autotp.interop.models import (
+from deepspeed_autotp.interop.transformers import (
     ModelFacts,
     config_values,
     drops_layers,
@@ -46,28 +61,13 @@ from deepspeed_autotp.interop.models import (
     trial_inputs,
     wants_hidden_states,
 )
-from deepspeed_autotp.interop.parameters import (
-    ParameterKeeper,
-    full_shape,
-    gathered,
-    is_partitioned,
-    make_plain,
-    mark_model,
-    mark_parameters,
-    stand_in,
-)
-from deepspeed_autotp.interop.replacing import (
-    install_functions,
-    uninstall_functions,
-)
-from deepspeed_autotp.interop.saving import save_whole_weights, watch_checkpoints
 
 __all__ = [
     "backend_timeout",
     "ModelFacts",
     "ParameterKeeper",
     "config_argument",
-    "deepspeed",
+    "deepspeed_module",
     "drops_layers",
     "default_whole_weights_on_save",
     "engine_group",

@@ -8,7 +8,7 @@ import importlib.util
 from types import ModuleType
 
 
-def deepspeed() -> ModuleType:
+def deepspeed_module() -> ModuleType:
     """The deepspeed module; ImportError says what to install."""
     if importlib.util.find_spec("deepspeed") is None:
         raise ImportError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from deepspeed_autotp.interop.found import deepspeed
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def refuse_engine_record() -> None:
@@ -42,7 +42,7 @@ def config_argument(args: Any, config: Any, config_params: Any) -> Any:
 
 def engine_initialize() -> Callable[..., Any]:
     """DeepSpeed's own ``initialize``, also where ``install`` has put ours in its place."""
-    found = deepspeed().initialize
+    found = deepspeed_module().initialize
     original: Callable[..., Any] = getattr(found, "deepspeed_original", found)
     return original
 
@@ -60,7 +60,7 @@ def without_config(args: Any) -> Any:
 
 def refuse_pipeline(model: nn.Module) -> None:
     """ValueError for DeepSpeed's pipeline modules."""
-    if isinstance(model, deepspeed().PipelineModule):
+    if isinstance(model, deepspeed_module().PipelineModule):
         raise ValueError(
             "tensor parallelism of a PipelineModule is not supported; shard a plain model, or set "
             "tensor_parallel.autotp_size to 0"
@@ -74,7 +74,7 @@ def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
     data-parallel ranks alone, which cannot both hold. What both derive it from can.
     """
     try:
-        checked = deepspeed().DeepSpeedConfig(config, mpu)
+        checked = deepspeed_module().DeepSpeedConfig(config, mpu)
     except Exception as error:  # assertions, pydantic's errors and DeepSpeed's own
         raise ValueError(f"DeepSpeed refuses the configuration: {error}") from error
     config.pop("train_batch_size", None)
@@ -101,7 +101,7 @@ def has_stepped(optimizer: Any) -> bool:
 def set_engine_mode(*, training: bool) -> None:
     """DeepSpeed's AutoTP mode; nothing without DeepSpeed."""
     if importlib.util.find_spec("deepspeed") is not None:
-        deepspeed().module_inject.set_autotp_mode(training=training)
+        deepspeed_module().module_inject.set_autotp_mode(training=training)
 
 
 def engine_mode_is_training() -> bool:

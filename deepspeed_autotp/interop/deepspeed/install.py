@@ -7,14 +7,14 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from deepspeed_autotp.interop.found import deepspeed
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 _REPLACED = ("initialize", "tp_model_init")
 
 
 def install_functions(ours: Mapping[str, Callable[..., Any]]) -> None:
     """Put our functions in the place of DeepSpeed's; a second call changes nothing."""
-    module = deepspeed()
+    module = deepspeed_module()
     for name in _REPLACED:
         current = getattr(module, name)
         if not hasattr(current, "deepspeed_original"):
@@ -23,7 +23,7 @@ def install_functions(ours: Mapping[str, Callable[..., Any]]) -> None:
 
 def uninstall_functions() -> None:
     """Put DeepSpeed's own functions back."""
-    module = deepspeed()
+    module = deepspeed_module()
     for name in _REPLACED:
         current = getattr(module, name)
         setattr(module, name, getattr(current, "deepspeed_original", current))

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from deepspeed_autotp.interop.found import deepspeed
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def init_distributed(*, port: int, required: bool | None) -> None:
     """What ``deepspeed.initialize`` does first, done before we agree over ranks."""
-    module = deepspeed()
+    module = deepspeed_module()
     try:
         module.init_distributed(
             dist_backend=module.get_accelerator().communication_backend_name(),

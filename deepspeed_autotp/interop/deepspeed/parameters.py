@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from deepspeed_autotp.interop.found import deepspeed
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
     partitioned = [p for p in parameters if is_partitioned(p)]
     if not partitioned:
         return nullcontext()
-    context: AbstractContextManager[None] = deepspeed().zero.GatheredParameters(partitioned)
+    context: AbstractContextManager[None] = deepspeed_module().zero.GatheredParameters(partitioned)
     return context
 
 
