@@ -16,17 +16,18 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop, nccl, shared_memory
+from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.describe import Description, describe
-from deepspeed_autotp.group import TPGroup, host_group
+from deepspeed_autotp.distributed import nccl, shared_memory
+from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed
+from deepspeed_autotp.distributed.process_group import TPGroup, host_group
 from deepspeed_autotp.handout import Handout
 from deepspeed_autotp.holding import agreed_holding, refuse_partly_there
 from deepspeed_autotp.inputs import Inputs, agreed_inputs
-from deepspeed_autotp.lockstep import PeerFailed
 from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
 from deepspeed_autotp.replicas import share_random_state, share_weights

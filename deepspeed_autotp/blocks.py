@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.collectives import (
+from deepspeed_autotp.distributed.mappings import (
     copy_to_ranks,
     gather_parts,
     sum_over_ranks,

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import deepspeed_autotp
-from deepspeed_autotp import _core, nccl, shared_memory
+from deepspeed_autotp import _core
+from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.native import operators
 
 __all__ = ["examine", "examined_table"]

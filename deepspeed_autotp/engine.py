@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import _core, interop
-from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.checkpoints import check_note, write_note
 from deepspeed_autotp.config.loader import load_ds_config
@@ -26,8 +25,9 @@ from deepspeed_autotp.config.training_config import (
     get_tensor_parallel_config,
 )
 from deepspeed_autotp.config.validation import wrong
+from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.full_state import first_rank_state_dict
-from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.planning import compared
 from deepspeed_autotp.replicas import compare_first_call
 from deepspeed_autotp.sharded import find_tensor_parallel, tensor_parallel

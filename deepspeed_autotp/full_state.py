@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.lockstep import PeerFailed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
+from deepspeed_autotp.distributed.transport import carrier
 from deepspeed_autotp.sharded import TensorParallel, find_part, without_wrappers
-from deepspeed_autotp.transfer import carrier
 
 __all__ = ["first_rank_state_dict", "full_state_dict"]
 

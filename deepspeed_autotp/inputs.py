@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.describe import Description
+from deepspeed_autotp.distributed.consensus import Agreement
 
 _log = logging.getLogger("deepspeed_autotp")
 

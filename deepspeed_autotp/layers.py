@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.collectives import (
+from deepspeed_autotp.distributed.mappings import (
     Parts,
     gather_parts,
     sum_over_ranks,
     take_own,
 )
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.shared_input import SharedInput
 

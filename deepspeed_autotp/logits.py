@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from deepspeed_autotp import logits_rules as rules
-from deepspeed_autotp.collectives import Parts
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.logits_part import Cut, Memory
 from deepspeed_autotp.logits_tensor import (
     CutLogits,

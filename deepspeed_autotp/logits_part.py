@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepspeed_autotp.collectives import Parts, take_own
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import Parts, take_own
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.soft_cap import Derivative, Steps
 
 

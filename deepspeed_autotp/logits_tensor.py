@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.collectives import gather_parts
+from deepspeed_autotp.distributed.mappings import gather_parts
 from deepspeed_autotp.logits_part import Cut, Late, Memory
 from deepspeed_autotp.soft_cap import Steps, cap_of
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.collectives import Parts
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.vocabulary import differentiate, differentiate_, statistics
 
 

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.agree import Agreement, world_agreement
 from deepspeed_autotp.apply import shard
 from deepspeed_autotp.config.merge_recorded_args import group_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.config.validation import wrong
-from deepspeed_autotp.group import TPGroup, time_limit
+from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
 from deepspeed_autotp.planning import compared
 from deepspeed_autotp.replicas import compare_first_call
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.agree import Agreement
 from deepspeed_autotp.describe import Description
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.sharded import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")

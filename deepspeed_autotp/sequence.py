@@ -36,10 +36,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.collectives import sum_over_ranks
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import sum_over_ranks
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.sequence_mappings import (
+    Gathered,
+    Tokens,
+    gather_tokens,
+    sum_tokens,
+    take_tokens,
+)
 from deepspeed_autotp.shared_input import SharedInput
-from deepspeed_autotp.tokens import Gathered, Tokens, gather_tokens, sum_tokens, take_tokens
 
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.transport import Carrier, Kind
 from deepspeed_autotp.gradients import hook_gradients
-from deepspeed_autotp.group import TPGroup
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.transfer import Carrier, Kind
 
 _KEY = "tensor_parallel"
 

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.collectives import copy_to_ranks
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import copy_to_ranks
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.sequence_mappings import Gathered
 from deepspeed_autotp.interop import is_partitioned
-from deepspeed_autotp.tokens import Gathered
 
 
 def _tokens(x: Tensor) -> Tensor:

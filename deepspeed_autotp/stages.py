@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers import Sharding, mixed_class
 from deepspeed_autotp.sequence import Argument, Stack, Stage
 from deepspeed_autotp.shared_input import SharedInput

@@ -22,8 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp import interop
 from deepspeed_autotp import logits_rules as rules
-from deepspeed_autotp.collectives import Parts, gather_parts, own_share
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import Parts, gather_parts, own_share
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers import Sharding
 
 _ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}

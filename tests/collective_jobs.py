@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp.collectives import (
+from deepspeed_autotp.distributed.mappings import (
     Parts,
     copy_to_ranks,
     gather_parts,
     sum_over_ranks,
     take_own,
 )
-from deepspeed_autotp.group import TPGroup, host_group
+from deepspeed_autotp.distributed.process_group import TPGroup, host_group
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

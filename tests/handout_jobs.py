@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.transfer import Carrier, Kind
+from deepspeed_autotp.distributed.transport import Carrier, Kind
 from tests.drift import Words, model_with_buffers
 from tests.families import build, tokens
 from tests.handmade import build_handmade, example

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.step_calls import Recorder
-from deepspeed_autotp.collectives import Parts
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 
 def parts_of(widths: list[int]) -> Parts:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import deepspeed_autotp
 from benchmarks.step_calls import SHARED_MEMORY, Recorder
-from deepspeed_autotp import shared_memory as shared_memory_module
-from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.shared_memory import shared_memory
+from deepspeed_autotp.distributed import shared_memory as shared_memory_module
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.shared_memory import shared_memory
 from tests.families import build, tokens
 from tests.parts import even, world
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepspeed_autotp import loss, vocabulary
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from tests import kernels

@@ -7,8 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.lockstep import Lost, PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import Lost, PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.process_group import TPGroup
 from tests.pool import Pool
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from deepspeed_autotp import doctor, nccl
+from deepspeed_autotp import doctor
+from deepspeed_autotp.distributed import nccl
 from tests import nccl_jobs as jobs
 from tests.nccl_stand_in import compiled
 from tests.pool import Pool

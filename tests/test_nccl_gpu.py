@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepspeed_autotp import nccl
+from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.native import operators
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +19,7 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
     """A communicator of one rank, which needs no other GPU, is made, used and closed."""
     found = nccl.find()
     assert found.reason == "" and found.number >= 21400 and not found.on_host
-    operators, made = operators.loaded(), torch.zeros(128, dtype=torch.uint8)
+    ops, made = operators.loaded(), torch.zeros(128, dtype=torch.uint8)
     operators.nccl_id_(made, found.path)
     assert made.any()
     index = torch.cuda.current_device()
@@ -41,8 +41,8 @@ import torch, torch.distributed as dist
 
 dist.init_process_group("nccl")
 torch.cuda.set_device(dist.get_rank())
-from deepspeed_autotp.group import TPGroup
-from deepspeed_autotp.transfer import Kind, ThroughNccl, carrier
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.transport import Kind, ThroughNccl, carrier
 
 group = TPGroup(dist.group.WORLD)
 first = group.rank == 0

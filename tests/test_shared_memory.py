@@ -93,7 +93,7 @@ import os, sys, time
 import torch, torch.distributed as dist
 
 dist.init_process_group("gloo")
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 group = TPGroup(dist.group.WORLD)
 group.share_memory()

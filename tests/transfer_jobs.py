@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from deepspeed_autotp import transfer
+from deepspeed_autotp.distributed import transport
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.full_state import first_rank_state_dict
-from deepspeed_autotp.lockstep import PeerFailed, Strayed, lockstep
 from tests.families import build
 from tests.parts import Peak, world
 
@@ -31,11 +31,11 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return drawn[: len(shapes)]
 
 
-def kind_like(parts: Sequence[Tensor]) -> transfer.Kind:
-    return transfer.Kind("a weight", tuple(part.nbytes for part in parts))
+def kind_like(parts: Sequence[Tensor]) -> transport.Kind:
+    return transport.Kind("a weight", tuple(part.nbytes for part in parts))
 
 
-class Elsewhere(transfer.PointToPoint):
+class Elsewhere(transport.PointToPoint):
     """As if the tensors lay on a device that the backend does not reach."""
 
     def _carries(self, data: Tensor) -> bool:
@@ -54,7 +54,7 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
     """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
     group, steps = world(), 0
     group.share_memory()
-    carrier = (transfer.PointToPoint if here else Elsewhere)(group, chunk=chunk)
+    carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
 
     def before(what: str) -> None:
         nonlocal steps
@@ -69,7 +69,7 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
         carrier.scatter(parts if first else None, into, kind)
         assert torch.equal(into, parts[group.rank])
         back, everywhere = ([torch.empty_like(part) for part in parts] for _ in range(2))
-        with mock.patch.object(transfer, "_SMALL", small):
+        with mock.patch.object(transport, "_SMALL", small):
             carrier.gather(into, back if first else None, kind)
             carrier.gather_to_all(into, everywhere, kind)
         assert not first or all(map(torch.equal, back, parts))
@@ -84,7 +84,7 @@ def a_transposed_part() -> bool:
     into = torch.empty(2, 3)
     parts = list(full.chunk(2))
     given = parts if group.rank == 0 else None
-    transfer.PointToPoint(group).scatter(given, into, kind_like(parts))
+    transport.PointToPoint(group).scatter(given, into, kind_like(parts))
     return torch.equal(into, full.chunk(2)[group.rank])
 
 
@@ -95,7 +95,7 @@ def other_size() -> str:
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
         with lockstep(group):
-            transfer.PointToPoint(group).gather(part, into, kind)
+            transport.PointToPoint(group).gather(part, into, kind)
     except (ValueError, PeerFailed) as error:
         return str(error)
     return "nothing was raised"
@@ -107,8 +107,8 @@ def other_weights() -> str:
     parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
     try:
         with lockstep(group):
-            kind = transfer.Kind(name, kind_like(parts).sizes)
-            transfer.PointToPoint(group).gather_to_all(parts[0], parts, kind)
+            kind = transport.Kind(name, kind_like(parts).sizes)
+            transport.PointToPoint(group).gather_to_all(parts[0], parts, kind)
     except Strayed as error:
         return str(error)
     return "nothing was raised"
@@ -124,7 +124,7 @@ def one_fails(rank: int) -> str:
                 if number == 1 and group.rank == rank:
                     raise OSError("no more")
                 parts = [torch.ones(4)] * group.size if group.rank == 0 else None
-                transfer.PointToPoint(group).scatter(parts, torch.empty(4), kind)
+                transport.PointToPoint(group).scatter(parts, torch.empty(4), kind)
     except PeerFailed:
         return "another rank failed"
     except OSError as error:
@@ -158,15 +158,15 @@ def saving_fails(failing: int) -> str:
     """Rank ``failing`` fails at the third weight that is collected."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    gather, done = transfer.Carrier.gather, []
+    gather, done = transport.Carrier.gather, []
 
-    def failing_gather(carrier: transfer.Carrier, part: Tensor, *rest: Any) -> None:
+    def failing_gather(carrier: transport.Carrier, part: Tensor, *rest: Any) -> None:
         done.append(part)
         if dist.get_rank() == failing and len(done) == 3:
             raise MemoryError("no more")
         gather(carrier, part, *rest)
 
-    with mock.patch.object(transfer.Carrier, "gather", failing_gather):
+    with mock.patch.object(transport.Carrier, "gather", failing_gather):
         try:
             first_rank_state_dict(model, frozen=True)
         except PeerFailed as error:
@@ -183,7 +183,7 @@ def peak_of_saving(tp: int) -> tuple[int, int, int]:
     deepspeed_autotp.parallelize(model, tp_size=tp)
     with Peak() as everywhere:
         full = deepspeed_autotp.full_state_dict(model)
-    with mock.patch.object(transfer, "_SMALL", 0), Peak() as first:
+    with mock.patch.object(transport, "_SMALL", 0), Peak() as first:
         state = first_rank_state_dict(model, frozen=True)
     assert (state is None) == (dist.get_rank() > 0)
     if state is not None:

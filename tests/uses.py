@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp import convert, plain
-from deepspeed_autotp.group import host_group, time_limit
+from deepspeed_autotp.distributed.process_group import host_group, time_limit
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 # The place of a rank that has reached the end; no run has this many collectives.
 _END = 2**31 - 2

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp import nccl
-from deepspeed_autotp.group import TPGroup
+from deepspeed_autotp.distributed import nccl
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 __all__ = ["Carrier", "Kind", "PointToPoint", "ThroughNccl", "carrier"]
 

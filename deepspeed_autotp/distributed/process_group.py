@@ -20,8 +20,8 @@ import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.fork import Fork
-from deepspeed_autotp.shared_memory import SharedMemory, Started, renew, shared_memory
+from deepspeed_autotp.distributed.rng import Fork
+from deepspeed_autotp.distributed.shared_memory import SharedMemory, Started, renew, shared_memory
 
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from deepspeed_autotp.group import TPGroup, time_limit
+from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
 from deepspeed_autotp.native import operators
 
 __all__ = ["Communicator", "Found", "check_environment", "connect", "find"]

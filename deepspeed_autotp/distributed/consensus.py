@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.group import host_group, moves_host_tensors
+from deepspeed_autotp.distributed.process_group import host_group, moves_host_tensors
 
 T = TypeVar("T")
 

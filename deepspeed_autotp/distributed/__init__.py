@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks of a group: collectives and their autograd pairs, agreement, transports, RNG."""
