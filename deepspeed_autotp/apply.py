@@ -30,8 +30,8 @@ from deepspeed_autotp.holding import agreed_holding, refuse_partly_there
 from deepspeed_autotp.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.planning import AgreedPlans
 from deepspeed_autotp.remains import little_cut
-from deepspeed_autotp.replicas import share_random_state, share_weights
-from deepspeed_autotp.sharded import TensorParallel, attach, find_tensor_parallel
+from deepspeed_autotp.state.replica_check import share_random_state, share_weights
+from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
 from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")

@@ -19,15 +19,15 @@ from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.head_inputs import takes_heads
 from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers import Sharding, mixed_class, sharded_class
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.sharded import cut
 from deepspeed_autotp.shared_input import SharedInput
 from deepspeed_autotp.stages import Changes, cut_tokens
 from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.state.grad_sync import hook_gradients
+from deepspeed_autotp.state.tensor_parallel import cut
 from deepspeed_autotp.whole_weight import Reading, WholeWeight
 
 

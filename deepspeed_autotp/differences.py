@@ -13,7 +13,7 @@ from torch import Tensor
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.distributed.sequence_mappings import Tokens, own_rows
 from deepspeed_autotp.rounding import differs, root_mean_square
-from deepspeed_autotp.sharded import cut
+from deepspeed_autotp.state.tensor_parallel import cut
 from deepspeed_autotp.watch import Output, Seen
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key

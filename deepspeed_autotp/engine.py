@@ -29,8 +29,8 @@ from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.planning import compared
-from deepspeed_autotp.replicas import compare_first_call
-from deepspeed_autotp.sharded import find_tensor_parallel, tensor_parallel
+from deepspeed_autotp.state.replica_check import compare_first_call
+from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

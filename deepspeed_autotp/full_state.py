@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.transport import carrier
-from deepspeed_autotp.sharded import TensorParallel, find_part, without_wrappers
+from deepspeed_autotp.state.tensor_parallel import TensorParallel, find_part, without_wrappers
 
 __all__ = ["first_rank_state_dict", "full_state_dict"]
 

@@ -18,7 +18,7 @@ from deepspeed_autotp.distributed.failure_barrier import lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import Carrier, carrier
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.sharded import cut, kind_of
+from deepspeed_autotp.state.tensor_parallel import cut, kind_of
 
 
 class Handout(Conversion):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.replicas import FirstCall
+from deepspeed_autotp.state.replica_check import FirstCall
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.training import (

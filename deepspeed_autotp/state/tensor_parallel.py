@@ -18,8 +18,8 @@ from deepspeed_autotp import interop
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import Carrier, Kind
-from deepspeed_autotp.gradients import hook_gradients
 from deepspeed_autotp.native import packing
+from deepspeed_autotp.state.grad_sync import hook_gradients
 
 _KEY = "tensor_parallel"
 

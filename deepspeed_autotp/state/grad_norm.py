@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.sharded import find_part
+from deepspeed_autotp.state.tensor_parallel import find_part
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from deepspeed_autotp import interop
 from deepspeed_autotp.describe import Description
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.sharded import tensor_parallel
+from deepspeed_autotp.state.tensor_parallel import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sharded model carries: its plan and shards, gradient sums, norm, replica check."""
