@@ -25,7 +25,7 @@ from deepspeed_autotp.full_state import full_state_dict
 from deepspeed_autotp.installing import install, uninstall
 from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.plain import parallelize
-from deepspeed_autotp.report import plan_table
+from deepspeed_autotp.planning.plan_table import plan_table
 from deepspeed_autotp.state.grad_norm import clip_grad_norm_
 from deepspeed_autotp.state.replica_check import check_replicas
 from deepspeed_autotp.state.tensor_parallel import tensor_parallel

@@ -14,10 +14,10 @@ from deepspeed_autotp.config.loader import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import copied, group_size, merge
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.validation import shown, wrong
-from deepspeed_autotp.describe import dtype_name
 from deepspeed_autotp.distributed.consensus import world_agreement
 from deepspeed_autotp.engine import Prepared, finish, prepare, shard_for_engine
 from deepspeed_autotp.mode import set_autotp_mode
+from deepspeed_autotp.planning.model_description import dtype_name
 
 
 def tp_model_init(

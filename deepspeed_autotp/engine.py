@@ -28,7 +28,7 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.full_state import first_rank_state_dict
-from deepspeed_autotp.planning import compared
+from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import compare_first_call
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel
 

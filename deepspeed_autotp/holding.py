@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.describe import Description
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.planning.model_description import Description
 
 # How many ranks an error lists.
 _NAMED = 8

@@ -12,8 +12,8 @@ from torch import nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp.config.training_config import TPTrainingConfig
-from deepspeed_autotp.describe import Description
 from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.planning.model_description import Description
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -17,7 +17,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
-from deepspeed_autotp.planning import compared
+from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import compare_first_call
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from deepspeed_autotp import TPTrainingConfig
 from deepspeed_autotp.convert import Conversion
-from deepspeed_autotp.describe import describe
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers import ColumnLinear, RowLinear, VocabularyEmbedding
-from deepspeed_autotp.planning import make_plan
+from deepspeed_autotp.planning.model_description import describe
+from deepspeed_autotp.planning.planner import make_plan
 from tests.families import build, tokens
 from tests.snapshot import Snapshot
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.describe import Description, describe, dtype_name
 from deepspeed_autotp.interop import model_facts, other_parts
+from deepspeed_autotp.planning.model_description import Description, describe, dtype_name
 from tests.families import build
 from tests.pool import Pool
 

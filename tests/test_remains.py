@@ -5,7 +5,7 @@ import json
 import re
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.remains import little_cut
+from deepspeed_autotp.planning.replicated_share import little_cut
 from tests.python.core_model import llama, preset
 
 

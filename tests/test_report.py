@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from deepspeed_autotp import TPTrainingConfig, plan_table
-from deepspeed_autotp.describe import describe
-from deepspeed_autotp.planning import make_plan
+from deepspeed_autotp.planning.model_description import describe
+from deepspeed_autotp.planning.planner import make_plan
 from tests.families import build
 from tests.pool import Pool
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.describe import Description
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.state.tensor_parallel import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")

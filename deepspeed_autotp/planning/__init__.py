@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model and the rules to a plan, and the plan as a table."""
