@@ -27,7 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepspeed_autotp import vocabulary
-from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.staging import Staging
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.layers.embedding_lookup import lookup
 
 
 def masked(weight: Tensor, ids: Tensor, start: int) -> Tensor:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Layer, Plan
-from deepspeed_autotp.blocks import BLOCKS, block_class
 from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.head_inputs import takes_heads
 from deepspeed_autotp.heads import keep_parts, output_head
-from deepspeed_autotp.layers import Sharding, mixed_class, sharded_class
+from deepspeed_autotp.layers.attention import takes_heads
+from deepspeed_autotp.layers.experts import BLOCKS, block_class
+from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.layers.linear import Sharding, mixed_class, sharded_class
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.shared_input import SharedInput
 from deepspeed_autotp.stages import Changes, cut_tokens
 from deepspeed_autotp.staging import Staging
 from deepspeed_autotp.state.grad_sync import hook_gradients

@@ -45,7 +45,7 @@ from deepspeed_autotp.distributed.sequence_mappings import (
     sum_tokens,
     take_tokens,
 )
-from deepspeed_autotp.shared_input import SharedInput
+from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers import Sharding, mixed_class
+from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.layers.linear import Sharding, mixed_class
 from deepspeed_autotp.sequence import Argument, Stack, Stage
-from deepspeed_autotp.shared_input import SharedInput
 
 
 class StageModule(nn.Module):

@@ -24,7 +24,7 @@ from deepspeed_autotp import interop
 from deepspeed_autotp import logits_rules as rules
 from deepspeed_autotp.distributed.mappings import Parts, gather_parts, own_share
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.layers.linear import Sharding
 
 _ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepspeed_autotp import loss, vocabulary
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from tests import kernels
 from tests.kernels import batch, exact

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.blocks import block_class
-from deepspeed_autotp.layers import Sharding
-from deepspeed_autotp.shared_input import SharedInput
+from deepspeed_autotp.layers.experts import block_class
+from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.layers.linear import Sharding
 from tests.parts import even, parts_of, world
 from tests.pool import Pool
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp import lookup as module
-from deepspeed_autotp.lookup import lookup
+from deepspeed_autotp.layers import embedding_lookup as module
+from deepspeed_autotp.layers.embedding_lookup import lookup
 from tests.parts import Peak
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -54,7 +54,7 @@ def refused_plan(family: str, partition: dict[str, Any]) -> str:
 
 def fail_in_trial(rank: int, place: str) -> str:
     """One rank raises in the trial: whole, or between two collectives, forward or backward."""
-    from deepspeed_autotp.layers import RowLinear
+    from deepspeed_autotp.layers.linear import RowLinear
 
     model = build("llama", tied=False)
     layer = model.model.layers[1].mlp.down_proj

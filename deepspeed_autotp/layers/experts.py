@@ -21,8 +21,8 @@ from deepspeed_autotp.distributed.mappings import (
     sum_over_ranks,
     take_own,
 )
-from deepspeed_autotp.head_inputs import HeadInputs
-from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.layers.attention import HeadInputs
+from deepspeed_autotp.layers.linear import Sharding
 
 
 class Experts(nn.Module):

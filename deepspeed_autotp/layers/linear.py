@@ -24,8 +24,8 @@ from deepspeed_autotp.distributed.mappings import (
     take_own,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.lookup import lookup
-from deepspeed_autotp.shared_input import SharedInput
+from deepspeed_autotp.layers.embedding_lookup import lookup
+from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
 def gathered(part: Tensor, sharding: Sharding) -> Tensor:

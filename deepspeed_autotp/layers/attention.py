@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.mappings import take_own
-from deepspeed_autotp.layers import Sharding
+from deepspeed_autotp.layers.linear import Sharding
 
 # What forwards call it. Heads are its third dimension from the end, of an alibi behind the rows of
 # the batch in the same dimension.
