@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from deepspeed_autotp import vocabulary
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 
 # Cycles that the device sleeps, some ten milliseconds, while the host gets ahead of it.
 _AHEAD = 20_000_000
@@ -162,8 +162,8 @@ def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
         leaf.detach().copy_(drawn)
 
     def ours() -> None:
-        found = vocabulary.statistics(logits, columns)
-        vocabulary.differentiate_(logits, found[1].log() + found[0], columns, scale)
+        found = cross_entropy_kernels.statistics(logits, columns)
+        cross_entropy_kernels.differentiate_(logits, found[1].log() + found[0], columns, scale)
 
     def eager() -> None:
         F.cross_entropy(leaf, columns).backward()

@@ -17,7 +17,6 @@ from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.heads import keep_parts, output_head
 from deepspeed_autotp.layers.attention import takes_heads
 from deepspeed_autotp.layers.experts import BLOCKS, block_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
@@ -28,7 +27,8 @@ from deepspeed_autotp.stages import Changes, cut_tokens
 from deepspeed_autotp.staging import Staging
 from deepspeed_autotp.state.grad_sync import hook_gradients
 from deepspeed_autotp.state.tensor_parallel import cut
-from deepspeed_autotp.whole_weight import Reading, WholeWeight
+from deepspeed_autotp.vocab_parallel.gathered_weight import Reading, WholeWeight
+from deepspeed_autotp.vocab_parallel.output_head import keep_parts, output_head
 
 
 class Conversion:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepspeed_autotp import vocabulary
 from deepspeed_autotp.native import operators, packing
+from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 from tests.emulated import ORDERS, Library
 from tests.kernels import batch, drawn, exact
 from tests.test_gpu import CUTS
@@ -117,7 +117,9 @@ def rows() -> None:
             found = on_gpu("vocab_statistics", logits, columns, cap)
             assert isinstance(found, Tensor) and found.dtype == torch.float32
             # A host's exponential differs from torch's by the last bit.
-            assert torch.allclose(found, vocabulary.statistics(logits, columns, cap=cap), 1e-5)
+            assert torch.allclose(
+                found, cross_entropy_kernels.statistics(logits, columns, cap=cap), 1e-5
+            )
             scale = total.isfinite().float()
             on_gpu("vocab_gradient_", logits, total.float(), columns, scale, cap)
             kept = total.isfinite()

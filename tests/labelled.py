@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.logits import Logits
+from deepspeed_autotp.vocab_parallel.logits import Logits
 from tests.families import tokens
 from tests.parts import counted
 from tests.refusals import initialize

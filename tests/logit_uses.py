@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp.logits import Logits, spread
+from deepspeed_autotp.vocab_parallel.logits import Logits, spread
 from tests.parts import counted, even, own, parts_of, world
 
 ROWS, SIZE = 5, 13

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from deepspeed_autotp.loss import vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
 from tests.parts import Peak, counted, even, own, parts_of, world
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

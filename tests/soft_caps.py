@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deepspeed_autotp import loss as losses_from_parts
-from deepspeed_autotp.logits import Logits, spread
+from deepspeed_autotp.vocab_parallel import cross_entropy as losses_from_parts
+from deepspeed_autotp.vocab_parallel.logits import Logits, spread
 from tests.logit_uses import ROWS, SIZE, flat, labels, same
 from tests.parts import Peak, counted, even, own, parts_of, world
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp import loss, vocabulary
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
+from deepspeed_autotp.vocab_parallel import cross_entropy, cross_entropy_kernels
 from tests import kernels
 from tests.kernels import batch, exact
 from tests.parts import parts_of
@@ -108,11 +108,11 @@ def test_logits_beyond_32_bits_are_reached() -> None:
     logits = torch.zeros(tokens, width, dtype=torch.bfloat16, device="cuda")
     logits[-1, 7] = 9
     columns = torch.full((tokens,), 7, device="cuda")
-    found = vocabulary.statistics(logits, columns)
+    found = cross_entropy_kernels.statistics(logits, columns)
     assert found[:, 0].tolist() == [0, width, 0] and found[0, -1] == found[2, -1] == 9
     scale = torch.zeros(tokens, device="cuda")
     scale[-1] = 1
-    vocabulary.differentiate_(logits, found[0] + found[1].log(), columns, scale)
+    cross_entropy_kernels.differentiate_(logits, found[0] + found[1].log(), columns, scale)
     expected = torch.zeros(width)
     expected[7] = 9
     expected = expected.softmax(0)
@@ -218,8 +218,8 @@ def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float
         total, label, gradient = exact(on_host, columns, cap)
         logits = torch.empty(6 * width + offset, dtype=dtype, device="cuda")[offset:]
         logits = logits.view(6, width).copy_(on_host)
-        found = vocabulary.statistics(logits, columns.cuda(), cap=cap)
-        assert torch.equal(found, vocabulary.statistics(logits, columns.cuda(), cap=cap))
+        found = cross_entropy_kernels.statistics(logits, columns.cuda(), cap=cap)
+        assert torch.equal(found, cross_entropy_kernels.statistics(logits, columns.cuda(), cap=cap))
         found = found.cpu().double()
         rows = total.isfinite()
         sums = found[0] + found[1].log()
@@ -228,7 +228,7 @@ def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float
         assert (found[2] - label)[rows].abs().max() <= 1e-6 * label[rows].abs().max().clamp(min=1)
         scale = torch.where(rows, 0.5, 0.0).cuda()
         total = total.float().cuda()
-        vocabulary.differentiate_(logits, total, columns.cuda(), scale, cap=cap)
+        cross_entropy_kernels.differentiate_(logits, total, columns.cuda(), scale, cap=cap)
         error = (logits.cpu().double() - 0.5 * gradient)[rows].abs().max()
         assert error <= ROUNDING[dtype] * gradient[rows].abs().max().clamp(min=1e-3)
         assert logits[~rows.cuda()].eq(0).all()
@@ -242,10 +242,10 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
     starts, widths = (0, 25129), (25129, 25128)
     parts = [whole[:, s : s + w].contiguous() for s, w in zip(starts, widths, strict=True)]
     found = [
-        vocabulary.statistics(part, labels - start)
+        cross_entropy_kernels.statistics(part, labels - start)
         for part, start in zip(parts, starts, strict=True)
     ]
-    logsumexp, target = loss._combined(found)
+    logsumexp, target = cross_entropy._combined(found)
     assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
 
 
@@ -260,8 +260,8 @@ def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None
     packing.unpack_(on_host, expected, view=view, runs=runs)
     assert torch.equal(written.cpu(), on_host)
     for logits in (full.float(), full[:, :0], full[:0]):
-        found = vocabulary.statistics(logits, columns[: len(logits)].cuda())
-        on_host = vocabulary.statistics(logits.cpu(), columns[: len(logits)])
+        found = cross_entropy_kernels.statistics(logits, columns[: len(logits)].cuda())
+        on_host = cross_entropy_kernels.statistics(logits.cpu(), columns[: len(logits)])
         assert torch.allclose(found.cpu(), on_host)
     torch.cuda.synchronize()
 
@@ -272,7 +272,7 @@ def test_labels_outside_of_the_vocabulary_leave_the_device_usable() -> None:
     labels = torch.tensor([3, 1000, -7, -100, 2**40], device="cuda")
     whole = logits.float().requires_grad_()
     part = logits.clone().requires_grad_()
-    losses = loss.vocabulary_cross_entropy(
+    losses = cross_entropy.vocabulary_cross_entropy(
         part * 1, labels, parts=parts_of([1000]), group=cast(TPGroup, _Alone())
     )
     losses.sum().backward()
@@ -302,7 +302,7 @@ def test_the_two_passes_take_less_than_two_percent_of_the_logits() -> None:
     scale = torch.ones(4096, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = vocabulary.statistics(logits, columns)
+    found = cross_entropy_kernels.statistics(logits, columns)
     logsumexp = found[1].log() + found[0]
-    vocabulary.differentiate_(logits, logsumexp, columns, scale)
+    cross_entropy_kernels.differentiate_(logits, logsumexp, columns, scale)
     assert torch.cuda.max_memory_allocated() - before < 0.02 * logits.nbytes

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from deepspeed_autotp.soft_cap import Derivative, Step, Steps, cap_of, follows
+from deepspeed_autotp.vocab_parallel.soft_cap import Derivative, Step, Steps, cap_of, follows
 from tests import soft_caps
 from tests.pool import Pool
 

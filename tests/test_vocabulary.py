@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepspeed_autotp import vocabulary
+from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 from tests.emulated import Library, build
 from tests.kernels import TYPES, HostKernels, batch, exact
 

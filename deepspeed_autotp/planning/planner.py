@@ -12,8 +12,8 @@ from deepspeed_autotp._core import Plan, Rules, preset_names
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
-from deepspeed_autotp.heads import output_head
 from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.vocab_parallel.output_head import output_head
 
 # What a user can start from who has to write rules.
 _SAMPLE = (

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.mappings import gather_parts
-from deepspeed_autotp.logits_part import Cut, Late, Memory
-from deepspeed_autotp.soft_cap import Steps, cap_of
+from deepspeed_autotp.vocab_parallel.logits_shard import Cut, Late, Memory
+from deepspeed_autotp.vocab_parallel.soft_cap import Steps, cap_of
 
 __all__ = ["CutLogits", "as_logits", "cast_part", "like", "put_off", "taken", "widened"]
 

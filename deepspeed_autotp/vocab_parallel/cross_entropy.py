@@ -25,7 +25,11 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.vocabulary import differentiate, differentiate_, statistics
+from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
+    differentiate,
+    differentiate_,
+    statistics,
+)
 
 
 @dataclass(frozen=True, slots=True)

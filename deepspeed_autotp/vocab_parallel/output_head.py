@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Layer, Plan
 from deepspeed_autotp.layers.linear import Sharding, gathered
-from deepspeed_autotp.logits import spread
+from deepspeed_autotp.vocab_parallel.logits import spread
 
 _LABELS = "labels"
 

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from deepspeed_autotp import logits_rules as rules
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.logits_part import Cut, Memory
-from deepspeed_autotp.logits_tensor import (
+from deepspeed_autotp.vocab_parallel import logits_rules as rules
+from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.logits_shard import Cut, Memory
+from deepspeed_autotp.vocab_parallel.logits_tensor import (
     CutLogits,
     as_logits,
     cast_part,
@@ -32,8 +33,7 @@ from deepspeed_autotp.logits_tensor import (
     taken,
     widened,
 )
-from deepspeed_autotp.loss import vocabulary_cross_entropy
-from deepspeed_autotp.soft_cap import cap_of, follows
+from deepspeed_autotp.vocab_parallel.soft_cap import cap_of, follows
 
 
 class Logits(CutLogits):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp.soft_cap import Step
+from deepspeed_autotp.vocab_parallel.soft_cap import Step
 
 _TENSOR: Mapping[str, Any] = {**vars(torch._C.TensorBase), **vars(Tensor)}
 _PROPERTIES = (

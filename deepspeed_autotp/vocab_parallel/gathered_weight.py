@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp import interop
-from deepspeed_autotp import logits_rules as rules
 from deepspeed_autotp.distributed.mappings import Parts, gather_parts, own_share
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.linear import Sharding
+from deepspeed_autotp.vocab_parallel import logits_rules as rules
 
 _ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}
 

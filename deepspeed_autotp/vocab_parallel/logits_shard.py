@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.mappings import Parts, take_own
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.soft_cap import Derivative, Steps
+from deepspeed_autotp.vocab_parallel.soft_cap import Derivative, Steps
 
 
 @dataclass(frozen=True, slots=True)

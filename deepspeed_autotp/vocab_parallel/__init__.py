@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output head and the loss over a vocabulary that is sharded."""
