@@ -23,7 +23,7 @@ from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.linear import Sharding, mixed_class, sharded_class
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.stages import Changes, cut_tokens
+from deepspeed_autotp.sequence_parallel.stage_modules import Changes, cut_tokens
 from deepspeed_autotp.staging import Staging
 from deepspeed_autotp.state.grad_sync import hook_gradients
 from deepspeed_autotp.state.tensor_parallel import cut

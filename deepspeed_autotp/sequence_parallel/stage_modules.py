@@ -15,7 +15,7 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.linear import Sharding, mixed_class
-from deepspeed_autotp.sequence import Argument, Stack, Stage
+from deepspeed_autotp.sequence_parallel.stack import Argument, Stack, Stage
 
 
 class StageModule(nn.Module):
