@@ -28,7 +28,7 @@ from torch import Tensor
 
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
-from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.sharding.pinned_copy import Staging
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 
 # Cycles that the device sleeps, some ten milliseconds, while the host gets ahead of it.

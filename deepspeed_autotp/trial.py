@@ -18,7 +18,6 @@ from torch import nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.convert import Conversion
 from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
@@ -27,6 +26,7 @@ from deepspeed_autotp.exempt import Again, Exempt
 from deepspeed_autotp.inputs import Inputs
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.reached import alone, guessed, idle, never_ran
+from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.untouched import forget, same_numbers, untouched
 from deepspeed_autotp.watch import Seen, Watch
 

@@ -199,10 +199,10 @@ def fail_in_planning(rank: int) -> str:
 
 def fail_to_switch(rank: int) -> str:
     """One rank cannot change the modules, after a trial that was switched off."""
-    from deepspeed_autotp import convert
+    from deepspeed_autotp.sharding import conversion
 
     model = build("llama", tied=False)
-    own = convert.sharded_class
+    own = conversion.sharded_class
     if dist.get_rank() == rank:
         seen: list[str] = []
 
@@ -212,11 +212,11 @@ def fail_to_switch(rank: int) -> str:
                 raise KeyError(kind)
             return own(module, kind)
 
-        vars(convert)["sharded_class"] = fail_at_the_third
+        vars(conversion)["sharded_class"] = fail_at_the_third
     try:
         return refusal(model, lambda: initialize(model, {"autotp_size": 2, "self_check": False}))
     finally:
-        vars(convert)["sharded_class"] = own
+        vars(conversion)["sharded_class"] = own
 
 
 def refused_call(kind: str) -> str:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from deepspeed_autotp import cutting
 from deepspeed_autotp.native import operators, packing
-from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.sharding import partition
+from deepspeed_autotp.sharding.pinned_copy import Staging
 
 
 @dataclass
@@ -46,14 +46,14 @@ def test_small_tensors_of_a_gpu_are_cut_together(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(packing, "pack_many", counted)
-    monkeypatch.setattr(cutting, "_TOGETHER", 3 * 96)
+    monkeypatch.setattr(partition, "_TOGETHER", 3 * 96)
     parameters = weights(9)
     parameters.append(nn.Parameter(torch.randn(8, 3 << 15)))
     wholes = [parameter.detach().clone() for parameter in parameters]
     large = Rows(view=(1, 8, 3 << 15))
     large.local_shape = lambda rank: (4, 3 << 15)  # type: ignore[method-assign]
     entries = [Rows() for _ in range(9)] + [large]
-    cutting.cut_parameters(zip(parameters, entries, strict=True), rank=1)  # type: ignore[arg-type]
+    partition.cut_parameters(zip(parameters, entries, strict=True), rank=1)  # type: ignore[arg-type]
     assert calls == [4, 4, 1, 1], "four pass the limit, the large one goes alone"
     for parameter, whole in zip(parameters, wholes, strict=True):
         assert torch.equal(parameter, whole[4:])
@@ -74,7 +74,7 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     (parameter,) = weights(1)
     whole, place = parameter.detach().clone(), parameter.data_ptr()
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
-        cutting.cut_parameters([(parameter, Rows(taken=taken))], rank=1)  # type: ignore[list-item]
+        partition.cut_parameters([(parameter, Rows(taken=taken))], rank=1)  # type: ignore[list-item]
     pieces = [
         whole[start : start + length] for start, length in zip(taken[::2], taken[1::2], strict=True)
     ]
@@ -90,7 +90,7 @@ def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyP
     fused = torch.randn(8, 6)
     before = fused.clone()
     parameter = nn.Parameter(fused[:, :3])
-    cutting.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+    partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
     assert torch.equal(parameter, before[4:, :3])
     assert parameter.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert torch.equal(fused[:, 3:], before[:, 3:])
@@ -103,7 +103,7 @@ def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(packing, "pack_many", broken)
     (parameter,) = weights(1)
     with pytest.raises(RuntimeError, match="an illegal memory access"):
-        cutting.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+        partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
 
 
 def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
@@ -116,7 +116,7 @@ def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
     try:
-        cutting.cut_parameters([(parameter, large)], rank=0)  # type: ignore[list-item]
+        partition.cut_parameters([(parameter, large)], rank=0)  # type: ignore[list-item]
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert parameter.shape == (size // 2,) and "no memory for the shard" in caplog.text
@@ -128,7 +128,7 @@ def test_cut_and_whole_parameters_go_to_a_device() -> None:
     entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]
     pairs = zip(parameters, entries, strict=True)
     staging = Staging(torch.device("cpu"), buffer=40)
-    cutting.move_parameters(pairs, rank=1, staging=staging)  # type: ignore[arg-type]
+    partition.move_parameters(pairs, rank=1, staging=staging)  # type: ignore[arg-type]
     assert torch.equal(parameters[0], wholes[0][4:])
     assert torch.equal(parameters[1], wholes[1])
     assert torch.equal(parameters[2], wholes[2]), "its partner is cut, and is the same object"
@@ -142,9 +142,9 @@ def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nMore")
 
     monkeypatch.setattr(torch, "empty", empty)
-    cutting.check_room(7 << 30, 3, torch.device("cpu"))
+    partition.check_room(7 << 30, 3, torch.device("cpu"))
     assert asked == []
     expected = "part of the model, 7.5 GB, does not fit on cuda:1: CUDA out of memory. Tried to"
     with pytest.raises(ValueError, match=expected):
-        cutting.check_room(7 << 30, 3, torch.device("cuda", 1))
+        partition.check_room(7 << 30, 3, torch.device("cuda", 1))
     assert asked == [(7 << 30) + 3 * 512 + (64 << 20)]

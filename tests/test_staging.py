@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.sharding.pinned_copy import Staging
 from tests.python.test_ops import DTYPES, Cut, bits, cuts, random_bits, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp import convert, plain
+from deepspeed_autotp import plain
 from deepspeed_autotp.distributed.process_group import host_group, time_limit
+from deepspeed_autotp.sharding import conversion
 from tests.families import build, tokens
 from tests.handmade import PARTITION, build_handmade, example, single_curve
 from tests.loops import RATE, apart, loss_of, make, train_sharded, train_whole
@@ -210,7 +211,7 @@ def on_device(name: str) -> tuple[float, bool]:
     whole, ours = make().to(dtype), make().to(dtype)
     with (
         mock.patch.object(plain, "_numbered", _another),
-        mock.patch.object(convert, "move_parameters", wraps=convert.move_parameters) as moved,
+        mock.patch.object(conversion, "move_parameters", wraps=conversion.move_parameters) as moved,
     ):
         model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
     assert moved.call_count == 1

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Plan
-from deepspeed_autotp.convert import Conversion, replace_data
 from deepspeed_autotp.distributed.failure_barrier import lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import Carrier, carrier
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.sharding.conversion import Conversion, replace_data
 from deepspeed_autotp.state.tensor_parallel import cut, kind_of
 
 

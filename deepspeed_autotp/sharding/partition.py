@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
 from deepspeed_autotp.native import operators, packing
-from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.sharding.pinned_copy import Staging
 
 __all__ = ["check_room", "cut_parameters", "move_parameters"]
 

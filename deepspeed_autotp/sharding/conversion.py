@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Layer, Plan
-from deepspeed_autotp.cutting import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.attention import takes_heads
@@ -24,7 +23,8 @@ from deepspeed_autotp.layers.linear import Sharding, mixed_class, sharded_class
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sequence_parallel.stage_modules import Changes, cut_tokens
-from deepspeed_autotp.staging import Staging
+from deepspeed_autotp.sharding.partition import check_room, cut_parameters, move_parameters
+from deepspeed_autotp.sharding.pinned_copy import Staging
 from deepspeed_autotp.state.grad_sync import hook_gradients
 from deepspeed_autotp.state.tensor_parallel import cut
 from deepspeed_autotp.vocab_parallel.gathered_weight import Reading, WholeWeight
