@@ -13,6 +13,7 @@ from deepspeed_autotp.api import (
     reset,
     tp_model_init,
 )
+from deepspeed_autotp.checkpoint.full_state import full_state_dict
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.layer_spec import PartitionType, TPLayerSpec
 from deepspeed_autotp.config.loader import infer_config_dtype, load_ds_config
@@ -21,7 +22,6 @@ from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
     get_tensor_parallel_config,
 )
-from deepspeed_autotp.full_state import full_state_dict
 from deepspeed_autotp.installing import install, uninstall
 from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.plain import parallelize

@@ -14,7 +14,8 @@ from torch import nn
 
 from deepspeed_autotp import _core, interop
 from deepspeed_autotp.apply import shard
-from deepspeed_autotp.checkpoints import check_note, write_note
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.metadata import check_note, write_note
 from deepspeed_autotp.config.loader import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import copied, merge
 from deepspeed_autotp.config.recorded_args import RECORDS
@@ -27,7 +28,6 @@ from deepspeed_autotp.config.training_config import (
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.full_state import first_rank_state_dict
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import compare_first_call
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
 from tests import layer_cases
 
 VOCABULARY, HIDDEN, INNER = 257, 48, 96

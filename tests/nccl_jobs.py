@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
 from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ThroughNccl, carrier
-from deepspeed_autotp.full_state import first_rank_state_dict
 from tests.drift import Words
 from tests.families import build
 from tests.handout_jobs import same_weights, there

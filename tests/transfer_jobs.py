@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
 from deepspeed_autotp.distributed import transport
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
-from deepspeed_autotp.full_state import first_rank_state_dict
 from tests.families import build
 from tests.parts import Peak, world
 

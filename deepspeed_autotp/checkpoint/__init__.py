@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights out of a sharded model, and what a checkpoint says of how it is sharded."""
