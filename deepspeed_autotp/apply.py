@@ -23,16 +23,16 @@ from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup, host_group
-from deepspeed_autotp.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.planning.replicated_share import little_cut
+from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
+from deepspeed_autotp.self_check.runner import Trial
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import Handout
 from deepspeed_autotp.sharding.weight_location import agreed_holding, refuse_partly_there
 from deepspeed_autotp.state.replica_check import share_random_state, share_weights
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
-from deepspeed_autotp.trial import Trial
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.differences import starred
 from deepspeed_autotp.interop import other_parts, trial_inputs
+from deepspeed_autotp.self_check.compare import starred
 from tests.kind_models import ROWS, VOCABULARY, batch, build
 from tests.leaving import Warnings
 from tests.training import RATE, STEPS, worst_difference

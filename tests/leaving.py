@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.differences import starred
+from deepspeed_autotp.self_check.compare import starred
 from tests.families import build
 from tests.training import STEPS, single_losses, worst_difference
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.differences import Comparison
-from deepspeed_autotp.watch import Output, Seen
+from deepspeed_autotp.self_check.compare import Comparison
+from deepspeed_autotp.self_check.trace import Output, Seen
 from tests.python.core_model import llama, preset
 
 DOWN = "model.layers.{}.mlp.down_proj"

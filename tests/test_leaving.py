@@ -4,7 +4,7 @@ whole; the rest is cut as planned."""
 
 import pytest
 
-from deepspeed_autotp.differences import covers
+from deepspeed_autotp.self_check.compare import covers
 from tests import leaving
 from tests.pool import Pool
 from tests.test_errors import same

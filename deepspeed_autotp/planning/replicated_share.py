@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.differences import starred
+from deepspeed_autotp.self_check.compare import starred
 
 # A rank that holds more than this share of the parameters gains next to nothing.
 _MOST = 0.9

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.differences import Difference, starred
+from deepspeed_autotp.self_check.compare import Difference, starred
 
 _NEVER = "no input of the trial came there"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from deepspeed_autotp._core import Entry, Layer, Plan
 from deepspeed_autotp.distributed.sequence_mappings import Tokens, own_rows
-from deepspeed_autotp.rounding import differs, root_mean_square
+from deepspeed_autotp.self_check.rounding import differs, root_mean_square
+from deepspeed_autotp.self_check.trace import Output, Seen
 from deepspeed_autotp.state.tensor_parallel import cut
-from deepspeed_autotp.watch import Output, Seen
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
 # bias, which softmax makes vanish.

@@ -18,17 +18,17 @@ from torch import nn
 
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.differences import Comparison, Difference, starred
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.exempt import Again, Exempt
-from deepspeed_autotp.inputs import Inputs
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.reached import alone, guessed, idle, never_ran
+from deepspeed_autotp.self_check.compare import Comparison, Difference, starred
+from deepspeed_autotp.self_check.coverage import alone, guessed, idle, never_ran
+from deepspeed_autotp.self_check.fallback import Again, Exempt
+from deepspeed_autotp.self_check.inputs import Inputs
+from deepspeed_autotp.self_check.isolation import forget, same_numbers, untouched
+from deepspeed_autotp.self_check.trace import Seen, Watch
 from deepspeed_autotp.sharding.conversion import Conversion
-from deepspeed_autotp.untouched import forget, same_numbers, untouched
-from deepspeed_autotp.watch import Seen, Watch
 
 _log = logging.getLogger("deepspeed_autotp")
 

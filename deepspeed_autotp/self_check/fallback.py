@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.differences import Difference, covers
+from deepspeed_autotp.self_check.compare import Difference, covers
 
 
 class Again(Protocol):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sharded model compared with the full one, before a tensor is sharded."""
