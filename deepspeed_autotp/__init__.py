@@ -6,13 +6,16 @@ install()                  before a Hugging Face Trainer, Accelerate or TRL scri
 parallelize(model, ...)    in a torchrun loop without DeepSpeed
 """
 
-from deepspeed_autotp.api import (
+from deepspeed_autotp.api.deepspeed_api import (
     initialize,
     merge_tp_model_init_into_config,
     record_tp_model_init_args,
     reset,
     tp_model_init,
 )
+from deepspeed_autotp.api.install import install, uninstall
+from deepspeed_autotp.api.mode import is_autotp_training_mode, set_autotp_mode
+from deepspeed_autotp.api.torch_loop import parallelize
 from deepspeed_autotp.checkpoint.full_state import full_state_dict
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.layer_spec import PartitionType, TPLayerSpec
@@ -22,9 +25,6 @@ from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
     get_tensor_parallel_config,
 )
-from deepspeed_autotp.installing import install, uninstall
-from deepspeed_autotp.mode import is_autotp_training_mode, set_autotp_mode
-from deepspeed_autotp.plain import parallelize
 from deepspeed_autotp.planning.plan_table import plan_table
 from deepspeed_autotp.state.grad_norm import clip_grad_norm_
 from deepspeed_autotp.state.replica_check import check_replicas

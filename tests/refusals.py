@@ -185,16 +185,16 @@ def refused_pipeline() -> str:
 
 def fail_in_planning(rank: int) -> str:
     """``describe`` raises on one rank."""
-    from deepspeed_autotp import apply
+    from deepspeed_autotp.api import pipeline
 
     model = build("llama", tied=False)
-    own = apply.describe
+    own = pipeline.describe
     if dist.get_rank() == rank:
-        vars(apply)["describe"] = lambda model: 1 / 0
+        vars(pipeline)["describe"] = lambda model: 1 / 0
     try:
         return refusal(model, lambda: initialize(model, {"autotp_size": 2}))
     finally:
-        vars(apply)["describe"] = own
+        vars(pipeline)["describe"] = own
 
 
 def fail_to_switch(rank: int) -> str:

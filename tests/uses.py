@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp import plain
+from deepspeed_autotp.api import torch_loop
 from deepspeed_autotp.distributed.process_group import host_group, time_limit
 from deepspeed_autotp.sharding import conversion
 from tests.families import build, tokens
@@ -210,7 +210,7 @@ def on_device(name: str) -> tuple[float, bool]:
     dtype = torch.float64 if name == "cpu" else torch.float32
     whole, ours = make().to(dtype), make().to(dtype)
     with (
-        mock.patch.object(plain, "_numbered", _another),
+        mock.patch.object(torch_loop, "_numbered", _another),
         mock.patch.object(conversion, "move_parameters", wraps=conversion.move_parameters) as moved,
     ):
         model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
@@ -313,7 +313,9 @@ def adapted_cuts(family: str, wrapped: list[str], saved: list[str]) -> dict[str,
         LoraConfig(r=4, target_modules=wrapped, modules_to_save=saved, task_type="CAUSAL_LM"),
     )
     deepspeed_autotp.parallelize(model, tp_size=ranks, config=config)
-    expected = {entry.name: entry for entry in deepspeed_autotp.tensor_parallel(plain).plan.entries}
+    expected = {
+        entry.name: entry for entry in deepspeed_autotp.tensor_parallel(torch_loop).plan.entries
+    }
     found = {}
     for entry in deepspeed_autotp.tensor_parallel(model).plan.entries:
         name = re.sub(

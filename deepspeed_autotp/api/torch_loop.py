@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.apply import shard
+from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.config.merge_recorded_args import group_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.config.validation import wrong

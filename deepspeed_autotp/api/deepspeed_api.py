@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
+from deepspeed_autotp.api.engine_setup import Prepared, finish, prepare, shard_for_engine
+from deepspeed_autotp.api.mode import set_autotp_mode
 from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.loader import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import copied, group_size, merge
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.validation import shown, wrong
 from deepspeed_autotp.distributed.consensus import world_agreement
-from deepspeed_autotp.engine import Prepared, finish, prepare, shard_for_engine
-from deepspeed_autotp.mode import set_autotp_mode
 from deepspeed_autotp.planning.model_description import dtype_name
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import _core, interop
-from deepspeed_autotp.apply import shard
+from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_note, write_note
 from deepspeed_autotp.config.loader import load_ds_config

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.api import initialize, tp_model_init
+from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
 
 
 def install() -> None:

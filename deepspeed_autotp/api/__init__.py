@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users call: DeepSpeed's functions, install, parallelize; plan, agree, check, shard."""
