@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepspeed_autotp import _core, cli, doctor
+from deepspeed_autotp import _core
+from deepspeed_autotp.cli import doctor, main
 from deepspeed_autotp.native import operators
 
 
@@ -16,7 +17,7 @@ def rows() -> dict[str, str]:
 
 
 def test_doctor_names_versions_build_and_use(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 0
+    assert main.main(["doctor"]) == 0
     printed = capsys.readouterr().out
     for words in (torch.__version__, "PCRE2", str(_core.core_info()["pcre2"]), "CUDA library"):
         assert words in printed
@@ -48,6 +49,6 @@ def test_doctor_names_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_that_nobody_knows_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["docter"])
+        main.main(["docter"])
     assert ended.value.code == 2
     assert "invalid choice: 'docter' (choose from" in capsys.readouterr().err

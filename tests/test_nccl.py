@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepspeed_autotp import doctor
+from deepspeed_autotp.cli import doctor
 from deepspeed_autotp.distributed import nccl
 from tests import nccl_jobs as jobs
 from tests.nccl_stand_in import compiled

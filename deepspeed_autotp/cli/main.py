@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from deepspeed_autotp.doctor import examined_table
+from deepspeed_autotp.cli.doctor import examined_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
