@@ -152,7 +152,7 @@ def removed() -> Iterator[None]:
 
 def _without_shared_memory() -> AbstractContextManager[object]:
     """Within it nobody finds memory that the ranks share; DeepSpeed and others have none."""
-    module = sys.modules.get("deepspeed_autotp.shared_memory")
+    module = sys.modules.get("deepspeed_autotp.distributed.shared_memory")
     if module is None:
         return nullcontext()
     return mock.patch.object(module.SharedMemory, "gathers", lambda memory, x: False)

@@ -21,7 +21,7 @@ def drawn(
 
 
 class HostKernels:
-    """Statistics and gradient as ``deepspeed_autotp.vocabulary`` has them."""
+    """Statistics and gradient as ``vocab_parallel.cross_entropy_kernels`` has them."""
 
     def __init__(self, library: Library) -> None:
         self.library = library

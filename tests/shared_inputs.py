@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
+from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel
 from tests.families import build, tokens
 from tests.parts import counted
 
@@ -82,7 +83,7 @@ def slope(y: Tensor) -> Tensor:
 def gradients(model: nn.Module, x: Tensor, other: Tensor) -> dict[str, Tensor | None]:
     """Of weights, whole, and of inputs; those of the model are zero afterwards."""
     found: dict[str, Tensor | None] = {"x": x.grad, "other": other.grad}
-    state = deepspeed_autotp.sharded.find_tensor_parallel(model)
+    state = find_tensor_parallel(model)
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         entry = None if state is None else state.entry(parameter)

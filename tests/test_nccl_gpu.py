@@ -20,14 +20,14 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
     found = nccl.find()
     assert found.reason == "" and found.number >= 21400 and not found.on_host
     ops, made = operators.loaded(), torch.zeros(128, dtype=torch.uint8)
-    operators.nccl_id_(made, found.path)
+    ops.nccl_id_(made, found.path)
     assert made.any()
     index = torch.cuda.current_device()
-    number = operators.nccl_make(found.path, made, 0, 1, index, 60.0)
-    operators.nccl_exchange(number, "scatter", [], [], [], [])
-    operators.nccl_close(number)
+    number = ops.nccl_make(found.path, made, 0, 1, index, 60.0)
+    ops.nccl_exchange(number, "scatter", [], [], [], [])
+    ops.nccl_close(number)
     with pytest.raises(ValueError, match="the communicator is closed"):
-        operators.nccl_exchange(number, "scatter", [], [], [], [])
+        ops.nccl_exchange(number, "scatter", [], [], [], [])
 
 
 def test_memory_of_a_host_is_refused() -> None:

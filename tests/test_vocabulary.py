@@ -23,7 +23,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
 
 @pytest.fixture(params=["kernels", "torch"])
 def made(request: pytest.FixtureRequest, host: HostKernels) -> Any:
-    return host if request.param == "kernels" else vocabulary
+    return host if request.param == "kernels" else cross_entropy_kernels
 
 
 @pytest.mark.parametrize("cap", [0.0, 30.0])

@@ -313,9 +313,7 @@ def adapted_cuts(family: str, wrapped: list[str], saved: list[str]) -> dict[str,
         LoraConfig(r=4, target_modules=wrapped, modules_to_save=saved, task_type="CAUSAL_LM"),
     )
     deepspeed_autotp.parallelize(model, tp_size=ranks, config=config)
-    expected = {
-        entry.name: entry for entry in deepspeed_autotp.tensor_parallel(torch_loop).plan.entries
-    }
+    expected = {entry.name: entry for entry in deepspeed_autotp.tensor_parallel(plain).plan.entries}
     found = {}
     for entry in deepspeed_autotp.tensor_parallel(model).plan.entries:
         name = re.sub(

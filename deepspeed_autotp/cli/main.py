@@ -24,7 +24,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(examined_table())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

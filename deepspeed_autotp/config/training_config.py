@@ -133,7 +133,7 @@ class TPTrainingConfig(Section):
                       is formed from the parts; None: where the output head allows it, True:
                       there, or an error that says why not, False: never
     sequence_parallel between blocks each rank holds its part of the tokens, or an error that says
-                      which module does not allow it; see deepspeed_autotp.sequence
+                      which module does not allow it; see sequence_parallel.stack
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
     fields are DeepSpeed's; a value that asks for what is not supported is refused.

@@ -6,7 +6,7 @@ take_tokens    y = own rows of x        gather_tokens  y = all rows in their pla
                dx = gather_tokens(dy)                  dx = take_tokens(dy)
 
 all tokens, a part of the sum -> own    own tokens -> all, a part of the gradient
-sum_tokens     y = own rows of sum x_r  begun in the backward of deepspeed_autotp.shared_input:
+sum_tokens     y = own rows of sum x_r  begun in the backward of layers.grad_overlap:
                dx = gather_tokens(dy)                  dx = own rows of sum dy_r
 
 A row is a token: all dimensions but the last are one, so that ranks differ by one row at most

@@ -13,7 +13,7 @@ dx'  = sum_i dy_i @ w_i        in the backward of each layer
 dx   = sum over ranks of dx'   started in the backward of the entry
 dw_i = dy_i.T @ x              formed there, before dx is waited for
 
-Where x was gathered from the tokens of the ranks (deepspeed_autotp.sequence), the entry stands in
+Where x was gathered from the tokens of the ranks (sequence_parallel.stack), the entry stands in
 the place of the gathering: its dx is the sum for this rank's own tokens, and a reduce-scatter.
 """
 
