@@ -31,7 +31,8 @@ from deepspeed_autotp.self_check.runner import Trial
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import Handout
 from deepspeed_autotp.sharding.weight_location import agreed_holding, refuse_partly_there
-from deepspeed_autotp.state.replica_check import share_random_state, share_weights
+from deepspeed_autotp.sharding.weight_sync import share_weights
+from deepspeed_autotp.state.replica_check import share_random_state
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")

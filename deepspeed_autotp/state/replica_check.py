@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be equal on all ranks of a group: whole weights before, replicas after.
+"""What has to be equal on all ranks of a TP group: replicated parameters, batches, RNG states.
 
-Random numbers count, too: a dropout mask over replicated activations must be the same.
+A dropout mask over replicated activations must be the same, or the replicas drift apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,73 +15,14 @@ from torch import Tensor, nn
 from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.state.tensor_parallel import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# Elements of each parameter that are compared. Weights that were drawn or loaded differently
-# differ nearly everywhere, so a few tell; reading all of them would cost a pass over the model.
-_SAMPLE = 64
 # Bytes of a hash that the ranks exchange.
 _DIGEST = 16
 # How many names an error lists.
 _NAMED = 5
-
-
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
-    taken = flat[:: max(1, flat.numel() // _SAMPLE)].cpu().contiguous()
-    return bytes(taken.view(torch.uint8).numpy())
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=_DIGEST)
-    for tensor in tensors:
-        digest.update(_sample(tensor))
-    return digest.hexdigest()
-
-
-def _nothing() -> None:
-    pass
-
-
-@torch.no_grad()
-def share_weights(
-    description: Description, group: TPGroup, *, agreement: Agreement, keep: bool
-) -> Callable[[], None]:
-    """Give every rank the first rank's weights, where the ranks hold different ones.
-
-    As data parallelism does; shards of different models would make no model. The function
-    returned gives the ranks their own weights back, of which a copy was kept with ``keep``.
-    """
-    model = description.modules[""]
-    tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
-    mine = (group.global_ranks[0], _digest(tensors))
-    everyone = agreement.exchange(mine)
-    # The same answer on every rank of a group, whatever other groups hold.
-    if len({digest for first, digest in everyone if first == mine[0]}) == 1:
-        return _nothing
-    if group.rank == 0:
-        _log.warning(
-            "the ranks %s hold different weights of %s; taking those of rank %d",
-            list(group.global_ranks),
-            type(model).__name__,
-            group.global_ranks[0],
-        )
-    before = [tensor.detach().clone() for tensor in tensors] if keep and group.rank else []
-    for tensor in tensors:
-        whole = tensor.detach().contiguous()
-        group.broadcast(whole)
-        if group.rank:
-            tensor.detach().copy_(whole)
-
-    @torch.no_grad()
-    def restore() -> None:
-        for tensor, own in zip(tensors, before, strict=False):
-            tensor.detach().copy_(own)
-
-    return restore
 
 
 def share_random_state(group: TPGroup, *, device: torch.device) -> None:
