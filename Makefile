@@ -6,7 +6,7 @@ python := $(venv)/bin/python
 stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
-sources := $(wildcard csrc/*/*.c csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+sources := $(wildcard $(foreach end,c h cpp cu,csrc/*/*.$(end) csrc/core/*/*.$(end)))
 c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/cuda/*.c tests/cuda/*/*.cpp tests/cuda/*/*.h tests/nccl/*.c)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"

@@ -28,7 +28,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, PlatformError
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
-FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *WARNINGS]
+# Headers are named with their folder: "base/error.h" within the core, "core/base/error.h" elsewhere.
+INCLUDES = ["-Icsrc", "-Icsrc/core"]
+FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *INCLUDES, *WARNINGS]
 C_FLAGS = ["-std=c11", "-Wstrict-prototypes"]
 CXX_FLAGS = ["-std=c++17"]
 
@@ -36,7 +38,7 @@ CUDA = "deepspeed_autotp.libautotp_cuda"
 # Each runs on later ones of its generation as well (80 on 86 and 89, 100 on 103); of the last one
 # the intermediate code goes in, too, for what comes after it.
 CUDA_ARCHS = ("75", "80", "90", "100", "110", "120")
-CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CUDA_FLAGS = ["-std=c++17", "-O3", *INCLUDES, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 # A launch takes a table of 28 KB as its argument; before, 4 KB were the most.
 NVCC_OLDEST = (12, 1)
 # Not -Wpedantic: what nvcc hands to the host compiler is not pedantic itself.
@@ -55,7 +57,7 @@ def packages(debian: str, fedora: str) -> str:
 
 
 def sources(folder: str, *endings: str) -> list[str]:
-    return sorted(str(path) for end in endings for path in Path(folder).glob(f"*{end}"))
+    return sorted(str(path) for end in endings for path in Path(folder).rglob(f"*{end}"))
 
 
 def torch_folder() -> Path:
@@ -309,7 +311,7 @@ setup(
         Extension(
             "deepspeed_autotp._ops",
             [
-                "csrc/core/error.c",
+                "csrc/core/base/error.c",
                 *sources("csrc/cuda", ".c"),
                 *sources("csrc/host", ".c"),
                 *sources("csrc/nccl", ".c"),

@@ -7,7 +7,7 @@
 
 #include "choose.h"
 #include "families.h"
-#include "map.h"
+#include "base/map.h"
 #include "names.h"
 #include "pair.h"
 

@@ -5,7 +5,7 @@
 
 #include <stddef.h>
 
-#include "text.h"
+#include "base/text.h"
 
 const tp_family_block tp_family_blocks[] = {
     /* Of one family. codegen reshapes its features to four parts, one for each device

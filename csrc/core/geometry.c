@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "adapters.h"
-#include "text.h"
+#include "base/text.h"
 
 static const char *const head_size_keys[] = {
     "head_dim", "attention_head_size", "head_size",

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "near.h"
+#include "base/near.h"
 
 typedef struct {
     const char *name;

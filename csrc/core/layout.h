@@ -10,8 +10,8 @@
 
 #include <stdint.h>
 
-#include "arena.h"
-#include "error.h"
+#include "base/arena.h"
+#include "base/error.h"
 
 /* What a piece of a fused weight is; a plain weight is one piece. */
 typedef enum {

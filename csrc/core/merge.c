@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dtype.h"
-#include "text.h"
+#include "base/dtype.h"
+#include "base/text.h"
 
 /* The conflicts of one call, one line each. */
 typedef struct {

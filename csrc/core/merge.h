@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "error.h"
+#include "base/error.h"
 #include "record.h"
 
 /* What the caller found. Sizes are -1 where the configuration has none, group

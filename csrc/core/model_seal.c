@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "map.h"
+#include "base/map.h"
 #include "model_data.h"
 
 /* The nearest ancestor that was added. The model itself is everybody's. */

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "map.h"
-#include "text.h"
+#include "base/map.h"
+#include "base/text.h"
 
 const char *
 tp_names_leaf(const char *name)

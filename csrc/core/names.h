@@ -5,7 +5,7 @@
 #ifndef TP_NAMES_H
 #define TP_NAMES_H
 
-#include "arena.h"
+#include "base/arena.h"
 #include "model.h"
 
 /* The part of a name behind its last dot. */

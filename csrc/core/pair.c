@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "families.h"
-#include "map.h"
+#include "base/map.h"
 #include "names.h"
 #include "pair_fit.h"
 #include "resolve.h"

@@ -8,7 +8,7 @@
 #include "families.h"
 #include "names.h"
 #include "pair.h"
-#include "text.h"
+#include "base/text.h"
 
 enum { MATRIX_DIMS = 3, STACKED_DIMS = 2 };
 

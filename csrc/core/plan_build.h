@@ -10,11 +10,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "arena.h"
+#include "base/arena.h"
 #include "geometry.h"
 #include "layouts.h"
 #include "plan.h"
-#include "text.h"
+#include "base/text.h"
 
 struct tp_plan {
     tp_arena *arena; /* everything below lives here */

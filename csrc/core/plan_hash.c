@@ -2,7 +2,7 @@
 /* plan_hash.c -- one number for a plan, to compare it over ranks. */
 #include "plan_hash.h"
 
-#include "hash.h"
+#include "base/hash.h"
 #include "plan_build.h"
 
 /* Thousands of entries share a handful of layouts, so each is hashed about

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "map.h"
+#include "base/map.h"
 #include "names.h"
 #include "plan_build.h"
-#include "text.h"
+#include "base/text.h"
 
 struct tp_plan_table {
     const tp_plan *plan; /* borrowed */

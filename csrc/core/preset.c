@@ -2,7 +2,7 @@
 /* preset.c -- DeepSpeed's seven presets as one table. */
 #include "preset.h"
 
-#include "near.h"
+#include "base/near.h"
 
 #define COLUMN                          \
     {                                   \

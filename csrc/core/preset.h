@@ -3,7 +3,7 @@
 #ifndef TP_PRESET_H
 #define TP_PRESET_H
 
-#include "error.h"
+#include "base/error.h"
 #include "spec.h"
 
 typedef struct {

@@ -8,7 +8,7 @@
 #include "adapters.h"
 #include "names.h"
 #include "preset.h"
-#include "text.h"
+#include "base/text.h"
 
 struct tp_rules {
     tp_rule *rules; /* owned, with all they point to */

@@ -2,7 +2,7 @@
 /* spec.c -- what a rule asks for, checked by itself. */
 #include "spec.h"
 
-#include "near.h"
+#include "base/near.h"
 
 static const char *const cut_names[] = {
     [TP_CUT_COLUMN] = "column",

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "error.h"
+#include "base/error.h"
 
 #define TP_MAX_DIMS 8
 #define TP_MAX_PIECES 64

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "error.h"
+#include "base/error.h"
 
 /* Cut `size` into `ranks` widths, each a multiple of `unit` (a head size for
  * attention, the grain size elsewhere). Earlier ranks take the remainder, so

@@ -7,7 +7,7 @@
 #include "adapters.h"
 #include "hfplan.h"
 #include "names.h"
-#include "near.h"
+#include "base/near.h"
 
 enum { NEAREST = 3, NAMED_LAYERS = 5, MOST_NAMES = 4000 };
 

@@ -6,7 +6,7 @@
 
 #include "hfplan.h"
 #include "names.h"
-#include "near.h"
+#include "base/near.h"
 #include "raw.h"
 
 static const tp_spec left_whole = {.cut = TP_CUT_SKIP, .dim = -1};

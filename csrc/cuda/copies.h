@@ -5,7 +5,7 @@
 #ifndef TP_COPIES_H
 #define TP_COPIES_H
 
-#include "../core/error.h"
+#include "core/base/error.h"
 #include "../torch/shard.h"
 #include "copy.h"
 

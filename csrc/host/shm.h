@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-#include "../core/error.h"
+#include "core/base/error.h"
 
 typedef struct tp_shm tp_shm;
 

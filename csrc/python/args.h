@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "../core/error.h"
+#include "core/base/error.h"
 
 /* The one place that turns an error into an exception. Clears `err`, returns
  * NULL. */

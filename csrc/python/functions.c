@@ -2,10 +2,10 @@
 /* functions.c -- the functions of the module that belong to no type. */
 #include "module.h"
 
-#include "../core/dtype.h"
+#include "core/base/dtype.h"
 #include "../core/hfplan.h"
 #include "../core/merge.h"
-#include "../core/near.h"
+#include "core/base/near.h"
 #include "../core/preset.h"
 #include "../core/split.h"
 #include "args.h"

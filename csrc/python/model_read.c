@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "../core/near.h"
+#include "core/base/near.h"
 #include "args.h"
 #include "model.h"
 

@@ -2,7 +2,7 @@
 /* records.c -- the type Records: the arguments that tp_model_init recorded. */
 #include "records.h"
 
-#include "../core/dtype.h"
+#include "core/base/dtype.h"
 #include "args.h"
 
 typedef struct {

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../core/near.h"
+#include "core/base/near.h"
 #include "args.h"
 #include "pattern.h"
 #include "spec.h"

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#include "../core/error.h"
+#include "core/base/error.h"
 
 /* A full tensor, contiguous, seen as [outer, size, inner] around the cut
  * dimension. The shard is the runs along `size`, one after the other. */

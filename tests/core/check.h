@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "error.h"
+#include "base/error.h"
 
 /* One test program is one translation unit, so these are its own. */
 static int check_failures;

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "text.h"
+#include "base/text.h"
 
 static const tp_record record = {2, "bfloat16", 0, 0};
 static const tp_record with_group = {2, "bfloat16", 0xa0, 2};

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "text.h"
+#include "base/text.h"
 
 #define ROOM 8
 

@@ -5,7 +5,7 @@
 #ifndef TP_DTYPE_H
 #define TP_DTYPE_H
 
-#include "error.h"
+#include "base/error.h"
 
 /* The canonical name of "bf16", "torch.bfloat16", "BFloat16", "half", "float",
  * "fp32", ..., with static lifetime. Case and surrounding blanks do not count.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* text.c -- a growable string for messages and labels. */
-#include "text.h"
+#include "base/text.h"
 
 #include <stdarg.h>
 #include <stdint.h>

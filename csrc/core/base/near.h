@@ -6,7 +6,7 @@
 #ifndef TP_NEAR_H
 #define TP_NEAR_H
 
-#include "text.h"
+#include "base/text.h"
 
 /* Indices of up to `limit` of the `count` names, nearest first, whose distance
  * is at most a third of the longer name (at least 2), or which contain `name`

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* hash.c -- a 64-bit hash, the same on every machine. */
-#include "hash.h"
+#include "base/hash.h"
 
 #include <string.h>
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* map.c -- names to small integers. */
-#include "map.h"
+#include "base/map.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "hash.h"
+#include "base/hash.h"
 
 /* Without the key's size, because the slots of a large map are what takes the time. */
 typedef struct {

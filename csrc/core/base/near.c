@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* near.c -- the names closest to a name that nobody knows. */
-#include "near.h"
+#include "base/near.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dtype.c -- the spellings of a data type. */
-#include "dtype.h"
+#include "base/dtype.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "near.h"
-#include "text.h"
+#include "base/near.h"
+#include "base/text.h"
 
 static const char *const spellings[] = {
     "float16", "half", "fp16",    "bfloat16", "bf16", "float32",
