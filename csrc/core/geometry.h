@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-#include "layout.h"
+#include "layout/layout.h"
 #include "model.h"
 
 /* The NULL-terminated keys under which the counts are found. */

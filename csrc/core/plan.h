@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "layout.h"
+#include "layout/layout.h"
 #include "model.h"
 #include "rule.h"
 

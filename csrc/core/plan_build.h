@@ -12,7 +12,7 @@
 
 #include "base/arena.h"
 #include "geometry.h"
-#include "layouts.h"
+#include "layout/layouts.h"
 #include "plan.h"
 #include "base/text.h"
 

@@ -7,7 +7,7 @@
 #include "../core/merge.h"
 #include "core/base/near.h"
 #include "../core/preset.h"
-#include "../core/split.h"
+#include "core/layout/split.h"
 #include "args.h"
 #include "spec.h"
 

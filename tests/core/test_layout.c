@@ -3,7 +3,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "layout.h"
+#include "layout/layout.h"
 
 /* A generator of its own, so that a failure comes again. */
 static uint32_t state = 12345;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "split.h"
+#include "layout/split.h"
 
 #include "check.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* split.c -- cut one dimension into one width per rank. */
-#include "split.h"
+#include "layout/split.h"
 
 int
 tp_split(int64_t size, int64_t unit, int ranks, int64_t *widths, tp_error *err)

@@ -6,7 +6,7 @@
 #ifndef TP_LAYOUTS_H
 #define TP_LAYOUTS_H
 
-#include "layout.h"
+#include "layout/layout.h"
 
 typedef struct tp_layouts tp_layouts;
 

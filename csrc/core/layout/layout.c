@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layout.c -- which runs of a cut dimension each rank holds. */
-#include "layout.h"
+#include "layout/layout.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "split.h"
+#include "layout/split.h"
 
 /* The heads of one rank, and the ranks that share its key/value heads. */
 typedef struct {

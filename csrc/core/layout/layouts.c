@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layouts.c -- one layout for all weights that are cut alike. */
-#include "layouts.h"
+#include "layout/layouts.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
