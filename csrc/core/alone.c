@@ -8,7 +8,7 @@
 #include "choose.h"
 #include "families.h"
 #include "base/map.h"
-#include "names.h"
+#include "model/names.h"
 #include "pair.h"
 
 /* Layers called alike that hold less than this part of the parameters stay whole. */

@@ -7,7 +7,7 @@
 
 #include "choose.h"
 #include "families.h"
-#include "names.h"
+#include "model/names.h"
 #include "norms.h"
 #include "resolve.h"
 

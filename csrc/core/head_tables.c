@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "names.h"
+#include "model/names.h"
 
 static const tp_spec columns = {.cut = TP_CUT_COLUMN, .dim = 1};
 static const tp_spec numbers = {.cut = TP_CUT_COLUMN, .dim = 0};

@@ -2,7 +2,7 @@
 /* modules.c -- styles of a transformers plan that speak of modules, not of weights. */
 #include "modules.h"
 
-#include "adapters.h"
+#include "model/adapters.h"
 
 static int
 note_unknown(tp_build *build, const tp_rule *rule, tp_error *err)

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "names.h"
+#include "model/names.h"
 
 /* What a norm works on: what a projection gives, or what the last layer takes. */
 typedef enum { OF_QUERIES, OF_KEYS, OF_INPUT } subject;

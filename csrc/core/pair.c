@@ -7,7 +7,7 @@
 
 #include "families.h"
 #include "base/map.h"
-#include "names.h"
+#include "model/names.h"
 #include "pair_fit.h"
 #include "resolve.h"
 

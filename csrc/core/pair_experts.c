@@ -6,7 +6,7 @@
 
 #include "choose.h"
 #include "families.h"
-#include "names.h"
+#include "model/names.h"
 #include "pair.h"
 #include "base/text.h"
 

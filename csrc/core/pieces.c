@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#include "adapters.h"
-#include "names.h"
+#include "model/adapters.h"
+#include "model/names.h"
 
 static void
 add_piece(tp_pieces *out, int64_t size, int64_t unit, tp_piece_role role)

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "layout/layout.h"
-#include "model.h"
+#include "model/model.h"
 #include "rule.h"
 
 typedef enum {

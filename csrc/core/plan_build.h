@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #include "base/arena.h"
-#include "geometry.h"
+#include "model/geometry.h"
 #include "layout/layouts.h"
 #include "plan.h"
 #include "base/text.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/map.h"
-#include "names.h"
+#include "model/names.h"
 #include "plan_build.h"
 #include "base/text.h"
 

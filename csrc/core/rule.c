@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters.h"
-#include "names.h"
+#include "model/adapters.h"
+#include "model/names.h"
 #include "preset.h"
 #include "base/text.h"
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "names.h"
+#include "model/names.h"
 
 int
 tp_stacks_parent(const tp_stacks *stacks, int module)

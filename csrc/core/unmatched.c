@@ -4,9 +4,9 @@
 
 #include <string.h>
 
-#include "adapters.h"
+#include "model/adapters.h"
 #include "hfplan.h"
-#include "names.h"
+#include "model/names.h"
 #include "base/near.h"
 
 enum { NEAREST = 3, NAMED_LAYERS = 5, MOST_NAMES = 4000 };

@@ -6,7 +6,7 @@
 #ifndef TP_VIEW_H
 #define TP_VIEW_H
 
-#include "model.h"
+#include "model/model.h"
 #include "spec.h"
 
 typedef struct {

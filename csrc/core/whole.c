@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "hfplan.h"
-#include "names.h"
+#include "model/names.h"
 #include "base/near.h"
 #include "raw.h"
 

@@ -5,7 +5,7 @@
 
 #include "module.h"
 
-#include "../core/model.h"
+#include "core/model/model.h"
 
 /* Borrowed from `model`, which is a Model and never changes. */
 const tp_model *py_model_get(PyObject *model);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "adapters.h"
+#include "model/adapters.h"
 
 #include "check.h"
 

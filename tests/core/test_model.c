@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "check.h"
-#include "model.h"
+#include "model/model.h"
 
 static const tp_model_facts no_facts = {NULL, NULL, NULL, 0, -1, -1};
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* model.c -- a model as names, shapes and integers: adding and reading. */
-#include "model.h"
+#include "model/model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "model_data.h"
+#include "model/model_data.h"
 
 int
 tp_model_new(tp_model **out, tp_error *err)

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/map.h"
-#include "model_data.h"
+#include "model/model_data.h"
 
 /* The nearest ancestor that was added. The model itself is everybody's. */
 static int

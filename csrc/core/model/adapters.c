@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* adapters.c -- the names that PEFT gives to what it wraps. */
-#include "adapters.h"
+#include "model/adapters.h"
 
 #include <string.h>
 
-#include "names.h"
+#include "model/names.h"
 
 typedef struct {
     const char *part; /* of a name, between dots */

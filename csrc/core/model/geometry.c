@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* geometry.c -- head counts and head size of the attention modules of a model. */
-#include "geometry.h"
+#include "model/geometry.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters.h"
+#include "model/adapters.h"
 #include "base/text.h"
 
 static const char *const head_size_keys[] = {

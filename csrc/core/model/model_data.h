@@ -8,7 +8,7 @@
 #include <stdbool.h>
 
 #include "base/arena.h"
-#include "model.h"
+#include "model/model.h"
 
 struct tp_model {
     tp_arena *arena; /* every string and every list of integers */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* names.c -- the parts of names, and names whose indices do not matter. */
-#include "names.h"
+#include "model/names.h"
 
 #include <stdlib.h>
 #include <string.h>

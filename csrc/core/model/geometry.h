@@ -9,7 +9,7 @@
 #include <stdbool.h>
 
 #include "layout/layout.h"
-#include "model.h"
+#include "model/model.h"
 
 /* The NULL-terminated keys under which the counts are found. */
 extern const char *const tp_geometry_query_keys[];

@@ -6,7 +6,7 @@
 #define TP_NAMES_H
 
 #include "base/arena.h"
-#include "model.h"
+#include "model/model.h"
 
 /* The part of a name behind its last dot. */
 const char *tp_names_leaf(const char *name);
