@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "choose.h"
-#include "families.h"
+#include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
 #include "pair.h"

@@ -2,7 +2,7 @@
 /* head_inputs.c -- attention that is given something for each head from outside. */
 #include "head_inputs.h"
 
-#include "families.h"
+#include "rules/families.h"
 
 /* A transformers plan has no way to say it, and is believed. */
 static bool

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "families.h"
+#include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
 #include "pair_fit.h"

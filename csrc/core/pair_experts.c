@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "choose.h"
-#include "families.h"
+#include "rules/families.h"
 #include "model/names.h"
 #include "pair.h"
 #include "base/text.h"

@@ -5,7 +5,7 @@
 #ifndef TP_PAIR_FIT_H
 #define TP_PAIR_FIT_H
 
-#include "families.h"
+#include "rules/families.h"
 #include "plan_build.h"
 
 /* One block of a model, its layers found. */

@@ -11,7 +11,7 @@
 
 #include "layout/layout.h"
 #include "model/model.h"
-#include "rule.h"
+#include "rules/rule.h"
 
 typedef enum {
     TP_WHOLE,      /* on every rank; its gradient is whole, too */

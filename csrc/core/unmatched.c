@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "model/adapters.h"
-#include "hfplan.h"
+#include "rules/hfplan.h"
 #include "model/names.h"
 #include "base/near.h"
 

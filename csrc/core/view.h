@@ -7,7 +7,7 @@
 #define TP_VIEW_H
 
 #include "model/model.h"
-#include "spec.h"
+#include "rules/spec.h"
 
 typedef struct {
     int dim; /* dimension of the parameter that shrinks */

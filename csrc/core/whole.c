@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-#include "hfplan.h"
+#include "rules/hfplan.h"
 #include "model/names.h"
 #include "base/near.h"
 #include "raw.h"

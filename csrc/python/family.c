@@ -2,7 +2,7 @@
 /* family.c -- the table of blocks that are known by their names, as Python values. */
 #include "module.h"
 
-#include "../core/families.h"
+#include "core/rules/families.h"
 
 #include "args.h"
 

@@ -3,10 +3,10 @@
 #include "module.h"
 
 #include "core/base/dtype.h"
-#include "../core/hfplan.h"
+#include "core/rules/hfplan.h"
 #include "../core/merge.h"
 #include "core/base/near.h"
-#include "../core/preset.h"
+#include "core/rules/preset.h"
 #include "core/layout/split.h"
 #include "args.h"
 #include "spec.h"

@@ -5,7 +5,7 @@
 
 #include "module.h"
 
-#include "../core/regex.h"
+#include "core/rules/regex.h"
 
 /* Compile with re.compile first, which decides what is valid, and keep the bound
  * method `match` of its result as the fallback. ValueError naming pattern and

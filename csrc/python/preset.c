@@ -2,7 +2,7 @@
 /* preset.c -- the table of presets as Python values. */
 #include "module.h"
 
-#include "../core/preset.h"
+#include "core/rules/preset.h"
 
 #include "args.h"
 #include "spec.h"

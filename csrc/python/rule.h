@@ -5,7 +5,7 @@
 
 #include "module.h"
 
-#include "../core/rule.h"
+#include "core/rules/rule.h"
 
 /* Borrowed; model_types and source are NULL when they were not given. */
 typedef struct {

@@ -5,7 +5,7 @@
 
 #include "module.h"
 
-#include "../core/rule.h"
+#include "core/rules/rule.h"
 
 /* The rules, for reading; no rule can be added before py_rules_release. A
  * pattern may run Python code while the rules are read. */

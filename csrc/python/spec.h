@@ -8,7 +8,7 @@
 
 #include "module.h"
 
-#include "../core/spec.h"
+#include "core/rules/spec.h"
 
 /* Read a mapping and check it. Missing keys take their default; an unknown key
  * is a ValueError with the nearest keys. Messages start with `where`. */

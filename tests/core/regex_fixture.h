@@ -7,7 +7,7 @@
 #include <time.h>
 
 #include "check.h"
-#include "regex.h"
+#include "rules/regex.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

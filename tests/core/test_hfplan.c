@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "hfplan.h"
+#include "rules/hfplan.h"
 
 #include "check.h"
 

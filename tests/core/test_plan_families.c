@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "families.h"
+#include "rules/families.h"
 #include "plan_fixture.h"
 
 static fixture

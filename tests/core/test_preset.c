@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "preset.h"
+#include "rules/preset.h"
 
 #include "check.h"
-#include "regex.h"
+#include "rules/regex.h"
 
 static const tp_preset *
 preset_of(const char *name)

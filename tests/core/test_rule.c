@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "rule.h"
+#include "rules/rule.h"
 
 #include <stdlib.h>
 

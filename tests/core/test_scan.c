@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "scan.h"
+#include "rules/scan.h"
 
 #include <stdarg.h>
 

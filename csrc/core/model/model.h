@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
-#include "spec.h"
+#include "rules/spec.h"
 
 typedef enum {
     TP_MODULE_OTHER,

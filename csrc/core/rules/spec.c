@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* spec.c -- what a rule asks for, checked by itself. */
-#include "spec.h"
+#include "rules/spec.h"
 
 #include "base/near.h"
 

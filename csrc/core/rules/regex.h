@@ -14,7 +14,7 @@
 #include <stddef.h>
 
 #include "base/error.h"
-#include "subject.h"
+#include "rules/subject.h"
 
 typedef struct tp_regex tp_regex;
 

@@ -13,14 +13,14 @@
  * on the 32 KiB of machine stack that PCRE2 gives it, and where that is too
  * little the interpreter, which keeps its state on the heap, takes over. */
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "regex.h"
+#include "rules/regex.h"
 
 #include <pcre2.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "scan.h"
+#include "rules/scan.h"
 
 /* A name takes a few hundred steps; a million is a few milliseconds. */
 #define MOST_STEPS 1000000

@@ -4,7 +4,7 @@
 #define TP_PRESET_H
 
 #include "base/error.h"
-#include "spec.h"
+#include "rules/spec.h"
 
 typedef struct {
     const char *pattern; /* as Python's re.match reads it; one per row */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* hfplan.c -- the tensor-parallel plans of transformers. */
-#include "hfplan.h"
+#include "rules/hfplan.h"
 
 #include <string.h>
 

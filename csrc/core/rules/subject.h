@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "pairs.h"
+#include "rules/pairs.h"
 
 typedef struct {
     const char *text; /* borrowed: UTF-8, NULs included */

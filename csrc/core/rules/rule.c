@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rule.c -- the ordered rules that decide over parameters. */
-#include "rule.h"
+#include "rules/rule.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/adapters.h"
 #include "model/names.h"
-#include "preset.h"
+#include "rules/preset.h"
 #include "base/text.h"
 
 struct tp_rules {

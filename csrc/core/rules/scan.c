@@ -7,7 +7,7 @@
  * Python warns about ("[[", "--", "&&", "~~", "||" in a class), what changed
  * in Python (\B on empty text, \Z), and repeats of groups or lookaheads that
  * can match nothing, where engines differ in when a loop ends. */
-#include "scan.h"
+#include "rules/scan.h"
 
 #include <string.h>
 

@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "pairs.h"
+#include "rules/pairs.h"
 
 /* Whether `pattern`, which Python has accepted, is in the common subset. If so,
  * `required` gets pairs that every match contains. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* preset.c -- DeepSpeed's seven presets as one table. */
-#include "preset.h"
+#include "rules/preset.h"
 
 #include "base/near.h"
 

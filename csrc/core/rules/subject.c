@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* subject.c -- a name that rules are tried on, looked at once for all of them. */
-#include "subject.h"
+#include "rules/subject.h"
 
 #include <string.h>
 

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
-#include "spec.h"
+#include "rules/spec.h"
 
 /* What a style speaks of. */
 typedef enum {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* families.c -- the blocks that models are made of, recognised by the names of layers.
  */
-#include "families.h"
+#include "rules/families.h"
 
 #include <stddef.h>
 

@@ -8,9 +8,9 @@
 
 #include <stdbool.h>
 
-#include "hfplan.h"
-#include "regex.h"
-#include "spec.h"
+#include "rules/hfplan.h"
+#include "rules/regex.h"
+#include "rules/spec.h"
 
 typedef enum {
     TP_FROM_CONFIG,  /* partition_config */
