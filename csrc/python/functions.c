@@ -4,7 +4,7 @@
 
 #include "core/base/dtype.h"
 #include "core/rules/hfplan.h"
-#include "../core/merge.h"
+#include "core/config/merge.h"
 #include "core/base/near.h"
 #include "core/rules/preset.h"
 #include "core/layout/split.h"

@@ -2,7 +2,7 @@
 /* merge.c -- recorded arguments against the configuration, as a function. */
 #include "module.h"
 
-#include "../core/merge.h"
+#include "core/config/merge.h"
 
 #include "args.h"
 #include "records.h"

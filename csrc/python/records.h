@@ -5,7 +5,7 @@
 
 #include "module.h"
 
-#include "../core/record.h"
+#include "core/config/record.h"
 
 /* Read a tuple; messages start with "record". */
 int py_record_read(PyObject *tuple, tp_record *out);

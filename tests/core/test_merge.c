@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "merge.h"
+#include "config/merge.h"
 
 #include <stdlib.h>
 

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
-#include "record.h"
+#include "config/record.h"
 
 /* What the caller found. Sizes are -1 where the configuration has none, group
  * identities 0, dtype spellings NULL. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* merge.c -- recorded arguments against the configuration. */
-#include "merge.h"
+#include "config/merge.h"
 
 #include <inttypes.h>
 #include <stdio.h>

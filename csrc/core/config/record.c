@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* record.c -- the arguments that tp_model_init recorded. */
-#include "record.h"
+#include "config/record.h"
 
 #include <inttypes.h>
 #include <stdbool.h>
