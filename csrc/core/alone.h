@@ -7,7 +7,7 @@
 #ifndef TP_ALONE_H
 #define TP_ALONE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Choose for linear layers and embeddings that no rule and no block speaks of and that
  * are large together with those called alike, in models that a rule or a block cuts.

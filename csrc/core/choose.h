@@ -6,7 +6,7 @@
 #ifndef TP_CHOOSE_H
 #define TP_CHOOSE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill `choices` and `matched`. A weight of a layer is asked for with the name
  * of its module, its bias follows it. Makes a note of different

@@ -6,7 +6,7 @@
 #ifndef TP_DEFAULTS_H
 #define TP_DEFAULTS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Choose for input embedding and output heads, where partition_config or a preset is
  * given, and where no rule at all is but blocks of the family table were found. A

@@ -6,7 +6,7 @@
 #ifndef TP_EXPERTS_H
 #define TP_EXPERTS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Find the modules of experts that are cut, fill `experts`, and decide over the
  * biases in them that no rule names. Comes after the weights are resolved. */

@@ -6,7 +6,7 @@
 #ifndef TP_HEAD_INPUTS_H
 #define TP_HEAD_INPUTS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* For each module the layout of its query heads, in heads, where it may be given such a
  * thing and its heads are cut; else NULL. `out` has room for one per module. */

@@ -7,7 +7,7 @@
 #ifndef TP_HEAD_TABLES_H
 #define TP_HEAD_TABLES_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Cut both like the query heads where no rule speaks of them: tables in attention that
  * is cut because of the names of its layers, numbers in any whose heads are cut. Comes

@@ -6,7 +6,7 @@
 #ifndef TP_LOCALS_H
 #define TP_LOCALS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill the plan's local integers from the decisions. Fails with TP_VALUE where a
  * rank's query heads do not fall into equal groups over its key/value heads. */

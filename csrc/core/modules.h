@@ -3,7 +3,7 @@
 #ifndef TP_MODULES_H
 #define TP_MODULES_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill `module_rules` with the first rule that names each module, if it has a style
  * of its own, and mark the rule as matched. Makes a note of a style that is not

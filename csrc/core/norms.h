@@ -6,7 +6,7 @@
 #ifndef TP_NORMS_H
 #define TP_NORMS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Whether a module of this name is a norm of queries or of keys. */
 bool tp_norms_is_head(const char *leaf);

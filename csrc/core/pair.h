@@ -6,7 +6,7 @@
 #ifndef TP_PAIR_H
 #define TP_PAIR_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Whether layers may be cut because of what they are called: in models without rules of
  * partition_config or a preset, and of types that were tried or may be guessed. */

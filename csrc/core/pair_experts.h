@@ -6,7 +6,7 @@
 #ifndef TP_PAIR_EXPERTS_H
 #define TP_PAIR_EXPERTS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Choose for the tensors of experts of the family table that no rule speaks of, where
  * tp_pair_may allows it. Fills `stacked` and counts in `paired`. What does not fit

@@ -6,7 +6,7 @@
 #define TP_PAIR_FIT_H
 
 #include "rules/families.h"
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* One block of a model, its layers found. */
 typedef struct {

@@ -5,8 +5,8 @@
 #ifndef TP_PIECES_H
 #define TP_PIECES_H
 
-#include "plan_build.h"
-#include "view.h"
+#include "plan/plan_build.h"
+#include "plan/view.h"
 
 typedef struct {
     tp_piece piece[TP_MAX_PIECES];

@@ -3,7 +3,7 @@
 #ifndef TP_PLAN_LAYERS_H
 #define TP_PLAN_LAYERS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill the plan's layers from the decisions, in the order of the modules. */
 int tp_plan_layers_make(tp_build *build, tp_error *err);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "pieces.h"
-#include "view.h"
+#include "plan/view.h"
 
 bool
 tp_raw_is(const tp_model *model, int parameter)

@@ -7,7 +7,7 @@
 #ifndef TP_RAW_H
 #define TP_RAW_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Whether the parameter is not the weight or bias of a linear or embedding module. */
 bool tp_raw_is(const tp_model *model, int parameter);

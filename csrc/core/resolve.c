@@ -6,7 +6,7 @@
 
 #include "pieces.h"
 #include "raw.h"
-#include "view.h"
+#include "plan/view.h"
 #include "whole.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */

@@ -6,7 +6,7 @@
 #ifndef TP_RESOLVE_H
 #define TP_RESOLVE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill the decision of `parameter`, which is no bias of a layer, from its
  * choice. Fails with TP_VALUE naming parameter, rule, sizes and what to do. */

@@ -6,7 +6,7 @@
 #ifndef TP_ROPE_H
 #define TP_ROPE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill `out` and return 1 where a rule says that `module` is one, 0 where it is not.
  * Fails with TP_VALUE where nobody says how many features are for positions. */

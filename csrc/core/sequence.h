@@ -7,7 +7,7 @@
 #ifndef TP_SEQUENCE_H
 #define TP_SEQUENCE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Find the stacks of the plan, where its options ask for them, and let the gradients be
  * summed of what is used on a part of the tokens. Follows the layers of the plan.

@@ -6,7 +6,7 @@
 #ifndef TP_SIBLINGS_H
 #define TP_SIBLINGS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Fill the siblings of every column layer of the plan: those with as many input
  * features in the same block, which is the nearest module around that holds a row

@@ -6,7 +6,7 @@
 #ifndef TP_STACKS_H
 #define TP_STACKS_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 enum { TP_HOLDS_ROW = 1, TP_IS_ROW };
 

@@ -3,7 +3,7 @@
 #ifndef TP_TIES_H
 #define TP_TIES_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Make the decisions over all names of each tied tensor agree: a name without a
  * rule follows one with a rule where that is possible; where two rules

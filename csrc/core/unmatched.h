@@ -3,7 +3,7 @@
 #ifndef TP_UNMATCHED_H
 #define TP_UNMATCHED_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* A note for each rule that matched no name at all, with the nearest names. With
  * strict, a rule of partition_config is an error instead, and so is a preset of

@@ -8,7 +8,7 @@
 #ifndef TP_WHOLE_H
 #define TP_WHOLE_H
 
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Whether a parameter was chosen to be left whole. */
 bool tp_whole_is(const tp_choice *choice);

@@ -8,7 +8,7 @@
 
 #include "module.h"
 
-#include "../core/plan.h"
+#include "core/plan/plan.h"
 #include "model.h"
 
 typedef struct {

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 typedef struct {
     tp_model *model;

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "plan.h"
+#include "plan/plan.h"
 
 /* Covers what tp_plan_hash promises, and the layers with their flags. */
 uint64_t tp_plan_hash_make(const tp_plan *plan);

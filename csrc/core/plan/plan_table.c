@@ -6,7 +6,7 @@
 
 #include "base/map.h"
 #include "model/names.h"
-#include "plan_build.h"
+#include "plan/plan_build.h"
 #include "base/text.h"
 
 struct tp_plan_table {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan.c -- what happens to every parameter: the way through. */
-#include "plan.h"
+#include "plan/plan.h"
 
 #include <stdlib.h>
 
@@ -14,8 +14,8 @@
 #include "norms.h"
 #include "pair.h"
 #include "pair_experts.h"
-#include "plan_build.h"
-#include "plan_hash.h"
+#include "plan/plan_build.h"
+#include "plan/plan_hash.h"
 #include "plan_layers.h"
 #include "resolve.h"
 #include "sequence.h"

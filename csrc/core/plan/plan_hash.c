@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan_hash.c -- one number for a plan, to compare it over ranks. */
-#include "plan_hash.h"
+#include "plan/plan_hash.h"
 
 #include "base/hash.h"
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 /* Thousands of entries share a handful of layouts, so each is hashed about
  * once: a layout's pointer says where its hash is kept. */

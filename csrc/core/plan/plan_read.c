@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan_read.c -- what happens to every parameter: reading. */
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 const char *
 tp_kind_name(tp_kind kind)

@@ -13,7 +13,7 @@
 #include "base/arena.h"
 #include "model/geometry.h"
 #include "layout/layouts.h"
-#include "plan.h"
+#include "plan/plan.h"
 #include "base/text.h"
 
 struct tp_plan {

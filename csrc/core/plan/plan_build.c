@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan_build.c -- what the files that make a plan share. */
-#include "plan_build.h"
+#include "plan/plan_build.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "view.h"
+#include "plan/view.h"
 
 int
 tp_build_first(const tp_build *build, int parameter)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* view.c -- a weight as [outer, size, inner] around the cut, and its pieces. */
-#include "view.h"
+#include "plan/view.h"
 
 #include <stdbool.h>
 #include <stdio.h>
