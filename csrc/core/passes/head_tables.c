@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* head_tables.c -- what attention holds for each of its heads. */
-#include "head_tables.h"
+#include "passes/head_tables.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* siblings.c -- column layers that are likely to be given one and the same input. */
-#include "siblings.h"
+#include "passes/siblings.h"
 
 #include <stdlib.h>
 

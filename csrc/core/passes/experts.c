@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* experts.c -- modules that hold the weights of all their experts as tensors. */
-#include "experts.h"
+#include "passes/experts.h"
 
 #include <string.h>
 
-#include "raw.h"
+#include "passes/raw.h"
 
 enum { MATRIX_DIMS = 3, BIAS_DIMS = 2 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* stacks.c -- lists of layers, and what lies where in their blocks. */
-#include "stacks.h"
+#include "passes/stacks.h"
 
 #include <stdlib.h>
 #include <string.h>

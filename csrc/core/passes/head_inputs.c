@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* head_inputs.c -- attention that is given something for each head from outside. */
-#include "head_inputs.h"
+#include "passes/head_inputs.h"
 
 #include "rules/families.h"
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* choose.c -- which rule decides over which parameter. */
-#include "choose.h"
+#include "passes/choose.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "raw.h"
+#include "passes/raw.h"
 
 typedef struct {
     const char **labels; /* of the rules, which may be gone before the plan is */

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan_layers.c -- the modules of a plan whose forward changes. */
-#include "plan_layers.h"
+#include "passes/plan_layers.h"
 
 #include <stdlib.h>
 
-#include "alone.h"
-#include "experts.h"
-#include "head_inputs.h"
-#include "norms.h"
-#include "rope.h"
+#include "passes/alone.h"
+#include "passes/experts.h"
+#include "passes/head_inputs.h"
+#include "passes/norms.h"
+#include "passes/rope.h"
 
 /* A linear or embedding module whose weight is cut. */
 static bool

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pair.c -- layers that are cut in pairs because their names and sizes say so. */
-#include "pair.h"
+#include "passes/pair.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -8,8 +8,8 @@
 #include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
-#include "pair_fit.h"
-#include "resolve.h"
+#include "passes/pair_fit.h"
+#include "passes/resolve.h"
 
 typedef struct {
     tp_build *build;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pieces.c -- what the pieces of a viewed weight are: heads, units or plain. */
-#include "pieces.h"
+#include "passes/pieces.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* unmatched.c -- rules that match nothing, and layers that no rule matches. */
-#include "unmatched.h"
+#include "passes/unmatched.h"
 
 #include <string.h>
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ties.c -- one decision for all names of one tensor. */
-#include "ties.h"
+#include "passes/ties.h"
 
 #include <string.h>
 
-#include "choose.h"
+#include "passes/choose.h"
 
 static bool
 same_part(const tp_part *a, const tp_part *b)

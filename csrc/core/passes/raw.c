@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* raw.c -- what a rule comes to for a parameter that is no layer's weight. */
-#include "raw.h"
+#include "passes/raw.h"
 
 #include <string.h>
 
-#include "pieces.h"
+#include "passes/pieces.h"
 #include "plan/view.h"
 
 bool

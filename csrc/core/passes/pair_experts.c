@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pair_experts.c -- experts whose tensors are cut because names and sizes say so. */
-#include "pair_experts.h"
+#include "passes/pair_experts.h"
 
 #include <string.h>
 
-#include "choose.h"
+#include "passes/choose.h"
 #include "rules/families.h"
 #include "model/names.h"
-#include "pair.h"
+#include "passes/pair.h"
 #include "base/text.h"
 
 enum { MATRIX_DIMS = 3, STACKED_DIMS = 2 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* norms.c -- norms over features of which each rank holds a part. */
-#include "norms.h"
+#include "passes/norms.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* locals.c -- the integers of attention modules that become local. */
-#include "locals.h"
+#include "passes/locals.h"
 
 #include <stdlib.h>
 #include <string.h>

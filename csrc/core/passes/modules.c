@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* modules.c -- styles of a transformers plan that speak of modules, not of weights. */
-#include "modules.h"
+#include "passes/modules.h"
 
 #include "model/adapters.h"
 

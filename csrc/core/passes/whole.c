@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* whole.c -- modules with whole activations, whatever the rules say. */
-#include "whole.h"
+#include "passes/whole.h"
 
 #include <stdlib.h>
 
 #include "rules/hfplan.h"
 #include "model/names.h"
 #include "base/near.h"
-#include "raw.h"
+#include "passes/raw.h"
 
 static const tp_spec left_whole = {.cut = TP_CUT_SKIP, .dim = -1};
 static const tp_spec whole_output = {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pair_fit.c -- whether the sizes of layers are those of a block. */
-#include "pair_fit.h"
+#include "passes/pair_fit.h"
 
 #include <stddef.h>
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* resolve.c -- what a chosen rule comes to for one parameter. */
-#include "resolve.h"
+#include "passes/resolve.h"
 
 #include <string.h>
 
-#include "pieces.h"
-#include "raw.h"
+#include "passes/pieces.h"
+#include "passes/raw.h"
 #include "plan/view.h"
-#include "whole.h"
+#include "passes/whole.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */
 static const struct {

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* alone.c -- large layers that nothing else cuts, each by itself. */
-#include "alone.h"
+#include "passes/alone.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "choose.h"
+#include "passes/choose.h"
 #include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
-#include "pair.h"
+#include "passes/pair.h"
 
 /* Layers called alike that hold less than this part of the parameters stay whole. */
 enum { LEAST_PART = 64 };

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sequence.c -- where the tokens of a batch are cut over the ranks. */
-#include "sequence.h"
+#include "passes/sequence.h"
 
 #include <stdlib.h>
 
-#include "stacks.h"
+#include "passes/stacks.h"
 
 typedef enum {
     NOWHERE,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rope.c -- the projection of latent attention that also makes positions. */
-#include "rope.h"
+#include "passes/rope.h"
 
-#include "whole.h"
+#include "passes/whole.h"
 
 static const char *const size_keys[] = {"qk_rope_head_dim", NULL};
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* defaults.c -- what happens where no rule speaks. */
-#include "defaults.h"
+#include "passes/defaults.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "choose.h"
+#include "passes/choose.h"
 #include "rules/families.h"
 #include "model/names.h"
-#include "norms.h"
-#include "resolve.h"
+#include "passes/norms.h"
+#include "passes/resolve.h"
 
 static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
 static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};
