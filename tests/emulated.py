@@ -38,7 +38,7 @@ class Args(ctypes.Structure):
 
 
 class Copy(ctypes.Structure):
-    """``tp_copy`` of csrc/cuda/copy.h."""
+    """``tp_copy`` of csrc/pack/copy.h."""
 
     _fields_ = (
         ("source", ctypes.c_void_p),
@@ -50,7 +50,7 @@ class Copy(ctypes.Structure):
 
 
 class Lookup(ctypes.Structure):
-    """``tp_lookup`` of csrc/cuda/lookup.h."""
+    """``tp_lookup`` of csrc/pack/lookup.h."""
 
     _fields_ = (
         ("copy", Copy),
@@ -130,7 +130,9 @@ def build_edited(folder: Path, built: Path, file: str, text: str, instead: str) 
 
 def _compiled(source: Path, folder: Path, sanitize: str) -> Path:
     target = folder / f"{source.name}.o"
-    options = [*_FLAGS, f"-fsanitize={sanitize}", *_WARNINGS, f"-I{RUNTIME}", f"-I{KERNELS}"]
+    # An edited copy finds its own headers first.
+    headers = [f"-I{folder}" for folder in (RUNTIME, source.parent.parent, KERNELS.parent)]
+    options = [*_FLAGS, f"-fsanitize={sanitize}", *_WARNINGS, *headers]
     run("g++", *options, '-DAUTOTP_ARCHS="90"', "-x", "c++", "-c", source, "-o", target)
     return target
 

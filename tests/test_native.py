@@ -86,7 +86,18 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("reader") / "reader.so"
     source = str(ROOT / "csrc" / "torch" / "library.c")
     subprocess.run(
-        ["gcc", "-std=c11", "-shared", "-fPIC", source, "-o", str(made), "-ldl"], check=True
+        [
+            "gcc",
+            "-std=c11",
+            "-shared",
+            "-fPIC",
+            f"-iquote{ROOT / 'csrc'}",
+            source,
+            "-o",
+            str(made),
+            "-ldl",
+        ],
+        check=True,
     )
     return made
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* api.cu -- the table of libautotp_cuda.so; all else in it is hidden. */
-#include "api.h"
+#include "cuda/api.h"
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace
 {

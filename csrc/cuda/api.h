@@ -6,9 +6,9 @@
 #ifndef TP_CUDA_API_H
 #define TP_CUDA_API_H
 
-#include "copy.h"
-#include "lookup.h"
-#include "vocab.h"
+#include "cuda/copy.h"
+#include "cuda/lookup.h"
+#include "cuda/vocab.h"
 
 /* Goes up with every change of the table or of a struct that it speaks of. */
 enum { TP_CUDA_ABI = 3 };

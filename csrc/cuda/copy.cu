@@ -4,9 +4,9 @@
  * The list travels as a kernel argument: nothing is allocated, nothing is waited for,
  * and a graph that captures the launch holds the list. No reduction, so the result is
  * the same bits whatever the order. */
-#include "copy.h"
+#include "cuda/copy.h"
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace
 {

@@ -3,9 +3,9 @@
  *
  * The tiles and words are those of copy.h, and so are the reasons for their sizes. No
  * reduction, so the result is the same bits whatever the order. */
-#include "lookup.h"
+#include "cuda/lookup.h"
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace
 {

@@ -5,10 +5,10 @@
  * for a row keeps its sums in registers, and no atomic makes the order of a sum vary.
  * Sums are in float32: each thread's in the order of its columns, then over the lanes
  * of a warp and over the warps by a fixed tree. */
-#include "vocab.h"
+#include "cuda/vocab.h"
 
-#include "launch.h"
-#include "vocab_row.h"
+#include "cuda/launch.h"
+#include "cuda/vocab_row.h"
 
 namespace
 {

@@ -16,8 +16,8 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "number.h"
-#include "vocab.h"
+#include "cuda/number.h"
+#include "cuda/vocab.h"
 
 namespace tp
 {

@@ -5,11 +5,11 @@
 #pragma GCC optimize("O3")
 #endif
 
-#include "reduce.h"
+#include "host/reduce.h"
 
 #include <string.h>
 
-#include "wait.h"
+#include "host/wait.h"
 
 /* Items whose sum is formed at once: what is added to stays in the nearest cache. */
 enum { kBlock = 2048 };

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#include "shm.h"
+#include "host/shm.h"
 
 /* What becomes of a message: it is summed as numbers of a type, or gathered. */
 typedef enum { TP_SUM_F32, TP_SUM_F64, TP_SUM_BF16, TP_GATHER } tp_use;

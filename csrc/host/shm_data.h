@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "shm.h"
+#include "host/shm.h"
 
 enum {
     TP_SHM_SLOTS = 2,

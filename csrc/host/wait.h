@@ -6,7 +6,7 @@
 #ifndef TP_WAIT_H
 #define TP_WAIT_H
 
-#include "shm_data.h"
+#include "host/shm_data.h"
 
 typedef enum { TP_POSTED, TP_TAKEN } tp_done;
 

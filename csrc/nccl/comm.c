@@ -2,7 +2,7 @@
 /* comm.c -- a communicator of NCCL's, polled to a deadline. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 
-#include "comm.h"
+#include "nccl/comm.h"
 
 #include <stdlib.h>
 #include <string.h>

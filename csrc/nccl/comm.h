@@ -8,7 +8,7 @@
 #ifndef TP_NCCL_COMM_H
 #define TP_NCCL_COMM_H
 
-#include "loader.h"
+#include "nccl/loader.h"
 
 typedef struct tp_comm tp_comm;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* exchange.c -- one group of NCCL's, so that its sends and receives run together and no
  * order of the ranks can lock them up. */
-#include "exchange.h"
+#include "nccl/exchange.h"
 
 #include <stdio.h>
 

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "comm.h"
+#include "nccl/comm.h"
 
 typedef struct {
     int peer;   /* another rank */

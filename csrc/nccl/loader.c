@@ -2,7 +2,7 @@
 /* loader.c -- finds, opens and checks libnccl.so.2. */
 #define _GNU_SOURCE /* dladdr, RTLD_NOLOAD */
 
-#include "loader.h"
+#include "nccl/loader.h"
 
 #include <dlfcn.h>
 #include <stdarg.h>

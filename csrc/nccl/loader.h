@@ -9,7 +9,7 @@
 #include <stdbool.h>
 
 #include "core/base/error.h"
-#include "abi.h"
+#include "nccl/abi.h"
 
 enum { TP_NCCL_PATH_SIZE = 4096, TP_NCCL_VERSION_SIZE = 40 };
 

@@ -3,7 +3,7 @@
  *
  * Conversions are strict: a bool is no int, a str is no sequence, and nothing
  * here calls a method of the user's objects while C data is being read. */
-#include "args.h"
+#include "python/args.h"
 
 #include <limits.h>
 #include <stdarg.h>

@@ -8,7 +8,7 @@
 #ifndef PY_ARGS_H
 #define PY_ARGS_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include <stdbool.h>
 #include <stdint.h>

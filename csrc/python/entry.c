@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* entry.c -- the type Entry: what happens to one parameter. */
-#include "args.h"
-#include "holder.h"
+#include "python/args.h"
+#include "python/holder.h"
 
 static const tp_entry *
 get(PyObject *self)

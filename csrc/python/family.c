@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family.c -- the table of blocks that are known by their names, as Python values. */
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/families.h"
 
-#include "args.h"
+#include "python/args.h"
 
 const char py_family_blocks_doc[] =
     "family_blocks()\n--\n\n"

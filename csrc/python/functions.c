@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* functions.c -- the functions of the module that belong to no type. */
-#include "module.h"
+#include "python/module.h"
 
 #include "core/base/dtype.h"
 #include "core/rules/hfplan.h"
@@ -8,8 +8,8 @@
 #include "core/base/near.h"
 #include "core/rules/preset.h"
 #include "core/layout/split.h"
-#include "args.h"
-#include "spec.h"
+#include "python/args.h"
+#include "python/spec.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

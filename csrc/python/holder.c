@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* holder.c -- a plan's C value with what it borrows from, and objects into it. */
-#include "holder.h"
+#include "python/holder.h"
 
-#include "args.h"
-#include "rules.h"
+#include "python/args.h"
+#include "python/rules.h"
 
 PyObject *
 py_holder_new(py_state *state, PyObject *model, PyObject *rules,

@@ -6,10 +6,10 @@
 #ifndef PY_HOLDER_H
 #define PY_HOLDER_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/plan/plan.h"
-#include "model.h"
+#include "python/model.h"
 
 typedef struct {
     PyObject_HEAD tp_plan *plan; /* owned */

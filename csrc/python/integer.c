@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* integer.c -- the type LocalInteger: an attribute that differs from the full one. */
-#include "args.h"
-#include "holder.h"
+#include "python/args.h"
+#include "python/holder.h"
 
 static const tp_local_integer *
 get(PyObject *self)

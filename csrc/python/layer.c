@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layer.c -- the type Layer: one module whose forward changes. */
-#include "args.h"
-#include "holder.h"
+#include "python/args.h"
+#include "python/holder.h"
 
 static const tp_layer *
 get(PyObject *self)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* merge.c -- recorded arguments against the configuration, as a function. */
-#include "module.h"
+#include "python/module.h"
 
 #include "core/config/merge.h"
 
-#include "args.h"
-#include "records.h"
+#include "python/args.h"
+#include "python/records.h"
 
 /* What merge was called with; borrowed, NULL where nothing was given. */
 typedef struct {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* model.c -- the type Model: names, shapes and integers of a model. */
-#include "model.h"
+#include "python/model.h"
 
-#include "args.h"
+#include "python/args.h"
 
 typedef struct {
     PyObject_HEAD tp_model *model; /* owned, sealed */

@@ -3,7 +3,7 @@
 #ifndef PY_MODEL_H
 #define PY_MODEL_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/model/model.h"
 

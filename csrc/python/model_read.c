@@ -3,13 +3,13 @@
  *
  * A model has tens of thousands of parameters, so items are read in place and a
  * message is put together only once something is wrong. */
-#include "module.h"
+#include "python/module.h"
 
 #include <string.h>
 
 #include "core/base/near.h"
-#include "args.h"
-#include "model.h"
+#include "python/args.h"
+#include "python/model.h"
 
 /* Room for the integers of one module, used again for the next. */
 typedef struct {

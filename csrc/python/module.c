@@ -2,7 +2,7 @@
 /* module.c -- the module `_core`: its method table, its types and its state.
  *
  * Nothing is computed here. */
-#include "module.h"
+#include "python/module.h"
 
 static PyMethodDef methods[] = {
     {"split", PY_KEYWORDS(py_split), METH_VARARGS | METH_KEYWORDS, py_split_doc},

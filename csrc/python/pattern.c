@@ -3,9 +3,9 @@
  *
  * The GIL is kept while a pattern runs: the fallback needs it, names are short,
  * and PCRE2 stops at its match limit. */
-#include "pattern.h"
+#include "python/pattern.h"
 
-#include "args.h"
+#include "python/args.h"
 
 typedef struct {
     PyObject_HEAD tp_regex *regex; /* owned */

@@ -3,7 +3,7 @@
 #ifndef PY_PATTERN_H
 #define PY_PATTERN_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/regex.h"
 

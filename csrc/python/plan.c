@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan.c -- the type Plan: what happens to every parameter. */
-#include "args.h"
-#include "holder.h"
-#include "row.h"
+#include "python/args.h"
+#include "python/holder.h"
+#include "python/row.h"
 
 typedef struct {
     PyObject_HEAD PyObject *holder; /* strong */

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* preset.c -- the table of presets as Python values. */
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/preset.h"
 
-#include "args.h"
-#include "spec.h"
+#include "python/args.h"
+#include "python/spec.h"
 
 const char py_preset_names_doc[] =
     "preset_names()\n--\n\n"

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* records.c -- the type Records: the arguments that tp_model_init recorded. */
-#include "records.h"
+#include "python/records.h"
 
 #include "core/base/dtype.h"
-#include "args.h"
+#include "python/args.h"
 
 typedef struct {
     PyObject_HEAD tp_records *records; /* owned */

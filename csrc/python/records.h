@@ -3,7 +3,7 @@
 #ifndef PY_RECORDS_H
 #define PY_RECORDS_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/config/record.h"
 

@@ -2,13 +2,13 @@
 /* row.c -- the type Row: parameters that differ in indices only.
  *
  * A table has few rows, so a row holds its values and the C table goes at once. */
-#include "row.h"
+#include "python/row.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-#include "args.h"
-#include "holder.h"
+#include "python/args.h"
+#include "python/holder.h"
 
 typedef struct {
     PyObject_HEAD PyObject *pattern; /* strong, as the other two */

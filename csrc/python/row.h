@@ -3,7 +3,7 @@
 #ifndef PY_ROW_H
 #define PY_ROW_H
 
-#include "module.h"
+#include "python/module.h"
 
 /* A new tuple of Row for the plan of `holder`, or NULL. */
 PyObject *py_row_table(py_state *state, PyObject *holder);

@@ -2,15 +2,15 @@
 /* rule.c -- one rule from Python values.
  *
  * What a rule owns is taken with malloc, because the core releases it. */
-#include "rule.h"
+#include "python/rule.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/near.h"
-#include "args.h"
-#include "pattern.h"
-#include "spec.h"
+#include "python/args.h"
+#include "python/pattern.h"
+#include "python/spec.h"
 
 static int
 read_source(PyObject *object, tp_source *out)

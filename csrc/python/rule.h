@@ -3,7 +3,7 @@
 #ifndef PY_RULE_H
 #define PY_RULE_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/rule.h"
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rules.c -- the type Rules: ordered rules, earlier ones win. */
-#include "rules.h"
+#include "python/rules.h"
 
-#include "args.h"
-#include "rule.h"
+#include "python/args.h"
+#include "python/rule.h"
 
 typedef struct {
     PyObject_HEAD tp_rules *rules; /* owned */

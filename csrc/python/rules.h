@@ -3,7 +3,7 @@
 #ifndef PY_RULES_H
 #define PY_RULES_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/rule.h"
 

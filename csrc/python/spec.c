@@ -3,12 +3,12 @@
  *
  * Only what the C form cannot express is checked here: keys, types, list
  * lengths, None. The rest is tp_spec_check's. */
-#include "spec.h"
+#include "python/spec.h"
 
 #include <string.h>
 
 #include "core/base/near.h"
-#include "args.h"
+#include "python/args.h"
 
 static int
 read_cut(PyObject *value, const char *key, tp_spec *spec)

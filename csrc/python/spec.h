@@ -6,7 +6,7 @@
 #ifndef PY_SPEC_H
 #define PY_SPEC_H
 
-#include "module.h"
+#include "python/module.h"
 
 #include "core/rules/spec.h"
 

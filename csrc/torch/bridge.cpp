@@ -10,7 +10,7 @@
 
 #include <tuple>
 
-#include "bridge.h"
+#include "torch/bridge.h"
 
 namespace
 {

@@ -16,8 +16,8 @@
 #include <vector>
 
 extern "C" {
-#include "../cuda/compact.h"
-#include "shard.h"
+#include "pack/compact.h"
+#include "pack/shard.h"
 }
 
 namespace tp

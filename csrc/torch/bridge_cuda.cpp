@@ -4,7 +4,7 @@
 // Kernels are started and never waited for. See bridge.cpp.
 #include <tuple>
 
-#include "bridge_device.h"
+#include "torch/bridge_device.h"
 
 namespace
 {

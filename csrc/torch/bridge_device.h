@@ -9,10 +9,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "bridge.h"
+#include "torch/bridge.h"
 
 extern "C" {
-#include "library.h"
+#include "torch/library.h"
 }
 
 namespace tp

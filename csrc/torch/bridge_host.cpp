@@ -3,10 +3,10 @@
 //
 // Python knows shared memory by a number that is never given twice. A message is posted
 // and taken by the rank's one thread that communicates, as with any process group.
-#include "bridge_registry.h"
+#include "torch/bridge_registry.h"
 
 extern "C" {
-#include "../host/reduce.h"
+#include "host/reduce.h"
 }
 
 namespace

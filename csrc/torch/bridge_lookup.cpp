@@ -3,10 +3,10 @@
 // on a GPU.
 //
 // See bridge.cpp.
-#include "bridge_device.h"
+#include "torch/bridge_device.h"
 
 extern "C" {
-#include "../cuda/lookup.h"
+#include "pack/lookup.h"
 }
 
 namespace

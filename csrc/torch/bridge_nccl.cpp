@@ -8,11 +8,11 @@
 #include <optional>
 #include <tuple>
 
-#include "bridge_device.h"
-#include "bridge_registry.h"
+#include "torch/bridge_device.h"
+#include "torch/bridge_registry.h"
 
 extern "C" {
-#include "../nccl/exchange.h"
+#include "nccl/exchange.h"
 }
 
 namespace

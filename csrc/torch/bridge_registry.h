@@ -9,7 +9,7 @@
 #include <memory>
 #include <mutex>
 
-#include "bridge.h"
+#include "torch/bridge.h"
 
 namespace tp
 {

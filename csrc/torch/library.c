@@ -2,7 +2,7 @@
 /* library.c -- finds, opens and checks libautotp_cuda.so, once in a process. */
 #define _GNU_SOURCE /* dladdr */
 
-#include "library.h"
+#include "torch/library.h"
 
 #include <dlfcn.h>
 #include <limits.h>

@@ -6,7 +6,7 @@
 #ifndef TP_LIBRARY_H
 #define TP_LIBRARY_H
 
-#include "../cuda/api.h"
+#include "cuda/api.h"
 
 typedef struct {
     const tp_cuda_api *api; /* NULL where there is no library to use */

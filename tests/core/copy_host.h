@@ -5,7 +5,7 @@
 
 #include <stdlib.h>
 
-#include "../../csrc/cuda/copies.h"
+#include "pack/copies.h"
 #include "check.h"
 
 enum { HELD = TP_COPY_THREADS * TP_COPY_NARROW };

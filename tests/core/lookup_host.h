@@ -4,7 +4,7 @@
 #ifndef TP_LOOKUP_HOST_H
 #define TP_LOOKUP_HOST_H
 
-#include "../../csrc/cuda/lookup.h"
+#include "pack/lookup.h"
 #include "check.h"
 
 static inline void

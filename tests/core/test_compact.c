@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "../../csrc/cuda/compact.h"
+#include "pack/compact.h"
 
 #include "copy_host.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What NCCL is told and asked, with functions in its place that write that down. */
-#include "../../csrc/nccl/exchange.h"
+#include "nccl/exchange.h"
 
 #include <stdarg.h>
 #include <stdint.h>

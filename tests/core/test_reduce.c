@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _POSIX_C_SOURCE 200809L
 
-#include "../../csrc/host/reduce.h"
+#include "host/reduce.h"
 
 #include <signal.h>
 #include <stdint.h>

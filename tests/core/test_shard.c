@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "../../csrc/torch/shard.h"
+#include "pack/shard.h"
 
 #include <stdlib.h>
 

@@ -22,7 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../../csrc/nccl/abi.h"
+#include "nccl/abi.h"
 
 enum { INTERNAL = 3, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE = 6 };
 enum { RANKS = 8, MESSAGES = 64, ASKED = 3 };

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
-#include "rules/spec.h"
+#include "base/limits.h"
 
 typedef enum {
     TP_MODULE_OTHER,

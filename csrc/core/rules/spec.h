@@ -10,8 +10,8 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/limits.h"
 
-#define TP_MAX_DIMS 8
 #define TP_MAX_PIECES 64
 
 typedef enum {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // numbers.cpp -- number.h on arrays, so that a test can try every 16-bit float there
 // is.
-#include "number.h"
-#include "vocab.h"
+#include "cuda/number.h"
+#include "cuda/vocab.h"
 
 namespace
 {

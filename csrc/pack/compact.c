@@ -4,7 +4,7 @@
  * The distance between a byte and its place grows from row to row, and with it what
  * may move at once: whole rows, as many as fit between. Where the distance is short,
  * at the beginning, one block moves byte after byte. */
-#include "compact.h"
+#include "pack/compact.h"
 
 #include <stddef.h>
 #include <string.h>

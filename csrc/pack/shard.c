@@ -5,7 +5,7 @@
  * full tensor: at most one run of one outer row. */
 #define _DEFAULT_SOURCE /* madvise */
 
-#include "shard.h"
+#include "pack/shard.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* copies.c -- runs to copies of words as wide as the addresses allow. */
-#include "copies.h"
+#include "pack/copies.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "copies.h"
+#include "pack/copies.h"
 
 /* Where a plan of steps stands: before `run` of outer row `row`, `done` bytes of that
  * run behind it. Starts as zeros with the cut, whose runs ascend. */

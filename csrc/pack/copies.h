@@ -6,8 +6,8 @@
 #define TP_COPIES_H
 
 #include "core/base/error.h"
-#include "../torch/shard.h"
-#include "copy.h"
+#include "pack/copy.h"
+#include "pack/shard.h"
 
 typedef struct {
     tp_copy *items; /* owned */
