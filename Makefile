@@ -7,7 +7,7 @@ stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
 sources := $(wildcard $(foreach end,c h cpp cu,csrc/*/*.$(end) csrc/core/*/*.$(end)))
-c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/cuda/*.c tests/cuda/*/*.cpp tests/cuda/*/*.h tests/nccl/*.c)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=
@@ -44,7 +44,7 @@ test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
 
 # The files that have tests for a GPU: others import what a GPU machine need not have.
-gpu_tests := $(shell grep -l 'mark\.gpu' tests/test_*.py)
+gpu_tests := $(shell grep -rl 'mark\.gpu' tests --include='test_*.py')
 # compute-sanitizer comes with the CUDA toolkit; where it is missing, that is said. torch's cache of
 # memory is off, since within one of its large blocks nothing is out of bounds. Only our kernels are
 # looked at, and not the calls of libraries, some of which fail by design. racecheck looks at
@@ -54,7 +54,7 @@ kernels := $(shell grep -oh '[a-z_]*_kernel' csrc/cuda/*.cu | sort -u)
 sanitized = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
 	--target-processes all --report-api-errors no --launch-timeout 0 --tool $(1) \
 	$(addprefix --kernel-name kns=,$(kernels)) \
-	$(gpu_python) -m pytest -q -o timeout=0 tests/test_gpu.py \
+	$(gpu_python) -m pytest -q -o timeout=0 tests/gpu/test_kernels.py \
 	-k "not beyond_32_bits and not large_weight"
 
 # A Python that has the package, torch and the test dependencies already. Nothing is built or

@@ -28,8 +28,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, PlatformError
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
-# Headers are named with their folder: "base/error.h" within the core, "core/base/error.h" elsewhere.
-# As -iquote, because <torch/...> and <cuda/...> are other people's.
+# Headers are named with their folder: "base/error.h" in the core, "core/base/error.h" elsewhere.
+# As -iquote, since <torch/...> and <cuda/...> belong to torch and CUDA.
 FOLDERS = ["csrc", "csrc/core"]
 INCLUDES = [f"-iquote{folder}" for folder in FOLDERS]
 FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *INCLUDES, *WARNINGS]
@@ -40,7 +40,13 @@ CUDA = "deepspeed_autotp.libautotp_cuda"
 # Each runs on later ones of its generation as well (80 on 86 and 89, 100 on 103); of the last one
 # the intermediate code goes in, too, for what comes after it.
 CUDA_ARCHS = ("75", "80", "90", "100", "110", "120")
-CUDA_FLAGS = ["-std=c++17", "-O3", *(f"-I{folder}" for folder in FOLDERS), "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CUDA_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    *(f"-I{folder}" for folder in FOLDERS),
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+]
 # A launch takes a table of 28 KB as its argument; before, 4 KB were the most.
 NVCC_OLDEST = (12, 1)
 # Not -Wpedantic: what nvcc hands to the host compiler is not pedantic itself.

@@ -27,7 +27,7 @@ from benchmarks.step_rank import Inspected, Job, Measured
 from benchmarks.step_report import draw, machine, print_tables
 from benchmarks.step_rows import Round, Row, row_of, worst_loss
 from benchmarks.step_ways import WAYS
-from tests.pool import Pool, PoolError
+from tests.support.worker_pool import Pool, PoolError
 
 # Relative. The ways round differently; a mistake in one is larger by far.
 LOSS_LIMIT = 1e-4

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.shrink import MODEL_TYPES
 from benchmarks.sweep_rank import Measured
-from tests.pool import Pool, PoolError
+from tests.support.worker_pool import Pool, PoolError
 
 CLIPS = (0.0, 1.0)
 # A sharded run rounds differently. What is wrong differs by far more.

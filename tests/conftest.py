@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import Pool
+from tests.support.worker_pool import Pool
 
 
 def missing_gpu() -> str:

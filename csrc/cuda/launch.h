@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* launch.h -- starts kernels by a call of CUDA's runtime.
  *
- * A call, where <<<>>> is no C++: tests/cuda/emulated has a runtime with which a host
- * compiles and runs the .cu files as they are. For it, __grid_constant__ stands behind
- * the type of a parameter, where it can be made a reference. */
+ * A call, where <<<>>> is no C++: tests/emulated/cuda_runtime has a runtime with which
+ * a host compiles and runs the .cu files as they are. For it, __grid_constant__ stands
+ * behind the type of a parameter, where it can be made a reference. */
 #ifndef TP_LAUNCH_H
 #define TP_LAUNCH_H
 

@@ -3,11 +3,11 @@
 #include "python/module.h"
 
 #include "core/base/dtype.h"
-#include "core/rules/hfplan.h"
-#include "core/config/merge.h"
 #include "core/base/near.h"
-#include "core/rules/preset.h"
+#include "core/config/merge.h"
 #include "core/layout/split.h"
+#include "core/rules/hfplan.h"
+#include "core/rules/preset.h"
 #include "python/args.h"
 #include "python/spec.h"
 

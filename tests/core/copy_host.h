@@ -5,8 +5,8 @@
 
 #include <stdlib.h>
 
-#include "pack/copies.h"
 #include "check.h"
+#include "pack/copies.h"
 
 enum { HELD = TP_COPY_THREADS * TP_COPY_NARROW };
 

@@ -4,8 +4,8 @@
 #ifndef TP_LOOKUP_HOST_H
 #define TP_LOOKUP_HOST_H
 
-#include "pack/lookup.h"
 #include "check.h"
+#include "pack/lookup.h"
 
 static inline void
 host_lookup_word(const tp_lookup *lookup, int64_t first, char *to)

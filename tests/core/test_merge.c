@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-#include "check.h"
 #include "base/text.h"
+#include "check.h"
 
 static const tp_record record = {2, "bfloat16", 0, 0};
 static const tp_record with_group = {2, "bfloat16", 0xa0, 2};

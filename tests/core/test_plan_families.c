@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "rules/families.h"
 #include "plan_fixture.h"
+#include "rules/families.h"
 
 static fixture
 family_new(int ranks, const char *model_type)

@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-#include "check.h"
 #include "base/text.h"
+#include "check.h"
 
 #define ROOM 8
 

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/adapters.h"
 #include "base/text.h"
+#include "model/adapters.h"
 
 static const char *const head_size_keys[] = {
     "head_dim", "attention_head_size", "head_size",

@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "passes/choose.h"
-#include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
+#include "passes/choose.h"
 #include "passes/pair.h"
+#include "rules/families.h"
 
 /* Layers called alike that hold less than this part of the parameters stay whole. */
 enum { LEAST_PART = 64 };

@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "passes/choose.h"
-#include "rules/families.h"
 #include "model/names.h"
+#include "passes/choose.h"
 #include "passes/norms.h"
 #include "passes/resolve.h"
+#include "rules/families.h"
 
 static const tp_spec vocabulary = {.cut = TP_CUT_ROW, .dim = -1};
 static const tp_spec hidden = {.cut = TP_CUT_COLUMN, .dim = -1};

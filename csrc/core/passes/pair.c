@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "rules/families.h"
 #include "base/map.h"
 #include "model/names.h"
 #include "passes/pair_fit.h"
 #include "passes/resolve.h"
+#include "rules/families.h"
 
 typedef struct {
     tp_build *build;

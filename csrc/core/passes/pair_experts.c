@@ -4,11 +4,11 @@
 
 #include <string.h>
 
-#include "passes/choose.h"
-#include "rules/families.h"
-#include "model/names.h"
-#include "passes/pair.h"
 #include "base/text.h"
+#include "model/names.h"
+#include "passes/choose.h"
+#include "passes/pair.h"
+#include "rules/families.h"
 
 enum { MATRIX_DIMS = 3, STACKED_DIMS = 2 };
 

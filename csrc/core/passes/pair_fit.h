@@ -5,8 +5,8 @@
 #ifndef TP_PAIR_FIT_H
 #define TP_PAIR_FIT_H
 
-#include "rules/families.h"
 #include "plan/plan_build.h"
+#include "rules/families.h"
 
 /* One block of a model, its layers found. */
 typedef struct {

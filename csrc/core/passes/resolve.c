@@ -6,8 +6,8 @@
 
 #include "passes/pieces.h"
 #include "passes/raw.h"
-#include "plan/view.h"
 #include "passes/whole.h"
+#include "plan/view.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */
 static const struct {

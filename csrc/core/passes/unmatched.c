@@ -4,10 +4,10 @@
 
 #include <string.h>
 
-#include "model/adapters.h"
-#include "rules/hfplan.h"
-#include "model/names.h"
 #include "base/near.h"
+#include "model/adapters.h"
+#include "model/names.h"
+#include "rules/hfplan.h"
 
 enum { NEAREST = 3, NAMED_LAYERS = 5, MOST_NAMES = 4000 };
 

@@ -4,10 +4,10 @@
 
 #include <stdlib.h>
 
-#include "rules/hfplan.h"
-#include "model/names.h"
 #include "base/near.h"
+#include "model/names.h"
 #include "passes/raw.h"
+#include "rules/hfplan.h"
 
 static const tp_spec left_whole = {.cut = TP_CUT_SKIP, .dim = -1};
 static const tp_spec whole_output = {

@@ -14,8 +14,6 @@
 #include "passes/norms.h"
 #include "passes/pair.h"
 #include "passes/pair_experts.h"
-#include "plan/plan_build.h"
-#include "plan/plan_hash.h"
 #include "passes/plan_layers.h"
 #include "passes/resolve.h"
 #include "passes/sequence.h"
@@ -23,6 +21,8 @@
 #include "passes/ties.h"
 #include "passes/unmatched.h"
 #include "passes/whole.h"
+#include "plan/plan_build.h"
+#include "plan/plan_hash.h"
 
 enum { MOST_RANKS = 4096 };
 

@@ -11,10 +11,10 @@
 #include <stdint.h>
 
 #include "base/arena.h"
-#include "model/geometry.h"
-#include "layout/layouts.h"
-#include "plan/plan.h"
 #include "base/text.h"
+#include "layout/layouts.h"
+#include "model/geometry.h"
+#include "plan/plan.h"
 
 struct tp_plan {
     tp_arena *arena; /* everything below lives here */

@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "base/map.h"
+#include "base/text.h"
 #include "model/names.h"
 #include "plan/plan_build.h"
-#include "base/text.h"
 
 struct tp_plan_table {
     const tp_plan *plan; /* borrowed */

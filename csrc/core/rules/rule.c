@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "model/adapters.h"
 #include "model/names.h"
 #include "rules/preset.h"
-#include "base/text.h"
 
 struct tp_rules {
     tp_rule *rules; /* owned, with all they point to */

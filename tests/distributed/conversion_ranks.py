@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of test_conversion.py do."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from deepspeed_autotp import TPTrainingConfig
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.layers.linear import ColumnLinear, RowLinear, VocabularyEmbedding
+from deepspeed_autotp.planning.model_description import describe
+from deepspeed_autotp.planning.planner import make_plan
+from deepspeed_autotp.sharding.conversion import Conversion
+from tests.support.model_snapshot import Snapshot
+from tests.support.small_models import build, tokens
+
+
+def conversion(model: nn.Module) -> Conversion:
+    description = describe(model)
+    ranks = dist.get_world_size()
+    plan = make_plan(description, TPTrainingConfig(autotp_size=ranks), ranks=ranks)
+    assert dist.group.WORLD is not None
+    return Conversion(description, plan=plan, group=TPGroup(dist.group.WORLD), overlap=True)
+
+
+def small(**changes: Any) -> nn.Module:
+    model = build("llama", tied=False, num_key_value_heads=1, **changes)
+    model.model.layers[0].self_attn.k_proj.weight.requires_grad_(False)
+    return model
+
+
+def undone(lend: bool) -> bool:
+    """Whether the model is, bit by bit, what it was before it was switched over."""
+    model = small()
+    before = Snapshot(model)
+    done = conversion(model)
+    done.switch()
+    if lend:
+        done.lend()
+    assert type(model.model.layers[0].mlp.up_proj) is ColumnLinear
+    done.undo()
+    before.check()
+    done.undo()  # nothing is left to undo
+    before.check()
+    return True
+
+
+def lent() -> dict[str, bool]:
+    """Views cost no memory: which cut weights lie in the memory of the whole ones."""
+    model = small()
+    whole = {name: p.untyped_storage().data_ptr() for name, p in model.named_parameters()}
+    done = conversion(model)
+    done.switch()
+    done.lend()
+    return {
+        name.rpartition("layers.0.")[2]: p.untyped_storage().data_ptr() == whole[name]
+        for name, p in model.named_parameters()
+        if "layers.1" not in name
+    }
+
+
+def committed() -> dict[str, Any]:
+    """Identities, classes, storages and flags after the last step."""
+    model = small()
+    identities = [id(p) for p in model.parameters()]
+    flags = [p.requires_grad for p in model.parameters()]
+    done = conversion(model)
+    done.switch()
+    done.commit()
+    layer = model.model.layers[0]
+    return {
+        "identities": [id(p) for p in model.parameters()] == identities,
+        "flags": [p.requires_grad for p in model.parameters()] == flags and False in flags,
+        "classes": (
+            type(layer.self_attn.q_proj) is ColumnLinear,
+            type(layer.self_attn.o_proj) is RowLinear,
+            type(model.model.embed_tokens) is VocabularyEmbedding,
+        ),
+        "storages": all(
+            p.untyped_storage().nbytes() == p.numel() * p.itemsize for p in model.parameters()
+        ),
+        "contiguous": all(p.is_contiguous() for p in model.parameters()),
+        "features": (layer.mlp.up_proj.out_features, layer.mlp.down_proj.in_features),
+        "runs": model(input_ids=tokens(0)).logits.shape,
+    }
+
+
+def two_models() -> tuple[int, int, bool]:
+    """A model that shares its configuration object with another, which stays whole."""
+    from transformers import LlamaForCausalLM
+
+    model = small()
+    other = LlamaForCausalLM(model.config)
+    expected = other(input_ids=tokens(0)).logits
+    done = conversion(model)
+    done.switch()
+    done.commit()
+    attention = model.model.layers[0].self_attn
+    same = torch.equal(other(input_ids=tokens(0)).logits, expected)
+    return attention.config.hidden_size, model.config.num_key_value_heads, same

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses that multiply by the output head's weight themselves."""
+
+import types
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import deepspeed_autotp
+from tests.distributed.output_head_ranks import apart, batch, cut, model_of
+from tests.support.deepspeed_training import RATE, Setting, engine_config
+from tests.support.sharded_vocabulary import counted
+
+
+class _Losses(torch.autograd.Function):
+    """Cross-entropy of x w' + b and labels, which never has the logits of all tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w, b, labels)
+        rows = zip(x.split(5), labels.split(5), strict=True)
+        losses = [F.cross_entropy(F.linear(a, w, b), of, reduction="none") for a, of in rows]
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        x, w, b, labels = ctx.saved_tensors
+        d = torch.softmax(F.linear(x, w, b), dim=-1)
+        d[torch.arange(len(labels)), labels] -= 1
+        d *= dy.unsqueeze(1)
+        return d @ w, d.T @ x, None if b is None else d.sum(0), None
+
+
+def _fused(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    """As TRL: the weight is looked up in each call and asked for its device and data type."""
+    assert labels is not None
+    head = self.get_output_embeddings()
+    hidden = self.base_model(input_ids).last_hidden_state[:, :-1].to(head.weight.dtype)
+    told = labels[:, 1:].to(head.weight.device)
+    learnt = told != -100
+    return _Losses.apply(hidden[learnt], head.weight, head.bias, told[learnt]).mean()
+
+
+def _plain(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The same with torch's own functions."""
+    assert labels is not None
+    head = self.get_output_embeddings()
+    hidden = self.base_model(input_ids).last_hidden_state[:, :-1]
+    logits = torch.matmul(hidden, head.weight.t())
+    if head.bias is not None:
+        logits = logits + head.bias
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+
+def _chunked(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The loss of each row in a checkpoint, where the weight is read, after a call of its own."""
+    assert labels is not None
+    head = self.get_output_embeddings()
+
+    def loss_of(x: Tensor, told: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, head.weight, head.bias), told, reduction="sum")
+
+    if self.nested:
+        self.nested = False
+        with torch.no_grad():
+            self(input_ids, labels)
+        self.nested = True
+    hidden = self.base_model(input_ids).last_hidden_state[:, :-1]
+    losses = [
+        checkpoint(loss_of, x, told, use_reentrant=self.reentrant)
+        for x, told in zip(hidden, labels[:, 1:], strict=True)
+    ]
+    total: Tensor = torch.stack(losses).sum()
+    return total / (labels[:, 1:] != -100).sum()
+
+
+def _asks(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+    """As mamba: the head is called, and its weight says what to cast to."""
+    head = self.get_output_embeddings()
+    assert head.weight.shape[0] == self.config.vocab_size
+    hidden = self.base_model(input_ids).last_hidden_state
+    return head(hidden.to(head.weight.dtype))
+
+
+_FORWARDS = {
+    "fused": _fused,
+    "plain": _plain,
+    "asks": _asks,
+    "checkpoint": _chunked,
+    "reentrant": _chunked,
+}
+
+
+def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
+    """A Llama whose forward was replaced, as TRL replaces it."""
+    model: Any = model_of("llama", tied=tied)
+    if bias:
+        drawn = torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(1))
+        model.lm_head.bias = nn.Parameter(drawn)
+    model.nested, model.reentrant = True, forward == "reentrant"
+    model.forward = types.MethodType(_FORWARDS[forward], model)
+    return model
+
+
+def against_whole(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
+    """How far loss and gradients of a step are from those of one process."""
+    whole = model_with(forward, tied=tied, bias=bias)
+    model = cut(model_with(forward, tied=tied, bias=bias), "llama")
+    losses = [one(**batch()) for one in (whole, model)]
+    for loss in losses:
+        loss.backward()
+    return abs(float(losses[1].detach() / losses[0].detach()) - 1), apart(model, whole)
+
+
+def compiled() -> tuple[float, float, int]:
+    """As above under torch.compile, and how often a graph was broken."""
+    from torch._dynamo.utils import counters
+
+    whole = model_with("plain", tied=False, bias=True)
+    model = cut(model_with("plain", tied=False, bias=True), "llama")
+    torch._dynamo.reset()
+    counters.clear()
+    try:
+        expected, loss = whole(**batch()), torch.compile(model, backend="aot_eager")(**batch())
+        expected.backward()
+        loss.backward()
+        breaks = sum(counters["graph_break"].values())
+        return abs(float(loss.detach() / expected.detach()) - 1), apart(model, whole), breaks
+    finally:
+        torch._dynamo.reset()
+
+
+def asked() -> dict[str, Any]:
+    """What shape and data type of the weight cost, and what is read outside of the forward."""
+    model: Any = cut(model_with("asks", tied=False, bias=False), "llama")
+    head = model.lm_head
+    with torch.no_grad():
+        model(**batch())  # the first call compares the batches
+        with counted() as calls:
+            logits = model(**batch())
+    return {
+        "gathers": [name for name, _ in calls].count("all-gather"),
+        "whole": logits.shape[-1] == model.config.vocab_size,
+        "part": head.weight is dict(model.named_parameters())["lm_head.weight"],
+        "printed": "Promised" not in repr(head.weight),
+    }
+
+
+def gathers_of_a_step() -> int:
+    """How often the weight is gathered by a loss that reads it for each row."""
+    model: Any = cut(model_with("checkpoint", tied=False, bias=False), "llama")
+    model.nested = False
+    model(**batch())  # the first call compares the batches
+    with counted() as calls:
+        model(**batch())
+    return [kind for kind, _ in calls].count("all-gather")
+
+
+def peculiar() -> list[str]:
+    """What is said of a weight that is gone, and of one that cannot be gathered."""
+    model: Any = cut(model_with("plain", tied=False, bias=False), "llama")
+    said = []
+    vars(model.lm_head)["sharding"] = None
+    for spoil in (lambda: None, lambda: delattr(model.lm_head, "weight")):
+        spoil()
+        try:
+            model(**batch())
+        except (RuntimeError, AttributeError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def with_engine(zero: int) -> float:
+    """The worst relative difference of three losses to those of one process."""
+    whole, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
+    optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    config = engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0))
+    # ZeRO 3 leaves no weight whole on account of its size.
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    engine, *_ = deepspeed_autotp.initialize(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
+        config=config,
+    )
+    worst = 0.0
+    for _ in range(3):
+        expected, loss = whole(**batch()), engine(**batch())
+        worst = max(worst, abs(float(loss.detach() / expected.detach()) - 1))
+        expected.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        engine.backward(loss)
+        engine.step()
+    return worst

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks do beside the cases of tests.support.layer_cases."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import deepspeed_autotp
+from tests.support.layer_cases import (
+    CASES,
+    HIDDEN,
+    IN,
+    INNER,
+    OUT,
+    PAIR,
+    VOCABULARY,
+    Case,
+    Pair,
+    Single,
+    border_ids,
+    build,
+    distance,
+    shard,
+)
+
+
+class Alone(nn.Linear):
+    """A subclass that takes the weight itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) * 2
+
+
+class AloneEmbedding(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids]
+
+
+def text_of(call: Callable[[], Any]) -> str:
+    """What ``call`` raised."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def embedding_case(**options: Any) -> Case:
+    return Case(
+        lambda: Single(nn.Embedding(VOCABULARY, HIDDEN, **options)),
+        border_ids,
+        styles={"layer": "embedding_rowwise"},
+    )
+
+
+def alone_case(kind: str) -> Case:
+    """A layer of that kind takes its weight itself."""
+    if kind == "embedding":
+        return Case(
+            lambda: Single(AloneEmbedding(VOCABULARY, HIDDEN)),
+            border_ids,
+            styles={"layer": "embedding_colwise"},
+        )
+    column = Alone if kind == "column" else nn.Linear
+    row = Alone if kind == "row" else nn.Linear
+    return Case(
+        lambda: Pair(column(IN, INNER, bias=False), row(INNER, OUT, bias=False)), rules=PAIR
+    )
+
+
+def alone(kind: str) -> tuple[str, str]:
+    """What the trial raises, after which the model is as it was, and the model without one."""
+    case = alone_case(kind)
+    model = build(case)
+    before = [type(module) for module in model.modules()]
+    in_trial = text_of(lambda: shard(model, case, trial=True))
+    assert [type(module) for module in model.modules()] == before
+    shard(model, case)
+    return in_trial, text_of(lambda: model(case.inputs()))
+
+
+def option(name: str, value: Any, style: str) -> str:
+    """What is raised for an embedding with an option; the model is as it was."""
+    case = embedding_case(**{name: value})
+    case.styles["layer"] = style  # type: ignore[index]
+    model = build(case)
+    text = text_of(lambda: shard(model, case))
+    assert type(model.layer) is nn.Embedding and model.layer.weight.shape == (VOCABULARY, HIDDEN)
+    return text
+
+
+def strange_ids(strange: int) -> str:
+    """What an id outside the vocabulary raises."""
+    model = shard(build(embedding_case()), embedding_case())
+    return text_of(lambda: model(torch.tensor([[3, strange]])))
+
+
+def resized() -> str:
+    """What an embedding says whose weight was replaced, as transformers' resizing does."""
+    model = shard(build(embedding_case()), embedding_case())
+    model.get_submodule("layer").weight.data = torch.zeros(300, HIDDEN, dtype=torch.float64)
+    return text_of(lambda: model(border_ids()))
+
+
+def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
+    """Whether a cut vocabulary of a type gives the bits of a whole one: plain, with activation
+    checkpointing, under autocast, and its gradient; and whether the output of a frozen one wants
+    a gradient and is the same."""
+    dtype: torch.dtype = getattr(torch, name)
+    case = embedding_case(padding_idx=64)
+    whole, sharded = build(case).to(dtype), shard(build(case).to(dtype), case)
+    ids = case.inputs()
+    layer = sharded.get_submodule("layer")
+    rows = sharded.get_parameter("layer.weight")
+    factor = torch.linspace(-1, 2, HIDDEN).to(dtype)
+    plain = layer(ids)
+    expected = whole.get_submodule("layer")(ids)
+    again = checkpoint(layer, ids, use_reentrant=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = layer(ids)
+    for y in (expected, again):
+        (y * factor).sum().backward()
+    gradient = whole.get_parameter("layer.weight").grad
+    state = deepspeed_autotp.tensor_parallel(sharded)
+    assert rows.grad is not None and gradient is not None
+    gathered = state.gather(rows.grad, entry=state.entry(rows))
+    rows.requires_grad_(False)
+    still = layer(ids)
+    same = {
+        "output": torch.equal(plain, expected),
+        "checkpointed": torch.equal(again, expected),
+        "autocast": cast.dtype == dtype and torch.equal(cast, expected),
+        "gradient": torch.equal(gathered, gradient),
+    }
+    return same, (still.requires_grad, torch.equal(still, expected))
+
+
+def twice_of_an_embedding() -> str:
+    """What differentiating the gradient of a cut vocabulary raises."""
+    model = shard(build(embedding_case()), embedding_case())
+    rows = model.get_parameter("layer.weight")
+    output = model(embedding_case().inputs())
+    (gradient,) = torch.autograd.grad(output.square().sum(), rows, create_graph=True)
+    return text_of(lambda: gradient.square().sum().backward())
+
+
+def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:
+    """Of output and gradients under autocast: of the whole model, of the sharded one; and how
+    far the outputs are apart."""
+    case = CASES[name]
+    models = [build(case).float() for _ in range(2)]
+    shard(models[1], case)
+    found, outputs = [], []
+    for model in models:
+        x = case.inputs().float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = model(x)
+        y.float().sum().backward()
+        assert x.grad is not None
+        found.append([y.dtype, x.grad.dtype, *(p.grad.dtype for p in model.parameters())])
+        outputs.append(y.detach().float())
+    return found[0], found[1], distance(outputs[1], outputs[0])
+
+
+def without_gradients(name: str) -> dict[str, float]:
+    """Distances of the output where autograd is off, in either way."""
+    case = CASES[name]
+    whole, sharded = build(case), shard(build(case), case)
+    found = {}
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found[mode.__name__] = distance(sharded(case.inputs()), whole(case.inputs()))
+    return found
+
+
+def twice(name: str) -> str:
+    """What differentiating a gradient of the input raises."""
+    case = CASES[name]
+    model = shard(build(case), case)
+    x = case.inputs().requires_grad_()
+    (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return text_of(lambda: dx.square().sum().backward())
+
+
+def twice_of_a_sum() -> str:
+    """The same for a parameter whose gradient is summed over the ranks by a hook."""
+    case = CASES["norm of heads"]
+    model = shard(build(case), case)
+    return text_of(lambda: model(case.inputs()).square().sum().backward(create_graph=True))
+
+
+def faces() -> dict[str, Any]:
+    """What code that looks at the layers sees."""
+    case = CASES["pair with biases"]
+    model = shard(build(case), case)
+    column, row = model.get_submodule("column"), model.get_submodule("row")
+    assert isinstance(column, nn.Linear) and isinstance(row, nn.Linear)
+    return {
+        "column": (column.in_features, column.out_features, tuple(column.weight.shape)),
+        "row": (row.in_features, row.out_features, tuple(row.weight.shape)),
+        "repr": repr(model),
+    }

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of test_mappings.py do."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepspeed_autotp.distributed.mappings import (
+    Parts,
+    copy_to_ranks,
+    gather_parts,
+    sum_over_ranks,
+    take_own,
+)
+from deepspeed_autotp.distributed.process_group import TPGroup, host_group
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def world_group() -> TPGroup:
+    assert dist.group.WORLD is not None
+    return TPGroup(dist.group.WORLD)
+
+
+def one_run_each(ranks: int) -> Parts:
+    """Uneven parts: the first rank has the most."""
+    widths = tuple(ranks + 1 - rank for rank in range(ranks))
+    starts = [sum(widths[:rank]) for rank in range(ranks)]
+    return Parts(sum(widths), widths, tuple(zip(starts, widths, strict=True)))
+
+
+def two_runs_each(ranks: int) -> Parts:
+    """As of a fused weight of two pieces, the ranks of the second in another order."""
+    runs = tuple((2 * r, 2, 2 * ranks + 3 * (ranks - 1 - r), 3) for r in range(ranks))
+    return Parts(5 * ranks, (5,) * ranks, runs)
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.to(dtype)
+
+
+def by_rank(*shape: int, seed: int) -> list[Tensor]:
+    """What every rank holds, known to all."""
+    return [draw(*shape, seed=seed + 100 * rank) for rank in range(dist.get_world_size())]
+
+
+def own_part(whole: Tensor, parts: Parts, rank: int) -> Tensor:
+    runs = parts.runs[rank]
+    return torch.cat(
+        [whole[..., s : s + n] for s, n in zip(runs[::2], runs[1::2], strict=True)], dim=-1
+    )
+
+
+def through(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """``y`` and ``dx``; the input of ``function`` is not a leaf, as in a model."""
+    leaf = x.clone().requires_grad_()
+    y = function(leaf * 1)
+    y.backward(dy)
+    assert leaf.grad is not None
+    return y.detach(), leaf.grad
+
+
+def duals() -> dict[str, float]:
+    """Errors of ``y`` and ``dx`` of every function, against what its table says."""
+    group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
+    found: dict[str, float] = {}
+
+    def note(name: str, got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+        for what, a, b in zip(("y", "dx"), got, expected, strict=True):
+            found[f"{name} {what}"] = (
+                float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+            )
+
+    xs, dys = by_rank(2, 3, seed=1), by_rank(2, 3, seed=2)
+    x, dy = xs[rank], dys[rank]
+    total, gradient = torch.stack(xs).sum(0), torch.stack(dys).sum(0)
+    note("copy", through(lambda x: copy_to_ranks(x, group), x, dy.clone()), (x, gradient))
+    note("sum", through(lambda x: sum_over_ranks(x, group), x, dy.clone()), (total, dy))
+    for name, parts in (("one", one_run_each(ranks)), ("two", two_runs_each(ranks))):
+        whole, dwhole = draw(2, 3, parts.size, seed=3), draw(2, 3, parts.size, seed=4)
+        part, dpart = own_part(whole, parts, rank), own_part(dwhole, parts, rank)
+        gathered = through(lambda x, p=parts: gather_parts(x, p, group), part, dwhole)
+        note(f"gather {name}", gathered, (whole, dpart))
+        taken = through(lambda x, p=parts: take_own(x, p, group), whole, dpart)
+        note(f"take {name}", taken, (part, dwhole))
+        strided = through(
+            lambda x, p=parts: take_own(x.transpose(0, 1), p, group),
+            whole.transpose(0, 1).contiguous(),
+            dpart,
+        )
+        note(f"take {name} strided", strided, (part, dwhole.transpose(0, 1)))
+    expanded = through(lambda x: copy_to_ranks(x, group), x, dy[:, :1].expand(2, 3))
+    note("copy expanded", expanded, (x, gradient[:, :1].expand(2, 3)))
+    return found
+
+
+def inputs_are_kept() -> bool:
+    """Whether all but ``sum_over_ranks``, which says so, leave their input alone."""
+    group, parts = world_group(), one_run_each(dist.get_world_size())
+    whole = draw(2, parts.size, seed=3)
+    part = own_part(whole, parts, group.rank)
+    before = whole.clone(), part.clone()
+    copy_to_ranks(whole, group)
+    take_own(whole, parts, group).zero_()
+    gather_parts(part, parts, group).zero_()
+    return torch.equal(whole, before[0]) and torch.equal(part, before[1])
+
+
+def types() -> dict[str, bool]:
+    """Whether every floating type goes through with its own type and value."""
+    group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
+    parts = one_run_each(ranks)
+    found = {}
+    for dtype in DTYPES:
+        whole = draw(3, parts.size, seed=5, dtype=dtype)
+        gathered = gather_parts(own_part(whole, parts, rank), parts, group)
+        found[f"gather {dtype}"] = gathered.dtype is dtype and torch.equal(gathered, whole)
+        summed = sum_over_ranks(torch.full((3,), 0.5, dtype=dtype), group)
+        found[f"sum {dtype}"] = summed.dtype is dtype and summed.tolist() == [0.5 * ranks] * 3
+    return found
+
+
+def moved() -> dict[str, bool]:
+    """Whether a group carries every type and shape, gathered from all or sent by the first."""
+    group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
+    makers: dict[str, Callable[[int], Tensor]] = {
+        "bool": lambda r: torch.tensor([r % 2 == 0, True]),
+        "int16": lambda r: torch.tensor([r, -r], dtype=torch.int16),
+        "int64": lambda r: torch.tensor([[2**40 + r]]),
+        "complex": lambda r: torch.tensor([1 + 1j * r, -2j]),
+        "float8": lambda r: torch.tensor([1.0, r]).to(torch.float8_e4m3fn),
+        "scalar": lambda r: torch.tensor(1.5 + r),
+        "empty": lambda r: torch.empty(0, 3),
+        "strided": lambda r: (torch.arange(6.0).reshape(2, 3) + r).t(),
+    }
+    found = {}
+    for name, make in makers.items():
+        mine, firsts = make(rank), make(0)
+        all_of_them = group.all_gather(mine, [mine.shape] * ranks)
+        found[f"gather {name}"] = all(_same(a, make(r)) for r, a in enumerate(all_of_them))
+        group.broadcast(mine)
+        found[f"broadcast {name}"] = _same(mine, firsts)
+    return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.dtype is not b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype is torch.float8_e4m3fn:
+        a, b = a.float(), b.float()
+    return torch.equal(a, b)
+
+
+def in_blocks(blocks: tuple[tuple[int, int], ...]) -> tuple[list[float], float]:
+    """Sums over the blocks of a group, and over another group made afterwards, which torch
+    finds by the number of groups that a rank has."""
+    group, rank = world_group(), dist.get_rank()
+    sums = []
+    for _ in range(2):
+        block = group.block(blocks)
+        assert group.block(blocks) is block
+        sums.append(float(group.sum_in(block, torch.tensor([2.0**rank]))))
+    everyone = host_group(range(dist.get_world_size()))
+    total = torch.ones(())
+    dist.all_reduce(total, group=everyone)
+    pair = host_group([0, dist.get_world_size() - 1]) if rank in _ends() else None
+    if pair is not None:
+        dist.barrier(group=pair)
+    return sums, float(total)
+
+
+def _ends() -> tuple[int, int]:
+    return 0, dist.get_world_size() - 1
+
+
+def announced() -> int:
+    """How often a group tells of a collective, for one of each kind."""
+    group, seen = world_group(), []
+    parts = one_run_each(group.size)
+    group.before = lambda what: seen.append(1)
+    group.all_reduce(torch.ones(1))
+    whole = gather_parts(own_part(torch.ones(parts.size), parts, group.rank), parts, group)
+    take_own(whole, parts, group)
+    group.before = None
+    group.all_reduce(torch.ones(1))
+    return len(seen)

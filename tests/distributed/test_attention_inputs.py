@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attention is given for each head is cut to the heads of a rank, and nothing else is."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp.layers.experts import block_class
+from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.layers.linear import Sharding
+from tests.support.sharded_vocabulary import even, parts_of, world
+from tests.support.worker_pool import Pool
+
+HEADS, QUERIES = 4, 3
+
+
+class Attention(nn.Module):
+    """Gives what came in beside its input."""
+
+    def forward(self, x: Tensor, alibi: Tensor) -> Tensor:
+        return alibi
+
+
+def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """An alibi of these sizes, and what attention over ``rows`` rows sees of it."""
+    group = world()
+    module = Attention()
+    module.__class__ = block_class(module, "heads")
+    vars(module)["sharding"] = Sharding(
+        group=group, input=SharedInput(group, overlap=False), parts=parts_of(even(HEADS))
+    )
+    alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)
+
+
+@pytest.mark.parametrize("rows", [1, 3, HEADS, 2 * HEADS])
+def test_an_alibi_of_rows_is_not_taken_for_one_of_heads(pool: Pool, rows: int) -> None:
+    for rank, (alibi, seen) in enumerate(pool.run(given, rows, (rows * HEADS, 1, QUERIES))):
+        own = alibi.unflatten(0, (rows, HEADS)).chunk(2, dim=1)[rank]
+        assert torch.equal(seen, own.flatten(0, 1))
+    for alibi, seen in pool.run(given, rows, (rows, QUERIES, QUERIES)):
+        assert torch.equal(seen, alibi)
+
+
+def test_an_alibi_of_heads_alone_is_cut(pool: Pool) -> None:
+    for rank, (alibi, seen) in enumerate(pool.run(given, 8, (HEADS, 1, QUERIES))):
+        assert torch.equal(seen, alibi.chunk(2)[rank])

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model is switched over in place, back without a trace, or for good."""
+
+import pytest
+
+from tests.distributed import conversion_ranks
+from tests.support.worker_pool import Pool
+
+
+@pytest.mark.parametrize("lend", [False, True])
+def test_what_was_switched_is_undone_without_a_trace(pool: Pool, lend: bool) -> None:
+    assert pool.run(conversion_ranks.undone, lend) == [True, True]
+
+
+def test_lent_weights_are_views_of_the_whole_ones(pool: Pool) -> None:
+    for found in pool.run(conversion_ranks.lent, ranks=3):
+        assert len(found) == 12 and all(found.values()), found
+
+
+def test_a_commit_keeps_parameters_and_frees_what_is_elsewhere(pool: Pool) -> None:
+    for found in pool.run(conversion_ranks.committed):
+        assert found.pop("classes") == (True, True, True)
+        assert found.pop("features") == (56, 56)
+        assert found.pop("runs") == (4, 12, 96)
+        assert all(found.values()), found
+
+
+def test_another_model_with_the_same_configuration_stays_whole(pool: Pool) -> None:
+    for hidden, heads, same in pool.run(conversion_ranks.two_models):
+        assert (hidden, heads) == (64, 1) and same

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks in lockstep leave together, whichever of them fails and wherever."""
+
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from deepspeed_autotp.distributed.failure_barrier import Lost, PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.process_group import TPGroup
+from tests.support.worker_pool import Pool
+
+
+def outcome(collectives: list[int], failing: int) -> str:
+    """What this rank meets after its number of collectives; ``failing`` raises after them."""
+    assert dist.group.WORLD is not None
+    group = TPGroup(dist.group.WORLD)
+    try:
+        with lockstep(group):
+            for _ in range(collectives[group.rank]):
+                group.all_reduce(torch.ones(()))
+            if group.rank == failing:
+                raise ValueError("unwell")
+    except (PeerFailed, Strayed, ValueError) as error:
+        return type(error).__name__
+    return "well"
+
+
+def absent() -> str:
+    """What each rank is told where the second one comes too late to its second collective."""
+    handle = dist.new_group(timeout=timedelta(seconds=1))
+    assert isinstance(handle, dist.ProcessGroup)
+    group = TPGroup(handle)
+    try:
+        with lockstep(group):
+            group.step("the first weight")
+            time.sleep(3 * group.rank)
+            group.step("the second weight")
+    except Lost as error:
+        return "Lost" if group.rank else str(error)
+    return "nothing"
+
+
+def test_a_rank_that_does_not_come_is_told_with_the_collective(pool: Pool) -> None:
+    first, second = pool.run(absent)
+    assert first.startswith("one of the ranks [0, 1] did not come to the second weight; it has ")
+    assert second == "Lost"
+
+
+def test_ranks_that_do_the_same_end_well(pool: Pool) -> None:
+    assert pool.run(outcome, [2, 2, 2], -1, ranks=3) == ["well"] * 3
+
+
+def test_a_failing_rank_frees_its_peers(pool: Pool) -> None:
+    assert pool.run(outcome, [3, 1, 3], 1, ranks=3) == ["PeerFailed", "ValueError", "PeerFailed"]
+
+
+def test_ranks_at_different_collectives_all_stray(pool: Pool) -> None:
+    assert pool.run(outcome, [2, 3], -1) == ["Strayed"] * 2

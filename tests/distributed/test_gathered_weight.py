@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loss that multiplies by the output head's weight itself trains as in one process."""
+
+import pytest
+
+from tests.distributed import gathered_weight_ranks
+from tests.support.worker_pool import Pool
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("forward", ["fused", "plain", "checkpoint", "reentrant"])
+def test_loss_and_gradients_equal_one_process(
+    pool: Pool, forward: str, tied: bool, bias: bool, ranks: int
+) -> None:
+    for loss, gradients in pool.run(
+        gathered_weight_ranks.against_whole, forward, tied, bias, ranks=ranks
+    ):
+        assert loss < 1e-6 and gradients < 1e-5
+
+
+def test_what_a_weight_says_of_itself_costs_nothing(pool: Pool) -> None:
+    for found in pool.run(gathered_weight_ranks.asked):
+        assert found == {"gathers": 0, "whole": True, "part": True, "printed": True}
+
+
+def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
+    # Besides the weight, in the forward of a checkpoint, nothing is gathered.
+    assert pool.run(gathered_weight_ranks.gathers_of_a_step) == [1, 1]
+
+
+def test_what_cannot_be_gathered_is_an_error_and_not_the_part(pool: Pool) -> None:
+    for broken, gone in pool.run(gathered_weight_ranks.peculiar):
+        assert broken.startswith("RuntimeError: weight of ") and "cannot be made whole" in broken
+        assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_every_zero_stage_trains_alike(pool: Pool, zero: int) -> None:
+    assert max(pool.run(gathered_weight_ranks.with_engine, zero)) < 1e-5
+
+
+def test_a_compiled_model_gathers_the_weight_within_its_graph(pool: Pool) -> None:
+    for loss, gradients, breaks in pool.run(gathered_weight_ranks.compiled, timeout=110):
+        assert loss < 1e-6 and gradients < 1e-5 and breaks == 0

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts to and from the first rank."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import deepspeed_autotp
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.distributed import transport
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
+from tests.support.sharded_vocabulary import Peak, world
+from tests.support.small_models import build
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
+
+
+def _part(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    draw = torch.Generator().manual_seed(rank)
+    return torch.randint(0, 100, shape, generator=draw).to(dtype)
+
+
+def _shapes(unit: int) -> list[tuple[int, ...]]:
+    """Unequal ones, of which the second is empty and the last has no dimension but its size."""
+    shapes = [(rank + 1, unit) for rank in range(dist.get_world_size())]
+    drawn = [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
+    return drawn[: len(shapes)]
+
+
+def kind_like(parts: Sequence[Tensor]) -> transport.Kind:
+    return transport.Kind("a weight", tuple(part.nbytes for part in parts))
+
+
+class Elsewhere(transport.PointToPoint):
+    """As if the tensors lay on a device that the backend does not reach."""
+
+    def _carries(self, data: Tensor) -> bool:
+        return False
+
+    def _lanes(self, tensors: Mapping[int, Tensor]) -> Any:
+        lanes = super()._lanes(tensors)
+        held = [lane.held.nbytes for lane in lanes if lane.held is not None]
+        assert len(held) == len(lanes) and all(size <= self._chunk for size in held)
+        # What goes to all is held once.
+        assert len(lanes) == len({id(tensor) for tensor in tensors.values()})
+        return lanes
+
+
+def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
+    """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
+    group, steps = world(), 0
+    group.share_memory()
+    carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
+
+    def before(what: str) -> None:
+        nonlocal steps
+        steps += 1
+
+    group.before = before
+    for dtype in DTYPES:
+        shapes = _shapes(unit)
+        parts = [_part(rank, shape, dtype) for rank, shape in enumerate(shapes)]
+        into = torch.empty(shapes[group.rank], dtype=dtype)
+        first, kind = group.rank == 0, kind_like(parts)
+        carrier.scatter(parts if first else None, into, kind)
+        assert torch.equal(into, parts[group.rank])
+        back, everywhere = ([torch.empty_like(part) for part in parts] for _ in range(2))
+        with mock.patch.object(transport, "_SMALL", small):
+            carrier.gather(into, back if first else None, kind)
+            carrier.gather_to_all(into, everywhere, kind)
+        assert not first or all(map(torch.equal, back, parts))
+        assert all(map(torch.equal, everywhere, parts))
+    return steps
+
+
+def a_transposed_part() -> bool:
+    """The first rank's parts need not be contiguous."""
+    group = world()
+    full = torch.arange(12.0).view(3, 4).t()
+    into = torch.empty(2, 3)
+    parts = list(full.chunk(2))
+    given = parts if group.rank == 0 else None
+    transport.PointToPoint(group).scatter(given, into, kind_like(parts))
+    return torch.equal(into, full.chunk(2)[group.rank])
+
+
+def other_size() -> str:
+    """The second rank's part is not what both ranks know it to be."""
+    group = world()
+    kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
+    into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
+    try:
+        with lockstep(group):
+            transport.PointToPoint(group).gather(part, into, kind)
+    except (ValueError, PeerFailed) as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def other_weights() -> str:
+    """The ranks collect weights of one size that are not the same."""
+    group = world()
+    parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
+    try:
+        with lockstep(group):
+            kind = transport.Kind(name, kind_like(parts).sizes)
+            transport.PointToPoint(group).gather_to_all(parts[0], parts, kind)
+    except Strayed as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def one_fails(rank: int) -> str:
+    """Rank ``rank`` fails between two parts."""
+    group = world()
+    kind = kind_like([torch.empty(4)] * group.size)
+    try:
+        with lockstep(group):
+            for number in range(3):
+                if number == 1 and group.rank == rank:
+                    raise OSError("no more")
+                parts = [torch.ones(4)] * group.size if group.rank == 0 else None
+                transport.PointToPoint(group).scatter(parts, torch.empty(4), kind)
+    except PeerFailed:
+        return "another rank failed"
+    except OSError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def no_memory(rank: int) -> str:
+    """Rank ``rank`` has no memory for what is on its way."""
+    group = world()
+    make = torch.empty
+
+    def empty(*args: Any, **kwargs: Any) -> Tensor:
+        if group.rank == rank:
+            raise MemoryError("no more")
+        return make(*args, **kwargs)
+
+    parts = [torch.ones(4)] * group.size if group.rank == 0 else None
+    into = torch.zeros(4)
+    try:
+        with lockstep(group), mock.patch.object(torch, "empty", empty):
+            Elsewhere(group).scatter(parts, into, kind_like([into] * group.size))
+    except PeerFailed:
+        return "another rank failed"
+    except MemoryError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def saving_fails(failing: int) -> str:
+    """Rank ``failing`` fails at the third weight that is collected."""
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    gather, done = transport.Carrier.gather, []
+
+    def failing_gather(carrier: transport.Carrier, part: Tensor, *rest: Any) -> None:
+        done.append(part)
+        if dist.get_rank() == failing and len(done) == 3:
+            raise MemoryError("no more")
+        gather(carrier, part, *rest)
+
+    with mock.patch.object(transport.Carrier, "gather", failing_gather):
+        try:
+            first_rank_state_dict(model, frozen=True)
+        except PeerFailed as error:
+            assert "collecting the weights failed on another rank" in str(error)
+            return "another rank failed"
+        except MemoryError as error:
+            return str(error)
+    return "nothing was raised"
+
+
+def peak_of_saving(tp: int) -> tuple[int, int, int]:
+    """Most bytes that were made in saving, of everywhere and of the first rank; and a weight's."""
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=tp)
+    with Peak() as everywhere:
+        full = deepspeed_autotp.full_state_dict(model)
+    with mock.patch.object(transport, "_SMALL", 0), Peak() as first:
+        state = first_rank_state_dict(model, frozen=True)
+    assert (state is None) == (dist.get_rank() > 0)
+    if state is not None:
+        assert state.keys() == full.keys()
+        assert all(torch.equal(state[name], weight) for name, weight in full.items())
+    return everywhere.most, first.most, min(w.nbytes for w in full.values() if w.dim() == 2)

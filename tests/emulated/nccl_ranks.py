@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes moved through a stand-in of NCCL."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import deepspeed_autotp
+from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.distributed import nccl
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.transport import ThroughNccl, carrier
+from tests.distributed.replica_check_ranks import Words
+from tests.distributed.scatter_from_rank0_ranks import same_weights, there
+from tests.distributed.transport_ranks import kind_like
+from tests.support.small_models import build
+
+HOST = torch.device("cpu")
+# By rank; one rank has nothing. A chunk of the tests is shorter than the longest.
+_LENGTHS = (5, 0, 3001, 64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.complex64, torch.bool)
+
+
+def _group(seconds: float = 20.0) -> TPGroup:
+    """All ranks, with a time limit."""
+    handle = dist.new_group(timeout=timedelta(seconds=seconds))
+    assert isinstance(handle, dist.ProcessGroup)
+    dist.barrier()  # a rank that is done early takes the group from one that is still connecting
+    return TPGroup(handle)
+
+
+def _connected(group: TPGroup) -> nccl.Communicator:
+    communicator = nccl.connect(group, HOST)
+    assert communicator is not None
+    return communicator
+
+
+def _drawn(rank: int, dtype: torch.dtype) -> Tensor:
+    draw = torch.Generator().manual_seed(rank)
+    return torch.randint(0, 200, (_LENGTHS[rank],), generator=draw).to(dtype)
+
+
+def unequal(chunk: int) -> list[str]:
+    """What did not arrive as it was sent, there and back."""
+    group = _group()
+    communicator = _connected(group)
+    parts = ThroughNccl(group, communicator, chunk=chunk)
+    first = group.rank == 0
+    wrong = []
+    for dtype in _DTYPES:
+        sent = [_drawn(rank, dtype) for rank in range(group.size)]
+        own = torch.zeros_like(sent[group.rank])
+        back, everywhere = ([torch.zeros_like(part) for part in sent] for _ in range(2))
+        kind = kind_like(sent)
+        parts.scatter(sent if first else None, own, kind)
+        parts.gather(own, back if first else None, kind)
+        parts.gather_to_all(own, everywhere, kind)
+        if not torch.equal(own, sent[group.rank]):
+            wrong.append(f"scatter of {dtype}")
+        if first and not all(map(torch.equal, back, sent)):
+            wrong.append(f"gather of {dtype}")
+        if not all(map(torch.equal, everywhere, sent)):
+            wrong.append(f"gather of {dtype} to all")
+    communicator.close()
+    return wrong
+
+
+def after_close() -> list[str]:
+    """The errors of calls after the communicator was closed."""
+    communicator = _connected(_group())
+    _hand_ones(communicator)
+    communicator.close()
+    communicator.close()
+    return [_failure(communicator)[0] for _ in range(2)]
+
+
+def ended(folder: str) -> list[str]:
+    """What the stand-in notes of how the communicators ended."""
+    group = _group()
+    with carrier(group, HOST) as parts:
+        assert isinstance(parts, ThroughNccl)
+    dist.barrier(group.handle)
+    return sorted(path.name for path in Path(folder).glob("*/*") if path.name[0] in "ac")
+
+
+def failures(fault_rank: int, seconds: float) -> list[tuple[str, float]]:
+    """Error and seconds of an exchange, and of one that follows."""
+    os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
+    communicator = _connected(_group(seconds))
+    return [_failure(communicator), _failure(communicator)]
+
+
+def without_a_peer() -> list[tuple[str, float]]:
+    """The same where the last rank makes the communicator and then never comes."""
+    group = _group(1.0)
+    communicator = _connected(group)
+    _hand_ones(communicator)
+    if group.rank == group.size - 1:
+        return []
+    return [_failure(communicator), _failure(communicator)]
+
+
+def carried_to_failure(fault_rank: int, seconds: float) -> tuple[str, float]:
+    """The error of a scatter whose ranks are in lockstep, and when it came."""
+    os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
+    group, own = _group(seconds), torch.zeros(3)
+    ones = [torch.ones(3)] * group.size
+    began, said = time.monotonic(), "nothing"
+    try:
+        with lockstep(group), carrier(group, HOST) as parts:
+            parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
+    except PeerFailed:
+        said = "PeerFailed"
+    except RuntimeError as error:
+        said = str(error)
+    return said, time.monotonic() - began
+
+
+def carried_anyway(fault_rank: int, seconds: float) -> tuple[str, list[str]]:
+    """What moves the parts in place of NCCL, and the warnings."""
+    os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
+    return _carried(_group(seconds))
+
+
+def other_version() -> tuple[str, list[str]]:
+    """The same where the last rank has another NCCL."""
+    group = _group()
+    if group.rank == group.size - 1:
+        os.environ["FAKE_NCCL_VERSION"] = "22800"
+    return _carried(group)
+
+
+def one_gpu() -> tuple[str, list[str]]:
+    """The same where two ranks have one GPU."""
+    with mock.patch.object(nccl, "_identity", return_value=7):
+        return _carried(_group())
+
+
+def _carried(group: TPGroup) -> tuple[str, list[str]]:
+    own = torch.zeros(3)
+    with Words() as said, carrier(group, HOST) as parts:
+        ones = [torch.ones(3)] * group.size
+        parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
+    assert own.sum() == 3
+    return type(parts).__name__, said
+
+
+def whole_way(folder: str) -> tuple[list[bool], list[str]]:
+    """A model of the first rank is handed out, saved by it and collected by all."""
+    whole = build("llama", tied=False)
+    with there(dist.get_world_size()):
+        model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    first = first_rank_state_dict(model, frozen=True)
+    assert (first is None) == (dist.get_rank() > 0)
+    state = whole.state_dict()
+    same = [same_weights(model, whole)]
+    if first is not None:
+        same += [torch.equal(first[name], weight) for name, weight in state.items()]
+    dist.barrier()
+    return same, sorted(path.name for path in Path(folder).glob("*/closed-*"))
+
+
+def _hand_ones(communicator: nccl.Communicator) -> None:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    own = torch.zeros(1000)
+    if rank == 0:
+        ones = torch.ones(1000)
+        communicator.exchange("scatter", dict.fromkeys(range(1, ranks), ones), {})
+    else:
+        communicator.exchange("scatter", {}, {0: own})
+        assert own.sum() == 1000
+
+
+def _failure(communicator: nccl.Communicator) -> tuple[str, float]:
+    began = time.monotonic()
+    try:
+        _hand_ones(communicator)
+    except (RuntimeError, ValueError) as error:
+        return str(error), time.monotonic() - began
+    return "", time.monotonic() - began

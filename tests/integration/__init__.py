@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed, transformers, Accelerate, TRL and PEFT around a sharded model."""

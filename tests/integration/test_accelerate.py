@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An Accelerate loop without a Trainer trains through us after install()."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.deepspeed_training import worst_difference
+from tests.support.small_models import build
+from tests.support.trainer_script import Examples, saved_loss
+from tests.support.worker_pool import Pool
+
+STEPS = 4
+
+
+def plugin_config(tp: int, zero: int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": zero},
+    }
+    if tp > 1:
+        config["tensor_parallel"] = {"autotp_size": tp}
+    else:
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    return config
+
+
+def loop(tp: int, zero: int, folder: str) -> tuple[list[float], list[float], list[float]]:
+    """Losses and gradient norms of every step, and the losses after a load of step 2's state."""
+    from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+
+    import deepspeed_autotp
+
+    deepspeed_autotp.install()
+    PartialState(cpu=True)  # what TrainingArguments(use_cpu=True) does; a GPU box needs none of it
+    plugin = DeepSpeedPlugin(hf_ds_config=plugin_config(tp, zero))
+    accelerator = Accelerator(deepspeed_plugin=plugin)
+    model = build("llama", tied=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loader = torch.utils.data.DataLoader(Examples(32, 1), batch_size=2)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    batches = [batch for batch, _ in zip(loader, range(STEPS), strict=False)]
+
+    losses, norms = [], []
+
+    def step(batch: dict[str, Any]) -> None:
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        norms.append(float(accelerator.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(accelerator.gather(loss.detach()).mean()))
+
+    for number, batch in enumerate(batches):
+        if number == 2:
+            accelerator.save_state(f"{folder}/state")
+        step(batch)
+    weights = accelerator.get_state_dict(model)
+    plain = accelerator.unwrap_model(model)
+    plain.save_pretrained(
+        f"{folder}/final", state_dict=weights, is_main_process=accelerator.is_main_process
+    )
+    accelerator.load_state(f"{folder}/state")
+    for batch in batches[2:]:
+        step(batch)
+    deepspeed_autotp.uninstall()
+    return losses[:STEPS], norms[:STEPS], losses[STEPS:]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_loop_at_tp2_dp2_equals_the_loop_at_dp2(pool: Pool, zero: int, tmp_path: Path) -> None:
+    sharded, plain = str(tmp_path / "sharded"), str(tmp_path / "plain")
+    losses, norms, loaded = pool.run(loop, 2, zero, sharded, ranks=4)[0]
+    expected_losses, expected_norms, _ = pool.run(loop, 1, zero, plain, ranks=2)[0]
+    assert worst_difference(losses, expected_losses) <= 1e-4
+    assert worst_difference(norms, expected_norms) <= 1e-4
+    assert loaded == losses[2:]
+    (found,) = pool.run(saved_loss, f"{sharded}/final", ranks=1)
+    (expected,) = pool.run(saved_loss, f"{plain}/final", ranks=1)
+    assert abs(found - expected) <= 1e-4 * expected

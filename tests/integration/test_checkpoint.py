@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is saved and loaded at the same degree goes on as if it had not stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.deepspeed_training import Setting, engine_config, train_engine
+from tests.support.small_models import build
+from tests.support.worker_pool import Pool
+
+STEPS = 2
+ADAM = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True, "weight_decay": 0.01}}
+WARMUP = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-2, "warmup_num_steps": 6}}
+
+
+def make_engine(setting: Setting, *, tied: bool, seed: int, configured: bool) -> Any:
+    """An engine whose optimizer is the user's, or made by DeepSpeed with a schedule."""
+    import deepspeed_autotp
+
+    model = build("llama", tied=tied, seed=seed)
+    config = engine_config(setting)
+    if configured:
+        config |= {"optimizer": ADAM, "scheduler": WARMUP}
+        engine, *_ = deepspeed_autotp.initialize(
+            model=model, model_parameters=model.parameters(), config=config
+        )
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def stop_and_go_on(
+    setting: Setting, tied: bool, configured: bool, folder: str
+) -> tuple[list[float], list[float], bool]:
+    """Losses after the checkpoint, of the run that went on and of the one that was loaded into
+    other weights; and whether both end with the same weights."""
+    import deepspeed_autotp
+
+    engine = make_engine(setting, tied=tied, seed=0, configured=configured)
+    train_engine(engine, tp=setting.tp, steps=STEPS)
+    assert engine.save_checkpoint(folder, client_state={"note": "kept"})
+    went_on = train_engine(engine, tp=setting.tp, first=STEPS, steps=STEPS)
+    ended = deepspeed_autotp.full_state_dict(engine)
+    engine.destroy()
+
+    engine = make_engine(setting, tied=tied, seed=1, configured=configured)
+    path, client = engine.load_checkpoint(folder)
+    assert path is not None
+    assert client["note"] == "kept"
+    assert engine.global_steps == STEPS
+    loaded = train_engine(engine, tp=setting.tp, first=STEPS, steps=STEPS)
+    deepspeed_autotp.check_replicas(engine)
+    after = deepspeed_autotp.full_state_dict(engine)
+    engine.destroy()
+    return went_on, loaded, all(torch.equal(ended[name], after[name]) for name in ended)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("tied", "configured"),
+    [(False, False), (True, True)],
+    ids=["untied, own optimizer", "tied, configured optimizer and schedule"],
+)
+def test_loaded_run_goes_on_as_the_saved_one(
+    pool: Pool, zero: int, tied: bool, configured: bool, tmp_path: Path
+) -> None:
+    setting = Setting(tp=2, zero=zero, clip=1.0)
+    args = (setting, tied, configured, str(tmp_path))
+    for went_on, loaded, same in pool.run(stop_and_go_on, *args, ranks=4):
+        assert loaded == went_on
+        assert same
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_loaded_sixteen_bit_run_goes_on_as_the_saved_one(
+    pool: Pool, zero: int, tmp_path: Path
+) -> None:
+    setting = Setting(tp=2, zero=zero, clip=1.0, precision="bf16")
+    for went_on, loaded, same in pool.run(
+        stop_and_go_on, setting, False, False, str(tmp_path), ranks=4
+    ):
+        assert loaded == went_on
+        assert same
+
+
+def engine_with(setting: Setting, section: dict[str, Any]) -> Any:
+    import deepspeed_autotp
+
+    model = build("llama", tied=False)
+    config = engine_config(setting)
+    config["tensor_parallel"] |= section
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def save(setting: Setting, section: dict[str, Any], folder: str) -> None:
+    engine_with(setting, section).save_checkpoint(folder)
+
+
+def refused_load(setting: Setting, section: dict[str, Any], folder: str) -> str:
+    """What loading raises; the weights are as they were."""
+    import deepspeed_autotp
+
+    engine = engine_with(setting, section)
+    before = deepspeed_autotp.full_state_dict(engine)
+    with pytest.raises(ValueError) as caught:
+        engine.load_checkpoint(folder)
+    after = deepspeed_autotp.full_state_dict(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_another_degree_is_refused(pool: Pool, tmp_path: Path) -> None:
+    pool.run(save, Setting(tp=2, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
+    texts = pool.run(refused_load, Setting(tp=4, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
+    assert set(texts) == {texts[0]}
+    assert "saved by models of 2 ranks, and this model has 4; load it with autotp_size" in texts[0]
+
+
+def test_a_checkpoint_of_whole_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
+    pool.run(save, Setting(tp=1, zero=1, clip=0.0), {}, str(tmp_path))
+    texts = pool.run(refused_load, Setting(tp=2, zero=1, clip=0.0), {}, str(tmp_path))
+    assert set(texts) == {texts[0]}
+    assert "holds no weights for rank 1 of a model" in texts[0]
+
+
+def test_a_checkpoint_whose_weights_fit_but_are_cut_otherwise_is_refused(
+    pool: Pool, tmp_path: Path
+) -> None:
+    up = {"patterns": [r".*\.(gate|up)_proj\.weight"], "partition_type": "column"}
+    down = {"patterns": [r".*\.down_proj\.weight"], "partition_type": "row"}
+    halves = {"shape": [[56, 56], -1]}
+    plain, fused = (
+        {"partition_config": {"layer_specs": [up | shape, down], "use_default_specs": False}}
+        for shape in ({}, halves)
+    )
+    setting = Setting(tp=2, zero=1, clip=0.0, self_check=False)
+    pool.run(save, setting, plain, str(tmp_path))
+    texts = pool.run(refused_load, setting, fused, str(tmp_path))
+    assert set(texts) == {texts[0]}
+    assert "cut by other rules" in texts[0]

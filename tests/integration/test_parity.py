@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training over ranks gives the losses of one process."""
+
+from itertools import product
+
+import pytest
+
+from tests.support.deepspeed_training import Setting, train_family
+from tests.support.small_models import FAMILIES
+from tests.support.worker_pool import Pool
+
+TIES = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@TIES
+@pytest.mark.parametrize(("tp", "ranks"), [(2, 2), (4, 4), (2, 4)], ids=["tp2", "tp4", "tp2xdp2"])
+def test_losses_equal_one_process(pool: Pool, family: str, tied: bool, tp: int, ranks: int) -> None:
+    settings = [
+        Setting(tp=tp, zero=zero, clip=clip, self_check="auto" if zero % 2 == clip else False)
+        for zero, clip in product((0, 1, 2, 3), (0.0, 1.0))
+    ]
+    for worst in pool.run(train_family, family, tied, settings, ranks=ranks, timeout=60):
+        assert {s: d for s, d in worst.items() if d > 1e-5} == {}
+
+
+def test_gradient_accumulation_equals_one_process(pool: Pool) -> None:
+    settings = [Setting(tp=2, zero=zero, clip=1.0, accumulate=2) for zero in (0, 1, 2)]
+    for worst in pool.run(train_family, "llama", False, settings, ranks=4):
+        assert {s: d for s, d in worst.items() if d > 1e-5} == {}
+
+
+def test_sixteen_bit_training_stays_near_one_process(pool: Pool) -> None:
+    settings = [Setting(tp=2, zero=zero, clip=1.0, precision="bf16") for zero in (1, 2, 3)]
+    for worst in pool.run(train_family, "qwen3", True, settings, ranks=4):
+        assert {s: d for s, d in worst.items() if d > 2e-2} == {}

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests import: models, scripts, worker processes and stand-ins. Never collected."""

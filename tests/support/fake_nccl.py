@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in of NCCL for memory of a host, compiled."""
+
+import subprocess
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "emulated" / "fake_nccl.c"
+
+
+def compiled(target: Path, *options: str) -> Path:
+    command = ["cc", "-O2", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    command += [*options, str(SOURCE), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target

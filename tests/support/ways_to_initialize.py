@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways in which a training run can be asked to be tensor-parallel, each against one process."""
+
+import base64
+import copy
+import json
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import deepspeed_autotp
+from tests.support.deepspeed_training import (
+    RATE,
+    Setting,
+    engine_config,
+    own_rows,
+    single_losses,
+    train_engine,
+    worst_difference,
+)
+from tests.support.small_models import build, tokens
+
+STEPS = 3
+
+PHI3: dict[str, Any] = {
+    "use_default_specs": False,
+    "layer_specs": [
+        {
+            "patterns": [r".*\.qkv_proj$"],
+            "partition_type": "column",
+            "shape": [[64, 32, 32], -1],
+        },
+        {"patterns": [r".*\.gate_up_proj$"], "partition_type": "column", "shape": [2, -1]},
+        {"patterns": [r".*\.o_proj$", r".*\.down_proj$"], "partition_type": "row"},
+    ],
+}
+LLAMA: dict[str, Any] = {
+    "strict_mode": True,
+    "layer_specs": [
+        {"patterns": [r".*\.(o|down)_proj"], "partition_type": "row"},
+        {"patterns": [r".*\.(q|k|v|gate|up)_proj"], "partition_type": "column"},
+    ],
+}
+
+
+def small(family: str) -> nn.Module:
+    """A model of ``small_models``, or a Phi3 with fewer key/value heads."""
+    if family != "phi3":
+        return build(family, tied=False)
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    return Phi3ForCausalLM(config).train()
+
+
+def config_without_section(*, tp: int) -> dict[str, Any]:
+    """A DeepSpeed configuration in which nothing speaks of tensor parallelism."""
+    config = engine_config(Setting(tp=tp, zero=0, clip=0.0))
+    del config["tensor_parallel"]
+    return config
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=RATE)
+
+
+def train_section(family: str, tp: int, section: dict[str, Any] | None, dtype: Any) -> float:
+    """Worst loss difference of a run with a ``tensor_parallel`` section.
+
+    Without one ``tp_model_init`` with ``dtype`` says the degree.
+    """
+    expected = single_losses(small(family), clip=0.0, steps=STEPS)
+    model = small(family)
+    config = config_without_section(tp=tp)
+    if section is None:
+        assert deepspeed_autotp.tp_model_init(model, tp_size=tp, dtype=dtype) is model
+    else:
+        config["tensor_parallel"] = section
+    given = copy.deepcopy(config)
+    engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    assert config == given, "the configuration of the user was changed"
+    assert deepspeed_autotp.tensor_parallel(engine).group.size == tp
+    return worst_difference(train_engine(engine, tp=tp, steps=STEPS), expected)
+
+
+def train_form(form: str) -> float:
+    """As above with the configuration as a dictionary, a path or base64, in every place."""
+    expected = single_losses(small("llama"), clip=0.0, steps=STEPS)
+    model = small("llama")
+    config = config_without_section(tp=2) | {"tensor_parallel": {"autotp_size": 2}}
+    text = json.dumps(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(text)
+        encoded = base64.urlsafe_b64encode(text.encode()).decode()
+        arguments: dict[str, Any] = {
+            "dict": {"config": config},
+            "path": {"config": str(path)},
+            "pathlib": {"config": path},
+            "base64": {"config": encoded},
+            "args": {"args": Namespace(deepspeed_config=str(path), local_rank=dist.get_rank())},
+            "config_params": {"config_params": config},
+        }[form]
+        engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), **arguments)
+    if form == "args":
+        assert arguments["args"].deepspeed_config == str(path), "args was changed"
+    assert deepspeed_autotp.tensor_parallel(engine).group.size == 2
+    return worst_difference(train_engine(engine, tp=2, steps=STEPS), expected)
+
+
+def cut_kinds(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Kind, rule and source by parameter, from a sharded engine."""
+    model = small(family)
+    tp = section["autotp_size"]
+    config = config_without_section(tp=tp) | {"tensor_parallel": section}
+    engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    plan = deepspeed_autotp.tensor_parallel(engine).plan
+    return {entry.name: (entry.kind, entry.rule, entry.source) for entry in plan.entries}
+
+
+def local_config() -> dict[str, Any]:
+    """What an attention module sees that reads head counts from the model's configuration."""
+    model = small("phi3")
+    deepspeed_autotp.parallelize(model, tp_size=2, config={"preset_model": "phi3"})
+    attention = model.model.layers[0].self_attn
+    model.config.attention_dropout = 0.25
+    return {
+        "heads of the model": model.config.num_attention_heads,
+        "heads of this rank": attention.config.num_attention_heads,
+        "key heads of this rank": attention.config.num_key_value_heads,
+        "set later": attention.config.attention_dropout,
+        "same class": isinstance(attention.config, type(model.config)),
+        "copied": copy.deepcopy(attention.config).num_attention_heads,
+        "saved": model.config.to_dict()["num_attention_heads"],
+    }
+
+
+def documented_example() -> list[float]:
+    """Two steps with exactly the configuration of the documentation, and the grain it asks for."""
+    config = {
+        "tensor_parallel": {"autotp_size": 4, "tp_grain_size": 64, "preset_model": "llama"},
+        "train_batch_size": 8,
+        "bf16": {"enabled": True},
+    }
+    given = copy.deepcopy(config)
+    model = build("llama", tied=False, intermediate_size=384)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config)
+    assert config == given
+    rows = model.model.layers[0].mlp.up_proj.weight.shape[0]
+    assert rows in (64, 128), "widths are multiples of the grain"
+    losses = []
+    for step in range(2):
+        ids = own_rows(tokens(step, rows=2), tp=4)
+        loss = engine(input_ids=ids, labels=ids).loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss.detach()))
+    return losses

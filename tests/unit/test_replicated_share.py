@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a plan that leaves nearly everything whole."""
+
+import json
+import re
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.planning.replicated_share import little_cut
+from tests.support.core_llama import llama, preset
+
+
+def mostly_whole(*, ranks: int) -> Plan:
+    """Only the output head is cut."""
+    whole = ["model.embed_tokens", "model.layers.*"]
+    return Plan(llama(tied=False), preset(), ranks=ranks, whole=whole)
+
+
+def test_the_largest_blocks_that_stay_whole_are_named() -> None:
+    remark = little_cut(mostly_whole(ranks=2))
+    assert remark is not None
+    assert remark.startswith("a rank holds 0.9")
+    named = re.findall(r"([\w.*]+) \(0\.\d\d\)", remark)
+    assert len(named) == 3
+    assert set(named) == {f"model.layers.*.mlp.{x}_proj.weight" for x in ("gate", "up", "down")}
+
+
+def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
+    plan = mostly_whole(ranks=2)
+    remark = little_cut(plan)
+    assert remark is not None
+    written = re.search(r"\{.*?\}", remark)
+    assert written is not None
+    spec = json.loads(written[0])
+    matched = {e.name for e in plan.entries for p in spec["patterns"] if re.match(p, e.name)}
+    assert matched == {f"model.layers.{i}.mlp.gate_proj.weight" for i in range(3)}
+    assert spec["partition_type"] == "column"
+
+
+def test_nothing_is_said_where_a_rank_gains_or_is_alone() -> None:
+    assert little_cut(Plan(llama(), preset(), ranks=2)) is None
+    assert little_cut(mostly_whole(ranks=1)) is None
