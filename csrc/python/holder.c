@@ -2,6 +2,8 @@
 /* holder.c -- a plan's C value with what it borrows from, and objects into it. */
 #include "python/holder.h"
 
+#include "core/passes/passes.h"
+
 #include "python/args.h"
 #include "python/rules.h"
 

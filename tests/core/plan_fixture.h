@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "plan/plan.h"
+#include "passes/passes.h"
 
 typedef struct {
     tp_model *model;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walls between the parts: who may include and import what.
+"""The architecture that the folders show: levels, walls, and who may include and import what.
 
 Each wall is one function over text or a syntax tree, tried on a breach here as well.
 """
@@ -8,20 +8,45 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
+CORE = CSRC / "core"
 PACKAGE = ROOT / "deepspeed_autotp"
-BRIDGES = (
-    "bridge.cpp", "bridge.h", "bridge_cuda.cpp", "bridge_device.h", "bridge_host.cpp",
-    "bridge_lookup.cpp", "bridge_nccl.cpp", "bridge_registry.h",
-)  # fmt: skip
-BRIDGE = {CSRC / "torch" / name for name in BRIDGES}
 INTEROP = PACKAGE / "interop"
 FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl")
 MAX_LINES = 400
+
+# A room imports from rooms below it, and from itself.
+LEVELS = {
+    "native": 0,
+    "config": 0,
+    "interop": 0,
+    "distributed": 1,
+    "layers": 2,
+    "planning": 2,
+    "state": 2,
+    "vocab_parallel": 3,
+    "sequence_parallel": 3,
+    "sharding": 4,
+    "self_check": 5,
+    "checkpoint": 5,
+    "api": 6,
+    "cli": 7,
+}
+CORE_LEVELS = {
+    "base": 0,
+    "layout": 1,
+    "config": 1,
+    "model": 2,
+    "rules": 3,
+    "plan": 4,
+    "passes": 5,
+}
 
 LIBC = {
     "assert.h", "ctype.h", "errno.h", "float.h", "inttypes.h", "limits.h", "locale.h", "math.h",
@@ -30,13 +55,26 @@ LIBC = {
 }  # fmt: skip
 # What opens libraries and waits for other ranks needs of POSIX besides.
 POSIX = {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "unistd.h", "sys/mman.h", "sys/stat.h"}
-TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
-CUDA = re.compile(r"(cuda|cub/|cooperative_groups|nccl|thrust)")
+TORCH = re.compile(r"(torch/(csrc|headeronly)|ATen|c10|caffe2)/")
+CUDA = re.compile(r"(cuda_|cuda\.h|cub/|cooperative_groups|nccl\.h|thrust)")
+# Tests of their own say where these may stand.
+OTHERS = re.compile(f"{TORCH.pattern}|{CUDA.pattern}")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
+# What the files of a folder of csrc/ may include: system headers, and folders.
+MAY_INCLUDE = {
+    "pack": (LIBC | {"sys/mman.h", "unistd.h"}, ("core/base", "pack")),
+    "host": (LIBC | POSIX, ("core/base", "host")),
+    "nccl": (LIBC | POSIX, ("core/base", "nccl")),
+    "python": (LIBC | {"Python.h", "structmember.h", "pcre2.h"}, ("core", "python")),
+    "cuda": (LIBC, ("pack", "cuda")),
+    "torch": (LIBC | POSIX, ("core/base", "pack", "host", "nccl", "cuda", "torch")),
+}
+
 C_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".cpp", ".cu", ".cuh"})
-CORE_FILES = [p for p in C_FILES if p.parent == CSRC / "core"]
+CORE_FILES = [p for p in C_FILES if CORE in p.parents]
 PY_FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
 STUBS = sorted(PACKAGE.rglob("*.pyi"))
 SOURCES = [*C_FILES, *PY_FILES, *STUBS, *(ROOT / "examples").glob("*.py")]
 
@@ -50,26 +88,57 @@ def includes(text: str) -> list[tuple[bool, str]]:
     return [(mark == '"', name) for mark, name in INCLUDE.findall(text)]
 
 
-def strangers_of_core(text: str, own: set[str]) -> list[str]:
-    """Includes of a file of the core that are neither libc, PCRE2 nor a header of the core."""
+def strangers_of_core(text: str, level: int) -> list[str]:
+    """Includes of a file of the core that are neither libc, PCRE2 nor a folder of its level or
+    below."""
     return [
         name
         for quoted, name in includes(text)
-        if name not in (own if quoted else LIBC | {"pcre2.h"})
+        if (quoted and CORE_LEVELS.get(name.split("/")[0], level + 1) > level)
+        or (not quoted and name not in LIBC | {"pcre2.h"})
     ]
 
 
-def strangers_of_transport(text: str, own: set[str]) -> list[str]:
-    """Includes of a file of nccl/ that are neither libc, POSIX, its own nor the core's errors."""
+def strangers(text: str, folder: str) -> list[str]:
+    """Includes of a file that the folder it is in may not have, torch's and CUDA's own apart."""
+    system, folders = MAY_INCLUDE[folder]
     return [
         name
         for quoted, name in includes(text)
-        if name not in (own | {"../core/error.h"} if quoted else LIBC | POSIX)
+        if (quoted and not name.startswith(tuple(f"{each}/" for each in folders)))
+        or (
+            not quoted
+            and "." in name
+            and name not in system
+            and not (TORCH.match(name) or CUDA.match(name))
+        )
     ]
 
 
 def torch_headers(text: str) -> list[str]:
-    return [name for _, name in includes(text) if TORCH.match(name)]
+    return [name for quoted, name in includes(text) if not quoted and TORCH.match(name)]
+
+
+def imported_rooms(source: str) -> list[str]:
+    """The rooms that a module of the package imports from."""
+    rooms = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        parts = [name.split(".") for name in names]
+        rooms += [part[1] for part in parts if part[0] == PACKAGE.name and len(part) > 1]
+    return [room for room in rooms if not room.startswith("_")]
+
+
+def wrong_rooms(source: str, room: str) -> list[str]:
+    """The imports that go sideways or up."""
+    own = LEVELS[room]
+    return [
+        other for other in imported_rooms(source) if other != room and LEVELS.get(other, own) >= own
+    ]
 
 
 def foreign_imports(source: str) -> Iterator[str]:
@@ -104,17 +173,24 @@ def attribute_guesses(source: str) -> list[int]:
 
 
 def test_the_walls_notice_a_breach() -> None:
-    assert strangers_of_core('#include <Python.h>\n# include "split.h"\n', {"split.h"}) == [
-        "Python.h"
+    core = '#include <Python.h>\n# include "base/map.h"\n#include "plan/plan.h"\n'
+    assert strangers_of_core(core, CORE_LEVELS["model"]) == ["Python.h", "plan/plan.h"]
+    assert strangers_of_core('#include "../torch/tensor.h"\n', 5) == ["../torch/tensor.h"]
+    assert strangers('#include "cuda/api.h"\n#include "core/plan/plan.h"\n', "nccl") == [
+        "cuda/api.h",
+        "core/plan/plan.h",
     ]
-    assert strangers_of_core('#include "../torch/shard.h"\n', {"split.h"}) == ["../torch/shard.h"]
-    assert strangers_of_transport('#include <nccl.h>\n#include "../cuda/api.h"\n', {"abi.h"}) == [
-        "nccl.h",
-        "../cuda/api.h",
-    ]
+    assert strangers("#include <zlib.h>\n", "pack") == ["zlib.h"]
     assert torch_headers("#include <torch/csrc/stable/tensor.h>\n") == [
         "torch/csrc/stable/tensor.h"
     ]
+    source = """
+from deepspeed_autotp import _core, interop
+from deepspeed_autotp.layers.linear import ColumnLinear
+import deepspeed_autotp.api.pipeline
+"""
+    assert wrong_rooms(source, "state") == ["layers", "api"]
+    assert wrong_rooms(source, "config") == ["interop", "layers", "api"]
     source = """
 def f():
     import deepspeed.comm as dist
@@ -127,37 +203,78 @@ def f():
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert len(CORE_FILES) > 20 and len(PY_FILES) > 5
+    assert len(CORE_FILES) > 20 and len(PY_FILES) > 50
 
 
-def test_the_core_includes_libc_pcre2_and_itself_only() -> None:
-    own = {header.name for header in CORE_FILES if header.suffix == ".h"}
-    breaches = {label(p): strangers_of_core(p.read_text(), own) for p in CORE_FILES}
-    assert {path: names for path, names in breaches.items() if names} == {}
+def test_every_room_has_a_level_and_is_packaged() -> None:
+    assert {room.name for room in ROOMS if room.parent == PACKAGE} == set(LEVELS)
+    assert {folder.name for folder in CORE.iterdir()} == set(CORE_LEVELS)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    there = [PACKAGE, *ROOMS]
+    assert sorted(packages) == sorted(".".join(p.relative_to(ROOT).parts) for p in there)
 
 
-def test_what_moves_bytes_through_nccl_includes_libc_posix_errors_and_itself_only() -> None:
-    files = [p for p in C_FILES if p.parent == CSRC / "nccl"]
-    own = {header.name for header in files if header.suffix == ".h"}
-    breaches = {label(p): strangers_of_transport(p.read_text(), own) for p in files}
-    assert len(files) > 3
-    assert {path: names for path, names in breaches.items() if names} == {}
+def test_no_module_stands_beside_the_rooms() -> None:
+    assert [p.name for p in PACKAGE.glob("*.py")] == ["__init__.py"]
 
 
-def test_torch_headers_appear_in_the_bridge_only() -> None:
-    breaches = {label(p): torch_headers(p.read_text()) for p in C_FILES if p not in BRIDGE}
-    assert {path: names for path, names in breaches.items() if names} == {}
+def test_every_room_says_in_its_first_line_what_it_is_for() -> None:
+    for room in ROOMS:
+        first = (ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "").split(
+            "\n"
+        )[0]
+        assert len(first) > 20 and first.endswith("."), room
+
+
+def test_rooms_import_from_lower_levels_only() -> None:
+    for path in PY_FILES:
+        room = path.relative_to(PACKAGE).parts[0]
+        if room in LEVELS:
+            assert wrong_rooms(path.read_text(), room) == [], label(path)
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PY_FILES}
+    needs = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found |= {node.module or "", *(f"{node.module}.{a.name}" for a in node.names)}
+        needs[name] = found & set(modules) - {name}
+    assert list(TopologicalSorter(needs).static_order())
+
+
+def test_the_core_includes_libc_pcre2_and_lower_folders_only() -> None:
+    for path in CORE_FILES:
+        level = CORE_LEVELS[path.parent.name]
+        assert strangers_of_core(path.read_text(), level) == [], label(path)
+
+
+def test_the_other_folders_of_csrc_include_what_they_may() -> None:
+    others = [p for p in C_FILES if p not in CORE_FILES]
+    assert {p.parent.name for p in others} == set(MAY_INCLUDE)
+    for path in others:
+        assert strangers(path.read_text(), path.parent.name) == [], label(path)
+
+
+def test_torch_headers_appear_under_csrc_torch_only() -> None:
+    users = [p for p in C_FILES if torch_headers(p.read_text())]
+    assert users
+    assert [label(p) for p in users if p.parent.name != "torch"] == []
 
 
 def test_cuda_headers_appear_under_csrc_cuda_only() -> None:
     users = {
-        label(p): [name for quoted, name in includes(p.read_text()) if CUDA.match(name)]
+        label(p): [n for quoted, n in includes(p.read_text()) if not quoted and CUDA.match(n)]
         for p in C_FILES
     }
-    outside = {path for path, names in users.items() if names and "/cuda/" not in path}
-    assert outside == set()
-    # The bridge and the C files build where there is no CUDA.
-    assert not any(names for path, names in users.items() if path.endswith((".c", "api.h")))
+    assert any(users.values())
+    assert {path for path, names in users.items() if names and "/cuda/" not in path} == set()
+    # The operators build where there is no CUDA.
+    assert not users["csrc/cuda/api.h"]
 
 
 def test_python_headers_appear_under_csrc_python_only() -> None:

@@ -119,12 +119,6 @@ typedef struct {
 
 typedef struct tp_plan tp_plan;
 
-/* Decide over every parameter of `model`. `model` and `rules` are borrowed for
- * the call and the model for the plan's whole life. Everything that cannot be right is
- * refused with TP_VALUE, the message naming parameter, rule and sizes. */
-int tp_plan_new(const tp_model *model, const tp_rules *rules,
-                const tp_plan_options *options, tp_plan **out, tp_error *err);
-
 int tp_plan_ranks(const tp_plan *plan);
 int tp_plan_entry_count(const tp_plan *plan);
 const tp_entry *tp_plan_entry(const tp_plan *plan, int index);

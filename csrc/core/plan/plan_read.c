@@ -2,6 +2,8 @@
 /* plan_read.c -- what happens to every parameter: reading. */
 #include "plan/plan_build.h"
 
+#include <stdlib.h>
+
 const char *
 tp_kind_name(tp_kind kind)
 {
@@ -106,4 +108,13 @@ tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape)
     if (at->layout != NULL)
         shape[at->dim] =
             shape[at->dim] / at->layout->size * at->layout->parts[rank].width;
+}
+
+void
+tp_plan_free(tp_plan *plan)
+{
+    if (plan == NULL)
+        return;
+    tp_arena_free(plan->arena);
+    free(plan);
 }

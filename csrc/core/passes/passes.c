@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan.c -- what happens to every parameter: the way through. */
-#include "plan/plan.h"
+/* passes.c -- how a plan is made: the passes in their order. */
+#include "passes/passes.h"
 
 #include <stdlib.h>
 
@@ -204,13 +204,4 @@ tp_plan_new(const tp_model *model, const tp_rules *rules,
     close_build(&build);
     tp_plan_free(plan);
     return result;
-}
-
-void
-tp_plan_free(tp_plan *plan)
-{
-    if (plan == NULL)
-        return;
-    tp_arena_free(plan->arena);
-    free(plan);
 }
