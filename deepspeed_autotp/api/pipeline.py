@@ -25,7 +25,6 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup, host_group
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
-from deepspeed_autotp.planning.replicated_share import little_cut
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.self_check.runner import Trial
 from deepspeed_autotp.sharding.conversion import Conversion
@@ -61,7 +60,12 @@ def shard(
     )
     tried = inputs is not None or settings.self_check is False
     plans = AgreedPlans(
-        description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
+        description,
+        settings,
+        group.size,
+        agreement,
+        heuristics=tried,
+        large_layers=inputs is not None,
     )
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
@@ -83,12 +87,12 @@ def shard(
             trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
             plan = _tried(trial, inputs, plan, plans, settings, agreement)
         elif settings.sequence_parallel:
-            plan = plans.in_sequence()
+            plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
         _switch(conversion, settings, agreement=agreement, device=device)
         on_failure.pop_all()
-    if agreement.is_first and (remark := little_cut(plan)):
-        _log.warning("%s: %s", type(model).__name__, remark)
+    if agreement.is_first and (warning := plan.replicated_warning()):
+        _log.warning("%s: %s", type(model).__name__, warning)
     _commit(conversion, agreement, device)
     return _attached(description, plan, group=group, nearby=nearby)
 
@@ -96,7 +100,7 @@ def shard(
 def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
     plan = plans.make()
     if settings.sequence_parallel:
-        plans.in_sequence()  # what cannot be is refused before anything is tried
+        plans.with_sequence_parallel()  # what cannot be is refused before anything is tried
     return plan
 
 
@@ -124,7 +128,7 @@ def _tried(
     again = None if plans.rules_are_users else plans.make
     plan = trial.run(inputs, plan, again=again, agreement=agreement)
     if settings.sequence_parallel:
-        plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
+        plan = trial.confirm(inputs, plans.with_sequence_parallel(), agreement=agreement)
     return plan
 
 
@@ -145,7 +149,7 @@ def _switch(
     """Do everything of the conversion but the cutting; undone where any rank fails."""
 
     def finish() -> None:
-        conversion.keep_logits(settings.vocab_parallel_lm_head)
+        conversion.keep_logits()
         conversion.check_room(device)
 
     try:

@@ -81,7 +81,7 @@ def _collector(
 
     def collect(tensor: Tensor) -> Tensor | None:
         entry = state.entry(tensor)
-        if entry is None or entry.dim < 0:
+        if entry is None or not entry.is_sharded:
             return uncut(tensor)
         if not takes_part:
             return None

@@ -35,6 +35,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
     mark_parameters,
     stand_in,
 )
+from deepspeed_autotp.interop.labels import LabelsArgument, labels_argument
 from deepspeed_autotp.interop.process_groups import (
     backend_timeout,
     engine_group,
@@ -64,6 +65,7 @@ from deepspeed_autotp.interop.transformers import (
 
 __all__ = [
     "backend_timeout",
+    "LabelsArgument",
     "ModelFacts",
     "ParameterKeeper",
     "config_argument",
@@ -81,6 +83,7 @@ __all__ = [
     "init_distributed",
     "install_functions",
     "is_conv1d",
+    "labels_argument",
     "is_partitioned",
     "is_plain_linear",
     "make_plain",

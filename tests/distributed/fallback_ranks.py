@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.self_check.compare import starred
+from deepspeed_autotp._core import index_pattern
 from tests.support.deepspeed_training import STEPS, single_losses, worst_difference
 from tests.support.small_models import build
 
@@ -91,7 +91,7 @@ def refuse_everything() -> str:
     model = wrong_model("experts")
     layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)]
     own: Mapping[str, str] = vars(model)["_tp_plan"]
-    vars(model)["_tp_plan"] = {**own, **dict.fromkeys(map(starred, layers), "replicate")}
+    vars(model)["_tp_plan"] = {**own, **dict.fromkeys(map(index_pattern, layers), "replicate")}
     before = {name: t.clone() for name, t in model.state_dict().items()}
     try:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())

@@ -50,4 +50,4 @@ def test_a_wrong_block_without_layers_stays_whole_with_a_warning(pool: Pool) -> 
 def test_a_model_of_which_nothing_can_be_cut_is_refused_unchanged(pool: Pool) -> None:
     text = same(pool.run(fallback_ranks.refuse_everything))
     assert "model.layers.0.mlp.experts" in text
-    assert "and without that, the rules cut nothing of MixtralForCausalLM" in text
+    assert "and without that, the rules shard nothing of MixtralForCausalLM" in text

@@ -155,7 +155,7 @@ def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None
         ("handmade", ["Handmade has no tensor-parallel plan", "partition_config"]),
         ("handmade check", ["what Handmade takes as input is not known", "example_inputs"]),
         ("handmade wrong", ["qkv", "layer_specs[0]"]),
-        ("handmade skips", ["the rules cut nothing of Handmade", "partition_config"]),
+        ("handmade skips", ["the rules shard nothing of Handmade", "partition_config"]),
     ],
 )
 def test_a_wrong_call_is_refused_with_the_reason(pool: Pool, name: str, words: list[str]) -> None:

@@ -72,7 +72,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
                 },
             },
             {},
-            ["the rules cut nothing of LlamaForCausalLM", "q_porj", "partition_config"],
+            ["the rules shard nothing of LlamaForCausalLM", "q_porj", "partition_config"],
         ),
         (
             {"autotp_size": 2},

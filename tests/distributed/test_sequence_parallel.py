@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused_by_name_on_every_rank(pool: Pool) -> None:
         "unknown": "ValueError: sequence_parallel is on, but what Handmade takes as input is not",
         "hidden": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
         "hidden above": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
-        "dropping": "ValueError: tensor_parallel.sequence_parallel is true, but 'model.decoder' "
+        "dropping": "ValueError: tensor_parallel.sequence_parallel: got true, but 'model.decoder' "
         "drops layers in training",
         "alone": "RuntimeError: model.layers.0.mlp was called with gradients, but not by model",
         "skipped": "RuntimeError: the last layer of model did not run",

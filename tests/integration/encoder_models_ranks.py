@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
+from deepspeed_autotp._core import index_pattern
 from deepspeed_autotp.interop import other_parts, trial_inputs
-from deepspeed_autotp.self_check.compare import starred
 from tests.distributed.fallback_ranks import Warnings
 from tests.support.deepspeed_training import RATE, STEPS, worst_difference
 from tests.support.encoder_models import ROWS, VOCABULARY, batch, build
@@ -116,7 +116,7 @@ def compare(
         share=_size(model) / _size(alone),
         shares={part: _size(model, part) / _size(alone, part) for part in parts},
         whole=frozenset(
-            starred(entry.name)
+            index_pattern(entry.name)
             for entry in entries
             if entry.dim < 0 and whole[entry.name].dim() > 1
         ),

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from deepspeed_autotp._core import Plan, Rules
+from deepspeed_autotp._core import Kind, Plan, Rules, Source, index_pattern
 from tests.support.core_llama import HEADS, LAYERS, llama, preset
 
 
@@ -189,21 +189,75 @@ def test_a_plan_names_the_argument_that_is_wrong() -> None:
 
 
 def test_layers_of_modules_that_are_named_are_cut_apart() -> None:
-    plan = Plan(llama(), preset(), ranks=2, apart=["model.layers.*.mlp"])
+    plan = Plan(llama(), preset(), ranks=2, individual=["model.layers.*.mlp"])
     layers = {layer.module: layer for layer in plan.layers}
     assert layers["model.layers.0.mlp.up_proj"].gather_output
     assert layers["model.layers.0.mlp.down_proj"].split_input
     assert not layers["model.layers.0.self_attn.o_proj"].split_input
-    with pytest.raises(ValueError, match=r"apart\[0\]: no module is called 'mpl'"):
-        Plan(llama(), preset(), ranks=2, apart=["mpl"])
+    with pytest.raises(ValueError, match=r"individual\[0\]: no module is called 'mpl'"):
+        Plan(llama(), preset(), ranks=2, individual=["mpl"])
 
 
 def test_modules_that_are_named_stay_whole() -> None:
-    whole = ["model.layers.*.mlp", "model.layers.1"]
-    plan = Plan(llama(), preset(), ranks=2, whole=whole)
+    replicated = ["model.layers.*.mlp", "model.layers.1"]
+    plan = Plan(llama(), preset(), ranks=2, replicated=replicated)
     cut = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
     assert cut == {f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"}
-    with pytest.raises(ValueError, match=r"whole\[0\]: no module is called 'mpl'"):
-        Plan(llama(), preset(), ranks=2, whole=["mpl"])
-    with pytest.raises(TypeError, match="whole: expected a list or tuple"):
-        Plan(llama(), preset(), ranks=2, whole="mlp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"replicated\[0\]: no module is called 'mpl'"):
+        Plan(llama(), preset(), ranks=2, replicated=["mpl"])
+    with pytest.raises(TypeError, match="replicated: expected a list or tuple"):
+        Plan(llama(), preset(), ranks=2, replicated="mlp")  # type: ignore[arg-type]
+
+
+def test_kinds_and_sources_are_enums_whose_values_are_words() -> None:
+    plan = Plan(llama(), preset(), ranks=2)
+    entries = {entry.name: entry for entry in plan.entries}
+    up = entries["model.layers.1.mlp.up_proj.weight"]
+    assert up.kind is Kind.COLUMN and up.source is Source.PRESET
+    assert f"{up.kind} by {up.source}" == "column by preset"
+    assert all(kind.name == kind.value.upper().replace(" ", "_").replace("+", "_")
+               for kind in Kind if kind is not Kind.SKIPPED)  # fmt: skip
+    assert Kind("skip") is Kind.SKIPPED and Source("-") is Source.NONE
+
+
+def test_a_plan_says_what_is_sharded_tied_and_counted() -> None:
+    plan = Plan(llama(key_heads=2), preset(), ranks=4)
+    entries = {entry.name: entry for entry in plan.entries}
+    key = entries["model.layers.0.self_attn.k_proj.weight"]
+    assert [key.is_counted(rank) for rank in range(4)] == [True, False, True, False]
+    assert all(entries["model.layers.0.mlp.up_proj.weight"].is_counted(r) for r in range(4))
+    assert all(entry.is_sharded == (entry.dim >= 0) for entry in plan.entries)
+    assert [entry.name for entry in plan.entries if entry.is_tied] == ["lm_head.weight"]
+
+
+def test_a_layer_says_which_features_each_rank_has_and_what_holds_it() -> None:
+    plan = Plan(llama(key_heads=2), preset(), ranks=4)
+    layers = {layer.module: layer for layer in plan.layers}
+    key = layers["model.layers.2.self_attn.k_proj"]
+    assert key.features == (32, (16,) * 4, ((0, 16), (0, 16), (16, 16), (16, 16)))
+    assert key.block == ("model.layers.*.self_attn",)
+    assert layers["model.layers.2.self_attn.o_proj"].has_full_output
+    assert not (key.has_full_output or key.gathers_weight or key.is_heuristic)
+
+
+def test_samples_stand_for_all_names_that_differ_in_indices() -> None:
+    plan = Plan(llama(), preset(), ranks=2)
+    kept = {plan.entries[index].name for index in plan.samples}
+    assert "model.layers.0.mlp.up_proj.weight" in kept
+    assert f"model.layers.{LAYERS - 1}.mlp.up_proj.weight" in kept
+    patterns = {index_pattern(entry.name) for entry in plan.entries}
+    assert {index_pattern(name) for name in kept} == patterns
+
+
+def test_the_layout_hash_is_of_the_runs_and_not_of_the_rules() -> None:
+    by_preset = Plan(llama(), preset(), ranks=2)
+    rules = Rules()
+    rules.add([r".*\.(o|down)_proj\.weight"], {"partition_type": "row"}, label="a")
+    rules.add([r".*_proj\.weight"], {"partition_type": "column"}, label="b")
+    by_rules = Plan(llama(), rules, ranks=2)
+    assert by_rules.layout_hash == by_preset.layout_hash
+    others = [
+        Plan(llama(), preset(), ranks=4),
+        Plan(llama(), preset(), ranks=2, replicated=["lm_head"]),
+    ]
+    assert by_preset.layout_hash not in {plan.layout_hash for plan in others}

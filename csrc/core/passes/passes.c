@@ -12,6 +12,8 @@
 #include "passes/locals.h"
 #include "passes/modules.h"
 #include "passes/norms.h"
+#include "passes/nothing_sharded.h"
+#include "passes/output_head.h"
 #include "passes/pair.h"
 #include "passes/pair_experts.h"
 #include "passes/plan_layers.h"
@@ -174,7 +176,9 @@ decide(tp_build *build, tp_error *err)
     if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0 ||
         tp_siblings_make(build, err) < 0 || tp_sequence_make(build, err) < 0)
         return -1;
-    return tp_locals_make(build, err);
+    if (tp_output_head_find(build, err) < 0 || tp_locals_make(build, err) < 0)
+        return -1;
+    return tp_nothing_sharded_refuse(build, err);
 }
 
 int
@@ -189,6 +193,7 @@ tp_plan_new(const tp_model *model, const tp_rules *rules,
         return tp_fail_memory(err);
     plan->model = model;
     plan->ranks = options->ranks;
+    plan->logits_layer = -1;
 
     tp_build build = {.model = model, .rules = rules, .options = options, .plan = plan};
     int result = tp_arena_new(&plan->arena, err);

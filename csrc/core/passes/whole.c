@@ -122,7 +122,7 @@ int
 tp_whole_choose(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
-    const named whole = {"whole", options->whole, options->whole_count};
+    const named whole = {"replicated", options->whole, options->whole_count};
     return choose(build, &whole, leave_tensor, err);
 }
 
@@ -130,6 +130,6 @@ int
 tp_whole_choose_apart(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
-    const named apart = {"apart", options->apart, options->apart_count};
+    const named apart = {"individual", options->apart, options->apart_count};
     return choose(build, &apart, cut_apart, err);
 }
