@@ -143,7 +143,8 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
             f"heads={layer.heads}"
         )
     for number, stack in enumerate(plan.stacks):
-        lines[f"stack {number}"] = str(stack)
+        gathering = f"inlets={stack.inlets} outlets={stack.outlets} islands={stack.islands}"
+        lines[f"stack {number}"] = f"{stack.owner} stages={stack.stages} {gathering}"
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
     return lines
