@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models whose own plan is wrong in one block."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp.self_check.compare import starred
-from tests.support.deepspeed_training import STEPS, single_losses, worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import STEPS, single_losses, worst_difference
 from tests.support.small_models import build
 
 WRONG = {
@@ -45,24 +45,6 @@ class Left:
     alone: frozenset[str]
 
 
-class Warnings(logging.Handler):
-    """Within it, the list of what the package warns of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def __enter__(self) -> list[str]:
-        logging.getLogger("deepspeed_autotp").addHandler(self)
-        return self.texts
-
-    def __exit__(self, *raised: object) -> None:
-        logging.getLogger("deepspeed_autotp").removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 def wrong_model(kind: str) -> nn.Module:
     family, styles = WRONG[kind]
     more = _EXPERTS if family == "mixtral" else {}
@@ -76,7 +58,7 @@ def train_left(kind: str) -> Left:
     """Shard a model whose plan is wrong, train it, and compare it with one process."""
     expected = single_losses(wrong_model(kind), clip=0.0)
     model = wrong_model(kind)
-    with Warnings() as warnings:
+    with logged_warnings() as warnings:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     plan = deepspeed_autotp.tensor_parallel(model).plan
     losses = single_losses(model, clip=0.0, steps=STEPS)

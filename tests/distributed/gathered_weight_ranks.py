@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
-from tests.distributed.output_head_ranks import apart, batch, cut, model_of
-from tests.support.deepspeed_training import RATE, Setting, engine_config
-from tests.support.sharded_vocabulary import counted
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE
+from tests.support.output_head_models import batch, build, gradient_difference, shard
+from tests.support.recorded_collectives import recorded_collectives
 
 
 class _Losses(torch.autograd.Function):
@@ -97,7 +98,7 @@ _FORWARDS = {
 
 def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
     """A Llama whose forward was replaced, as TRL replaces it."""
-    model: Any = model_of("llama", tied=tied)
+    model: Any = build("llama", tied=tied)
     if bias:
         drawn = torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(1))
         model.lm_head.bias = nn.Parameter(drawn)
@@ -109,11 +110,13 @@ def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
 def against_whole(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
     """How far loss and gradients of a step are from those of one process."""
     whole = model_with(forward, tied=tied, bias=bias)
-    model = cut(model_with(forward, tied=tied, bias=bias), "llama")
+    model = shard(model_with(forward, tied=tied, bias=bias), "llama")
     losses = [one(**batch()) for one in (whole, model)]
     for loss in losses:
         loss.backward()
-    return abs(float(losses[1].detach() / losses[0].detach()) - 1), apart(model, whole)
+    return abs(float(losses[1].detach() / losses[0].detach()) - 1), gradient_difference(
+        model, whole
+    )
 
 
 def compiled() -> tuple[float, float, int]:
@@ -121,7 +124,7 @@ def compiled() -> tuple[float, float, int]:
     from torch._dynamo.utils import counters
 
     whole = model_with("plain", tied=False, bias=True)
-    model = cut(model_with("plain", tied=False, bias=True), "llama")
+    model = shard(model_with("plain", tied=False, bias=True), "llama")
     torch._dynamo.reset()
     counters.clear()
     try:
@@ -129,18 +132,22 @@ def compiled() -> tuple[float, float, int]:
         expected.backward()
         loss.backward()
         breaks = sum(counters["graph_break"].values())
-        return abs(float(loss.detach() / expected.detach()) - 1), apart(model, whole), breaks
+        return (
+            abs(float(loss.detach() / expected.detach()) - 1),
+            gradient_difference(model, whole),
+            breaks,
+        )
     finally:
         torch._dynamo.reset()
 
 
 def asked() -> dict[str, Any]:
     """What shape and data type of the weight cost, and what is read outside of the forward."""
-    model: Any = cut(model_with("asks", tied=False, bias=False), "llama")
+    model: Any = shard(model_with("asks", tied=False, bias=False), "llama")
     head = model.lm_head
     with torch.no_grad():
         model(**batch())  # the first call compares the batches
-        with counted() as calls:
+        with recorded_collectives() as calls:
             logits = model(**batch())
     return {
         "gathers": [name for name, _ in calls].count("all-gather"),
@@ -152,17 +159,17 @@ def asked() -> dict[str, Any]:
 
 def gathers_of_a_step() -> int:
     """How often the weight is gathered by a loss that reads it for each row."""
-    model: Any = cut(model_with("checkpoint", tied=False, bias=False), "llama")
+    model: Any = shard(model_with("checkpoint", tied=False, bias=False), "llama")
     model.nested = False
     model(**batch())  # the first call compares the batches
-    with counted() as calls:
+    with recorded_collectives() as calls:
         model(**batch())
     return [kind for kind, _ in calls].count("all-gather")
 
 
 def peculiar() -> list[str]:
     """What is said of a weight that is gone, and of one that cannot be gathered."""
-    model: Any = cut(model_with("plain", tied=False, bias=False), "llama")
+    model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
     said = []
     vars(model.lm_head)["sharding"] = None
     for spoil in (lambda: None, lambda: delattr(model.lm_head, "weight")):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import loss_of
+from tests.support.training_loops import loss_of
 
 SCALE = 50.0
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel
-from tests.support.sharded_vocabulary import counted
+from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
 
 WIDTH, SIZE = 16, 4
@@ -118,7 +118,7 @@ def of_case(how: str, overlap: bool) -> tuple[float, int]:
     cut(*inputs())  # the first call compares the batches of the ranks
     x, other = inputs()
     loss = slope(cut(x, other))
-    with counted() as calls:
+    with recorded_collectives() as calls:
         loss.backward()
     got = gradients(cut, x, other)
     return distance(run(whole, lambda loss, _: loss.backward()), got), len(calls)

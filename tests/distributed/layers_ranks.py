@@ -24,6 +24,7 @@ from tests.support.layer_cases import (
     border_ids,
     build,
     distance,
+    distances,
     shard,
 )
 
@@ -204,3 +205,7 @@ def faces() -> dict[str, Any]:
         "row": (row.in_features, row.out_features, tuple(row.weight.shape)),
         "repr": repr(model),
     }
+
+
+def all_distances() -> dict[str, dict[str, float]]:
+    return {name: distances(name) for name in CASES}

@@ -14,16 +14,18 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import deepspeed_autotp
 from deepspeed_autotp.api import torch_loop
 from deepspeed_autotp.distributed.process_group import host_group, time_limit
 from deepspeed_autotp.sharding import conversion
-from tests.support.custom_model import PARTITION, build_handmade, example, single_curve
-from tests.support.deepspeed_training import Setting, engine_config
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.loss_curves import RATE
 from tests.support.model_snapshot import refusal
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import RATE, apart, loss_of, make, train_sharded, train_whole
+from tests.support.training_loops import apart, loss_of, make, train_sharded, train_unsharded
 
 
 def sharded(**changes: Any) -> nn.Module:
@@ -114,7 +116,7 @@ def copies() -> tuple[dict[str, float], bool]:
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin = copy.deepcopy(model)
-    found = apart(whole, twin, (train_whole(whole), train_sharded(twin)))
+    found = apart(whole, twin, (train_unsharded(whole), train_sharded(twin)))
     kept = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found, kept
 
@@ -286,7 +288,7 @@ def compare_adapted(rules: bool, sequence: bool) -> tuple[dict[str, float], bool
     config["sequence_parallel"] = sequence
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     before = deepspeed_autotp.full_state_dict(model)
-    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    found = apart(whole, model, (train_unsharded(whole), train_sharded(model)))
     after = deepspeed_autotp.full_state_dict(model)
     only = all(torch.equal(t, after[n]) == ("lora_" not in n) for n, t in before.items())
     return found, only
@@ -297,7 +299,7 @@ def compare_adapters(case: str) -> tuple[dict[str, float], float]:
     whole, model = (adapted(case, num_key_value_heads=1) for _ in range(2))
     held = sum(p.numel() for p in whole.parameters())
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    found = apart(whole, model, (train_unsharded(whole), train_sharded(model)))
     return found, sum(p.numel() for p in model.parameters()) / held
 
 
@@ -359,3 +361,33 @@ def other_adapters() -> list[str]:
         model = peft.get_peft_model(build("llama", tied=False), kind)
         said.append(refusal(model, lambda m=model: deepspeed_autotp.parallelize(m, tp_size=2)))
     return said
+
+
+def meshes() -> dict[str, tuple[int, ...] | str]:
+    """Over which ranks each way of naming four ranks shards, or what it raises."""
+    pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tp", "dp"))
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    mine = groups[dist.get_rank() % 2]
+    other = groups[1 - dist.get_rank() % 2]
+    ways: dict[str, dict[str, Any]] = {
+        "tp_size": {"tp_size": 2},
+        "config": {"config": {"autotp_size": 4}},
+        "group": {"tp_group": mine},
+        "group of others": {"tp_group": other},
+        "group and its size": {"tp_group": mine, "config": {"autotp_size": 2}},
+        "mesh of one": {"mesh": init_device_mesh("cpu", (4,))},
+        "mesh of two": {"mesh": pairs},
+        "its other part": {"mesh": pairs["dp"]},
+        "no name": {"mesh": init_device_mesh("cpu", (2, 2))},
+        "other names": {"mesh": DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("a", "b"))},
+        "no mesh": {"mesh": 4},
+    }
+    found: dict[str, tuple[int, ...] | str] = {}
+    for name, arguments in ways.items():
+        model = build("llama", tied=False)
+        try:
+            deepspeed_autotp.parallelize(model, **arguments)
+            found[name] = deepspeed_autotp.tensor_parallel(model).group.global_ranks
+        except ValueError as error:
+            found[name] = str(error)
+    return found

@@ -13,15 +13,11 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
+from tests.support.engine_config import config_without_section, initialize
+from tests.support.handmade_model import PARTITION, build_handmade, example
 from tests.support.model_snapshot import Snapshot, refusal
+from tests.support.mpu import Mpu
 from tests.support.small_models import build
-from tests.support.ways_to_initialize import config_without_section
-
-
-def initialize(model: Any, section: dict[str, Any], **more: Any) -> Any:
-    config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": section, **more}
-    return deepspeed_autotp.initialize(model=model, config=config)
 
 
 def refused_section(section: dict[str, Any], more: dict[str, Any], family: str = "llama") -> str:
@@ -146,16 +142,6 @@ def refused_optimizer() -> str:
         model,
         lambda: deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config),
     )
-
-
-class Mpu:
-    """Knows one tensor-parallel group, as Megatron's does."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def get_tensor_model_parallel_group(self) -> Any:
-        return self._group
 
 
 def refused_group(where: str) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks do: ranks that hold the same, and ranks that do not."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
-from tests.support.deepspeed_training import Setting, engine_config, train_engine
-from tests.support.small_models import build, tokens
-from tests.support.torch_loops import train_sharded
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example
+from tests.support.log_records import LoggedMessages
+from tests.support.loss_curves import train_engine
+from tests.support.small_models import build, model_with_buffers, tokens
+from tests.support.training_loops import train_sharded
 
 UNEVEN: dict[str, Any] = {
     "num_attention_heads": 12,
@@ -62,38 +63,11 @@ def drifts_in_engine(zero: int) -> list[str]:
     return [*found, checked(engine)]
 
 
-class Words(logging.Handler):
-    """What the package logs within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-    def __enter__(self) -> list[str]:
-        logging.getLogger("deepspeed_autotp").addHandler(self)
-        return self.said
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("deepspeed_autotp").removeHandler(self)
-
-
-def model_with_buffers(seed: int) -> nn.Module:
-    """With buffers of types that few backends carry."""
-    model = build("llama", tied=False, seed=seed)
-    model.register_buffer("mask", torch.tensor([seed == 0, True]))
-    model.register_buffer("phase", torch.tensor([1j * seed]))
-    model.register_buffer("count", torch.tensor(seed))
-    return model
-
-
 def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
     """Warnings, and whether every model is then that of its first rank."""
     rank = dist.get_rank()
     model = model_with_buffers(seeds[rank])
-    with Words() as said:
+    with LoggedMessages() as said:
         deepspeed_autotp.parallelize(model, tp_size=tp)
     first = model_with_buffers(seeds[rank // tp * tp]).state_dict()
     full = deepspeed_autotp.full_state_dict(model)
@@ -150,7 +124,7 @@ def seeded_by_rank() -> tuple[str, list[float], list[str]]:
         layer.mlp.register_forward_hook(lambda m, a, y: F.dropout(y, 0.1, m.training))
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     torch.manual_seed(dist.get_rank())
-    with Words() as said:
+    with LoggedMessages() as said:
         losses, _ = train_sharded(model, steps=3)
     return checked(model), losses, said
 

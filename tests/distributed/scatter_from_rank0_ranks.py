@@ -13,40 +13,24 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp.distributed.transport import Carrier, Kind
-from tests.distributed.replica_check_ranks import Words, model_with_buffers
-from tests.support.custom_model import build_handmade, example
-from tests.support.deepspeed_training import (
-    RATE,
-    Setting,
-    engine_config,
-    single_losses,
-    train_engine,
-    worst_difference,
-)
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import build_handmade, example
+from tests.support.log_records import LoggedMessages
+from tests.support.loss_curves import RATE, single_losses, train_engine, worst_difference
 from tests.support.model_snapshot import refusal
-from tests.support.sharded_vocabulary import Peak
-from tests.support.small_models import build, tokens
-from tests.support.torch_loops import SHAPES, apart, make, train_sharded, train_whole
+from tests.support.models_on_rank0 import same_weights, weights_on_rank0
+from tests.support.peak_memory import PeakMemory
+from tests.support.small_models import build, model_with_buffers, tokens
+from tests.support.training_loops import SHAPES, apart, make, train_sharded, train_unsharded
 
 PARAMETER = "model.layers.1.mlp.up_proj.weight"
-
-
-def there(tp: int) -> Any:
-    """Where the weights of this rank are made: on the meta device, but for the first of ``tp``."""
-    return torch.device("meta") if dist.get_rank() % tp else contextlib.nullcontext()
-
-
-def same_weights(model: nn.Module, whole: nn.Module) -> bool:
-    full = deepspeed_autotp.full_state_dict(model)
-    state = whole.state_dict()
-    return full.keys() == state.keys() and all(torch.equal(full[n], t) for n, t in state.items())
 
 
 def compare(shape: str) -> tuple[dict[str, float], list[bool]]:
     """Differences to one process, and whether weights, objects and ties are as they were."""
     tp = dist.get_world_size()
     whole = make(**SHAPES[shape])
-    with there(tp):
+    with weights_on_rank0(tp):
         model = make(**SHAPES[shape])
     before = [id(p) for p in model.parameters()]
     deepspeed_autotp.parallelize(model, tp_size=tp)
@@ -55,7 +39,7 @@ def compare(shape: str) -> tuple[dict[str, float], list[bool]]:
         before == [id(p) for p in model.parameters()],
         model.get_input_embeddings().weight is model.get_output_embeddings().weight,  # type: ignore[operator]
     ]
-    return apart(whole, model, (train_whole(whole), train_sharded(model))), kept
+    return apart(whole, model, (train_unsharded(whole), train_sharded(model))), kept
 
 
 def train_replicas(zero: int) -> tuple[float, bool]:
@@ -64,7 +48,7 @@ def train_replicas(zero: int) -> tuple[float, bool]:
     Its optimizer was given the tensors without values.
     """
     whole = build("qwen2", tied=True)
-    with there(2):
+    with weights_on_rank0(2):
         model = build("qwen2", tied=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     setting = Setting(tp=2, zero=zero, clip=1.0, self_check="auto")
@@ -123,7 +107,7 @@ def other_state() -> list[bool]:
     """Buffers of rare types, some of which have values, a frozen weight, flags, and modes."""
     rank = dist.get_rank()
     whole = model_with_buffers(0)
-    with there(dist.get_world_size()):
+    with weights_on_rank0(dist.get_world_size()):
         model = model_with_buffers(0)
     if rank:
         model.register_buffer("count", torch.tensor(5))
@@ -145,9 +129,9 @@ def other_state() -> list[bool]:
 
 
 def warned(self_check: Any) -> list[str]:
-    with there(2):
+    with weights_on_rank0(2):
         model = build("llama", tied=False)
-    with Words() as said:
+    with LoggedMessages() as said:
         deepspeed_autotp.parallelize(model, tp_size=2, config={"self_check": self_check})
     return said
 
@@ -155,7 +139,7 @@ def warned(self_check: Any) -> list[str]:
 def memory() -> tuple[int, int, int, list[int]]:
     """Most bytes that were made, this rank's part, the largest weight, and on the first rank how
     many whole weights that are cut were there at each handing out."""
-    with there(dist.get_world_size()):
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     wholes: weakref.WeakSet[Any] = weakref.WeakSet(
         p.untyped_storage() for p in model.parameters() if p.dim() == 2 and not p.is_meta
@@ -168,7 +152,7 @@ def memory() -> tuple[int, int, int, list[int]]:
         counts.append(len(wholes))
         scatter(*args)
 
-    with mock.patch.object(Carrier, "scatter", counted), Peak() as peak:
+    with mock.patch.object(Carrier, "scatter", counted), PeakMemory() as peak:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     return peak.most, own, largest, counts
@@ -253,7 +237,7 @@ def refused(states: list[str], tp: int, config: dict[str, Any], more: dict[str, 
 
 def fails_on_the_way(failing: int, after: int) -> str:
     """What every rank says where one fails after so many weights."""
-    with there(dist.get_world_size()):
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     scatter, done = Carrier.scatter, []
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.fallback_ranks import Warnings
-from tests.distributed.refusals_ranks import initialize
-from tests.support.custom_model import PARTITION, build_handmade, example
+from tests.support.engine_config import initialize
+from tests.support.handmade_model import PARTITION, build_handmade, example
+from tests.support.log_records import logged_warnings
 from tests.support.model_snapshot import refusal
 from tests.support.small_models import build
 
@@ -170,7 +170,7 @@ def shard_wrapping(model: nn.Module) -> list[str]:
     """What is warned of under a plan with which each rank gives its part."""
     specs = [{"patterns": [r"up\.weight"], "partition_type": "column"}]
     inputs = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(1))}
-    with Warnings() as warnings:
+    with logged_warnings() as warnings:
         deepspeed_autotp.parallelize(
             model,
             tp_size=2,
@@ -317,7 +317,7 @@ class _Collect(logging.Handler):
 
 def handmade_curves() -> tuple[list[float], list[float]]:
     """Losses through parallelize with example inputs, and of one process."""
-    from tests.support.custom_model import single_curve
+    from tests.support.handmade_model import single_curve
 
     expected = single_curve(build_handmade(), rate=0.5)
     model = build_handmade()

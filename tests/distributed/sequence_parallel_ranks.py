@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
-from tests.support.sharded_vocabulary import counted
+from tests.support.handmade_model import PARTITION, build_handmade, example
+from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import apart, loss_of, train_sharded, train_whole
+from tests.support.training_loops import apart, loss_of, train_sharded, train_unsharded
 
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 # Whose own names of the sizes are others.
@@ -51,7 +51,7 @@ def plain_loops(cases: list[tuple[str, bool | None, int]]) -> dict[str, dict[str
         for model in (whole, sharded):
             if reentrant is not None:
                 model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-        expected = train_whole(whole, accumulate=accumulate, steps=3)
+        expected = train_unsharded(whole, accumulate=accumulate, steps=3)
         own = train_sharded(sharded, accumulate=accumulate, steps=3)
         found[f"{family} {reentrant} {accumulate}"] = apart(whole, sharded, (expected, own))
     return found
@@ -87,9 +87,9 @@ def collectives_of_a_layer() -> tuple[dict[str, int], dict[str, int]]:
     for layers in (1, 2):
         model = cut(build("llama", tied=False, num_hidden_layers=layers))
         loss_of(model, tokens(0))  # the first call compares the batches
-        with counted() as forward:
+        with recorded_collectives() as forward:
             loss = loss_of(model, tokens(0))
-        with counted() as backward:
+        with recorded_collectives() as backward:
             loss.backward()
         costs.append([_by_name(calls) for calls in (forward, backward)])
     (forward_once, backward_once), (forward_twice, backward_twice) = costs
@@ -191,7 +191,7 @@ def generates() -> tuple[bool, float, dict[str, float]]:
     """Whether a trained model gives the tokens of the whole one, how far its logits are in
     evaluation; and how far a copy of it is after training on."""
     whole, sharded = pair("qwen3")
-    curves = train_whole(whole, steps=2), train_sharded(sharded, steps=2)
+    curves = train_unsharded(whole, steps=2), train_sharded(sharded, steps=2)
     apart(whole, sharded, curves)
     twin = copy.deepcopy(sharded)
     ids = tokens(0, rows=2, length=3)
@@ -203,7 +203,7 @@ def generates() -> tuple[bool, float, dict[str, float]]:
     return (
         torch.equal(*said),
         float(far),
-        apart(whole, twin, (train_whole(whole, steps=2), train_sharded(twin, steps=2))),
+        apart(whole, twin, (train_unsharded(whole, steps=2), train_sharded(twin, steps=2))),
     )
 
 

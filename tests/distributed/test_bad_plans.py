@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import bad_plans_ranks
-from tests.distributed.test_refusals import same
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
@@ -115,7 +115,7 @@ WARNED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_by_name(pool: Pool, name: str) -> None:
     bad = REFUSED[name]
-    text = same(pool.run(bad_plans_ranks.refused, *bad.arguments(), ranks=bad.ranks))
+    text = same_error(pool.run(bad_plans_ranks.refused, *bad.arguments(), ranks=bad.ranks))
     assert text.startswith("ValueError: ")
     assert [word for word in bad.words if word not in text] == [], text
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import deepspeed_autotp
-from tests.support.deepspeed_training import single_losses, worst_difference
+from tests.support.loss_curves import single_losses, worst_difference
 from tests.support.small_models import build, tokens
 from tests.support.worker_pool import Pool
 

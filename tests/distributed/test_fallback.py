@@ -6,7 +6,7 @@ import pytest
 
 from deepspeed_autotp.self_check.compare import covers
 from tests.distributed import fallback_ranks
-from tests.distributed.test_refusals import same
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
@@ -48,6 +48,6 @@ def test_a_wrong_block_without_layers_stays_whole_with_a_warning(pool: Pool) -> 
 
 
 def test_a_model_of_which_nothing_can_be_cut_is_refused_unchanged(pool: Pool) -> None:
-    text = same(pool.run(fallback_ranks.refuse_everything))
+    text = same_error(pool.run(fallback_ranks.refuse_everything))
     assert "model.layers.0.mlp.experts" in text
     assert "and without that, the rules cut nothing of MixtralForCausalLM" in text

@@ -13,7 +13,7 @@ RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
 
 @RANKS
 def test_every_layer_equals_one_process(pool: Pool, ranks: int) -> None:
-    for found in pool.run(layer_cases.all_distances, ranks=ranks):
+    for found in pool.run(layers_ranks.all_distances, ranks=ranks):
         assert set(found) == set(layer_cases.CASES)
         far = {name: d for name, d in found.items() if not all(v < 1e-12 for v in d.values())}
         assert far == {}

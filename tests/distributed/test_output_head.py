@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.distributed import output_head_ranks
+from tests.support.output_head_models import FAMILIES, VOCABULARY
 from tests.support.small_models import tokens
 from tests.support.worker_pool import Pool
 
@@ -15,7 +16,7 @@ def right(found: dict[str, Any]) -> bool:
     return found["loss"] < 1e-6 and found["gradients"] < 1e-5
 
 
-@pytest.mark.parametrize("family", output_head_ranks.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
@@ -30,8 +31,8 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
     [
         {"num_items_in_batch": 31},
         {"num_items_in_batch": torch.tensor(31)},
-        {"ignore_index": 5, "labels": tokens(0, vocabulary=output_head_ranks.VOCABULARY)},
-        {"shift_labels": tokens(1, vocabulary=output_head_ranks.VOCABULARY)},
+        {"ignore_index": 5, "labels": tokens(0, vocabulary=VOCABULARY)},
+        {"shift_labels": tokens(1, vocabulary=VOCABULARY)},
         {"labels": torch.full((4, 12), -100), "num_items_in_batch": 3},
         {"logits_to_keep": 0},
     ],

@@ -1,61 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain training loop around ``parallelize`` does what the same loop does in one process."""
+"""What people do with a model around ``parallelize`` is as in one process."""
 
 from typing import Any
 
 import pytest
 
 from tests.distributed import parallelize_ranks
-from tests.support import torch_loops
+from tests.support.large_differences import EXACT, large_differences
 from tests.support.worker_pool import Pool
-
-EXACT = 1e-10
-
-
-def far(found: dict[str, float]) -> dict[str, float]:
-    return {what: value for what, value in found.items() if not value < EXACT}
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("shape", torch_loops.SHAPES)
-def test_training_equals_one_process_for_every_shape(pool: Pool, shape: str, ranks: int) -> None:
-    for found, shares in pool.run(torch_loops.compare_shape, shape, ranks=ranks):
-        assert shares == (ranks > torch_loops.SHAPES[shape].get("num_key_value_heads", 4))
-        assert far(found) == {}
-
-
-def test_training_beside_data_parallel_equals_one_process(pool: Pool) -> None:
-    for found in pool.run(torch_loops.compare_with_data_parallel, ranks=4):
-        assert set(found) == {"loss", "norm", "weights", "replicas"}
-        assert far(found) == {}
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_equals_one_process(pool: Pool, reentrant: bool) -> None:
-    for found in pool.run(torch_loops.compare_checkpointed, reentrant):
-        assert far(found) == {}
-
-
-def test_gradient_accumulation_equals_one_process(pool: Pool) -> None:
-    for found in pool.run(torch_loops.compare, {"num_key_value_heads": 1}, 2):
-        assert far(found) == {}
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_frozen_weights_stay_and_train_right_once_thawed(pool: Pool, ranks: int) -> None:
-    for kept, frozen, thawed in pool.run(torch_loops.compare_frozen, ranks=ranks):
-        assert kept
-        assert far(frozen) == {} and far(thawed) == {}
-
-
-@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
-def test_autocast_stays_near_one_process(pool: Pool, sequence: bool) -> None:
-    for within, before in pool.run(torch_loops.compare_autocast, sequence):
-        assert within < 2e-3 and before < 2e-3
 
 
 def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
-    first, *_, last = pool.run(torch_loops.meshes, ranks=4)
+    first, *_, last = pool.run(parallelize_ranks.meshes, ranks=4)
     assert first | {"other names": "", "no name": ""} == {
         "tp_size": (0, 1),
         "config": (0, 1, 2, 3),
@@ -109,7 +65,7 @@ def test_weights_of_one_rank_go_out_and_come_in(pool: Pool) -> None:
 
 def test_a_deep_copy_trains_on_its_own(pool: Pool) -> None:
     for found, kept in pool.run(parallelize_ranks.copies):
-        assert far(found) == {} and kept
+        assert large_differences(found) == {} and kept
 
 
 def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
@@ -191,7 +147,7 @@ def test_adapters_train_as_in_one_process(
     pool: Pool, ranks: int, rules: bool, sequence: bool
 ) -> None:
     for found, only in pool.run(parallelize_ranks.compare_adapted, rules, sequence, ranks=ranks):
-        assert far(found) == {} and only
+        assert large_differences(found) == {} and only
 
 
 @pytest.mark.parametrize(
@@ -222,5 +178,5 @@ def test_other_adapters_are_refused_by_name(pool: Pool) -> None:
 def test_adapters_are_cut_as_the_layers_beside_them(pool: Pool, case: str) -> None:
     # Three ranks: the heads and features of the ranks differ.
     for found, share in pool.run(parallelize_ranks.compare_adapters, case, ranks=3):
-        assert far(found) == {}
+        assert large_differences(found) == {}
         assert share < 0.5

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.distributed import scatter_from_rank0_ranks as jobs
-from tests.support.custom_model import PARTITION
+from tests.support.handmade_model import PARTITION
+from tests.support.large_differences import large_differences
 from tests.support.worker_pool import Pool
 
-EXACT = 1e-10
 LLAMA = "only the first rank of each model holds the weights of LlamaForCausalLM"
 
 
@@ -24,7 +24,7 @@ def test_weights_of_the_first_rank_train_as_in_one_process(
 ) -> None:
     for found, (same, kept, tied) in pool.run(jobs.compare, shape, ranks=ranks):
         assert same and kept and tied == ("tied" in shape)
-        assert {what: value for what, value in found.items() if not value < EXACT} == {}
+        assert large_differences(found) == {}
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.distributed import sequence_parallel_ranks
-from tests.support.deepspeed_training import Setting, train_family
+from tests.support.engine_config import Setting
+from tests.support.loss_curves import train_family
 from tests.support.worker_pool import Pool
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts to and from the first rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -13,8 +13,10 @@ import deepspeed_autotp
 from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
 from deepspeed_autotp.distributed import transport
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
-from tests.support.sharded_vocabulary import Peak, world
+from tests.support.column_shards import world_group
+from tests.support.peak_memory import PeakMemory
 from tests.support.small_models import build
+from tests.support.weight_kind import kind_like
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
 
@@ -29,10 +31,6 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     shapes = [(rank + 1, unit) for rank in range(dist.get_world_size())]
     drawn = [shapes[0], (0, unit), *((rows * unit,) for rows, _ in shapes[2:])]
     return drawn[: len(shapes)]
-
-
-def kind_like(parts: Sequence[Tensor]) -> transport.Kind:
-    return transport.Kind("a weight", tuple(part.nbytes for part in parts))
 
 
 class Elsewhere(transport.PointToPoint):
@@ -52,7 +50,7 @@ class Elsewhere(transport.PointToPoint):
 
 def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
     """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
-    group, steps = world(), 0
+    group, steps = world_group(), 0
     group.share_memory()
     carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
 
@@ -79,7 +77,7 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
 
 def a_transposed_part() -> bool:
     """The first rank's parts need not be contiguous."""
-    group = world()
+    group = world_group()
     full = torch.arange(12.0).view(3, 4).t()
     into = torch.empty(2, 3)
     parts = list(full.chunk(2))
@@ -90,7 +88,7 @@ def a_transposed_part() -> bool:
 
 def other_size() -> str:
     """The second rank's part is not what both ranks know it to be."""
-    group = world()
+    group = world_group()
     kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
@@ -103,7 +101,7 @@ def other_size() -> str:
 
 def other_weights() -> str:
     """The ranks collect weights of one size that are not the same."""
-    group = world()
+    group = world_group()
     parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
     try:
         with lockstep(group):
@@ -116,7 +114,7 @@ def other_weights() -> str:
 
 def one_fails(rank: int) -> str:
     """Rank ``rank`` fails between two parts."""
-    group = world()
+    group = world_group()
     kind = kind_like([torch.empty(4)] * group.size)
     try:
         with lockstep(group):
@@ -134,7 +132,7 @@ def one_fails(rank: int) -> str:
 
 def no_memory(rank: int) -> str:
     """Rank ``rank`` has no memory for what is on its way."""
-    group = world()
+    group = world_group()
     make = torch.empty
 
     def empty(*args: Any, **kwargs: Any) -> Tensor:
@@ -181,9 +179,9 @@ def peak_of_saving(tp: int) -> tuple[int, int, int]:
     """Most bytes that were made in saving, of everywhere and of the first rank; and a weight's."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=tp)
-    with Peak() as everywhere:
+    with PeakMemory() as everywhere:
         full = deepspeed_autotp.full_state_dict(model)
-    with mock.patch.object(transport, "_SMALL", 0), Peak() as first:
+    with mock.patch.object(transport, "_SMALL", 0), PeakMemory() as first:
         state = first_rank_state_dict(model, frozen=True)
     assert (state is None) == (dist.get_rank() > 0)
     if state is not None:

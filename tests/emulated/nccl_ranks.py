@@ -17,10 +17,10 @@ from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ThroughNccl, carrier
-from tests.distributed.replica_check_ranks import Words
-from tests.distributed.scatter_from_rank0_ranks import same_weights, there
-from tests.distributed.transport_ranks import kind_like
+from tests.support.log_records import LoggedMessages
+from tests.support.models_on_rank0 import same_weights, weights_on_rank0
 from tests.support.small_models import build
+from tests.support.weight_kind import kind_like
 
 HOST = torch.device("cpu")
 # By rank; one rank has nothing. A chunk of the tests is shorter than the longest.
@@ -145,7 +145,7 @@ def one_gpu() -> tuple[str, list[str]]:
 
 def _carried(group: TPGroup) -> tuple[str, list[str]]:
     own = torch.zeros(3)
-    with Words() as said, carrier(group, HOST) as parts:
+    with LoggedMessages() as said, carrier(group, HOST) as parts:
         ones = [torch.ones(3)] * group.size
         parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
     assert own.sum() == 3
@@ -155,7 +155,7 @@ def _carried(group: TPGroup) -> tuple[str, list[str]]:
 def whole_way(folder: str) -> tuple[list[bool], list[str]]:
     """A model of the first rank is handed out, saved by it and collected by all."""
     whole = build("llama", tied=False)
-    with there(dist.get_world_size()):
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     first = first_rank_state_dict(model, frozen=True)

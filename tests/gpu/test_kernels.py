@@ -12,30 +12,18 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy, cross_entropy_kernels
-from tests.support import host_kernels
-from tests.support.host_kernels import batch, exact
-from tests.support.sharded_vocabulary import parts_of
-from tests.unit.test_cross_entropy_kernels import ROUNDING
+from tests.support.column_shards import parts_of
+from tests.support.cross_entropy_kernels import ROUNDING, batch, exact
+from tests.support.packing_examples import CUTS
+from tests.support.random_bits import random_bits
 
 pytestmark = pytest.mark.gpu
 
-# (full shape, view, ascending runs, shard shape): column, row, fused, stacked, odd, tiny, empty.
-CUTS = [
-    ((1024, 768), (1, 1024, 768), (256, 256), (256, 768)),
-    ((768, 1024), (768, 1024, 1), (512, 256), (768, 256)),
-    ((768, 512), (1, 768, 512), (64, 64, 320, 64, 576, 64), (192, 512)),
-    ((512, 768), (512, 768, 1), (0, 64, 256, 64, 512, 64), (512, 192)),
-    ((8, 96, 40), (8, 96, 40), (24, 24), (8, 24, 40)),
-    ((37, 101), (37, 101, 1), (3, 5, 40, 61), (37, 66)),
-    ((50257,), (1, 50257, 1), (25129, 25128), (25128,)),
-    ((3, 5), (1, 3, 5), (1, 1), (1, 5)),
-    ((0, 5), (1, 0, 5), (), (0, 5)),
-]
 DTYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.float64, torch.complex128]
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
-    return host_kernels.drawn(shape, dtype, offset, device="cuda")
+    return random_bits(shape, dtype, offset=offset, device="cuda")
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -12,8 +12,8 @@ from torch import nn
 
 import deepspeed_autotp
 from benchmarks import shrink
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import single_losses, worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import single_losses, worst_difference
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -158,7 +158,7 @@ def train(name: str) -> Trained:
     model = build(name)
     partition = _PARTITION.get(name)
     config: Mapping[str, Any] = {"partition_config": partition} if partition else {}
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     layers = deepspeed_autotp.tensor_parallel(model).plan.layers
     losses = single_losses(model, clip=0.0)

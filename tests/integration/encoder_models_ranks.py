@@ -12,9 +12,9 @@ from torch import nn
 import deepspeed_autotp
 from deepspeed_autotp.interop import other_parts, trial_inputs
 from deepspeed_autotp.self_check.compare import starred
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import RATE, STEPS, worst_difference
 from tests.support.encoder_models import ROWS, VOCABULARY, batch, build
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import RATE, STEPS, worst_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def train(name: str, parts: Sequence[str], images: bool) -> Trained:
     """Sharded over all ranks and in one process. ``images``: the trial gets a whole batch."""
     alone, model = build(name), build(name)
     expected = Loop(name, alone).run()
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(
             model,
             tp_size=dist.get_world_size(),
@@ -69,7 +69,7 @@ def train_engine(name: str) -> Trained:
     """As ``train``, with DeepSpeed's ZeRO 1."""
     alone, model = build(name), build(name)
     expected = Loop(name, alone).run()
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         engine = engine_of(model)
     losses = [engine_step(engine, name, step) for step in range(STEPS)]
     return compare(alone, model, (losses, expected), (), texts)
@@ -135,7 +135,7 @@ def train_in_turn(first: str, second: str, shared: bool) -> list[Trained]:
     expected = [Loop(name, model).run() for name, model in zip(names, alone, strict=True)]
     models = [build(name) for name in names]
     group = dist.new_group() if shared else None
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         for model in models:
             size = None if shared else dist.get_world_size()
             deepspeed_autotp.parallelize(model, tp_size=size, tp_group=group)
@@ -154,7 +154,7 @@ def engines_in_turn(first: str, second: str) -> list[Trained]:
     alone = [build(name) for name in names]
     expected = [Loop(name, model).run() for name, model in zip(names, alone, strict=True)]
     models = [build(name) for name in names]
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         engines = [engine_of(model) for model in models]
     losses: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp._core import family_blocks
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import worst_difference
 
 HIDDEN, HEADS, SIZE, INNER = 16, 4, 4, 24
 STEPS, RATE = 3, 0.1
@@ -131,7 +131,7 @@ def _compare(
 ) -> Outcome:
     alone, model = build(), build()
     expected = _curve(alone, loss)
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
     losses = _curve(model, loss)
     deepspeed_autotp.check_replicas(model)

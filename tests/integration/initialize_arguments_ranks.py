@@ -9,19 +9,19 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp.state.replica_check import FirstCall
-from tests.support.custom_model import PARTITION, build_handmade, example, single_curve
-from tests.support.deepspeed_training import (
+from tests.support.engine_config import Setting, config_without_section, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.loss_curves import (
     RATE,
-    Setting,
-    engine_config,
     own_rows,
+    sgd,
     single_losses,
     train_engine,
     worst_difference,
 )
 from tests.support.small_models import build, tokens
-from tests.support.ways_to_initialize import STEPS, config_without_section, sgd
 
+STEPS = 3
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-6, "weight_decay": 0.1}
 
 

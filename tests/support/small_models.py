@@ -42,3 +42,12 @@ def tokens(step: int, *, rows: int = 4, length: int = 12, vocabulary: int = VOCA
     """``[rows, length]`` token ids, the same on every rank."""
     draw = torch.Generator().manual_seed(100 + step)
     return torch.randint(0, vocabulary, (rows, length), generator=draw)
+
+
+def model_with_buffers(seed: int) -> nn.Module:
+    """With buffers of types that few backends carry."""
+    model = build("llama", tied=False, seed=seed)
+    model.register_buffer("mask", torch.tensor([seed == 0, True]))
+    model.register_buffer("phase", torch.tensor([1j * seed]))
+    model.register_buffer("count", torch.tensor(seed))
+    return model

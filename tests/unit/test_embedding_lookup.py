@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepspeed_autotp.layers import embedding_lookup as module
 from deepspeed_autotp.layers.embedding_lookup import lookup
-from tests.support.sharded_vocabulary import Peak
+from tests.support.peak_memory import PeakMemory
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZE = 50
@@ -177,10 +177,10 @@ def test_a_step_takes_memory_for_the_result_and_the_gradient_alone() -> None:
     weight = torch.randn(64, 256).requires_grad_()
     ids = torch.arange(2048) % SIZE
     dy = torch.randn(2048, 256)
-    with Peak() as forward:
+    with PeakMemory() as forward:
         found = lookup(weight, ids, start=0, size=64)
     assert forward.most == found.nbytes
-    with Peak() as backward:
+    with PeakMemory() as backward:
         found.backward(dy)
     assert weight.grad is not None
     # The row for what is skipped, and some numbers for each token.

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.sharding.pinned_copy import Staging
-from tests.unit.test_packing import DTYPES, Cut, bits, cuts, random_bits, reference
+from tests.support.random_bits import DTYPES, bits, random_bits
+from tests.support.random_runs import Cut, cuts, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 HOST = torch.device("cpu")

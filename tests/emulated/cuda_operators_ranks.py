@@ -14,9 +14,10 @@ from torch import Tensor
 
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
-from tests.gpu.test_kernels import CUTS
+from tests.support.cross_entropy_kernels import batch, exact
 from tests.support.emulated_cuda import ORDERS, Library
-from tests.support.host_kernels import batch, drawn, exact
+from tests.support.packing_examples import CUTS
+from tests.support.random_bits import random_bits
 
 Cut = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
 PLACES = (
@@ -74,14 +75,14 @@ def drawn_cuts(count: int) -> Iterator[Cut]:
 
 def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
     shape, view, runs, part = cut
-    full = drawn(shape, dtype, full_off)
+    full = random_bits(shape, dtype, offset=full_off)
     want = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(on_gpu("pack", full, *view, runs, part), want)
     table = [*view, len(runs), len(part), *runs, *part]
     several = on_gpu("pack_many", [full, full], table * 2)
     assert isinstance(several, list) and len(several) == 2
     assert same(several[0], want) and same(several[1], want)
-    ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, shard_off)
+    ours, theirs, shard = full.clone(), full.clone(), random_bits(part, dtype, offset=shard_off)
     on_gpu("unpack_", ours, shard, *view, runs)
     packing.unpack_(theirs, shard, view=view, runs=runs)
     assert same(ours, theirs)
@@ -101,7 +102,7 @@ def copies() -> None:
 
 def many() -> None:
     """More tensors than go into a launch."""
-    fulls = [drawn((64, 6), torch.uint8, index % 16) for index in range(700)]
+    fulls = [random_bits((64, 6), torch.uint8, offset=index % 16) for index in range(700)]
     table = [1, 64, 6, 2, 2, 16, 16, 16, 6]
     before = _LIBRARY.launches
     shards = on_gpu("pack_many", fulls, table * 700)
@@ -138,7 +139,7 @@ def lookups() -> None:
     )
     for order, (dtype, features, offset) in enumerate(cases):
         _LIBRARY.order(order % len(ORDERS))
-        weight = drawn((7, features), dtype, offset)
+        weight = random_bits((7, features), dtype, offset=offset)
         for ids in (torch.arange(30).view(5, 6), torch.arange(30, dtype=torch.int32)[1:]):
             want = _OPS.lookup(weight, ids, 11, 30, -1)
             assert same(on_gpu("lookup", weight, ids, 11, 30, -1), want)
