@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans that say what cannot be."""
+"""Models whose own plans cannot be followed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from tests.support.small_models import build
 def make(
     family: str, tied: bool, styles: Mapping[str, str], changes: Mapping[str, Any]
 ) -> nn.Module:
-    """A model whose own plan also says ``styles``."""
+    """A model whose own plan also has ``styles``."""
     model = build(family, tied=tied, **changes)
     vars(model)["_tp_plan"] = {**(vars(model).get("_tp_plan") or {}), **styles}
     return model

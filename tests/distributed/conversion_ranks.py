@@ -48,7 +48,7 @@ def undone(lend: bool) -> bool:
 
 
 def lent() -> dict[str, bool]:
-    """Views cost no memory: which cut weights lie in the memory of the whole ones."""
+    """Views cost no memory: which shards are in the memory of the full weights."""
     model = small()
     whole = {name: p.untyped_storage().data_ptr() for name, p in model.named_parameters()}
     done = conversion(model)
@@ -88,7 +88,7 @@ def committed() -> dict[str, Any]:
 
 
 def two_models() -> tuple[int, int, bool]:
-    """A model that shares its configuration object with another, which stays whole."""
+    """A model that shares its configuration object with another, which stays unsharded."""
     from transformers import LlamaForCausalLM
 
     model = small()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy over a cut vocabulary."""
+"""Cross-entropy over a sharded vocabulary."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def against_whole(name: str, size: int, widths: list[int] | None) -> tuple[float
 
 
 def in_chunks() -> float:
-    """The largest difference between many chunks and the whole, in float64, at 1000 columns."""
+    """The largest difference between many chunks and one, in float64, at 1000 columns."""
     whole, labels = batch(1500, 1000, torch.float64)
     parts = parts_of(even_widths(1000))
     exact = whole.clone().requires_grad_()
@@ -65,7 +65,7 @@ def in_chunks() -> float:
 
 
 def soft_capped() -> tuple[float, float, str]:
-    """Errors of losses and gradients with a soft cap, in float64; and what a negative one says."""
+    """Errors of losses and gradients with a soft cap, in float64; what a negative one raises."""
     whole, labels = batch(20, 31, torch.float64)
     parts = parts_of(even_widths(31))
     exact = whole.clone().requires_grad_()
@@ -142,7 +142,7 @@ def outside(label: int) -> str:
 
 
 def unfitting() -> list[str]:
-    """Shapes and cuts that the function does not take."""
+    """The errors of shapes and shards that do not fit."""
     width = even_widths(10)[dist.get_rank()]
     cases: Any = [
         (torch.zeros(2, width + 1), torch.zeros(2, dtype=torch.int64), parts_of(even_widths(10))),

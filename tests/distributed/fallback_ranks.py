@@ -16,15 +16,15 @@ from tests.support.loss_curves import STEPS, single_losses, worst_difference
 from tests.support.small_models import build
 
 WRONG = {
-    # gate and up give their parts, and a whole layer takes them.
+    # gate and up give their shards to a replicated layer.
     "fails": ("llama", {"model.layers.*.mlp.down_proj": "replicate"}),
-    # The rank's part of gate is not the features of its part of up.
+    # The rank's shard of gate has other features than its shard of up.
     "differs": ("llama", {"model.layers.*.mlp.gate_proj": "packed_colwise"}),
-    # Each rank's heads give a part of the gradient.
+    # Each rank's heads give a partial sum of the gradient.
     "gradient": ("qwen3", {"model.layers.*.self_attn.q_norm": "replicate"}),
-    # Nothing gathers the parts of the logits.
+    # Nothing gathers the shards of the logits.
     "head": ("llama", {"lm_head": "colwise"}),
-    # Experts whose gate and up are cut along their input, which is whole.
+    # Experts whose gate and up are sharded along their input, which is replicated.
     "experts": ("mixtral", {"model.layers.*.mlp.experts.gate_up_proj": "rowwise"}),
 }
 _EXPERTS: dict[str, Any] = {
@@ -36,8 +36,8 @@ _EXPERTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What became of a model: its losses against one process, what was said, the layers that are
-    cut, and those among them that work on whole activations."""
+    """What became of a model: its losses against one process, the warnings, the sharded layers, and
+    the individually sharded ones among them."""
 
     apart: float
     warnings: list[str]
@@ -69,7 +69,7 @@ def train_left(kind: str) -> Left:
 
 
 def refuse_everything() -> str:
-    """The refusal of a model in which nothing is left to cut."""
+    """The refusal of a model in which nothing is left to shard."""
     model = wrong_model("experts")
     layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)]
     own: Mapping[str, str] = vars(model)["_tp_plan"]

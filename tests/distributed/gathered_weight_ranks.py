@@ -80,7 +80,7 @@ def _chunked(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tens
 
 
 def _asks(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Any:
-    """As mamba: the head is called, and its weight says what to cast to."""
+    """As mamba: the head is called, and its weight has the dtype to cast to."""
     head = self.get_output_embeddings()
     assert head.weight.shape[0] == self.config.vocab_size
     hidden = self.base_model(input_ids).last_hidden_state
@@ -168,7 +168,7 @@ def gathers_of_a_step() -> int:
 
 
 def peculiar() -> list[str]:
-    """What is said of a weight that is gone, and of one that cannot be gathered."""
+    """The errors of a weight that is gone, and of one that cannot be gathered."""
     model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
     said = []
     vars(model.lm_head)["sharding"] = None
@@ -186,7 +186,7 @@ def with_engine(zero: int) -> float:
     whole, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
     optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
     config = engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0))
-    # ZeRO 3 leaves no weight whole on account of its size.
+    # ZeRO 3 partitions every weight, however small.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     engine, *_ = deepspeed_autotp.initialize(
         model=model,

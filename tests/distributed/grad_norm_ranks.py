@@ -109,8 +109,8 @@ class Reward(nn.Module):
 
 
 def around() -> tuple[float, float, bool, str]:
-    """Norms of a model of which a part is sharded, whether its whole weights come out, and what
-    two such parts raise."""
+    """Norms of a model with a sharded submodule, whether its full weights come out, and what two
+    such submodules raise."""
     whole = Reward(with_gradients(torch.float64, False))
     model = Reward(with_gradients(torch.float64, True))
     expected = float(nn.utils.clip_grad_norm_(whole.parameters(), 1.0))
@@ -126,7 +126,7 @@ def around() -> tuple[float, float, bool, str]:
 
 
 def empty() -> tuple[float, bool]:
-    """The norm of a model without gradients; and whether a whole model is clipped as by torch."""
+    """The norm of a model without gradients; and whether an unsharded one is clipped like torch."""
     model = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=dist.get_world_size())
     norm = float(deepspeed_autotp.clip_grad_norm_(model, 1.0))
     whole = [with_gradients(torch.float32, False) for _ in range(2)]

@@ -29,7 +29,7 @@ RULES: dict[str, Any] = {
 
 
 class Attention(nn.Module):
-    """``how`` says what k and v are given, and what else happens to the input."""
+    """``how`` is what k and v are given, and what else happens to the input."""
 
     def __init__(self, how: str = "same") -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 
 def pair(how: str = "same", *, overlap: bool = True) -> tuple[nn.Module, nn.Module]:
-    """The same model whole and sharded."""
+    """The same model unsharded and sharded."""
     torch.manual_seed(0)
     whole = Attention(how).double()
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def slope(y: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module, x: Tensor, other: Tensor) -> dict[str, Tensor | None]:
-    """Of weights, whole, and of inputs; those of the model are zero afterwards."""
+    """Of full weights and of inputs; those of the model are zero afterwards."""
     found: dict[str, Tensor | None] = {"x": x.grad, "other": other.grad}
     state = find_tensor_parallel(model)
     for name, parameter in model.named_parameters():

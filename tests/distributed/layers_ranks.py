@@ -30,7 +30,7 @@ from tests.support.layer_cases import (
 
 
 class Alone(nn.Linear):
-    """A subclass that takes the weight itself."""
+    """A subclass that reads the weight itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight) * 2
@@ -59,7 +59,7 @@ def embedding_case(**options: Any) -> Case:
 
 
 def alone_case(kind: str) -> Case:
-    """A layer of that kind takes its weight itself."""
+    """A layer of that kind reads its weight itself."""
     if kind == "embedding":
         return Case(
             lambda: Single(AloneEmbedding(VOCABULARY, HIDDEN)),
@@ -74,7 +74,7 @@ def alone_case(kind: str) -> Case:
 
 
 def alone(kind: str) -> tuple[str, str]:
-    """What the trial raises, after which the model is as it was, and the model without one."""
+    """What the self-check raises, after which the model is as it was, and the model without one."""
     case = alone_case(kind)
     model = build(case)
     before = [type(module) for module in model.modules()]
@@ -101,14 +101,14 @@ def strange_ids(strange: int) -> str:
 
 
 def resized() -> str:
-    """What an embedding says whose weight was replaced, as transformers' resizing does."""
+    """What an embedding raises whose weight was replaced, as transformers' resizing does."""
     model = shard(build(embedding_case()), embedding_case())
     model.get_submodule("layer").weight.data = torch.zeros(300, HIDDEN, dtype=torch.float64)
     return text_of(lambda: model(border_ids()))
 
 
 def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
-    """Whether a cut vocabulary of a type gives the bits of a whole one: plain, with activation
+    """Whether a sharded vocabulary of a dtype gives the bits of a full one: plain, with activation
     checkpointing, under autocast, and its gradient; and whether the output of a frozen one wants
     a gradient and is the same."""
     dtype: torch.dtype = getattr(torch, name)
@@ -141,7 +141,7 @@ def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
 
 
 def twice_of_an_embedding() -> str:
-    """What differentiating the gradient of a cut vocabulary raises."""
+    """What differentiating the gradient of a sharded vocabulary raises."""
     model = shard(build(embedding_case()), embedding_case())
     rows = model.get_parameter("layer.weight")
     output = model(embedding_case().inputs())
@@ -150,7 +150,7 @@ def twice_of_an_embedding() -> str:
 
 
 def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:
-    """Of output and gradients under autocast: of the whole model, of the sharded one; and how
+    """Of output and gradients under autocast: of the unsharded model, of the sharded one; and how
     far the outputs are apart."""
     case = CASES[name]
     models = [build(case).float() for _ in range(2)]

@@ -51,7 +51,7 @@ def selected(x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x[y != -100], y[y != -100])
 
 
-# Done on the parts: no more than one collective, that of the loss.
+# Done on the shards: no more than one collective, that of the loss.
 BY_PARTS: dict[str, Use] = {
     "mean": flat,
     "sum": lambda x, y: flat(x, y, reduction="sum"),
@@ -77,7 +77,7 @@ BY_PARTS: dict[str, Use] = {
     "cloned": lambda x, y: flat(x.clone(), y),
 }
 
-# Done on the whole: more collectives gather it.
+# Done on the full logits: more collectives gather them.
 BY_WHOLE: dict[str, Use] = {
     "sum of all": lambda x, y: x.square().sum(),
     "logsumexp": lambda x, y: flat(x, y) + x.logsumexp(-1).square().mean(),
@@ -207,7 +207,7 @@ def _gradient_of_cast(whole: Tensor) -> bool:
 
 
 def ways_out() -> dict[str, bool]:
-    """Whether what leaves torch's functions holds the whole logits."""
+    """Whether what leaves torch's functions holds the full logits."""
     whole = _weight(2, ROWS, SIZE)
     parts = parts_of(even_widths(SIZE))
 

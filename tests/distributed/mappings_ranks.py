@@ -25,7 +25,7 @@ def world_group() -> TPGroup:
 
 
 def one_run_each(ranks: int) -> Parts:
-    """Uneven parts: the first rank has the most."""
+    """Uneven shards: rank 0 has the most."""
     widths = tuple(ranks + 1 - rank for rank in range(ranks))
     starts = [sum(widths[:rank]) for rank in range(ranks)]
     return Parts(sum(widths), widths, tuple(zip(starts, widths, strict=True)))
@@ -64,7 +64,7 @@ def through(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> tupl
 
 
 def duals() -> dict[str, float]:
-    """Errors of ``y`` and ``dx`` of every function, against what its table says."""
+    """Errors of ``y`` and ``dx`` of every function, against its table."""
     group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
     found: dict[str, float] = {}
 
@@ -98,7 +98,7 @@ def duals() -> dict[str, float]:
 
 
 def inputs_are_kept() -> bool:
-    """Whether all but ``sum_over_ranks``, which says so, leave their input alone."""
+    """Whether all but ``sum_over_ranks``, by its contract, leave their input unchanged."""
     group, parts = world_group(), one_run_each(dist.get_world_size())
     whole = draw(2, parts.size, seed=3)
     part = own_part(whole, parts, group.rank)

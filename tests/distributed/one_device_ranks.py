@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several ranks on one device, over gloo: ``torchrun -m tests.distributed.one_device_ranks cuda``.
 
-The first rank prints how far each layer, and a language model in three data types, is from one
+Rank 0 prints how far each layer, and a language model in three data types, is from one
 process, as JSON. Neither DeepSpeed nor transformers has to be there.
 """
 
@@ -29,7 +29,7 @@ PLAN = {
 
 
 class LanguageModel(nn.Module):
-    """Takes labels and names its head, so that no rank forms whole logits."""
+    """Takes labels and names its head, so that no rank forms full logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def language_model(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 
 def collected(sharded: nn.Module, whole: nn.Module) -> float:
-    """0 where all ranks, and the first one alone, get the whole weights; else 1."""
+    """0 where all ranks, and rank 0 alone, get the full weights; else 1."""
     full = deepspeed_autotp.full_state_dict(sharded)
     first = first_rank_state_dict(sharded, frozen=True)
     states = [full] if first is None else [full, first]
@@ -88,7 +88,7 @@ def collected(sharded: nn.Module, whole: nn.Module) -> float:
 
 
 def handed_out(device: str) -> dict[str, float]:
-    """Of the outputs of a model whose weights only the first rank had, on its host."""
+    """Of the outputs of a model whose weights only rank 0 had, on the CPU."""
     torch.manual_seed(3)
     whole = LanguageModel().to(device)
     torch.manual_seed(3)

@@ -111,7 +111,7 @@ def extra_term() -> tuple[float, float, bool]:
 
 
 def generated() -> bool:
-    """Greedy tokens after a training step, from the whole model and over the ranks."""
+    """Greedy tokens after a training step, from the unsharded model and over the ranks."""
     inputs = batch()
     whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     texts = []
@@ -134,7 +134,7 @@ def watched() -> dict[str, bool]:
     for one in (whole, model):
         one.lm_head.register_forward_hook(lambda m, a, y, one=one: seen[one].append(y.detach()))
     shard(model, "llama")
-    seen[model].clear()  # the trial has run
+    seen[model].clear()  # the self-check has run
     for one in (whole, model):
         one.lm_head.register_full_backward_hook(
             lambda m, given, dy, one=one: seen[one].append(dy[0].detach() + 0)
@@ -174,7 +174,7 @@ def autocast() -> dict[str, Any]:
 
 
 def compiled() -> tuple[float, float, bool]:
-    """A step of a compiled model, which keeps whole logits."""
+    """A step of a compiled model, which has full logits."""
     torch._dynamo.reset()
     whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     expected = whole(**batch()).loss

@@ -53,7 +53,7 @@ def generate_with(how: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]
 
 
 def hooks() -> tuple[list[str], list[str], float]:
-    """Which hooks, registered before, fire in one step: whole and sharded; and how far the
+    """Which hooks, registered before, fire in one step: unsharded and sharded; and how far the
     gradient is apart that a hook on a parameter sees."""
     fired: list[list[str]] = []
     seen: list[Tensor] = []
@@ -75,7 +75,7 @@ def hooks() -> tuple[list[str], list[str], float]:
         weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
         if cut:
             deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-            names.clear()  # they fire in the trial, too
+            names.clear()  # they fire in the self-check, too
             del seen[1:]
         loss_of(model, tokens(0)).backward()
         fired.append(names)
@@ -122,7 +122,7 @@ def copies() -> tuple[dict[str, float], bool]:
 
 
 def saves_without_a_state() -> tuple[str, bool]:
-    """What ``save_pretrained`` says of a sharded model; and whether it writes a whole state."""
+    """What ``save_pretrained`` of a sharded model raises; and whether it writes a full state."""
     model = sharded()
     with tempfile.TemporaryDirectory() as folder:
         text = raised(lambda: model.save_pretrained(folder))  # type: ignore[operator]
@@ -201,7 +201,7 @@ def refused(name: str) -> str:
 
 
 def _another(name: str) -> torch.device:
-    """A device that the weights do not lie on; of hosts there is one, under two names."""
+    """A device that the weights are not on; of CPUs there is one, under two names."""
     device = torch.empty(0, device=name).device
     return torch.device("cpu", 0) if device.type == "cpu" else device
 
@@ -244,7 +244,7 @@ def refused_model(what: object) -> str:
     return raised(lambda: deepspeed_autotp.parallelize(what, tp_size=2))  # type: ignore[arg-type]
 
 
-# A column layer's second factor and a row layer's first one are cut as the layer is.
+# A column layer's second factor and a row layer's first one are sharded as the layer is.
 LORA = {
     "use_default_specs": False,
     "layer_specs": [
@@ -304,7 +304,7 @@ def compare_adapters(case: str) -> tuple[dict[str, float], float]:
 
 
 def adapted_cuts(family: str, wrapped: list[str], saved: list[str]) -> dict[str, bool]:
-    """Whether each layer with an adapter is cut as without one, by name; made, not run."""
+    """Whether each layer with an adapter is sharded as without one, by name; made, not run."""
     from peft import LoraConfig, get_peft_model
 
     ranks = dist.get_world_size()
@@ -347,7 +347,7 @@ def small(family: str) -> nn.Module:
 
 
 def other_adapters() -> list[str]:
-    """What is said of adapters that are not plain LoRA."""
+    """The errors of adapters that are not plain LoRA."""
     import peft
 
     names = ["q_proj", "o_proj"]

@@ -21,7 +21,7 @@ from tests.support.small_models import build
 
 
 def refused_section(section: dict[str, Any], more: dict[str, Any], family: str = "llama") -> str:
-    """A ``tensor_parallel`` section, and what else the configuration says."""
+    """A ``tensor_parallel`` section, and what else is in the configuration."""
     model = build(family, tied=False)
     return refusal(model, lambda: initialize(model, section, **more))
 
@@ -106,7 +106,7 @@ def refused_what(kind: str) -> str:
 
 
 def refused_twice() -> list[str]:
-    """A model that is sharded already: another degree, none, inside another, and by hand."""
+    """A model that is sharded already: another TP size, none, inside another, and by hand."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=2)
     before = full(model)
@@ -184,7 +184,7 @@ def fail_in_planning(rank: int) -> str:
 
 
 def fail_to_switch(rank: int) -> str:
-    """One rank cannot change the modules, after a trial that was switched off."""
+    """One rank cannot change the modules, with the self-check switched off."""
     from deepspeed_autotp.sharding import conversion
 
     model = build("llama", tied=False)

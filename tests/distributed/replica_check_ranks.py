@@ -37,7 +37,7 @@ def checked(model: nn.Module) -> str:
 
 
 def drifts(names: list[str]) -> list[str]:
-    """What the check says before, and after the last rank has changed these weights."""
+    """The error of the check before, and after the last rank has changed these weights."""
     model = sharded(num_key_value_heads=1)
     train_sharded(model, steps=1)
     found = [checked(model)]
@@ -64,7 +64,7 @@ def drifts_in_engine(zero: int) -> list[str]:
 
 
 def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
-    """Warnings, and whether every model is then that of its first rank."""
+    """Warnings, and whether every model is then that of its TP rank 0."""
     rank = dist.get_rank()
     model = model_with_buffers(seeds[rank])
     with LoggedMessages() as said:
@@ -75,7 +75,7 @@ def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
 
 
 def random_numbers() -> tuple[float, float]:
-    """Of ranks that were seeded differently: before and after."""
+    """Of the RNG states of ranks that were seeded differently: before and after."""
     model = build("llama", tied=False)
     torch.manual_seed(dist.get_rank())
     before = float(torch.get_rng_state().sum())
@@ -99,8 +99,8 @@ def train_with_dropout(changes: dict[str, Any], residual: bool) -> tuple[str, li
 
 def checkpointed_dropout() -> tuple[float, bool]:
     """Two steps with heads and inner features that the ranks do not share evenly, with and
-    without recomputation: the largest difference of a gradient, and whether the random numbers
-    are at the same place afterwards."""
+    without recomputation: the largest difference of a gradient, and whether the RNG state is the
+    same afterwards."""
     found = []
     for recompute in (False, True):
         changes = UNEVEN | {"intermediate_size": 113, "attention_dropout": 0.2}
@@ -130,7 +130,7 @@ def seeded_by_rank() -> tuple[str, list[float], list[str]]:
 
 
 class Dropping(nn.Module):
-    """A model that drops parts of what every rank has."""
+    """A model with dropout of replicated activations."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that the first rank of each group alone holds."""
+"""Models of which TP rank 0 alone has the weights."""
 
 import contextlib
 import weakref
@@ -79,7 +79,7 @@ def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
 
 
 def load(folder: str, tied: bool) -> list[bool]:
-    """The first rank loads what was saved, the others build it as Accelerate and torch do."""
+    """Rank 0 loads what was saved, the others build it as Accelerate and torch do."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -137,8 +137,8 @@ def warned(self_check: Any) -> list[str]:
 
 
 def memory() -> tuple[int, int, int, list[int]]:
-    """Most bytes that were made, this rank's part, the largest weight, and on the first rank how
-    many whole weights that are cut were there at each handing out."""
+    """Most bytes that were made, this rank's shards, the largest weight, and on rank 0 how many
+    full weights were there at each scatter."""
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     wholes: weakref.WeakSet[Any] = weakref.WeakSet(
@@ -226,7 +226,7 @@ _STATES: dict[str, Callable[[nn.Module], None]] = {
 
 
 def refused(states: list[str], tp: int, config: dict[str, Any], more: dict[str, Any]) -> str:
-    """What is said of models in these states, one for each rank; the model is as it was."""
+    """What is raised for models in these states, one for each rank; the model is as it was."""
     model = build("llama", tied=False)
     _STATES[states[dist.get_rank()]](model)
     return refusal(
@@ -236,7 +236,7 @@ def refused(states: list[str], tp: int, config: dict[str, Any], more: dict[str, 
 
 
 def fails_on_the_way(failing: int, after: int) -> str:
-    """What every rank says where one fails after so many weights."""
+    """What every rank raises where one fails after so many weights."""
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     scatter, done = Carrier.scatter, []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in the trial."""
+"""What happens in the self-check."""
 
 import logging
 import random
@@ -53,7 +53,8 @@ def refused_plan(family: str, partition: dict[str, Any]) -> str:
 
 
 def fail_in_trial(rank: int, place: str) -> str:
-    """One rank raises in the trial: whole, or between two collectives, forward or backward."""
+    """One rank raises in the self-check: in the unsharded model, or between two collectives of the
+    sharded one, forward or backward."""
     from deepspeed_autotp.layers.linear import RowLinear
 
     model = build("llama", tied=False)
@@ -99,7 +100,7 @@ def handmade_refusal(partition: dict[str, Any], inputs: bool) -> str:
 
 
 def unchecked_plan() -> list[str]:
-    """The kinds of a wrong plan that goes through with the trial switched off."""
+    """The kinds of a wrong plan that goes through with the self-check switched off."""
     model = build("llama", tied=False)
     section = {"autotp_size": 2, "partition_config": Q_AS_ROW, "self_check": False}
     engine, *_ = initialize(model, section)
@@ -115,7 +116,7 @@ def insisted_without_inputs() -> str:
 
 
 class Peculiar(nn.Module):
-    """Counts its calls in every way there is, and draws random numbers in any mode."""
+    """Counts its calls in every way there is, and changes the RNG state in any mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class Wrapping(nn.Module):
 
 
 def shard_wrapping(model: nn.Module) -> list[str]:
-    """What is warned of under a plan with which each rank gives its part."""
+    """What is warned of under a plan with which each rank gives a partial sum."""
     specs = [{"patterns": [r"up\.weight"], "partition_type": "column"}]
     inputs = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(1))}
     with logged_warnings() as warnings:
@@ -202,7 +203,7 @@ PECULIAR = {
 
 
 def peculiar_model() -> dict[str, Any]:
-    """What a trial that succeeds leaves behind; the ranks start with different numbers."""
+    """What a self-check that succeeds leaves behind; the ranks start with other RNG states."""
     torch.manual_seed(0)
     model = Peculiar()
     model.up.bias.requires_grad_(False)
@@ -263,7 +264,7 @@ class KeyBias(nn.Module):
 
 
 def vanishing_gradient() -> bool:
-    """Whether the trial accepts a right plan of it."""
+    """Whether the self-check accepts a right plan of it."""
     torch.manual_seed(0)
     model = KeyBias()
     deepspeed_autotp.parallelize(
@@ -276,7 +277,7 @@ def vanishing_gradient() -> bool:
 
 
 def messages_of(kind: str) -> list[str]:
-    """What is logged for a model about whose trial nothing is wrong but the inputs."""
+    """What is logged for a model of which only the inputs of the self-check are wrong."""
     handler = _Collect()
     logger = logging.getLogger("deepspeed_autotp")
     logger.addHandler(handler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose tokens are cut between blocks."""
+"""Models whose tokens are sharded between blocks."""
 
 import copy
 from collections import Counter
@@ -29,7 +29,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def pair(family: str, *, double: bool = True, **changes: Any) -> tuple[nn.Module, nn.Module]:
-    """A whole model, and the same one sharded over all ranks with its tokens cut."""
+    """An unsharded model, and the same one sharded over all ranks with its tokens sharded."""
     changes = MORE.get(family, {}) | changes
     whole, sharded = (build(family, tied=False, **changes) for _ in range(2))
     if double:
@@ -102,7 +102,7 @@ def _by_name(calls: list[tuple[str, int]]) -> Counter[str]:
 
 
 def saved_between_blocks() -> tuple[float, float]:
-    """Bytes that autograd keeps of a step, with tokens cut over those without: in the norms and
+    """Bytes that autograd keeps of a step, with tokens sharded over those without: in the norms and
     residuals of the layers, and in all."""
     kept = []
     for sequence in (False, True):
@@ -188,7 +188,7 @@ def dropout() -> tuple[bool, bool, list[float], list[float]]:
 
 
 def generates() -> tuple[bool, float, dict[str, float]]:
-    """Whether a trained model gives the tokens of the whole one, how far its logits are in
+    """Whether a trained model gives the tokens of the unsharded one, how far its logits are in
     evaluation; and how far a copy of it is after training on."""
     whole, sharded = pair("qwen3")
     curves = train_unsharded(whole, steps=2), train_sharded(sharded, steps=2)
@@ -220,7 +220,7 @@ class Shifted(nn.Module):
 
 
 class Around(nn.Module):
-    """Collects what its layers give, as hooks of transformers do, and does not tell them."""
+    """Keeps what its layers give, as hooks of transformers do, and does not tell them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Around(nn.Module):
 
 
 def refused() -> tuple[dict[str, str], bool]:
-    """What is said of models and uses that cannot be; and whether a refused model is unchanged."""
+    """The errors of models and uses that cannot be; and whether a refused model is unchanged."""
     mixing = build_handmade()
     mixing.blocks[1].norms[1] = Shifted(mixing.blocks[1].norms[1])
     lone = nn.ModuleDict({"mlp": build_handmade().blocks[0].mlp})

@@ -28,7 +28,7 @@ def _drawn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _results(group: TPGroup, length: int, dtype: torch.dtype, held: torch.dtype) -> list[Tensor]:
-    """An all-reduce, an all-gather of unequal parts, one of rows, and a reduce-scatter."""
+    """An all-reduce, an all-gather of unequal shards, one of rows, and a reduce-scatter."""
 
     def drawn(*shape: int) -> Tensor:
         return _drawn(shape, dtype).to(held)
@@ -124,7 +124,7 @@ def irregular() -> dict[str, list[float]]:
 
 
 def unlike(what: str) -> list[str]:
-    """What is said where the ranks hand over unlike tensors, and of the next sum."""
+    """The errors where the ranks pass unlike tensors, and of the next sum."""
     group = world_group()
     group.share_memory()
     group.all_reduce(torch.ones(4))
@@ -161,7 +161,7 @@ def recovered() -> list[float]:
 
 
 def opened_with(case: str) -> tuple[str, bool, int]:
-    """What is said by ``parallelize`` in a bad environment, and what is left of the memory."""
+    """What ``parallelize`` logs in a bad environment, and what is left of the memory."""
     said, began = "", _held_before()
     if case == "variable":
         os.environ["AUTOTP_SHARED_MEMORY"] = "off"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft caps of logits that are cut over the ranks."""
+"""Soft caps of logits that are sharded over the ranks."""
 
 import gc
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def checkpointed_cap(x: Tensor, y: Tensor) -> Tensor:
     return flat(z, y) + z.square().mean()
 
 
-# By use: its caps in the losses from parts, at most.
+# By use: its caps in the losses from shards, at most.
 USES: dict[str, tuple[Use, list[float]]] = {
     "loss": (lambda x, y: flat(capped(x), y), [CAP]),
     "flat first": (lambda x, y: F.cross_entropy(capped(x.view(-1, SIZE)), y.view(-1)), [CAP]),
@@ -198,7 +198,7 @@ def compare(name: str) -> dict[str, tuple[float, float, bool]]:
 
 
 def bits() -> dict[str, bool]:
-    """Whether what is read has the bits of the three operations on a part, both ways."""
+    """Whether what is read has the bits of the three operations on a shard, both ways."""
     found = {}
     for name in ("float32", "bfloat16", "float16"):
         dtype = getattr(torch, name)
@@ -245,7 +245,7 @@ Later = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor], Tensor]]
 
 
 def afterwards() -> dict[str, str]:
-    """What is read after the backward: the numbers, or the error's first words."""
+    """What is read after the backward: the values, or how the error begins."""
     return {use.__name__: _read_after(use) for use in _later_uses()}
 
 
@@ -343,7 +343,7 @@ def too_late_to_watch() -> list[str]:
 
 
 def peak(first_cap: float, last_cap: float) -> float:
-    """Most memory in a step over that of the part, which is let go as a model lets it go."""
+    """Most memory in a step over that of the shard, which is freed as a model frees it."""
     width = 16384
     parts = parts_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)
@@ -364,7 +364,7 @@ def peak(first_cap: float, last_cap: float) -> float:
 
 
 def divided_peak() -> tuple[float, float]:
-    """Most memory of a step whose logits are divided alone, over the part, and once divided."""
+    """Most memory of a step whose logits are divided alone, over the shard, and once divided."""
     width = 16384
     parts = parts_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)

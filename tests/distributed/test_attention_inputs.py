@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What attention is given for each head is cut to the heads of a rank, and nothing else is."""
+"""What attention is given for each head is sharded to the heads of a rank, and nothing else is."""
 
 import pytest
 import torch
@@ -42,6 +42,6 @@ def test_an_alibi_of_rows_is_not_taken_for_one_of_heads(pool: Pool, rows: int) -
         assert torch.equal(seen, alibi)
 
 
-def test_an_alibi_of_heads_alone_is_cut(pool: Pool) -> None:
+def test_an_alibi_of_heads_alone_is_sharded(pool: Pool) -> None:
     for rank, (alibi, seen) in enumerate(pool.run(given, 8, (HEADS, 1, QUERIES))):
         assert torch.equal(seen, alibi.chunk(2)[rank])

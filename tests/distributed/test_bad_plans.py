@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan that cannot be is refused by name, with the model unchanged; one that a model brings along
-and that says too much is warned of once, and the model trains right."""
+with entries that match nothing is warned of once, and the model trains right."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from tests.support.worker_pool import Pool
 
 @dataclass(frozen=True)
 class Bad:
-    """A family, what its plan and its configuration are changed by, the ranks, and words of what
-    is said."""
+    """A family, what its plan and its configuration are changed by, the ranks, and words of the
+    message."""
 
     words: list[str]
     family: str = "llama"

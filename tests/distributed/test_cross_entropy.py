@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy from parts is cross-entropy of the whole."""
+"""Cross-entropy from shards is cross-entropy of the full logits."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.support.worker_pool import Pool
     ("name", "loss", "gradient"),
     [("float64", 1e-12, 1e-12), ("float32", 1e-6, 1e-5), ("bfloat16", 1e-6, 1e-2)],
 )
-def test_parts_give_the_losses_and_gradients_of_the_whole(
+def test_shards_give_the_losses_and_gradients_of_the_full_logits(
     pool: Pool, ranks: int, name: str, loss: float, gradient: float
 ) -> None:
     found = pool.run(cross_entropy_ranks.against_whole, name, 257, None, ranks=ranks)
@@ -22,7 +22,7 @@ def test_parts_give_the_losses_and_gradients_of_the_whole(
 
 
 @pytest.mark.parametrize("widths", [[1, 30], [30, 1], [31, 0], [0, 31]])
-def test_a_part_may_have_any_width(pool: Pool, widths: list[int]) -> None:
+def test_a_shard_may_have_any_width(pool: Pool, widths: list[int]) -> None:
     for loss, gradient, _ in pool.run(cross_entropy_ranks.against_whole, "float64", 31, widths):
         assert loss < 1e-12 and gradient < 1e-12
 

@@ -13,7 +13,7 @@ from tests.support.worker_pool import Pool
 
 
 def train_behind_a_graph() -> float:
-    """The worst loss difference where a loss of the whole model is still there."""
+    """The worst loss difference where a loss of the unsharded model is still there."""
     expected = single_losses(build("llama", tied=True), clip=0.0)
     model: Any = build("llama", tied=True)
     kept = model(input_ids=tokens(0), labels=tokens(0)).loss
@@ -42,7 +42,7 @@ def train_rwkv() -> tuple[float, int, int]:
     return worst_difference(single_losses(model, clip=0.0), expected), own, size
 
 
-def test_a_graph_of_the_whole_model_does_not_refuse_gradients_of_shards(pool: Pool) -> None:
+def test_a_graph_of_the_unsharded_model_does_not_refuse_gradients_of_shards(pool: Pool) -> None:
     assert max(pool.run(train_behind_a_graph)) < 1e-5
 
 

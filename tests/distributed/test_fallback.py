@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of a block whose plan is not the user's and is wrong the layers are cut one by one, or it stays
-whole; the rest is cut as planned."""
+"""Of a block whose plan is not the user's and is wrong the layers are sharded individually, or it
+falls back to replicated; the rest is sharded as planned."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.support.worker_pool import Pool
         ("head", "lm_head", "the model's output"),
     ],
 )
-def test_the_layers_of_a_wrong_block_are_cut_one_by_one(
+def test_the_layers_of_a_wrong_block_are_sharded_individually(
     pool: Pool, kind: str, block: str, words: str
 ) -> None:
     first, *others = pool.run(fallback_ranks.train_left, kind)
@@ -34,7 +34,7 @@ def test_the_layers_of_a_wrong_block_are_cut_one_by_one(
     assert all(left.warnings == [] for left in others)
 
 
-def test_a_wrong_block_without_layers_stays_whole_with_a_warning(pool: Pool) -> None:
+def test_a_wrong_block_without_layers_falls_back_to_replicated_with_a_warning(pool: Pool) -> None:
     first, *others = pool.run(fallback_ranks.train_left, "experts")
     for left in (first, *others):
         assert left.apart < 1e-5
@@ -47,7 +47,7 @@ def test_a_wrong_block_without_layers_stays_whole_with_a_warning(pool: Pool) -> 
     assert all(left.warnings == [] for left in others)
 
 
-def test_a_model_of_which_nothing_can_be_cut_is_refused_unchanged(pool: Pool) -> None:
+def test_a_model_of_which_nothing_can_be_sharded_is_refused_unchanged(pool: Pool) -> None:
     text = same_error(pool.run(fallback_ranks.refuse_everything))
     assert "model.layers.0.mlp.experts" in text
     assert "and without that, the rules cut nothing of MixtralForCausalLM" in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every sharded layer gives the outputs and gradients of the whole one, in float64."""
+"""Every sharded layer gives the outputs and gradients of the full one, in float64."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_every_layer_equals_one_process(pool: Pool, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["column", "row", "embedding"])
-def test_a_subclass_that_takes_its_weight_itself_is_named(pool: Pool, kind: str) -> None:
+def test_a_subclass_that_reads_its_weight_itself_is_named(pool: Pool, kind: str) -> None:
     for in_trial, when_run in pool.run(layers_ranks.alone, kind):
         name = "AloneEmbedding" if kind == "embedding" else "Alone"
         assert in_trial.startswith("ValueError: ")
@@ -34,7 +34,7 @@ def test_a_subclass_that_takes_its_weight_itself_is_named(pool: Pool, kind: str)
 @pytest.mark.parametrize(
     ("option", "value"), [("max_norm", 1.0), ("scale_grad_by_freq", True), ("sparse", True)]
 )
-def test_an_embedding_option_that_needs_the_whole_is_refused(
+def test_an_embedding_option_that_needs_the_full_weight_is_refused(
     pool: Pool, option: str, value: object, style: str
 ) -> None:
     for text in pool.run(layers_ranks.option, option, value, style):
@@ -49,14 +49,14 @@ def test_an_id_outside_the_vocabulary_is_an_error_on_every_rank(pool: Pool, stra
     assert len(set(texts)) == 1 and texts[0].startswith(expected)
 
 
-def test_an_embedding_that_is_resized_once_it_is_cut_is_refused(pool: Pool) -> None:
+def test_an_embedding_that_is_resized_once_it_is_sharded_is_refused(pool: Pool) -> None:
     for text in pool.run(layers_ranks.resized):
         assert text.startswith("ValueError: an embedding of 257 rows has 300 on rank ")
         assert "it was resized after the model was sharded" in text
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
-def test_a_cut_vocabulary_keeps_the_bits_of_every_type_and_leaves_a_frozen_weight(
+def test_a_sharded_vocabulary_keeps_the_bits_of_every_dtype_and_leaves_a_frozen_weight(
     pool: Pool, name: str
 ) -> None:
     for same, frozen in pool.run(layers_ranks.embedding_of, name):
@@ -64,7 +64,7 @@ def test_a_cut_vocabulary_keeps_the_bits_of_every_type_and_leaves_a_frozen_weigh
         assert frozen == (False, True)
 
 
-def test_the_gradient_of_a_cut_vocabulary_has_no_second_derivative(pool: Pool) -> None:
+def test_the_gradient_of_a_sharded_vocabulary_has_no_second_derivative(pool: Pool) -> None:
     for text in pool.run(layers_ranks.twice_of_an_embedding):
         assert text.startswith("RuntimeError: trying to differentiate twice")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits that are cut over the ranks are whole to whoever uses them."""
+"""Logits that are sharded over the ranks read as full logits."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from tests.support.worker_pool import Pool
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_what_leaves_columns_alone_is_done_on_the_parts(pool: Pool, ranks: int) -> None:
+def test_what_works_on_each_column_is_done_on_the_shards(pool: Pool, ranks: int) -> None:
     for found in pool.run(logits_ranks.compare, "parts", ranks=ranks):
         assert {name: x for name, x in found.items() if max(x[:2]) > 1e-12 or x[2]} == {}
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_whatever_else_is_done_has_the_numbers_and_gradients_of_the_whole(
+def test_whatever_else_is_done_has_the_values_and_gradients_of_the_full_logits(
     pool: Pool, ranks: int
 ) -> None:
     for found in pool.run(logits_ranks.compare, "whole", ranks=ranks):
@@ -28,7 +28,7 @@ def test_a_cast_to_float32_waits_until_somebody_reads_it(pool: Pool) -> None:
         assert [name for name, right in found.items() if not right] == []
 
 
-def test_every_way_out_of_torch_gives_whole_logits(pool: Pool) -> None:
+def test_every_way_out_of_torch_gives_full_logits(pool: Pool) -> None:
     for found in pool.run(logits_ranks.ways_out):
         assert [name for name, right in found.items() if not right] == []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with labels: the loss of one process, and no whole logits."""
+"""Training with labels: the loss of one process, and no full logits."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_a_trained_model_generates(pool: Pool) -> None:
     assert pool.run(output_head_ranks.generated) == [True, True]
 
 
-def test_hooks_on_the_head_see_whole_logits_and_gradients(pool: Pool) -> None:
+def test_hooks_on_the_head_see_full_logits_and_gradients(pool: Pool) -> None:
     for found in pool.run(output_head_ranks.watched):
         assert [name for name, value in found.items() if not value] == []
 
@@ -81,7 +81,7 @@ def test_autocast_gives_the_types_of_one_process(pool: Pool) -> None:
         assert found == {"loss": True, "dtypes": True}
 
 
-def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
+def test_a_compiled_model_has_full_logits(pool: Pool) -> None:
     for loss, gradients, plain in pool.run(output_head_ranks.compiled, timeout=110):
         assert loss < 1e-6 and gradients < 1e-5 and plain
 
@@ -97,7 +97,7 @@ def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
         (3, "gemma2", 2.0),
     ],
 )
-def test_the_engine_gathers_no_whole_logits(pool: Pool, zero: int, family: str, cap: float) -> None:
+def test_the_engine_gathers_no_full_logits(pool: Pool, zero: int, family: str, cap: float) -> None:
     for found in pool.run(output_head_ranks.through_engine, zero, family, ranks=4, timeout=110):
         assert found["caps"] == [cap] * 3
         assert found["worst"] < 1e-5 and found["gathers"] and found["kind"], found

@@ -68,7 +68,7 @@ def test_a_deep_copy_trains_on_its_own(pool: Pool) -> None:
         assert large_differences(found) == {} and kept
 
 
-def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
+def test_saving_a_shard_as_a_model_is_refused(pool: Pool) -> None:
     found = pool.run(parallelize_ranks.saves_without_a_state)
     for text, _ in found:
         assert text.startswith("ValueError: LlamaForCausalLM is sharded")
@@ -77,7 +77,7 @@ def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("engine", [False, True])
-def test_ranks_of_one_model_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
+def test_ranks_of_one_tp_group_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
     for text, apart in pool.run(parallelize_ranks.other_batches, engine):
         assert text.startswith("ValueError: the ranks [0, 1] share one LlamaForCausalLM")
         assert "dist.get_rank() // 2" in text
@@ -129,7 +129,7 @@ def test_a_model_is_sharded_on_its_way_to_a_device(pool: Pool, name: str) -> Non
         assert worst < 1e-5 and there
 
 
-def test_groups_have_the_time_limit_that_the_user_gave(pool: Pool) -> None:
+def test_groups_have_the_timeout_that_the_user_gave(pool: Pool) -> None:
     assert pool.run(parallelize_ranks.time_limits, timeout=50.0) == [[80.0] * 3] * 2
 
 
@@ -158,7 +158,7 @@ def test_adapters_train_as_in_one_process(
         ("gpt_neox", ["query_key_value", "dense_4h_to_h"], [], 2),
     ],
 )
-def test_every_copy_of_a_layer_and_its_factors_are_cut_alike(
+def test_every_copy_of_a_layer_and_its_factors_are_sharded_alike(
     pool: Pool, family: str, wrapped: list[str], saved: list[str], ranks: int
 ) -> None:
     for found in pool.run(parallelize_ranks.adapted_cuts, family, wrapped, saved, ranks=ranks):
@@ -175,7 +175,7 @@ def test_other_adapters_are_refused_by_name(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("case", parallelize_ranks.ADAPTERS)
-def test_adapters_are_cut_as_the_layers_beside_them(pool: Pool, case: str) -> None:
+def test_adapters_are_sharded_as_the_layers_beside_them(pool: Pool, case: str) -> None:
     # Three ranks: the heads and features of the ranks differ.
     for found, share in pool.run(parallelize_ranks.compare_adapters, case, ranks=3):
         assert large_differences(found) == {}

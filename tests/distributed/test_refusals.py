@@ -13,7 +13,7 @@ from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
-def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
+def test_a_snapshot_tells_a_sharded_model_from_an_unsharded_one(pool: Pool) -> None:
     assert pool.run(refusals_ranks.snapshot_of_success) == [True, True]
 
 
@@ -105,7 +105,7 @@ def test_sections_that_differ_between_ranks_are_listed(pool: Pool, rank: int) ->
     assert "preset_model" in text
 
 
-def test_a_degree_on_one_rank_only_is_refused(pool: Pool) -> None:
+def test_a_tp_size_on_one_rank_only_is_refused(pool: Pool) -> None:
     text = same_error(
         pool.run(refusals_ranks.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0})
     )
@@ -117,7 +117,7 @@ def test_a_misspelt_section_is_not_passed_over(pool: Pool) -> None:
     assert "'tensor_paralel' is no section; write 'tensor_parallel'" in text
 
 
-def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
+def test_tp_sizes_that_differ_between_ranks_are_refused(pool: Pool) -> None:
     text = same_error(
         pool.run(refusals_ranks.refused_on_rank, 3, {"autotp_size": 4}, {"autotp_size": 2}, ranks=4)
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trial finds wrong plans, names what is wrong, and leaves no trace."""
+"""The self-check finds wrong plans, names what is wrong, and leaves no trace."""
 
 from collections import namedtuple
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_wrong_plan_is_named(
     assert [word for word in words if word not in text] == []
 
 
-def test_a_fused_weight_cut_as_one_piece_is_named(pool: Pool) -> None:
+def test_a_fused_weight_sharded_as_one_piece_is_named(pool: Pool) -> None:
     specs = [{**spec} for spec in PARTITION["layer_specs"]]
     del specs[1]["shape"]
     text = same_error(
@@ -66,7 +66,7 @@ def test_the_tensors_of_a_dataclass_are_compared(pool: Pool) -> None:
     assert "the model's output has shape" in same_error(pool.run(self_check_ranks.refused_parts))
 
 
-def test_a_trial_that_sees_no_output_says_so(pool: Pool) -> None:
+def test_a_self_check_that_sees_no_output_says_so(pool: Pool) -> None:
     warnings, others = pool.run(self_check_ranks.unseen_parts)
     assert [text.partition(",")[0] for text in warnings] == [
         "the trial sees no tensor in the output of Wrapping"
@@ -95,7 +95,7 @@ def test_tensors_of_an_output_are_found_in_any_usual_form() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("place", ["whole", "forward", "backward"])
-def test_a_rank_that_fails_in_the_trial_fails_all(pool: Pool, rank: int, place: str) -> None:
+def test_a_rank_that_fails_in_the_self_check_fails_all(pool: Pool, rank: int, place: str) -> None:
     text = same_error(pool.run(self_check_ranks.fail_in_trial, rank, place))
     assert f"on rank {rank} of 2: " in text and "out of luck" in text
     if place == "forward":
@@ -115,7 +115,7 @@ def test_a_wrong_plan_goes_through_unchecked_when_asked(pool: Pool) -> None:
         assert kinds == ["replicated", "row"]
 
 
-def test_a_trial_that_is_insisted_on_needs_inputs(pool: Pool) -> None:
+def test_a_self_check_that_is_asked_for_needs_inputs(pool: Pool) -> None:
     for text in (
         same_error(pool.run(self_check_ranks.insisted_without_inputs)),
         same_error(pool.run(self_check_ranks.handmade_refusal, PARTITION, False)),
@@ -124,7 +124,7 @@ def test_a_trial_that_is_insisted_on_needs_inputs(pool: Pool) -> None:
         assert "example_inputs" in text
 
 
-def test_a_trial_leaves_no_trace(pool: Pool) -> None:
+def test_a_self_check_leaves_no_trace(pool: Pool) -> None:
     for left in pool.run(self_check_ranks.peculiar_model):
         assert left == {
             "calls": 0.0,
@@ -158,7 +158,7 @@ def test_a_gradient_that_vanishes_is_no_difference(pool: Pool) -> None:
         ("not finite", "its outputs are not finite"),
     ],
 )
-def test_a_trial_that_cannot_be_is_no_error(pool: Pool, kind: str, words: str) -> None:
+def test_a_self_check_that_cannot_run_is_no_error(pool: Pool, kind: str, words: str) -> None:
     first, *_ = pool.run(self_check_ranks.messages_of, kind)
     assert len([line for line in first if words in line]) == 1
 

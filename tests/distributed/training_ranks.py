@@ -30,7 +30,7 @@ def compare(
     accumulate: int = 1,
     prepare: Callable[[nn.Module], None] = lambda model: None,
 ) -> dict[str, float]:
-    """The whole way: train both, whole and sharded over all ranks."""
+    """Train both, unsharded and sharded over all ranks."""
     whole, sharded = make(**changes), make(**changes)
     prepare(whole)
     prepare(sharded)
@@ -104,7 +104,7 @@ def compare_autocast(sequence: bool) -> tuple[float, float]:
 
 
 def compare_with_data_parallel() -> dict[str, float]:
-    """TP 2 x DP 2 over one mesh: each replica of the model takes its half of the rows."""
+    """TP 2 x DP 2 over one mesh: each data-parallel replica has its half of the rows."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     whole, sharded = make(num_key_value_heads=1), make(num_key_value_heads=1)
     deepspeed_autotp.parallelize(sharded, mesh=mesh)

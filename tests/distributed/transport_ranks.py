@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts to and from the first rank."""
+"""Shards to and from rank 0."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
 
 
 class Elsewhere(transport.PointToPoint):
-    """As if the tensors lay on a device that the backend does not reach."""
+    """As if the tensors were on a device that the backend does not reach."""
 
     def _carries(self, data: Tensor) -> bool:
         return False
@@ -49,7 +49,7 @@ class Elsewhere(transport.PointToPoint):
 
 
 def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
-    """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
+    """Shards scattered and gathered again, checked bit by bit; how often a step was announced."""
     group, steps = world_group(), 0
     group.share_memory()
     carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
@@ -76,7 +76,7 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
 
 
 def a_transposed_part() -> bool:
-    """The first rank's parts need not be contiguous."""
+    """The shards on rank 0 need not be contiguous."""
     group = world_group()
     full = torch.arange(12.0).view(3, 4).t()
     into = torch.empty(2, 3)
@@ -87,7 +87,7 @@ def a_transposed_part() -> bool:
 
 
 def other_size() -> str:
-    """The second rank's part is not what both ranks know it to be."""
+    """The shard of rank 1 is not what both ranks know it to be."""
     group = world_group()
     kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
@@ -100,7 +100,7 @@ def other_size() -> str:
 
 
 def other_weights() -> str:
-    """The ranks collect weights of one size that are not the same."""
+    """The ranks gather weights of one size that are not the same."""
     group = world_group()
     parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
     try:
@@ -113,7 +113,7 @@ def other_weights() -> str:
 
 
 def one_fails(rank: int) -> str:
-    """Rank ``rank`` fails between two parts."""
+    """Rank ``rank`` fails between two shards."""
     group = world_group()
     kind = kind_like([torch.empty(4)] * group.size)
     try:
@@ -153,7 +153,7 @@ def no_memory(rank: int) -> str:
 
 
 def saving_fails(failing: int) -> str:
-    """Rank ``failing`` fails at the third weight that is collected."""
+    """Rank ``failing`` fails at the third weight that is gathered."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     gather, done = transport.Carrier.gather, []
@@ -176,7 +176,7 @@ def saving_fails(failing: int) -> str:
 
 
 def peak_of_saving(tp: int) -> tuple[int, int, int]:
-    """Most bytes that were made in saving, of everywhere and of the first rank; and a weight's."""
+    """Most bytes that were made in saving, of everywhere and of rank 0; and a weight's."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=tp)
     with PeakMemory() as everywhere:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of a GPU on host tensors; test_cuda_operators.py runs it in a process of its own.
+"""The operators for a GPU on CPU tensors, for test_cuda_operators.py, in processes of their own.
 
-torch's dispatcher is told to take the implementation for CUDA.
+torch's dispatcher is told to use the implementation for CUDA.
 """
 
 import os
@@ -61,7 +61,7 @@ def same(a: object, b: Tensor) -> bool:
 
 
 def drawn_cuts(count: int) -> Iterator[Cut]:
-    """Cuts of one row or of many, shorter and longer than a tile, with one run or several."""
+    """Shards of one row or of many, shorter and longer than a tile, with one run or several."""
     draw = random.Random(count)
     for _ in range(count):
         size = draw.randint(2, 40)
@@ -117,7 +117,7 @@ def rows() -> None:
             total, _, gradient = exact(logits, columns, cap)
             found = on_gpu("vocab_statistics", logits, columns, cap)
             assert isinstance(found, Tensor) and found.dtype == torch.float32
-            # A host's exponential differs from torch's by the last bit.
+            # A CPU's exponential differs from torch's by the last bit.
             assert torch.allclose(
                 found, cross_entropy_kernels.statistics(logits, columns, cap=cap), 1e-5
             )
@@ -188,7 +188,7 @@ def errors() -> None:
 
 
 def through_nccl() -> None:
-    """Two processes, each with a communicator for cuda:0; the second one says what it got."""
+    """Two processes, each with a communicator for cuda:0; the second one prints what it got."""
     made = torch.zeros(128, dtype=torch.uint8)
     _OPS.nccl_id_(made, "")
     rank = int(os.fork() == 0)

@@ -29,10 +29,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.complex64, torch.bo
 
 
 def _group(seconds: float = 20.0) -> TPGroup:
-    """All ranks, with a time limit."""
+    """All ranks, with a timeout."""
     handle = dist.new_group(timeout=timedelta(seconds=seconds))
     assert isinstance(handle, dist.ProcessGroup)
-    dist.barrier()  # a rank that is done early takes the group from one that is still connecting
+    dist.barrier()  # a rank that is done early ends the group of one that is still connecting
     return TPGroup(handle)
 
 
@@ -82,7 +82,7 @@ def after_close() -> list[str]:
 
 
 def ended(folder: str) -> list[str]:
-    """What the stand-in notes of how the communicators ended."""
+    """What the stand-in records of how the communicators ended."""
     group = _group()
     with carrier(group, HOST) as parts:
         assert isinstance(parts, ThroughNccl)
@@ -124,7 +124,7 @@ def carried_to_failure(fault_rank: int, seconds: float) -> tuple[str, float]:
 
 
 def carried_anyway(fault_rank: int, seconds: float) -> tuple[str, list[str]]:
-    """What moves the parts in place of NCCL, and the warnings."""
+    """What moves the shards in place of NCCL, and the warnings."""
     os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
     return _carried(_group(seconds))
 
@@ -153,7 +153,7 @@ def _carried(group: TPGroup) -> tuple[str, list[str]]:
 
 
 def whole_way(folder: str) -> tuple[list[bool], list[str]]:
-    """A model of the first rank is handed out, saved by it and collected by all."""
+    """A model of rank 0 is scattered, saved by it and gathered by all."""
     whole = build("llama", tied=False)
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels themselves, run on a host in several orders of their blocks and threads; and that a
-kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the numbers."""
+"""The kernels themselves, run on a CPU in several orders of their blocks and threads; and that a
+kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the values."""
 
 import random
 from collections.abc import Callable, Iterable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels on a GPU give what the host gives, bit for bit where no sum is formed."""
+"""The kernels on a GPU give what the CPU gives, bit for bit where no sum is formed."""
 
 from typing import cast
 
@@ -37,7 +37,7 @@ def kernels_are_there() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 3])
-def test_cuts_are_those_of_the_host(dtype: torch.dtype, offset: int) -> None:
+def test_shards_are_those_of_the_cpu(dtype: torch.dtype, offset: int) -> None:
     for shape, view, runs, part in CUTS:
         full = drawn(shape, dtype, offset)
         expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
@@ -72,7 +72,7 @@ def test_a_large_weight_is_packed_in_its_own_memory(
     assert shard.data_ptr() == full.data_ptr() and same(shard, expected)
 
 
-def test_thousands_of_tensors_are_cut_together() -> None:
+def test_thousands_of_tensors_are_packed_together() -> None:
     cut = packing.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
     for full, shard in zip(fulls, packing.pack_many(fulls, [cut] * 1500), strict=True):
@@ -111,7 +111,7 @@ def test_logits_beyond_32_bits_are_reached() -> None:
 
 @pytest.mark.parametrize("of_ids", [torch.int64, torch.int32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
-def test_a_lookup_and_its_gradient_are_those_of_the_host(
+def test_a_lookup_and_its_gradient_are_those_of_the_cpu(
     dtype: torch.dtype, of_ids: torch.dtype
 ) -> None:
     size, held = 1000, 250
@@ -222,7 +222,7 @@ def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float
         assert logits[~rows.cuda()].eq(0).all()
 
 
-def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
+def test_shards_of_a_vocabulary_give_the_loss_of_the_full_one() -> None:
     tokens, size = 300, 50257
     whole = (torch.randn(tokens, size, device="cuda") * 4).to(torch.bfloat16)
     labels = torch.randint(0, size, (tokens,), device="cuda")
@@ -237,7 +237,7 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
     assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
 
 
-def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None:
+def test_transposed_tensors_and_those_without_items_are_as_on_the_cpu() -> None:
     full, columns = drawn((96, 64), torch.bfloat16, 0).t(), torch.zeros(64, dtype=torch.int64)
     view, runs, part = (64, 96, 1), (24, 24), (64, 24)
     expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)

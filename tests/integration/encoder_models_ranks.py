@@ -20,7 +20,7 @@ from tests.support.loss_curves import RATE, STEPS, worst_difference
 @dataclass(frozen=True, slots=True)
 class Trained:
     """Losses and weights against one process, the share of the parameters that this rank holds,
-    the same of those whose names begin with a part, the matrices that are whole, and warnings."""
+    the same of those of a submodule, the replicated matrices, and warnings."""
 
     apart: float
     weights: float
@@ -52,7 +52,7 @@ class Loop:
 
 
 def train(name: str, parts: Sequence[str], images: bool) -> Trained:
-    """Sharded over all ranks and in one process. ``images``: the trial gets a whole batch."""
+    """Sharded over all ranks and in one process. ``images``: the self-check gets a full batch."""
     alone, model = build(name), build(name)
     expected = Loop(name, alone).run()
     with logged_warnings() as texts:
@@ -164,8 +164,8 @@ def engines_in_turn(first: str, second: str) -> list[Trained]:
 
 
 def seen_of(name: str) -> tuple[list[str], set[int]]:
-    """The parts with another configuration, and the tokens that the trial draws where all but two
-    stand for something else than text."""
+    """The submodels with another configuration, and the tokens that the self-check draws where all
+    but two stand for something else than text."""
     model = build(name)
     for token in range(VOCABULARY - 2):
         vars(model.config)[f"sound{token}_token_id"] = token

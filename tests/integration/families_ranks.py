@@ -23,7 +23,7 @@ STEPS, RATE = 3, 0.1
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Losses against one process, the share of the parameters that this rank holds, the sources
-    of the cut weights, and what was warned of."""
+    of the sharded weights, and what was warned of."""
 
     apart: float
     share: float
@@ -172,7 +172,7 @@ def every_row() -> dict[str, Outcome]:
 
 
 def wrong_guess() -> Outcome:
-    """Attention whose fused layer is not what its name says, beside an MLP that is."""
+    """Attention whose fused layer is not what its name means, beside an MLP that is."""
 
     def build() -> nn.Module:
         torch.manual_seed(0)
@@ -183,7 +183,7 @@ def wrong_guess() -> Outcome:
 
 
 def never_ran() -> Outcome:
-    """A block that no input reaches is not cut as a pair, as nobody has seen what it does."""
+    """A block that no input reaches is not sharded as a pair, as nobody has seen what it does."""
 
     class Half(Stack):
         def forward(self, x: Tensor) -> Tensor:

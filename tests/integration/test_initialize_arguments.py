@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""initialize takes and returns what DeepSpeed's does, beside the configuration."""
+"""initialize accepts and returns what DeepSpeed's does, beside the configuration."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_ranks_of_one_model_are_given_the_same_rows(pool: Pool) -> None:
         {"autotp_size": 1, "tp": {"tp_size": 1}},
     ],
 )
-def test_a_degree_of_one_goes_straight_through(pool: Pool, section: dict[str, Any] | None) -> None:
+def test_a_tp_size_of_one_goes_straight_through(pool: Pool, section: dict[str, Any] | None) -> None:
     for same, own, worst in pool.run(
         initialize_arguments_ranks.straight_through, section, timeout=110
     ):

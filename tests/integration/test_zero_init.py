@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model built under deepspeed.zero.Init is made whole, planned, and sharded like any other."""
+"""A model built under deepspeed.zero.Init is gathered, planned, and sharded like any other."""
 
 from typing import Any
 

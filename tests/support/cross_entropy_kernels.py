@@ -33,7 +33,7 @@ class EmulatedKernels:
 
 
 def arguments(logits: Tensor, columns: Tensor, cap: float) -> Args:
-    """Of both kernels, without what only one of them takes."""
+    """Of both kernels, without what only one of them has."""
     assert logits.is_contiguous() and columns.dtype == torch.int64
     tokens, width = logits.shape
     args = Args(tokens=tokens, width=width, cap=cap, type=TYPES[logits.dtype])

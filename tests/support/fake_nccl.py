@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in of NCCL for memory of a host, compiled."""
+"""A stand-in of NCCL for CPU memory, compiled."""
 
 import subprocess
 from pathlib import Path

@@ -18,7 +18,7 @@ RATE = 0.1
 def single_losses(
     model: nn.Module, *, clip: float, steps: int = STEPS, length: int = 12
 ) -> list[float]:
-    """Losses of plain SGD over the whole batch; clips the gradient norm when ``clip`` > 0."""
+    """Losses of plain SGD over the full batch; clips the gradient norm when ``clip`` > 0."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
     for step in range(steps):
@@ -47,7 +47,7 @@ def train_engine(
     steps: int = STEPS,
     length: int = 12,
 ) -> list[float]:
-    """Losses of the whole batch from step ``first``, as :func:`single_losses` has them."""
+    """Losses of the full batch from step ``first``, as :func:`single_losses` has them."""
     losses = []
     for step in range(first, first + steps):
         total = torch.zeros(())

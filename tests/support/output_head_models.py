@@ -93,7 +93,7 @@ def full_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gradient_difference(model: nn.Module, other: nn.Module) -> float:
-    """The worst relative difference of a gradient of ``model`` to that of a whole one."""
+    """The worst relative difference of a gradient of ``model`` to that of an unsharded one."""
     got = full_gradients(model)
     expected = {n: p.grad for n, p in other.named_parameters() if p.grad is not None}
     assert got.keys() == expected.keys()

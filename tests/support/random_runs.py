@@ -14,7 +14,7 @@ from tests.support.random_bits import bits
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A full shape, how it is seen around the cut dimension, and what a shard of it looks like."""
+    """A full shape, how it is seen around the sharded dimension, and the shape of a shard."""
 
     full: tuple[int, ...]
     view: tuple[int, int, int]
@@ -39,7 +39,7 @@ def any_runs(draw: st.DrawFn, size: int) -> list[int]:
 
 @st.composite
 def cuts(draw: st.DrawFn, *, disjoint: bool = False) -> Cut:
-    """Any rank from 1 to 5, sizes from 0; sometimes the cut dimension is stacked in another."""
+    """Any rank from 1 to 5, sizes from 0; sometimes the sharded dimension is stacked in another."""
     sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
     dim = draw(st.integers(0, len(sizes) - 1))
     stacked = draw(st.sampled_from((1, 1, 2, 3)))

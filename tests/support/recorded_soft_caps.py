@@ -11,7 +11,7 @@ from deepspeed_autotp.vocab_parallel import cross_entropy as losses_from_parts
 
 @contextmanager
 def recorded_soft_caps() -> Iterator[list[float]]:
-    """The cap of every loss that is formed from parts."""
+    """The cap of every loss that is formed from shards."""
     seen: list[float] = []
     before = losses_from_parts.statistics
 

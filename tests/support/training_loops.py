@@ -31,7 +31,7 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 def train(
     model: nn.Module, clip: Callable[[float], Tensor], *, steps: int = STEPS, accumulate: int = 1
 ) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of SGD on the whole batch."""
+    """Losses and gradient norms of SGD on the full batch."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     losses, norms = [], []

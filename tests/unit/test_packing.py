@@ -119,7 +119,7 @@ def test_narrow_has_no_view_of_stacked_experts_or_of_two_runs() -> None:
     assert packing.narrow(stacked, view=(1, 12, 4), runs=(0, 2, 6, 2), shape=(4, 4)) is None
 
 
-def test_stacked_experts_are_cut_inside_each_expert() -> None:
+def test_stacked_experts_are_sharded_inside_each_expert() -> None:
     experts = torch.arange(2 * 4 * 3).view(8, 3)
     shard = packing.pack(experts, view=(2, 4, 3), runs=(2, 2), shape=(4, 3))
     assert torch.equal(shard, experts[[2, 3, 6, 7]])
@@ -280,7 +280,7 @@ def test_the_number_of_threads_does_not_change_the_result(
 
 
 def test_more_than_two_to_the_31_elements_are_addressed_exactly() -> None:
-    # Of 2 GiB only the pages that are written take memory.
+    # Of 2 GiB only the pages that are written use memory.
     size = 2**31 + 4096
     full = torch.empty(size, dtype=torch.uint8)
     full[0] = 0
@@ -321,7 +321,7 @@ print(peak() - before - shard.nbytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_the_peak_extra_memory_of_pack_is_the_shard(layout: str) -> None:
-    # A process of its own: the peak of this one may lie above what pack takes.
+    # A process of its own: the peak of this one may be above what pack needs.
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PEAK, layout],
         capture_output=True,

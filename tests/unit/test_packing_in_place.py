@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards of many tensors at once, and shards in the memory of the tensors they are cut from."""
+"""Shards of many tensors at once, and shards in the memory of the full tensors."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from deepspeed_autotp.sharding.pinned_copy import Staging
 
 @dataclass
 class Rows:
-    """An entry of a plan that cuts the rows of an [8, 3] weight over two ranks."""
+    """An entry of a plan that shards the rows of an [8, 3] weight over two ranks."""
 
     name: str = "up.weight"
     view: tuple[int, int, int] = (1, 8, 3)
@@ -36,7 +36,7 @@ def weights(count: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(8, 3)) for _ in range(count)]
 
 
-def test_small_tensors_of_a_gpu_are_cut_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_on_a_gpu_are_packed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     pack_many = packing.pack_many
 
@@ -106,8 +106,8 @@ def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
 
 
-def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
-    """By what torch really says; the weight itself is never read or written."""
+def test_a_cpu_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
+    """By torch's real message; the weight itself is never read or written."""
     size = 1 << 28
     large = Rows(view=(1, size, 1), taken=(0, size // 2))
     large.local_shape = lambda rank: (size // 2,)  # type: ignore[method-assign]
@@ -122,7 +122,7 @@ def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -
     assert parameter.shape == (size // 2,) and "no memory for the shard" in caplog.text
 
 
-def test_cut_and_whole_parameters_go_to_a_device() -> None:
+def test_sharded_and_replicated_parameters_go_to_a_device() -> None:
     parameters = weights(3)
     wholes = [parameter.detach().clone() for parameter in parameters]
     entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]

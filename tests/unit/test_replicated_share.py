@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a plan that leaves nearly everything whole."""
+"""The warning about a plan in which nearly everything is replicated."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from tests.support.core_llama import llama, preset
 
 
 def mostly_whole(*, ranks: int) -> Plan:
-    """Only the output head is cut."""
+    """Only the output head is sharded."""
     whole = ["model.embed_tokens", "model.layers.*"]
     return Plan(llama(tied=False), preset(), ranks=ranks, whole=whole)
 
 
-def test_the_largest_blocks_that_stay_whole_are_named() -> None:
+def test_the_largest_replicated_blocks_are_named() -> None:
     remark = little_cut(mostly_whole(ranks=2))
     assert remark is not None
     assert remark.startswith("a rank holds 0.9")
