@@ -28,16 +28,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
 
 
-def against_whole(name: str, size: int, widths: list[int] | None) -> tuple[float, float, bytes]:
+def against_one_process(
+    name: str, size: int, widths: list[int] | None
+) -> tuple[float, float, bytes]:
     """Worst relative error of losses and of this rank's gradient, and the bits of the losses."""
-    whole, labels = batch(37, size, DTYPES[name])
+    full, labels = batch(37, size, DTYPES[name])
     parts = parts_of(widths or even_widths(size))
     weights = torch.rand(37, generator=torch.Generator().manual_seed(8))
-    exact = whole.double().requires_grad_()
+    exact = full.double().requires_grad_()
     expected = F.cross_entropy(exact, labels, reduction="none")
     (expected * weights).sum().backward()
     assert exact.grad is not None
-    part = own_columns(whole, parts)
+    part = own_columns(full, parts)
     with recorded_collectives() as calls:
         losses = vocabulary_cross_entropy(part, labels, parts=parts, group=world_group())
         (losses * weights).sum().backward()
@@ -52,12 +54,12 @@ def against_whole(name: str, size: int, widths: list[int] | None) -> tuple[float
 
 def in_chunks() -> float:
     """The largest difference between many chunks and one, in float64, at 1000 columns."""
-    whole, labels = batch(1500, 1000, torch.float64)
+    full, labels = batch(1500, 1000, torch.float64)
     parts = parts_of(even_widths(1000))
-    exact = whole.clone().requires_grad_()
+    exact = full.clone().requires_grad_()
     F.cross_entropy(exact, labels).backward()
     assert exact.grad is not None
-    part = own_columns(whole, parts)
+    part = own_columns(full, parts)
     losses = vocabulary_cross_entropy(part, labels, parts=parts, group=world_group())
     (losses.sum() / (labels != -100).sum()).backward()
     assert part.grad is not None
@@ -66,13 +68,13 @@ def in_chunks() -> float:
 
 def soft_capped() -> tuple[float, float, str]:
     """Errors of losses and gradients with a soft cap, in float64; what a negative one raises."""
-    whole, labels = batch(20, 31, torch.float64)
+    full, labels = batch(20, 31, torch.float64)
     parts = parts_of(even_widths(31))
-    exact = whole.clone().requires_grad_()
+    exact = full.clone().requires_grad_()
     expected = F.cross_entropy(5 * torch.tanh(exact / 5), labels, reduction="none")
     expected.sum().backward()
     assert exact.grad is not None
-    part = own_columns(whole, parts)
+    part = own_columns(full, parts)
     losses = vocabulary_cross_entropy(part, labels, parts=parts, group=world_group(), soft_cap=5.0)
     losses.sum().backward()
     assert part.grad is not None
@@ -159,9 +161,9 @@ def unfitting() -> list[str]:
 
 def other_user(first: bool) -> str:
     """What becomes of another operation that needs the logits, before or after the loss."""
-    whole, labels = batch(8, 10, torch.float32)
+    full, labels = batch(8, 10, torch.float32)
     parts = parts_of(even_widths(10))
-    source = own_columns(whole, parts)
+    source = own_columns(full, parts)
     logits = source * 1.0
 
     def loss() -> torch.Tensor:
@@ -176,7 +178,7 @@ def other_user(first: bool) -> str:
         total.backward()
     except RuntimeError as error:
         return str(error)
-    exact = whole.clone().requires_grad_()
+    exact = full.clone().requires_grad_()
     (F.cross_entropy(exact, labels, reduction="sum") + (exact * exact).sum()).backward()
     assert source.grad is not None and exact.grad is not None
     return str(relative(source.grad, own_columns(exact.grad, parts, leaf=False)) < 1e-5)
@@ -184,9 +186,9 @@ def other_user(first: bool) -> str:
 
 def twice() -> tuple[bool, bool]:
     """A retained graph walked twice: whether the gradients agree and the logits are intact."""
-    whole, labels = batch(8, 10, torch.float32)
+    full, labels = batch(8, 10, torch.float32)
     parts = parts_of(even_widths(10))
-    source = own_columns(whole, parts)
+    source = own_columns(full, parts)
     logits = source * 1.0
     before = logits.detach().clone()
     loss = vocabulary_cross_entropy(logits, labels, parts=parts, group=world_group()).sum()

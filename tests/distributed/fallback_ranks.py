@@ -35,14 +35,14 @@ _EXPERTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Outcome:
     """What became of a model: its losses against one process, the warnings, the sharded layers, and
     the individually sharded ones among them."""
 
     apart: float
     warnings: list[str]
     layers: frozenset[str]
-    alone: frozenset[str]
+    individual: frozenset[str]
 
 
 def wrong_model(kind: str) -> nn.Module:
@@ -54,7 +54,7 @@ def wrong_model(kind: str) -> nn.Module:
     return model
 
 
-def train_left(kind: str) -> Left:
+def train_with_fallback(kind: str) -> Outcome:
     """Shard a model whose plan is wrong, train it, and compare it with one process."""
     expected = single_losses(wrong_model(kind), clip=0.0)
     model = wrong_model(kind)
@@ -64,8 +64,8 @@ def train_left(kind: str) -> Left:
     losses = single_losses(model, clip=0.0, steps=STEPS)
     deepspeed_autotp.check_replicas(model)
     layers = frozenset(layer.module for layer in plan.layers)
-    alone = frozenset(x.module for x in plan.layers if x.gather_output or x.split_input)
-    return Left(worst_difference(losses, expected), warnings, layers, alone)
+    individual = frozenset(x.module for x in plan.layers if x.gather_output or x.split_input)
+    return Outcome(worst_difference(losses, expected), warnings, layers, individual)
 
 
 def refuse_everything() -> str:

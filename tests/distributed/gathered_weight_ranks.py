@@ -107,15 +107,15 @@ def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
     return model
 
 
-def against_whole(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
+def against_one_process(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
     """How far loss and gradients of a step are from those of one process."""
-    whole = model_with(forward, tied=tied, bias=bias)
+    unsharded = model_with(forward, tied=tied, bias=bias)
     model = shard(model_with(forward, tied=tied, bias=bias), "llama")
-    losses = [one(**batch()) for one in (whole, model)]
+    losses = [one(**batch()) for one in (unsharded, model)]
     for loss in losses:
         loss.backward()
     return abs(float(losses[1].detach() / losses[0].detach()) - 1), gradient_difference(
-        model, whole
+        model, unsharded
     )
 
 
@@ -123,18 +123,18 @@ def compiled() -> tuple[float, float, int]:
     """As above under torch.compile, and how often a graph was broken."""
     from torch._dynamo.utils import counters
 
-    whole = model_with("plain", tied=False, bias=True)
+    unsharded = model_with("plain", tied=False, bias=True)
     model = shard(model_with("plain", tied=False, bias=True), "llama")
     torch._dynamo.reset()
     counters.clear()
     try:
-        expected, loss = whole(**batch()), torch.compile(model, backend="aot_eager")(**batch())
+        expected, loss = unsharded(**batch()), torch.compile(model, backend="aot_eager")(**batch())
         expected.backward()
         loss.backward()
         breaks = sum(counters["graph_break"].values())
         return (
             abs(float(loss.detach() / expected.detach()) - 1),
-            gradient_difference(model, whole),
+            gradient_difference(model, unsharded),
             breaks,
         )
     finally:
@@ -151,8 +151,8 @@ def asked() -> dict[str, Any]:
             logits = model(**batch())
     return {
         "gathers": [name for name, _ in calls].count("all-gather"),
-        "whole": logits.shape[-1] == model.config.vocab_size,
-        "part": head.weight is dict(model.named_parameters())["lm_head.weight"],
+        "full": logits.shape[-1] == model.config.vocab_size,
+        "shard": head.weight is dict(model.named_parameters())["lm_head.weight"],
         "printed": "Promised" not in repr(head.weight),
     }
 
@@ -183,8 +183,8 @@ def peculiar() -> list[str]:
 
 def with_engine(zero: int) -> float:
     """The worst relative difference of three losses to those of one process."""
-    whole, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
-    optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
+    optimizer = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     config = engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0))
     # ZeRO 3 partitions every weight, however small.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -195,7 +195,7 @@ def with_engine(zero: int) -> float:
     )
     worst = 0.0
     for _ in range(3):
-        expected, loss = whole(**batch()), engine(**batch())
+        expected, loss = unsharded(**batch()), engine(**batch())
         worst = max(worst, abs(float(loss.detach() / expected.detach()) - 1))
         expected.backward()
         optimizer.step()

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from deepspeed_autotp.vocab_parallel.logits import Logits, spread
 from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
-from tests.support.logits_and_labels import ROWS, SIZE, flat, identity, labels
+from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
 from tests.support.recorded_collectives import recorded_collectives
-
-Use = Callable[[Tensor, Tensor], Tensor]
 
 
 def _weight(*shape: int) -> Tensor:
@@ -52,7 +50,7 @@ def selected(x: Tensor, y: Tensor) -> Tensor:
 
 
 # Done on the shards: no more than one collective, that of the loss.
-BY_PARTS: dict[str, Use] = {
+ON_SHARDS: dict[str, Use] = {
     "mean": flat,
     "sum": lambda x, y: flat(x, y, reduction="sum"),
     "none": lambda x, y: flat(x, y, reduction="none").square().sum(),
@@ -78,7 +76,7 @@ BY_PARTS: dict[str, Use] = {
 }
 
 # Done on the full logits: more collectives gather them.
-BY_WHOLE: dict[str, Use] = {
+ON_FULL_LOGITS: dict[str, Use] = {
     "sum of all": lambda x, y: x.square().sum(),
     "logsumexp": lambda x, y: flat(x, y) + x.logsumexp(-1).square().mean(),
     "its own square": lambda x, y: flat(x, y) + x.pow(2).mean(),
@@ -137,7 +135,7 @@ def hooked(x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-BY_WHOLE |= {
+ON_FULL_LOGITS |= {
     "changed in place": changed_in_place,
     "seen before": seen_before,
     "detached after": detached_after,
@@ -149,40 +147,26 @@ BY_WHOLE |= {
 def compare(kind: str) -> dict[str, tuple[float, float, int]]:
     """By use: the error of value and gradient, and how often logits were gathered."""
     found = {}
-    for name, use in {"parts": BY_PARTS, "whole": BY_WHOLE}[kind].items():
-        whole = _weight(2, ROWS, SIZE).requires_grad_()
-        expected = use(whole * 1, labels())
-        expected.backward()
-        assert whole.grad is not None
-        parts = parts_of(even_widths(SIZE))
-        part = own_columns(whole, parts)
-        with recorded_collectives() as calls:
-            got = use(spread(part * 1, parts, world_group()), labels())
-            got.backward()
-        gathered = sum(1 for _, size in calls if size > 3 * 2 * ROWS * 8)
-        gradient = own_columns(whole.grad, parts, leaf=False)
-        assert part.grad is not None and type(part.grad) is Tensor
-        found[name] = (
-            abs(float(got.detach() - expected.detach())),
-            float((part.grad - gradient).abs().max()),
-            gathered,
-        )
+    for name, use in {"shards": ON_SHARDS, "full": ON_FULL_LOGITS}[kind].items():
+        full = _weight(2, ROWS, SIZE)
+        value, gradient, calls = against_full(use, full, recorded_collectives())
+        found[name] = (value, gradient, sum(1 for _, size in calls if size > 3 * 2 * ROWS * 8))
     return found
 
 
 def sixteen_bit() -> dict[str, Any]:
     """A cast to float32 before the loss copies nothing, and reads as float32."""
     parts = parts_of(even_widths(SIZE))
-    whole = _weight(2, ROWS, SIZE).bfloat16()
-    reference = whole.clone().requires_grad_()
+    full = _weight(2, ROWS, SIZE).bfloat16()
+    reference = full.clone().requires_grad_()
     expected = flat(reference.float(), labels())
     expected.backward()
-    part = own_columns(whole, parts)
+    part = own_columns(full, parts)
     logits = spread(part * 1, parts, world_group())
     wide = logits.float()
     assert isinstance(logits, Logits) and isinstance(wide, Logits)
     loss = flat(wide, labels())
-    before = torch.equal(wide.detach() + 0.0, whole.float())
+    before = torch.equal(wide.detach() + 0.0, full.float())
     loss.backward()
     assert part.grad is not None and reference.grad is not None
     apart = (part.grad - own_columns(reference.grad, parts, leaf=False)).abs().max()
@@ -192,15 +176,15 @@ def sixteen_bit() -> dict[str, Any]:
         "loss": abs(float(loss.detach() - expected.detach())) < 1e-6,
         "gradient": float(apart) < 1e-3,
         "values": before,
-        "whole gradient": _gradient_of_cast(whole),
+        "full gradient": _gradient_of_cast(full),
     }
 
 
-def _gradient_of_cast(whole: Tensor) -> bool:
+def _gradient_of_cast(full: Tensor) -> bool:
     parts = parts_of(even_widths(SIZE))
-    part = own_columns(whole, parts)
+    part = own_columns(full, parts)
     spread(part * 1, parts, world_group()).float().square().sum().backward()
-    reference = whole.clone().requires_grad_()
+    reference = full.clone().requires_grad_()
     reference.float().square().sum().backward()
     assert part.grad is not None and reference.grad is not None
     return torch.equal(part.grad, own_columns(reference.grad, parts, leaf=False))
@@ -208,38 +192,38 @@ def _gradient_of_cast(whole: Tensor) -> bool:
 
 def ways_out() -> dict[str, bool]:
     """Whether what leaves torch's functions holds the full logits."""
-    whole = _weight(2, ROWS, SIZE)
+    full = _weight(2, ROWS, SIZE)
     parts = parts_of(even_widths(SIZE))
 
     def fresh() -> Tensor:
-        return spread(own_columns(whole, parts), parts, world_group()).detach()
+        return spread(own_columns(full, parts), parts, world_group()).detach()
 
     stored = io.BytesIO()
     torch.save(fresh(), stored)
     stored.seek(0)
-    received = [torch.empty_like(whole) for _ in range(dist.get_world_size())]
+    received = [torch.empty_like(full) for _ in range(dist.get_world_size())]
     dist.all_gather(received, fresh())
     summed = fresh()
     dist.all_reduce(summed)
     copied, mapped = fresh(), fresh()
     mapped.data.mul_(2)
     return {
-        "numpy": bool((fresh().numpy() == whole.numpy()).all()),
-        "array": bool((numpy.asarray(fresh()) == whole.numpy()).all()),
-        "list": fresh().tolist() == whole.tolist(),
-        "item": fresh()[1, 2, 3].item() == whole[1, 2, 3].item(),
-        "pickle": torch.equal(pickle.loads(pickle.dumps(fresh())), whole),
-        "save": torch.equal(torch.load(stored), whole),
-        "deepcopy": torch.equal(copy.deepcopy(copied), whole),
-        "copy": torch.equal(copy.copy(copied), whole),
-        "iteration": torch.equal(torch.stack(list(fresh())), whole),
+        "numpy": bool((fresh().numpy() == full.numpy()).all()),
+        "array": bool((numpy.asarray(fresh()) == full.numpy()).all()),
+        "list": fresh().tolist() == full.tolist(),
+        "item": fresh()[1, 2, 3].item() == full[1, 2, 3].item(),
+        "pickle": torch.equal(pickle.loads(pickle.dumps(fresh())), full),
+        "save": torch.equal(torch.load(stored), full),
+        "deepcopy": torch.equal(copy.deepcopy(copied), full),
+        "copy": torch.equal(copy.copy(copied), full),
+        "iteration": torch.equal(torch.stack(list(fresh())), full),
         "length": len(fresh()) == 2,
-        "dlpack": torch.equal(torch.from_dlpack(fresh()), whole),
-        "plain": type(fresh() + 0.0 * whole.sum(0, keepdim=True).requires_grad_()) is Tensor,
-        "sent": all(torch.equal(x, whole) for x in received),
-        "summed in place": torch.equal(summed + 0, dist.get_world_size() * whole),
-        "changed as data": torch.equal(mapped.clone() + 0, 2 * whole),
-        "device": torch.equal(fresh().to("cpu", torch.float32) + 0, whole.float()),
+        "dlpack": torch.equal(torch.from_dlpack(fresh()), full),
+        "plain": type(fresh() + 0.0 * full.sum(0, keepdim=True).requires_grad_()) is Tensor,
+        "sent": all(torch.equal(x, full) for x in received),
+        "summed in place": torch.equal(summed + 0, dist.get_world_size() * full),
+        "changed as data": torch.equal(mapped.clone() + 0, 2 * full),
+        "device": torch.equal(fresh().to("cpu", torch.float32) + 0, full.float()),
     }
 
 
@@ -282,12 +266,12 @@ def too_late() -> list[str]:
 def used_in_time() -> tuple[bool, int]:
     """Logits that were used before the backward are at hand after it, gathered once."""
     parts = parts_of(even_widths(SIZE))
-    whole = _weight(2, ROWS, SIZE)
-    logits = spread(own_columns(whole, parts) * 1, parts, world_group())
+    full = _weight(2, ROWS, SIZE)
+    logits = spread(own_columns(full, parts) * 1, parts, world_group())
     with recorded_collectives() as calls:
         loss = flat(logits, labels())
         with torch.no_grad():
             before = logits.argmax(-1)
         loss.backward()
         after = logits.detach().argmax(-1)
-    return torch.equal(before, after) and torch.equal(after, whole.argmax(-1)), len(calls)
+    return torch.equal(before, after) and torch.equal(after, full.argmax(-1)), len(calls)

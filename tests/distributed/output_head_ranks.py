@@ -38,11 +38,11 @@ def _hidden_widths(model: nn.Module) -> set[int]:
     return {max(entry.width(rank) for rank in range(plan.ranks)) for entry in hidden}
 
 
-def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str, Any]:
+def against_one_process(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str, Any]:
     """One step with labels in one process and over the ranks; ``more`` goes to the forward."""
     inputs: dict[str, Any] = {**batch(), **more}
-    whole, model = build(family, tied=tied), shard(build(family, tied=tied), family)
-    expected = whole(**inputs).loss
+    unsharded, model = build(family, tied=tied), shard(build(family, tied=tied), family)
+    expected = unsharded(**inputs).loss
     expected.backward()
     with recorded_collectives() as calls, recorded_soft_caps() as found_caps:
         outputs = model(**inputs)
@@ -52,7 +52,7 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
     gathers = [size for name, size in calls if name == "all-gather" and size not in hidden]
     return {
         "loss": abs(float((outputs.loss - expected).detach())),
-        "gradients": gradient_difference(model, whole),
+        "gradients": gradient_difference(model, unsharded),
         "kind": type(outputs.logits) is Logits,
         "gathers": gathers == [FIRST_BATCH, 3 * count * 4],
         "caps": found_caps == [soft_cap(family)],
@@ -62,9 +62,9 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
 def positional() -> dict[str, Any]:
     """Labels as the model's fifth argument, and its outputs as a tuple."""
     inputs = batch()
-    whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     places = (inputs["input_ids"], None, None, None, None, inputs["labels"])
-    expected = whole(*places, return_dict=False)
+    expected = unsharded(*places, return_dict=False)
     loss, logits, *_ = model(*places, return_dict=False)
     return {
         "loss": abs(float(loss.detach() / expected[0].detach()) - 1) < 1e-6,
@@ -73,7 +73,7 @@ def positional() -> dict[str, Any]:
     }
 
 
-def whole_logits(wanted: bool | None) -> dict[str, bool]:
+def full_logits(wanted: bool | None) -> dict[str, bool]:
     """Where logits are plain tensors: evaluation, no labels, after a failure, switched off."""
     model = shard(build("llama", tied=True), "llama", vocab_parallel_lm_head=wanted)
     inputs = batch()
@@ -96,9 +96,9 @@ def whole_logits(wanted: bool | None) -> dict[str, bool]:
 def extra_term() -> tuple[float, float, bool]:
     """Accuracy and a second loss term from outputs.logits, as trainers form them."""
     inputs = batch()
-    whole, model = build("gemma2", tied=True), shard(build("gemma2", tied=True), "gemma2")
+    unsharded, model = build("gemma2", tied=True), shard(build("gemma2", tied=True), "gemma2")
     losses, accuracies = [], []
-    for one in (whole, model):
+    for one in (unsharded, model):
         outputs = one(**inputs)
         with torch.no_grad():
             found = outputs.logits[..., :-1, :].argmax(dim=-1)
@@ -107,15 +107,15 @@ def extra_term() -> tuple[float, float, bool]:
         loss.backward()
         losses.append(float(loss.detach()))
     same = torch.equal(*accuracies)
-    return abs(losses[1] / losses[0] - 1), gradient_difference(model, whole), same
+    return abs(losses[1] / losses[0] - 1), gradient_difference(model, unsharded), same
 
 
 def generated() -> bool:
     """Greedy tokens after a training step, from the unsharded model and over the ranks."""
     inputs = batch()
-    whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     texts = []
-    for one in (whole, model):
+    for one in (unsharded, model):
         one(**inputs).loss.backward()
         with torch.no_grad():
             for parameter in one.parameters():
@@ -129,42 +129,42 @@ def generated() -> bool:
 
 def watched() -> dict[str, bool]:
     """What a user's hooks on the output head see; one is older than the sharding."""
-    whole, model = build("llama", tied=False), build("llama", tied=False)
-    seen: dict[nn.Module, list[Tensor]] = {whole: [], model: []}
-    for one in (whole, model):
+    unsharded, model = build("llama", tied=False), build("llama", tied=False)
+    seen: dict[nn.Module, list[Tensor]] = {unsharded: [], model: []}
+    for one in (unsharded, model):
         one.lm_head.register_forward_hook(lambda m, a, y, one=one: seen[one].append(y.detach()))
     shard(model, "llama")
     seen[model].clear()  # the self-check has run
-    for one in (whole, model):
+    for one in (unsharded, model):
         one.lm_head.register_full_backward_hook(
             lambda m, given, dy, one=one: seen[one].append(dy[0].detach() + 0)
         )
         outputs = one(**batch())
         seen[one][0] = seen[one][0] + 0
         outputs.loss.backward()
-    (y, dy), (expected_y, expected_dy) = seen[model], seen[whole]
+    (y, dy), (expected_y, expected_dy) = seen[model], seen[unsharded]
     return {
         "output": y.shape == expected_y.shape and torch.allclose(y, expected_y, atol=1e-5),
         "gradient": dy.shape == expected_dy.shape and torch.allclose(dy, expected_dy, atol=1e-6),
-        "gradients": gradient_difference(model, whole) < 1e-5,
+        "gradients": gradient_difference(model, unsharded) < 1e-5,
     }
 
 
 def checkpointed(reentrant: bool) -> tuple[float, float]:
     """A step with activation checkpointing."""
-    whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    expected, loss = whole(**batch()).loss, model(**batch()).loss
+    expected, loss = unsharded(**batch()).loss, model(**batch()).loss
     expected.backward()
     loss.backward()
-    return abs(float(loss.detach() / expected.detach()) - 1), gradient_difference(model, whole)
+    return abs(float(loss.detach() / expected.detach()) - 1), gradient_difference(model, unsharded)
 
 
 def autocast() -> dict[str, Any]:
     """bfloat16 autocast of a float32 model."""
-    whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     with torch.autocast("cpu", torch.bfloat16):
-        expected, outputs = whole(**batch()), model(**batch())
+        expected, outputs = unsharded(**batch()), model(**batch())
     outputs.loss.backward()
     return {
         "loss": abs(float((outputs.loss / expected.loss).detach()) - 1) < 1e-2,
@@ -176,13 +176,17 @@ def autocast() -> dict[str, Any]:
 def compiled() -> tuple[float, float, bool]:
     """A step of a compiled model, which has full logits."""
     torch._dynamo.reset()
-    whole, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
-    expected = whole(**batch()).loss
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    expected = unsharded(**batch()).loss
     expected.backward()
     outputs = torch.compile(model, backend="eager")(**batch())
     outputs.loss.backward()
     plain = type(outputs.logits) is Tensor and outputs.logits.shape[-1] == VOCABULARY
-    return abs(float((outputs.loss - expected).detach())), gradient_difference(model, whole), plain
+    return (
+        abs(float((outputs.loss - expected).detach())),
+        gradient_difference(model, unsharded),
+        plain,
+    )
 
 
 @contextmanager
@@ -205,11 +209,11 @@ def _gathers(group: Any) -> Iterator[list[int]]:
 def through_engine(zero: int, family: str) -> dict[str, Any]:
     """Three steps through DeepSpeed with TP 2; losses, and what was gathered over the group."""
     expected = []
-    whole = build(family, tied=True)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded = build(family, tied=True)
+    optimizer = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     for step in range(3):
         ids = tokens(step, vocabulary=VOCABULARY)
-        loss = whole(input_ids=ids, labels=ids).loss
+        loss = unsharded(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -247,8 +251,8 @@ def through_engine(zero: int, family: str) -> dict[str, Any]:
 
 def extra_term_in_engine(zero: int) -> dict[str, float]:
     """A loss that is formed from outputs.logits alone, through DeepSpeed; the worst loss."""
-    whole, model = build("llama", tied=False), build("llama", tied=False)
-    plain = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded, model = build("llama", tied=False), build("llama", tied=False)
+    plain = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
@@ -257,7 +261,7 @@ def extra_term_in_engine(zero: int) -> dict[str, float]:
     worst = 0.0
     for step in range(3):
         ids = tokens(step, vocabulary=VOCABULARY)
-        outputs = whole(input_ids=ids, labels=ids)
+        outputs = unsharded(input_ids=ids, labels=ids)
         expected = outputs.loss + outputs.logits.logsumexp(-1).square().mean() * 0.01
         expected.backward()
         plain.step()

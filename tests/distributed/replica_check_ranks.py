@@ -74,7 +74,7 @@ def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
     return said, all(torch.equal(full[name], tensor) for name, tensor in first.items())
 
 
-def random_numbers() -> tuple[float, float]:
+def rng_states() -> tuple[float, float]:
     """Of the RNG states of ranks that were seeded differently: before and after."""
     model = build("llama", tied=False)
     torch.manual_seed(dist.get_rank())
@@ -112,8 +112,8 @@ def checkpointed_dropout() -> tuple[float, bool]:
         for step in range(2):
             model(input_ids=tokens(step), labels=tokens(step)).loss.backward()
         found.append(([p.grad for p in model.parameters()], float(torch.rand(()))))
-    (whole, after), (again, later) = found
-    pairs = zip(whole, again, strict=True)
+    (expected, after), (again, later) = found
+    pairs = zip(expected, again, strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs if a is not None), after == later
 
 

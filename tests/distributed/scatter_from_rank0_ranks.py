@@ -29,17 +29,17 @@ PARAMETER = "model.layers.1.mlp.up_proj.weight"
 def compare(shape: str) -> tuple[dict[str, float], list[bool]]:
     """Differences to one process, and whether weights, objects and ties are as they were."""
     tp = dist.get_world_size()
-    whole = make(**SHAPES[shape])
+    unsharded = make(**SHAPES[shape])
     with weights_on_rank0(tp):
         model = make(**SHAPES[shape])
     before = [id(p) for p in model.parameters()]
     deepspeed_autotp.parallelize(model, tp_size=tp)
     kept = [
-        same_weights(model, whole),
+        same_weights(model, unsharded),
         before == [id(p) for p in model.parameters()],
         model.get_input_embeddings().weight is model.get_output_embeddings().weight,  # type: ignore[operator]
     ]
-    return apart(whole, model, (train_unsharded(whole), train_sharded(model))), kept
+    return apart(unsharded, model, (train_unsharded(unsharded), train_sharded(model))), kept
 
 
 def train_replicas(zero: int) -> tuple[float, bool]:
@@ -47,7 +47,7 @@ def train_replicas(zero: int) -> tuple[float, bool]:
 
     Its optimizer was given the tensors without values.
     """
-    whole = build("qwen2", tied=True)
+    unsharded = build("qwen2", tied=True)
     with weights_on_rank0(2):
         model = build("qwen2", tied=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -55,18 +55,18 @@ def train_replicas(zero: int) -> tuple[float, bool]:
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=optimizer, config=engine_config(setting)
     )
-    kept = same_weights(engine, whole)
+    kept = same_weights(engine, unsharded)
     losses = train_engine(engine, tp=2)
     deepspeed_autotp.check_replicas(engine)
     engine.destroy()
-    return worst_difference(losses, single_losses(whole, clip=1.0)), kept
+    return worst_difference(losses, single_losses(unsharded, clip=1.0)), kept
 
 
 def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
     """Fused weights by rules, or without any, of ranks that do not follow one another."""
     rank = dist.get_rank()
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
-    whole = build_handmade()
+    unsharded = build_handmade()
     with torch.device("meta") if rank > 1 else contextlib.nullcontext():
         model = build_handmade()
     config = {} if partition is None else {"partition_config": partition}
@@ -74,8 +74,8 @@ def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
         deepspeed_autotp.parallelize(model, tp_group=groups[rank % 2], config=config)
     except ValueError as error:
         return str(error), 0.0
-    apart = model(**example()) - whole(**example())
-    return f"same: {same_weights(model, whole)}", float(apart.detach().abs())
+    apart = model(**example()) - unsharded(**example())
+    return f"same: {same_weights(model, unsharded)}", float(apart.detach().abs())
 
 
 def load(folder: str, tied: bool) -> list[bool]:
@@ -87,15 +87,15 @@ def load(folder: str, tied: bool) -> list[bool]:
     if rank == 0:
         build("llama", tied=tied).save_pretrained(folder)  # type: ignore[operator]
     dist.barrier()
-    whole = AutoModelForCausalLM.from_pretrained(folder)
-    model = whole
+    unsharded = AutoModelForCausalLM.from_pretrained(folder)
+    model = unsharded
     if rank > 0:
         with init_empty_weights() if rank == 1 else torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         model.tie_weights()  # Accelerate makes two tensors of one
-    expected = [whole.state_dict()[name].clone() for name in whole.state_dict()]
+    expected = [unsharded.state_dict()[name].clone() for name in unsharded.state_dict()]
     ids = tokens(0)
-    loss = whole(input_ids=ids, labels=ids).loss.detach()
+    loss = unsharded(input_ids=ids, labels=ids).loss.detach()
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     full = deepspeed_autotp.full_state_dict(model)
     apart = float((model(input_ids=ids, labels=ids).loss.detach() - loss).abs())
@@ -106,7 +106,7 @@ def load(folder: str, tied: bool) -> list[bool]:
 def other_state() -> list[bool]:
     """Buffers of rare types, some of which have values, a frozen weight, flags, and modes."""
     rank = dist.get_rank()
-    whole = model_with_buffers(0)
+    unsharded = model_with_buffers(0)
     with weights_on_rank0(dist.get_world_size()):
         model = model_with_buffers(0)
     if rank:
@@ -120,8 +120,8 @@ def other_state() -> list[bool]:
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     modes = [m.training for m in model.modules()]
     return [
-        same_weights(model, whole),
-        torch.equal(model.model.rotary_emb.inv_freq, whole.model.rotary_emb.inv_freq),
+        same_weights(model, unsharded),
+        torch.equal(model.model.rotary_emb.inv_freq, unsharded.model.rotary_emb.inv_freq),
         not frozen.requires_grad and model.get_parameter(PARAMETER) is frozen,
         vars(frozen)["is_marked"],
         model.training and not model.model.layers[0].training and modes.count(True) > 10,

@@ -14,8 +14,8 @@ from torch import nn
 
 import deepspeed_autotp
 from tests.support.engine_config import initialize
-from tests.support.handmade_model import PARTITION, build_handmade, example
-from tests.support.log_records import logged_warnings
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.log_records import LoggedMessages, logged_warnings
 from tests.support.model_snapshot import refusal
 from tests.support.small_models import build
 
@@ -52,7 +52,7 @@ def refused_plan(family: str, partition: dict[str, Any]) -> str:
     )
 
 
-def fail_in_trial(rank: int, place: str) -> str:
+def fail_in_self_check(rank: int, place: str) -> str:
     """One rank raises in the self-check: in the unsharded model, or between two collectives of the
     sharded one, forward or backward."""
     from deepspeed_autotp.layers.linear import RowLinear
@@ -62,7 +62,7 @@ def fail_in_trial(rank: int, place: str) -> str:
     fails = dist.get_rank() == rank
 
     def forward(module: nn.Module, args: Any) -> None:
-        if fails and (place == "whole" or isinstance(module, RowLinear)):
+        if fails and (place == "unsharded" or isinstance(module, RowLinear)):
             raise RuntimeError("out of luck")
 
     def backward(module: nn.Module, gradients: Any) -> None:
@@ -278,11 +278,7 @@ def vanishing_gradient() -> bool:
 
 def messages_of(kind: str) -> list[str]:
     """What is logged for a model of which only the inputs of the self-check are wrong."""
-    handler = _Collect()
-    logger = logging.getLogger("deepspeed_autotp")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
+    with LoggedMessages(logging.INFO, form="%(levelname)s: %(message)s") as texts:
         if kind == "unknown inputs":
             section = {"autotp_size": 2, "partition_config": PARTITION}
             initialize(build_handmade(), section)
@@ -297,29 +293,15 @@ def messages_of(kind: str) -> list[str]:
             model = build("llama", tied=False)
             model.register_forward_pre_hook(_refuse_all)
             initialize(model, {"autotp_size": 2})
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-    return handler.lines
+    return texts
 
 
 def _refuse_all(module: nn.Module, args: Any) -> None:
     raise ValueError("pixel_values are missing")
 
 
-class _Collect(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.levelname}: {record.getMessage()}")
-
-
 def handmade_curves() -> tuple[list[float], list[float]]:
     """Losses through parallelize with example inputs, and of one process."""
-    from tests.support.handmade_model import single_curve
-
     expected = single_curve(build_handmade(), rate=0.5)
     model = build_handmade()
     deepspeed_autotp.parallelize(

@@ -12,14 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from deepspeed_autotp.vocab_parallel.logits import Logits, spread
 from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
-from tests.support.logits_and_labels import ROWS, SIZE, flat, identity, labels
+from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
 from tests.support.peak_memory import PeakMemory
 from tests.support.recorded_collectives import recorded_collectives
 from tests.support.recorded_soft_caps import recorded_soft_caps
 
 CAP = 1.5
 TENSOR = torch.tensor(CAP)
-Use = Callable[[Tensor, Tensor], Tensor]
 
 
 def weight(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -181,19 +180,8 @@ def compare(name: str) -> dict[str, tuple[float, float, bool]]:
     dtype = {"float64": torch.float64, "float32": torch.float32}[name]
     found = {}
     for case, (use, expected_caps) in USES.items():
-        whole = weight(dtype).requires_grad_()
-        expected = use(whole * 1, labels())
-        expected.backward()
-        assert whole.grad is not None
-        parts = parts_of(even_widths(SIZE))
-        part = own_columns(whole, parts)
-        with recorded_soft_caps() as seen:
-            got = use(spread(part * 1, parts, world_group()), labels())
-            got.backward()
-        assert part.grad is not None and type(part.grad) is Tensor
-        apart = (part.grad - own_columns(whole.grad, parts, leaf=False)).abs().max()
-        value = abs(float(got.detach() - expected.detach()))
-        found[case] = (value, float(apart), seen == expected_caps)
+        value, gradient, caps = against_full(use, weight(dtype), recorded_soft_caps())
+        found[case] = (value, gradient, caps == expected_caps)
     return found
 
 
@@ -261,40 +249,40 @@ def _read_after(use: Later) -> str:
 
 def _later_uses() -> tuple[Later, ...]:
     """From logits to a loss, what is read after its backward, and what that is."""
-    whole = weight()
+    full = weight()
 
     def only(x: Tensor) -> Any:
         z = capped(x)
-        return flat(z, labels()), lambda: z.detach(), capped(whole)
+        return flat(z, labels()), lambda: z.detach(), capped(full)
 
     def seen(x: Tensor) -> Any:
         z = capped(x)
         loss = flat(z, labels())
         z.max()
-        return loss, lambda: z.detach(), capped(whole)
+        return loss, lambda: z.detach(), capped(full)
 
     def below(x: Tensor) -> Any:
         """The loss is formed from the logits below the cap."""
         z, half = capped(x), x / 2
-        return flat(x, labels()), lambda: z.detach() + half.detach(), capped(whole) + whole / 2
+        return flat(x, labels()), lambda: z.detach() + half.detach(), capped(full) + full / 2
 
     def quotient(x: Tensor) -> Any:
         z = x / CAP
-        return flat(torch.tanh(z) * CAP, labels()), lambda: z.detach(), whole / CAP
+        return flat(torch.tanh(z) * CAP, labels()), lambda: z.detach(), full / CAP
 
     def raw(x: Tensor) -> Any:
-        return flat(capped(x), labels()), lambda: x.detach(), whole
+        return flat(capped(x), labels()), lambda: x.detach(), full
 
     def copy(x: Tensor) -> Any:
         z = capped(x)
-        return flat(z.clone(), labels()), lambda: z.detach(), capped(whole)
+        return flat(z.clone(), labels()), lambda: z.detach(), capped(full)
 
     def twice(x: Tensor) -> Any:
         """The second loss is formed from numbers that were read."""
         z = capped(x)
         first = flat(z, labels())
         z.max()
-        return first + flat(z, labels()), lambda: z.detach() * 1, capped(whole)
+        return first + flat(z, labels()), lambda: z.detach() * 1, capped(full)
 
     return only, seen, below, quotient, raw, copy, twice
 

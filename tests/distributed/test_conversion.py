@@ -13,7 +13,7 @@ def test_what_was_switched_is_undone_without_a_trace(pool: Pool, lend: bool) -> 
 
 
 def test_swapped_in_weights_are_views_of_the_full_ones(pool: Pool) -> None:
-    for found in pool.run(conversion_ranks.lent, ranks=3):
+    for found in pool.run(conversion_ranks.swapped_in, ranks=3):
         assert len(found) == 12 and all(found.values()), found
 
 

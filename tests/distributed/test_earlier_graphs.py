@@ -34,9 +34,9 @@ def build_rwkv() -> Any:
 
 def train_rwkv() -> tuple[float, int, int]:
     """The worst loss difference, and how many elements this rank and one process hold."""
-    whole, model = build_rwkv(), build_rwkv()
-    size = sum(p.numel() for p in whole.parameters())
-    expected = single_losses(whole, clip=0.0)
+    unsharded, model = build_rwkv(), build_rwkv()
+    size = sum(p.numel() for p in unsharded.parameters())
+    expected = single_losses(unsharded, clip=0.0)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(p.numel() for p in model.parameters())
     return worst_difference(single_losses(model, clip=0.0), expected), own, size

@@ -22,29 +22,29 @@ from tests.support.worker_pool import Pool
 def test_the_layers_of_a_wrong_block_are_sharded_individually(
     pool: Pool, kind: str, block: str, words: str
 ) -> None:
-    first, *others = pool.run(fallback_ranks.train_left, kind)
-    for left in (first, *others):
-        assert left.apart < 1e-5
-        within = {name for name in left.layers if covers([block], f"{name}.")}
+    first, *others = pool.run(fallback_ranks.train_with_fallback, kind)
+    for outcome in (first, *others):
+        assert outcome.apart < 1e-5
+        within = {name for name in outcome.layers if covers([block], f"{name}.")}
         assert within != set()
-        assert within | {"lm_head"} == left.alone
+        assert within | {"lm_head"} == outcome.individual
     assert len(first.warnings) == 1
     assert first.warnings[0].startswith(f"{block} is cut layer by layer, each ")
     assert words in first.warnings[0]
-    assert all(left.warnings == [] for left in others)
+    assert all(outcome.warnings == [] for outcome in others)
 
 
 def test_a_wrong_block_without_layers_falls_back_to_replicated_with_a_warning(pool: Pool) -> None:
-    first, *others = pool.run(fallback_ranks.train_left, "experts")
-    for left in (first, *others):
-        assert left.apart < 1e-5
-        assert [name for name in left.layers if "mlp" in name] == []
-        assert [name for name in left.layers if "self_attn" in name] != []
+    first, *others = pool.run(fallback_ranks.train_with_fallback, "experts")
+    for outcome in (first, *others):
+        assert outcome.apart < 1e-5
+        assert [name for name in outcome.layers if "mlp" in name] == []
+        assert [name for name in outcome.layers if "self_attn" in name] != []
     block, little = first.warnings
     assert block.startswith("model.layers.*.mlp stays whole on every rank: ")
     assert little.startswith("MixtralForCausalLM: a rank holds 0.9")
     assert "model.layers.*.mlp.experts.gate_up_proj (0.5" in little
-    assert all(left.warnings == [] for left in others)
+    assert all(outcome.warnings == [] for outcome in others)
 
 
 def test_a_model_of_which_nothing_can_be_sharded_is_refused_unchanged(pool: Pool) -> None:

@@ -21,11 +21,11 @@ def test_every_layer_equals_one_process(pool: Pool, ranks: int) -> None:
 
 @pytest.mark.parametrize("kind", ["column", "row", "embedding"])
 def test_a_subclass_that_reads_its_weight_itself_is_named(pool: Pool, kind: str) -> None:
-    for in_trial, when_run in pool.run(layers_ranks.alone, kind):
-        name = "AloneEmbedding" if kind == "embedding" else "Alone"
-        assert in_trial.startswith("ValueError: ")
+    for in_self_check, when_run in pool.run(layers_ranks.own_forward, kind):
+        name = "OwnForwardEmbedding" if kind == "embedding" else "OwnForward"
+        assert in_self_check.startswith("ValueError: ")
         assert when_run.startswith("RuntimeError: ")
-        for text in (in_trial, when_run):
+        for text in (in_self_check, when_run):
             assert f"{name}.forward does not call super().forward" in text
             assert "partition_type 'skip'" in text
 
@@ -71,9 +71,9 @@ def test_the_gradient_of_a_sharded_vocabulary_has_no_second_derivative(pool: Poo
 
 @pytest.mark.parametrize("name", ["pair with biases", "gpt-2's linear"])
 def test_autocast_gives_the_types_of_one_process(pool: Pool, name: str) -> None:
-    for whole, sharded, apart in pool.run(layers_ranks.dtypes, name):
-        assert sharded == whole
-        assert whole[0] is torch.bfloat16
+    for unsharded, sharded, apart in pool.run(layers_ranks.dtypes, name):
+        assert sharded == unsharded
+        assert unsharded[0] is torch.bfloat16
         assert apart < 2e-2
 
 

@@ -9,7 +9,7 @@ from tests.support.worker_pool import Pool
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_what_works_on_each_column_is_done_on_the_shards(pool: Pool, ranks: int) -> None:
-    for found in pool.run(logits_ranks.compare, "parts", ranks=ranks):
+    for found in pool.run(logits_ranks.compare, "shards", ranks=ranks):
         assert {name: x for name, x in found.items() if max(x[:2]) > 1e-12 or x[2]} == {}
 
 
@@ -17,7 +17,7 @@ def test_what_works_on_each_column_is_done_on_the_shards(pool: Pool, ranks: int)
 def test_whatever_else_is_done_has_the_values_and_gradients_of_the_full_logits(
     pool: Pool, ranks: int
 ) -> None:
-    for found in pool.run(logits_ranks.compare, "whole", ranks=ranks):
+    for found in pool.run(logits_ranks.compare, "full", ranks=ranks):
         assert {name: x for name, x in found.items() if max(x[:2]) > 1e-12 or not x[2]} == {}
 
 

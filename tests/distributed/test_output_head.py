@@ -22,7 +22,7 @@ def right(found: dict[str, Any]) -> bool:
 def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
     pool: Pool, family: str, tied: bool, ranks: int
 ) -> None:
-    for found in pool.run(output_head_ranks.against_whole, family, tied, {}, ranks=ranks):
+    for found in pool.run(output_head_ranks.against_one_process, family, tied, {}, ranks=ranks):
         assert right(found) and found["kind"] and found["gathers"] and found["caps"], found
 
 
@@ -41,7 +41,7 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
 def test_the_options_of_the_loss_mean_what_they_mean_in_one_process(
     pool: Pool, more: dict[str, Any]
 ) -> None:
-    for found in pool.run(output_head_ranks.against_whole, "llama", False, more):
+    for found in pool.run(output_head_ranks.against_one_process, "llama", False, more):
         assert right(found) and found["gathers"], found
 
 
@@ -52,7 +52,7 @@ def test_labels_may_be_positional_and_outputs_a_tuple(pool: Pool) -> None:
 
 @pytest.mark.parametrize("wanted", [None, True, False])
 def test_logits_are_plain_in_evaluation_and_without_labels(pool: Pool, wanted: bool | None) -> None:
-    for found in pool.run(output_head_ranks.whole_logits, wanted):
+    for found in pool.run(output_head_ranks.full_logits, wanted):
         assert [name for name, value in found.items() if not value] == []
 
 

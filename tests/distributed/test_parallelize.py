@@ -43,21 +43,21 @@ def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
     ids=["greedy", "static cache", "beams", "no cache", "sampled"],
 )
 def test_generation_gives_the_tokens_of_one_process(pool: Pool, how: dict[str, Any]) -> None:
-    for whole, sharded in pool.run(parallelize_ranks.generate_with, how):
-        assert sharded == whole
-        assert len(whole) == 4 and len(whole[0]) == 15
+    for unsharded, sharded in pool.run(parallelize_ranks.generate_with, how):
+        assert sharded == unsharded
+        assert len(unsharded) == 4 and len(unsharded[0]) == 15
 
 
 def test_hooks_from_before_fire_as_in_one_process(pool: Pool) -> None:
-    for whole, sharded, apart in pool.run(parallelize_ranks.hooks):
-        assert sharded == whole and len(whole) == 12
+    for unsharded, sharded, apart in pool.run(parallelize_ranks.hooks):
+        assert sharded == unsharded and len(unsharded) == 12
         assert apart < EXACT
 
 
 def test_weights_of_one_rank_go_out_and_come_in(pool: Pool) -> None:
     for found in pool.run(parallelize_ranks.states):
         assert found["keys"] and found["loaded"] and found["saved"]
-        assert "size mismatch for model.embed_tokens.weight" in str(found["whole"])
+        assert "size mismatch for model.embed_tokens.weight" in str(found["full"])
         for how in ("pickle", "save"):
             assert str(found[how]).startswith("TypeError: a sharded model holds a process group")
             assert "full_state_dict" in str(found[how])
@@ -86,8 +86,8 @@ def test_ranks_of_one_tp_group_with_other_batches_are_told(pool: Pool, engine: b
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None:
-    for whole, sharded in pool.run(parallelize_ranks.handmade_curve, given):
-        assert sharded == pytest.approx(whole, rel=1e-5)
+    for unsharded, sharded in pool.run(parallelize_ranks.handmade_curve, given):
+        assert sharded == pytest.approx(unsharded, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_model_is_sharded_on_its_way_to_a_device(pool: Pool, name: str) -> Non
 
 
 def test_groups_have_the_timeout_that_the_user_gave(pool: Pool) -> None:
-    assert pool.run(parallelize_ranks.time_limits, timeout=50.0) == [[80.0] * 3] * 2
+    assert pool.run(parallelize_ranks.timeouts, timeout=50.0) == [[80.0] * 3] * 2
 
 
 @pytest.mark.parametrize("what", [None, "llama", 3])
@@ -140,7 +140,7 @@ def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
         assert "expected a torch.nn.Module" in text
 
 
-@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
+@pytest.mark.parametrize("sequence", [False, True], ids=["tokens full", "tokens sharded"])
 @pytest.mark.parametrize("rules", [False, True], ids=["plan", "rules"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_adapters_train_as_in_one_process(
@@ -161,7 +161,7 @@ def test_adapters_train_as_in_one_process(
 def test_every_copy_of_a_layer_and_its_factors_are_sharded_alike(
     pool: Pool, family: str, wrapped: list[str], saved: list[str], ranks: int
 ) -> None:
-    for found in pool.run(parallelize_ranks.adapted_cuts, family, wrapped, saved, ranks=ranks):
+    for found in pool.run(parallelize_ranks.sharded_alike, family, wrapped, saved, ranks=ranks):
         assert [name for name, same in found.items() if not same] == []
         assert any("lora_B" in name for name in found)
 

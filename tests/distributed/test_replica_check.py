@@ -62,7 +62,7 @@ def test_ranks_with_the_same_weights_say_nothing(pool: Pool) -> None:
 
 
 def test_ranks_have_the_same_rng_state_afterwards(pool: Pool) -> None:
-    (before, first), (other, second) = pool.run(replica_check_ranks.random_numbers)
+    (before, first), (other, second) = pool.run(replica_check_ranks.rng_states)
     assert before != other and first == second
 
 

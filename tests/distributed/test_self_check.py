@@ -94,9 +94,9 @@ def test_tensors_of_an_output_are_found_in_any_usual_form() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("place", ["whole", "forward", "backward"])
+@pytest.mark.parametrize("place", ["unsharded", "forward", "backward"])
 def test_a_rank_that_fails_in_the_self_check_fails_all(pool: Pool, rank: int, place: str) -> None:
-    text = same_error(pool.run(self_check_ranks.fail_in_trial, rank, place))
+    text = same_error(pool.run(self_check_ranks.fail_in_self_check, rank, place))
     assert f"on rank {rank} of 2: " in text and "out of luck" in text
     if place == "forward":
         assert "model.layers.1.mlp.down_proj failed" in text

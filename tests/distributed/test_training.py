@@ -41,7 +41,7 @@ def test_frozen_weights_stay_and_train_right_once_thawed(pool: Pool, ranks: int)
         assert large_differences(frozen) == {} and large_differences(thawed) == {}
 
 
-@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
+@pytest.mark.parametrize("sequence", [False, True], ids=["tokens full", "tokens sharded"])
 def test_autocast_stays_near_one_process(pool: Pool, sequence: bool) -> None:
     for within, before in pool.run(training_ranks.compare_autocast, sequence):
         assert within < 2e-3 and before < 2e-3

@@ -19,14 +19,14 @@ from tests.support.worker_pool import Pool
 def test_shards_are_scattered_and_gathered_bit_by_bit(
     pool: Pool, ranks: int, here: bool, chunk: int, small: int
 ) -> None:
-    steps = pool.run(jobs.there_and_back, 13, chunk, small, here, ranks=ranks)
+    steps = pool.run(jobs.scatter_and_gather, 13, chunk, small, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
     assert steps[0] >= 3 * len(jobs.DTYPES), "three ways for each type"
     assert (steps[0] > 3 * len(jobs.DTYPES)) == (chunk == 7)
 
 
 def test_shards_that_are_not_contiguous_are_scattered_as_they_read(pool: Pool) -> None:
-    assert pool.run(jobs.a_transposed_part) == [True, True]
+    assert pool.run(jobs.a_transposed_shard) == [True, True]
 
 
 def test_a_shard_of_another_size_is_named_and_ends_the_others(pool: Pool) -> None:

@@ -31,12 +31,12 @@ def compare(
     prepare: Callable[[nn.Module], None] = lambda model: None,
 ) -> dict[str, float]:
     """Train both, unsharded and sharded over all ranks."""
-    whole, sharded = make(**changes), make(**changes)
-    prepare(whole)
+    unsharded, sharded = make(**changes), make(**changes)
+    prepare(unsharded)
     prepare(sharded)
     deepspeed_autotp.parallelize(sharded, tp_size=dist.get_world_size())
-    expected = train_unsharded(whole, accumulate=accumulate)
-    return apart(whole, sharded, (expected, train_sharded(sharded, accumulate=accumulate)))
+    expected = train_unsharded(unsharded, accumulate=accumulate)
+    return apart(unsharded, sharded, (expected, train_sharded(sharded, accumulate=accumulate)))
 
 
 def compare_shape(name: str) -> tuple[dict[str, float], bool]:
@@ -70,19 +70,23 @@ def freeze(model: nn.Module, frozen: bool) -> None:
 
 def compare_frozen() -> tuple[bool, dict[str, float], dict[str, float]]:
     """Whether what is frozen stays as it is, and the distances before and after it thaws."""
-    whole, sharded = make(num_key_value_heads=1), make(num_key_value_heads=1)
-    freeze(whole, True)
+    unsharded, sharded = make(num_key_value_heads=1), make(num_key_value_heads=1)
+    freeze(unsharded, True)
     freeze(sharded, True)
     deepspeed_autotp.parallelize(sharded, tp_size=dist.get_world_size())
     flags = [p.requires_grad for p in sharded.parameters()]
-    assert flags == [p.requires_grad for p in whole.parameters()] and flags.count(False) == 5
+    assert flags == [p.requires_grad for p in unsharded.parameters()] and flags.count(False) == 5
     before = {n: p.detach().clone() for n, p in sharded.named_parameters() if not p.requires_grad}
-    frozen = apart(whole, sharded, (train_unsharded(whole), train_sharded(sharded)))
+    frozen = apart(unsharded, sharded, (train_unsharded(unsharded), train_sharded(sharded)))
     kept = all(torch.equal(p, before[n]) for n, p in sharded.named_parameters() if n in before)
     kept = kept and all(p.grad is None for n, p in sharded.named_parameters() if n in before)
-    freeze(whole, False)
+    freeze(unsharded, False)
     freeze(sharded, False)
-    return kept, frozen, apart(whole, sharded, (train_unsharded(whole), train_sharded(sharded)))
+    return (
+        kept,
+        frozen,
+        apart(unsharded, sharded, (train_unsharded(unsharded), train_sharded(sharded))),
+    )
 
 
 def compare_autocast(sequence: bool) -> tuple[float, float]:
@@ -106,7 +110,7 @@ def compare_autocast(sequence: bool) -> tuple[float, float]:
 def compare_with_data_parallel() -> dict[str, float]:
     """TP 2 x DP 2 over one mesh: each data-parallel replica has its half of the rows."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    whole, sharded = make(num_key_value_heads=1), make(num_key_value_heads=1)
+    unsharded, sharded = make(num_key_value_heads=1), make(num_key_value_heads=1)
     deepspeed_autotp.parallelize(sharded, mesh=mesh)
     assert deepspeed_autotp.tensor_parallel(sharded).group.global_ranks == tuple(
         dist.get_process_group_ranks(mesh["tp"].get_group())
@@ -124,7 +128,7 @@ def compare_with_data_parallel() -> dict[str, float]:
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         losses.append(float(mean) / dist.get_world_size())
-    found = apart(whole, model, (train_unsharded(whole), (losses, norms)))
+    found = apart(unsharded, model, (train_unsharded(unsharded), (losses, norms)))
     states: list[Any] = [None] * 4
     dist.all_gather_object(states, list(deepspeed_autotp.full_state_dict(model).values()))
     found["replicas"] = max(

@@ -48,7 +48,7 @@ class Elsewhere(transport.PointToPoint):
         return lanes
 
 
-def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
+def scatter_and_gather(unit: int, chunk: int, small: int, here: bool) -> int:
     """Shards scattered and gathered again, checked bit by bit; how often a step was announced."""
     group, steps = world_group(), 0
     group.share_memory()
@@ -75,7 +75,7 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
     return steps
 
 
-def a_transposed_part() -> bool:
+def a_transposed_shard() -> bool:
     """The shards on rank 0 need not be contiguous."""
     group = world_group()
     full = torch.arange(12.0).view(3, 4).t()

@@ -6,7 +6,7 @@ torch's dispatcher is told to use the implementation for CUDA.
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 from tests.support.cross_entropy_kernels import batch, exact
 from tests.support.emulated_cuda import ORDERS, Library
 from tests.support.packing_examples import CUTS
+from tests.support.raised_error import raised_error
 from tests.support.random_bits import random_bits
 
 Cut = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
@@ -47,12 +48,8 @@ def on_gpu(name: str, *args: object) -> object:
     return _OVERLOADS[name].redispatch(_CUDA, *args)
 
 
-def failure(name: str, *args: object) -> str:
-    try:
-        on_gpu(name, *args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+def failure(function: Callable[..., object], *args: object) -> str:
+    return raised_error(lambda: function(*args))
 
 
 def same(a: object, b: Tensor) -> bool:
@@ -154,19 +151,19 @@ def lookups() -> None:
 
 def refusals() -> None:
     full, columns = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    print(failure("pack", full, 3, 4, 1, [3, 2], [3, 2]))
-    print(failure("pack", full.t(), 4, 3, 1, [0, 1], [4, 1]))
-    print(failure("pack_many", [full], [3, 4, 1, 2, 2, 0, 1, 3]))
-    print(failure("compact_", full, 3, 4, 1, [2, 1, 0, 1], [3, 2]))
-    print(failure("unpack_", full, full[:, :1].clone().double(), 3, 4, 1, [0, 1]))
-    print(failure("vocab_statistics", full, columns[:2], 0.0))
-    print(failure("vocab_statistics", full, columns.int(), 0.0))
-    print(failure("vocab_statistics", full.double(), columns, 0.0))
-    print(failure("vocab_statistics", full, columns, -1.0))
-    print(failure("vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
-    print(failure("lookup", full, columns.short(), 0, 9, -1))
-    print(failure("lookup", full.t(), columns, 0, 9, -1))
-    print(failure("lookup", full, columns, 7, 9, -1))
+    print(failure(on_gpu, "pack", full, 3, 4, 1, [3, 2], [3, 2]))
+    print(failure(on_gpu, "pack", full.t(), 4, 3, 1, [0, 1], [4, 1]))
+    print(failure(on_gpu, "pack_many", [full], [3, 4, 1, 2, 2, 0, 1, 3]))
+    print(failure(on_gpu, "compact_", full, 3, 4, 1, [2, 1, 0, 1], [3, 2]))
+    print(failure(on_gpu, "unpack_", full, full[:, :1].clone().double(), 3, 4, 1, [0, 1]))
+    print(failure(on_gpu, "vocab_statistics", full, columns[:2], 0.0))
+    print(failure(on_gpu, "vocab_statistics", full, columns.int(), 0.0))
+    print(failure(on_gpu, "vocab_statistics", full.double(), columns, 0.0))
+    print(failure(on_gpu, "vocab_statistics", full, columns, -1.0))
+    print(failure(on_gpu, "vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
+    print(failure(on_gpu, "lookup", full, columns.short(), 0, 9, -1))
+    print(failure(on_gpu, "lookup", full.t(), columns, 0, 9, -1))
+    print(failure(on_gpu, "lookup", full, columns, 7, 9, -1))
 
 
 def results_and_refusals() -> None:
@@ -180,9 +177,9 @@ def results_and_refusals() -> None:
 def errors() -> None:
     """Every launch fails."""
     full = torch.zeros(3, 4)
-    print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
-    print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
-    print(failure("lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
+    print(failure(on_gpu, "pack", full, 3, 4, 1, [0, 1], [3, 1]))
+    print(failure(on_gpu, "vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
+    print(failure(on_gpu, "lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
     print(operators.obstacle(0))
     print(operators.obstacle(9))
 
@@ -204,17 +201,8 @@ def through_nccl() -> None:
     got = torch.zeros(1000)
     _OPS.nccl_exchange(number, "scatter", [], [], [got], [0])
     print("whole" if same(got, want) else "changed", flush=True)
-    print(nccl_failure("nccl_exchange", number, "scatter", [made], [0], [], []), flush=True)
-    print(nccl_failure("nccl_make", "", made, 0, 1, 9, 20.0)[:13], flush=True)
+    print(failure(_OPS.nccl_exchange, number, "scatter", [made], [0], [], []), flush=True)
+    print(failure(_OPS.nccl_make, "", made, 0, 1, 9, 20.0)[:13], flush=True)
     os.environ["EMULATED_ERROR"] = "209"
-    print(nccl_failure("nccl_exchange", number, "gather", [got], [0], [], []), flush=True)
+    print(failure(_OPS.nccl_exchange, number, "gather", [got], [0], [], []), flush=True)
     os._exit(0)
-
-
-def nccl_failure(name: str, *args: object) -> str:
-    overloads = {"nccl_make": _OPS.nccl_make, "nccl_exchange": _OPS.nccl_exchange}
-    try:
-        overloads[name](*args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"

@@ -152,16 +152,16 @@ def _carried(group: TPGroup) -> tuple[str, list[str]]:
     return type(parts).__name__, said
 
 
-def whole_way(folder: str) -> tuple[list[bool], list[str]]:
+def scatter_save_and_gather(folder: str) -> tuple[list[bool], list[str]]:
     """A model of rank 0 is scattered, saved by it and gathered by all."""
-    whole = build("llama", tied=False)
+    unsharded = build("llama", tied=False)
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     first = first_rank_state_dict(model, frozen=True)
     assert (first is None) == (dist.get_rank() > 0)
-    state = whole.state_dict()
-    same = [same_weights(model, whole)]
+    state = unsharded.state_dict()
+    same = [same_weights(model, unsharded)]
     if first is not None:
         same += [torch.equal(first[name], weight) for name, weight in state.items()]
     dist.barrier()

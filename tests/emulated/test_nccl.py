@@ -134,8 +134,10 @@ def test_a_model_goes_out_and_comes_back_through_it(
     pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, ranks: int
 ) -> None:
     expected = sorted([f"closed-{rank}" for rank in range(ranks)] * 3)
-    for same, closed in pool.run(jobs.whole_way, str(tmp_path), ranks=ranks, env=stand_in):
-        assert all(same) and closed == expected, "handed out, collected by all, by the first"
+    for same, closed in pool.run(
+        jobs.scatter_save_and_gather, str(tmp_path), ranks=ranks, env=stand_in
+    ):
+        assert all(same) and closed == expected, "scattered, gathered by all, by rank 0"
 
 
 def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: float) -> list[Any]:

@@ -163,12 +163,10 @@ def train(name: str) -> Trained:
     layers = deepspeed_autotp.tensor_parallel(model).plan.layers
     losses = single_losses(model, clip=0.0)
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     return Trained(
         apart=worst_difference(losses, expected),
-        weights=max(
-            float((whole[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()
-        ),
+        weights=max(float((full[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()),
         share=_size(model) / _size(alone),
         kinds=frozenset(layer.kind for layer in layers),
         left=[text for text in texts if not text.startswith("rule ")],

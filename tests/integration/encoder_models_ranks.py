@@ -26,7 +26,7 @@ class Trained:
     weights: float
     share: float
     shares: Mapping[str, float]
-    whole: frozenset[str]
+    replicated: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -106,19 +106,15 @@ def compare(
     own, expected = losses
     assert abs(expected[-1] - expected[0]) > 1e-2  # or nothing was trained
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     entries = deepspeed_autotp.tensor_parallel(model).plan.entries
     return Trained(
         apart=worst_difference(own, expected),
-        weights=max(
-            float((whole[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()
-        ),
+        weights=max(float((full[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()),
         share=_size(model) / _size(alone),
         shares={part: _size(model, part) / _size(alone, part) for part in parts},
-        whole=frozenset(
-            starred(entry.name)
-            for entry in entries
-            if entry.dim < 0 and whole[entry.name].dim() > 1
+        replicated=frozenset(
+            starred(entry.name) for entry in entries if entry.dim < 0 and full[entry.name].dim() > 1
         ),
         warnings=tuple(texts),
     )

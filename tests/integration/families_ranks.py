@@ -135,9 +135,9 @@ def _compare(
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
     losses = _curve(model, loss)
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(whole[name], parameter.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(full[name], parameter.detach(), rtol=1e-4, atol=1e-5)
     entries = deepspeed_autotp.tensor_parallel(model).plan.entries
     return Outcome(
         apart=worst_difference(losses, expected),
@@ -223,7 +223,7 @@ class Odd(nn.Module):
         return F.linear(y, self.idle.weight).square().mean()
 
 
-def cut_alone() -> tuple[Outcome, dict[str, str]]:
+def individually_sharded() -> tuple[Outcome, dict[str, str]]:
     """With the kind of each weight of :class:`Odd`'s own."""
     models = []
 

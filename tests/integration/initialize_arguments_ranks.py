@@ -139,11 +139,11 @@ def straight_through(section: dict[str, Any] | None) -> tuple[bool, bool, float]
 
 def train_handmade() -> float:
     """Worst loss difference of a model of one's own through initialize."""
-    degree = dist.get_world_size()
+    tp_size = dist.get_world_size()
     expected = single_curve(build_handmade(), rate=RATE)
     model = build_handmade()
-    config = config_without_section(tp=degree)
-    config["tensor_parallel"] = {"autotp_size": degree, "partition_config": PARTITION}
+    config = config_without_section(tp=tp_size)
+    config["tensor_parallel"] = {"autotp_size": tp_size, "partition_config": PARTITION}
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
     losses = []
     for step in range(len(expected)):

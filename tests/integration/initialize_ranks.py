@@ -90,7 +90,7 @@ def train_form(form: str) -> float:
     return worst_difference(train_engine(engine, tp=2, steps=STEPS), expected)
 
 
-def cut_kinds(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+def kinds_of_shards(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     """Kind, rule and source by parameter, from a sharded engine."""
     model = build(family, tied=False)
     tp = section["autotp_size"]

@@ -74,8 +74,8 @@ def main() -> None:
     model = BertModel.from_pretrained(folder()).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder())
     batch = dict(tokenizer(list(SENTENCES), padding=True, return_tensors="pt"))
-    found = {degree: found_on(model, batch, int(degree)) for degree in sys.argv[1:]}
-    print(json.dumps({"alone": embed(model, batch).tolist(), "degrees": found}))
+    found = {tp_size: found_on(model, batch, int(tp_size)) for tp_size in sys.argv[1:]}
+    print(json.dumps({"alone": embed(model, batch).tolist(), "tp_sizes": found}))
 
 
 if __name__ == "__main__":

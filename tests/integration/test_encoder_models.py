@@ -57,8 +57,8 @@ def _check(trained: encoder_models_ranks.Trained) -> None:
     assert trained.weights < 1e-5
 
 
-def _tables(whole: frozenset[str]) -> set[str]:
-    return {n for n in whole if "position" in n or "token_type" in n}
+def _tables(replicated: frozenset[str]) -> set[str]:
+    return {n for n in replicated if "position" in n or "token_type" in n}
 
 
 @pytest.mark.parametrize("name", _TRANSLATORS)
@@ -67,7 +67,9 @@ def test_encoders_with_decoders_train_as_in_one_process(pool: Pool, name: str) -
         assert trained.warnings == ()
         assert trained.share < _TRANSLATORS[name]
         # Cross attention and what T5 adds for distances are sharded with all else.
-        assert trained.whole == {n for n in trained.whole if n.endswith("embed_positions.weight")}
+        assert trained.replicated == {
+            n for n in trained.replicated if n.endswith("embed_positions.weight")
+        }
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_heads_of_both_attentions_fall_to_more_ranks(
 
 @pytest.mark.parametrize("name", _ENCODERS)
 def test_encoders_with_a_head_train_as_in_one_process(pool: Pool, name: str) -> None:
-    share, whole = _ENCODERS[name]
+    share, replicated = _ENCODERS[name]
     for trained in _train(pool, name):
         assert trained.warnings == ()
         assert trained.share < share
-        assert trained.whole - _tables(trained.whole) == whole
+        assert trained.replicated - _tables(trained.replicated) == replicated
 
 
 def test_an_encoder_trains_on_four_ranks(pool: Pool) -> None:

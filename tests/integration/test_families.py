@@ -104,7 +104,7 @@ def test_a_guess_that_never_ran_is_not_followed(pool: Pool) -> None:
 
 
 def test_a_large_layer_of_no_pair_is_sharded_individually_where_it_can_be(pool: Pool) -> None:
-    for outcome, kinds in pool.run(families_ranks.cut_alone):
+    for outcome, kinds in pool.run(families_ranks.individually_sharded):
         assert outcome.apart < 1e-5
         assert outcome.warnings == ()
         assert {name: kind for name, kind in kinds.items() if kind != "replicated"} == {

@@ -8,8 +8,8 @@ import pytest
 from tests.integration.initialize_ranks import (
     LLAMA,
     PHI3,
-    cut_kinds,
     documented_example,
+    kinds_of_shards,
     local_config,
     train_form,
     train_section,
@@ -54,7 +54,7 @@ def test_rules_of_the_user_shard_the_model(
 
 def test_patterns_without_the_word_weight_decide_over_the_layers(pool: Pool) -> None:
     section = {"autotp_size": 2, "partition_config": LLAMA}
-    for kinds in pool.run(cut_kinds, "llama", section):
+    for kinds in pool.run(kinds_of_shards, "llama", section):
         column = ("column", "layer_specs[1]", "partition_config")
         assert kinds["model.layers.1.mlp.up_proj.weight"] == column
         assert kinds["model.layers.1.self_attn.o_proj.weight"][0] == "row"

@@ -47,7 +47,7 @@ def test_the_weights_are_trained(embedded: Any) -> None:
 @pytest.mark.parametrize("ranks", _SHARES)
 def test_embeddings_are_those_of_one_process(embedded: Any, ranks: int) -> None:
     alone = torch.tensor(embedded["alone"])
-    found = embedded["degrees"][str(ranks)]
+    found = embedded["tp_sizes"][str(ranks)]
     assert len(found) == ranks
     for own in found:
         torch.testing.assert_close(torch.tensor(own["embeddings"]), alone, rtol=0, atol=1e-5)

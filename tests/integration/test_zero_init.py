@@ -50,12 +50,12 @@ def train_partitioned(family: str, tied: bool, setting: Setting) -> dict[str, An
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=optimizer, config=engine_config(setting)
     )
-    whole = deepspeed_autotp.full_state_dict(engine)
+    full = deepspeed_autotp.full_state_dict(engine)
     return {
         "nothing of ZeRO is left": left == ordinary,
         "shapes": shapes,
         "identities": [id(p) for p in model.parameters()] == identities,
-        "weights": all(torch.equal(whole[name], weights[name]) for name in weights),
+        "weights": all(torch.equal(full[name], weights[name]) for name in weights),
         "losses": worst_difference(train_engine(engine, tp=setting.tp), expected) <= 1e-5,
     }
 

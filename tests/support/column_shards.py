@@ -27,7 +27,7 @@ def world_group() -> TPGroup:
     return TPGroup(handle)
 
 
-def own_columns(whole: torch.Tensor, parts: Parts, *, leaf: bool = True) -> torch.Tensor:
+def own_columns(full: torch.Tensor, parts: Parts, *, leaf: bool = True) -> torch.Tensor:
     """This rank's columns as a tensor of their own, which wants a gradient."""
     start, width = parts.runs[dist.get_rank()]
-    return whole.detach().narrow(-1, start, width).clone().requires_grad_(leaf)
+    return full.detach().narrow(-1, start, width).clone().requires_grad_(leaf)

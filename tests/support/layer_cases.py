@@ -235,9 +235,9 @@ def build(case: Case) -> nn.Module:
     return case.build().double()
 
 
-def shard(model: nn.Module, case: Case, *, trial: bool = False) -> nn.Module:
+def shard(model: nn.Module, case: Case, *, self_check: bool = False) -> nn.Module:
     """Over all ranks; as a rule without a self-check, which would find what is measured here."""
-    config: dict[str, Any] = {"self_check": trial, "tp_grain_size": case.grain}
+    config: dict[str, Any] = {"self_check": self_check, "tp_grain_size": case.grain}
     if case.rules:
         config["partition_config"] = {"layer_specs": list(case.rules), "use_default_specs": False}
     if case.styles:
@@ -246,7 +246,7 @@ def shard(model: nn.Module, case: Case, *, trial: bool = False) -> nn.Module:
         model,
         tp_size=dist.get_world_size(),
         config=config,
-        example_inputs={"x": case.inputs()} if trial else None,
+        example_inputs={"x": case.inputs()} if self_check else None,
     )
 
 
@@ -268,15 +268,15 @@ def distance(a: Tensor, b: Tensor) -> float:
 def distances(name: str) -> dict[str, float]:
     """Of the output, the gradient of the input, and that of every parameter."""
     case = CASES[name]
-    whole, sharded = build(case), shard(build(case), case)
+    unsharded, sharded = build(case), shard(build(case), case)
     x = case.inputs()
-    (y, dx), (ys, dxs) = run(whole, x), run(sharded, x)
+    (y, dx), (ys, dxs) = run(unsharded, x), run(sharded, x)
     found = {"output": distance(ys, y)}
     if dx is not None and dxs is not None:
         found["input"] = distance(dxs, dx)
     state = deepspeed_autotp.tensor_parallel(sharded)
     assert any(entry.dim >= 0 for entry in state.plan.entries)
-    for (key, parameter), own in zip(whole.named_parameters(), state.parameters, strict=True):
+    for (key, parameter), own in zip(unsharded.named_parameters(), state.parameters, strict=True):
         entry = state.entry(own)
         assert entry is not None and parameter.grad is not None and own.grad is not None
         assert entry.dim < 0 or own.shape != parameter.shape, f"{key} is not cut"

@@ -16,7 +16,7 @@ def weights_on_rank0(tp: int) -> Any:
     return torch.device("meta") if dist.get_rank() % tp else contextlib.nullcontext()
 
 
-def same_weights(model: nn.Module, whole: nn.Module) -> bool:
+def same_weights(model: nn.Module, unsharded: nn.Module) -> bool:
     full = deepspeed_autotp.full_state_dict(model)
-    state = whole.state_dict()
+    state = unsharded.state_dict()
     return full.keys() == state.keys() and all(torch.equal(full[n], t) for n, t in state.items())

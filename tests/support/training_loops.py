@@ -58,7 +58,7 @@ def train_sharded(model: nn.Module, **more: Any) -> tuple[list[float], list[floa
 
 
 def apart(
-    whole: nn.Module,
+    unsharded: nn.Module,
     sharded: nn.Module,
     curves: tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]],
 ) -> dict[str, float]:
@@ -69,7 +69,9 @@ def apart(
     return {
         "loss": max(abs(a - b) for a, b in zip(own_losses, losses, strict=True)),
         "norm": max(abs(a - b) for a, b in zip(own_norms, norms, strict=True)),
-        "weights": max(float((weights[n] - t).abs().max()) for n, t in whole.state_dict().items()),
+        "weights": max(
+            float((weights[n] - t).abs().max()) for n, t in unsharded.state_dict().items()
+        ),
     }
 
 

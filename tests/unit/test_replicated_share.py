@@ -9,14 +9,14 @@ from deepspeed_autotp.planning.replicated_share import little_cut
 from tests.support.core_llama import llama, preset
 
 
-def mostly_whole(*, ranks: int) -> Plan:
+def mostly_replicated(*, ranks: int) -> Plan:
     """Only the output head is sharded."""
     whole = ["model.embed_tokens", "model.layers.*"]
     return Plan(llama(tied=False), preset(), ranks=ranks, whole=whole)
 
 
 def test_the_largest_replicated_blocks_are_named() -> None:
-    remark = little_cut(mostly_whole(ranks=2))
+    remark = little_cut(mostly_replicated(ranks=2))
     assert remark is not None
     assert remark.startswith("a rank holds 0.9")
     named = re.findall(r"([\w.*]+) \(0\.\d\d\)", remark)
@@ -25,7 +25,7 @@ def test_the_largest_replicated_blocks_are_named() -> None:
 
 
 def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
-    plan = mostly_whole(ranks=2)
+    plan = mostly_replicated(ranks=2)
     remark = little_cut(plan)
     assert remark is not None
     written = re.search(r"\{.*?\}", remark)
@@ -38,4 +38,4 @@ def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
 
 def test_nothing_is_said_where_a_rank_gains_or_is_alone() -> None:
     assert little_cut(Plan(llama(), preset(), ranks=2)) is None
-    assert little_cut(mostly_whole(ranks=1)) is None
+    assert little_cut(mostly_replicated(ranks=1)) is None
