@@ -30,8 +30,8 @@ class Bad:
         return self.family, self.tied, self.styles, self.changes, self.specs
 
 
-def _spec(pattern: str, cut: str, **more: Any) -> dict[str, Any]:
-    return {"patterns": [pattern], "partition_type": cut, **more}
+def _spec(pattern: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {"patterns": [pattern], "partition_type": kind, **more}
 
 
 REFUSED = {

@@ -4,11 +4,13 @@
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "emulated" / "fake_nccl.c"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "tests" / "emulated" / "fake_nccl.c"
 
 
 def compiled(target: Path, *options: str) -> Path:
     command = ["cc", "-O2", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-I{ROOT / 'csrc'}"]
     command += [*options, str(SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -60,13 +60,13 @@ def test_a_weight_that_nobody_shares_has_no_shared_runs() -> None:
 
 def test_layers_point_at_their_entries() -> None:
     plan = Plan(llama(), preset(), ranks=2)
-    cut = [layer for layer in plan.layers if layer.kind in ("column", "row")]
-    assert len(cut) >= 7 * LAYERS
-    for layer in cut:
+    sharded = [layer for layer in plan.layers if layer.kind in ("column", "row")]
+    assert len(sharded) >= 7 * LAYERS
+    for layer in sharded:
         assert plan.entries[layer.weight].name == f"{layer.module}.weight"
         assert layer.bias == -1
         assert isinstance(layer.gather_output, bool) and isinstance(layer.split_input, bool)
-    assert repr(cut[0]).startswith("<Layer model.")
+    assert repr(sharded[0]).startswith("<Layer model.")
 
 
 def test_integers_become_local() -> None:
@@ -201,8 +201,10 @@ def test_layers_of_modules_that_are_named_are_sharded_individually() -> None:
 def test_modules_that_are_named_are_replicated() -> None:
     whole = ["model.layers.*.mlp", "model.layers.1"]
     plan = Plan(llama(), preset(), ranks=2, whole=whole)
-    cut = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
-    assert cut == {f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"}
+    sharded = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
+    assert sharded == {
+        f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"
+    }
     with pytest.raises(ValueError, match=r"whole\[0\]: no module is called 'mpl'"):
         Plan(llama(), preset(), ranks=2, whole=["mpl"])
     with pytest.raises(TypeError, match="whole: expected a list or tuple"):
