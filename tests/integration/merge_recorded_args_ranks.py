@@ -44,9 +44,9 @@ class Around(nn.Module):
 
 def records_of_models() -> dict[str, int | None]:
     """The TP size that initialize uses for models related to a recorded one."""
-    whole = {"patterns": [r".*(up|gate)_proj"], "partition_type": "column"}
+    columns = {"patterns": [r".*(up|gate)_proj"], "partition_type": "column"}
     down = {"patterns": [r".*down_proj"], "partition_type": "row"}
-    section = {"partition_config": {"layer_specs": [whole, down], "use_default_specs": False}}
+    section = {"partition_config": {"layer_specs": [columns, down], "use_default_specs": False}}
 
     def tp_size(recorded: nn.Module, model: nn.Module) -> int | None:
         deepspeed_autotp.reset()

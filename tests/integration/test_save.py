@@ -80,7 +80,7 @@ def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) ->
         "weights": equal(deepspeed_autotp.full_state_dict(engine), last),
         "full stays as it was taken": equal(full, copies),
         "training went on": not equal(full, last),
-        "only the first rank has it": (consolidated is None) == (dist.get_rank() != 0),
+        "only rank 0 has it": (consolidated is None) == (dist.get_rank() != 0),
     }
     if consolidated is not None:
         written = torch.load(Path(folder, "all.bin"), weights_only=True)
