@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 
 from tests.distributed import refusals_ranks
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
-def same(texts: list[str]) -> str:
-    """What all ranks raised."""
-    assert set(texts) == {texts[0]}
-    return texts[0]
-
-
-def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
+def test_a_snapshot_tells_a_sharded_model_from_an_unsharded_one(pool: Pool) -> None:
     assert pool.run(refusals_ranks.snapshot_of_success) == [True, True]
 
 
@@ -94,7 +89,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
 def test_a_wrong_section_is_refused_with_its_key_and_value(
     pool: Pool, section: dict[str, Any], more: dict[str, Any], words: list[str]
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_section, section, more))
+    text = same_error(pool.run(refusals_ranks.refused_section, section, more))
     assert text.startswith("ValueError: ")
     assert [word for word in words if word not in text] == []
     assert "on rank" not in text, "all ranks made the same mistake"
@@ -103,25 +98,27 @@ def test_a_wrong_section_is_refused_with_its_key_and_value(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sections_that_differ_between_ranks_are_listed(pool: Pool, rank: int) -> None:
     one = {"autotp_size": 2, "tp_grain_size": 8, "preset_model": "llama"}
-    text = same(pool.run(refusals_ranks.refused_on_rank, rank, one, {"autotp_size": 2}))
+    text = same_error(pool.run(refusals_ranks.refused_on_rank, rank, one, {"autotp_size": 2}))
     assert "the configuration differs between the ranks" in text
     grain = "tp_grain_size: 8 on rank 0, but 1 on rank 1"
     assert (grain if rank == 0 else "tp_grain_size: 1 on rank 0, but 8 on rank 1") in text
     assert "preset_model" in text
 
 
-def test_a_degree_on_one_rank_only_is_refused(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0}))
+def test_a_tp_size_on_one_rank_only_is_refused(pool: Pool) -> None:
+    text = same_error(
+        pool.run(refusals_ranks.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0})
+    )
     assert "autotp_size: 0 or 1 on rank 0, but 2 on rank 1" in text
 
 
 def test_a_misspelt_section_is_not_passed_over(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_spelling, "tensor_paralel"))
+    text = same_error(pool.run(refusals_ranks.refused_spelling, "tensor_paralel"))
     assert "'tensor_paralel' is no section; write 'tensor_parallel'" in text
 
 
-def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
-    text = same(
+def test_tp_sizes_that_differ_between_ranks_are_refused(pool: Pool) -> None:
+    text = same_error(
         pool.run(refusals_ranks.refused_on_rank, 3, {"autotp_size": 4}, {"autotp_size": 2}, ranks=4)
     )
     assert "autotp_size: 2 on ranks 0, 1, 2, but 4 on rank 3" in text
@@ -142,7 +139,7 @@ def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
 def test_a_configuration_that_cannot_be_read_is_refused(
     pool: Pool, form: str, words: list[str], rank: int | None
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_config, form, rank))
+    text = same_error(pool.run(refusals_ranks.refused_config, form, rank))
     assert [word for word in words if word not in text] == []
     assert ("on rank" in text) == (rank is not None)
     assert rank is None or f"on rank {rank} of 2: " in text
@@ -161,7 +158,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(
 def test_models_that_differ_between_ranks_are_refused(
     pool: Pool, kind: str, words: list[str]
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_pair, kind))
+    text = same_error(pool.run(refusals_ranks.refused_pair, kind))
     assert "the ranks made different plans" in text
     assert [word for word in words if word not in text] == []
 
@@ -177,13 +174,13 @@ def test_models_that_differ_between_ranks_are_refused(
     ],
 )
 def test_a_model_that_cannot_be_sharded_is_refused(pool: Pool, kind: str, words: list[str]) -> None:
-    text = same(pool.run(refusals_ranks.refused_model, kind))
+    text = same_error(pool.run(refusals_ranks.refused_model, kind))
     assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "text"])
 def test_what_is_no_model_is_refused(pool: Pool, kind: str) -> None:
-    text = same(pool.run(refusals_ranks.refused_what, kind))
+    text = same_error(pool.run(refusals_ranks.refused_what, kind))
     assert "initialize: model: got" in text and "expected a torch.nn.Module" in text
 
 
@@ -198,7 +195,7 @@ def test_a_sharded_model_is_refused_where_it_does_not_fit(pool: Pool) -> None:
 
 
 def test_an_optimizer_with_state_is_refused(pool: Pool) -> None:
-    assert "the optimizer holds state" in same(pool.run(refusals_ranks.refused_optimizer))
+    assert "the optimizer holds state" in same_error(pool.run(refusals_ranks.refused_optimizer))
 
 
 @pytest.mark.parametrize(
@@ -208,24 +205,26 @@ def test_an_optimizer_with_state_is_refused(pool: Pool) -> None:
 def test_groups_of_other_than_consecutive_ranks_are_refused(
     pool: Pool, where: str, words: str
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_group, where, ranks=4))
+    text = same_error(pool.run(refusals_ranks.refused_group, where, ranks=4))
     assert f"{words} has the ranks [0, 2]" in text and "here [0, 1]" in text
 
 
 def test_a_pipeline_module_is_refused(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_pipeline))
+    text = same_error(pool.run(refusals_ranks.refused_pipeline))
     assert "PipelineModule" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_a_rank_that_fails_in_planning_fails_all(pool: Pool, rank: int) -> None:
-    text = same(pool.run(refusals_ranks.fail_in_planning, rank, ranks=4))
+    text = same_error(pool.run(refusals_ranks.fail_in_planning, rank, ranks=4))
     assert f"on rank {rank} of 4: ZeroDivisionError" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -> None:
-    assert f"on rank {rank} of 2: KeyError" in same(pool.run(refusals_ranks.fail_to_switch, rank))
+    assert f"on rank {rank} of 2: KeyError" in same_error(
+        pool.run(refusals_ranks.fail_to_switch, rank)
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,5 +248,5 @@ def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -
     ],
 )
 def test_arguments_of_parallelize_are_checked(pool: Pool, kind: str, words: str) -> None:
-    text = same(pool.run(refusals_ranks.refused_call, kind))
+    text = same_error(pool.run(refusals_ranks.refused_call, kind))
     assert words in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks of one host sum and gather in memory that they share, with the results of sockets."""
+"""Ranks of one machine sum and gather in memory that they share, with the results of sockets."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_what_it_cannot_sum_goes_through_the_group(pool: Pool) -> None:
         assert transports == [GLOO, SHARED_MEMORY]
 
 
-def test_sums_are_taken_once_and_in_order_whenever_they_are_waited_for(pool: Pool) -> None:
+def test_sums_are_formed_once_and_in_order_whenever_they_are_waited_for(pool: Pool) -> None:
     for found in pool.run(jobs.irregular):
         assert found == {
             "late": [2.0, 2.0],

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels themselves, run on a host in several orders of their blocks and threads; and that a
-kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the numbers."""
+"""The kernels themselves, run on a CPU in several orders of their blocks and threads; and that a
+kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the values."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.cross_entropy_kernels import TYPES, EmulatedKernels, arguments, batch, exact
 from tests.support.emulated_cuda import (
     FEW,
     MANY,
@@ -21,7 +22,6 @@ from tests.support.emulated_cuda import (
     build_edited,
     death,
 )
-from tests.support.host_kernels import TYPES, HostKernels, arguments, batch, exact
 
 INVALID_VALUE, INVALID_CONFIGURATION = 1, 9
 
@@ -100,7 +100,7 @@ def check_rows(library: Library, dtype: torch.dtype = torch.float32) -> Tensor:
     """The statistics of some rows, which are those of float64."""
     logits, columns = batch(4099, dtype, offset=3)
     total, _, _ = exact(logits, columns, 0.0)
-    found = HostKernels(library).statistics(logits, columns)
+    found = EmulatedKernels(library).statistics(logits, columns)
     sums, rows = found[0].double() + found[1].double().log(), total.isfinite()
     assert (sums - total)[rows].abs().max() <= 1e-6 * total[rows].abs().max()
     return found
@@ -153,7 +153,7 @@ def test_a_list_takes_as_few_launches_as_it_fits_in(
 
 
 def test_rows_of_no_width_and_no_rows_are_no_errors(library: Library) -> None:
-    host, columns = HostKernels(library), torch.tensor([0, -1])
+    host, columns = EmulatedKernels(library), torch.tensor([0, -1])
     found = host.statistics(torch.empty(2, 0), columns)
     assert found.tolist() == [[-torch.inf] * 2, [0.0] * 2, [0.0] * 2]
     before = library.launches

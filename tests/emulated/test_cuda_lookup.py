@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel of a lookup, run on a host in several orders of its blocks and threads; and that a
+"""The kernel of a lookup, run on a CPU in several orders of its blocks and threads; and that a
 fault in it is noticed."""
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
-torch, and the CUDA library is its .cu files compiled for the host, under ASan and UBSan."""
+"""The operators for a GPU, run on a CPU: a stand-in for torch's GPU calls is loaded ahead of
+torch, and the CUDA library is its .cu files compiled for the CPU, under ASan and UBSan."""
 
 import os
 import subprocess
@@ -43,7 +43,11 @@ def preloaded(*ahead: Path) -> dict[str, str]:
 def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
     ahead, library = stand_ins
     done = subprocess.run(
-        [sys.executable, "-c", f"from tests import fake_gpu; fake_gpu.{what}()"],
+        [
+            sys.executable,
+            "-c",
+            f"from tests.emulated import cuda_operators_ranks as ranks; ranks.{what}()",
+        ],
         cwd=ROOT,
         env={
             **os.environ,
@@ -59,7 +63,7 @@ def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str
     return done.stdout.splitlines()
 
 
-def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
+def test_operators_give_what_the_cpu_gives_and_refuse_what_does_not_fit(
     stand_ins: tuple[Path, Path],
 ) -> None:
     expected = (
@@ -92,7 +96,7 @@ def test_a_byte_beyond_a_tensor_is_noticed(stand_ins: tuple[Path, Path]) -> None
         assert "heap-buffer-overflow" in said
 
 
-def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
+def test_a_launch_that_fails_is_an_error_with_cudas_message(stand_ins: tuple[Path, Path]) -> None:
     *said, refused = run(stand_ins, "errors", EMULATED_ERROR="209")
     assert refused.startswith("the device cannot be selected: ")
     assert said == [

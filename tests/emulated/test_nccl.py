@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
+"""Shards go from one rank to all and back through NCCL, here a stand-in for CPU memory."""
 
 import os
 import subprocess
@@ -102,7 +102,9 @@ print(find(sys.argv[1])[1])
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has loaded NCCL already")
-def test_one_that_is_loaded_goes_before_one_that_lies_there(library: Path, tmp_path: Path) -> None:
+def test_one_that_is_loaded_goes_before_one_that_is_installed(
+    library: Path, tmp_path: Path
+) -> None:
     loaded = compiled(tmp_path / "libloaded.so", "-Wl,-soname,libnccl.so.2")
     environment = {key: value for key, value in os.environ.items() if key != "AUTOTP_NCCL"}
     done = subprocess.run(
@@ -132,8 +134,10 @@ def test_a_model_goes_out_and_comes_back_through_it(
     pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, ranks: int
 ) -> None:
     expected = sorted([f"closed-{rank}" for rank in range(ranks)] * 3)
-    for same, closed in pool.run(jobs.whole_way, str(tmp_path), ranks=ranks, env=stand_in):
-        assert all(same) and closed == expected, "handed out, collected by all, by the first"
+    for same, closed in pool.run(
+        jobs.scatter_save_and_gather, str(tmp_path), ranks=ranks, env=stand_in
+    ):
+        assert all(same) and closed == expected, "scattered, gathered by all, by rank 0"
 
 
 def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: float) -> list[Any]:
@@ -149,7 +153,7 @@ def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: f
         ("late", 'NCCL says "remote error": the cable was pulled'),
     ],
 )
-def test_an_error_of_nccls_is_told_in_its_words(
+def test_an_error_of_nccl_is_in_the_message(
     pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, fault: str, words: str
 ) -> None:
     first, other = failed(pool, stand_in, fault, 0, 1.0)
@@ -201,7 +205,7 @@ def test_a_stream_that_hangs_is_an_error_on_both_sides(
         ("id", 0, "NCCL makes no id for a communicator: internal error. no network"),
     ],
 )
-def test_where_it_does_not_start_the_group_moves_the_parts(
+def test_where_it_does_not_start_the_group_moves_the_shards(
     pool: Pool, stand_in: Mapping[str, str], fault: str, rank: int, words: str
 ) -> None:
     env = {**stand_in, "FAKE_NCCL_FAULT": fault}

@@ -30,7 +30,7 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
         ops.nccl_exchange(number, "scatter", [], [], [], [])
 
 
-def test_memory_of_a_host_is_refused() -> None:
+def test_memory_of_the_cpu_is_refused() -> None:
     made = torch.zeros(128, dtype=torch.uint8)
     with pytest.raises(ValueError, match="tensors that lie on a GPU, not those of a host"):
         operators.loaded().nccl_make(nccl.find().path, made, 0, 1, -1, 60.0)

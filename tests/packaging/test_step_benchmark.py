@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of a training step counts what is sent, and takes it away and back."""
+"""The benchmark of a training step counts what is sent, and measures the step without it."""
 
 import json
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The .cu files compiled for the host, against tests/emulated/cuda_runtime, and called.
+"""The .cu files compiled for the CPU, against tests/emulated/cuda_runtime, and called.
 
 Imports no torch, so that a process which is to die of a call starts quickly.
 """
@@ -143,7 +143,7 @@ def _linked(objects: Sequence[Path], target: Path, sanitize: str) -> Path:
 
 
 def death(call: str, library: Path, **environment: str) -> str:
-    """What a process says that ends in a call of a library, with a page of memory at ``start``."""
+    """What a process prints that a call of a library ends, with a page of memory at ``start``."""
     script = f"""
 import ctypes
 from pathlib import Path

@@ -76,6 +76,8 @@ CORE_FILES = [p for p in C_FILES if CORE in p.parents]
 PY_FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
 STUBS = sorted(PACKAGE.rglob("*.pyi"))
+TESTS = ROOT / "tests"
+TEST_FILES = sorted(TESTS.rglob("*.py"))
 SOURCES = [*C_FILES, *PY_FILES, *STUBS, *(ROOT / "examples").glob("*.py")]
 
 
@@ -119,9 +121,10 @@ def torch_headers(text: str) -> list[str]:
     return [name for quoted, name in includes(text) if not quoted and TORCH.match(name)]
 
 
-def imported_rooms(source: str) -> list[str]:
-    """The rooms that a module of the package imports from."""
-    rooms = []
+def imported_names(source: str, package: str) -> list[list[str]]:
+    """What a module imports from a package, at any depth of the file: the dotted name below the
+    package, in parts."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -129,7 +132,13 @@ def imported_rooms(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         parts = [name.split(".") for name in names]
-        rooms += [part[1] for part in parts if part[0] == PACKAGE.name and len(part) > 1]
+        found += [part[1:] for part in parts if part[0] == package and len(part) > 1]
+    return found
+
+
+def imported_rooms(source: str) -> list[str]:
+    """The rooms that a module of the package imports from."""
+    rooms = [name[0] for name in imported_names(source, PACKAGE.name)]
     return [room for room in rooms if not room.startswith("_")]
 
 
@@ -138,6 +147,16 @@ def wrong_rooms(source: str, room: str) -> list[str]:
     own = LEVELS[room]
     return [
         other for other in imported_rooms(source) if other != room and LEVELS.get(other, own) >= own
+    ]
+
+
+def wrong_test_imports(source: str, folder: str, stem: str) -> list[str]:
+    """What a module of tests/ imports from tests/ beside support/ and, as test_x, its x_ranks."""
+    ranks = [folder, f"{stem.removeprefix('test_')}_ranks"] if stem.startswith("test_") else [""]
+    return [
+        ".".join(name)
+        for name in imported_names(source, TESTS.name)
+        if name[0] != "support" and name[: len(ranks)] != ranks
     ]
 
 
@@ -191,6 +210,16 @@ import deepspeed_autotp.api.pipeline
 """
     assert wrong_rooms(source, "state") == ["layers", "api"]
     assert wrong_rooms(source, "config") == ["interop", "layers", "api"]
+    source = """
+from tests.distributed import layers_ranks
+from tests.distributed.mappings_ranks import reduce
+from tests.support import layer_cases
+"""
+    assert wrong_test_imports(source, "distributed", "test_layers") == [
+        "distributed.mappings_ranks.reduce"
+    ]
+    assert len(wrong_test_imports(source, "distributed", "layers_ranks")) == 2
+    assert len(wrong_test_imports(source, "unit", "test_layers")) == 2
     source = """
 def f():
     import deepspeed.comm as dist
@@ -292,6 +321,21 @@ def test_interop_alone_guesses_attributes() -> None:
     others = [p for p in PY_FILES if INTEROP not in p.parents]
     breaches = {label(p): attribute_guesses(p.read_text()) for p in others}
     assert {path: lines for path, lines in breaches.items() if lines} == {}
+
+
+def test_tests_import_support_and_their_own_ranks_only() -> None:
+    for path in TEST_FILES:
+        wrong = wrong_test_imports(path.read_text(), path.parent.name, path.stem)
+        assert wrong == [], label(path)
+
+
+def test_every_module_of_tests_is_a_test_its_ranks_or_support() -> None:
+    for path in TEST_FILES:
+        if path.stem in {"__init__", "conftest"} or path.parent == TESTS / "support":
+            continue
+        stem = path.stem.removesuffix("_ranks")
+        assert path.stem.startswith("test_") or stem != path.stem, label(path)
+        assert stem == path.stem or path.with_name(f"test_{stem}.py").exists(), label(path)
 
 
 def test_no_source_file_is_long() -> None:

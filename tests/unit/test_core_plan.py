@@ -9,7 +9,7 @@ from deepspeed_autotp._core import Kind, Plan, Rules, Source, index_pattern
 from tests.support.core_llama import HEADS, LAYERS, llama, preset
 
 
-def test_a_plan_cuts_columns_and_rows() -> None:
+def test_a_plan_shards_columns_and_rows() -> None:
     plan = Plan(llama(), preset(), ranks=2)
     entries = {entry.name: entry for entry in plan.entries}
     up = entries["model.layers.1.mlp.up_proj.weight"]
@@ -60,13 +60,13 @@ def test_a_weight_that_nobody_shares_has_no_shared_runs() -> None:
 
 def test_layers_point_at_their_entries() -> None:
     plan = Plan(llama(), preset(), ranks=2)
-    cut = [layer for layer in plan.layers if layer.kind in ("column", "row")]
-    assert len(cut) >= 7 * LAYERS
-    for layer in cut:
+    sharded = [layer for layer in plan.layers if layer.kind in ("column", "row")]
+    assert len(sharded) >= 7 * LAYERS
+    for layer in sharded:
         assert plan.entries[layer.weight].name == f"{layer.module}.weight"
         assert layer.bias == -1
         assert isinstance(layer.gather_output, bool) and isinstance(layer.split_input, bool)
-    assert repr(cut[0]).startswith("<Layer model.")
+    assert repr(sharded[0]).startswith("<Layer model.")
 
 
 def test_integers_become_local() -> None:
@@ -84,7 +84,7 @@ def test_a_tied_weight_repeats_the_entry_of_the_first() -> None:
     assert [first.runs(rank) for rank in range(2)] == [last.runs(rank) for rank in range(2)]
 
 
-def test_a_whole_weight_is_one_view() -> None:
+def test_a_replicated_weight_is_one_view() -> None:
     plan = Plan(llama(tied=False), Rules(), ranks=2, defaults=False, families=False)
     for entry in plan.entries:
         assert (entry.kind, entry.dim, entry.rule) == ("replicated", -1, "")
@@ -143,7 +143,7 @@ def test_rules_added_later_leave_a_plan_alone() -> None:
     assert plan.entries[1].rule.startswith("preset llama")
 
 
-def test_notes_are_lines_for_the_user() -> None:
+def test_messages_are_lines_for_the_user() -> None:
     rules = preset()
     rules.add(["no_such_name"], {}, label="layer_specs[9]")
     notes = Plan(llama(), rules, ranks=2).notes
@@ -188,7 +188,7 @@ def test_a_plan_names_the_argument_that_is_wrong() -> None:
         Plan(model, rules, ranks=2, embedding_dim=2)
 
 
-def test_layers_of_modules_that_are_named_are_cut_apart() -> None:
+def test_layers_of_modules_that_are_named_are_sharded_individually() -> None:
     plan = Plan(llama(), preset(), ranks=2, individual=["model.layers.*.mlp"])
     layers = {layer.module: layer for layer in plan.layers}
     assert layers["model.layers.0.mlp.up_proj"].gather_output
@@ -198,11 +198,13 @@ def test_layers_of_modules_that_are_named_are_cut_apart() -> None:
         Plan(llama(), preset(), ranks=2, individual=["mpl"])
 
 
-def test_modules_that_are_named_stay_whole() -> None:
+def test_modules_that_are_named_are_replicated() -> None:
     replicated = ["model.layers.*.mlp", "model.layers.1"]
     plan = Plan(llama(), preset(), ranks=2, replicated=replicated)
-    cut = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
-    assert cut == {f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"}
+    sharded = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
+    assert sharded == {
+        f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"
+    }
     with pytest.raises(ValueError, match=r"replicated\[0\]: no module is called 'mpl'"):
         Plan(llama(), preset(), ranks=2, replicated=["mpl"])
     with pytest.raises(TypeError, match="replicated: expected a list or tuple"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`autotp doctor` says what is there and what would be used."""
+"""`autotp doctor` prints what is there and what would be used."""
 
 import re
 from pathlib import Path

@@ -327,7 +327,7 @@ def test_the_table_has_exactly_the_documented_presets() -> None:
     assert _core.preset_names() == PRESETS
 
 
-def test_a_fused_query_key_value_is_not_cut_in_thirds() -> None:
+def test_a_fused_query_key_value_is_not_sharded_in_thirds() -> None:
     for preset in (AutoTPPresets.phi3(), AutoTPPresets.chatglm()):
         shapes = {spec.shape for spec in preset.layer_specs}
         assert shapes == {None, (2, -1)}
@@ -340,7 +340,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
     assert message_of(AutoTPPresets.get_preset, 3) == ("preset_model: got 3 (int), expected a name")
 
 
-def test_llama_gqa_cuts_the_fused_weight_as_deepspeed_does() -> None:
+def test_llama_gqa_shards_the_fused_weight_as_deepspeed_does() -> None:
     ours = AutoTPPresets.llama_gqa(8, 2, 64)
     theirs = deepspeed_config.AutoTPPresets.llama_gqa(8, 2, 64)
     assert [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards of many tensors at once, and shards in the memory of the tensors they are cut from."""
+"""Shards of many tensors at once, and shards in the memory of the full tensors."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
-from tests.unit.test_packing import DTYPES, Cut, bits, cuts, random_bits, reference
+from tests.support.random_bits import DTYPES, bits, random_bits
+from tests.support.random_runs import Cut, cuts, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

@@ -406,7 +406,7 @@ def test_a_preset_beside_rules_that_stand_alone_is_refused() -> None:
     )
 
 
-def test_another_degree_in_the_rules_is_refused() -> None:
+def test_another_tp_size_in_the_rules_is_refused() -> None:
     assert message_of(TPTrainingConfig, autotp_size=4, partition_config={"tp_size": 2}) == (
         "tensor_parallel.partition_config.tp_size: got 2, but autotp_size is 4; leave it out here"
     )
@@ -434,7 +434,7 @@ def test_a_section_can_be_written_as_json() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 8])
 @pytest.mark.parametrize("wrap", [dict, lambda fields: TPTrainingConfig(**fields)])
-def test_deepspeed_accepts_what_is_handed_on(size: int, wrap: Any) -> None:
+def test_deepspeed_accepts_what_is_passed_on(size: int, wrap: Any) -> None:
     group, mpu = object(), object()
     section = deepspeed_section(
         wrap(
@@ -457,7 +457,7 @@ def test_deepspeed_accepts_what_is_handed_on(size: int, wrap: Any) -> None:
     assert theirs.get_partition_config_object() is None
 
 
-def test_what_is_handed_on_is_plain_when_there_is_no_group() -> None:
+def test_what_is_passed_on_is_plain_when_there_is_no_group() -> None:
     section = deepspeed_section({"autotp_size": 4})
     assert section == {"autotp_size": 4, "tp": {"tp_size": 4}}
     assert json.loads(json.dumps(section)) == section

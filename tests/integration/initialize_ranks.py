@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways in which a training run can be asked to be tensor-parallel, each against one process."""
+"""Training through every documented way to ask for tensor parallelism, each against one process."""
 
 import base64
 import copy
@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 import deepspeed_autotp
-from tests.support.deepspeed_training import (
-    RATE,
-    Setting,
-    engine_config,
+from tests.support.engine_config import config_without_section
+from tests.support.loss_curves import (
     own_rows,
+    sgd,
     single_losses,
     train_engine,
     worst_difference,
@@ -48,44 +46,13 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def small(family: str) -> nn.Module:
-    """A model of ``small_models``, or a Phi3 with fewer key/value heads."""
-    if family != "phi3":
-        return build(family, tied=False)
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Phi3Config(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=112,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=0,
-    )
-    return Phi3ForCausalLM(config).train()
-
-
-def config_without_section(*, tp: int) -> dict[str, Any]:
-    """A DeepSpeed configuration in which nothing speaks of tensor parallelism."""
-    config = engine_config(Setting(tp=tp, zero=0, clip=0.0))
-    del config["tensor_parallel"]
-    return config
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=RATE)
-
-
 def train_section(family: str, tp: int, section: dict[str, Any] | None, dtype: Any) -> float:
     """Worst loss difference of a run with a ``tensor_parallel`` section.
 
-    Without one ``tp_model_init`` with ``dtype`` says the degree.
+    Without one ``tp_model_init`` with ``dtype`` gives the TP size.
     """
-    expected = single_losses(small(family), clip=0.0, steps=STEPS)
-    model = small(family)
+    expected = single_losses(build(family, tied=False), clip=0.0, steps=STEPS)
+    model = build(family, tied=False)
     config = config_without_section(tp=tp)
     if section is None:
         assert deepspeed_autotp.tp_model_init(model, tp_size=tp, dtype=dtype) is model
@@ -100,8 +67,8 @@ def train_section(family: str, tp: int, section: dict[str, Any] | None, dtype: A
 
 def train_form(form: str) -> float:
     """As above with the configuration as a dictionary, a path or base64, in every place."""
-    expected = single_losses(small("llama"), clip=0.0, steps=STEPS)
-    model = small("llama")
+    expected = single_losses(build("llama", tied=False), clip=0.0, steps=STEPS)
+    model = build("llama", tied=False)
     config = config_without_section(tp=2) | {"tensor_parallel": {"autotp_size": 2}}
     text = json.dumps(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,9 +90,9 @@ def train_form(form: str) -> float:
     return worst_difference(train_engine(engine, tp=2, steps=STEPS), expected)
 
 
-def cut_kinds(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+def kinds_of_shards(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     """Kind, rule and source by parameter, from a sharded engine."""
-    model = small(family)
+    model = build(family, tied=False)
     tp = section["autotp_size"]
     config = config_without_section(tp=tp) | {"tensor_parallel": section}
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
@@ -135,7 +102,7 @@ def cut_kinds(family: str, section: dict[str, Any]) -> dict[str, tuple[str, str,
 
 def local_config() -> dict[str, Any]:
     """What an attention module sees that reads head counts from the model's configuration."""
-    model = small("phi3")
+    model = build("phi3", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=2, config={"preset_model": "phi3"})
     attention = model.model.layers[0].self_attn
     model.config.attention_dropout = 0.25

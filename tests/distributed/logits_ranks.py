@@ -14,32 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepspeed_autotp.vocab_parallel.logits import Logits, spread
-from tests.support.sharded_vocabulary import counted, even, own, parts_of, world
-
-ROWS, SIZE = 5, 13
-Use = Callable[[Tensor, Tensor], Tensor]
-
-
-def labels() -> Tensor:
-    drawn = torch.randint(0, SIZE, (2, ROWS), generator=torch.Generator().manual_seed(3))
-    drawn[0, 1] = -100
-    return drawn
+from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
+from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
+from tests.support.recorded_collectives import recorded_collectives
 
 
 def _weight(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-
-class _Same(torch.autograd.Function):
-    """Gives its input back, as hooks on a module's backward do."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        return dy
 
 
 class _Square(torch.autograd.Function):
@@ -55,11 +36,6 @@ class _Square(torch.autograd.Function):
         return 2 * dy * ctx.saved_tensors[0]
 
 
-def same(x: Tensor) -> Tensor:
-    y: Tensor = _Same.apply(x)
-    return y
-
-
 def square(x: Tensor) -> Tensor:
     y: Tensor = _Square.apply(x)
     return y
@@ -73,12 +49,8 @@ def selected(x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x[y != -100], y[y != -100])
 
 
-def flat(x: Tensor, y: Tensor, **options: Any) -> Tensor:
-    return F.cross_entropy(x.view(-1, x.size(-1)), y.view(-1), **options)
-
-
-# Done on the parts: no more than one collective, that of the loss.
-BY_PARTS: dict[str, Use] = {
+# Done on the shards: no more than one collective, that of the loss.
+ON_SHARDS: dict[str, Use] = {
     "mean": flat,
     "sum": lambda x, y: flat(x, y, reduction="sum"),
     "none": lambda x, y: flat(x, y, reduction="none").square().sum(),
@@ -99,12 +71,12 @@ BY_PARTS: dict[str, Use] = {
     "one row": lambda x, y: F.cross_entropy(x[0, 2:3], y[0, 2:3]),
     "unsqueezed": lambda x, y: flat(x.unsqueeze(0).squeeze(0), y),
     "module": lambda x, y: torch.nn.CrossEntropyLoss()(x.view(-1, SIZE), y.view(-1)),
-    "its input given back": lambda x, y: flat(same(x), y),
+    "its input given back": lambda x, y: flat(identity(x), y),
     "cloned": lambda x, y: flat(x.clone(), y),
 }
 
-# Done on the whole: more collectives gather it.
-BY_WHOLE: dict[str, Use] = {
+# Done on the full logits: more collectives gather them.
+ON_FULL_LOGITS: dict[str, Use] = {
     "sum of all": lambda x, y: x.square().sum(),
     "logsumexp": lambda x, y: flat(x, y) + x.logsumexp(-1).square().mean(),
     "its own square": lambda x, y: flat(x, y) + x.pow(2).mean(),
@@ -163,7 +135,7 @@ def hooked(x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-BY_WHOLE |= {
+ON_FULL_LOGITS |= {
     "changed in place": changed_in_place,
     "seen before": seen_before,
     "detached after": detached_after,
@@ -175,104 +147,94 @@ BY_WHOLE |= {
 def compare(kind: str) -> dict[str, tuple[float, float, int]]:
     """By use: the error of value and gradient, and how often logits were gathered."""
     found = {}
-    for name, use in {"parts": BY_PARTS, "whole": BY_WHOLE}[kind].items():
-        whole = _weight(2, ROWS, SIZE).requires_grad_()
-        expected = use(whole * 1, labels())
-        expected.backward()
-        assert whole.grad is not None
-        parts = parts_of(even(SIZE))
-        part = own(whole, parts)
-        with counted() as calls:
-            got = use(spread(part * 1, parts, world()), labels())
-            got.backward()
-        gathered = sum(1 for _, size in calls if size > 3 * 2 * ROWS * 8)
-        gradient = own(whole.grad, parts, leaf=False)
-        assert part.grad is not None and type(part.grad) is Tensor
-        found[name] = (
-            abs(float(got.detach() - expected.detach())),
-            float((part.grad - gradient).abs().max()),
-            gathered,
-        )
+    for name, use in {"shards": ON_SHARDS, "full": ON_FULL_LOGITS}[kind].items():
+        full = _weight(2, ROWS, SIZE)
+        value, gradient, calls = against_full(use, full, recorded_collectives())
+        found[name] = (value, gradient, sum(1 for _, size in calls if size > 3 * 2 * ROWS * 8))
     return found
 
 
 def sixteen_bit() -> dict[str, Any]:
     """A cast to float32 before the loss copies nothing, and reads as float32."""
-    parts = parts_of(even(SIZE))
-    whole = _weight(2, ROWS, SIZE).bfloat16()
-    reference = whole.clone().requires_grad_()
+    parts = parts_of(even_widths(SIZE))
+    full = _weight(2, ROWS, SIZE).bfloat16()
+    reference = full.clone().requires_grad_()
     expected = flat(reference.float(), labels())
     expected.backward()
-    part = own(whole, parts)
-    logits = spread(part * 1, parts, world())
+    part = own_columns(full, parts)
+    logits = spread(part * 1, parts, world_group())
     wide = logits.float()
     assert isinstance(logits, Logits) and isinstance(wide, Logits)
     loss = flat(wide, labels())
-    before = torch.equal(wide.detach() + 0.0, whole.float())
+    before = torch.equal(wide.detach() + 0.0, full.float())
     loss.backward()
     assert part.grad is not None and reference.grad is not None
-    apart = (part.grad - own(reference.grad, parts, leaf=False)).abs().max()
+    apart = (part.grad - own_columns(reference.grad, parts, leaf=False)).abs().max()
     return {
         "dtypes": (str(logits.dtype), str(wide.dtype), str(loss.dtype), str(part.grad.dtype)),
         "one memory": wide.part.data_ptr() == logits.part.data_ptr() and wide.memory.spent,
         "loss": abs(float(loss.detach() - expected.detach())) < 1e-6,
         "gradient": float(apart) < 1e-3,
         "values": before,
-        "whole gradient": _gradient_of_cast(whole),
+        "full gradient": _gradient_of_cast(full),
     }
 
 
-def _gradient_of_cast(whole: Tensor) -> bool:
-    parts = parts_of(even(SIZE))
-    part = own(whole, parts)
-    spread(part * 1, parts, world()).float().square().sum().backward()
-    reference = whole.clone().requires_grad_()
+def _gradient_of_cast(full: Tensor) -> bool:
+    parts = parts_of(even_widths(SIZE))
+    part = own_columns(full, parts)
+    spread(part * 1, parts, world_group()).float().square().sum().backward()
+    reference = full.clone().requires_grad_()
     reference.float().square().sum().backward()
     assert part.grad is not None and reference.grad is not None
-    return torch.equal(part.grad, own(reference.grad, parts, leaf=False))
+    return torch.equal(part.grad, own_columns(reference.grad, parts, leaf=False))
 
 
 def ways_out() -> dict[str, bool]:
-    """Whether what leaves torch's functions holds the whole logits."""
-    whole = _weight(2, ROWS, SIZE)
-    parts = parts_of(even(SIZE))
+    """Whether what leaves torch's functions holds the full logits."""
+    full = _weight(2, ROWS, SIZE)
+    parts = parts_of(even_widths(SIZE))
 
     def fresh() -> Tensor:
-        return spread(own(whole, parts), parts, world()).detach()
+        return spread(own_columns(full, parts), parts, world_group()).detach()
 
     stored = io.BytesIO()
     torch.save(fresh(), stored)
     stored.seek(0)
-    received = [torch.empty_like(whole) for _ in range(dist.get_world_size())]
+    received = [torch.empty_like(full) for _ in range(dist.get_world_size())]
     dist.all_gather(received, fresh())
     summed = fresh()
     dist.all_reduce(summed)
     copied, mapped = fresh(), fresh()
     mapped.data.mul_(2)
     return {
-        "numpy": bool((fresh().numpy() == whole.numpy()).all()),
-        "array": bool((numpy.asarray(fresh()) == whole.numpy()).all()),
-        "list": fresh().tolist() == whole.tolist(),
-        "item": fresh()[1, 2, 3].item() == whole[1, 2, 3].item(),
-        "pickle": torch.equal(pickle.loads(pickle.dumps(fresh())), whole),
-        "save": torch.equal(torch.load(stored), whole),
-        "deepcopy": torch.equal(copy.deepcopy(copied), whole),
-        "copy": torch.equal(copy.copy(copied), whole),
-        "iteration": torch.equal(torch.stack(list(fresh())), whole),
+        "numpy": bool((fresh().numpy() == full.numpy()).all()),
+        "array": bool((numpy.asarray(fresh()) == full.numpy()).all()),
+        "list": fresh().tolist() == full.tolist(),
+        "item": fresh()[1, 2, 3].item() == full[1, 2, 3].item(),
+        "pickle": torch.equal(pickle.loads(pickle.dumps(fresh())), full),
+        "save": torch.equal(torch.load(stored), full),
+        "deepcopy": torch.equal(copy.deepcopy(copied), full),
+        "copy": torch.equal(copy.copy(copied), full),
+        "iteration": torch.equal(torch.stack(list(fresh())), full),
         "length": len(fresh()) == 2,
-        "dlpack": torch.equal(torch.from_dlpack(fresh()), whole),
-        "plain": type(fresh() + 0.0 * whole.sum(0, keepdim=True).requires_grad_()) is Tensor,
-        "sent": all(torch.equal(x, whole) for x in received),
-        "summed in place": torch.equal(summed + 0, dist.get_world_size() * whole),
-        "changed as data": torch.equal(mapped.clone() + 0, 2 * whole),
-        "device": torch.equal(fresh().to("cpu", torch.float32) + 0, whole.float()),
+        "dlpack": torch.equal(torch.from_dlpack(fresh()), full),
+        "plain": type(fresh() + 0.0 * full.sum(0, keepdim=True).requires_grad_()) is Tensor,
+        "sent": all(torch.equal(x, full) for x in received),
+        "summed in place": torch.equal(summed + 0, dist.get_world_size() * full),
+        "changed as data": torch.equal(mapped.clone() + 0, 2 * full),
+        "device": torch.equal(fresh().to("cpu", torch.float32) + 0, full.float()),
     }
 
 
 def printed() -> list[str]:
     """What one rank alone may print without waiting for the others."""
-    x = spread(_weight(2, 3, even(SIZE)[dist.get_rank()]), parts_of(even(SIZE)), world())
-    with counted() as calls:
+    x = spread(
+        _weight(2, 3, even_widths(SIZE)[dist.get_rank()]),
+        parts_of(even_widths(SIZE)),
+        world_group(),
+    )
+    with recorded_collectives() as calls:
         said = [repr(x), str(x), f"{x}"] if dist.get_rank() == 0 else []
     assert not calls
     return said
@@ -280,15 +242,15 @@ def printed() -> list[str]:
 
 def too_late() -> list[str]:
     """Logits that are used first after the backward, and a view that is out of date."""
-    parts = parts_of(even(SIZE))
-    logits = spread(own(_weight(2, ROWS, SIZE), parts) * 1, parts, world())
+    parts = parts_of(even_widths(SIZE))
+    logits = spread(own_columns(_weight(2, ROWS, SIZE), parts) * 1, parts, world_group())
     flat(logits, labels()).backward()
     uses: list[Callable[[], Any]] = [
         lambda: logits.sum(),
         lambda: logits.detach().argmax(-1),
         lambda: flat(logits, labels()),
     ]
-    other = spread(own(_weight(2, ROWS, SIZE), parts) * 1, parts, world())
+    other = spread(own_columns(_weight(2, ROWS, SIZE), parts) * 1, parts, world_group())
     view = other.view(-1, SIZE)
     other[..., 0] = 5.0
     uses.append(lambda: flat(view, labels()))
@@ -303,13 +265,13 @@ def too_late() -> list[str]:
 
 def used_in_time() -> tuple[bool, int]:
     """Logits that were used before the backward are at hand after it, gathered once."""
-    parts = parts_of(even(SIZE))
-    whole = _weight(2, ROWS, SIZE)
-    logits = spread(own(whole, parts) * 1, parts, world())
-    with counted() as calls:
+    parts = parts_of(even_widths(SIZE))
+    full = _weight(2, ROWS, SIZE)
+    logits = spread(own_columns(full, parts) * 1, parts, world_group())
+    with recorded_collectives() as calls:
         loss = flat(logits, labels())
         with torch.no_grad():
             before = logits.argmax(-1)
         loss.backward()
         after = logits.detach().argmax(-1)
-    return torch.equal(before, after) and torch.equal(after, whole.argmax(-1)), len(calls)
+    return torch.equal(before, after) and torch.equal(after, full.argmax(-1)), len(calls)

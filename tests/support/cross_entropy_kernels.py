@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of cross-entropy, compiled for the host and called on tensors."""
-
-import math
+"""The cross-entropy kernels compiled for a CPU, a batch for them, and what float64 gives."""
 
 import torch
 from torch import Tensor
@@ -9,18 +7,11 @@ from torch import Tensor
 from tests.support.emulated_cuda import Args, Library
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Of the largest gradient, by what the dtype resolves.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
 
 
-def drawn(
-    shape: tuple[int, ...], dtype: torch.dtype, offset: int, *, device: str = "cpu"
-) -> Tensor:
-    """Random bytes, ``offset`` elements off an aligned address."""
-    items = math.prod(shape) + offset
-    raw = torch.randint(0, 256, (items * dtype.itemsize,), dtype=torch.uint8)
-    return raw.to(device).view(dtype)[offset:].view(shape)
-
-
-class HostKernels:
+class EmulatedKernels:
     """Statistics and gradient as ``vocab_parallel.cross_entropy_kernels`` has them."""
 
     def __init__(self, library: Library) -> None:
@@ -42,7 +33,7 @@ class HostKernels:
 
 
 def arguments(logits: Tensor, columns: Tensor, cap: float) -> Args:
-    """Of both kernels, without what only one of them takes."""
+    """Of both kernels, without what only one of them has."""
     assert logits.is_contiguous() and columns.dtype == torch.int64
     tokens, width = logits.shape
     args = Args(tokens=tokens, width=width, cap=cap, type=TYPES[logits.dtype])

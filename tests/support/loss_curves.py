@@ -1,38 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One short training run, in a single process and through DeepSpeed, for comparison."""
+"""Loss curves of a short training run, in one process and through DeepSpeed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.support.engine_config import Setting, engine_config
 from tests.support.small_models import build, tokens
 
 STEPS = 4
 RATE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What one sharded run is made with."""
-
-    tp: int
-    zero: int
-    clip: float
-    precision: str = "fp32"
-    accumulate: int = 1
-    self_check: bool | str = "auto"
-    sequence: bool = False
-    length: int = 12
-
-
 def single_losses(
     model: nn.Module, *, clip: float, steps: int = STEPS, length: int = 12
 ) -> list[float]:
-    """Losses of plain SGD over the whole batch; clips the gradient norm when ``clip`` > 0."""
+    """Losses of plain SGD over the full batch; clips the gradient norm when ``clip`` > 0."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
     for step in range(steps):
@@ -45,28 +31,6 @@ def single_losses(
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses
-
-
-def engine_config(setting: Setting) -> dict[str, Any]:
-    """A DeepSpeed configuration for the four rows of :func:`tokens`."""
-    world = dist.get_world_size()
-    replicas = world // setting.tp
-    micro = 4 // replicas // setting.accumulate
-    return {
-        "train_batch_size": micro * setting.accumulate * world,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": setting.accumulate,
-        "gradient_clipping": setting.clip,
-        "zero_optimization": {"stage": setting.zero},
-        "bf16": {"enabled": setting.precision == "bf16"},
-        "tensor_parallel": {
-            "autotp_size": setting.tp,
-            "self_check": setting.self_check,
-            "sequence_parallel": setting.sequence,
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
 
 
 def own_rows(ids: torch.Tensor, *, tp: int) -> torch.Tensor:
@@ -83,7 +47,7 @@ def train_engine(
     steps: int = STEPS,
     length: int = 12,
 ) -> list[float]:
-    """Losses of the whole batch from step ``first``, as :func:`single_losses` has them."""
+    """Losses of the full batch from step ``first``, as :func:`single_losses` has them."""
     losses = []
     for step in range(first, first + steps):
         total = torch.zeros(())
@@ -132,3 +96,7 @@ def train_family(
         deepspeed_autotp.check_replicas(engine)
         engine.destroy()
     return worst
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=RATE)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of a GPU on host tensors; test_cuda_operators.py runs it in a process of its own.
+"""The operators for a GPU on CPU tensors, for test_cuda_operators.py, in processes of their own.
 
-torch's dispatcher is told to take the implementation for CUDA.
+torch's dispatcher is told to use the implementation for CUDA.
 """
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
-from tests.gpu.test_kernels import CUTS
+from tests.support.cross_entropy_kernels import batch, exact
 from tests.support.emulated_cuda import ORDERS, Library
-from tests.support.host_kernels import batch, drawn, exact
+from tests.support.packing_examples import CUTS
+from tests.support.raised_error import raised_error
+from tests.support.random_bits import random_bits
 
 Cut = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
 PLACES = (
@@ -46,12 +48,8 @@ def on_gpu(name: str, *args: object) -> object:
     return _OVERLOADS[name].redispatch(_CUDA, *args)
 
 
-def failure(name: str, *args: object) -> str:
-    try:
-        on_gpu(name, *args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+def failure(function: Callable[..., object], *args: object) -> str:
+    return raised_error(lambda: function(*args))
 
 
 def same(a: object, b: Tensor) -> bool:
@@ -60,7 +58,7 @@ def same(a: object, b: Tensor) -> bool:
 
 
 def drawn_cuts(count: int) -> Iterator[Cut]:
-    """Cuts of one row or of many, shorter and longer than a tile, with one run or several."""
+    """Shards of one row or of many, shorter and longer than a tile, with one run or several."""
     draw = random.Random(count)
     for _ in range(count):
         size = draw.randint(2, 40)
@@ -74,14 +72,14 @@ def drawn_cuts(count: int) -> Iterator[Cut]:
 
 def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
     shape, view, runs, part = cut
-    full = drawn(shape, dtype, full_off)
+    full = random_bits(shape, dtype, offset=full_off)
     want = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(on_gpu("pack", full, *view, runs, part), want)
     table = [*view, len(runs), len(part), *runs, *part]
     several = on_gpu("pack_many", [full, full], table * 2)
     assert isinstance(several, list) and len(several) == 2
     assert same(several[0], want) and same(several[1], want)
-    ours, theirs, shard = full.clone(), full.clone(), drawn(part, dtype, shard_off)
+    ours, theirs, shard = full.clone(), full.clone(), random_bits(part, dtype, offset=shard_off)
     on_gpu("unpack_", ours, shard, *view, runs)
     packing.unpack_(theirs, shard, view=view, runs=runs)
     assert same(ours, theirs)
@@ -101,7 +99,7 @@ def copies() -> None:
 
 def many() -> None:
     """More tensors than go into a launch."""
-    fulls = [drawn((64, 6), torch.uint8, index % 16) for index in range(700)]
+    fulls = [random_bits((64, 6), torch.uint8, offset=index % 16) for index in range(700)]
     table = [1, 64, 6, 2, 2, 16, 16, 16, 6]
     before = _LIBRARY.launches
     shards = on_gpu("pack_many", fulls, table * 700)
@@ -116,7 +114,7 @@ def rows() -> None:
             total, _, gradient = exact(logits, columns, cap)
             found = on_gpu("vocab_statistics", logits, columns, cap)
             assert isinstance(found, Tensor) and found.dtype == torch.float32
-            # A host's exponential differs from torch's by the last bit.
+            # A CPU's exponential differs from torch's by the last bit.
             assert torch.allclose(
                 found, cross_entropy_kernels.statistics(logits, columns, cap=cap), 1e-5
             )
@@ -138,7 +136,7 @@ def lookups() -> None:
     )
     for order, (dtype, features, offset) in enumerate(cases):
         _LIBRARY.order(order % len(ORDERS))
-        weight = drawn((7, features), dtype, offset)
+        weight = random_bits((7, features), dtype, offset=offset)
         for ids in (torch.arange(30).view(5, 6), torch.arange(30, dtype=torch.int32)[1:]):
             want = _OPS.lookup(weight, ids, 11, 30, -1)
             assert same(on_gpu("lookup", weight, ids, 11, 30, -1), want)
@@ -153,19 +151,19 @@ def lookups() -> None:
 
 def refusals() -> None:
     full, columns = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    print(failure("pack", full, 3, 4, 1, [3, 2], [3, 2]))
-    print(failure("pack", full.t(), 4, 3, 1, [0, 1], [4, 1]))
-    print(failure("pack_many", [full], [3, 4, 1, 2, 2, 0, 1, 3]))
-    print(failure("compact_", full, 3, 4, 1, [2, 1, 0, 1], [3, 2]))
-    print(failure("unpack_", full, full[:, :1].clone().double(), 3, 4, 1, [0, 1]))
-    print(failure("vocab_statistics", full, columns[:2], 0.0))
-    print(failure("vocab_statistics", full, columns.int(), 0.0))
-    print(failure("vocab_statistics", full.double(), columns, 0.0))
-    print(failure("vocab_statistics", full, columns, -1.0))
-    print(failure("vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
-    print(failure("lookup", full, columns.short(), 0, 9, -1))
-    print(failure("lookup", full.t(), columns, 0, 9, -1))
-    print(failure("lookup", full, columns, 7, 9, -1))
+    print(failure(on_gpu, "pack", full, 3, 4, 1, [3, 2], [3, 2]))
+    print(failure(on_gpu, "pack", full.t(), 4, 3, 1, [0, 1], [4, 1]))
+    print(failure(on_gpu, "pack_many", [full], [3, 4, 1, 2, 2, 0, 1, 3]))
+    print(failure(on_gpu, "compact_", full, 3, 4, 1, [2, 1, 0, 1], [3, 2]))
+    print(failure(on_gpu, "unpack_", full, full[:, :1].clone().double(), 3, 4, 1, [0, 1]))
+    print(failure(on_gpu, "vocab_statistics", full, columns[:2], 0.0))
+    print(failure(on_gpu, "vocab_statistics", full, columns.int(), 0.0))
+    print(failure(on_gpu, "vocab_statistics", full.double(), columns, 0.0))
+    print(failure(on_gpu, "vocab_statistics", full, columns, -1.0))
+    print(failure(on_gpu, "vocab_gradient_", full, torch.zeros(2), columns, torch.zeros(3), 0.0))
+    print(failure(on_gpu, "lookup", full, columns.short(), 0, 9, -1))
+    print(failure(on_gpu, "lookup", full.t(), columns, 0, 9, -1))
+    print(failure(on_gpu, "lookup", full, columns, 7, 9, -1))
 
 
 def results_and_refusals() -> None:
@@ -179,15 +177,15 @@ def results_and_refusals() -> None:
 def errors() -> None:
     """Every launch fails."""
     full = torch.zeros(3, 4)
-    print(failure("pack", full, 3, 4, 1, [0, 1], [3, 1]))
-    print(failure("vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
-    print(failure("lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
+    print(failure(on_gpu, "pack", full, 3, 4, 1, [0, 1], [3, 1]))
+    print(failure(on_gpu, "vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
+    print(failure(on_gpu, "lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
     print(operators.obstacle(0))
     print(operators.obstacle(9))
 
 
 def through_nccl() -> None:
-    """Two processes, each with a communicator for cuda:0; the second one says what it got."""
+    """Two processes, each with a communicator for cuda:0; the second one prints what it got."""
     made = torch.zeros(128, dtype=torch.uint8)
     _OPS.nccl_id_(made, "")
     rank = int(os.fork() == 0)
@@ -203,17 +201,8 @@ def through_nccl() -> None:
     got = torch.zeros(1000)
     _OPS.nccl_exchange(number, "scatter", [], [], [got], [0])
     print("whole" if same(got, want) else "changed", flush=True)
-    print(nccl_failure("nccl_exchange", number, "scatter", [made], [0], [], []), flush=True)
-    print(nccl_failure("nccl_make", "", made, 0, 1, 9, 20.0)[:13], flush=True)
+    print(failure(_OPS.nccl_exchange, number, "scatter", [made], [0], [], []), flush=True)
+    print(failure(_OPS.nccl_make, "", made, 0, 1, 9, 20.0)[:13], flush=True)
     os.environ["EMULATED_ERROR"] = "209"
-    print(nccl_failure("nccl_exchange", number, "gather", [got], [0], [], []), flush=True)
+    print(failure(_OPS.nccl_exchange, number, "gather", [got], [0], [], []), flush=True)
     os._exit(0)
-
-
-def nccl_failure(name: str, *args: object) -> str:
-    overloads = {"nccl_make": _OPS.nccl_make, "nccl_exchange": _OPS.nccl_exchange}
-    try:
-        overloads[name](*args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
