@@ -60,7 +60,7 @@ PANELS = (
         pale=("backward", _calls("backward")),
     ),
     Panel(
-        "MiB that a rank sends",
+        "MiB in collectives",
         dark=("forward", _mib("forward")),
         pale=("backward", _mib("backward")),
     ),
