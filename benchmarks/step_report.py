@@ -66,12 +66,12 @@ def print_tables(
 def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
     table = Table(
         title=f"collectives, sequence {sequence}: forward + backward (+ update)",
-        caption=f"MiB are those that a rank hands over. {_transports(rows)}{_alone(rows)}",
+        caption=f"MiB are a rank's in collectives. {_transports(rows)}{_alone(rows)}",
     )
-    whole, layer = _kinds([row.step for row in rows]), _kinds([row.layer for row in rows])
+    step, layer = _kinds([row.step for row in rows]), _kinds([row.layer for row in rows])
     table.add_column("way", no_wrap=True)
     for heading in (
-        *whole,
+        *step,
         "MiB",
         "ratio",
         *(f"{kind}\n/ layer" for kind in layer),
@@ -82,7 +82,7 @@ def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             LABELS[row.way],
-            *(_calls(row.step, kind) for kind in whole),
+            *(_calls(row.step, kind) for kind in step),
             _sizes(row.step),
             f"{_bytes(row.step) / first:.2f}",
             *(_calls(row.layer, kind) for kind in layer),
