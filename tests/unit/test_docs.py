@@ -156,6 +156,14 @@ def test_the_comparison_in_the_readme_is_that_of_the_chart() -> None:
     ]
     size = [sum(p["size"] for p in rows[way, 256]["step"].values()) / 2**20 for way in ways]
     text = README.read_text()
-    assert f"| relative step time, sequence 256 / 64 | {' | '.join(times)} |" in text
+    assert f"| relative step time, sequence 256 / 64 | {' | '.join(times)}" in text
     sent = " | ".join(f"{each:.1f}" for each in size)
     assert f"| MiB in collectives of a step, sequence 256 | {sent} |" in text
+
+
+def test_the_sizes_that_the_readme_gives_are_the_limits() -> None:
+    assert "at most 8 dimensions, and a fused weight at most 64 pieces" in README.read_text()
+    for most, more, limit in (([4] * 8, [4] * 9, "8"), ([[1] * 64, -1], [[1] * 65, -1], "64")):
+        TPLayerSpec(patterns=["x"], shape=most)
+        with pytest.raises(ValueError, match=rf"\b{limit}\b"):
+            TPLayerSpec(patterns=["x"], shape=more)
