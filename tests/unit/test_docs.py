@@ -13,7 +13,14 @@ import torch
 from pydantic_core import PydanticUndefined
 
 from benchmarks.step_chart import chart
-from deepspeed_autotp import AutoTPConfig, PartitionType, TPConfig, TPLayerSpec, TPTrainingConfig
+from deepspeed_autotp import (
+    AutoTPConfig,
+    PartitionType,
+    TPConfig,
+    TPLayerSpec,
+    TPTrainingConfig,
+    get_tensor_parallel_config,
+)
 from tools.draw_decoder_block import drawing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +30,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.g
 MAX_LINES = 180
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CONFIGURATION = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KEY_ROW = re.compile(r"^\| (`[^|]+) \| (`[^|]+`|required) \| .+ \|$", re.MULTILINE)
 # What the section of a key in the table is made of.
 SECTIONS: dict[str, tuple[type[Any], str]] = {
@@ -122,6 +130,13 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_a_broken_link_is_found() -> None:
     text = "[a](docs/README.md#documentation) [b](docs/none.md) [c](docs/README.md#none) [d](#none)"
     assert list(broken_links(README, text)) == ["docs/none.md", "docs/README.md#none", "#none"]
+
+
+def test_configurations_in_the_pages_are_accepted() -> None:
+    blocks = [block for page in PAGES for block in CONFIGURATION.findall(page.read_text())]
+    assert blocks
+    for block in blocks:
+        get_tensor_parallel_config(json.loads(block))
 
 
 def test_every_page_is_in_the_index() -> None:
