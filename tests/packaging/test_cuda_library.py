@@ -84,7 +84,7 @@ def test_a_machine_without_a_driver_is_an_error_code_and_not_a_crash() -> None:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The opening of the library alone, without torch."""
     made = tmp_path_factory.mktemp("reader") / "reader.so"
-    source = str(ROOT / "csrc" / "torch" / "library.c")
+    source = str(ROOT / "csrc" / "torch" / "cuda_library.c")
     subprocess.run(
         [
             "gcc",

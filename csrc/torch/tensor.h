@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge.h -- what the operators for every device share: arguments and errors.
+// tensor.h -- what the operators for every device share: arguments and errors.
 //
-// Included by the bridge alone. See bridge.cpp.
+// Included in csrc/torch alone. See pack.cpp.
 #ifndef TP_BRIDGE_H
 #define TP_BRIDGE_H
 

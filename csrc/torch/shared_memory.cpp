@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_host.cpp -- the operators on memory that the ranks of one host share.
+// shared_memory.cpp -- the operators on memory that the ranks of one host share.
 //
 // Python knows shared memory by a number that is never given twice. A message is posted
 // and taken by the rank's one thread that communicates, as with any process group.
-#include "torch/bridge_registry.h"
+#include "torch/handles.h"
 
 extern "C" {
 #include "host/reduce.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* library.h -- libautotp_cuda.so, opened when it is first asked for.
+/* cuda_library.h -- libautotp_cuda.so, opened when it is first asked for.
  *
  * Opening it touches no device and needs no driver. A library that is missing or does
  * not fit is no error here: whoever asks is told why, and does without. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_registry.h -- what Python knows by a number that is never given twice.
+// handles.h -- what Python knows by a number that is never given twice.
 //
-// Included by the bridge alone. See bridge.cpp.
+// Included in csrc/torch alone. See pack.cpp.
 #ifndef TP_BRIDGE_REGISTRY_H
 #define TP_BRIDGE_REGISTRY_H
 
@@ -9,7 +9,7 @@
 #include <memory>
 #include <mutex>
 
-#include "torch/bridge.h"
+#include "torch/tensor.h"
 
 namespace tp
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* library.c -- finds, opens and checks libautotp_cuda.so, once in a process. */
+/* cuda_library.c -- finds, opens and checks libautotp_cuda.so, once in a process. */
 #define _GNU_SOURCE /* dladdr */
 
-#include "torch/library.h"
+#include "torch/cuda_library.h"
 
 #include <dlfcn.h>
 #include <limits.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_lookup.cpp -- the operator that looks rows of an embedding up, on a host and
-// on a GPU.
+// embedding_lookup.cpp -- the operator that looks rows of an embedding up, on a host
+// and on a GPU.
 //
-// See bridge.cpp.
-#include "torch/bridge_device.h"
+// See pack.cpp.
+#include "torch/device.h"
 
 extern "C" {
 #include "pack/lookup.h"
@@ -14,7 +14,7 @@ namespace
 
 using namespace tp;
 
-// Bytes for which a thread is worth waking, as in bridge.cpp.
+// Bytes for which a thread is worth waking, as in pack.cpp.
 constexpr int64_t kGrain = 1 << 20;
 
 Tensor

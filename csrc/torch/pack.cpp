@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge.cpp -- the torch operators, on the stable ABI of LibTorch, and those on a
+// pack.cpp -- the torch operators, on the stable ABI of LibTorch, and those on a
 // host.
 //
-// bridge*.cpp and bridge.h alone include torch headers. They adapt arguments, allocate
+// The files of this folder alone include torch headers. They adapt arguments, allocate
 // results and hand ranges to torch's threads; they decide nothing. An operator reports
 // failure to the dispatcher by an exception, so the operators cannot be noexcept;
 // raise() is the one place that makes one. What torch's threads call is noexcept.
@@ -10,7 +10,7 @@
 
 #include <tuple>
 
-#include "torch/bridge.h"
+#include "torch/tensor.h"
 
 namespace
 {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_nccl.cpp -- the operators that move tensors between ranks through NCCL.
+// nccl.cpp -- the operators that move tensors between ranks through NCCL.
 //
 // Python knows a communicator by a number that is never given twice. Memory of a host
 // is for a stand-in of NCCL, with which this runs where there is no GPU. See
-// bridge.cpp.
+// pack.cpp.
 #include <algorithm>
 #include <optional>
 #include <tuple>
 
-#include "torch/bridge_device.h"
-#include "torch/bridge_registry.h"
+#include "torch/device.h"
+#include "torch/handles.h"
 
 extern "C" {
 #include "nccl/exchange.h"

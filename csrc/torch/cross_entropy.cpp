@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_cuda.cpp -- the torch operators on a GPU, around libautotp_cuda.so.
+// cross_entropy.cpp -- the torch operators on a GPU, around libautotp_cuda.so.
 //
-// Kernels are started and never waited for. See bridge.cpp.
+// Kernels are started and never waited for. See pack.cpp.
 #include <tuple>
 
-#include "torch/bridge_device.h"
+#include "torch/device.h"
 
 namespace
 {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// bridge_device.h -- a GPU while an operator uses it: device, stream and library.
+// device.h -- a GPU while an operator uses it: device, stream and library.
 //
 // The one place that selects a device and asks torch for its stream. Included by the
-// bridge alone. See bridge.cpp.
+// folder alone. See pack.cpp.
 #ifndef TP_BRIDGE_DEVICE_H
 #define TP_BRIDGE_DEVICE_H
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "torch/bridge.h"
+#include "torch/tensor.h"
 
 extern "C" {
-#include "torch/library.h"
+#include "torch/cuda_library.h"
 }
 
 namespace tp
