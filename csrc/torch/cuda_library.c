@@ -20,7 +20,7 @@
  * when the process ends. */
 static struct {
     pthread_once_t once;
-    tp_library found;
+    tp_cuda_library found;
     char path[PATH_MAX];
     char reason[PATH_MAX + 512];
 } state = {.once = PTHREAD_ONCE_INIT};
@@ -84,8 +84,8 @@ open_library(void)
     dlclose(opened);
 }
 
-const tp_library *
-tp_library_open(void)
+const tp_cuda_library *
+tp_cuda_library_open(void)
 {
     (void)pthread_once(&state.once, open_library);
     return &state.found;

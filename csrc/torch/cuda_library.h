@@ -3,8 +3,8 @@
  *
  * Opening it touches no device and needs no driver. A library that is missing or does
  * not fit is no error here: whoever asks is told why, and does without. */
-#ifndef TP_LIBRARY_H
-#define TP_LIBRARY_H
+#ifndef TP_CUDA_LIBRARY_H
+#define TP_CUDA_LIBRARY_H
 
 #include "cuda/api.h"
 
@@ -12,10 +12,10 @@ typedef struct {
     const tp_cuda_api *api; /* NULL where there is no library to use */
     const char *reason;     /* why there is none, in words; empty where there is one */
     const char *path;       /* where it was looked for */
-} tp_library;
+} tp_cuda_library;
 
 /* The library beside this one, or the file that AUTOTP_CUDA_LIBRARY names, which is
  * empty to go without. Never NULL; the same for the life of the process. */
-const tp_library *tp_library_open(void);
+const tp_cuda_library *tp_cuda_library_open(void);
 
 #endif

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// device.h -- a GPU while an operator uses it: device, stream and library.
+// device.h -- a GPU while an operator uses it: device, stream and CUDA library.
 //
-// The one place that selects a device and asks torch for its stream. Included by the
-// folder alone. See pack.cpp.
-#ifndef TP_BRIDGE_DEVICE_H
-#define TP_BRIDGE_DEVICE_H
+// The one place that selects a device and asks torch for its stream.
+#ifndef TP_DEVICE_H
+#define TP_DEVICE_H
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -39,6 +38,13 @@ stream_of()
 
 inline constexpr const char *kNoCuda = "the installed torch is built without CUDA";
 
+inline void
+require_same_device(const Tensor &a, const Tensor &b)
+{
+    require(a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index(),
+            "the tensors are on different devices; expected all on one GPU");
+}
+
 // A device selected for the life of this value, its current stream, and the library.
 class Device
 {
@@ -49,7 +55,7 @@ class Device
 
     explicit Device(int32_t index) : index_(index), guard_(index)
     {
-        const tp_library *library = tp_library_open();
+        const tp_cuda_library *library = tp_cuda_library_open();
         if (library->api == nullptr)
             throw std::runtime_error(library->reason);
         if (stream_of() == nullptr)

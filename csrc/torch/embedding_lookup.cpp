@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// embedding_lookup.cpp -- the operator that looks rows of an embedding up, on a host
-// and on a GPU.
-//
-// See pack.cpp.
+// embedding_lookup.cpp -- the operator that looks up rows of a sharded embedding, on a
+// CPU and on a GPU.
 #include "torch/device.h"
+#include "torch/parallel.h"
 
 extern "C" {
 #include "pack/lookup.h"
@@ -13,9 +12,6 @@ namespace
 {
 
 using namespace tp;
-
-// Bytes for which a thread is worth waking, as in pack.cpp.
-constexpr int64_t kGrain = 1 << 20;
 
 Tensor
 new_found(const Tensor &weight, const Tensor &ids)
@@ -39,7 +35,7 @@ lookup_of(const Tensor &weight, const Tensor &ids, const Tensor &found, int64_t 
             "ids are int64 or int32; call ids.long() first");
     require(start >= 0 && start <= size && weight.size(0) <= size - start,
             "the rows of a lookup lie inside of the vocabulary");
-    const int64_t item = static_cast<int64_t>(weight.element_size());
+    const auto item = static_cast<int64_t>(weight.element_size());
     tp_lookup lookup = tp_lookup_make(weight.const_data_ptr(), found.mutable_data_ptr(),
                                       ids.numel(), weight.size(1) * item);
     lookup.ids = ids.const_data_ptr();
@@ -58,8 +54,8 @@ look_up_tokens(int64_t begin, int64_t end, void *context) noexcept
 
 // `padding` is for the gradient alone.
 Tensor
-on_host(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
-        int64_t /*padding*/)
+on_cpu(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
+       int64_t /*padding*/)
 {
     Tensor found = new_found(weight, ids);
     tp_lookup lookup = lookup_of(weight, ids, found, start, size);
@@ -73,9 +69,9 @@ on_host(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
     if (found.numel() == 0)
         return found;
     tp_shard_expect(lookup.copy.to, lookup.copy.rows * lookup.copy.row_bytes);
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, lookup.copy.rows,
-                                                     kGrain / lookup.copy.row_bytes + 1,
-                                                     look_up_tokens, &lookup));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_parallel_for(0, lookup.copy.rows, kGrainBytes / lookup.copy.row_bytes + 1,
+                           look_up_tokens, &lookup));
     return found;
 }
 
@@ -83,9 +79,7 @@ Tensor
 on_gpu(const Tensor &weight, const Tensor &ids, int64_t start, int64_t size,
        int64_t /*padding*/)
 {
-    require(weight.is_cuda() && ids.is_cuda() &&
-                weight.get_device_index() == ids.get_device_index(),
-            "the weight and the ids lie on different devices");
+    require_same_device(weight, ids);
     const Device device(weight);
     Tensor found = new_found(weight, ids);
     const tp_lookup lookup = lookup_of(weight, ids, found, start, size);
@@ -104,7 +98,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)
 {
-    m.impl("lookup", TORCH_BOX(&on_host));
+    m.impl("lookup", TORCH_BOX(&on_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CUDA, m)

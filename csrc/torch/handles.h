@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// handles.h -- what Python knows by a number that is never given twice.
-//
-// Included in csrc/torch alone. See pack.cpp.
-#ifndef TP_BRIDGE_REGISTRY_H
-#define TP_BRIDGE_REGISTRY_H
+// handles.h -- objects that Python knows by a handle, which is never given twice.
+#ifndef TP_HANDLES_H
+#define TP_HANDLES_H
 
 #include <map>
 #include <memory>
@@ -14,13 +12,14 @@
 namespace tp
 {
 
-// What is open, by its number. Who uses it keeps it open until he is done.
+// The open objects of one type by their handles. Whoever uses an object keeps it open
+// meanwhile.
 template <typename Item>
-class Registry
+class Handles
 {
    public:
-    // `closed` is the error for a number that is not open any more.
-    explicit Registry(const char *closed) : closed_(closed)
+    // `closed` is the error for a handle that is not open any more.
+    explicit Handles(const char *closed) : closed_(closed)
     {
     }
 
@@ -31,20 +30,20 @@ class Registry
         return last_;
     }
 
-    std::shared_ptr<Item> find(int64_t number)
+    std::shared_ptr<Item> find(int64_t handle)
     {
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = open_.find(number);
+        const auto found = open_.find(handle);
         require(found != open_.end(), closed_);
         return found->second;
     }
 
-    // Taken out first, so that nobody waits while it closes.
-    void remove(int64_t number)
+    // Removed first, so that no other thread waits while the object closes.
+    void remove(int64_t handle)
     {
         std::shared_ptr<Item> item;
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto node = open_.extract(number);
+        const auto node = open_.extract(handle);
         if (!node.empty())
             item = std::move(node.mapped());
     }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // nccl.cpp -- the operators that move tensors between ranks through NCCL.
 //
-// Python knows a communicator by a number that is never given twice. Memory of a host
-// is for a stand-in of NCCL, with which this runs where there is no GPU. See
-// pack.cpp.
+// Tensors on a CPU are for a stand-in of NCCL, with which this runs where there is no
+// GPU.
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -20,19 +19,18 @@ namespace
 
 using namespace tp;
 
-constexpr int64_t kHost = -1;  // in place of the index of a GPU
+constexpr int64_t kCpu = -1;  // in place of the index of a GPU
 
 struct Open {
     std::shared_ptr<tp_comm> comm;
     int64_t device;
 };
 
-// The communicators that are open.
-Registry<Open> &
-registry()
+Handles<Open> &
+communicators()
 {
-    static Registry<Open> made("the communicator is closed");
-    return made;
+    static Handles<Open> handles("the communicator is closed");
+    return handles;
 }
 
 std::unique_ptr<tp_nccl>
@@ -84,10 +82,10 @@ nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
     require_id(id);
     require(0 <= rank && rank < ranks && ranks <= 1 << 16, "there is no such rank");
     const auto nccl = usable(path);
-    require(device != kHost || nccl->on_host,
+    require(device != kCpu || nccl->on_host,
             "NCCL moves tensors that lie on a GPU, not those of a host");
     std::optional<DeviceGuard> guard;
-    if (device != kHost)
+    if (device != kCpu)
         guard.emplace(static_cast<int32_t>(device));
     tp_nccl_id given;
     const auto *bytes = static_cast<const char *>(id.const_data_ptr());
@@ -99,7 +97,7 @@ nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
     if (tp_comm_make(&comm, nccl.get(), &given, &place, &err) < 0)
         raise(&err);
     std::shared_ptr<tp_comm> owned(comm, tp_comm_close);
-    return registry().add(std::make_shared<Open>(Open{std::move(owned), device}));
+    return communicators().add(std::make_shared<Open>(Open{std::move(owned), device}));
 }
 
 // Appends a parcel for each tensor.
@@ -113,15 +111,13 @@ add_parcels(std::vector<tp_parcel> *parcels, const std::vector<Tensor> &tensors,
         const Tensor &tensor = tensors[i];
         require(tensor.is_contiguous(), "tensors that are exchanged are contiguous");
         require(tensor.is_cpu()
-                    ? device == kHost
+                    ? device == kCpu
                     : tensor.is_cuda() && tensor.get_device_index() == device,
                 "tensors that are exchanged lie on the device of the communicator");
         require(0 <= peers[i] && peers[i] < 1 << 16, "there is no such rank");
         void *at = sends ? const_cast<void *>(tensor.const_data_ptr())  // read only
                          : tensor.mutable_data_ptr();
-        const auto item = static_cast<int64_t>(tensor.element_size());
-        parcels->push_back(
-            {static_cast<int>(peers[i]), sends, at, tensor.numel() * item});
+        parcels->push_back({static_cast<int>(peers[i]), sends, at, bytes_of(tensor)});
     }
 }
 
@@ -132,17 +128,17 @@ always_done(void *)
 }
 
 void
-nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
+nccl_exchange(int64_t handle, std::string what, std::vector<Tensor> sent,
               std::vector<int64_t> to, std::vector<Tensor> received,
               std::vector<int64_t> from)
 {
-    const std::shared_ptr<Open> open = registry().find(number);
+    const std::shared_ptr<Open> open = communicators().find(handle);
     std::vector<tp_parcel> parcels;
     add_parcels(&parcels, sent, to, true, open->device);
     add_parcels(&parcels, received, from, false, open->device);
     std::optional<Device> device;
     tp_stream stream = {nullptr, always_done};
-    if (open->device != kHost) {
+    if (open->device != kCpu) {
         device.emplace(static_cast<int32_t>(open->device));
         stream = {device->stream, device->api->stream_done};
     }
@@ -154,9 +150,9 @@ nccl_exchange(int64_t number, std::string what, std::vector<Tensor> sent,
 }
 
 void
-nccl_close(int64_t number)
+nccl_close(int64_t handle)
 {
-    registry().remove(number);
+    communicators().remove(handle);
 }
 
 }  // namespace

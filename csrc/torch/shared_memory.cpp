@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// shared_memory.cpp -- the operators on memory that the ranks of one host share.
+// shared_memory.cpp -- the operators that sum and gather between the ranks of one host,
+// in memory that they share.
 //
-// Python knows shared memory by a number that is never given twice. A message is posted
-// and taken by the rank's one thread that communicates, as with any process group.
+// One thread of a rank makes these calls, as with any process group.
 #include "torch/handles.h"
 
 extern "C" {
@@ -14,11 +14,11 @@ namespace
 
 using namespace tp;
 
-Registry<tp_shm> &
-registry()
+Handles<tp_shm> &
+open_memory()
 {
-    static Registry<tp_shm> made("the shared memory is closed");
-    return made;
+    static Handles<tp_shm> handles("the shared memory is closed");
+    return handles;
 }
 
 int64_t
@@ -31,7 +31,7 @@ shm_open_(std::string name, int64_t rank, int64_t ranks, int64_t slot)
     if (tp_shm_open(&shm, name.c_str(), static_cast<int>(rank), static_cast<int>(ranks),
                     static_cast<size_t>(slot), &err) < 0)
         raise(&err);
-    return registry().add(std::shared_ptr<tp_shm>(shm, tp_shm_close));
+    return open_memory().add(std::shared_ptr<tp_shm>(shm, tp_shm_close));
 }
 
 void
@@ -41,9 +41,9 @@ shm_unlink_(std::string name)
 }
 
 void
-shm_close(int64_t number)
+shm_close(int64_t handle)
 {
-    registry().remove(number);
+    open_memory().remove(handle);
 }
 
 tp_use
@@ -66,9 +66,7 @@ tp_message
 message_of(const Tensor &x, tp_use use)
 {
     require(x.is_cpu() && x.is_contiguous(), "a message is contiguous, on the host");
-    return {x.const_data_ptr(),
-            static_cast<size_t>(x.numel()) * static_cast<size_t>(x.element_size()),
-            use};
+    return {x.const_data_ptr(), static_cast<size_t>(bytes_of(x)), use};
 }
 
 // The message of a sum of which `sum` gets as many items as it holds, from `first` on.
@@ -86,32 +84,32 @@ summand(const Tensor &x, const Tensor &sum, int64_t first)
 // Everything that can be wrong with the arguments is found before anything is posted:
 // what is posted and not taken would be taken for the next.
 void
-shm_start_sum(int64_t number, const Tensor &x, const Tensor &sum, int64_t first,
+shm_start_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
               double seconds)
 {
     const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_post(registry().find(number).get(), &message, seconds, &err) < 0)
+    if (tp_post(open_memory().find(handle).get(), &message, seconds, &err) < 0)
         raise(&err);
 }
 
 void
-shm_take_sum(int64_t number, const Tensor &x, const Tensor &sum, int64_t first,
+shm_take_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
              double seconds)
 {
     const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_take_sum(registry().find(number).get(), &message, static_cast<size_t>(first),
-                    static_cast<size_t>(sum.numel()), sum.mutable_data_ptr(), seconds,
-                    &err) < 0)
+    if (tp_take_sum(open_memory().find(handle).get(), &message,
+                    static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
+                    sum.mutable_data_ptr(), seconds, &err) < 0)
         raise(&err);
 }
 
 void
-shm_gather(int64_t number, const Tensor &x, const Tensor &all, double seconds)
+shm_gather(int64_t handle, const Tensor &x, const Tensor &all, double seconds)
 {
     const tp_message message = message_of(x, TP_GATHER);
-    const std::shared_ptr<tp_shm> shm = registry().find(number);
+    const std::shared_ptr<tp_shm> shm = open_memory().find(handle);
     require(
         all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&
             all.numel() == x.numel() * tp_shm_ranks(shm.get()),

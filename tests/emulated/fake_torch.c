@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_torch.c -- what the bridge asks torch about a GPU, answered without one.
+/* fake_torch.c -- what the operators ask torch about a GPU, answered without one.
  *
  * Loaded ahead of torch, under the name of the library that a torch with CUDA has:
  * every tensor seems to lie on cuda:0, whose current stream is 5. But one of 128 items

@@ -106,7 +106,7 @@ READ = """
 import ctypes, sys
 class Library(ctypes.Structure):
     _fields_ = [("api", ctypes.c_void_p), ("reason", ctypes.c_char_p), ("path", ctypes.c_char_p)]
-open_ = ctypes.CDLL(sys.argv[1]).tp_library_open
+open_ = ctypes.CDLL(sys.argv[1]).tp_cuda_library_open
 open_.restype = ctypes.POINTER(Library)
 assert open_()[0].api is None
 print(open_()[0].reason.decode())
