@@ -320,7 +320,7 @@ setup(
             "deepspeed_autotp._ops",
             [
                 "csrc/core/base/error.c",
-                *sources("csrc/host", ".c"),
+                *sources("csrc/shared_memory", ".c"),
                 *sources("csrc/nccl", ".c"),
                 *sources("csrc/pack", ".c"),
                 *sources("csrc/torch", ".c", ".cpp"),

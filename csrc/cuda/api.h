@@ -7,8 +7,8 @@
 #define TP_CUDA_API_H
 
 #include "cuda/copy.h"
-#include "cuda/lookup.h"
-#include "cuda/vocab.h"
+#include "cuda/cross_entropy.h"
+#include "cuda/embedding_lookup.h"
 
 /* Goes up with every change of the table or of a struct that it speaks of. */
 enum { TP_CUDA_ABI = 3 };

@@ -5,7 +5,7 @@
 #include "torch/parallel.h"
 
 extern "C" {
-#include "pack/lookup.h"
+#include "pack/embedding_lookup.h"
 }
 
 namespace

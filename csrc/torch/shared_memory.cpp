@@ -6,7 +6,7 @@
 #include "torch/handles.h"
 
 extern "C" {
-#include "host/reduce.h"
+#include "shared_memory/collectives.h"
 }
 
 namespace

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pack/compact.h"
 
-#include "copy_host.h"
+#include "copy_on_cpu.h"
 
 static const int64_t kFirst[] = {0, 256};
 static const int64_t kThird[] = {512, 256};

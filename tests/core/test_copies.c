@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "copy_host.h"
+#include "copy_on_cpu.h"
 
 /* Sizes around those of tiles and words, and every alignment of both sides. */
 typedef struct {

@@ -192,8 +192,8 @@ FAULTS = [
     ("copy.cu", "__syncthreads(); /* all of", "(void)0; /* all of", "moves"),
     ("copy.cu", "__syncthreads(); /* this tile", "(void)0; /* this tile", "moves"),
     ("copy.cu", "words)\n            __stcs", "words - 1)\n            __stcs", "copies"),
-    ("vocab.cu", "    __syncthreads();\n", "", "rows"),
-    ("vocab.cu", "apart > 0", "apart > 1", "rows"),
+    ("cross_entropy.cu", "    __syncthreads();\n", "", "rows"),
+    ("cross_entropy.cu", "apart > 0", "apart > 1", "rows"),
 ]
 
 
@@ -235,7 +235,7 @@ BARRED = "    if (thread == 3)\n        __syncthreads();\n" + SUM
 def test_a_shuffle_that_not_all_lanes_come_to_is_noticed(
     built: Path, tmp_path: Path, text: str, instead: str, said: str
 ) -> None:
-    faulty = build_edited(tmp_path, built, "vocab.cu", text, instead)
+    faulty = build_edited(tmp_path, built, "cross_entropy.cu", text, instead)
     call = "library.statistics(Args(logits=start, columns=start, found=start, tokens=1, width=0))"
     assert said in death(call, faulty)
 

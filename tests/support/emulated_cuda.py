@@ -26,7 +26,7 @@ _WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unknown-pragmas"]
 
 
 class Args(ctypes.Structure):
-    """``tp_vocab_args`` of csrc/cuda/vocab.h."""
+    """``tp_vocab_args`` of csrc/cuda/cross_entropy.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("logits", "columns", "found", "logsumexp", "scale")),
@@ -50,7 +50,7 @@ class Copy(ctypes.Structure):
 
 
 class Lookup(ctypes.Structure):
-    """``tp_lookup`` of csrc/pack/lookup.h."""
+    """``tp_lookup`` of csrc/pack/embedding_lookup.h."""
 
     _fields_ = (
         ("copy", Copy),
@@ -111,7 +111,7 @@ def _arrays(source: int, target: int, count: int, kind: int) -> tuple[object, ..
 
 def build(folder: Path, *, sanitize: str = "undefined") -> Path:
     """libautotp_cuda.so in ``folder``, with the sanitizers; "address" has to be loaded ahead."""
-    sources = [*KERNELS.glob("*.cu"), RUNTIME / "runtime.cpp", RUNTIME / "numbers.cpp"]
+    sources = [*KERNELS.glob("*.cu"), RUNTIME / "runtime.cpp", RUNTIME / "float16.cpp"]
     objects = [_compiled(source, folder, sanitize) for source in sources]
     return _linked(objects, folder / "libautotp_cuda.so", sanitize)
 

@@ -64,11 +64,11 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 # What the files of a folder of csrc/ may include: system headers, and folders.
 MAY_INCLUDE = {
     "pack": (LIBC | {"sys/mman.h", "unistd.h"}, ("core/base", "pack")),
-    "host": (LIBC | POSIX, ("core/base", "host")),
+    "shared_memory": (LIBC | POSIX, ("core/base", "shared_memory")),
     "nccl": (LIBC | POSIX, ("core/base", "nccl")),
     "python": (LIBC | {"Python.h", "structmember.h", "pcre2.h"}, ("core", "python")),
     "cuda": (LIBC, ("pack", "cuda")),
-    "torch": (LIBC | POSIX, ("core/base", "pack", "host", "nccl", "cuda", "torch")),
+    "torch": (LIBC | POSIX, ("core/base", "pack", "shared_memory", "nccl", "cuda", "torch")),
 }
 
 C_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".cpp", ".cu", ".cuh"})

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup_host.h -- what lookup.cu does, on the host: the same tiles, words and bytes.
+/* lookup_on_cpu.h -- what embedding_lookup.cu does, on the host: the same tiles, words
+ * and bytes.
  */
-#ifndef TP_LOOKUP_HOST_H
-#define TP_LOOKUP_HOST_H
+#ifndef TP_EMBEDDING_LOOKUP_HOST_H
+#define TP_EMBEDDING_LOOKUP_HOST_H
 
 #include "check.h"
-#include "pack/lookup.h"
+#include "pack/embedding_lookup.h"
 
 static inline void
 host_lookup_word(const tp_lookup *lookup, int64_t first, char *to)

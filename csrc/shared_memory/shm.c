@@ -5,7 +5,7 @@
  * ends, whatever ends it, and also when nobody has waited for the process yet. */
 #define _GNU_SOURCE /* sched_getaffinity */
 
-#include "host/shm.h"
+#include "shared_memory/shm.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "host/shm_data.h"
+#include "shared_memory/shm_layout.h"
 
 enum {
     kPage = 4096,

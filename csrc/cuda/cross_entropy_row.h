@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vocab_row.h -- the arithmetic of cross-entropy over one row of logits.
+/* cross_entropy_row.h -- the arithmetic of cross-entropy over one row of logits.
  *
  * C++ that a GPU and a host compile alike, so that the tests compare the very functions
  * that run on a GPU with torch's results. With x the logits of a row, m the largest:
@@ -10,14 +10,14 @@
  * and, where a soft cap c is given, c tanh(x / c) in place of x.
  * Sums are in float32. The order in which a row is summed is fixed by its width, its
  * alignment and the number of threads, so the same call gives the same bits. */
-#ifndef TP_VOCAB_ROW_H
-#define TP_VOCAB_ROW_H
+#ifndef TP_CROSS_ENTROPY_ROW_H
+#define TP_CROSS_ENTROPY_ROW_H
 
 #include <math.h>
 #include <stdint.h>
 
-#include "cuda/number.h"
-#include "cuda/vocab.h"
+#include "cuda/cross_entropy.h"
+#include "cuda/float16.h"
 
 namespace tp
 {

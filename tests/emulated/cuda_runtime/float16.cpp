@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// numbers.cpp -- number.h on arrays, so that a test can try every 16-bit float there
+// float16.cpp -- float16.h on arrays, so that a test can try every 16-bit float there
 // is.
-#include "cuda/number.h"
-#include "cuda/vocab.h"
+#include "cuda/float16.h"
+#include "cuda/cross_entropy.h"
 
 namespace
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _POSIX_C_SOURCE 200809L
 
-#include "host/reduce.h"
+#include "shared_memory/collectives.h"
 
 #include <signal.h>
 #include <stdint.h>

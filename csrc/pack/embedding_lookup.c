@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup.c -- lookups in host memory, and what a kernel is told. */
-#include "pack/lookup.h"
+/* embedding_lookup.c -- lookups in host memory, and what a kernel is told. */
+#include "pack/embedding_lookup.h"
 
 #include <string.h>
 

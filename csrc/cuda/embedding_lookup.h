@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup.h -- a lookup of rows, started on a GPU. */
-#ifndef TP_CUDA_LOOKUP_H
-#define TP_CUDA_LOOKUP_H
+/* embedding_lookup.h -- a lookup of rows, started on a GPU. */
+#ifndef TP_CUDA_EMBEDDING_LOOKUP_H
+#define TP_CUDA_EMBEDDING_LOOKUP_H
 
-#include "pack/lookup.h"
+#include "pack/embedding_lookup.h"
 
 #ifdef __cplusplus
 extern "C" {

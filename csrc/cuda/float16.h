@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* number.h -- 16-bit floats as they lie in memory, read as float32 and rounded to.
+/* float16.h -- 16-bit floats as they lie in memory, read as float32 and rounded to.
  *
  * C++ that a GPU, which has instructions for it, and a host compile alike. */
-#ifndef TP_NUMBER_H
-#define TP_NUMBER_H
+#ifndef TP_FLOAT16_H
+#define TP_FLOAT16_H
 
 #include <math.h>
 #include <stdint.h>

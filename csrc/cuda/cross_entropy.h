@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vocab.h -- cross-entropy over one rank's columns of the vocabulary, on a GPU.
+/* cross_entropy.h -- cross-entropy over one rank's columns of the vocabulary, on a GPU.
  *
  * Two passes over the logits: one reads them, one puts the gradient in their place.
  * What the ranks exchange lies between the two and is no business of this file. */
-#ifndef TP_VOCAB_H
-#define TP_VOCAB_H
+#ifndef TP_CROSS_ENTROPY_H
+#define TP_CROSS_ENTROPY_H
 
 #include <stdint.h>
 

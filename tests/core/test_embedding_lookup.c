@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "lookup_host.h"
+#include "lookup_on_cpu.h"
 
 #include <stdlib.h>
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* copy_host.h -- what copy.cu does, on the host: the same tiles, words and threads. */
-#ifndef TP_COPY_HOST_H
-#define TP_COPY_HOST_H
+/* copy_on_cpu.h -- what copy.cu does, on the host: the same tiles, words and threads.
+ */
+#ifndef TP_COPY_ON_CPU_H
+#define TP_COPY_ON_CPU_H
 
 #include <stdlib.h>
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reduce.c -- messages in chunks of a slot, and what is made of the chunks. */
+/* collectives.c -- messages in chunks of a slot, and what is made of the chunks. */
 /* GCC 12 vectorizes no loop of unknown length below -O3. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("O3")
 #endif
 
-#include "host/reduce.h"
+#include "shared_memory/collectives.h"
 
 #include <string.h>
 
-#include "host/wait.h"
+#include "shared_memory/wait.h"
 
 /* Items whose sum is formed at once: what is added to stays in the nearest cache. */
 enum { kBlock = 2048 };

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* shm_data.h -- how shared memory is laid out; for csrc/host alone.
+/* shm_layout.h -- how shared memory is laid out; for csrc/shared_memory alone.
  *
  * Every rank has two slots, which it alone writes, and two counters. A chunk of a
  * message goes into the slot that its number, modulo two, says: `posted` counts the
  * chunks that a rank has laid out, `taken` those it has read from all the others. A
  * slot is free once every other rank has taken what lies in it, so a rank can be one
  * chunk ahead of the slowest and no lock is needed. */
-#ifndef TP_SHM_DATA_H
-#define TP_SHM_DATA_H
+#ifndef TP_SHM_LAYOUT_H
+#define TP_SHM_LAYOUT_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "host/shm.h"
+#include "shared_memory/shm.h"
 
 enum {
     TP_SHM_SLOTS = 2,

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reduce.h -- sums and gathers over the ranks of one host.
+/* collectives.h -- sums and gathers over the ranks of one host.
  *
  * A message is what every rank posts and then takes, all ranks their messages in the
  * same order, and one at a time. What is posted is on its way at once: nothing has to
  * run for it while the rank computes. Sums are formed in the order of the ranks, so
  * they have the same bits on all of them. */
-#ifndef TP_REDUCE_H
-#define TP_REDUCE_H
+#ifndef TP_COLLECTIVES_H
+#define TP_COLLECTIVES_H
 
 #include <stdint.h>
 
-#include "host/shm.h"
+#include "shared_memory/shm.h"
 
 /* What becomes of a message: it is summed as numbers of a type, or gathered. */
 typedef enum { TP_SUM_F32, TP_SUM_F64, TP_SUM_BF16, TP_GATHER } tp_use;

@@ -2,7 +2,7 @@
 /* wait.c -- looking, yielding and napping until a counter is there. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 
-#include "host/wait.h"
+#include "shared_memory/wait.h"
 
 #include <sched.h>
 #include <time.h>

@@ -6,7 +6,7 @@
 #ifndef TP_WAIT_H
 #define TP_WAIT_H
 
-#include "host/shm_data.h"
+#include "shared_memory/shm_layout.h"
 
 typedef enum { TP_POSTED, TP_TAKEN } tp_done;
 

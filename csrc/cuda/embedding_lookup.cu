@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup.cu -- looks rows up, one block for each tile of what is found.
+/* embedding_lookup.cu -- looks rows up, one block for each tile of what is found.
  *
  * The tiles and words are those of copy.h, and so are the reasons for their sizes. No
  * reduction, so the result is the same bits whatever the order. */
-#include "cuda/lookup.h"
+#include "cuda/embedding_lookup.h"
 
 #include "cuda/launch.h"
 

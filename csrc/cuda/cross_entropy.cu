@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vocab.cu -- one block for each row of logits.
+/* cross_entropy.cu -- one block for each row of logits.
  *
  * Rows are long, tens of thousands of columns, and there are thousands of them: a block
  * for a row keeps its sums in registers, and no atomic makes the order of a sum vary.
  * Sums are in float32: each thread's in the order of its columns, then over the lanes
  * of a warp and over the warps by a fixed tree. */
-#include "cuda/vocab.h"
+#include "cuda/cross_entropy.h"
 
+#include "cuda/cross_entropy_row.h"
 #include "cuda/launch.h"
-#include "cuda/vocab_row.h"
 
 namespace
 {

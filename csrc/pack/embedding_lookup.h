@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup.h -- the rows of an embedding of which this rank holds a part.
+/* embedding_lookup.h -- the rows of an embedding of which this rank holds a part.
  *
  * A token's row is copied where this rank holds it, and is 0 where another rank does.
  * Moves bytes, whatever their type. A row is moved once and nothing else is read, so
  * the least that a lookup moves is T rows written and T / R of them read, with T tokens
  * and R ranks. What a token comes to is worked out here for the kernel and for the host
  * alike. Knows nothing of torch or of CUDA. */
-#ifndef TP_LOOKUP_H
-#define TP_LOOKUP_H
+#ifndef TP_EMBEDDING_LOOKUP_H
+#define TP_EMBEDDING_LOOKUP_H
 
 #include "pack/copy.h"
 
