@@ -27,7 +27,7 @@ sum_of_warp(tp::Sum sum)
     for (int apart = 16; apart > 0; apart /= 2) {
         const tp::Sum other = {__shfl_xor_sync(0xffffffffu, sum.largest, apart),
                                __shfl_xor_sync(0xffffffffu, sum.total, apart)};
-        sum = tp::joined(sum, other);
+        sum = tp::merged(sum, other);
     }
     return sum;
 }
@@ -35,7 +35,7 @@ sum_of_warp(tp::Sum sum)
 template <typename Logit, typename Cap>
 __global__ void
 __launch_bounds__(kThreads)
-    statistics_kernel(const tp_vocab_args __grid_constant__ args)
+    statistics_kernel(const tp_cross_entropy_args __grid_constant__ args)
 {
     __shared__ tp::Sum of_warp[kWarps];
     const int thread = static_cast<int>(threadIdx.x);
@@ -44,24 +44,26 @@ __launch_bounds__(kThreads)
 
     const Cap cap(args.cap);
     /* Loaded ahead of the row: at the end the block would wait for it. */
-    const float label = thread == 0 ? tp::label_seen(args, token, row, cap) : 0.0f;
-    const tp::Sum sum = sum_of_warp(tp::summed(row, args.width, thread, kThreads, cap));
+    const float label = thread == 0 ? tp::label_logit(args, token, row, cap) : 0.0f;
+    const tp::Sum sum =
+        sum_of_warp(tp::sum_row(row, args.width, thread, kThreads, cap));
     if (thread % 32 == 0)
         of_warp[thread / 32] = sum;
     __syncthreads();
     if (thread >= 32)
         return;
-    const tp::Sum whole =
-        sum_of_warp(thread < kWarps ? of_warp[thread] : tp::nothing());
+    const tp::Sum row_sum =
+        sum_of_warp(thread < kWarps ? of_warp[thread] : tp::empty_sum());
     if (thread > 0)
         return;
-    tp::put_found(args, token, whole, label);
+    tp::put_statistics(args, token, row_sum, label);
 }
 
 /* From the last row on: of what the pass before has read, a cache holds the end. */
 template <typename Logit, typename Cap>
 __global__ void
-__launch_bounds__(kThreads) gradient_kernel(const tp_vocab_args __grid_constant__ args)
+__launch_bounds__(kThreads)
+    gradient_kernel(const tp_cross_entropy_args __grid_constant__ args)
 {
     const int thread = static_cast<int>(threadIdx.x);
     const int64_t token = args.tokens - 1 - blockIdx.x;
@@ -75,7 +77,7 @@ __launch_bounds__(kThreads) gradient_kernel(const tp_vocab_args __grid_constant_
 
 template <typename Logit, typename Cap>
 cudaError_t
-launch_with(const tp_vocab_args &args, bool gradient, void *stream)
+launch_with(const tp_cross_entropy_args &args, bool gradient, void *stream)
 {
     const auto kernel =
         gradient ? gradient_kernel<Logit, Cap> : statistics_kernel<Logit, Cap>;
@@ -84,26 +86,26 @@ launch_with(const tp_vocab_args &args, bool gradient, void *stream)
 
 template <typename Logit>
 cudaError_t
-launch(const tp_vocab_args &args, bool gradient, void *stream)
+launch(const tp_cross_entropy_args &args, bool gradient, void *stream)
 {
     return args.cap == 0.0f ? launch_with<Logit, tp::Plain>(args, gradient, stream)
                             : launch_with<Logit, tp::Capped>(args, gradient, stream);
 }
 
 cudaError_t
-start(const tp_vocab_args &args, bool gradient, void *stream)
+start(const tp_cross_entropy_args &args, bool gradient, void *stream)
 {
     if (args.tokens == 0 || (gradient && args.width == 0))
         return cudaSuccess;
     if (args.tokens > kMostRows)
         return cudaErrorInvalidConfiguration;
     switch (args.type) {
-        case TP_LOGIT_FLOAT:
+        case TP_LOGIT_FLOAT32:
             return launch<float>(args, gradient, stream);
-        case TP_LOGIT_HALF:
+        case TP_LOGIT_FLOAT16:
             return launch<tp::Half>(args, gradient, stream);
-        case TP_LOGIT_BRAIN:
-            return launch<tp::Brain>(args, gradient, stream);
+        case TP_LOGIT_BFLOAT16:
+            return launch<tp::BFloat16>(args, gradient, stream);
         default:
             return cudaErrorInvalidValue;
     }
@@ -112,13 +114,13 @@ start(const tp_vocab_args &args, bool gradient, void *stream)
 }  // namespace
 
 extern "C" int
-tp_vocab_statistics(const tp_vocab_args *args, void *stream)
+tp_cross_entropy_statistics(const tp_cross_entropy_args *args, void *stream)
 {
     return start(*args, false, stream);
 }
 
 extern "C" int
-tp_vocab_gradient(const tp_vocab_args *args, void *stream)
+tp_cross_entropy_gradient(const tp_cross_entropy_args *args, void *stream)
 {
     return start(*args, true, stream);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* embedding_lookup.cu -- looks rows up, one block for each tile of what is found.
+/* embedding_lookup.cu -- looks up rows, one block for each tile of what is found.
  *
  * The tiles and words are those of copy.h, and so are the reasons for their sizes. No
  * reduction, so the result is the same bits whatever the order. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* float16.h -- 16-bit floats as they lie in memory, read as float32 and rounded to.
+/* float16.h -- 16-bit floats in memory, read as float32 and rounded to.
  *
- * C++ that a GPU, which has instructions for it, and a host compile alike. */
+ * C++ that a GPU, which has instructions for it, and a CPU compile alike. */
 #ifndef TP_FLOAT16_H
 #define TP_FLOAT16_H
 
@@ -29,7 +29,7 @@ namespace tp
 struct Half {
     uint16_t bits;
 };
-struct Brain {
+struct BFloat16 {
     uint16_t bits;
 };
 
@@ -52,7 +52,7 @@ value_of(float x)
 }
 
 TP_INLINE float
-value_of(Brain x)
+value_of(BFloat16 x)
 {
     return from_bits(static_cast<uint32_t>(x.bits) << 16);
 }
@@ -65,7 +65,7 @@ value_of(Half x)
 #else
     const uint32_t sign = (x.bits & 0x8000u) << 16;
     const uint32_t size = x.bits & 0x7fffu;
-    if (size >= 0x7c00u) /* infinite or no number */
+    if (size >= 0x7c00u) /* infinite or NaN */
         return from_bits(sign | 0x7f800000u | (size & 0x3ffu) << 13);
     if (size < 0x400u) /* subnormal: a multiple of 2^-24 */
         return (sign ? -1.0f : 1.0f) * static_cast<float>(size) *
@@ -82,7 +82,7 @@ assign(float *to, float x)
 }
 
 TP_INLINE void
-assign(Brain *to, float x)
+assign(BFloat16 *to, float x)
 {
 #ifdef __CUDA_ARCH__
     to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
@@ -122,7 +122,7 @@ assign(Half *to, float x)
 #endif
 }
 
-/* Two that lie one after the other, by one instruction where there is one. */
+/* Two neighbours in memory, by one instruction where there is one. */
 TP_INLINE void
 assign_two(float *to, float a, float b)
 {
@@ -131,7 +131,7 @@ assign_two(float *to, float a, float b)
 }
 
 TP_INLINE void
-assign_two(Brain *to, float a, float b)
+assign_two(BFloat16 *to, float a, float b)
 {
 #ifdef __CUDA_ARCH__
     const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* embedding_lookup.c -- lookups in host memory, and what a kernel is told. */
+/* embedding_lookup.c -- lookups on a CPU, and the arguments of the kernel. */
 #include "pack/embedding_lookup.h"
 
 #include <string.h>
@@ -30,7 +30,7 @@ tp_lookup_outside(const tp_lookup *lookup)
 }
 
 void
-tp_lookup_host(const tp_lookup *lookup, int64_t begin, int64_t end)
+tp_lookup_on_cpu(const tp_lookup *lookup, int64_t begin, int64_t end)
 {
     const size_t bytes = (size_t)lookup->copy.row_bytes;
     const char *weight = lookup->copy.from;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* collectives.c -- messages in chunks of a slot, and what is made of the chunks. */
+/* collectives.c -- messages in chunks of a slot, summed and gathered. */
 /* GCC 12 vectorizes no loop of unknown length below -O3. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("O3")
@@ -11,7 +11,7 @@
 
 #include "shared_memory/wait.h"
 
-/* Items whose sum is formed at once: what is added to stays in the nearest cache. */
+/* Items whose sum is formed at once: the sum stays in the nearest cache. */
 enum { kBlock = 2048 };
 
 /* What a chunk is used for: `offset` is its first byte in the message. */
@@ -25,9 +25,9 @@ smaller(size_t a, size_t b)
 }
 
 static const char *
-name_of(tp_use use)
+name_of(tp_collective kind)
 {
-    switch (use) {
+    switch (kind) {
         case TP_SUM_F32:
             return "summed as float32";
         case TP_SUM_F64:
@@ -49,10 +49,10 @@ post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds
     const size_t bytes = smaller(message->bytes - offset, shm->slot);
 
     if (chunk >= TP_SHM_SLOTS &&
-        tp_wait(shm, TP_TAKEN, chunk + 1 - TP_SHM_SLOTS, seconds, err) < 0)
+        tp_wait(shm, TP_READ, chunk + 1 - TP_SHM_SLOTS, seconds, err) < 0)
         return -1;
     shm->counters[shm->rank].tags[chunk % TP_SHM_SLOTS] =
-        (tp_shm_tag){message->bytes, message->use};
+        (tp_shm_tag){message->bytes, message->kind};
     if (bytes > 0)
         memcpy(tp_shm_at(shm, shm->rank, chunk), (const char *)message->from + offset,
                bytes);
@@ -61,12 +61,13 @@ post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds
 }
 
 int
-tp_post(tp_shm *shm, const tp_message *message, double seconds, tp_error *err)
+tp_collective_post(tp_shm *shm, const tp_message *message, double seconds,
+                   tp_error *err)
 {
     const size_t room = smaller(message->bytes, TP_SHM_SLOTS * shm->slot);
     size_t offset = 0;
 
-    /* One of nothing is a chunk, too, so that it cannot be taken for the next. */
+    /* An empty message is a chunk, too, so that it is not read as the next one. */
     do {
         if (post_chunk(shm, message, offset, seconds, err) < 0)
             return -1;
@@ -75,43 +76,43 @@ tp_post(tp_shm *shm, const tp_message *message, double seconds, tp_error *err)
     return 0;
 }
 
-/* Fails where another rank has laid out something else. */
+/* Fails where another rank has posted another size or for another collective. */
 static int
-check_alike(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *err)
+check_same(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *err)
 {
     for (int rank = 0; rank < shm->ranks; rank++) {
         const tp_shm_tag *tag = &shm->counters[rank].tags[chunk % TP_SHM_SLOTS];
-        if (tag->bytes == message->bytes && tag->use == message->use)
+        if (tag->bytes == message->bytes && tag->kind == message->kind)
             continue;
         tp_fail(
             err, TP_PEER,
-            "rank %d hands over %zu bytes to be %s where rank %d hands over %llu to be "
-            "%s: the ranks of one model have to be given the same batch and to run "
-            "the same code; outputs.logits, for example, are used by all or by none",
-            shm->rank, message->bytes, name_of(message->use), rank,
-            (unsigned long long)tag->bytes, name_of((tp_use)tag->use));
+            "collective mismatch: rank %d gives %zu bytes to be %s, rank %d gives %llu "
+            "to be %s; all ranks of a TP group need the same batch and the same code: "
+            "outputs.logits, for example, are used on all of them or on none",
+            shm->rank, message->bytes, name_of(message->kind), rank,
+            (unsigned long long)tag->bytes, name_of((tp_collective)tag->kind));
         return tp_shm_fail(shm);
     }
     return 0;
 }
 
-/* Use chunk after chunk, and post what there was no room for. */
+/* Read chunk after chunk, and post what there was no room for. */
 static int
-take(tp_shm *shm, const tp_message *message, use_chunk use, void *context,
-     double seconds, tp_error *err)
+read_chunks(tp_shm *shm, const tp_message *message, use_chunk use, void *context,
+            double seconds, tp_error *err)
 {
-    _Atomic uint64_t *taken = &shm->counters[shm->rank].taken;
+    _Atomic uint64_t *chunks_read = &shm->counters[shm->rank].read;
     const size_t ahead = TP_SHM_SLOTS * shm->slot;
 
     size_t offset = 0;
 
     do {
-        const uint64_t chunk = atomic_load_explicit(taken, memory_order_relaxed);
+        const uint64_t chunk = atomic_load_explicit(chunks_read, memory_order_relaxed);
         if (tp_wait(shm, TP_POSTED, chunk + 1, seconds, err) < 0 ||
-            check_alike(shm, message, chunk, err) < 0)
+            check_same(shm, message, chunk, err) < 0)
             return -1;
         use(shm, chunk, offset, smaller(message->bytes - offset, shm->slot), context);
-        atomic_store_explicit(taken, chunk + 1, memory_order_release);
+        atomic_store_explicit(chunks_read, chunk + 1, memory_order_release);
         if (offset + ahead < message->bytes &&
             post_chunk(shm, message, offset + ahead, seconds, err) < 0)
             return -1;
@@ -121,7 +122,7 @@ take(tp_shm *shm, const tp_message *message, use_chunk use, void *context,
 }
 
 typedef struct {
-    tp_use use;
+    tp_collective kind;
     size_t item;
     size_t first; /* byte of the message that is the first to be wanted */
     size_t end;
@@ -156,7 +157,7 @@ widened(uint16_t bits)
     return value;
 }
 
-/* To the nearest, ties to even; what is no number stays none. */
+/* To the nearest, ties to even; NaN stays NaN. */
 static uint16_t
 narrowed(float value)
 {
@@ -192,9 +193,9 @@ use_sum(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
     for (size_t at = begin; at < end; at += step) {
         const size_t count = smaller(end - at, step) / want->item;
         void *to = want->to + (at - want->first);
-        if (want->use == TP_SUM_F32)
+        if (want->kind == TP_SUM_F32)
             sum_float(shm, chunk, at - offset, count, to);
-        else if (want->use == TP_SUM_F64)
+        else if (want->kind == TP_SUM_F64)
             sum_double(shm, chunk, at - offset, count, to);
         else
             sum_bf16(shm, chunk, at - offset, count, to);
@@ -202,21 +203,21 @@ use_sum(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
 }
 
 static size_t
-item_bytes(tp_use use)
+item_bytes(tp_collective kind)
 {
-    if (use == TP_SUM_F64)
+    if (kind == TP_SUM_F64)
         return sizeof(double);
-    return use == TP_SUM_F32 ? sizeof(float) : sizeof(uint16_t);
+    return kind == TP_SUM_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
 int
-tp_take_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
-            void *to, double seconds, tp_error *err)
+tp_collective_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
+                  void *to, double seconds, tp_error *err)
 {
-    const size_t item = item_bytes(message->use);
-    wanted_sum want = {message->use, item, first * item, (first + count) * item, to};
+    const size_t item = item_bytes(message->kind);
+    wanted_sum want = {message->kind, item, first * item, (first + count) * item, to};
 
-    return take(shm, message, use_sum, &want, seconds, err);
+    return read_chunks(shm, message, use_sum, &want, seconds, err);
 }
 
 typedef struct {
@@ -236,10 +237,10 @@ use_all(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
 }
 
 int
-tp_take_all(tp_shm *shm, const tp_message *message, void *to, double seconds,
-            tp_error *err)
+tp_collective_gather(tp_shm *shm, const tp_message *message, void *to, double seconds,
+                     tp_error *err)
 {
     wanted_all want = {message->bytes, to};
 
-    return take(shm, message, use_all, &want, seconds, err);
+    return read_chunks(shm, message, use_all, &want, seconds, err);
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* collectives.h -- sums and gathers over the ranks of one host.
  *
- * A message is what every rank posts and then takes, all ranks their messages in the
- * same order, and one at a time. What is posted is on its way at once: nothing has to
- * run for it while the rank computes. Sums are formed in the order of the ranks, so
- * they have the same bits on all of them. */
+ * Every rank posts a message and then reads the result, in the same order on all ranks
+ * and one collective at a time. A message that is posted can be read at once: nothing
+ * has to run for it while the rank computes. Sums are formed in the order of the ranks,
+ * so they have the same bits on all of them. */
 #ifndef TP_COLLECTIVES_H
 #define TP_COLLECTIVES_H
 
@@ -12,28 +12,29 @@
 
 #include "shared_memory/shm.h"
 
-/* What becomes of a message: it is summed as numbers of a type, or gathered. */
-typedef enum { TP_SUM_F32, TP_SUM_F64, TP_SUM_BF16, TP_GATHER } tp_use;
+/* What is done with the messages: a sum in a type, or a gather. */
+typedef enum { TP_SUM_F32, TP_SUM_F64, TP_SUM_BF16, TP_GATHER } tp_collective;
 
-/* What a rank hands over; its memory stays as it is until it was taken. */
+/* What a rank contributes; its memory stays as it is until the result was read. */
 typedef struct {
-    const void *from; /* borrowed */
-    size_t bytes;     /* the same on every rank */
-    tp_use use;       /* likewise */
+    const void *from;   /* borrowed */
+    size_t bytes;       /* the same on every rank */
+    tp_collective kind; /* likewise */
 } tp_message;
 
-/* Lay out as much of a message as there is room for. Fails as tp_wait does, as do the
- * others; they also fail, on all ranks, where messages are not alike. */
-int tp_post(tp_shm *shm, const tp_message *message, double seconds, tp_error *err);
+/* Post as much of a message as there is room for. Fails as tp_wait does, as do the
+ * others; they also fail, on all ranks, where messages differ. */
+int tp_collective_post(tp_shm *shm, const tp_message *message, double seconds,
+                       tp_error *err);
 
 /* Write items [first, first + count) of the sum of all ranks' messages to `to`, which
  * may be the place of these very items in the message. bfloat16 is summed in float32.
  */
-int tp_take_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
-                void *to, double seconds, tp_error *err);
+int tp_collective_sum(tp_shm *shm, const tp_message *message, size_t first,
+                      size_t count, void *to, double seconds, tp_error *err);
 
 /* Write all ranks' messages to `to`, one after the other. */
-int tp_take_all(tp_shm *shm, const tp_message *message, void *to, double seconds,
-                tp_error *err);
+int tp_collective_gather(tp_shm *shm, const tp_message *message, void *to,
+                         double seconds, tp_error *err);
 
 #endif

@@ -20,7 +20,7 @@
 
 enum {
     kPage = 4096,
-    kLooks = 2000 /* some 50 us */
+    kSpins = 2000 /* some 50 us */
 };
 
 static size_t
@@ -38,27 +38,27 @@ lock_of(int rank)
     return lock;
 }
 
-/* Busy looking helps only where every rank has a core of its own. */
+/* A busy loop helps only where every rank has a core of its own. */
 static int
-useful_looks(int ranks)
+useful_spins(int ranks)
 {
     cpu_set_t cores;
 
     if (sched_getaffinity(0, sizeof(cores), &cores) < 0)
         return 0;
-    return CPU_COUNT(&cores) >= ranks ? kLooks : 0;
+    return CPU_COUNT(&cores) >= ranks ? kSpins : 0;
 }
 
 static int
-fail_with(tp_error *err, const char *what, int number)
+fail_with(tp_error *err, const char *what, int code)
 {
     return tp_fail(err, TP_PEER, "shared memory cannot be %s: %s", what,
-                   strerror(number));
+                   strerror(code));
 }
 
-/* Reserve, lock and map what `file` is. */
+/* Reserve, lock and map the file. */
 static int
-take_hold(tp_shm *shm, tp_error *err)
+map_file(tp_shm *shm, tp_error *err)
 {
     struct flock lock = lock_of(shm->rank);
     struct stat status;
@@ -69,7 +69,8 @@ take_hold(tp_shm *shm, tp_error *err)
     if (reserved != 0)
         return fail_with(err, "reserved", reserved);
     if (fstat(shm->file, &status) < 0 || status.st_size != (off_t)shm->bytes)
-        return tp_fail(err, TP_PEER, "shared memory is not as large as the ranks need");
+        return tp_fail(err, TP_PEER, "shared memory has %lld bytes, expected %lld",
+                       (long long)status.st_size, (long long)shm->bytes);
     if (fcntl(shm->file, F_SETLK, &lock) < 0)
         return fail_with(err, "locked", errno);
     void *memory =
@@ -94,7 +95,7 @@ tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slot,
     shm->rank = rank;
     shm->ranks = ranks;
     shm->slot = slot;
-    shm->looks = useful_looks(ranks);
+    shm->spins = useful_spins(ranks);
     shm->bytes = head_bytes(ranks) + (size_t)ranks * TP_SHM_SLOTS * slot;
     shm->file = shm_open(name, flags, 0600);
     if (shm->file < 0) {
@@ -102,7 +103,7 @@ tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slot,
         free(shm);
         return -1;
     }
-    if (take_hold(shm, err) < 0) {
+    if (map_file(shm, err) < 0) {
         if (rank == 0)
             shm_unlink(name);
         close(shm->file);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* shm.h -- memory that the ranks of one host share.
  *
- * Made by the first rank, joined by the others, then taken from the file system: it
- * lives until the last has closed it, however their processes end. */
+ * Made by rank 0, joined by the others, then unlinked from the file system: it lives
+ * until the last rank has closed it, however their processes end. */
 #ifndef TP_SHM_H
 #define TP_SHM_H
 
@@ -18,7 +18,7 @@ typedef struct tp_shm tp_shm;
 int tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slot,
                 tp_error *err);
 
-/* Take the name away, once all have joined. */
+/* Remove the name, once all have joined. */
 void tp_shm_unlink(const char *name);
 
 void tp_shm_close(tp_shm *shm);

@@ -2,10 +2,10 @@
 /* shm_layout.h -- how shared memory is laid out; for csrc/shared_memory alone.
  *
  * Every rank has two slots, which it alone writes, and two counters. A chunk of a
- * message goes into the slot that its number, modulo two, says: `posted` counts the
- * chunks that a rank has laid out, `taken` those it has read from all the others. A
- * slot is free once every other rank has taken what lies in it, so a rank can be one
- * chunk ahead of the slowest and no lock is needed. */
+ * message goes into the slot that its index, modulo two, says: `posted` counts the
+ * chunks that a rank has written, `read` those it has read from all the others. A slot
+ * is free once every other rank has read what is in it, so a rank can be one chunk
+ * ahead of the slowest and no lock is needed. */
 #ifndef TP_SHM_LAYOUT_H
 #define TP_SHM_LAYOUT_H
 
@@ -25,10 +25,10 @@ enum {
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(uint64_t) <= sizeof(long long),
                "counters are shared between processes");
 
-/* What lies in a slot: a chunk of a message that is used in the same way by all. */
+/* What is in a slot: a chunk of a message of the same collective on all ranks. */
 typedef struct {
     uint64_t bytes; /* of the message */
-    uint64_t use;
+    uint64_t kind;  /* a tp_collective */
 } tp_shm_tag;
 
 typedef struct {
@@ -36,21 +36,21 @@ typedef struct {
     tp_shm_tag tags[TP_SHM_SLOTS]; /* of what is in the slots */
     _Atomic uint64_t joined;       /* 1 once the rank holds its lock */
     _Atomic uint64_t failed;       /* 1 once a collective has failed there */
-    _Alignas(TP_SHM_APART) _Atomic uint64_t taken;
+    _Alignas(TP_SHM_APART) _Atomic uint64_t read;
 } tp_shm_counters;
 
 struct tp_shm {
     int rank;
     int ranks;
     int file; /* owned; the only descriptor of it, as closing any would drop the lock */
-    int looks; /* at a counter before the core is yielded */
+    int spins; /* on a counter before the core is yielded */
     size_t slot;
     size_t bytes;
     tp_shm_counters *counters; /* owned, mapped: those of all ranks, then their slots */
     char *slots;               /* in the same memory */
 };
 
-/* The slot of `rank` for its chunk number `chunk`. */
+/* The slot of `rank` for its chunk `chunk`, counted from 0. */
 static inline char *
 tp_shm_at(const tp_shm *shm, int rank, uint64_t chunk)
 {

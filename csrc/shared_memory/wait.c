@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wait.c -- looking, yielding and napping until a counter is there. */
+/* wait.c -- spins, yields and sleeps until a counter is there. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 
 #include "shared_memory/wait.h"
@@ -8,11 +8,11 @@
 #include <time.h>
 
 enum {
-    kNap = 20000, /* nanoseconds of the first, each twice as long as the one before */
-    kLongestNap = 1000000
+    kSleep = 20000, /* nanoseconds of the first, each twice as long as the one before */
+    kLongestSleep = 1000000
 };
 
-/* Seconds that are spent yielding before the first nap. */
+/* Seconds that are spent yielding before the first sleep. */
 static const double kYielding = 0.002;
 
 static bool
@@ -53,23 +53,23 @@ check_ranks(const tp_shm *shm, tp_error *err)
         if (ended)
             return tp_fail(err, TP_PEER,
                            "rank %d of the group has ended while rank %d is in a "
-                           "collective",
+                           "collective; see the error of that rank",
                            rank, shm->rank);
         if (tp_shm_has_failed(shm, rank))
             return tp_fail(err, TP_PEER,
-                           "a collective of the group has failed on rank %d while rank "
-                           "%d is in one",
+                           "a collective of the group has failed on rank %d while "
+                           "rank %d is in one; see the error of that rank",
                            rank, shm->rank);
     }
     return 0;
 }
 
 static int
-nap_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t count,
-          double seconds, tp_error *err)
+sleep_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter,
+            uint64_t count, double seconds, tp_error *err)
 {
     const double deadline = now() + seconds;
-    struct timespec nap = {0, kNap};
+    struct timespec pause = {0, kSleep};
 
     while (!is_reached(counter, count)) {
         if (check_ranks(shm, err) < 0) {
@@ -82,12 +82,13 @@ nap_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t
         if (now() > deadline)
             return tp_fail(
                 err, TP_PEER,
-                "rank %d of the group has not come to the collective in which "
-                "rank %d has waited for it for %g seconds",
+                "timeout: rank %d of the group has not joined the collective in which "
+                "rank %d "
+                "has waited for it for %g seconds; do all ranks run the same code?",
                 rank, shm->rank, seconds);
-        nanosleep(&nap, NULL);
-        if (nap.tv_nsec < kLongestNap)
-            nap.tv_nsec *= 2;
+        nanosleep(&pause, NULL);
+        if (pause.tv_nsec < kLongestSleep)
+            pause.tv_nsec *= 2;
     }
     return 0;
 }
@@ -96,7 +97,7 @@ static int
 wait_for(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t count,
          double seconds, tp_error *err)
 {
-    for (int i = 0; i < shm->looks; i++) {
+    for (int i = 0; i < shm->spins; i++) {
         if (is_reached(counter, count))
             return 0;
         pause_core();
@@ -106,20 +107,20 @@ wait_for(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t 
             return 0;
         sched_yield();
     }
-    return nap_until(shm, rank, counter, count, seconds, err);
+    return sleep_until(shm, rank, counter, count, seconds, err);
 }
 
 int
-tp_wait(tp_shm *shm, tp_done what, uint64_t count, double seconds, tp_error *err)
+tp_wait(tp_shm *shm, tp_progress what, uint64_t count, double seconds, tp_error *err)
 {
     if (tp_shm_has_failed(shm, shm->rank))
         return tp_fail(err, TP_PEER,
-                       "a collective of this group has failed before; start all its "
-                       "ranks again");
+                       "a collective of this group has failed before; restart all its "
+                       "ranks");
     for (int rank = 0; rank < shm->ranks; rank++) {
         const tp_shm_counters *counters = &shm->counters[rank];
         const _Atomic uint64_t *counter =
-            what == TP_POSTED ? &counters->posted : &counters->taken;
+            what == TP_POSTED ? &counters->posted : &counters->read;
         if (rank != shm->rank && wait_for(shm, rank, counter, count, seconds, err) < 0)
             return tp_shm_fail(shm);
     }

@@ -11,7 +11,7 @@ void
 check(int64_t outer, int64_t size, int64_t inner, std::vector<int64_t> runs,
       int64_t full_items, int64_t shard_items, bool disjoint)
 {
-    check_cut(make_cut(outer, size, inner, runs), full_items, shard_items, disjoint);
+    check_view(make_view(outer, size, inner, runs), full_items, shard_items, disjoint);
 }
 
 }  // namespace

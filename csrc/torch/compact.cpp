@@ -9,32 +9,32 @@ namespace
 
 using namespace tp;
 
-tp_shard_cut
-compacting(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
-           const std::vector<int64_t> &runs, const std::vector<int64_t> &shape)
+tp_shard_view
+view_to_compact(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
+                const std::vector<int64_t> &runs, const std::vector<int64_t> &shape)
 {
-    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
+    const tp_shard_view view = view_to_pack(full, outer, size, inner, runs, shape);
     tp_error err = TP_NO_ERROR;
-    if (tp_compact_check(&cut, &err) < 0)
+    if (tp_compact_check(&view, &err) < 0)
         raise(&err);
-    return cut;
+    return view;
 }
 
 void
 compact_on_cpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
                std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    const tp_shard_cut cut = compacting(full, outer, size, inner, runs, shape);
-    tp_compact_host(&cut, full.mutable_data_ptr());
+    const tp_shard_view view = view_to_compact(full, outer, size, inner, runs, shape);
+    tp_compact_on_cpu(&view, full.mutable_data_ptr());
 }
 
 void
 compact_on_gpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
                std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    const tp_shard_cut cut = compacting(full, outer, size, inner, runs, shape);
+    const tp_shard_view view = view_to_compact(full, outer, size, inner, runs, shape);
     const Device device(full);
-    tp_compaction at = {&cut, 0, 0, 0};
+    tp_compaction at = {&view, 0, 0, 0};
     tp_compact_step step;
     while (tp_compact_next(&at, &step)) {
         DeviceCopies copies;

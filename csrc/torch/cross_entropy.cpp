@@ -10,28 +10,29 @@ namespace
 
 using namespace tp;
 
-// Checked arguments of the cross-entropy kernels, without what only one of them takes.
-tp_vocab_args
+// Checked arguments that both kernels take.
+tp_cross_entropy_args
 vocab_args(const Tensor &logits, const Tensor &columns, double cap)
 {
     require(
         logits.dim() == 2 && columns.dim() == 1 && columns.size(0) == logits.size(0),
-        "logits are [tokens, width] and columns [tokens]");
+        "expected logits [tokens, width] and columns [tokens]");
     require(logits.is_contiguous() && columns.is_contiguous(),
-            "logits and columns are contiguous");
-    require(dtype_of(columns) == aoti_torch_dtype_int64(), "columns are int64");
-    require(cap >= 0, "the soft cap is not negative; 0 is none");
+            "logits or columns are not contiguous; call .contiguous() first");
+    require(dtype_of(columns) == aoti_torch_dtype_int64(),
+            "columns: expected int64; call columns.long() first");
+    require(cap >= 0, "cap: expected 0, for no soft cap, or more");
     require_same_device(logits, columns);
     const int32_t dtype = dtype_of(logits);
-    tp_vocab_args args = {};
+    tp_cross_entropy_args args = {};
     if (dtype == aoti_torch_dtype_float32())
-        args.type = TP_LOGIT_FLOAT;
+        args.type = TP_LOGIT_FLOAT32;
     else if (dtype == aoti_torch_dtype_float16())
-        args.type = TP_LOGIT_HALF;
+        args.type = TP_LOGIT_FLOAT16;
     else
-        args.type = TP_LOGIT_BRAIN;
-    require(args.type != TP_LOGIT_BRAIN || dtype == aoti_torch_dtype_bfloat16(),
-            "logits are float32, float16 or bfloat16");
+        args.type = TP_LOGIT_BFLOAT16;
+    require(args.type != TP_LOGIT_BFLOAT16 || dtype == aoti_torch_dtype_bfloat16(),
+            "logits: expected float32, float16 or bfloat16");
     args.columns = static_cast<const int64_t *>(columns.const_data_ptr());
     args.tokens = logits.size(0);
     args.width = logits.size(1);
@@ -42,25 +43,25 @@ vocab_args(const Tensor &logits, const Tensor &columns, double cap)
 Tensor
 vocab_statistics(const Tensor &logits, const Tensor &columns, double cap)
 {
-    tp_vocab_args args = vocab_args(logits, columns, cap);
+    tp_cross_entropy_args args = vocab_args(logits, columns, cap);
     const Device device(logits);
-    Tensor found = torch::stable::new_empty(logits, {3, args.tokens},
-                                            torch::headeronly::ScalarType::Float);
+    Tensor statistics = torch::stable::new_empty(logits, {3, args.tokens},
+                                                 torch::headeronly::ScalarType::Float);
     args.logits = const_cast<void *>(logits.const_data_ptr());  // read only
-    args.found = static_cast<float *>(found.mutable_data_ptr());
-    device.check(device.api->vocab_statistics(&args, device.stream),
+    args.statistics = static_cast<float *>(statistics.mutable_data_ptr());
+    device.check(device.api->cross_entropy_statistics(&args, device.stream),
                  "the statistics of logits");
-    return found;
+    return statistics;
 }
 
-// The numbers of a tensor that has one float32 for each token.
+// The data of a tensor that has one float32 for each token.
 const float *
 for_tokens(const Tensor &tensor, const Tensor &logits)
 {
     require(tensor.dim() == 1 && tensor.size(0) == logits.size(0) &&
                 tensor.is_contiguous() &&
                 dtype_of(tensor) == aoti_torch_dtype_float32(),
-            "logsumexp and scale are contiguous float32 [tokens]");
+            "logsumexp and scale: expected contiguous float32 [tokens]");
     require_same_device(tensor, logits);
     return static_cast<const float *>(tensor.const_data_ptr());
 }
@@ -69,12 +70,12 @@ void
 vocab_gradient(const Tensor &logits, const Tensor &logsumexp, const Tensor &columns,
                const Tensor &scale, double cap)
 {
-    tp_vocab_args args = vocab_args(logits, columns, cap);
+    tp_cross_entropy_args args = vocab_args(logits, columns, cap);
     args.logsumexp = for_tokens(logsumexp, logits);
     args.scale = for_tokens(scale, logits);
     const Device device(logits);
     args.logits = logits.mutable_data_ptr();
-    device.check(device.api->vocab_gradient(&args, device.stream),
+    device.check(device.api->cross_entropy_gradient(&args, device.stream),
                  "the gradient of logits");
 }
 

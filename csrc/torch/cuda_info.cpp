@@ -20,7 +20,7 @@ cuda_library()
     return {"", library->path, library->api->archs, library->api->toolkit};
 }
 
-// How many devices the library sees, and the CUDA error with its words, 0 for none.
+// How many devices the library sees, and the CUDA error with its text, 0 for none.
 std::tuple<int64_t, int64_t, std::string>
 cuda_devices()
 {
@@ -33,7 +33,7 @@ cuda_devices()
 }
 
 // Why the kernels do not run on a device; empty where they do. Makes a context there,
-// which a device that is full, or another process's alone, refuses.
+// which a device that is full, or in exclusive use, refuses.
 std::string
 cuda_probe(int64_t index)
 {

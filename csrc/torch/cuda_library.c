@@ -34,7 +34,7 @@ refuse(const char *format, ...)
     va_end(values);
 }
 
-/* The path of the library, which lies beside the one that this is linked into. */
+/* The path of the library, which is beside the one that this is linked into. */
 static bool
 find(void)
 {
@@ -58,11 +58,14 @@ open_library(void)
     state.found.path = state.path;
     state.found.reason = state.reason;
     if (!find()) {
-        refuse("the folder of " NAME " is not known");
+        refuse("the folder of " NAME
+               " cannot be found; set AUTOTP_CUDA_LIBRARY to the "
+               "path of the file");
         return;
     }
     if (state.path[0] == '\0') {
-        refuse("AUTOTP_CUDA_LIBRARY is empty, which says to go without " NAME);
+        refuse("AUTOTP_CUDA_LIBRARY is empty, which turns " NAME
+               " off; unset it to use the library");
         return;
     }
     void *opened = dlopen(state.path, RTLD_NOW | RTLD_LOCAL);
@@ -79,8 +82,10 @@ open_library(void)
         state.found.api = api;
         return;
     }
-    refuse("%s is of another build of this package (interface %d, expected %d); " AGAIN,
-           state.path, api == NULL ? 0 : (int)api->abi, TP_CUDA_ABI);
+    refuse(
+        "%s belongs to another build of this package (interface %d, expected "
+        "%d); " AGAIN,
+        state.path, api == NULL ? 0 : (int)api->abi, TP_CUDA_ABI);
     dlclose(opened);
 }
 

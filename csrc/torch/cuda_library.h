@@ -10,12 +10,12 @@
 
 typedef struct {
     const tp_cuda_api *api; /* NULL where there is no library to use */
-    const char *reason;     /* why there is none, in words; empty where there is one */
+    const char *reason;     /* why there is none; empty where there is one */
     const char *path;       /* where it was looked for */
 } tp_cuda_library;
 
 /* The library beside this one, or the file that AUTOTP_CUDA_LIBRARY names, which is
- * empty to go without. Never NULL; the same for the life of the process. */
+ * empty to use none. Never NULL; the same for the life of the process. */
 const tp_cuda_library *tp_cuda_library_open(void);
 
 #endif

@@ -64,7 +64,7 @@ class Device
         STABLE_TORCH_ERROR_CODE_CHECK(stream_of()(index_, &stream));
     }
 
-    // Throws for a launch that failed.
+    // Throws where a launch has failed.
     void check(int error, const char *what) const
     {
         if (error != 0)

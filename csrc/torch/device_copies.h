@@ -22,11 +22,11 @@ struct DeviceCopies {
     }
 
     // Adds what packs the runs of `full` to `shard`.
-    void add_pack(const tp_shard_cut &cut, const Tensor &full, const Tensor &shard)
+    void add_pack(const tp_shard_view &view, const Tensor &full, const Tensor &shard)
     {
         tp_error err = TP_NO_ERROR;
-        if (tp_copies_pack(&list, &cut, full.const_data_ptr(), shard.mutable_data_ptr(),
-                           &err) < 0)
+        if (tp_copies_pack(&list, &view, full.const_data_ptr(),
+                           shard.mutable_data_ptr(), &err) < 0)
             raise(&err);
     }
 

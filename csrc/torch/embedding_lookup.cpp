@@ -16,9 +16,9 @@ using namespace tp;
 Tensor
 new_found(const Tensor &weight, const Tensor &ids)
 {
-    require(weight.dim() == 2, "the weight of a lookup is [rows, features]");
+    require(weight.dim() == 2, "weight: expected 2 dimensions, [rows, features]");
     require(weight.is_contiguous() && ids.is_contiguous(),
-            "lookup takes a contiguous weight and contiguous ids");
+            "weight or ids are not contiguous; call .contiguous() first");
     std::vector<int64_t> shape;
     for (int64_t dim = 0; dim < ids.dim(); dim++)
         shape.push_back(ids.size(dim));
@@ -32,9 +32,10 @@ lookup_of(const Tensor &weight, const Tensor &ids, const Tensor &found, int64_t 
 {
     const int32_t dtype = dtype_of(ids);
     require(dtype == aoti_torch_dtype_int64() || dtype == aoti_torch_dtype_int32(),
-            "ids are int64 or int32; call ids.long() first");
+            "ids: expected int64 or int32; call ids.long() first");
     require(start >= 0 && start <= size && weight.size(0) <= size - start,
-            "the rows of a lookup lie inside of the vocabulary");
+            "start: expected 0 to size - rows; the rows of this rank are inside of the "
+            "vocabulary");
     const auto item = static_cast<int64_t>(weight.element_size());
     tp_lookup lookup = tp_lookup_make(weight.const_data_ptr(), found.mutable_data_ptr(),
                                       ids.numel(), weight.size(1) * item);
@@ -49,7 +50,7 @@ lookup_of(const Tensor &weight, const Tensor &ids, const Tensor &found, int64_t 
 void
 look_up_tokens(int64_t begin, int64_t end, void *context) noexcept
 {
-    tp_lookup_host(static_cast<const tp_lookup *>(context), begin, end);
+    tp_lookup_on_cpu(static_cast<const tp_lookup *>(context), begin, end);
 }
 
 // `padding` is for the gradient alone.

@@ -29,7 +29,8 @@ struct Open {
 Handles<Open> &
 communicators()
 {
-    static Handles<Open> handles("the communicator is closed");
+    static Handles<Open> handles(
+        "the communicator is closed; expected the handle of an open one");
     return handles;
 }
 
@@ -43,16 +44,16 @@ usable(const std::string &path)
     return nccl;
 }
 
-// Why there is no NCCL to use, its file, its version, that in words, and whether it is
-// one for memory of a host.
+// Why there is no NCCL to use, its file, its version, that as text, and whether it is
+// one for tensors on a CPU.
 std::tuple<std::string, std::string, int64_t, std::string, bool>
 nccl_find(std::string path)
 {
     const auto nccl = std::make_unique<tp_nccl>();
     tp_nccl_open(nccl.get(), path.c_str());
-    char words[TP_NCCL_VERSION_SIZE];
-    tp_nccl_version_write(nccl->version, words);
-    return {nccl->reason, nccl->path, nccl->version, words, nccl->on_host};
+    char version[TP_NCCL_VERSION_SIZE];
+    tp_nccl_version_write(nccl->version, version);
+    return {nccl->reason, nccl->path, nccl->version, version, nccl->on_cpu};
 }
 
 void
@@ -60,7 +61,7 @@ require_id(const Tensor &id)
 {
     require(id.is_cpu() && id.is_contiguous() && id.element_size() == 1 &&
                 id.numel() == TP_NCCL_ID_BYTES,
-            "an id is 128 contiguous bytes on a host");
+            "id: expected 128 contiguous bytes on the CPU");
 }
 
 void
@@ -80,10 +81,11 @@ nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
           int64_t device, double seconds)
 {
     require_id(id);
-    require(0 <= rank && rank < ranks && ranks <= 1 << 16, "there is no such rank");
+    require(0 <= rank && rank < ranks && ranks <= 1 << 16,
+            "rank: expected 0 to ranks - 1, of at most 65536 ranks");
     const auto nccl = usable(path);
-    require(device != kCpu || nccl->on_host,
-            "NCCL moves tensors that lie on a GPU, not those of a host");
+    require(device != kCpu || nccl->on_cpu,
+            "device: got the CPU, expected a GPU; NCCL moves tensors that are on one");
     std::optional<DeviceGuard> guard;
     if (device != kCpu)
         guard.emplace(static_cast<int32_t>(device));
@@ -100,24 +102,26 @@ nccl_make(std::string path, const Tensor &id, int64_t rank, int64_t ranks,
     return communicators().add(std::make_shared<Open>(Open{std::move(owned), device}));
 }
 
-// Appends a parcel for each tensor.
+// Appends a transfer for each tensor.
 void
-add_parcels(std::vector<tp_parcel> *parcels, const std::vector<Tensor> &tensors,
-            const std::vector<int64_t> &peers, bool sends, int64_t device)
+add_transfers(std::vector<tp_transfer> *transfers, const std::vector<Tensor> &tensors,
+              const std::vector<int64_t> &peers, bool sends, int64_t device)
 {
     require(tensors.size() == peers.size(),
-            "each tensor has a rank it goes to or from");
+            "expected as many ranks as tensors, one to send to or receive from");
     for (size_t i = 0; i < tensors.size(); i++) {
         const Tensor &tensor = tensors[i];
-        require(tensor.is_contiguous(), "tensors that are exchanged are contiguous");
-        require(tensor.is_cpu()
-                    ? device == kCpu
-                    : tensor.is_cuda() && tensor.get_device_index() == device,
-                "tensors that are exchanged lie on the device of the communicator");
-        require(0 <= peers[i] && peers[i] < 1 << 16, "there is no such rank");
+        require(tensor.is_contiguous(),
+                "tensors to send or receive: expected contiguous ones");
+        require(
+            tensor.is_cpu() ? device == kCpu
+                            : tensor.is_cuda() && tensor.get_device_index() == device,
+            "tensors to send or receive: expected on the device of the communicator");
+        require(0 <= peers[i] && peers[i] < 1 << 16,
+                "peer: expected a rank of the group");
         void *at = sends ? const_cast<void *>(tensor.const_data_ptr())  // read only
                          : tensor.mutable_data_ptr();
-        parcels->push_back({static_cast<int>(peers[i]), sends, at, bytes_of(tensor)});
+        transfers->push_back({static_cast<int>(peers[i]), sends, at, bytes_of(tensor)});
     }
 }
 
@@ -133,17 +137,17 @@ nccl_exchange(int64_t handle, std::string what, std::vector<Tensor> sent,
               std::vector<int64_t> from)
 {
     const std::shared_ptr<Open> open = communicators().find(handle);
-    std::vector<tp_parcel> parcels;
-    add_parcels(&parcels, sent, to, true, open->device);
-    add_parcels(&parcels, received, from, false, open->device);
+    std::vector<tp_transfer> transfers;
+    add_transfers(&transfers, sent, to, true, open->device);
+    add_transfers(&transfers, received, from, false, open->device);
     std::optional<Device> device;
     tp_stream stream = {nullptr, always_done};
     if (open->device != kCpu) {
         device.emplace(static_cast<int32_t>(open->device));
         stream = {device->stream, device->api->stream_done};
     }
-    const tp_exchange exchange = {what.c_str(), parcels.data(),
-                                  static_cast<int64_t>(parcels.size()), stream};
+    const tp_exchange exchange = {what.c_str(), transfers.data(),
+                                  static_cast<int64_t>(transfers.size()), stream};
     tp_error err = TP_NO_ERROR;
     if (tp_exchange_run(open->comm.get(), &exchange, &err) < 0)
         raise(&err);

@@ -13,25 +13,26 @@ void
 pack_pages(int64_t begin, int64_t end, void *context) noexcept
 {
     const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
-    tp_shard_pack(&copy.cut, copy.source, copy.target, begin * kPage, copy.end_of(end));
+    tp_shard_pack(&copy.view, copy.source, copy.target, begin * kPage,
+                  copy.end_of(end));
 }
 
 void
 pack_part_pages(int64_t begin, int64_t end, void *context) noexcept
 {
     const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
-    tp_shard_part(&copy.cut, copy.source,
+    tp_shard_part(&copy.view, copy.source,
                   static_cast<char *>(copy.target) + begin * kPage,
                   copy.begin + begin * kPage, copy.begin + copy.end_of(end));
 }
 
 Tensor
-pack_checked(const Tensor &full, const tp_shard_cut &cut,
+pack_checked(const Tensor &full, const tp_shard_view &view,
              const std::vector<int64_t> &shape)
 {
     Tensor shard = new_like(full, shape);
-    ParallelCopy copy = {cut, full.const_data_ptr(), shard.mutable_data_ptr(),
-                         tp_shard_bytes(&cut)};
+    ParallelCopy copy = {view, full.const_data_ptr(), shard.mutable_data_ptr(),
+                         tp_shard_bytes(&view)};
     tp_shard_expect(copy.target, copy.bytes);
     copy.run(pack_pages);
     return shard;
@@ -41,7 +42,8 @@ Tensor
 pack_on_cpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
             std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    return pack_checked(full, packing(full, outer, size, inner, runs, shape), shape);
+    return pack_checked(full, view_to_pack(full, outer, size, inner, runs, shape),
+                        shape);
 }
 
 std::vector<Tensor>
@@ -51,8 +53,8 @@ pack_many_on_cpu(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
     std::vector<Tensor> shards;
     shards.reserve(fulls.size());
     for (const Tensor &full : fulls) {
-        const tp_shard_cut cut = table.next(full);
-        shards.push_back(pack_checked(full, cut, table.shape));
+        const tp_shard_view view = table.next(full);
+        shards.push_back(pack_checked(full, view, table.shape));
     }
     table.require_end();
     return shards;
@@ -64,15 +66,15 @@ pack_part_on_cpu(const Tensor &part, const Tensor &full, int64_t outer, int64_t 
                  int64_t inner, std::vector<int64_t> runs, std::vector<int64_t> shape,
                  int64_t begin)
 {
-    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
+    const tp_shard_view view = view_to_pack(full, outer, size, inner, runs, shape);
     require(part.is_cpu() && part.is_contiguous() && part.element_size() == 1,
-            "pack_part_ takes a part of contiguous bytes on a host");
-    require(begin >= 0 && begin <= tp_shard_bytes(&cut) &&
-                part.numel() <= tp_shard_bytes(&cut) - begin,
-            "the part ends behind the shard");
+            "part: expected a contiguous tensor of bytes on the CPU");
+    require(begin >= 0 && begin <= tp_shard_bytes(&view) &&
+                part.numel() <= tp_shard_bytes(&view) - begin,
+            "part and begin: expected bytes of the shard, got some after its end");
     require(!share_memory(full, part),
-            "pack_part_ takes a part that shares no memory with the full tensor");
-    ParallelCopy copy = {cut, full.const_data_ptr(), part.mutable_data_ptr(),
+            "part shares memory with full; expected memory of its own");
+    ParallelCopy copy = {view, full.const_data_ptr(), part.mutable_data_ptr(),
                          part.numel(), begin};
     copy.run(pack_part_pages);
 }
@@ -81,11 +83,11 @@ Tensor
 pack_on_gpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
             std::vector<int64_t> runs, std::vector<int64_t> shape)
 {
-    const tp_shard_cut cut = packing(full, outer, size, inner, runs, shape);
+    const tp_shard_view view = view_to_pack(full, outer, size, inner, runs, shape);
     const Device device(full);
     Tensor shard = new_like(full, shape);
     DeviceCopies copies;
-    copies.add_pack(cut, full, shard);
+    copies.add_pack(view, full, shard);
     copies.start(device);
     return shard;
 }
@@ -101,10 +103,10 @@ pack_many_on_gpu(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
     DeviceCopies copies;
     shards.reserve(fulls.size());
     for (const Tensor &full : fulls) {
-        const tp_shard_cut cut = table.next(full);
+        const tp_shard_view view = table.next(full);
         require_same_device(full, fulls[0]);
         shards.push_back(new_like(full, table.shape));
-        copies.add_pack(cut, full, shards.back());
+        copies.add_pack(view, full, shards.back());
     }
     table.require_end();
     copies.start(device);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// parallel.h -- copies between a full tensor and a shard, by torch's threads on a CPU.
+// parallel.h -- copies between a full tensor and a shard, by torch's CPU threads.
 #ifndef TP_PARALLEL_H
 #define TP_PARALLEL_H
 
@@ -17,7 +17,7 @@ constexpr int64_t kPage = 4096;
 
 // One copy as torch's threads see it; lives on the stack of the operator.
 struct ParallelCopy {
-    tp_shard_cut cut;
+    tp_shard_view view;
     const void *source;  // borrowed
     void *target;        // borrowed
     int64_t bytes;       // to copy

@@ -17,15 +17,17 @@ using namespace tp;
 Handles<tp_shm> &
 open_memory()
 {
-    static Handles<tp_shm> handles("the shared memory is closed");
+    static Handles<tp_shm> handles(
+        "the shared memory is closed; expected the handle of open memory");
     return handles;
 }
 
 int64_t
 shm_open_(std::string name, int64_t rank, int64_t ranks, int64_t slot)
 {
-    require(0 <= rank && rank < ranks && ranks <= 1 << 16, "there is no such rank");
-    require(slot > 0 && slot % 64 == 0, "a slot is a multiple of 64 bytes");
+    require(0 <= rank && rank < ranks && ranks <= 1 << 16,
+            "rank: expected 0 to ranks - 1, of at most 65536 ranks");
+    require(slot > 0 && slot % 64 == 0, "slot: expected a multiple of 64 bytes");
     tp_error err = TP_NO_ERROR;
     tp_shm *shm = nullptr;
     if (tp_shm_open(&shm, name.c_str(), static_cast<int>(rank), static_cast<int>(ranks),
@@ -46,8 +48,8 @@ shm_close(int64_t handle)
     open_memory().remove(handle);
 }
 
-tp_use
-sum_of(const Tensor &x)
+tp_collective
+collective_of(const Tensor &x)
 {
     switch (x.scalar_type()) {
         case torch::headeronly::ScalarType::Float:
@@ -58,14 +60,16 @@ sum_of(const Tensor &x)
             return TP_SUM_BF16;
         default:
             throw std::invalid_argument(
-                "sums over ranks of one host are of float32, float64 or bfloat16");
+                "dtype of a sum in shared memory: expected float32, float64 or "
+                "bfloat16");
     }
 }
 
 tp_message
-message_of(const Tensor &x, tp_use use)
+message_of(const Tensor &x, tp_collective use)
 {
-    require(x.is_cpu() && x.is_contiguous(), "a message is contiguous, on the host");
+    require(x.is_cpu() && x.is_contiguous(),
+            "x: expected a contiguous tensor on the CPU");
     return {x.const_data_ptr(), static_cast<size_t>(bytes_of(x)), use};
 }
 
@@ -73,23 +77,24 @@ message_of(const Tensor &x, tp_use use)
 tp_message
 summand(const Tensor &x, const Tensor &sum, int64_t first)
 {
-    const tp_message message = message_of(x, sum_of(x));
+    const tp_message message = message_of(x, collective_of(x));
     require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
-            "a sum is contiguous, on the host, and of the message's dtype");
+            "sum: expected a contiguous tensor on the CPU, of the dtype of x");
     require(first >= 0 && first <= x.numel() && sum.numel() <= x.numel() - first,
-            "a sum lies within the message");
+            "first: expected the items of sum to be inside x");
     return message;
 }
 
-// Everything that can be wrong with the arguments is found before anything is posted:
-// what is posted and not taken would be taken for the next.
+// All arguments are checked before anything is posted: a message that is posted and not
+// read would be read as the next one.
 void
 shm_start_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
               double seconds)
 {
     const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_post(open_memory().find(handle).get(), &message, seconds, &err) < 0)
+    if (tp_collective_post(open_memory().find(handle).get(), &message, seconds, &err) <
+        0)
         raise(&err);
 }
 
@@ -99,9 +104,9 @@ shm_take_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
 {
     const tp_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
-    if (tp_take_sum(open_memory().find(handle).get(), &message,
-                    static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
-                    sum.mutable_data_ptr(), seconds, &err) < 0)
+    if (tp_collective_sum(open_memory().find(handle).get(), &message,
+                          static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
+                          sum.mutable_data_ptr(), seconds, &err) < 0)
         raise(&err);
 }
 
@@ -113,10 +118,11 @@ shm_gather(int64_t handle, const Tensor &x, const Tensor &all, double seconds)
     require(
         all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&
             all.numel() == x.numel() * tp_shm_ranks(shm.get()),
-        "what is gathered is contiguous, on the host, and holds every rank's message");
+        "all: expected a contiguous tensor on the CPU, with room for x of every rank");
     tp_error err = TP_NO_ERROR;
-    if (tp_post(shm.get(), &message, seconds, &err) < 0 ||
-        tp_take_all(shm.get(), &message, all.mutable_data_ptr(), seconds, &err) < 0)
+    if (tp_collective_post(shm.get(), &message, seconds, &err) < 0 ||
+        tp_collective_gather(shm.get(), &message, all.mutable_data_ptr(), seconds,
+                             &err) < 0)
         raise(&err);
 }
 

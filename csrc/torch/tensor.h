@@ -49,7 +49,7 @@ require(bool holds, const char *message)
         throw std::invalid_argument(message);
 }
 
-// torch's own number of the dtype; Tensor::scalar_type() refuses the rarer ones.
+// The dtype as torch counts it; Tensor::scalar_type() refuses the rarer ones.
 inline int32_t
 dtype_of(const Tensor &tensor)
 {
@@ -65,7 +65,7 @@ bytes_of(const Tensor &tensor)
 }
 
 // A new tensor of the dtype and device of `like`. Made without the dispatcher, which
-// takes half of the time where thousands of small tensors are sharded.
+// is half of the time where thousands of small tensors are sharded.
 inline Tensor
 new_like(const Tensor &like, const std::vector<int64_t> &shape)
 {

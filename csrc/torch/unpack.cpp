@@ -9,27 +9,27 @@ namespace
 
 using namespace tp;
 
-tp_shard_cut
-unpacking(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
-          int64_t inner, const std::vector<int64_t> &runs)
+tp_shard_view
+view_to_unpack(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
+               int64_t inner, const std::vector<int64_t> &runs)
 {
-    tp_shard_cut cut = make_cut(outer, size, inner, runs);
-    check_cut(cut, full.numel(), shard.numel(), true);
+    tp_shard_view view = make_view(outer, size, inner, runs);
+    check_view(view, full.numel(), shard.numel(), true);
     require(full.is_contiguous() && shard.is_contiguous(),
-            "unpack_ takes a contiguous full tensor and a contiguous shard");
+            "full or shard is not contiguous; call .contiguous() first");
     require(dtype_of(full) == dtype_of(shard),
-            "unpack_ takes a shard of the full tensor's dtype");
+            "shard has another dtype than full; call shard.to(full.dtype) first");
     require(!share_memory(full, shard),
-            "unpack_ takes a shard that shares no memory with the full tensor");
-    cut.item = static_cast<int64_t>(full.element_size());
-    return cut;
+            "shard shares memory with full; call shard.clone() first");
+    view.item = static_cast<int64_t>(full.element_size());
+    return view;
 }
 
 void
 unpack_pages(int64_t begin, int64_t end, void *context) noexcept
 {
     const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
-    tp_shard_unpack(&copy.cut, copy.target, copy.source, begin * kPage,
+    tp_shard_unpack(&copy.view, copy.target, copy.source, begin * kPage,
                     copy.end_of(end));
 }
 
@@ -37,9 +37,9 @@ void
 unpack_on_cpu(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
               int64_t inner, std::vector<int64_t> runs)
 {
-    const tp_shard_cut cut = unpacking(full, shard, outer, size, inner, runs);
-    ParallelCopy copy = {cut, shard.const_data_ptr(), full.mutable_data_ptr(),
-                         tp_shard_bytes(&cut)};
+    const tp_shard_view view = view_to_unpack(full, shard, outer, size, inner, runs);
+    ParallelCopy copy = {view, shard.const_data_ptr(), full.mutable_data_ptr(),
+                         tp_shard_bytes(&view)};
     copy.run(unpack_pages);
 }
 
@@ -47,12 +47,12 @@ void
 unpack_on_gpu(const Tensor &full, const Tensor &shard, int64_t outer, int64_t size,
               int64_t inner, std::vector<int64_t> runs)
 {
-    const tp_shard_cut cut = unpacking(full, shard, outer, size, inner, runs);
+    const tp_shard_view view = view_to_unpack(full, shard, outer, size, inner, runs);
     require_same_device(full, shard);
     const Device device(full);
     DeviceCopies copies;
     tp_error err = TP_NO_ERROR;
-    if (tp_copies_unpack(&copies.list, &cut, full.mutable_data_ptr(),
+    if (tp_copies_unpack(&copies.list, &view, full.mutable_data_ptr(),
                          shard.const_data_ptr(), &err) < 0)
         raise(&err);
     copies.start(device);

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* copy_on_cpu.h -- what copy.cu does, on the host: the same tiles, words and threads.
- */
+/* copy_on_cpu.h -- what copy.cu does, on a CPU: the same tiles, words and threads. */
 #ifndef TP_COPY_ON_CPU_H
 #define TP_COPY_ON_CPU_H
 
@@ -13,7 +12,7 @@ enum { HELD = TP_COPY_THREADS * TP_COPY_NARROW };
 
 /* One block: every thread loads all its words before any thread stores one. */
 static inline void
-host_tile(const tp_copy *copy, int64_t index)
+copy_tile_on_cpu(const tp_copy *copy, int64_t index)
 {
     unsigned char held[HELD][TP_COPY_WORD];
     const tp_tile tile = tp_copy_tile(copy, index);
@@ -37,11 +36,11 @@ host_tile(const tp_copy *copy, int64_t index)
 /* All copies in launches of `room`, the tiles of a launch in an order that `seed`
  * picks; 0 is for their own order. */
 static inline void
-host_start(tp_copy *copies, int64_t count, int32_t room, unsigned seed)
+start_on_cpu(tp_copy *copies, int64_t count, int32_t room, unsigned seed)
 {
     while (count > 0) {
         int32_t tiles = 0;
-        const int32_t taken = tp_copy_number(copies, count, room, &tiles);
+        const int32_t taken = tp_copy_count_tiles(copies, count, room, &tiles);
         /* A step that shares no factor with the tiles visits each of them once. */
         int64_t step = seed == 0 ? 1 : 2 * (int64_t)(seed % 50) + 1;
         while (tiles % step == 0 && step > 1)
@@ -53,7 +52,7 @@ host_start(tp_copy *copies, int64_t count, int32_t room, unsigned seed)
                 tile = (tile + 1) % tiles;
             seen[tile] = 1;
             const tp_copy *copy = tp_copy_find(copies, taken, (int32_t)tile);
-            host_tile(copy, tile - copy->first_tile);
+            copy_tile_on_cpu(copy, tile - copy->first_tile);
         }
         free(seen);
         copies += taken;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lookup_on_cpu.h -- what embedding_lookup.cu does, on the host: the same tiles, words
- * and bytes.
+/* lookup_on_cpu.h -- what embedding_lookup.cu does, on a CPU: the same tiles and words.
  */
 #ifndef TP_EMBEDDING_LOOKUP_HOST_H
 #define TP_EMBEDDING_LOOKUP_HOST_H
@@ -9,7 +8,7 @@
 #include "pack/embedding_lookup.h"
 
 static inline void
-host_lookup_word(const tp_lookup *lookup, int64_t first, char *to)
+lookup_word_on_cpu(const tp_lookup *lookup, int64_t first, char *to)
 {
     const size_t word = (size_t)lookup->copy.word;
     if ((uintptr_t)to % word != 0)
@@ -26,7 +25,7 @@ host_lookup_word(const tp_lookup *lookup, int64_t first, char *to)
 
 /* All tiles, the last one first. */
 static inline void
-host_lookup_start(const tp_lookup *lookup)
+start_lookup_on_cpu(const tp_lookup *lookup)
 {
     if (lookup->copy.rows == 0 || lookup->copy.row_bytes == 0)
         return;
@@ -37,8 +36,8 @@ host_lookup_start(const tp_lookup *lookup)
         const int64_t token = tp_lookup_token(lookup, &tile, index);
         char *found = lookup->copy.to;
         for (int32_t i = 0; i < tile.words; i++)
-            host_lookup_word(lookup, tp_lookup_from(lookup, &tile, token, i),
-                             found + tp_lookup_to(lookup, &tile, i));
+            lookup_word_on_cpu(lookup, tp_lookup_from(lookup, &tile, token, i),
+                               found + tp_lookup_to(lookup, &tile, i));
     }
 }
 

@@ -40,7 +40,7 @@ join_and_work(const char *name, int rank, int ranks, rank_work work)
 }
 
 /* Run `work` in a process for each rank; the first exit status that is not 0. This one
- * is the first rank, and makes the memory before there are others. */
+ * is rank 0, and makes the memory before there are others. */
 static int
 run_ranks(int ranks, rank_work work)
 {
@@ -104,9 +104,9 @@ sum_floats(tp_shm *shm, int rank, int ranks)
         const tp_message message = {x, count * sizeof(float), TP_SUM_F32};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
-        if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
             return 1;
-        if (tp_take_sum(shm, &message, 0, count, x, PATIENCE, &err) < 0)
+        if (tp_collective_sum(shm, &message, 0, count, x, PATIENCE, &err) < 0)
             return 2;
         for (size_t i = 0; i < count; i++)
             if (x[i] != (float)total_of(ranks, i, round))
@@ -129,9 +129,9 @@ sum_doubles_for_each(tp_shm *shm, int rank, int ranks)
         const tp_message message = {x, count * sizeof(double), TP_SUM_F64};
         for (size_t i = 0; i < count; i++)
             x[i] = item_of(rank, i, round);
-        if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
             return 1;
-        if (tp_take_sum(shm, &message, first, mine, own, PATIENCE, &err) < 0)
+        if (tp_collective_sum(shm, &message, first, mine, own, PATIENCE, &err) < 0)
             return 2;
         for (size_t i = 0; i < mine; i++)
             if (own[i] != total_of(ranks, first + i, round))
@@ -152,9 +152,9 @@ gather_floats(tp_shm *shm, int rank, int ranks)
         const tp_message message = {x, count * sizeof(float), TP_GATHER};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
-        if (tp_post(shm, &message, PATIENCE, &err) < 0)
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
             return 1;
-        if (tp_take_all(shm, &message, all, PATIENCE, &err) < 0)
+        if (tp_collective_gather(shm, &message, all, PATIENCE, &err) < 0)
             return 2;
         for (int from = 0; from < ranks; from++)
             for (size_t i = 0; i < count; i++)
@@ -172,7 +172,7 @@ test_every_rank_gets_the_sum_of_messages_of_any_length(void)
 }
 
 static void
-test_a_rank_can_take_its_part_of_a_sum(void)
+test_a_rank_can_read_its_part_of_a_sum(void)
 {
     for (int ranks = 2; ranks <= 4; ranks++)
         CHECK_INT_EQ(run_ranks(ranks, sum_doubles_for_each), 0);
@@ -202,8 +202,8 @@ sum_bf16_numbers(tp_shm *shm, int rank, int ranks)
     const tp_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
 
     (void)ranks;
-    if (tp_post(shm, &message, PATIENCE, &err) < 0 ||
-        tp_take_sum(shm, &message, 0, 5, sum, PATIENCE, &err) < 0)
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
+        tp_collective_sum(shm, &message, 0, 5, sum, PATIENCE, &err) < 0)
         return 1;
     return memcmp(sum, expected, sizeof(sum)) != 0 ? 2 : 0;
 }
@@ -220,7 +220,7 @@ fails_with(tp_shm *shm, const tp_message *message, float *x, const char *words)
     const size_t count = message->bytes / sizeof(float);
     tp_error err = TP_NO_ERROR;
 
-    if (tp_take_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+    if (tp_collective_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
         return 11;
     const bool right =
         err.code == TP_PEER && strstr(tp_error_text(&err), words) != NULL;
@@ -229,15 +229,15 @@ fails_with(tp_shm *shm, const tp_message *message, float *x, const char *words)
     tp_error_clear(&err);
     if (!right)
         return 12;
-    if (tp_post(shm, message, PATIENCE, &err) == 0 &&
-        tp_take_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+    if (tp_collective_post(shm, message, PATIENCE, &err) == 0 &&
+        tp_collective_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
         return 13;
     const bool broken = strstr(tp_error_text(&err), "has failed before") != NULL;
     tp_error_clear(&err);
     return broken ? 0 : 14;
 }
 
-/* The last rank dies, in the middle of a message, after one that is whole. Of the
+/* The last rank dies, in the middle of a message, after one that is complete. Of the
  * others only the first waits: that the second lives must not keep it waiting. */
 static int
 lose_a_rank(tp_shm *shm, int rank, int ranks)
@@ -248,14 +248,14 @@ lose_a_rank(tp_shm *shm, int rank, int ranks)
     tp_error err = TP_NO_ERROR;
     char words[64];
 
-    if (tp_post(shm, &message, PATIENCE, &err) < 0 ||
-        tp_take_sum(shm, &message, 0, MOST, x, PATIENCE, &err) < 0)
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
+        tp_collective_sum(shm, &message, 0, MOST, x, PATIENCE, &err) < 0)
         return 1;
     if (rank == ranks - 1)
         _exit(0);
     if (rank > 0)
         return nanosleep(&pause, NULL);
-    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
         return 2;
     snprintf(words, sizeof(words), "rank %d of the group has ended while rank 0",
              ranks - 1);
@@ -269,24 +269,26 @@ test_a_rank_that_ends_is_an_error_on_the_others(void)
     CHECK_INT_EQ(run_ranks(3, lose_a_rank), 0);
 }
 
-/* Rank 1 hands over more than the others. */
+/* Rank 1 gives more than the others. */
 static int
-hand_over_more(tp_shm *shm, int rank, int ranks)
+give_more(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
     const tp_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float), TP_SUM_F32};
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
-    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
         return 1;
-    return fails_with(shm, &message, x,
-                      rank == 0 ? "rank 0 hands over 40 bytes to be summed as float32 "
-                                  "where rank 1 hands over 80 to be summed as float32"
-                                : "rank 1 hands over 80 bytes");
+    return fails_with(
+        shm, &message, x,
+        rank == 0 ? "collective mismatch: rank 0 gives 40 bytes to be summed as "
+                    "float32, rank 1 gives 80 to be summed as float32; all "
+                    "ranks of a TP group need the same batch"
+                  : "collective mismatch: rank 1 gives 80 bytes");
 }
 
-/* Rank 1 has nothing to hand over, and rank 0 gathers what the other sums. */
+/* Rank 1 gives nothing, and rank 0 gathers what the other sums. */
 static int
 do_something_else(tp_shm *shm, int rank, int ranks)
 {
@@ -296,15 +298,15 @@ do_something_else(tp_shm *shm, int rank, int ranks)
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
-    if (tp_post(shm, &message, PATIENCE, &err) < 0)
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
         return 1;
-    return fails_with(shm, &message, x, "have to be given the same batch");
+    return fails_with(shm, &message, x, "all ranks of a TP group need the same batch");
 }
 
 static void
-test_messages_that_are_not_alike_are_an_error_on_every_rank(void)
+test_messages_that_differ_are_an_error_on_every_rank(void)
 {
-    CHECK_INT_EQ(run_ranks(2, hand_over_more), 0);
+    CHECK_INT_EQ(run_ranks(2, give_more), 0);
     CHECK_INT_EQ(run_ranks(2, do_something_else), 0);
 }
 
@@ -320,13 +322,14 @@ lose_patience(tp_shm *shm, int rank, int ranks)
     (void)ranks;
     if (rank == 1)
         return nanosleep(&pause, NULL);
-    if (tp_post(shm, &message, 0.05, &err) < 0)
+    if (tp_collective_post(shm, &message, 0.05, &err) < 0)
         return 1;
-    if (tp_take_sum(shm, &message, 0, 3, x, 0.05, &err) == 0)
+    if (tp_collective_sum(shm, &message, 0, 3, x, 0.05, &err) == 0)
         return 2;
     const bool said = strstr(tp_error_text(&err),
-                             "rank 1 of the group has not come to the collective in "
-                             "which rank 0 has waited for it for 0.05 seconds") != NULL;
+                             "timeout: rank 1 of the group has not joined the "
+                             "collective in which rank 0 has waited for it for 0.05 "
+                             "seconds") != NULL;
     tp_error_clear(&err);
     return said ? 0 : 3;
 }
@@ -369,11 +372,11 @@ int
 main(void)
 {
     RUN(test_every_rank_gets_the_sum_of_messages_of_any_length);
-    RUN(test_a_rank_can_take_its_part_of_a_sum);
+    RUN(test_a_rank_can_read_its_part_of_a_sum);
     RUN(test_every_rank_gets_the_messages_of_all);
     RUN(test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest);
     RUN(test_a_rank_that_ends_is_an_error_on_the_others);
-    RUN(test_messages_that_are_not_alike_are_an_error_on_every_rank);
+    RUN(test_messages_that_differ_are_an_error_on_every_rank);
     RUN(test_a_rank_that_does_not_come_is_an_error);
     RUN(test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors);
     return check_result();

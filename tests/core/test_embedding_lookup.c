@@ -75,15 +75,15 @@ try_size(int64_t tokens, int64_t bytes, int64_t weight_off, int64_t found_off,
     lookup.vocabulary = VOCABULARY;
     lookup.id_bytes = id_bytes;
     CHECK_INT_EQ(tp_lookup_outside(&lookup), -1);
-    host_lookup_start(&lookup);
+    start_lookup_on_cpu(&lookup);
     if (!CHECK(is_looked_up(found, weight, tokens, bytes)))
         fprintf(stderr, "by tiles: %lld tokens of %lld bytes\n", (long long)tokens,
                 (long long)bytes);
     memset(found, 0xee, (size_t)(tokens * bytes));
-    tp_lookup_host(&lookup, tokens / 3, tokens);
-    tp_lookup_host(&lookup, 0, tokens / 3);
+    tp_lookup_on_cpu(&lookup, tokens / 3, tokens);
+    tp_lookup_on_cpu(&lookup, 0, tokens / 3);
     if (!CHECK(is_looked_up(found, weight, tokens, bytes)))
-        fprintf(stderr, "on the host: %lld tokens of %lld bytes\n", (long long)tokens,
+        fprintf(stderr, "on a CPU: %lld tokens of %lld bytes\n", (long long)tokens,
                 (long long)bytes);
     free(ids);
     free(owned[0]);
@@ -91,7 +91,7 @@ try_size(int64_t tokens, int64_t bytes, int64_t weight_off, int64_t found_off,
 }
 
 static void
-test_tiles_and_the_host_give_own_rows_and_zeros_elsewhere(void)
+test_tiles_and_the_cpu_give_own_rows_and_zeros_elsewhere(void)
 {
     for (int size = 0; size < SIZES; size++)
         for (int count = 0; count < COUNTS; count++) {
@@ -129,7 +129,7 @@ test_an_id_outside_of_the_vocabulary_is_found_and_sets_all_bits(void)
         lookup.vocabulary = VOCABULARY;
         lookup.id_bytes = 8;
         CHECK_INT_EQ(tp_lookup_outside(&lookup), 1);
-        host_lookup_start(&lookup);
+        start_lookup_on_cpu(&lookup);
         const uint32_t want[] = {5, 6, UINT32_MAX, UINT32_MAX, 0, 0};
         CHECK(memcmp(found, want, sizeof(want)) == 0);
     }
@@ -175,19 +175,19 @@ test_a_rank_without_rows_and_a_lookup_without_tokens_are_nothing_special(void)
     lookup.start = 4;
     lookup.vocabulary = 4;
     lookup.id_bytes = 8;
-    host_lookup_start(&lookup);
+    start_lookup_on_cpu(&lookup);
     const uint16_t want[] = {0, 0, 0, 0};
     CHECK(memcmp(found, want, sizeof(want)) == 0);
     lookup.copy.rows = 0;
     CHECK_INT_EQ(tp_lookup_outside(&lookup), -1);
-    host_lookup_start(&lookup);
-    tp_lookup_host(&lookup, 0, 0);
+    start_lookup_on_cpu(&lookup);
+    tp_lookup_on_cpu(&lookup, 0, 0);
 }
 
 int
 main(void)
 {
-    RUN(test_tiles_and_the_host_give_own_rows_and_zeros_elsewhere);
+    RUN(test_tiles_and_the_cpu_give_own_rows_and_zeros_elsewhere);
     RUN(test_words_are_as_wide_as_addresses_and_rows_allow);
     RUN(test_an_id_outside_of_the_vocabulary_is_found_and_sets_all_bits);
     RUN(test_places_beyond_32_bits_are_exact);

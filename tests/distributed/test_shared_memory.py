@@ -59,7 +59,7 @@ def test_sums_are_formed_once_and_in_order_whenever_they_are_waited_for(pool: Po
 @pytest.mark.parametrize("what", ["lengths", "types", "collectives"])
 def test_tensors_that_are_not_alike_are_an_error_on_every_rank(pool: Pool, what: str) -> None:
     for first, again in pool.run(jobs.unlike, what):
-        assert "the ranks of one model have to be given the same batch" in first
+        assert "all ranks of a TP group need the same batch and the same code" in first
         assert "a collective of this group has failed before" in again
 
 

@@ -153,13 +153,13 @@ def test_a_list_takes_as_few_launches_as_it_fits_in(
 
 
 def test_rows_of_no_width_and_no_rows_are_no_errors(library: Library) -> None:
-    host, columns = EmulatedKernels(library), torch.tensor([0, -1])
-    found = host.statistics(torch.empty(2, 0), columns)
+    emulated, columns = EmulatedKernels(library), torch.tensor([0, -1])
+    found = emulated.statistics(torch.empty(2, 0), columns)
     assert found.tolist() == [[-torch.inf] * 2, [0.0] * 2, [0.0] * 2]
     before = library.launches
-    host.differentiate_(torch.empty(2, 0), torch.zeros(2), columns, torch.ones(2))
-    host.differentiate_(torch.empty(0, 5), torch.zeros(0), columns[:0], torch.ones(0))
-    assert host.statistics(torch.empty(0, 5), columns[:0]).shape == (3, 0)
+    emulated.differentiate_(torch.empty(2, 0), torch.zeros(2), columns, torch.ones(2))
+    emulated.differentiate_(torch.empty(0, 5), torch.zeros(0), columns[:0], torch.ones(0))
+    assert emulated.statistics(torch.empty(0, 5), columns[:0]).shape == (3, 0)
     assert library.launches == before
 
 
@@ -220,7 +220,7 @@ def test_a_word_at_an_address_that_it_does_not_divide_is_noticed(built: Path) ->
         assert "misaligned address" in death(f"library.copy([{storing}])", built)
 
 
-SUM = "    const tp::Sum sum = "
+SUM = "    const tp::Sum sum =\n"
 BARRED = "    if (thread == 3)\n        __syncthreads();\n" + SUM
 
 
@@ -236,7 +236,9 @@ def test_a_shuffle_that_not_all_lanes_come_to_is_noticed(
     built: Path, tmp_path: Path, text: str, instead: str, said: str
 ) -> None:
     faulty = build_edited(tmp_path, built, "cross_entropy.cu", text, instead)
-    call = "library.statistics(Args(logits=start, columns=start, found=start, tokens=1, width=0))"
+    call = (
+        "library.statistics(Args(logits=start, columns=start, statistics=start, tokens=1, width=0))"
+    )
     assert said in death(call, faulty)
 
 

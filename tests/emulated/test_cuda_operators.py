@@ -67,19 +67,19 @@ def test_operators_give_what_the_cpu_gives_and_refuse_what_does_not_fit(
     stand_ins: tuple[Path, Path],
 ) -> None:
     expected = (
-        "ValueError: run 0 (start 3, length 2) does not lie inside the cut dimension of size 4",
-        "ValueError: pack takes a contiguous full tensor",
-        "ValueError: the table of cuts ends early",
-        "ValueError: run 1 (start 0, length 1) lies before the end of the run ahead of it",
-        "ValueError: unpack_ takes a shard of the full tensor's dtype",
-        "ValueError: logits are [tokens, width] and columns [tokens]",
-        "ValueError: columns are int64",
-        "ValueError: logits are float32, float16 or bfloat16",
-        "ValueError: the soft cap is not negative; 0 is none",
-        "ValueError: logsumexp and scale are contiguous float32 [tokens]",
-        "ValueError: ids are int64 or int32; call ids.long() first",
-        "ValueError: lookup takes a contiguous weight and contiguous ids",
-        "ValueError: the rows of a lookup lie inside of the vocabulary",
+        "ValueError: run 0 (start 3, length 2) is outside the sharded dimension of size 4",
+        "ValueError: full is not contiguous; call full.contiguous() first",
+        "ValueError: cuts has entries for fewer tensors than fulls has",
+        "ValueError: run 1 (start 0, length 1) starts before the end of the run before it",
+        "ValueError: shard has another dtype than full; call shard.to(full.dtype) first",
+        "ValueError: expected logits [tokens, width] and columns [tokens]",
+        "ValueError: columns: expected int64; call columns.long() first",
+        "ValueError: logits: expected float32, float16 or bfloat16",
+        "ValueError: cap: expected 0, for no soft cap, or more",
+        "ValueError: logsumexp and scale: expected contiguous float32 [tokens]",
+        "ValueError: ids: expected int64 or int32; call ids.long() first",
+        "ValueError: weight or ids are not contiguous; call .contiguous() first",
+        "ValueError: start: expected 0 to size - rows; the rows of this rank are inside",
     )
     said = run(stand_ins, "results_and_refusals")
     assert len(said) == len(expected)
@@ -122,7 +122,7 @@ def test_shards_go_through_nccl_on_the_stream_of_the_device(
     )
     assert said == [
         "whole",
-        "ValueError: tensors that are exchanged lie on the device of the communicator",
+        "ValueError: tensors to send or receive: expected on the device of the communicator",
         "RuntimeError:",
         "RuntimeError: rank 1 of 2: gather: sending to rank 0: its stream has failed "
         "(CUDA error 209)",

@@ -17,7 +17,7 @@ from tests.emulated import nccl_ranks as jobs
 from tests.support.fake_nccl import compiled
 from tests.support.worker_pool import Pool
 
-FAILED_BEFORE = "a call of this communicator has failed before; start all its ranks again"
+FAILED_BEFORE = "a call of this communicator has failed before; restart all its ranks"
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_another_version_is_not_used(
 def test_a_missing_library_comes_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTP_NCCL", "/nowhere/libnccl.so.2")
     assert nccl.find().reason == (
-        "the file that AUTOTP_NCCL names cannot be opened: /nowhere/libnccl.so.2: cannot open "
+        "the file of AUTOTP_NCCL cannot be opened: /nowhere/libnccl.so.2: cannot open "
         "shared object file: No such file or directory"
     )
     monkeypatch.setenv("AUTOTP_NCCL", "")
-    assert nccl.find().reason == "AUTOTP_NCCL is empty, which says to go without NCCL"
+    assert nccl.find().reason == "AUTOTP_NCCL is empty, which turns NCCL off; unset it to use NCCL"
 
 
 def test_a_library_that_was_asked_for_and_is_none_is_refused(
@@ -71,14 +71,15 @@ def test_a_library_that_was_asked_for_and_is_none_is_refused(
     monkeypatch.setenv("AUTOTP_NCCL", "")
     nccl.check_environment()
     monkeypatch.setenv("AUTOTP_NCCL", "/nowhere/libnccl.so.2")
-    with pytest.raises(ValueError, match="AUTOTP_NCCL: the file that AUTOTP_NCCL names cannot be"):
+    with pytest.raises(ValueError, match="AUTOTP_NCCL: the file of AUTOTP_NCCL cannot be"):
         nccl.check_environment()
 
 
 def test_another_library_is_not_taken_for_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTP_NCCL", "libm.so.6")
     assert nccl.find().reason == (
-        "what was opened for NCCL is another library: it has no ncclGetVersion"
+        "what was opened for NCCL is another library: it has no ncclGetVersion; install a torch "
+        "with CUDA, or set AUTOTP_NCCL to the file of NCCL"
     )
 
 
@@ -171,7 +172,7 @@ def test_a_peer_that_never_comes_is_an_error_in_time(
     assert absent == []
     assert first[0].startswith(
         "rank 0 of 4: scatter: sending to rank 1, sending to rank 2, sending to rank 3 is not "
-        "done after 0.5 seconds; a rank has ended"
+        "done after 0.5 seconds, the timeout; a rank has ended"
     )
     assert 0.4 < first[1] < 5 and again[1] < 0.4
     assert again[0] == f"rank 0 of 4: {FAILED_BEFORE}"
@@ -245,7 +246,10 @@ def test_the_reason_to_go_without_names_the_rank(
 
 
 def test_calls_after_the_end_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
-    assert pool.run(jobs.after_close, env=stand_in) == [["the communicator is closed"] * 2] * 2
+    assert (
+        pool.run(jobs.after_close, env=stand_in)
+        == [["the communicator is closed; expected the handle of an open one"] * 2] * 2
+    )
 
 
 @pytest.mark.parametrize(("fault", "how"), [("", "closed"), ("close", "aborted")])

@@ -138,11 +138,12 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
     text.write_text("no library")
     assert reason(reader, str(text)).startswith("the CUDA library cannot be opened (")
     assert reason(reader, "") == (
-        "AUTOTP_CUDA_LIBRARY is empty, which says to go without libautotp_cuda.so"
+        "AUTOTP_CUDA_LIBRARY is empty, which turns libautotp_cuda.so off; unset it to use the "
+        "library"
     )
     # Any library without our table, and one with a table of another time.
     assert reason(reader, str(reader)) == (
-        f"{reader} is of another build of this package (interface 0, expected {ABI}); {again}"
+        f"{reader} belongs to another build of this package (interface 0, expected {ABI}); {again}"
     )
     source = tmp_path / "other.c"
     source.write_text(

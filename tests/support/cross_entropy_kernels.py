@@ -20,7 +20,7 @@ class EmulatedKernels:
     def statistics(self, logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
         found = torch.empty(3, logits.shape[0])
         args = arguments(logits, columns, cap)
-        args.found = found.data_ptr()
+        args.statistics = found.data_ptr()
         assert self.library.statistics(args) == 0
         return found
 

@@ -26,10 +26,13 @@ _WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unknown-pragmas"]
 
 
 class Args(ctypes.Structure):
-    """``tp_vocab_args`` of csrc/cuda/cross_entropy.h."""
+    """``tp_cross_entropy_args`` of csrc/cuda/cross_entropy.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "columns", "found", "logsumexp", "scale")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("logits", "columns", "statistics", "logsumexp", "scale")
+        ),
         ("tokens", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("cap", ctypes.c_float),
@@ -91,10 +94,10 @@ class Library:
         return int(self._functions.tp_lookup_start(ctypes.byref(lookup), STREAM))
 
     def statistics(self, args: Args) -> int:
-        return int(self._functions.tp_vocab_statistics(ctypes.byref(args), STREAM))
+        return int(self._functions.tp_cross_entropy_statistics(ctypes.byref(args), STREAM))
 
     def gradient(self, args: Args) -> int:
-        return int(self._functions.tp_vocab_gradient(ctypes.byref(args), STREAM))
+        return int(self._functions.tp_cross_entropy_gradient(ctypes.byref(args), STREAM))
 
     def read(self, numbers: int, floats: int, count: int, kind: int) -> None:
         """16-bit floats of one ``kind`` as the kernels read them; both are addresses."""

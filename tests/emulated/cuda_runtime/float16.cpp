@@ -28,12 +28,13 @@ round_to(const float *floats, void *numbers, int64_t count)
 extern "C" void
 numbers_read(const void *numbers, float *floats, int64_t count, int32_t type)
 {
-    (type == TP_LOGIT_HALF ? read<tp::Half> : read<tp::Brain>)(numbers, floats, count);
+    (type == TP_LOGIT_FLOAT16 ? read<tp::Half> : read<tp::BFloat16>)(numbers, floats,
+                                                                     count);
 }
 
 extern "C" void
 numbers_round(const float *floats, void *numbers, int64_t count, int32_t type)
 {
-    (type == TP_LOGIT_HALF ? round_to<tp::Half> : round_to<tp::Brain>)(floats, numbers,
-                                                                       count);
+    (type == TP_LOGIT_FLOAT16 ? round_to<tp::Half>
+                              : round_to<tp::BFloat16>)(floats, numbers, count);
 }
