@@ -7,21 +7,35 @@ and all problems of a section come in one ValueError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainValidator, field_serializer
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+)
 
+from deepspeed_autotp import _core
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.section import Section, is_auto
 from deepspeed_autotp.config.validation import (
-    Check,
     ConfigProblems,
+    NonNegative,
+    Positive,
     dictionary,
-    flag,
-    integer,
+    nest,
+    problems,
     shown,
     wrong,
 )
@@ -40,8 +54,8 @@ class TPConfig(Section):
 
     _where: ClassVar[str] = "tp"
 
-    tp_size: Annotated[int, PlainValidator(integer(1))] = 1
-    tp_grain_size: Annotated[int, PlainValidator(integer(1))] = 1
+    tp_size: Positive = 1
+    tp_grain_size: Positive = 1
     mpu: Any = None
     tp_group: Any = None
 
@@ -50,65 +64,39 @@ class TPConfig(Section):
         super().__init__(**data)
 
 
-def _dtype(value: object) -> torch.dtype:
-    try:
-        return parse_dtype(value, "dtype")
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("dtype: ")) from None
-
-
 def _nested(value: object) -> TPConfig:
     if isinstance(value, TPConfig):
         return value
     return TPConfig() if value is None else TPConfig(**dictionary(value))
 
 
-def _preset(value: object) -> str | None:
-    """The name as it was written; the core knows which there are."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise wrong(value, "the name of a preset")
-    try:
-        AutoTPPresets.get_preset(value)
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("preset_model: ")) from None
-    return value
+def _known_preset(name: str | None) -> str | None:
+    if name is not None:
+        _core.preset_rows(name)
+    return name
 
 
-def _partition(value: object) -> dict[str, Any] | None:
+def _readable_rules(value: object) -> dict[str, Any] | None:
     """The dictionary as it was written, once a configuration can be made of it."""
     if value is None:
         return None
-    given = dictionary(value)
-    AutoTPConfig.from_dict(given)
-    return given
+    AutoTPConfig.from_dict(dictionary(value))
+    return dictionary(value)
 
 
-def _only(allowed: object, reason: str) -> Check:
+def _only(allowed: object, remedy: str) -> Callable[[object], Any]:
     """A check for a field that is there for DeepSpeed's sake and may keep its default only."""
 
     def check(value: object) -> object:
-        if value is not allowed and value != allowed:
-            raise ValueError(f"{shown(value)} is not supported: {reason}")
+        if value != allowed:
+            raise ValueError(f"got {shown(value)}, which is not supported; {remedy}")
         return allowed
 
     return check
 
 
-def _head(value: object) -> bool | None:
-    return None if value is None else flag(value)
-
-
-def _backend(value: object) -> str:
-    if value == "liger":
-        raise ValueError("'liger' is not supported yet; leave it out or write 'torch'")
-    if value != "torch":
-        raise wrong(value, "'torch'")
-    return "torch"
-
-
 def _self_check(value: object) -> object:
+    # Literal["auto", True, False] would take 1 for True.
     if value != "auto" and not isinstance(value, bool):
         raise wrong(value, "'auto', true or false")
     return value
@@ -140,32 +128,35 @@ class TPTrainingConfig(Section):
     """
 
     _where: ClassVar[str] = "tensor_parallel"
-    _aliases: ClassVar[Mapping[str, str]] = {
-        "tp": "tensor_parallel",
-        "kernel_inject": "replace_with_kernel_inject",
-    }
-    _moved: ClassVar[Sequence[str]] = ("tp_grain_size",)
 
-    dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float16
-    autotp_size: Annotated[int, PlainValidator(integer(0))] = 0
-    tp_overlap_comm: Annotated[bool, PlainValidator(flag)] = False
-    vocab_parallel_lm_head: Annotated[bool | None, PlainValidator(_head)] = None
-    vocab_parallel_ce_backend: Annotated[Literal["torch"], PlainValidator(_backend)] = "torch"
-    tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(default_factory=TPConfig)
+    dtype: Annotated[torch.dtype, PlainValidator(functools.partial(parse_dtype, where="dtype"))] = (
+        torch.float16
+    )
+    autotp_size: NonNegative = 0
+    tp_overlap_comm: StrictBool = False
+    vocab_parallel_lm_head: StrictBool | None = None
+    vocab_parallel_ce_backend: Annotated[
+        Literal["torch"], PlainValidator(_only("torch", "write 'torch', or leave it out"))
+    ] = "torch"
+    tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(
+        default_factory=TPConfig, validation_alias=AliasChoices("tensor_parallel", "tp")
+    )
     injection_policy_tuple: Annotated[
         None, PlainValidator(_only(None, "write the layers as partition_config.layer_specs"))
     ] = None
-    partition_config: Annotated[dict[str, Any] | None, PlainValidator(_partition)] = None
-    preset_model: Annotated[str | None, PlainValidator(_preset)] = None
+    partition_config: Annotated[dict[str, Any] | None, PlainValidator(_readable_rules)] = None
+    preset_model: Annotated[StrictStr | None, AfterValidator(_known_preset)] = None
     keep_module_on_host: Annotated[
         bool,
         PlainValidator(_only(False, "weights stay on the device where they are; leave it out")),
     ] = False
     replace_with_kernel_inject: Annotated[
         bool, PlainValidator(_only(False, "the kernels it injects are for inference; leave it out"))
-    ] = False
+    ] = Field(
+        default=False, validation_alias=AliasChoices("replace_with_kernel_inject", "kernel_inject")
+    )
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
-    sequence_parallel: Annotated[bool, PlainValidator(flag)] = False
+    sequence_parallel: StrictBool = False
 
     # Spelled out so that type checkers accept what the checks accept.
     def __init__(self, /, **data: Any) -> None:
@@ -198,17 +189,21 @@ class TPTrainingConfig(Section):
         return str(dtype)
 
     @classmethod
-    def _arrange(cls, data: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
-        given = dict(data)
+    def _spellings(cls) -> dict[str, str]:
+        return super()._spellings() | {"tp_grain_size": "tp_grain_size"}
+
+    def _move(self, given: dict[str, Any]) -> list[str]:
         grain = given.pop("tp_grain_size", "auto")
-        values = super()._arrange(given, lines)
         if is_auto(grain):
-            return values
+            return []
+        key = "tp" if "tp" in given else "tensor_parallel"
         try:
-            values["tensor_parallel"] = _with_grain(values.get("tensor_parallel", {}), grain)
+            given[key] = _with_grain(given.get(key), _GRAIN.validate_python(grain))
+        except ValidationError as error:
+            return nest("tp_grain_size", problems(error))
         except ValueError as error:
-            lines.append(f"tp_grain_size: {error}")
-        return values
+            return [f"tp_grain_size: {error}"]
+        return []
 
     def _contradictions(self) -> list[str]:
         lines = []
@@ -227,9 +222,11 @@ class TPTrainingConfig(Section):
         return lines
 
 
-def _with_grain(nested: object, grain: object) -> object:
+_GRAIN = TypeAdapter(Positive)
+
+
+def _with_grain(nested: object, grain: int) -> object:
     """The nested section with the grain size that was written outside it."""
-    integer(1)(grain)
     nested = {} if nested is None else nested
     inside: object = "auto"
     if isinstance(nested, TPConfig) and "tp_grain_size" in nested.model_fields_set:
