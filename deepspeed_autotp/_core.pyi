@@ -32,6 +32,7 @@ __all__ = [
     "precision",
     "preset_names",
     "preset_rows",
+    "settle_tp_size",
     "split",
     "split_grain",
     "style_spec",
@@ -93,6 +94,9 @@ def merge(
 
     record is (tp_size, dtype, group, group_size), as Records returns it.
     """
+
+def settle_tp_size(sources: Sequence[tuple[str, int]], /) -> int | None:
+    """The TP size that all sources (where, size) agree on; a size of -1 is not stated."""
 
 @final
 class Pattern:

@@ -251,10 +251,20 @@ def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig
     return TPTrainingConfig() if section is None else _read_section(section)
 
 
-def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The section as DeepSpeed 0.19.8 takes it, for a model that is already cut.
+def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
+    """ValueError for a configuration whose only such section has a slip in its name."""
+    ours = "tensor_parallel"
+    for key in ds_config if ds_config.get(ours) is None else ():
+        near = isinstance(key, str) and _core.nearest(key, [ours])
+        # A part of the name, as ``tensor``, is another word.
+        if near and abs(len(key) - len(ours)) <= len(ours) // 3:
+            raise ValueError(f"Unknown config section {key!r}. Did you mean {ours!r}?")
 
-    It needs the degree and the group and nothing that would have it cut the model again.
+
+def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The section as DeepSpeed 0.19.8 takes it, for a model that is already sharded.
+
+    It needs the TP size and the group and nothing that would have it shard the model again.
     """
     read = config if isinstance(config, TPTrainingConfig) else _read_section(config)
     nested = read.tensor_parallel
