@@ -28,7 +28,7 @@ from torch import nn
 from deepspeed_autotp import interop
 from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
-from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
+from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
@@ -142,10 +142,7 @@ def _settings(
     config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, handle: Any
 ) -> TPTrainingConfig:
     """The configuration with the TP size in ``autotp_size``, wherever it was given."""
-    if isinstance(config, TPTrainingConfig):
-        settings = config
-    else:
-        settings = get_tensor_parallel_config({"tensor_parallel": {} if config is None else config})
+    settings = TPTrainingConfig.read(config)
     if "dtype" in settings.model_fields_set:
         raise ValueError(
             "parallelize: config.dtype has no effect here: the model trains in the data type "

@@ -67,7 +67,7 @@ class AutoTPConfig:
 
     tp_size                  ranks; taken from ``autotp_size`` where a configuration has one
     layer_specs              the first that matches a parameter decides
-    embedding_partition_dim  where a default rule cuts an embedding: 0 vocabulary, 1 hidden
+    embedding_partition_dim  the sharded dimension under a default rule: 0 vocabulary, 1 hidden
     lm_head_patterns         a module whose name contains one of these is an output head
     use_default_specs        False: nothing but `layer_specs` decides
     strict_mode              a linear layer that no rule matches is an error
@@ -131,7 +131,7 @@ def build_rules(config: AutoTPConfig) -> _core.Rules:
 class AutoTPPresets:
     """DeepSpeed's presets, from the core's table.
 
-    A fused q|k|v has no `shape` here, where DeepSpeed's presets for phi3 and chatglm cut it in
+    A fused q|k|v has no `shape` here, where DeepSpeed's presets for phi3 and chatglm split it in
     thirds: the plan finds its pieces from the head counts, which need not be equal.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer specification: which parameters are cut, and how.
+"""One layer specification: which parameters are sharded, and how.
 
 The class carries DeepSpeed's name, fields and defaults. The core checks a specification and
 matches its patterns; here it is only written down.
@@ -55,11 +55,11 @@ _Shape = Annotated[
 
 
 class PartitionType(enum.Enum):
-    """Which features of a layer are cut."""
+    """Which features of a layer are sharded."""
 
     COLUMN = "column"  # output features; the gradient of the input is summed
     ROW = "row"  # input features; the output is summed
-    SKIP = "skip"  # none: the layer stays whole on every rank
+    SKIP = "skip"  # none: the layer is replicated
 
 
 def _name(value: object) -> object:
@@ -89,16 +89,16 @@ def _compiles(patterns: list[str]) -> list[str]:
 @readable
 @dataclass(config=ConfigDict(extra="forbid"))
 class TPLayerSpec:
-    """How the parameters that match one of `patterns` are cut.
+    """How the parameters that match one of `patterns` are sharded.
 
     patterns        regular expressions with the results of ``re.match`` on the parameter's name
     shape           the pieces of a fused weight: ``(2, -1)`` is two equal pieces along dim 0,
                     ``((q, k, v), -1)`` three of these sizes, in elements; -1 is inferred
-    partition_dim   the dimension that is cut, of the weight as `shape` shows it; by default 0
+    partition_dim   the dimension that is sharded, of the weight as `shape` shows it; by default 0
                     for column and 1 for row
     model_types     the specification holds for these model types only, in any case
-    gather_output   column: every rank receives the whole output
-    grad_allreduce  skip: each rank holds a part of the gradient, and the parts are summed
+    gather_output   column: the output is gathered on every rank
+    grad_allreduce  skip: the gradient is partial on each rank, and is all-reduced
 
     Raises ValueError that lists every field with a wrong value.
     """
@@ -127,7 +127,7 @@ class TPLayerSpec:
         return any(_pattern(pattern).match(param_name) for pattern in self.patterns)
 
     def get_partition_dim(self) -> int:
-        """The dimension that is cut."""
+        """The dimension that is sharded."""
         if self.partition_dim is not None:
             return self.partition_dim
         return 0 if self.partition_type is PartitionType.COLUMN else 1

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deepspeed_autotp.config.validation import ConfigProblems, problems, unknown_key
+from deepspeed_autotp.config.validation import ConfigProblems, dictionary, problems, unknown_key
 
 __all__ = ["Section", "is_auto", "read_dataclass", "readable"]
 
@@ -45,6 +45,13 @@ class Section(BaseModel):
             lines = lines or self._contradictions()
         if lines:
             raise ConfigProblems(self._where, lines)
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """A section as it is, or one of the keys of a dictionary; None has no keys."""
+        if isinstance(value, cls):
+            return value
+        return cls(**dictionary({} if value is None else value, cls._where))
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:

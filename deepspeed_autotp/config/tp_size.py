@@ -27,7 +27,7 @@ _NOT_STATED = -1
 
 
 def stated_size(section: Mapping[str, Any], key: str, where: str) -> int:
-    """A size in a section that was not read as a whole; -1 where it is left out or "auto"."""
+    """A size in a section that is still a dictionary; -1 where it is left out or "auto"."""
     value = section.get(key)
     if value is None or is_auto(value):
         return _NOT_STATED

@@ -28,7 +28,7 @@ from pydantic import (
 from deepspeed_autotp import _core
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.dtypes import parse_dtype
-from deepspeed_autotp.config.section import Section, is_auto
+from deepspeed_autotp.config.section import Section
 from deepspeed_autotp.config.validation import (
     ConfigProblems,
     NonNegative,
@@ -46,7 +46,7 @@ __all__ = ["TPConfig", "TPTrainingConfig", "deepspeed_section", "get_tensor_para
 class TPConfig(Section):
     """The nested section ``tp``: the ranks and who groups them.
 
-    tp_size        ranks over which the model is cut
+    tp_size        ranks over which the model is sharded
     tp_grain_size  widths are multiples of this where the model leaves a choice, in elements
     mpu            an object that knows the parallel groups
     tp_group       the process group of the ranks
@@ -64,10 +64,7 @@ class TPConfig(Section):
         super().__init__(**data)
 
 
-def _nested(value: object) -> TPConfig:
-    if isinstance(value, TPConfig):
-        return value
-    return TPConfig() if value is None else TPConfig(**dictionary(value))
+_GRAIN = TypeAdapter(Positive)
 
 
 def _known_preset(name: str | None) -> str | None:
@@ -80,8 +77,8 @@ def _readable_rules(value: object) -> dict[str, Any] | None:
     """The dictionary as it was written, once a configuration can be made of it."""
     if value is None:
         return None
-    AutoTPConfig.from_dict(dictionary(value))
-    return dictionary(value)
+    AutoTPConfig.from_dict(given := dictionary(value, "partition_config"))
+    return given
 
 
 def _only(allowed: object, remedy: str) -> Callable[[object], Any]:
@@ -106,21 +103,21 @@ class TPTrainingConfig(Section):
     """The section ``tensor_parallel``.
 
     dtype             the data type of the weights: a torch data type or any usual spelling
-    autotp_size       ranks over which the model is cut; 0 and 1 leave it whole
+    autotp_size       ranks over which the model is sharded; 0 and 1 leave it unsharded
     tensor_parallel   the nested section, ``tp`` for short
     partition_config  the user's rules, as AutoTPConfig.from_dict reads them
     preset_model      the name of one of AutoTPPresets
-    tp_overlap_comm   form weight gradients while an input gradient is summed over the ranks; on
-                      unless false is written, see ``overlaps``. In a forward there is nothing
-                      to hide a sum behind but the layer's own product, in chunks of tokens, which
-                      did not pay where it was measured
-    self_check        compare a few tokens with the whole model before the weights are cut;
+    tp_overlap_comm   compute weight gradients during the all-reduce of an input gradient; on
+                      unless false is written, see ``overlaps``. In a forward the all-reduce could
+                      overlap only with the layer's own GEMM, in chunks of tokens, which did not pay
+                      where it was measured
+    self_check        compare a few tokens with the unsharded model before the weights are sharded;
                       "auto" does so where the inputs are known and the model is not too large
     vocab_parallel_lm_head
-                      in training with labels each rank keeps its part of the logits and the loss
-                      is formed from the parts; None: where the output head allows it, True:
+                      in training with labels each rank keeps its shard of the logits, and the loss
+                      is computed from the shards; None: where the output head allows it, True:
                       there, or an error that says why not, False: never
-    sequence_parallel between blocks each rank holds its part of the tokens, or an error that says
+    sequence_parallel between blocks the tokens are sharded over the ranks, or an error that says
                       which module does not allow it; see sequence_parallel.stack
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
@@ -138,7 +135,7 @@ class TPTrainingConfig(Section):
     vocab_parallel_ce_backend: Annotated[
         Literal["torch"], PlainValidator(_only("torch", "write 'torch', or leave it out"))
     ] = "torch"
-    tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(
+    tensor_parallel: Annotated[TPConfig, BeforeValidator(TPConfig.read)] = Field(
         default_factory=TPConfig, validation_alias=AliasChoices("tensor_parallel", "tp")
     )
     injection_policy_tuple: Annotated[
@@ -164,14 +161,14 @@ class TPTrainingConfig(Section):
 
     @property
     def overlaps(self) -> bool:
-        """Whether sums are hidden behind work: the default is DeepSpeed's, but costs nothing here
-        to depart from, so that only a false that somebody wrote counts."""
+        """Whether communication overlaps with computation: the default is DeepSpeed's false, but
+        only a false that somebody wrote counts."""
         return self.tp_overlap_comm or "tp_overlap_comm" not in self.model_fields_set
 
     def get_partition_config_object(self) -> AutoTPConfig | None:
         """The user's rules before those of the preset, or None if there are neither.
 
-        With ``use_default_specs: false`` the user's rules stand alone.
+        With ``use_default_specs: false`` there are the user's rules only.
         """
         config = AutoTPPresets.get_preset(self.preset_model) if self.preset_model else None
         if self.partition_config:
@@ -193,16 +190,23 @@ class TPTrainingConfig(Section):
         return super()._spellings() | {"tp_grain_size": "tp_grain_size"}
 
     def _move(self, given: dict[str, Any]) -> list[str]:
-        grain = given.pop("tp_grain_size", "auto")
-        if is_auto(grain):
+        """Store a grain size that is written here in the nested section."""
+        if "tp_grain_size" not in given:
             return []
         key = "tp" if "tp" in given else "tensor_parallel"
         try:
-            given[key] = _with_grain(given.get(key), _GRAIN.validate_python(grain))
+            grain = _GRAIN.validate_python(given.pop("tp_grain_size"))
+            nested = TPConfig.read(given.get(key))
         except ValidationError as error:
             return nest("tp_grain_size", problems(error))
-        except ValueError as error:
-            return [f"tp_grain_size: {error}"]
+        except ConfigProblems:  # which comes up again when the field is checked
+            return []
+        if "tp_grain_size" in nested.model_fields_set and nested.tp_grain_size != grain:
+            return [
+                f"tp_grain_size: got {grain}, but tp_grain_size in the nested section is "
+                f"{nested.tp_grain_size}; write one of them"
+            ]
+        given[key] = nested.model_copy(update={"tp_grain_size": grain})
         return []
 
     def _contradictions(self) -> list[str]:
@@ -222,33 +226,11 @@ class TPTrainingConfig(Section):
         return lines
 
 
-_GRAIN = TypeAdapter(Positive)
-
-
-def _with_grain(nested: object, grain: int) -> object:
-    """The nested section with the grain size that was written outside it."""
-    nested = {} if nested is None else nested
-    inside: object = "auto"
-    if isinstance(nested, TPConfig) and "tp_grain_size" in nested.model_fields_set:
-        inside = nested.tp_grain_size
-    elif isinstance(nested, dict):
-        inside = nested.get("tp_grain_size", "auto")
-    if not is_auto(inside) and inside != grain:
-        raise ValueError(
-            f"got {grain}, but tp_grain_size in the nested section is {shown(inside)}; "
-            "write one of them"
-        )
-    if isinstance(nested, TPConfig):
-        return nested.model_copy(update={"tp_grain_size": grain})
-    return {**nested, "tp_grain_size": grain} if isinstance(nested, dict) else nested
-
-
 def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig:
     """The section of a DeepSpeed configuration; its defaults where there is none."""
     if not isinstance(ds_config, Mapping):
         raise ConfigProblems("the configuration", [f": {wrong(ds_config, 'a dictionary')}"])
-    section = ds_config.get("tensor_parallel")
-    return TPTrainingConfig() if section is None else _read_section(section)
+    return TPTrainingConfig.read(ds_config.get("tensor_parallel"))
 
 
 def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
@@ -266,7 +248,7 @@ def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str,
 
     It needs the TP size and the group and nothing that would have it shard the model again.
     """
-    read = config if isinstance(config, TPTrainingConfig) else _read_section(config)
+    read = TPTrainingConfig.read(config)
     nested = read.tensor_parallel
     kept = {"mpu": nested.mpu, "tp_group": nested.tp_group}
     return {
@@ -276,11 +258,3 @@ def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str,
             **{key: value for key, value in kept.items() if value is not None},
         },
     }
-
-
-def _read_section(section: object) -> TPTrainingConfig:
-    try:
-        given = dictionary(section)
-    except ValueError as error:
-        raise ConfigProblems("tensor_parallel", [f": {error}"]) from None
-    return TPTrainingConfig(**given)

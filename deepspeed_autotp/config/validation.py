@@ -47,6 +47,7 @@ _EXPECTED = {
     "literal_error": "{expected}",
     "dataclass_type": "a dictionary",
 }
+_KEY = "got a dictionary with the key {}, expected strings as keys"
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -98,9 +99,7 @@ def problems(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
         elif kind == "missing":
             lines.append(f"{path}: is missing and has no default; write it")
         elif kind == "invalid_key":
-            lines.append(
-                f": got a dictionary with the key {shown(given)}, expected strings as keys"
-            )
+            lines.append(f": {_KEY.format(shown(given))}")
         else:
             expected = _EXPECTED[kind].format(**context)
             remedy = f"; write [{given!r}]" if kind == "list_type" and type(given) is str else ""
@@ -129,15 +128,13 @@ def wrong(value: object, expected: str) -> ValueError:
     return ValueError(f"got {shown(value)}, expected {expected}")
 
 
-def dictionary(value: object) -> dict[str, Any]:
-    """A copy of a dictionary with strings as keys; ValueError for anything else."""
+def dictionary(value: object, where: str) -> dict[str, Any]:
+    """A copy of a dictionary with strings as keys; ConfigProblems of `where` for anything else."""
     if not isinstance(value, Mapping):
-        raise wrong(value, "a dictionary")
+        raise ConfigProblems(where, [f": {wrong(value, 'a dictionary')}"])
     for key in value:
         if not isinstance(key, str):
-            raise ValueError(
-                f"got a dictionary with the key {shown(key)}, expected strings as keys"
-            )
+            raise ConfigProblems(where, [f": {_KEY.format(shown(key))}"])
     return dict(value)
 
 

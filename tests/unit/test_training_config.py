@@ -155,7 +155,7 @@ def test_two_different_grain_sizes_are_refused(wrap: Any) -> None:
     nested = wrap({"tp_grain_size": 32})
     assert message_of(TPTrainingConfig, tp_grain_size=64, tp=nested) == (
         "tensor_parallel.tp_grain_size: got 64, but tp_grain_size in the nested section is "
-        "32 (int); write one of them"
+        "32; write one of them"
     )
 
 
