@@ -19,7 +19,7 @@ _NOTHING = object()
 
 
 class Section(BaseModel):
-    """As in DeepSpeed, the value "auto" leaves a field at its default."""
+    """A section that DeepSpeed has, too. As there, "auto" leaves a field at its default."""
 
     model_config = ConfigDict(
         validate_assignment=True,
@@ -103,8 +103,9 @@ def readable(cls: type[T]) -> type[T]:
 
 def read_dataclass(cls: type[T], given: object, *, where: str, context: Any = None) -> T:
     """A pydantic dataclass from a dictionary; ConfigProblems of `where` otherwise."""
+    values = dictionary(given, where)
     try:
-        return TypeAdapter(cls).validate_python(given, context=context)
+        return TypeAdapter(cls).validate_python(values, context=context)
     except ValidationError as error:
         known = list(inspect.signature(cls).parameters)
         raise ConfigProblems(where, problems(error, known)) from None

@@ -40,14 +40,12 @@ _EXPECTED = {
     "less_than_equal": "an integer of at most {le}",
     "bool_type": "true or false",
     "string_type": "a string",
+    "string_unicode": "a string of valid Unicode",
     "list_type": "a list",
     "tuple_type": "a list",
     "too_short": "at least {min_length} item",
     "enum": "{expected}",
-    "literal_error": "{expected}",
-    "dataclass_type": "a dictionary",
 }
-_KEY = "got a dictionary with the key {}, expected strings as keys"
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -98,8 +96,6 @@ def problems(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
             lines.append(f"{path}: {unknown_key(path, known)}")
         elif kind == "missing":
             lines.append(f"{path}: is missing and has no default; write it")
-        elif kind == "invalid_key":
-            lines.append(f": {_KEY.format(shown(given))}")
         else:
             expected = _EXPECTED[kind].format(**context)
             remedy = f"; write [{given!r}]" if kind == "list_type" and type(given) is str else ""
@@ -134,7 +130,8 @@ def dictionary(value: object, where: str) -> dict[str, Any]:
         raise ConfigProblems(where, [f": {wrong(value, 'a dictionary')}"])
     for key in value:
         if not isinstance(key, str):
-            raise ConfigProblems(where, [f": {_KEY.format(shown(key))}"])
+            text = f"got a dictionary with the key {shown(key)}, expected strings as keys"
+            raise ConfigProblems(where, [f": {text}"])
     return dict(value)
 
 
