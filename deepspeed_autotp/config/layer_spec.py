@@ -18,10 +18,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     TypeAdapter,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
 from pydantic.dataclasses import dataclass
 
@@ -35,20 +34,21 @@ __all__ = ["PartitionType", "TPLayerSpec", "add_rule", "preset_spec"]
 _LARGEST_SIZE = 2**63 - 1
 
 _Size = Annotated[int, Field(strict=True, ge=-_LARGEST_SIZE, le=_LARGEST_SIZE)]
-_SIZES = TypeAdapter(tuple[_Size, ...])
+_SIZE, _SIZES = TypeAdapter(_Size), TypeAdapter(tuple[_Size, ...])
 
 
-def _size_or_sizes(value: object, size: ValidatorFunctionWrapHandler) -> Any:
-    return _SIZES.validate_python(value) if isinstance(value, list | tuple) else size(value)
+def _size_or_sizes(value: object) -> int | tuple[int, ...]:
+    # A union of the two would tell both errors of every wrong value.
+    is_listed = isinstance(value, list | tuple)
+    return _SIZES.validate_python(value) if is_listed else _SIZE.validate_python(value)
 
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Shape = tuple[int | tuple[int, ...], ...]
 _Shape = Annotated[
-    tuple[Annotated[_Size, WrapValidator(_size_or_sizes)], ...],
+    tuple[Annotated[int | tuple[int, ...], PlainValidator(_size_or_sizes)], ...],
     Field(strict=True),
     BeforeValidator(_as_tuple),
 ]
