@@ -147,8 +147,7 @@ def test_all_conflicts_come_in_one_error(model: nn.Module) -> None:
     lines = conflicts(config, mpu=object())
     for words in (
         "TP size: tensor_parallel.autotp_size is 8, but tensor_parallel.tp.tp_size is 4, "
-        "the size of tensor_parallel.tp.tp_group is 4, tp_size of tp_model_init is 2, "
-        "the size of tp_group of tp_model_init is 2",
+        "the size of tensor_parallel.tp.tp_group is 4, tp_size of tp_model_init is 2",
         "mpu: passed to initialize(mpu=...), but the group",
         "bf16.enabled: true in the configuration, but float32",
         "tensor_parallel.dtype: fp16 in the configuration, but float32",
