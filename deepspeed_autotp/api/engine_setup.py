@@ -105,7 +105,7 @@ class EngineSetup:
         interop.refuse_pipeline(model)
         _check_groups(settings, mpu)
         _check_optimizer(self._optimizer)
-        interop.default_full_weights_on_save(config)
+        interop.gather_weights_on_save(config)
         interop.settle_engine_config(config, mpu=mpu)
         return _Prepared(config, settings, compared(settings) | _compared(config, model))
 
@@ -159,7 +159,9 @@ def _shard(model: nn.Module, *, settings: TPTrainingConfig, agreement: Agreement
 
 def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
-    interop.save_full_weights(engine, full=lambda frozen: rank0_state_dict(model, frozen=frozen))
+    interop.save_full_weights(
+        engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen)
+    )
     state = tensor_parallel(model)
 
     def saving(folder: Path | None) -> None:

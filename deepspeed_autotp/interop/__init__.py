@@ -8,9 +8,9 @@ else reads. A new version of DeepSpeed or transformers is followed here alone.
 from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
     config_argument,
-    default_full_weights_on_save,
     engine_initialize,
     engine_mode_is_training,
+    gather_weights_on_save,
     has_stepped,
     refuse_engine_record,
     refuse_pipeline,
@@ -72,7 +72,7 @@ __all__ = [
     "config_argument",
     "deepspeed_module",
     "drops_layers",
-    "default_full_weights_on_save",
+    "gather_weights_on_save",
     "engine_group",
     "engine_group_size",
     "engine_initialize",

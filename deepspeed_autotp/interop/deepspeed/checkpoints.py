@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DeepSpeed's engine does before it saves or loads a checkpoint."""
+"""Hooks into the saving and loading of DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def watch_checkpoints(
 ) -> None:
     """Call ``saving`` and ``loading`` with the folder of a checkpoint before ``engine`` uses it.
 
-    On every rank, so that they fail together. ``saving`` is given the folder where this rank makes
-    it, on rank 0 or, where checkpoints are on the machines' own disks, on the first rank of each
-    machine, and else None. Universal checkpoints hold full weights and are loaded without a call.
+    On every rank, so that they fail together. ``saving`` is given the folder on the rank that
+    creates it, global rank 0 or, with node-local storage, local rank 0, and None on the others.
+    Universal checkpoints, which have full weights, are loaded without a call.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
 

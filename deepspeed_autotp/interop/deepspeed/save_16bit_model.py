@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor
 
 
-def save_full_weights(engine: Any, *, full: Callable[[bool], dict[str, Tensor] | None]) -> None:
+def save_full_weights(
+    engine: Any, *, full_state: Callable[[bool], dict[str, Tensor] | None]
+) -> None:
     """Let ``engine`` write full weights wherever it writes a model without its optimizer.
 
-    ``full(frozen)`` is the state on rank 0 and None elsewhere. Without it DeepSpeed 0.19.8 writes
-    the shards of rank 0 in ``save_16bit_model`` unless ZeRO 3 is on, and leaves the buffers out
-    of what ``Trainer.save_model`` takes.
+    ``full_state(frozen)`` is the state dict on rank 0 and None elsewhere. Without it DeepSpeed
+    0.19.8 writes the shards of rank 0 in ``save_16bit_model`` unless ZeRO 3 is on, and omits the
+    buffers in what ``Trainer.save_model`` takes.
     """
     save = engine.save_16bit_model
 
@@ -23,7 +25,7 @@ def save_full_weights(engine: Any, *, full: Callable[[bool], dict[str, Tensor] |
         save_filename: str = "pytorch_model.bin",
         exclude_frozen_parameters: bool = False,
     ) -> bool:
-        engine.module_state_dict = lambda **_: full(not exclude_frozen_parameters)
+        engine.module_state_dict = lambda **_: full_state(not exclude_frozen_parameters)
         try:
             saved: bool = save(save_dir, save_filename, exclude_frozen_parameters)
         finally:
@@ -31,4 +33,4 @@ def save_full_weights(engine: Any, *, full: Callable[[bool], dict[str, Tensor] |
         return saved
 
     engine.save_16bit_model = save_16bit_model
-    engine._replace_module_consolidated_state_dict = lambda: full(True)
+    engine._replace_module_consolidated_state_dict = lambda: full_state(True)
