@@ -32,6 +32,7 @@ __all__ = [
     "precision",
     "preset_names",
     "preset_rows",
+    "settle_tp_size",
     "split",
     "split_grain",
     "style_spec",
@@ -66,10 +67,9 @@ def style_spec(style: str, pattern: str) -> dict[str, Any]:
     """The specification behind a style of a transformers plan. Errors name `pattern`."""
 
 def check_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check {partition_type, partition_dim, shape, gather_output, split_input, sum_gradient}.
+    """The dict with the default for a missing key and shape as a tuple; an unknown key is an error.
 
-    Missing keys take their default, unknown keys are an error. Returns the normalised dict, with
-    shape as a tuple. Messages start with `where`.
+    Messages start with `where`.
     """
 
 def core_info() -> dict[str, Any]:
@@ -89,10 +89,10 @@ def merge(
     has_mpu: bool = False,
     has_mesh: bool = False,
 ) -> dict[str, Any]:
-    """{"autotp_size": int | None, "tp_size": int | None, "tp_group": bool, "make_groups": bool}.
+    """{"autotp_size": int | None, "tp_size": int | None, "tp_group": bool, "make_groups": bool}."""
 
-    record is (tp_size, dtype, group, group_size), as Records returns it.
-    """
+def settle_tp_size(sources: Sequence[tuple[str, int]], /) -> int | None:
+    """The TP size that all sources (where, size) agree on; a size of -1 is not stated."""
 
 @final
 class Pattern:

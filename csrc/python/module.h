@@ -74,6 +74,7 @@ PyObject *py_style_spec(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_check_spec(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_core_info(PyObject *module, PyObject *unused);
 PyObject *py_merge(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_settle_tp_size(PyObject *module, PyObject *arg);
 
 extern const char py_split_doc[];
 extern const char py_split_grain_doc[];
@@ -88,5 +89,6 @@ extern const char py_style_spec_doc[];
 extern const char py_check_spec_doc[];
 extern const char py_core_info_doc[];
 extern const char py_merge_doc[];
+extern const char py_settle_tp_size_doc[];
 
 #endif

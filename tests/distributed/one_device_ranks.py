@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from tests.support import layer_cases
 
 VOCABULARY, HIDDEN, INNER = 257, 48, 96
@@ -80,7 +80,7 @@ def language_model(dtype: torch.dtype, device: str) -> dict[str, float]:
 def gathered(sharded: nn.Module, unsharded: nn.Module) -> float:
     """0 where all ranks, and rank 0 alone, get the full weights; else 1."""
     full = deepspeed_autotp.full_state_dict(sharded)
-    first = first_rank_state_dict(sharded, frozen=True)
+    first = rank0_state_dict(sharded, frozen=True)
     states = [full] if first is None else [full, first]
     assert (first is None) == (dist.get_rank() > 0)
     same = [

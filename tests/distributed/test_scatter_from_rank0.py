@@ -136,5 +136,5 @@ def test_a_self_check_that_was_asked_for_is_refused(
 def test_a_rank_that_fails_on_the_way_ends_the_others(pool: Pool, failing: int, after: int) -> None:
     texts = pool.run(jobs.fails_on_the_way, failing, after, ranks=3, timeout=30.0)
     assert len(set(texts)) == 1
-    assert texts[0].startswith(f"on rank {failing} of 3: RuntimeError: handing out the weights")
+    assert texts[0].startswith(f"on rank {failing} of 3: RuntimeError: scattering the weights")
     assert "no rank has a model now: no more" in texts[0]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import transport
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
 from tests.support.column_shards import world_group
@@ -166,9 +166,9 @@ def saving_fails(failing: int) -> str:
 
     with mock.patch.object(transport.Carrier, "gather", failing_gather):
         try:
-            first_rank_state_dict(model, frozen=True)
+            rank0_state_dict(model, frozen=True)
         except PeerFailed as error:
-            assert "collecting the weights failed on another rank" in str(error)
+            assert "gathering the weights failed on another rank" in str(error)
             return "another rank failed"
         except MemoryError as error:
             return str(error)
@@ -182,7 +182,7 @@ def peak_of_saving(tp: int) -> tuple[int, int, int]:
     with PeakMemory() as everywhere:
         full = deepspeed_autotp.full_state_dict(model)
     with mock.patch.object(transport, "_SMALL", 0), PeakMemory() as first:
-        state = first_rank_state_dict(model, frozen=True)
+        state = rank0_state_dict(model, frozen=True)
     assert (state is None) == (dist.get_rank() > 0)
     if state is not None:
         assert state.keys() == full.keys()

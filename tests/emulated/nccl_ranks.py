@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -158,7 +158,7 @@ def scatter_save_and_gather(folder: str) -> tuple[list[bool], list[str]]:
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    first = first_rank_state_dict(model, frozen=True)
+    first = rank0_state_dict(model, frozen=True)
     assert (first is None) == (dist.get_rank() > 0)
     state = unsharded.state_dict()
     same = [same_weights(model, unsharded)]

@@ -37,7 +37,7 @@ def test_the_library_is_found_with_its_version(
     monkeypatch.setenv("AUTOTP_NCCL", stand_in["AUTOTP_NCCL"])
     assert nccl.find() == nccl.Found("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
     used = dict(doctor.examine()["used on this machine"])
-    assert used["NCCL for parts of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
+    assert used["NCCL for shards of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_another_version_is_not_used(
     monkeypatch.setenv("FAKE_NCCL_VERSION", str(number))
     expected = f"{library} is NCCL {words}; expected 2.14 or a later NCCL 2; "
     assert nccl.find().reason.startswith(expected)
-    assert dict(doctor.examine()["used on this machine"])["NCCL for parts of weights"].startswith(
+    assert dict(doctor.examine()["used on this machine"])["NCCL for shards of weights"].startswith(
         f"none: {expected}"
     )
 

@@ -119,14 +119,17 @@ def test_a_checkpoint_of_another_tp_size_is_refused(pool: Pool, tmp_path: Path) 
     pool.run(save, Setting(tp=2, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
     texts = pool.run(refused_load, Setting(tp=4, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
     assert set(texts) == {texts[0]}
-    assert "saved by models of 2 ranks, and this model has 4; load it with autotp_size" in texts[0]
+    assert (
+        "saved at TP size 2, but the TP size of this model is 4; load it with autotp_size"
+        in texts[0]
+    )
 
 
 def test_a_checkpoint_of_full_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
     pool.run(save, Setting(tp=1, zero=1, clip=0.0), {}, str(tmp_path))
     texts = pool.run(refused_load, Setting(tp=2, zero=1, clip=0.0), {}, str(tmp_path))
     assert set(texts) == {texts[0]}
-    assert "holds no weights for rank 1 of a model" in texts[0]
+    assert "holds no weights for TP rank 1" in texts[0]
 
 
 def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
@@ -143,4 +146,4 @@ def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
     pool.run(save, setting, plain, str(tmp_path))
     texts = pool.run(refused_load, setting, fused, str(tmp_path))
     assert set(texts) == {texts[0]}
-    assert "cut by other rules" in texts[0]
+    assert "sharded by other rules" in texts[0]
