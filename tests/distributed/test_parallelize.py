@@ -28,7 +28,7 @@ def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
     }
     assert (last["tp_size"], last["mesh of two"], last["group"]) == ((2, 3), (1, 3), (1, 3))
     for name in ("no name", "other names"):
-        assert 'name the one over which the model is cut "tp"' in str(first[name])
+        assert 'name the TP dimension "tp"' in str(first[name])
 
 
 @pytest.mark.parametrize(

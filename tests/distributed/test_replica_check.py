@@ -43,7 +43,10 @@ def test_the_check_works_on_an_engine(pool: Pool, zero: int) -> None:
     for rank, (before, after) in enumerate(found):
         assert before == "all equal"
         model = [0, 1] if rank < 2 else [2, 3]
-        assert after.endswith(f"{model}: model.norm.weight")
+        assert after.endswith(
+            f"{model} of the TP group: model.norm.weight; update what several ranks hold in the "
+            "same way on each of them"
+        )
 
 
 def test_ranks_with_other_weights_get_those_of_rank_0(pool: Pool) -> None:
