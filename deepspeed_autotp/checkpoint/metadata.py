@@ -7,19 +7,20 @@ would not fit, or would fit and be the wrong ones, as with a fused weight under 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from deepspeed_autotp._core import Plan
 
 _NAME = "tensor_parallel.json"
+# Of what the hash of a layout covers, and how.
+_VERSION = 2
 
 
 def write_metadata(folder: Path, plan: Plan) -> None:
     """Write the metadata of ``plan`` into ``folder``, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"ranks": plan.ranks, "layout": _layout(plan)}
+    metadata = {"version": _VERSION, "ranks": plan.ranks, "layout": plan.layout_hash}
     Path(folder, _NAME).write_text(json.dumps(metadata), encoding="utf-8")
 
 
@@ -34,13 +35,19 @@ def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:
     except FileNotFoundError:
         _check_weights(folder, rank=rank)
         return
+    if metadata.get("version", 1) != _VERSION:
+        raise ValueError(
+            f"the checkpoint {str(folder)!r} has metadata of version {metadata.get('version', 1)}, "
+            f"expected {_VERSION}; load it with the version of deepspeed-autotp that saved it, or "
+            "load full weights, as save_16bit_model writes them, before the model is sharded"
+        )
     if metadata["ranks"] != plan.ranks:
         raise ValueError(
             f"the checkpoint {str(folder)!r} was saved at TP size {metadata['ranks']}, but the TP "
             f"size of this model is {plan.ranks}; load it with autotp_size {metadata['ranks']}, or "
             "load full weights, as save_16bit_model writes them, before the model is sharded"
         )
-    if metadata["layout"] != _layout(plan):
+    if metadata["layout"] != plan.layout_hash:
         raise ValueError(
             f"the checkpoint {str(folder)!r} holds weights that were sharded by other rules; load "
             "it into the same model with the same tensor_parallel section, or load full weights, "
@@ -55,12 +62,3 @@ def _check_weights(folder: Path, *, rank: int) -> None:
             "a smaller TP size, or unsharded; load it with that autotp_size, or load full weights "
             "before the model is sharded"
         )
-
-
-def _layout(plan: Plan) -> str:
-    """A digest of what each rank holds of each parameter."""
-    digest = hashlib.blake2b(digest_size=16)
-    for entry in plan.entries:
-        runs = [entry.runs(rank) for rank in range(plan.ranks)]
-        digest.update(f"{entry.name} {list(entry.shape)} {entry.view} {runs}\n".encode())
-    return digest.hexdigest()

@@ -99,7 +99,7 @@ def test_every_line_of_a_large_model_fits(pool: Pool, width: int) -> None:
 def test_the_last_row_has_the_bytes_of_the_full_model_and_of_each_rank(pool: Pool) -> None:
     [(lines, _, (full, *own))] = pool.run(shown, UNEVEN, 2, 100, {}, ranks=1)
     last = lines[-2].split()
-    assert last[:3] == ["whole", "model", f"{full / 1000:.1f}"]
+    assert last[:3] == ["full", "model", f"{full / 1000:.1f}"]
     assert last[4] == "|".join(f"{size / 1000:.1f}" for size in own)
 
 

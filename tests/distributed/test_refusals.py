@@ -250,7 +250,7 @@ def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -
         ("nested", "TP size: tp_size of parallelize is 2, but config.tp.tp_size is 4"),
         ("config text", "got 'llama' (str), expected a dictionary"),
         ("inputs", "the self-check cannot run the model before it is sharded: TypeError"),
-        ("one rank's inputs", "a trial: False on rank 0, but True on rank 1"),
+        ("one rank's inputs", "a self-check: False on rank 0, but True on rank 1"),
         ("different inputs", "example_inputs['x']"),
         ("group", "tp_group: got 'tp' (str), expected a process group"),
     ],

@@ -45,7 +45,7 @@ def test_fused_weights_go_by_rules_over_any_ranks(pool: Pool) -> None:
 
 def test_a_model_without_rules_is_not_sharded_by_names(pool: Pool) -> None:
     for said, _ in pool.run(jobs.handmade, None, ranks=4):
-        assert "without a trial its layers are not cut by their names alone" in said
+        assert "without a self-check its layers are not sharded by their names alone" in said
         assert "load the weights on every rank" in said
 
 
@@ -76,8 +76,8 @@ def test_only_rank_0_holds_full_weights_and_frees_each(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("states", "tp", "words"),
     [
-        (["meta", "meta"], 2, "all weights are on the meta device on rank 0, which is the first"),
-        (["meta", ""], 2, "all weights are on the meta device on rank 0, which is the first"),
+        (["meta", "meta"], 2, "all weights are on the meta device on rank 0, which is TP rank 0"),
+        (["meta", ""], 2, "all weights are on the meta device on rank 0, which is TP rank 0"),
         (["", "meta", "", "meta"], 4, "on ranks 1, 3, but not on rank 2: load them on every rank"),
         (["", "meta", "", ""], 2, "on rank 1, but not on rank 3: load them on every rank"),
         (["", "meta", "meta", "meta"], 2, "on rank 2, which is TP rank 0 of a TP group"),
@@ -87,7 +87,11 @@ def test_only_rank_0_holds_full_weights_and_frees_each(pool: Pool) -> None:
         (["", "meta", "hook"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is on the meta device and ha"),
         (["", "meta", "subclass"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is a Special on the meta"),
         (["", "meta", "more"], 3, "dropout: missing on ranks 0, 1, but Dropout(p=0.5, inpl"),
-        (["", "meta", "reference"], 3, "cannot be given memory, since something else refers to it"),
+        (
+            ["", "meta", "reference"],
+            3,
+            "no memory can be allocated for it, since something else refers to it",
+        ),
     ],
 )
 def test_what_is_neither_here_nor_there_is_refused(

@@ -120,7 +120,8 @@ def test_a_self_check_that_is_asked_for_needs_inputs(pool: Pool) -> None:
         same_error(pool.run(self_check_ranks.insisted_without_inputs)),
         same_error(pool.run(self_check_ranks.handmade_refusal, PARTITION, False)),
     ):
-        assert "self_check is on, but what Handmade takes as input is not known" in text
+        assert "tensor_parallel.self_check: got true, which needs a self-check, but" in text
+        assert "the inputs of Handmade are not known; pass example_inputs to" in text
         assert "example_inputs" in text
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
+from tests.support.core_llama import llama, preset
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import train_engine
 from tests.support.small_models import build
@@ -147,3 +150,12 @@ def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
     texts = pool.run(refused_load, setting, fused, str(tmp_path))
     assert set(texts) == {texts[0]}
     assert "sharded by other rules" in texts[0]
+
+
+def test_a_checkpoint_with_metadata_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tensor_parallel.json").write_text('{"ranks": 2, "layout": "0123"}')
+    plan = Plan(llama(), preset(), ranks=2)
+    with pytest.raises(ValueError, match="metadata of version 1, expected 2; load it with the"):
+        check_metadata(tmp_path, plan, rank=0)
+    write_metadata(tmp_path, plan)
+    check_metadata(tmp_path, plan, rank=0)

@@ -25,9 +25,9 @@ def _run(*outputs: tuple[int, int]) -> Run:
 @pytest.mark.parametrize(
     ("sharded", "words"),
     [
-        ([(0, 1), (2, 1)], f"{DOWN.format(2)} runs in the place of {DOWN.format(1)}"),
-        ([(0, 1)], f"nothing runs in the place of {DOWN.format(1)}"),
-        ([(0, 1), (1, 1), (2, 1)], f"{DOWN.format(2)} runs in the place of nothing"),
+        ([(0, 1), (2, 1)], f"{DOWN.format(2)} runs in place of {DOWN.format(1)}"),
+        ([(0, 1)], f"nothing runs in place of {DOWN.format(1)}"),
+        ([(0, 1), (1, 1), (2, 1)], f"{DOWN.format(2)} runs in place of nothing"),
         ([(0, 1), (1, 2)], f"the output of {DOWN.format(1)} has 2 tensors instead of 1"),
     ],
 )

@@ -25,6 +25,14 @@ class Rows:
     tied_to: int = -1
     taken: tuple[int, ...] = (4, 4)
 
+    @property
+    def is_sharded(self) -> bool:
+        return self.dim >= 0
+
+    @property
+    def is_tied(self) -> bool:
+        return self.tied_to >= 0
+
     def runs(self, rank: int) -> tuple[int, ...]:
         return self.taken
 

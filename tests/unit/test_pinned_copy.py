@@ -44,9 +44,9 @@ def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
 def test_a_piece_behind_the_shard_is_refused() -> None:
     full, cut = torch.arange(6.0), packing.ShardSlice(view=(1, 6, 1), runs=(1, 2), shape=(2,))
     part = torch.zeros(8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="ends behind the shard"):
+    with pytest.raises(ValueError, match="expected bytes of the shard, got some after its end"):
         packing.pack_part_(part, full, cut, begin=1)
-    with pytest.raises(ValueError, match="ends behind the shard"):
+    with pytest.raises(ValueError, match="expected bytes of the shard, got some after its end"):
         packing.pack_part_(part, full, cut, begin=-1)
     with pytest.raises(ValueError, match="contiguous bytes on a host"):
         packing.pack_part_(part.float(), full, cut, begin=0)
