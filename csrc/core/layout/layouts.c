@@ -119,6 +119,12 @@ tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count, tp_heads 
     return 0;
 }
 
+size_t
+tp_layouts_count(const tp_layouts *layouts)
+{
+    return layouts->count;
+}
+
 void
 tp_layouts_free(tp_layouts *layouts)
 {

@@ -6,6 +6,8 @@
 #ifndef TP_LAYOUTS_H
 #define TP_LAYOUTS_H
 
+#include <stddef.h>
+
 #include "layout/layout.h"
 
 typedef struct tp_layouts tp_layouts;
@@ -16,6 +18,9 @@ int tp_layouts_new(tp_arena *arena, int ranks, tp_layouts **out, tp_error *err);
 /* As tp_layout_new, which is called once for equal arguments. */
 int tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count,
                    tp_heads heads, const tp_layout **out, tp_error *err);
+
+/* How many different layouts there are. */
+size_t tp_layouts_count(const tp_layouts *layouts);
 
 void tp_layouts_free(tp_layouts *layouts);
 

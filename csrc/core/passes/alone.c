@@ -140,14 +140,9 @@ choose(const search *with, tp_source source)
             continue;
         const int weight = tp_model_find_parameter(build->model, i, "weight");
         const tp_parameter *at = tp_model_parameter(build->model, weight);
-        build->choices[weight] = (tp_choice){spec_of(build, i, at), source, label};
+        build->choices[weight] =
+            (tp_choice){spec_of(build, i, at), source, label, TP_REASON_LARGE};
     }
-}
-
-bool
-tp_alone_is(const tp_choice *choice)
-{
-    return choice->spec == &gives || choice->spec == &takes || choice->spec == &columns;
 }
 
 /* Whether a rule or a pair cuts anything: or else nobody knows the model, and somebody

@@ -10,11 +10,7 @@
 #include "plan/plan_build.h"
 
 /* Choose for linear layers and embeddings that no rule and no block speaks of and that
- * are large together with those called alike, in models that a rule or a block cuts.
- * Comes after the defaults are chosen and before anything is resolved. */
+ * are large together with those called alike, in models that a rule or a block cuts. */
 int tp_alone_choose(tp_build *build, tp_error *err);
-
-/* Whether a weight was chosen so. */
-bool tp_alone_is(const tp_choice *choice);
 
 #endif

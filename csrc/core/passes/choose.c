@@ -99,8 +99,8 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     if (first == count)
         return 0;
     const tp_rule *rule = tp_rules_at(build->rules, with->found[first]);
-    build->choices[index] =
-        (tp_choice){&rule->spec, rule->source, with->labels[with->found[first]]};
+    build->choices[index] = (tp_choice){
+        &rule->spec, rule->source, with->labels[with->found[first]], TP_REASON_RULE};
     return note_overlap(build, with, count, parameter->name, err);
 }
 
@@ -134,7 +134,7 @@ tp_choose_rules(tp_build *build, tp_error *err)
         goto done;
     }
     for (int i = 0; i < parameters; i++) {
-        build->choices[i] = (tp_choice){NULL, TP_FROM_NOTHING, ""};
+        build->choices[i] = (tp_choice)TP_NO_CHOICE;
         if (tp_choose_weight_of(build, i) < 0 && choose_one(build, &with, i, err) < 0)
             goto done;
     }

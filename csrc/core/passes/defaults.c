@@ -19,7 +19,8 @@ static const tp_spec summed = {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = tr
 static void
 choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
 {
-    build->choices[parameter] = (tp_choice){spec, TP_FROM_DEFAULT, rule};
+    build->choices[parameter] =
+        (tp_choice){spec, TP_FROM_DEFAULT, rule, TP_REASON_DEFAULT};
 }
 
 /* Whether nobody else says what happens to embeddings and heads. */
@@ -87,11 +88,12 @@ choose_embedding(tp_build *build)
 }
 
 /* A head that shares the embedding's tensor is taken by then, and follows it. */
-void
-tp_defaults_choose(tp_build *build)
+int
+tp_defaults_choose(tp_build *build, tp_error *err)
 {
+    (void)err;
     if (!build->options->defaults || !is_asked(build))
-        return;
+        return 0;
     choose_embedding(build);
     const int count = tp_model_module_count(build->model);
     for (int i = 0; i < count; i++) {
@@ -99,6 +101,7 @@ tp_defaults_choose(tp_build *build)
         if (weight >= 0 && !tp_choose_is_taken(build, weight))
             choose(build, weight, &head, "output head");
     }
+    return 0;
 }
 
 /* Whether `index` is the 1-D weight or bias of a norm over one head. */

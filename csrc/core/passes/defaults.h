@@ -10,14 +10,13 @@
 
 /* Choose for input embedding and output heads, where partition_config or a preset is
  * given, and where no rule at all is but blocks of the family table were found. A
- * transformers plan says itself what happens to them. Comes before anything is
- * resolved. */
-void tp_defaults_choose(tp_build *build);
+ * transformers plan says itself what happens to them. */
+int tp_defaults_choose(tp_build *build, tp_error *err);
 
 /* Choose for norms over one head that lie in an attention module with a column
  * cut, and for the numbers of an activation beside one, and decide. Their gradient
  * is a part on each rank, because each works on the rank's own heads or features
- * only. Comes after the weights are resolved. */
+ * only. */
 int tp_defaults_inside(tp_build *build, tp_error *err);
 
 #endif

@@ -96,7 +96,8 @@ decide_bias(tp_build *build, int index)
             return;
         }
     }
-    build->choices[index] = (tp_choice){&divided, TP_FROM_DEFAULT, divided_rule};
+    build->choices[index] =
+        (tp_choice){&divided, TP_FROM_DEFAULT, divided_rule, TP_REASON_EXPERT_BIAS};
     build->decisions[index] = (tp_decision)TP_NO_DECISION;
     build->decisions[index].kind = TP_WHOLE_SUM;
 }
@@ -112,9 +113,10 @@ is_bias(const tp_parameter *parameter)
            strcmp(parameter->leaf + size - tail, ending) == 0;
 }
 
-void
-tp_experts_settle(tp_build *build)
+int
+tp_experts_settle(tp_build *build, tp_error *err)
 {
+    (void)err;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         build->experts[i] = is_experts(build, i);
         for (int j = tp_model_first_parameter(build->model, i);
@@ -125,6 +127,7 @@ tp_experts_settle(tp_build *build)
                 decide_bias(build, j);
         }
     }
+    return 0;
 }
 
 int
@@ -133,7 +136,7 @@ tp_experts_divided(const tp_build *build, int module, int *out)
     int count = 0;
     for (int i = tp_model_first_parameter(build->model, module); i >= 0;
          i = tp_model_next_parameter(build->model, i)) {
-        if (build->choices[i].spec != &divided)
+        if (build->choices[i].reason != TP_REASON_EXPERT_BIAS)
             continue;
         if (out != NULL)
             out[count] = i;

@@ -9,8 +9,8 @@
 #include "plan/plan_build.h"
 
 /* Find the modules of experts that are cut, fill `experts`, and decide over the
- * biases in them that no rule names. Comes after the weights are resolved. */
-void tp_experts_settle(tp_build *build);
+ * biases in them that no rule names. */
+int tp_experts_settle(tp_build *build, tp_error *err);
 
 /* The biases of a module of experts that are added to the sum: each rank adds its
  * share. Writes their indices to `out`, which may be NULL, and returns how many. */

@@ -93,7 +93,8 @@ cut_heads(tp_build *build, int parameter, int weight, tp_error *err)
     build->decisions[parameter] = decision;
     build->choices[parameter] =
         (tp_choice){dim == 0 ? &numbers : &columns, build->choices[weight].source,
-                    dim == 0 ? "a number for each head" : "a column for each head"};
+                    dim == 0 ? "a number for each head" : "a column for each head",
+                    TP_REASON_PER_HEAD};
     return 0;
 }
 

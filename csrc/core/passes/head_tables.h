@@ -10,8 +10,7 @@
 #include "plan/plan_build.h"
 
 /* Cut both like the query heads where no rule speaks of them: tables in attention that
- * is cut because of the names of its layers, numbers in any whose heads are cut. Comes
- * after all weights are resolved. */
+ * is cut because of the names of its layers, numbers in any whose heads are cut. */
 int tp_head_tables_settle(tp_build *build, tp_error *err);
 
 #endif

@@ -92,13 +92,15 @@ tp_norms_follow(const tp_build *build, int module)
     return find_weight(build, at->parent, names[name].of, weight->shape[0]);
 }
 
-void
-tp_norms_settle(tp_build *build)
+int
+tp_norms_settle(tp_build *build, tp_error *err)
 {
+    (void)err;
     for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
         const int module = tp_model_parameter(build->model, i)->module;
         if (build->decisions[i].kind == TP_WHOLE_SUM &&
             tp_norms_follow(build, module) >= 0)
             build->decisions[i].kind = TP_WHOLE;
     }
+    return 0;
 }

@@ -12,11 +12,11 @@
 bool tp_norms_is_head(const char *leaf);
 
 /* The cut weight whose features `module` norms, or -1 where it norms none that are
- * cut. Comes after the weights are resolved. */
+ * cut. */
 int tp_norms_follow(const tp_build *build, int module);
 
 /* Keep the gradients of such norms whole, whatever a rule says: every rank works on
  * all features. */
-void tp_norms_settle(tp_build *build);
+int tp_norms_settle(tp_build *build, tp_error *err);
 
 #endif

@@ -91,7 +91,7 @@ choose_layer(search *with, const tp_pair_block *at, int module, bool input,
     }
     build->attentions[module] = at->attention;
     build->choices[tp_pair_weight(build, module)] =
-        (tp_choice){spec, with->source, at->row->output};
+        (tp_choice){spec, with->source, at->row->output, TP_REASON_FAMILY};
     return tp_resolve_parameter(build, tp_pair_weight(build, module), err);
 }
 
@@ -99,7 +99,7 @@ static void
 leave(tp_build *build, int module)
 {
     const int weight = tp_pair_weight(build, module);
-    build->choices[weight] = (tp_choice){NULL, TP_FROM_NOTHING, ""};
+    build->choices[weight] = (tp_choice)TP_NO_CHOICE;
     build->decisions[weight] = (tp_decision)TP_NO_DECISION;
     build->attentions[module] = TP_ATTENTION_NEAR;
 }

@@ -14,8 +14,7 @@ bool tp_pair_may(const tp_build *build);
 
 /* Choose for the layers of blocks of the family table that no rule speaks of, in models
  * without rules of partition_config or a preset. Fills `attentions` and `paired`.
- * Makes a note of a block whose sizes cannot be cut. Comes after the rules are
- * chosen and before the defaults. */
+ * Makes a note of a block whose sizes cannot be cut. */
 int tp_pair_choose(tp_build *build, tp_error *err);
 
 #endif

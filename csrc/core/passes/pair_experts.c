@@ -168,7 +168,7 @@ choose(tp_build *build, const group *at, int parameter, tp_error *err)
     *spec = spec_of(build, at, parameter);
     build->choices[parameter] =
         (tp_choice){spec, tp_family_is_tried(type) ? TP_FROM_FAMILY : TP_FROM_GUESS,
-                    at->row->output};
+                    at->row->output, TP_REASON_FAMILY};
     return 0;
 }
 

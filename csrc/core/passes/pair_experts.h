@@ -10,7 +10,7 @@
 
 /* Choose for the tensors of experts of the family table that no rule speaks of, where
  * tp_pair_may allows it. Fills `stacked` and counts in `paired`. What does not fit
- * stays whole. Comes after the rules are chosen and before anything is resolved. */
+ * stays whole. */
 int tp_pair_experts_choose(tp_build *build, tp_error *err);
 
 #endif

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 
-#include "passes/alone.h"
 #include "passes/experts.h"
 #include "passes/head_inputs.h"
 #include "passes/norms.h"
@@ -25,7 +24,7 @@ cut_layer(const tp_build *build, int module, tp_layer *out)
     out->bias = tp_model_find_parameter(build->model, module, "bias");
     out->gather_output = decision->gather_output;
     out->split_input = decision->split_input;
-    out->alone = tp_alone_is(&build->choices[weight]);
+    out->alone = build->choices[weight].reason == TP_REASON_LARGE;
     return true;
 }
 

@@ -4,9 +4,9 @@
 
 #include <string.h>
 
+#include "passes/choose.h"
 #include "passes/pieces.h"
 #include "passes/raw.h"
-#include "passes/whole.h"
 #include "plan/view.h"
 
 /* Which dimension of a weight a cut shrinks, and what that is called. */
@@ -140,7 +140,7 @@ tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
     const tp_parameter *weight = tp_model_parameter(build->model, parameter);
     const tp_choice *choice = &build->choices[parameter];
     tp_decision decision = TP_NO_DECISION;
-    if (tp_whole_is(choice)) {
+    if (choice->reason == TP_REASON_FALLBACK_REPLICATED) {
         decision.kind = TP_WHOLE;
     } else if (choice->spec != NULL && choice->spec->cut == TP_CUT_SKIP) {
         decision.kind = choice->spec->sum_gradient ? TP_WHOLE_SUM : TP_SKIPPED;
@@ -160,8 +160,8 @@ tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
     return 0;
 }
 
-int
-tp_resolve_bias(tp_build *build, int bias, int weight, tp_error *err)
+static int
+resolve_bias(tp_build *build, int bias, int weight, tp_error *err)
 {
     const tp_parameter *of = tp_model_parameter(build->model, weight);
     const tp_parameter *is = tp_model_parameter(build->model, bias);
@@ -183,5 +183,28 @@ tp_resolve_bias(tp_build *build, int bias, int weight, tp_error *err)
     *out = *from;
     out->dim = 0;
     tp_view_bias(of, from->dim, &out->outer, &out->inner);
+    return 0;
+}
+
+int
+tp_resolve_weights(tp_build *build, tp_error *err)
+{
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        if (tp_choose_weight_of(build, i) >= 0)
+            build->decisions[i] = (tp_decision)TP_NO_DECISION;
+        else if (tp_resolve_parameter(build, i, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int
+tp_resolve_biases(tp_build *build, tp_error *err)
+{
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const int weight = tp_choose_weight_of(build, i);
+        if (weight >= 0 && resolve_bias(build, i, weight, err) < 0)
+            return -1;
+    }
     return 0;
 }

@@ -12,7 +12,10 @@
  * choice. Fails with TP_VALUE naming parameter, rule, sizes and what to do. */
 int tp_resolve_parameter(tp_build *build, int parameter, tp_error *err);
 
-/* Fill the decision of the bias of a layer from that of its weight. */
-int tp_resolve_bias(tp_build *build, int bias, int weight, tp_error *err);
+/* Decide over all parameters but the biases of layers. */
+int tp_resolve_weights(tp_build *build, tp_error *err);
+
+/* Decide over the biases of layers, which follow their weights. */
+int tp_resolve_biases(tp_build *build, tp_error *err);
 
 #endif

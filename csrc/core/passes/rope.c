@@ -2,8 +2,6 @@
 /* rope.c -- the projection of latent attention that also makes positions. */
 #include "passes/rope.h"
 
-#include "passes/whole.h"
-
 static const char *const size_keys[] = {"qk_rope_head_dim", NULL};
 
 static int64_t
@@ -26,7 +24,7 @@ tp_rope_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
     const int weight = tp_model_find_parameter(build->model, module, "weight");
     if (rule < 0 || tp_rules_at(build->rules, rule)->style != TP_STYLE_ROPE ||
         at->kind != TP_MODULE_LINEAR || at->parent < 0 || weight < 0 ||
-        tp_whole_is(&build->choices[weight]))
+        build->choices[weight].reason == TP_REASON_FALLBACK_REPLICATED)
         return 0;
     const int64_t size = find_size(build, module);
     const int64_t features = tp_model_parameter(build->model, weight)->shape[0];

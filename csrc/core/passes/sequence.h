@@ -10,7 +10,7 @@
 #include "plan/plan_build.h"
 
 /* Find the stacks of the plan, where its options ask for them, and let the gradients be
- * summed of what is used on a part of the tokens. Follows the layers of the plan.
+ * summed of what is used on a part of the tokens.
  * TP_VALUE, naming the module, for a model that cannot be run that way. */
 int tp_sequence_make(tp_build *build, tp_error *err);
 

@@ -12,8 +12,7 @@
 int tp_ties_settle(tp_build *build, tp_error *err);
 
 /* Carry the decision over a layer's bias to the other names of its tensor, which
- * are no layer's own (BERT's heads name their bias twice). Comes after the
- * biases are resolved. */
+ * are no layer's own (BERT's heads name their bias twice). */
 int tp_ties_settle_biases(tp_build *build, tp_error *err);
 
 #endif

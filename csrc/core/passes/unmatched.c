@@ -174,7 +174,7 @@ is_open(const tp_build *build, int module)
 }
 
 int
-tp_unmatched_layers(const tp_build *build, tp_error *err)
+tp_unmatched_layers(tp_build *build, tp_error *err)
 {
     if (!build->options->strict)
         return 0;

@@ -11,7 +11,7 @@
 int tp_unmatched_rules(tp_build *build, tp_error *err);
 
 /* With strict: fails with TP_VALUE when a linear layer has no rule, naming up
- * to five. Comes after defaults and ties. */
-int tp_unmatched_layers(const tp_build *build, tp_error *err);
+ * to five. */
+int tp_unmatched_layers(tp_build *build, tp_error *err);
 
 #endif

@@ -21,12 +21,6 @@ typedef struct {
     int count;
 } named;
 
-bool
-tp_whole_is(const tp_choice *choice)
-{
-    return choice->spec == &left_whole;
-}
-
 static int
 unknown_module(const tp_build *build, const named *modules, int index, tp_error *err)
 {
@@ -69,12 +63,15 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
     return 0;
 }
 
+static const tp_choice replicated = {&left_whole, TP_FROM_NOTHING, "left whole",
+                                     TP_REASON_FALLBACK_REPLICATED};
+
 static void
 leave_tensor(tp_build *build, int parameter)
 {
     const int first = tp_build_first(build, parameter);
     for (int i = first; i >= 0; i = build->next_name[i])
-        build->choices[i] = (tp_choice){&left_whole, TP_FROM_NOTHING, "left whole"};
+        build->choices[i] = replicated;
 }
 
 /* An embedding takes and gives what is whole as it is. */
@@ -89,10 +86,12 @@ cut_apart(tp_build *build, int parameter)
     if (module->kind == TP_MODULE_EMBEDDING ||
         (choice->spec == NULL && !tp_raw_is(build->model, parameter)))
         return;
-    if (cut == TP_CUT_SKIP || tp_raw_is(build->model, parameter))
-        *choice = (tp_choice){&left_whole, TP_FROM_NOTHING, "left whole"};
-    else
-        choice->spec = cut == TP_CUT_COLUMN ? &whole_output : &whole_input;
+    if (cut == TP_CUT_SKIP || tp_raw_is(build->model, parameter)) {
+        *choice = replicated;
+        return;
+    }
+    choice->spec = cut == TP_CUT_COLUMN ? &whole_output : &whole_input;
+    choice->reason = TP_REASON_FALLBACK_INDIVIDUAL;
 }
 
 static int

@@ -10,16 +10,12 @@
 
 #include "plan/plan_build.h"
 
-/* Whether a parameter was chosen to be left whole. */
-bool tp_whole_is(const tp_choice *choice);
-
 /* Leave the parameters under the modules of the options' `whole` whole, with every
- * other name of their tensors. Comes after the rules are chosen and before blocks of
- * the family table are. Fails with TP_VALUE for a name that no module has. */
+ * other name of their tensors. Fails with TP_VALUE for a name that no module has. */
 int tp_whole_choose(tp_build *build, tp_error *err);
 
 /* Cut the layers under the modules of the options' `apart` by themselves; what is no
- * layer stays whole there. Comes after all rules are chosen and before the defaults.
+ * layer stays whole there.
  * Fails as tp_whole_choose. */
 int tp_whole_choose_apart(tp_build *build, tp_error *err);
 

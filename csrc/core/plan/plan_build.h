@@ -34,12 +34,31 @@ struct tp_plan {
     uint64_t hash;
 };
 
+/* Why a parameter has its specification. */
+typedef enum {
+    TP_REASON_NONE,
+    TP_REASON_RULE,   /* a rule matches its name */
+    TP_REASON_FAMILY, /* names and sizes are those of a block or of experts */
+    TP_REASON_FALLBACK_REPLICATED, /* the options ask for a replicated module */
+    TP_REASON_FALLBACK_INDIVIDUAL, /* or for individually sharded layers in it */
+    TP_REASON_DEFAULT, /* an embedding, a head, or what works inside a sharded block */
+    TP_REASON_LARGE,   /* a large layer, individually sharded */
+    TP_REASON_EXPERT_BIAS, /* added to the sum of the experts */
+    TP_REASON_PER_HEAD     /* attention has a value of it for each head */
+} tp_reason;
+
 /* Which rule decides over a parameter. */
 typedef struct {
     const tp_spec *spec; /* NULL: no rule */
     tp_source source;
     const char *rule; /* label; "" for no rule */
+    tp_reason reason;
 } tp_choice;
+
+#define TP_NO_CHOICE                              \
+    {                                             \
+        NULL, TP_FROM_NOTHING, "", TP_REASON_NONE \
+    }
 
 enum { TP_ATTENTION_NEAR = -2 };
 
