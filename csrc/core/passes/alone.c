@@ -88,7 +88,7 @@ join(search *with, int module, int weight, tp_error *err)
     char *starred = tp_arena_text(build->plan->arena, name, strlen(name), err);
     if (starred == NULL)
         return -1;
-    tp_names_star(name, starred);
+    tp_names_pattern(name, starred);
     int group = tp_map_find(with->names, starred, strlen(starred));
     if (group < 0) {
         group = with->count++;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/names.h"
+
 /* The heads of each rank, for modules with the same counts and the same cuts. */
 typedef struct {
     tp_heads heads;
@@ -225,22 +227,6 @@ mark_cuts(const tp_build *build, workspace *work, tp_error *err)
     return plan->integers == NULL ? -1 : 0;
 }
 
-/* Whether two names differ in indices only. */
-static bool
-is_alike(const tp_build *build, int module, int other)
-{
-    const char *a = tp_model_module(build->model, module)->name;
-    const char *b = tp_model_module(build->model, other)->name;
-    while (*a != '\0' && *b != '\0') {
-        const size_t digits = strspn(a, "0123456789");
-        if ((digits > 0) != (strspn(b, "0123456789") > 0) || (digits == 0 && *a != *b))
-            return false;
-        a += digits > 0 ? digits : 1;
-        b += digits > 0 ? strspn(b, "0123456789") : 1;
-    }
-    return *a == *b;
-}
-
 /* Attention without keys of its own is given those of another layer, which are cut
  * where they are made. */
 static void
@@ -253,7 +239,9 @@ share_keys(const tp_build *build, workspace *work)
         for (int j = 0; j < modules && work->cuts[i] == 1; j++) {
             const tp_geometry *own = tp_geometries_at(build->geometries, i);
             const tp_geometry *other = tp_geometries_at(build->geometries, j);
-            if ((work->cuts[j] & 2) != 0 && is_alike(build, i, j) &&
+            if ((work->cuts[j] & 2) != 0 &&
+                tp_names_are_alike(tp_model_module(build->model, i)->name,
+                                   tp_model_module(build->model, j)->name) &&
                 other->heads.query == own->heads.query &&
                 other->heads.key == own->heads.key)
                 work->cuts[i] |= 2;

@@ -113,7 +113,7 @@ note_whole(search *with, const tp_pair_block *at, const char *why, tp_error *err
     char *starred = tp_arena_text(build->plan->arena, name, strlen(name), err);
     if (starred == NULL)
         return -1;
-    tp_names_star(name, starred);
+    tp_names_pattern(name, starred);
     if (tp_map_find(with->noted, starred, strlen(starred)) >= 0)
         return 0;
     if (tp_map_add(with->noted, starred, 0, err) < 0)

@@ -20,12 +20,6 @@ tp_stacks_stage(const tp_stacks *stacks, int module)
     return stage >= 0 && stacks->lists[tp_stacks_parent(stacks, stage)] ? stage : -1;
 }
 
-static bool
-is_number(const char *text)
-{
-    return text[0] != '\0' && text[strspn(text, "0123456789")] == '\0';
-}
-
 /* Modules lie behind their parents. */
 static void
 find_numbered(const tp_stacks *stacks)
@@ -36,7 +30,7 @@ find_numbered(const tp_stacks *stacks)
         stacks->numbered[i] =
             module->parent < 0 ? -1 : stacks->numbered[module->parent];
         if (module->parent >= 0 && stacks->numbered[i] < 0 &&
-            is_number(tp_names_leaf(module->name)))
+            tp_names_is_index(tp_names_leaf(module->name)))
             stacks->numbered[i] = i;
     }
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/near.h"
+#include "model/names.h"
 
 typedef struct {
     const char *name;
@@ -102,13 +103,6 @@ tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *e
                    pattern, style);
 }
 
-/* Not isdigit(), which depends on the locale. */
-static bool
-is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
-
 static bool
 ends_part(char c)
 {
@@ -122,12 +116,9 @@ same_name(const char *pattern, const char *name)
     bool at_start = true; /* of a part */
     while (*pattern != '\0') {
         if (at_start && *pattern == '*' && ends_part(pattern[1])) {
-            if (!is_digit(*name))
+            if (!tp_names_is_index(name))
                 return false;
-            while (is_digit(*name))
-                name++;
-            if (!ends_part(*name))
-                return false;
+            name += strcspn(name, ".");
             pattern++;
             at_start = false;
             continue;
