@@ -65,7 +65,7 @@ static PyObject *
 layer_get_alone(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyBool_FromLong(get(self)->alone);
+    return PyBool_FromLong(get(self)->individual);
 }
 
 static PyObject *

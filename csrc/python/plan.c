@@ -43,8 +43,8 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
     options->grain = 1;
     options->defaults = true;
     options->families = true;
-    options->guesses = true;
-    options->alone = true;
+    options->heuristics = true;
+    options->large_layers = true;
     options->embedding_dim = 1;
     options->head_patterns = default_heads;
     options->head_pattern_count = 2;
@@ -53,19 +53,19 @@ read_options(const arguments *given, tp_plan_options *options, texts *kept)
         py_read_flag(given->strict, "strict", &options->strict) < 0 ||
         py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
         py_read_flag(given->families, "families", &options->families) < 0 ||
-        py_read_flag(given->guesses, "guesses", &options->guesses) < 0 ||
+        py_read_flag(given->guesses, "guesses", &options->heuristics) < 0 ||
         py_read_flag(given->sequence, "sequence", &options->sequence) < 0 ||
-        py_read_flag(given->alone, "alone", &options->alone) < 0 ||
+        py_read_flag(given->alone, "alone", &options->large_layers) < 0 ||
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
         return -1;
     if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
         return -1;
-    options->whole = kept->whole.items;
-    options->whole_count = kept->whole.count;
+    options->replicated = kept->whole.items;
+    options->replicated_count = kept->whole.count;
     if (given->apart != NULL && py_texts_read(&kept->apart, given->apart, "apart") < 0)
         return -1;
-    options->apart = kept->apart.items;
-    options->apart_count = kept->apart.count;
+    options->individual = kept->apart.items;
+    options->individual_count = kept->apart.count;
     if (given->head_patterns == NULL)
         return 0;
     if (py_texts_read(&kept->heads, given->head_patterns, "head_patterns") < 0)
@@ -170,10 +170,11 @@ static PyObject *
 plan_get_notes(PyObject *self, void *closure)
 {
     (void)closure;
-    const int count = tp_plan_note_count(get(self));
+    const int count = tp_plan_message_count(get(self));
     PyObject *tuple = PyTuple_New(count);
     for (int i = 0; tuple != NULL && i < count; i++)
-        py_tuple_put(&tuple, i, PyUnicode_FromString(tp_plan_note(get(self), i)->text));
+        py_tuple_put(&tuple, i,
+                     PyUnicode_FromString(tp_plan_message(get(self), i)->text));
     return tuple;
 }
 

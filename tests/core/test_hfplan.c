@@ -19,15 +19,17 @@ test_plain_styles_name_a_cut_and_nothing_else(void)
 {
     const struct {
         const char *style;
-        tp_cut cut;
+        tp_partition partition;
     } rows[] = {
-        {"colwise", TP_CUT_COLUMN},        {"rowwise", TP_CUT_ROW},
-        {"embedding_rowwise", TP_CUT_ROW}, {"embedding_colwise", TP_CUT_COLUMN},
-        {"replicate", TP_CUT_SKIP},
+        {"colwise", TP_PARTITION_COLUMN},
+        {"rowwise", TP_PARTITION_ROW},
+        {"embedding_rowwise", TP_PARTITION_ROW},
+        {"embedding_colwise", TP_PARTITION_COLUMN},
+        {"replicate", TP_PARTITION_SKIP},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const tp_spec spec = spec_of(rows[i].style);
-        CHECK_INT_EQ(spec.cut, rows[i].cut);
+        CHECK_INT_EQ(spec.partition, rows[i].partition);
         CHECK_INT_EQ(spec.dim, -1);
         CHECK_INT_EQ(spec.shape.dims, 0);
         CHECK(!spec.gather_output && !spec.split_input && !spec.sum_gradient);
@@ -41,10 +43,11 @@ test_old_and_new_names_of_a_style_mean_the_same(void)
     const char *const split[] = {"rowwise_split_input", "rowwise_rep"};
     for (int i = 0; i < 2; i++) {
         const tp_spec column = spec_of(gather[i]);
-        CHECK(column.cut == TP_CUT_COLUMN && column.gather_output &&
+        CHECK(column.partition == TP_PARTITION_COLUMN && column.gather_output &&
               !column.split_input);
         const tp_spec row = spec_of(split[i]);
-        CHECK(row.cut == TP_CUT_ROW && row.split_input && !row.gather_output);
+        CHECK(row.partition == TP_PARTITION_ROW && row.split_input &&
+              !row.gather_output);
     }
 }
 
@@ -52,12 +55,12 @@ static void
 test_packed_styles_are_two_equal_pieces_along_the_cut(void)
 {
     const tp_spec column = spec_of("packed_colwise");
-    CHECK_INT_EQ(column.cut, TP_CUT_COLUMN);
+    CHECK_INT_EQ(column.partition, TP_PARTITION_COLUMN);
     CHECK_INT_EQ(column.shape.dims, 2);
     CHECK_INT_EQ(column.shape.sizes[0], 2);
     CHECK_INT_EQ(column.shape.sizes[1], -1);
     const tp_spec row = spec_of("packed_rowwise");
-    CHECK_INT_EQ(row.cut, TP_CUT_ROW);
+    CHECK_INT_EQ(row.partition, TP_PARTITION_ROW);
     CHECK_INT_EQ(row.shape.dims, 2);
     CHECK_INT_EQ(row.shape.sizes[0], -1);
     CHECK_INT_EQ(row.shape.sizes[1], 2);
@@ -67,7 +70,7 @@ static void
 test_a_replicated_gradient_style_sums_the_gradient(void)
 {
     const tp_spec spec = spec_of("replicated_with_grad_allreduce");
-    CHECK(spec.cut == TP_CUT_SKIP && spec.sum_gradient);
+    CHECK(spec.partition == TP_PARTITION_SKIP && spec.sum_gradient);
 }
 
 static void
@@ -117,7 +120,7 @@ test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-        tp_style style = TP_STYLE_CUT;
+        tp_style style = TP_STYLE_SHARD;
         CHECK_OK(tp_hfplan_style(rows[i].name, PATTERN, &style, &spec, &err), &err);
         CHECK_INT_EQ(style, rows[i].style);
         const int result = tp_hfplan_spec(rows[i].name, PATTERN, &spec, &err);

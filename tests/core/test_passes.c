@@ -16,7 +16,7 @@ typedef struct {
     tp_layer layer;
     tp_local_integer integer;
     tp_stack stack;
-    tp_note note;
+    tp_message note;
 } everything;
 
 static void
@@ -31,8 +31,8 @@ fill(everything *all_parts, const fixture *f)
                                 .integer_count = 1,
                                 .stacks = &all_parts->stack,
                                 .stack_count = 1,
-                                .notes = &all_parts->note,
-                                .note_count = 1};
+                                .messages = &all_parts->note,
+                                .message_count = 1};
     all_parts->build = (tp_build){.model = f->model,
                                   .rules = f->rules,
                                   .options = &f->options,
@@ -120,8 +120,8 @@ write_part(tp_build *build, tp_build_part part)
         case TP_PART_HASH:
             plan->hash = 1;
             break;
-        case TP_PART_NOTES:
-            plan->notes[0].text = "b";
+        case TP_PART_MESSAGES:
+            plan->messages[0].text = "b";
             break;
         default:
             return 0;
@@ -135,7 +135,7 @@ small(void)
 {
     fixture f = fixture_new(2);
     add_linear(&f, "up", 8, 4);
-    add_rule(&f, "r", "up", TP_CUT_COLUMN);
+    add_rule(&f, "r", "up", TP_PARTITION_COLUMN);
     CHECK_OK(tp_model_seal(f.model, &f.facts, &f.err), &f.err);
     return f;
 }

@@ -23,7 +23,7 @@ test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
         CHECK_TEXT_EQ(local_of(&f, "lm_head.weight", 1), "column [16, 16]");
         CHECK(layer_of(&f, "lm_head")->gather_output);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 16);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
         CHECK_INT_EQ(entry_of(&f, "lm_head.weight")->source, TP_FROM_HF);
         CHECK_TEXT_EQ(entry_of(&f, "lm_head.weight")->rule,
                       "lm_head: colwise_gather_output");
@@ -126,7 +126,7 @@ test_labels_outlive_the_rules(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 1, false);
-    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_CUT_COLUMN);
+    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         tp_rules_free(f.rules);
         f.rules = NULL;
@@ -169,7 +169,7 @@ test_a_weight_smaller_than_the_degree_is_refused(void)
 {
     fixture f = fixture_new(8);
     add_linear(&f, "score", 3, 16);
-    add_rule(&f, "layer_specs[0]", "score", TP_CUT_COLUMN);
+    add_rule(&f, "layer_specs[0]", "score", TP_PARTITION_COLUMN);
     CHECK_REFUSED(&f,
                   "cannot cut 'score.weight' [3, 16] over 8 ranks by rule "
                   "'layer_specs[0]' (partition_config): size 3 along dimension 0");
@@ -181,7 +181,7 @@ test_a_grain_rounds_widths(void)
     fixture f = fixture_new(2);
     f.options.grain = 16;
     add_linear(&f, "up", 50, 8);
-    add_rule(&f, "r", "up", TP_CUT_COLUMN);
+    add_rule(&f, "r", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "up.weight", 0), "0+32");
         CHECK_TEXT_EQ(runs_of(&f, "up.weight", 1), "32+18");

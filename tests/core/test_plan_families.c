@@ -6,7 +6,7 @@ static fixture
 family_new(int ranks, const char *model_type)
 {
     fixture f = fixture_new(ranks);
-    f.options.families = f.options.guesses = true;
+    f.options.families = f.options.heuristics = true;
     f.facts.model_type = model_type;
     f.facts.prefix = "";
     return f;
@@ -61,14 +61,14 @@ test_an_unknown_model_type_is_a_guess(void)
     add_bert_layer(&f);
     if (make_plan(&f))
         CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->source,
-                     TP_FROM_GUESS);
+                     TP_FROM_HEURISTIC);
     fixture_free(&f);
 
     f = family_new(2, "nobody");
-    f.options.guesses = false;
+    f.options.heuristics = false;
     add_bert_layer(&f);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
@@ -109,10 +109,10 @@ test_a_block_left_whole_is_left_with_all_its_layers(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    f.options.whole = (const char *const[]){"h.*.attn.c_proj"};
-    f.options.whole_count = 1;
+    f.options.replicated = (const char *const[]){"h.*.attn.c_proj"};
+    f.options.replicated_count = 1;
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_fc.weight")->kind, TP_COLUMN);
         CHECK(integer_of(&f, "h.0.attn", "num_heads") == NULL);
     }
@@ -124,8 +124,8 @@ test_a_block_cut_apart_has_no_heads_of_a_rank(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    f.options.apart = (const char *const[]){"h.*.attn"};
-    f.options.apart_count = 1;
+    f.options.individual = (const char *const[]){"h.*.attn"};
+    f.options.individual_count = 1;
     if (make_plan(&f)) {
         CHECK(layer_of(&f, "h.0.attn.c_attn")->gather_output);
         CHECK(layer_of(&f, "h.0.attn.c_proj")->split_input);
@@ -142,16 +142,16 @@ test_a_block_with_a_rule_is_not_for_the_table(void)
     add_gpt2_layer(&f);
     add_style(&f, "h.*.mlp.c_fc", "colwise_gather_output");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_proj.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_ROW);
     }
     fixture_free(&f);
 
     f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    add_rule(&f, "mlp", ".*c_fc.*", TP_CUT_SKIP);
+    add_rule(&f, "mlp", ".*c_fc.*", TP_PARTITION_SKIP);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
@@ -166,9 +166,9 @@ test_sizes_that_do_not_pair_stay_whole_with_a_note(void)
     add_linear(&f, "layers.1.fc1", 24, 16);
     add_linear(&f, "layers.1.fc2", 16, 32);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "layers.0.fc1.weight")->kind, TP_WHOLE);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "layers.*.fc2");
+        CHECK_INT_EQ(entry_of(&f, "layers.0.fc1.weight")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "layers.*.fc2");
     }
     fixture_free(&f);
 }
@@ -181,7 +181,7 @@ test_attention_of_unknown_heads_stays_whole(void)
     add_linear(&f, "attn.qkv_proj", 48, 16);
     add_linear(&f, "attn.out_proj", 16, 16);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "attn.qkv_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.qkv_proj.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
@@ -191,9 +191,9 @@ test_more_ranks_than_heads_leave_attention_whole(void)
     fixture f = family_new(8, "gpt2");
     add_gpt2_layer(&f);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_fc.weight")->kind, TP_COLUMN);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
     }
     fixture_free(&f);
 }
@@ -283,7 +283,7 @@ test_a_tensor_of_two_blocks_is_cut_once(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(layer_of(&f, "b.fc1")->kind, TP_COLUMN);
         CHECK_INT_EQ(layer_of(&f, "b.fc2")->kind, TP_ROW);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }

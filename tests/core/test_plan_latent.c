@@ -27,12 +27,13 @@ test_the_positions_of_a_latent_are_a_run_of_a_whole_projection(void)
     add_latent(&f, true);
     if (make_plan(&f)) {
         const tp_layer *layer = layer_of(&f, "attn.kv_a_proj_with_mqa");
-        CHECK_INT_EQ(entry_of(&f, "attn.kv_a_proj_with_mqa.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.kv_a_proj_with_mqa.weight")->kind,
+                     TP_REPLICATED);
         CHECK_INT_EQ(layer->kind, TP_ROPE);
         CHECK_INT_EQ(layer->run_start, 16);
         CHECK_INT_EQ(layer->run_length, 8);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 4);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -75,8 +76,8 @@ test_latent_attention_that_is_left_whole_shares_nothing(void)
 {
     fixture f = fixture_new(2);
     const char *const whole[] = {"attn"};
-    f.options.whole = whole;
-    f.options.whole_count = 1;
+    f.options.replicated = whole;
+    f.options.replicated_count = 1;
     add_latent(&f, true);
     if (make_plan(&f))
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);

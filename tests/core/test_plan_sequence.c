@@ -32,7 +32,7 @@ test_tokens_come_together_in_the_block_of_a_row_layer(void)
             NAMES("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"));
         CHECK_INT_EQ(stack->islands.count, 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
-                     TP_WHOLE_SUM);
+                     TP_REPLICATED_SUM);
     }
     fixture_free(&f);
 }
@@ -46,7 +46,7 @@ test_without_the_option_there_are_no_stacks(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(tp_plan_stack_count(f.plan), 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
-                     TP_WHOLE);
+                     TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -65,8 +65,8 @@ with_one_layer(void)
 static void
 cut_up_and_down(fixture *f)
 {
-    add_rule(f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_rule(f, "a", ".*up\\.weight", TP_PARTITION_COLUMN);
+    add_rule(f, "b", ".*down\\.weight", TP_PARTITION_ROW);
 }
 
 /* A module of its own with a norm, behind the linear `leaf`. */
@@ -97,8 +97,8 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     add_behind(&f, "list.0.attention.output");
     add_linear(&f, "list.0.up", 16, 16);
     add_linear(&f, "list.0.down", 16, 16);
-    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*(dense|down)\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", ".*up\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", ".*(dense|down)\\.weight", TP_PARTITION_ROW);
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
@@ -107,10 +107,11 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
         check_modules(&f, &stack->outlets,
                       NAMES("list.0.attention.output.dense", "list.0.down"));
         CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.norm.weight")->kind,
-                     TP_WHOLE_SUM);
+                     TP_REPLICATED_SUM);
         CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.dense.bias")->kind,
-                     TP_WHOLE_SUM);
-        CHECK_INT_EQ(entry_of(&f, "list.0.attention.self.norm.weight")->kind, TP_WHOLE);
+                     TP_REPLICATED_SUM);
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.self.norm.weight")->kind,
+                     TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -131,8 +132,9 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
     add_linear(&f, "list.0.experts.shared.up", 16, 16);
     add_linear(&f, "list.0.experts.shared.down", 16, 16);
     cut_up_and_down(&f);
-    add_spec(&f, "c", ".*gathered\\.weight",
-             (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
+    add_spec(
+        &f, "c", ".*gathered\\.weight",
+        (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
@@ -140,7 +142,7 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
                       NAMES("list.0.mixer", "list.0.apart", "list.0.experts"));
         CHECK_INT_EQ(stack->inlets.count, 0);
         CHECK_INT_EQ(stack->outlets.count, 0);
-        CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -153,8 +155,8 @@ test_a_model_without_a_list_of_layers_is_refused(void)
     add_module(&f, "head", TP_MODULE_OTHER, 0);
     add_linear(&f, "head.0", 16, 16);
     add_linear(&f, "head.2", 16, 16);
-    add_rule(&f, "a", "head.0\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", "head.2\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", "head.0\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", "head.2\\.weight", TP_PARTITION_ROW);
     f.options.sequence = true;
     CHECK_REFUSED(&f, "sequence_parallel is true, but 'Any' has no list of layers");
 }

@@ -60,8 +60,8 @@ test_layers_that_are_cut_differently_have_rows_of_their_own(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 3, false);
-    add_rule(&f, "first", ".*layers\\.1\\.mlp\\.up_proj.*", TP_CUT_SKIP);
-    add_rule(&f, "second", ".*mlp\\.up_proj.*", TP_CUT_COLUMN);
+    add_rule(&f, "first", ".*layers\\.1\\.mlp\\.up_proj.*", TP_PARTITION_SKIP);
+    add_rule(&f, "second", ".*mlp\\.up_proj.*", TP_PARTITION_COLUMN);
     tp_plan_table *table = NULL;
     if (make_plan(&f) && CHECK_OK(tp_plan_table_new(f.plan, &table, &f.err), &f.err)) {
         int rows = 0;

@@ -130,7 +130,8 @@ test_every_preset_cuts_the_weights_of_its_family(void)
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const tp_spec *spec = spec_for(preset_of(rows[i].preset), rows[i].parameter);
-        CHECK_TEXT_EQ(spec == NULL ? NULL : tp_cut_name(spec->cut), rows[i].cut);
+        CHECK_TEXT_EQ(spec == NULL ? NULL : tp_partition_name(spec->partition),
+                      rows[i].cut);
     }
 }
 
@@ -146,7 +147,7 @@ test_a_fused_qkv_is_a_column_without_a_shape(void)
         const tp_spec *spec = spec_for(preset_of(rows[i][0]), rows[i][1]);
         if (!CHECK(spec != NULL))
             continue;
-        CHECK_INT_EQ(spec->cut, TP_CUT_COLUMN);
+        CHECK_INT_EQ(spec->partition, TP_PARTITION_COLUMN);
         CHECK_INT_EQ(spec->shape.dims, 0);
     }
 }
@@ -162,7 +163,7 @@ test_a_fused_gate_and_up_is_two_equal_pieces(void)
         const tp_spec *spec = spec_for(preset_of(rows[i][0]), rows[i][1]);
         if (!CHECK(spec != NULL))
             continue;
-        CHECK_INT_EQ(spec->cut, TP_CUT_COLUMN);
+        CHECK_INT_EQ(spec->partition, TP_PARTITION_COLUMN);
         CHECK_INT_EQ(spec->dim, 0);
         CHECK_INT_EQ(spec->shape.dims, 2);
         CHECK_INT_EQ(spec->shape.sizes[0], 2);

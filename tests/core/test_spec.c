@@ -29,9 +29,9 @@ test_every_cut_name_is_read_in_any_case_and_written_back(void)
     const char *const given[] = {"column", "Row", "SKIP"};
     const char *const named[] = {"column", "row", "skip"};
     for (int i = 0; i < 3; i++) {
-        tp_cut cut = TP_CUT_COLUMN;
-        CHECK_OK(tp_cut_parse(given[i], WHERE, &cut, &err), &err);
-        CHECK_TEXT_EQ(tp_cut_name(cut), named[i]);
+        tp_partition cut = TP_PARTITION_COLUMN;
+        CHECK_OK(tp_partition_parse(given[i], WHERE, &cut, &err), &err);
+        CHECK_TEXT_EQ(tp_partition_name(cut), named[i]);
     }
 }
 
@@ -39,13 +39,13 @@ static void
 test_an_unknown_cut_names_the_place_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
-    tp_cut cut = TP_CUT_ROW;
+    tp_partition cut = TP_PARTITION_ROW;
     CHECK_FAILS(
-        tp_cut_parse("colum", WHERE, &cut, &err), TP_VALUE, &err,
+        tp_partition_parse("colum", WHERE, &cut, &err), TP_VALUE, &err,
         "layer_specs[2]: unknown partition type 'colum'; did you mean 'column'?");
-    CHECK_FAILS(tp_cut_parse("replicated", WHERE, &cut, &err), TP_VALUE, &err,
+    CHECK_FAILS(tp_partition_parse("replicated", WHERE, &cut, &err), TP_VALUE, &err,
                 "known: column, row, skip");
-    CHECK_INT_EQ(cut, TP_CUT_ROW);
+    CHECK_INT_EQ(cut, TP_PARTITION_ROW);
 }
 
 static void
@@ -63,8 +63,10 @@ test_documented_shapes_are_accepted(void)
         {.dim = 0,
          .shape = {.dims = 2, .sizes = {0, -1}, .pieces = 3, .piece = {64, 16, 16}}},
         {.dim = 1, .shape = {.dims = 3, .sizes = {8, -1, 32}}},
-        {.cut = TP_CUT_ROW, .dim = -1, .shape = {.dims = 2, .sizes = {-1, 2}}},
-        {.cut = TP_CUT_ROW,
+        {.partition = TP_PARTITION_ROW,
+         .dim = -1,
+         .shape = {.dims = 2, .sizes = {-1, 2}}},
+        {.partition = TP_PARTITION_ROW,
          .dim = -1,
          .shape = {.dims = 2, .sizes = {-1, 0}, .pieces = 1, .piece = {4}}},
     };
@@ -81,8 +83,8 @@ test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
         "sum_gradient (grad_allreduce) needs partition_type 'skip'",
     };
     for (int flag = 0; flag < 3; flag++) {
-        for (int cut = TP_CUT_COLUMN; cut <= TP_CUT_SKIP; cut++) {
-            const tp_spec spec = {.cut = (tp_cut)cut,
+        for (int cut = TP_PARTITION_COLUMN; cut <= TP_PARTITION_SKIP; cut++) {
+            const tp_spec spec = {.partition = (tp_partition)cut,
                                   .dim = -1,
                                   .gather_output = flag == 0,
                                   .split_input = flag == 1,
@@ -98,10 +100,11 @@ test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
 static void
 test_a_skip_with_a_place_to_cut_is_refused(void)
 {
-    const tp_spec dim = {.cut = TP_CUT_SKIP, .dim = 0};
+    const tp_spec dim = {.partition = TP_PARTITION_SKIP, .dim = 0};
     check_refused(&dim, "so partition_dim has no effect");
-    const tp_spec shape = {
-        .cut = TP_CUT_SKIP, .dim = -1, .shape = {.dims = 2, .sizes = {2, -1}}};
+    const tp_spec shape = {.partition = TP_PARTITION_SKIP,
+                           .dim = -1,
+                           .shape = {.dims = 2, .sizes = {2, -1}}};
     check_refused(&shape, "so shape has no effect");
 }
 
@@ -113,7 +116,7 @@ test_a_dim_outside_the_shape_is_refused(void)
                   "partition_dim is 2, but shape has 2 dimensions, so it must lie "
                   "between 0 and 1");
     const tp_spec row = {
-        .cut = TP_CUT_ROW, .dim = -1, .shape = {.dims = 1, .sizes = {-1}}};
+        .partition = TP_PARTITION_ROW, .dim = -1, .shape = {.dims = 1, .sizes = {-1}}};
     check_refused(&row, "partition_dim is 1, but shape has 1 dimension, so");
     const tp_spec negative = {.dim = -2};
     check_refused(&negative, "partition_dim is -2, but it must lie between 0 and 7");

@@ -22,7 +22,7 @@ static const char *const names[] = {
     [TP_PART_STACKS] = "stacks",
     [TP_PART_INTEGERS] = "integers",
     [TP_PART_HASH] = "hash",
-    [TP_PART_NOTES] = "notes",
+    [TP_PART_MESSAGES] = "messages",
 };
 
 const char *
@@ -112,7 +112,7 @@ hash_layers(const tp_plan *plan)
         hash = tp_hash_int(hash, at->bias);
         hash = tp_hash_int(hash, at->gather_output);
         hash = tp_hash_int(hash, at->split_input);
-        hash = tp_hash_int(hash, at->alone);
+        hash = tp_hash_int(hash, at->individual);
         hash = hash_ints(hash, at->divided, at->divided_count);
         hash = tp_hash_int(hash, at->run_start);
         hash = tp_hash_int(hash, at->run_length);
@@ -165,11 +165,11 @@ hash_integers(const tp_plan *plan)
 }
 
 static uint64_t
-hash_notes(const tp_plan *plan)
+hash_messages(const tp_plan *plan)
 {
     uint64_t hash = TP_HASH_START;
-    for (int i = 0; i < plan->note_count; i++)
-        hash = hash_pointer(hash, plan->notes[i].text);
+    for (int i = 0; i < plan->message_count; i++)
+        hash = hash_pointer(hash, plan->messages[i].text);
     return hash;
 }
 
@@ -192,5 +192,5 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_STACKS] = hash_stacks(build->plan);
     out[TP_PART_INTEGERS] = hash_integers(build->plan);
     out[TP_PART_HASH] = build->plan->hash;
-    out[TP_PART_NOTES] = hash_notes(build->plan);
+    out[TP_PART_MESSAGES] = hash_messages(build->plan);
 }

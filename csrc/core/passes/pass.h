@@ -25,7 +25,7 @@ typedef enum {
     TP_PART_STACKS,
     TP_PART_INTEGERS,
     TP_PART_HASH,
-    TP_PART_NOTES,
+    TP_PART_MESSAGES,
     TP_PART_COUNT
 } tp_build_part;
 

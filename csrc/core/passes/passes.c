@@ -4,25 +4,25 @@
 
 #include <stdlib.h>
 
-#include "passes/alone.h"
-#include "passes/choose.h"
-#include "passes/defaults.h"
-#include "passes/entries.h"
-#include "passes/experts.h"
-#include "passes/head_tables.h"
-#include "passes/locals.h"
-#include "passes/modules.h"
-#include "passes/norms.h"
-#include "passes/pair.h"
-#include "passes/pair_experts.h"
+#include "passes/choose/defaults.h"
+#include "passes/choose/fallback.h"
+#include "passes/choose/family_blocks.h"
+#include "passes/choose/family_experts.h"
+#include "passes/choose/large_layers.h"
+#include "passes/choose/module_styles.h"
+#include "passes/choose/rules.h"
+#include "passes/output/entries.h"
+#include "passes/output/layers.h"
+#include "passes/output/local_integers.h"
+#include "passes/output/sequence.h"
+#include "passes/output/siblings.h"
+#include "passes/output/unmatched.h"
 #include "passes/pass.h"
-#include "passes/plan_layers.h"
-#include "passes/resolve.h"
-#include "passes/sequence.h"
-#include "passes/siblings.h"
-#include "passes/ties.h"
-#include "passes/unmatched.h"
-#include "passes/whole.h"
+#include "passes/resolve/resolve.h"
+#include "passes/settle/experts.h"
+#include "passes/settle/norms.h"
+#include "passes/settle/per_head.h"
+#include "passes/settle/ties.h"
 #include "plan/plan_build.h"
 #include "plan/plan_hash.h"
 
@@ -132,7 +132,7 @@ enum {
     STACKS = 1 << TP_PART_STACKS,
     INTEGERS = 1 << TP_PART_INTEGERS,
     HASH = 1 << TP_PART_HASH,
-    NOTES = 1 << TP_PART_NOTES,
+    MESSAGES = 1 << TP_PART_MESSAGES,
 };
 
 static int
@@ -146,35 +146,36 @@ make_hash(tp_build *build, tp_error *err)
 /* A name without a rule follows what another name of its tensor came to, so weights are
  * resolved before ties are settled; biases follow their weights. */
 static const tp_pass passes[] = {
-    {"rules", tp_choose_rules, 0, CHOICES | MATCHED | NOTES},
-    {"module styles", tp_modules_choose, 0, MODULE_RULES | MATCHED | NOTES},
-    {"replicated by option", tp_whole_choose, CHOICES, CHOICES},
-    {"family blocks", tp_pair_choose, CHOICES | MODULE_RULES,
-     CHOICES | ATTENTIONS | PAIRED | DECISIONS | LAYOUTS | NOTES},
-    {"family experts", tp_pair_experts_choose, CHOICES | MODULE_RULES | PAIRED,
+    {"rules", tp_choose_rules, 0, CHOICES | MATCHED | MESSAGES},
+    {"module styles", tp_module_styles_choose, 0, MODULE_RULES | MATCHED | MESSAGES},
+    {"replicated by option", tp_fallback_replicate, CHOICES, CHOICES},
+    {"family blocks", tp_family_blocks_choose, CHOICES | MODULE_RULES,
+     CHOICES | ATTENTIONS | PAIRED | DECISIONS | LAYOUTS | MESSAGES},
+    {"family experts", tp_family_experts_choose, CHOICES | MODULE_RULES | PAIRED,
      CHOICES | STACKED | PAIRED},
-    {"individual by option", tp_whole_choose_apart, CHOICES, CHOICES},
+    {"individual by option", tp_fallback_individual, CHOICES, CHOICES},
     {"defaults", tp_defaults_choose, CHOICES | PAIRED, CHOICES},
-    {"large layers", tp_alone_choose, CHOICES | MODULE_RULES, CHOICES},
-    {"weights", tp_resolve_weights, CHOICES | ATTENTIONS, DECISIONS | LAYOUTS | NOTES},
-    {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | NOTES},
+    {"large layers", tp_large_layers_choose, CHOICES | MODULE_RULES, CHOICES},
+    {"weights", tp_resolve_weights, CHOICES | ATTENTIONS,
+     DECISIONS | LAYOUTS | MESSAGES},
+    {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | MESSAGES},
     {"experts", tp_experts_settle, CHOICES | MODULE_RULES | STACKED | DECISIONS,
      EXPERTS | CHOICES | DECISIONS},
     {"norms", tp_norms_settle, DECISIONS, DECISIONS},
-    {"per head", tp_head_tables_settle, CHOICES | DECISIONS,
+    {"per head", tp_per_head_settle, CHOICES | DECISIONS,
      CHOICES | DECISIONS | LAYOUTS},
     {"inside sharded blocks", tp_defaults_inside, CHOICES | DECISIONS,
      CHOICES | DECISIONS},
     {"biases", tp_resolve_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
     {"ties of biases", tp_ties_settle_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
-    {"unmatched rules", tp_unmatched_rules, MATCHED, NOTES},
+    {"unmatched rules", tp_unmatched_rules, MATCHED, MESSAGES},
     {"unmatched layers", tp_unmatched_layers, CHOICES, 0},
     {"entries", tp_entries_make, CHOICES | DECISIONS, ENTRIES},
-    {"layers", tp_plan_layers_make, CHOICES | MODULE_RULES | DECISIONS | EXPERTS,
+    {"layers", tp_layers_make, CHOICES | MODULE_RULES | DECISIONS | EXPERTS,
      LAYERS | LAYOUTS},
     {"siblings", tp_siblings_make, LAYERS, SIBLINGS},
     {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
-    {"local integers", tp_locals_make, STACKED | DECISIONS | EXPERTS, INTEGERS},
+    {"local integers", tp_local_integers_make, STACKED | DECISIONS | EXPERTS, INTEGERS},
     {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS, HASH},
 };
 

@@ -14,9 +14,9 @@
 #include "rules/rule.h"
 
 typedef enum {
-    TP_WHOLE,      /* on every rank; its gradient is whole, too */
-    TP_WHOLE_SUM,  /* on every rank; the gradients are summed over ranks */
-    TP_SKIPPED,    /* a rule said to leave it alone; as TP_WHOLE */
+    TP_REPLICATED,     /* on every rank; its gradient is whole, too */
+    TP_REPLICATED_SUM, /* on every rank; the gradients are summed over ranks */
+    TP_SKIPPED,        /* a rule said to leave it alone; as TP_REPLICATED */
     TP_COLUMN,     /* output features; of an embedding, columns that are not gathered */
     TP_ROW,        /* input features */
     TP_VOCABULARY, /* rows of an embedding */
@@ -58,7 +58,7 @@ typedef struct {
     int bias;   /* entry index or -1 */
     bool gather_output;
     bool split_input;
-    bool alone;         /* nobody asked for its cut, and nothing else depends on it */
+    bool individual;    /* nobody asked to shard it, and nothing else depends on it */
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
     const int
@@ -93,28 +93,29 @@ typedef struct {
     tp_modules islands; /* as inlets, with tokens cut where they end */
 } tp_stack;
 
-/* A line for the user: a rule that matched nothing, a tie that kept a weight
- * whole. */
+/* A line for the user: a rule that matched nothing, a tie that keeps a weight
+ * replicated. */
 typedef struct {
     const char *text;
-} tp_note;
+} tp_message;
 
 typedef struct {
     int ranks;
-    int64_t grain;     /* tp_grain_size, 1: none */
-    bool strict;       /* an unmatched linear layer is an error */
-    bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
-    bool families;     /* look for blocks of the family table where no rule speaks */
-    bool guesses;      /* also in models of a type that was never tried with it */
-    bool alone;        /* large layers that nothing else cuts are cut by themselves */
-    int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
+    int64_t grain;   /* tp_grain_size, 1: none */
+    bool strict;     /* an unmatched linear layer is an error */
+    bool defaults;   /* apply the rules of TP_FROM_DEFAULT */
+    bool families;   /* look for blocks of the family table where no rule speaks */
+    bool heuristics; /* also in models of a type that was never tried with it */
+    bool
+        large_layers; /* large layers that nothing else shards are sharded one by one */
+    int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule shards */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
-    const char *const *whole; /* modules left whole: `*` stands for one index */
-    int whole_count;
-    const char *const *apart; /* modules whose layers are cut one by one; as above */
-    int apart_count;
-    bool sequence; /* cut the tokens between blocks, or fail */
+    const char *const *replicated; /* modules to replicate: `*` stands for one index */
+    int replicated_count;
+    const char *const *individual; /* modules whose layers are individually sharded */
+    int individual_count;
+    bool sequence; /* shard the tokens between blocks, or fail */
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;
@@ -128,8 +129,8 @@ int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
 int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are cut */
 const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
-int tp_plan_note_count(const tp_plan *plan);
-const tp_note *tp_plan_note(const tp_plan *plan, int index);
+int tp_plan_message_count(const tp_plan *plan);
+const tp_message *tp_plan_message(const tp_plan *plan, int index);
 
 /* Shape of the shard on `rank`; `shape` has room for TP_MAX_DIMS values. */
 void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);

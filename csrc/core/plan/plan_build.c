@@ -18,21 +18,21 @@ tp_build_first(const tp_build *build, int parameter)
 static int
 reserve_note(tp_plan *plan, tp_error *err)
 {
-    if (plan->note_count < plan->note_room)
+    if (plan->message_count < plan->message_room)
         return 0;
-    const int room = plan->note_room == 0 ? 8 : plan->note_room * 2;
-    tp_note *notes = tp_arena_take(plan->arena, (size_t)room, sizeof(*notes), err);
+    const int room = plan->message_room == 0 ? 8 : plan->message_room * 2;
+    tp_message *notes = tp_arena_take(plan->arena, (size_t)room, sizeof(*notes), err);
     if (notes == NULL)
         return -1;
-    if (plan->note_count > 0)
-        memcpy(notes, plan->notes, (size_t)plan->note_count * sizeof(*notes));
-    plan->notes = notes;
-    plan->note_room = room;
+    if (plan->message_count > 0)
+        memcpy(notes, plan->messages, (size_t)plan->message_count * sizeof(*notes));
+    plan->messages = notes;
+    plan->message_room = room;
     return 0;
 }
 
 int
-tp_build_note(tp_build *build, tp_text *text, tp_error *err)
+tp_build_message(tp_build *build, tp_text *text, tp_error *err)
 {
     tp_plan *plan = build->plan;
     char *line = NULL;
@@ -42,7 +42,7 @@ tp_build_note(tp_build *build, tp_text *text, tp_error *err)
     if (reserve_note(plan, err) == 0) {
         const char *copy = tp_arena_text(plan->arena, line, strlen(line), err);
         if (copy != NULL) {
-            plan->notes[plan->note_count++] = (tp_note){copy};
+            plan->messages[plan->message_count++] = (tp_message){copy};
             result = 0;
         }
     }

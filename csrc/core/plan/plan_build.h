@@ -28,9 +28,9 @@ struct tp_plan {
     int integer_count;
     tp_stack *stacks;
     int stack_count;
-    tp_note *notes;
-    int note_count;
-    int note_room;
+    tp_message *messages;
+    int message_count;
+    int message_room;
     uint64_t hash;
 };
 
@@ -75,9 +75,9 @@ typedef struct {
     bool split_input;
 } tp_decision;
 
-#define TP_NO_DECISION                                    \
-    {                                                     \
-        TP_WHOLE, -1, 1, 1, NULL, -1, false, false, false \
+#define TP_NO_DECISION                                         \
+    {                                                          \
+        TP_REPLICATED, -1, 1, 1, NULL, -1, false, false, false \
     }
 
 typedef struct {
@@ -103,7 +103,7 @@ typedef struct {
 int tp_build_first(const tp_build *build, int parameter);
 
 /* Take the text over as a note of the plan; the text is empty afterwards. */
-int tp_build_note(tp_build *build, tp_text *text, tp_error *err);
+int tp_build_message(tp_build *build, tp_text *text, tp_error *err);
 
 /* Put "cannot cut <parameter> [sizes] by rule '<label>' (<source>): " in front of
  * a TP_VALUE error. Returns -1. */

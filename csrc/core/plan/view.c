@@ -100,7 +100,7 @@ fail_dim(const tp_spec *spec, int dim, tp_error *err)
         "partition_dim %d does not go with partition_type '%s', which cuts "
         "dimension %d of this weight; leave partition_dim out, or change one "
         "of the two",
-        spec->dim, tp_cut_name(spec->cut), dim);
+        spec->dim, tp_partition_name(spec->partition), dim);
 }
 
 /* A shape of the weight's own rank: sizes[dim] counts or lists the pieces. */
@@ -115,7 +115,7 @@ view_same_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_view
             return tp_fail(err, TP_VALUE,
                            "shape lists its pieces along another dimension than %d, "
                            "which is the one that partition_type '%s' cuts here",
-                           dim, tp_cut_name(spec->cut));
+                           dim, tp_partition_name(spec->partition));
         if (i != dim && shape->sizes[i] > 0 && shape->sizes[i] != weight->shape[i])
             return tp_fail(err, TP_VALUE,
                            "shape[%d] is %lld, but the weight has %lld there; write -1 "
@@ -212,7 +212,8 @@ view_higher_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_vi
         return tp_fail(err, TP_VALUE,
                        "dimension %d of shape %s is a part of dimension %d of the "
                        "weight, but partition_type '%s' cuts dimension %d",
-                       spec->dim, wanted, refined, tp_cut_name(spec->cut), dim);
+                       spec->dim, wanted, refined, tp_partition_name(spec->partition),
+                       dim);
     one_piece(sizes, shape->dims, spec->dim, dim, out);
     return shape->pieces > 0 ? list_pieces(shape, out, err) : 0;
 }

@@ -5,19 +5,20 @@
 #include "base/near.h"
 
 static const char *const cut_names[] = {
-    [TP_CUT_COLUMN] = "column",
-    [TP_CUT_ROW] = "row",
-    [TP_CUT_SKIP] = "skip",
+    [TP_PARTITION_COLUMN] = "column",
+    [TP_PARTITION_ROW] = "row",
+    [TP_PARTITION_SKIP] = "skip",
 };
 
 enum { CUT_COUNT = sizeof(cut_names) / sizeof(cut_names[0]) };
 
 int
-tp_cut_parse(const char *name, const char *where, tp_cut *out, tp_error *err)
+tp_partition_parse(const char *name, const char *where, tp_partition *out,
+                   tp_error *err)
 {
     for (int i = 0; i < CUT_COUNT; i++) {
         if (tp_text_same(name, cut_names[i])) {
-            *out = (tp_cut)i;
+            *out = (tp_partition)i;
             return 0;
         }
     }
@@ -28,7 +29,7 @@ tp_cut_parse(const char *name, const char *where, tp_cut *out, tp_error *err)
 }
 
 const char *
-tp_cut_name(tp_cut cut)
+tp_partition_name(tp_partition cut)
 {
     return cut_names[cut];
 }
@@ -39,19 +40,20 @@ check_flags(const tp_spec *spec, const char *where, tp_error *err)
     const struct {
         bool set;
         const char *name;
-        tp_cut needs;
+        tp_partition needs;
     } flags[] = {
-        {spec->gather_output, "gather_output", TP_CUT_COLUMN},
-        {spec->split_input, "split_input", TP_CUT_ROW},
-        {spec->sum_gradient, "sum_gradient (grad_allreduce)", TP_CUT_SKIP},
+        {spec->gather_output, "gather_output", TP_PARTITION_COLUMN},
+        {spec->split_input, "split_input", TP_PARTITION_ROW},
+        {spec->sum_gradient, "sum_gradient (grad_allreduce)", TP_PARTITION_SKIP},
     };
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-        if (flags[i].set && flags[i].needs != spec->cut)
+        if (flags[i].set && flags[i].needs != spec->partition)
             return tp_fail(
                 err, TP_VALUE,
                 "%s: %s needs partition_type '%s', but it is '%s'; remove the "
                 "flag or change the type",
-                where, flags[i].name, cut_names[flags[i].needs], cut_names[spec->cut]);
+                where, flags[i].name, cut_names[flags[i].needs],
+                cut_names[spec->partition]);
     }
     return 0;
 }
@@ -151,10 +153,10 @@ tp_spec_check(const tp_spec *spec, const char *where, tp_error *err)
 {
     if (check_flags(spec, where, err) < 0)
         return -1;
-    if (spec->cut == TP_CUT_SKIP)
+    if (spec->partition == TP_PARTITION_SKIP)
         return check_skip(spec, where, err);
 
-    const int dim = spec->dim != -1 ? spec->dim : spec->cut == TP_CUT_ROW;
+    const int dim = spec->dim != -1 ? spec->dim : spec->partition == TP_PARTITION_ROW;
     if (check_dim(spec, dim, where, err) < 0)
         return -1;
     if (spec->shape.pieces != 0 && !has_list(&spec->shape))

@@ -15,10 +15,10 @@
 #define TP_MAX_PIECES 64
 
 typedef enum {
-    TP_CUT_COLUMN, /* output features; of an embedding, the hidden dimension */
-    TP_CUT_ROW,    /* input features; of an embedding, the vocabulary */
-    TP_CUT_SKIP    /* stays whole */
-} tp_cut;
+    TP_PARTITION_COLUMN, /* output features; of an embedding, the hidden dimension */
+    TP_PARTITION_ROW,    /* input features; of an embedding, the vocabulary */
+    TP_PARTITION_SKIP    /* stays whole */
+} tp_partition;
 
 /* How a weight is to be seen before it is cut: DeepSpeed's `shape` with at
  * most one level of nesting. `[2, -1]` is two equal pieces along dim 0,
@@ -33,7 +33,7 @@ typedef struct {
 } tp_shape;
 
 typedef struct {
-    tp_cut cut;
+    tp_partition partition;
     int dim; /* cut dimension of the (viewed) weight; -1: by `cut` */
     tp_shape shape;
     bool gather_output; /* column: every rank gets the whole output */
@@ -41,17 +41,18 @@ typedef struct {
     bool sum_gradient;  /* skip: the gradient is a part on every rank */
 } tp_spec;
 
-#define TP_NO_SPEC                                               \
-    {                                                            \
-        TP_CUT_COLUMN, -1, {0, {0}, 0, {0}}, false, false, false \
+#define TP_NO_SPEC                                                     \
+    {                                                                  \
+        TP_PARTITION_COLUMN, -1, {0, {0}, 0, {0}}, false, false, false \
     }
 
 /* "column", "row", "skip", in any case. Fails with TP_VALUE naming `where` and the
  * nearest. */
-int tp_cut_parse(const char *name, const char *where, tp_cut *out, tp_error *err);
+int tp_partition_parse(const char *name, const char *where, tp_partition *out,
+                       tp_error *err);
 
 /* "column", "row", "skip". */
-const char *tp_cut_name(tp_cut cut);
+const char *tp_partition_name(tp_partition cut);
 
 /* Check a spec by itself: `dim` in range, sizes positive or -1, the list of pieces at
  * `dim`, flags that fit the cut (gather_output needs column, split_input row,
