@@ -126,7 +126,7 @@ test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
         const int result = tp_hfplan_spec(rows[i].name, PATTERN, &spec, &err);
         CHECK_TEXT_HAS(tp_error_text(&err), rows[i].name);
         CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
-        CHECK_FAILS(result, TP_VALUE, &err, "cuts no weight by itself");
+        CHECK_FAILS(result, TP_VALUE, &err, "shards no weight");
     }
 }
 

@@ -137,12 +137,12 @@ test_labels_outlive_the_rules(void)
 }
 
 static void
-test_degrees_and_grains_that_cannot_be_are_refused(void)
+test_tp_sizes_and_grains_that_cannot_be_are_refused(void)
 {
     fixture f = fixture_new(0);
-    CHECK_REFUSED(&f, "degree is 0");
+    CHECK_REFUSED(&f, "TP size is 0");
     f = fixture_new(4097);
-    CHECK_REFUSED(&f, "degree is 4097");
+    CHECK_REFUSED(&f, "TP size is 4097");
     f = fixture_new(2);
     f.options.grain = 0;
     CHECK_REFUSED(&f, "tp_grain_size is 0");
@@ -159,8 +159,8 @@ test_more_ranks_than_query_heads_are_refused_naming_the_module(void)
     add_llama_styles(&f);
     CHECK_REFUSED(
         &f,
-        "cannot cut 'model.layers.0.self_attn.q_proj.weight' [16, 16] over 8 "
-        "ranks by rule 'layers.*.self_attn.q_proj: colwise' (tp_plan): module "
+        "cannot shard 'model.layers.0.self_attn.q_proj.weight' [16, 16] over 8 ranks "
+        "by rule 'layers.*.self_attn.q_proj: colwise' (tp_plan): module "
         "'model.layers.0.self_attn' has 4 query and 2 key/value heads of 4");
 }
 
@@ -171,7 +171,7 @@ test_a_weight_smaller_than_the_degree_is_refused(void)
     add_linear(&f, "score", 3, 16);
     add_rule(&f, "layer_specs[0]", "score", TP_PARTITION_COLUMN);
     CHECK_REFUSED(&f,
-                  "cannot cut 'score.weight' [3, 16] over 8 ranks by rule "
+                  "cannot shard 'score.weight' [3, 16] over 8 ranks by rule "
                   "'layer_specs[0]' (partition_config): size 3 along dimension 0");
 }
 
@@ -199,7 +199,7 @@ main(void)
     RUN(test_one_rank_holds_everything);
     RUN(test_equal_cuts_share_one_layout);
     RUN(test_labels_outlive_the_rules);
-    RUN(test_degrees_and_grains_that_cannot_be_are_refused);
+    RUN(test_tp_sizes_and_grains_that_cannot_be_are_refused);
     RUN(test_more_ranks_than_query_heads_are_refused_naming_the_module);
     RUN(test_a_weight_smaller_than_the_degree_is_refused);
     RUN(test_a_grain_rounds_widths);

@@ -166,15 +166,15 @@ test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(entry_of(&f, "m.short")->kind, TP_REPLICATED);
         CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "cannot cut 'm.short' [3]");
-        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "; it stays whole");
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "cannot shard 'm.short' [3]");
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "; it stays replicated");
     }
     fixture_free(&f);
     f = fixture_new(4);
     add_shaped(&f, add_module(&f, "m", TP_MODULE_OTHER, 0), "short", 1, (int64_t[]){3},
                -1);
     add_rule(&f, "r", "m.short", TP_PARTITION_COLUMN);
-    CHECK_REFUSED(&f, "cannot cut 'm.short' [3] over 4 ranks by rule 'r'");
+    CHECK_REFUSED(&f, "cannot shard 'm.short' [3] over 4 ranks by rule 'r'");
     f = fixture_new(2);
     add_experts(&f, false);
     add_spec(

@@ -22,7 +22,7 @@ test_everything_below_a_module_that_is_left_whole_stays_whole(void)
         CHECK_INT_EQ(query->kind, TP_REPLICATED);
         CHECK_INT_EQ(query->dim, -1);
         CHECK_INT_EQ(query->source, TP_FROM_NOTHING);
-        CHECK_TEXT_EQ(query->rule, "left whole");
+        CHECK_TEXT_EQ(query->rule, "replicated");
         CHECK(layer_of(&f, "model.layers.0.self_attn.o_proj") == NULL);
         CHECK_INT_EQ(tp_plan_integer_count(f.plan), 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.1.mlp.up_proj.weight")->kind,

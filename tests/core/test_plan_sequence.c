@@ -171,7 +171,7 @@ test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
     cut_up_and_down(&f);
     add_style(&f, "list.*.table", "embedding_rowwise");
     f.options.sequence = true;
-    CHECK_REFUSED(&f, "'list.0.table' is no layer that tokens can be cut around");
+    CHECK_REFUSED(&f, "'list.0.table' is no layer around which tokens can be sharded");
 }
 
 static void

@@ -104,7 +104,8 @@ test_pieces_that_do_not_fit_are_refused_with_all_sizes(void)
     fixture f =
         one_weight(TP_MODULE_LINEAR,
                    shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {0, -1}, 2, {16, 4}}));
-    CHECK_REFUSED(&f, "16 + 4 of shape are 20 in all, but the cut dimension has 24");
+    CHECK_REFUSED(&f,
+                  "16 + 4 of shape are 20 in all, but the sharded dimension has 24");
     f = one_weight(TP_MODULE_LINEAR,
                    shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {5, -1}, 0, {0}}));
     CHECK_REFUSED(&f, "5 equal pieces, which do not divide size 24");
@@ -119,7 +120,7 @@ test_pieces_that_do_not_fit_are_refused_with_all_sizes(void)
     CHECK_REFUSED(&f, "shape has 1 dimensions, but the weight has 2");
     f = one_weight(TP_MODULE_LINEAR,
                    shaped(TP_PARTITION_COLUMN, 0, (tp_shape){2, {24, -1}, 0, {0}}));
-    CHECK_REFUSED(&f, "size 1 cannot be cut over 2 ranks");
+    CHECK_REFUSED(&f, "size 1 cannot be sharded over 2 ranks");
 }
 
 static void

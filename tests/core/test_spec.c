@@ -113,15 +113,15 @@ test_a_dim_outside_the_shape_is_refused(void)
 {
     const tp_spec high = {.dim = 2, .shape = {.dims = 2, .sizes = {2, -1}}};
     check_refused(&high,
-                  "partition_dim is 2, but shape has 2 dimensions, so it must lie "
+                  "partition_dim is 2, but shape has 2 dimensions, so it must be "
                   "between 0 and 1");
     const tp_spec row = {
         .partition = TP_PARTITION_ROW, .dim = -1, .shape = {.dims = 1, .sizes = {-1}}};
     check_refused(&row, "partition_dim is 1, but shape has 1 dimension, so");
     const tp_spec negative = {.dim = -2};
-    check_refused(&negative, "partition_dim is -2, but it must lie between 0 and 7");
+    check_refused(&negative, "partition_dim is -2, but it must be between 0 and 7");
     const tp_spec far = {.dim = TP_MAX_DIMS};
-    check_refused(&far, "partition_dim is 8, but it must lie between 0 and 7");
+    check_refused(&far, "partition_dim is 8, but it must be between 0 and 7");
     const tp_spec last = {.dim = TP_MAX_DIMS - 1};
     check_accepted(&last);
 }
@@ -147,9 +147,9 @@ test_a_list_of_pieces_stands_at_the_cut_dimension_only(void)
 {
     const tp_spec spec = {
         .dim = 0, .shape = {.dims = 2, .sizes = {-1, 0}, .pieces = 2, .piece = {8, 8}}};
-    check_refused(&spec,
-                  "shape[1] is a list of pieces, but the weight is cut along "
-                  "dimension 0");
+    check_refused(
+        &spec,
+        "shape[1] is a list of pieces, but the weight is sharded along dimension 0");
     const tp_spec alone = {.dim = 0, .shape = {.pieces = 2, .piece = {8, 8}}};
     check_refused(&alone, "pieces are listed, but not in shape");
     const tp_spec unmarked = {

@@ -67,7 +67,7 @@ test_what_cannot_be_cut_is_refused_with_its_sizes(void)
     CHECK_FAILS(tp_split_grain(4, 0, 2, widths, &err), TP_VALUE, &err, "grains of 0");
     CHECK_FAILS(tp_split_grain(4, 1, -1, widths, &err), TP_VALUE, &err, "-1 ranks");
     CHECK_FAILS(tp_split_grain(3, 1, 4, widths, &err), TP_VALUE, &err,
-                "size 3 cannot be cut over 4 ranks");
+                "size 3 cannot be sharded over 4 ranks");
 }
 
 static void

@@ -39,11 +39,9 @@ static int
 check_options(const tp_plan_options *options, tp_error *err)
 {
     if (options->ranks < 1 || options->ranks > MOST_RANKS)
-        return tp_fail(
-            err, TP_VALUE,
-            "the tensor-parallel degree is %d, but it must lie between 1 and "
-            "%d",
-            options->ranks, MOST_RANKS);
+        return tp_fail(err, TP_VALUE,
+                       "the TP size is %d, but it must be between 1 and %d",
+                       options->ranks, MOST_RANKS);
     if (options->grain < 1)
         return tp_fail(err, TP_VALUE, "tp_grain_size is %lld, but it must be positive",
                        (long long)options->grain);

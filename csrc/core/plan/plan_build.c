@@ -59,8 +59,8 @@ tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
     if (err->code != TP_VALUE)
         return -1;
     tp_view_sizes(at->shape, at->dims, sizes);
-    return tp_fail(err, TP_VALUE,
-                   "cannot cut '%s' %s over %d rank%s by rule '%s' (%s): %s", at->name,
-                   sizes, build->options->ranks, build->options->ranks == 1 ? "" : "s",
-                   choice->rule, tp_source_name(choice->source), tp_error_text(err));
+    return tp_fail(
+        err, TP_VALUE, "cannot shard '%s' %s over %d rank%s by rule '%s' (%s): %s",
+        at->name, sizes, build->options->ranks, build->options->ranks == 1 ? "" : "s",
+        choice->rule, tp_source_name(choice->source), tp_error_text(err));
 }

@@ -102,8 +102,7 @@ tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *e
     if (found == TP_STYLE_SHARD)
         return 0;
     return tp_fail(err, TP_VALUE,
-                   "tp_plan['%s']: '%s' is a transformers style that cuts no weight by "
-                   "itself",
+                   "tp_plan['%s']: '%s' is a transformers style that shards no weight",
                    pattern, style);
 }
 

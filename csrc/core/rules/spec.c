@@ -65,7 +65,7 @@ check_skip(const tp_spec *spec, const char *where, tp_error *err)
     if (spec->dim == -1 && spec->shape.dims == 0)
         return 0;
     return tp_fail(err, TP_VALUE,
-                   "%s: partition_type 'skip' leaves the weight whole, so %s has no "
+                   "%s: partition_type 'skip' replicates the weight, so %s has no "
                    "effect; remove it or choose 'column' or 'row'",
                    where, spec->dim == -1 ? "shape" : "partition_dim");
 }
@@ -83,11 +83,11 @@ check_dim(const tp_spec *spec, int dim, const char *where, tp_error *err)
         return 0;
     if (dims == 0)
         return tp_fail(err, TP_VALUE,
-                       "%s: partition_dim is %d, but it must lie between 0 and %d",
+                       "%s: partition_dim is %d, but it must be between 0 and %d",
                        where, dim, TP_MAX_DIMS - 1);
     return tp_fail(err, TP_VALUE,
                    "%s: partition_dim is %d, but shape has %d dimension%s, so it must "
-                   "lie between 0 and %d",
+                   "be between 0 and %d",
                    where, dim, dims, dims == 1 ? "" : "s", dims - 1);
 }
 
@@ -141,8 +141,8 @@ check_sizes(const tp_shape *shape, int dim, const char *where, tp_error *err)
                 where, i, (long long)size);
         if (i != dim)
             return tp_fail(err, TP_VALUE,
-                           "%s: shape[%d] is a list of pieces, but the weight is cut "
-                           "along dimension %d; a list can stand there only",
+                           "%s: shape[%d] is a list of pieces, but the weight is "
+                           "sharded along dimension %d; a list can stand there only",
                            where, i, dim);
     }
     return 0;

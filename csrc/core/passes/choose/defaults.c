@@ -166,9 +166,9 @@ tp_defaults_inside(tp_build *build, tp_error *err)
         if (build->choices[i].spec != NULL)
             continue;
         if (is_head_norm(build, i, cut))
-            choose(build, i, &summed, "norm inside a cut");
+            choose(build, i, &summed, "norm inside a sharded block");
         else if (is_activation(build, i, cut))
-            choose(build, i, &summed, "activation inside a cut");
+            choose(build, i, &summed, "activation inside a sharded block");
         else
             continue;
         result = tp_resolve_parameter(build, i, err);

@@ -64,7 +64,7 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
     return 0;
 }
 
-static const tp_choice replicated = {&left_whole, TP_FROM_NOTHING, "left whole",
+static const tp_choice replicated = {&left_whole, TP_FROM_NOTHING, "replicated",
                                      TP_REASON_FALLBACK_REPLICATED};
 
 static void

@@ -120,7 +120,7 @@ note_whole(search *with, const tp_family_found *at, const char *why, tp_error *e
     if (tp_map_add(with->noted, starred, 0, err) < 0)
         return -1;
     tp_text text = TP_NO_TEXT;
-    tp_text_add(&text, "the block of '%s' is not cut as one: %s", starred, why);
+    tp_text_add(&text, "the block of '%s' is not sharded as one: %s", starred, why);
     return tp_build_message(build, &text, err);
 }
 

@@ -80,9 +80,10 @@ tp_family_misfit(const tp_build *build, tp_family_found *at)
     if (at->row->heads ? heads_fit(build, at) : features_fit(build, at))
         return NULL;
     if (!at->row->heads)
-        return "its layers do not give what it takes";
+        return "the features that its column layers give are not those that its row "
+               "layer takes";
     if (tp_geometries_at(build->geometries, at->attention) == NULL)
         return "how many heads it has is not known: let its module have the integers "
                "num_heads and head_dim, or write rules";
-    return "its sizes are not those of whole heads that the ranks could share";
+    return "its sizes are not those of full heads that the ranks could share";
 }

@@ -14,7 +14,7 @@
 /* Layers called alike that hold less than this part of the parameters stay whole. */
 enum { LEAST_PART = 64 };
 
-static const char label[] = "by itself";
+static const char label[] = "individually sharded";
 static const tp_spec gives = {
     .partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true};
 static const tp_spec takes = {

@@ -95,13 +95,13 @@ make_spread(const tp_build *build, int module, spread *out, tp_error *err)
         if (!out->cuts_keys)
             own.key = out->heads.key;
         if (own.query % own.key != 0)
-            return tp_fail(err, TP_VALUE,
-                           "module '%s': rank %d of %d has %lld query heads over %lld "
-                           "key/value heads, which are not cut, and they do not fall "
-                           "into equal groups; cut keys and values, too, or skip the "
-                           "weights of this module",
-                           tp_model_module(build->model, module)->name, rank, ranks,
-                           (long long)own.query, (long long)own.key);
+            return tp_fail(
+                err, TP_VALUE,
+                "module '%s': rank %d of %d has %lld query heads over %lld key/value "
+                "heads, which are replicated, and they do not fall into equal groups; "
+                "shard keys and values, too, or skip the weights of this module",
+                tp_model_module(build->model, module)->name, rank, ranks,
+                (long long)own.query, (long long)own.key);
         values[0][rank] = own.query;
         values[1][rank] = own.key;
         values[2][rank] = own.query / own.key;

@@ -58,7 +58,8 @@ mark_layers(const places *at, tp_error *err)
         if (stage < 0)
             continue;
         if (module == stage || kind == TP_VOCABULARY || kind == TP_HIDDEN)
-            return refuse(at, module, "is no layer that tokens can be cut around", err);
+            return refuse(at, module, "is no layer around which tokens can be sharded",
+                          err);
         if (kind == TP_EXPERTS || kind == TP_EXPERTS_COLUMN || kind == TP_EXPERTS_ROW)
             mark_island(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])

@@ -191,8 +191,8 @@ tp_unmatched_layers(tp_build *build, tp_error *err)
         return 0;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text,
-                "strict_mode: no rule matches %d linear layer%s: %s%s; add rules "
-                "for them, 'skip' to leave them whole",
+                "strict_mode: no rule matches %d linear layer%s: %s%s; add rules for "
+                "them, 'skip' to replicate them",
                 count, count > 1 ? "s" : "", named.data == NULL ? "" : named.data,
                 count > NAMED_LAYERS ? ", ..." : "");
     tp_text_free(&named);

@@ -77,12 +77,12 @@ refuse_thirds(const tp_geometry *geometry, const tp_view *view, tp_error *err)
 {
     const long long head = geometry->head_size;
     const long long query = geometry->heads.query, key = geometry->heads.key;
-    return tp_fail(
-        err, TP_VALUE,
-        "shape cuts a fused q|k|v of size %lld in three equal pieces, but its "
-        "attention has %lld query and %lld key/value heads of %lld; leave "
-        "shape out, or list the pieces: [%lld, %lld, %lld]",
-        (long long)view->size, query, key, head, query * head, key * head, key * head);
+    return tp_fail(err, TP_VALUE,
+                   "shape splits a fused q|k|v of size %lld in three equal pieces, but "
+                   "its attention has %lld query and %lld key/value heads of %lld; "
+                   "leave shape out, or list the pieces: [%lld, %lld, %lld]",
+                   (long long)view->size, query, key, head, query * head, key * head,
+                   key * head);
 }
 
 /* One piece that the specification does not divide, inside an attention module. */

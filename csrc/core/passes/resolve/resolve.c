@@ -66,17 +66,17 @@ get_layout(tp_build *build, const tp_pieces *pieces, const tp_view *view,
     const tp_geometry *geometry =
         tp_geometries_at(build->geometries, pieces->attention);
     if (geometry != NULL)
-        return tp_fail(err, TP_VALUE,
-                       "module '%s' has %lld query and %lld key/value heads of %lld: "
-                       "%s; use a degree that fits the heads, or skip the weights of "
-                       "this module",
-                       tp_model_module(build->model, pieces->attention)->name,
-                       (long long)geometry->heads.query, (long long)geometry->heads.key,
-                       (long long)geometry->head_size, tp_error_text(err));
-    return tp_fail(err, TP_VALUE,
-                   "size %lld along dimension %d: %s; use a smaller degree, or skip "
-                   "this weight",
-                   (long long)view->size, view->dim, tp_error_text(err));
+        return tp_fail(
+            err, TP_VALUE,
+            "module '%s' has %lld query and %lld key/value heads of %lld: %s; use a TP "
+            "size that fits the heads, or skip the weights of this module",
+            tp_model_module(build->model, pieces->attention)->name,
+            (long long)geometry->heads.query, (long long)geometry->heads.key,
+            (long long)geometry->head_size, tp_error_text(err));
+    return tp_fail(
+        err, TP_VALUE,
+        "size %lld along dimension %d: %s; use a smaller TP size, or skip this weight",
+        (long long)view->size, view->dim, tp_error_text(err));
 }
 
 static int
@@ -110,7 +110,7 @@ cut_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
     if (module->kind == TP_MODULE_EMBEDDING && view.count > 1)
         return tp_fail(err, TP_VALUE,
                        "an embedding is one piece; leave shape out, or write -1 along "
-                       "the cut dimension");
+                       "the sharded dimension");
     if (tp_pieces_make(build, weight->module, spec, &view, &pieces, err) < 0 ||
         get_layout(build, &pieces, &view, &out->layout, err) < 0)
         return -1;
@@ -128,7 +128,7 @@ leave_whole(tp_build *build, int parameter, tp_error *err)
     if (err->code != TP_VALUE)
         return -1;
     tp_text text = TP_NO_TEXT;
-    tp_text_add(&text, "%s; it stays whole", tp_error_text(err));
+    tp_text_add(&text, "%s; it stays replicated", tp_error_text(err));
     tp_error_clear(err);
     build->decisions[parameter] = (tp_decision)TP_NO_DECISION;
     return tp_build_message(build, &text, err);

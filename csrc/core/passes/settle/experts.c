@@ -8,7 +8,7 @@
 
 enum { MATRIX_DIMS = 3, BIAS_DIMS = 2 };
 
-static const char divided_rule[] = "added to the sum of the experts";
+static const char divided_rule[] = "expert bias divided by TP size";
 static const tp_spec divided = {
     .partition = TP_PARTITION_SKIP, .dim = -1, .sum_gradient = true};
 

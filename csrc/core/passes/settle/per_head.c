@@ -91,10 +91,9 @@ cut_heads(tp_build *build, int parameter, int weight, tp_error *err)
     if (tp_layouts_get(build->layouts, &piece, 1, heads, &decision.layout, err) < 0)
         return -1;
     build->decisions[parameter] = decision;
-    build->choices[parameter] =
-        (tp_choice){dim == 0 ? &numbers : &columns, build->choices[weight].source,
-                    dim == 0 ? "a number for each head" : "a column for each head",
-                    TP_REASON_PER_HEAD};
+    build->choices[parameter] = (tp_choice){
+        dim == 0 ? &numbers : &columns, build->choices[weight].source,
+        dim == 0 ? "per-head vector" : "per-head table", TP_REASON_PER_HEAD};
     return 0;
 }
 

@@ -89,10 +89,11 @@ disagree(tp_build *build, int first, int leader, int name, tp_error *err)
     describe(build, leader, &text);
     tp_text_add(&text, " and ");
     describe(build, name, &text);
-    tp_text_add(&text, " are one tensor and %s",
-                refuse ? "cannot be cut in two ways; let both rules cut alike, or "
-                         "skip both"
-                       : "cannot be cut alike; it stays whole");
+    tp_text_add(
+        &text, " are one tensor and %s",
+        refuse
+            ? "cannot be sharded in two ways; let both rules shard alike, or skip both"
+            : "cannot be sharded alike; it stays replicated");
     if (refuse)
         return tp_text_fail(&text, TP_VALUE, err);
 
@@ -166,8 +167,8 @@ settle_bias(tp_build *build, int bias, tp_error *err)
         if (other->layout != NULL || build->choices[i].spec != NULL ||
             tp_choose_weight_of(build, i) >= 0) {
             tp_fail(err, TP_VALUE,
-                    "it is one tensor with '%s', which is not cut in the same way; cut "
-                    "or skip the weights of both alike",
+                    "it is one tensor with '%s', which is not sharded in the same way; "
+                    "shard or skip the weights of both alike",
                     tp_model_parameter(build->model, i)->name);
             return tp_build_refuse(build, bias, &build->choices[bias], err);
         }
