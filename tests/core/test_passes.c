@@ -96,7 +96,7 @@ write_part(tp_build *build, tp_build_part part)
             build->stacked[0] = 1;
             break;
         case TP_PART_DECISIONS:
-            build->decisions[0].cuts_keys = true;
+            build->decisions[0].shards_keys = true;
             break;
         case TP_PART_EXPERTS:
             build->experts[0] = true;

@@ -27,33 +27,33 @@ begin_line(conflicts *all)
     return &all->lines;
 }
 
-/* One statement of the degree. */
+/* One statement of the TP size. */
 typedef struct {
     int64_t size;     /* as given; -1: not given */
     const char *noun; /* what is counted, with a leading blank */
     char name[64];
-} degree;
+} statement;
 
-/* 0 switches tensor parallelism off, which is the degree 1. */
+/* 0 switches tensor parallelism off, which is the TP size 1. */
 static bool
 same_degree(int64_t a, int64_t b)
 {
     return (a == 0 ? 1 : a) == (b == 0 ? 1 : b);
 }
 
-enum { DEGREE_COUNT = 4 };
+enum { STATEMENT_COUNT = 4 };
 
 /* The record comes last, so that the left side of a line is the configuration. */
 static void
-list_degrees(const conflicts *all, degree out[DEGREE_COUNT])
+list_statements(const conflicts *all, statement out[STATEMENT_COUNT])
 {
     const tp_merge_facts *facts = all->facts;
     const tp_record *record = all->record;
     const int64_t ranks = facts->tp_group_size;
-    out[0] = (degree){facts->autotp_size, "", "tensor_parallel.autotp_size"};
-    out[1] = (degree){facts->tp_size, "", ""};
-    out[2] = (degree){ranks > 0 ? ranks : -1, ranks == 1 ? " rank" : " ranks", ""};
-    out[3] = (degree){record == NULL ? -1 : record->tp_size, "", ""};
+    out[0] = (statement){facts->autotp_size, "", "tensor_parallel.autotp_size"};
+    out[1] = (statement){facts->tp_size, "", ""};
+    out[2] = (statement){ranks > 0 ? ranks : -1, ranks == 1 ? " rank" : " ranks", ""};
+    out[3] = (statement){record == NULL ? -1 : record->tp_size, "", ""};
     snprintf(out[1].name, sizeof(out[1].name), "tensor_parallel.%s.tp_size",
              facts->section);
     snprintf(out[2].name, sizeof(out[2].name), "tensor_parallel.%s.tp_group",
@@ -65,12 +65,12 @@ list_degrees(const conflicts *all, degree out[DEGREE_COUNT])
 static void
 compare_degrees(conflicts *all)
 {
-    degree degrees[DEGREE_COUNT];
-    list_degrees(all, degrees);
-    for (int i = 0; i < DEGREE_COUNT; i++) {
-        for (int j = i + 1; j < DEGREE_COUNT; j++) {
-            const degree *a = &degrees[i];
-            const degree *b = &degrees[j];
+    statement statements[STATEMENT_COUNT];
+    list_statements(all, statements);
+    for (int i = 0; i < STATEMENT_COUNT; i++) {
+        for (int j = i + 1; j < STATEMENT_COUNT; j++) {
+            const statement *a = &statements[i];
+            const statement *b = &statements[j];
             if (a->size < 0 || b->size < 0 || same_degree(a->size, b->size))
                 continue;
             tp_text_add(begin_line(all),

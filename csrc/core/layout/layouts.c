@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layouts.c -- one layout for all weights that are cut alike. */
+/* layouts.c -- one layout for all weights that are sharded alike. */
 #include "layout/layouts.h"
 
 #include <stdbool.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layouts.h -- one layout for all weights that are cut alike.
+/* layouts.h -- one layout for all weights that are sharded alike.
  *
- * A model has thousands of weights and a handful of ways to cut them. Equal
- * pieces give the same pointer, so equal cuts are found by comparing pointers. */
+ * A model has thousands of weights and a handful of ways to shard them. Equal
+ * pieces give the same pointer, so equal layouts are found by comparing pointers. */
 #ifndef TP_LAYOUTS_H
 #define TP_LAYOUTS_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* split.c -- cut one dimension into one width per rank. */
+/* split.c -- split one dimension into one width per rank. */
 #include "layout/split.h"
 
 int

@@ -75,7 +75,7 @@ hash_decisions(const tp_build *build)
         hash = tp_hash_int(hash, at->inner);
         hash = hash_pointer(hash, at->layout);
         hash = tp_hash_int(hash, at->attention);
-        hash = tp_hash_int(hash, at->cuts_keys);
+        hash = tp_hash_int(hash, at->shards_keys);
         hash = tp_hash_int(hash, at->gather_output);
         hash = tp_hash_int(hash, at->split_input);
     }

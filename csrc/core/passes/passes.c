@@ -113,7 +113,7 @@ close_build(tp_build *build)
     tp_geometries_free(build->geometries);
 }
 
-/* What passes.h calls the parts, as bits. */
+/* The parts of pass.h, as bits. */
 enum {
     CHOICES = 1 << TP_PART_CHOICES,
     MATCHED = 1 << TP_PART_MATCHED,

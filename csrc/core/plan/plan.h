@@ -14,7 +14,7 @@
 #include "rules/rule.h"
 
 typedef enum {
-    TP_REPLICATED,     /* on every rank; its gradient is whole, too */
+    TP_REPLICATED,     /* on every rank; its gradient is full, too */
     TP_REPLICATED_SUM, /* on every rank; the gradients are summed over ranks */
     TP_SKIPPED,        /* a rule said to leave it alone; as TP_REPLICATED */
     TP_COLUMN,     /* output features; of an embedding, columns that are not gathered */
@@ -27,7 +27,7 @@ typedef enum {
     TP_EXPERTS_ROW,    /* only of a layer: as above, and takes it */
     TP_SHARE, /* only of a layer inside of experts: each rank gives its share */
     TP_ROPE,  /* only of a layer: ranks use a run of its output for their heads */
-    TP_NORM,  /* only of a layer: a norm over features that are cut */
+    TP_NORM,  /* only of a layer: a norm over features that are sharded */
     TP_HEADS  /* only of a layer: attention that is given something per head */
 } tp_kind;
 
@@ -43,10 +43,10 @@ typedef struct {
     tp_kind kind;
     tp_source source;
     const char *rule; /* label or pattern of the deciding rule; "" for none */
-    int dim;          /* dimension of the parameter that shrinks; -1: whole */
+    int dim;          /* dimension of the parameter that shrinks; -1: replicated */
     int64_t outer;    /* the view [outer, layout->size, inner] of the full weight */
     int64_t inner;
-    const tp_layout *layout; /* NULL: whole */
+    const tp_layout *layout; /* NULL: replicated */
 } tp_entry;
 
 /* One per module whose forward changes. */
@@ -86,11 +86,12 @@ typedef struct {
 
 /* A list of layers between which each rank has a part of the tokens. */
 typedef struct {
-    int owner;          /* the module that runs the stages */
-    tp_modules stages;  /* tokens are cut at the first and whole behind the last */
+    int owner; /* the module that runs the stages */
+    tp_modules
+        stages; /* tokens are sharded at the first and gathered behind the last */
     tp_modules inlets;  /* given all tokens, gathered where they begin */
     tp_modules outlets; /* row layers that give each rank the sum for its own tokens */
-    tp_modules islands; /* as inlets, with tokens cut where they end */
+    tp_modules islands; /* as inlets, with tokens sharded where they end */
 } tp_stack;
 
 /* A line for the user: a rule that matched nothing, a tie that keeps a weight
@@ -127,7 +128,7 @@ int tp_plan_layer_count(const tp_plan *plan);
 const tp_layer *tp_plan_layer(const tp_plan *plan, int index);
 int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
-int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are cut */
+int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are sharded */
 const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
 int tp_plan_message_count(const tp_plan *plan);
 const tp_message *tp_plan_message(const tp_plan *plan, int index);

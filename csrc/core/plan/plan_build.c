@@ -14,19 +14,21 @@ tp_build_first(const tp_build *build, int parameter)
     return first >= 0 ? first : parameter;
 }
 
-/* The list doubles inside the arena, which gives nothing back: notes are few. */
+/* The list doubles inside the arena, which gives nothing back: messages are few. */
 static int
-reserve_note(tp_plan *plan, tp_error *err)
+reserve_message(tp_plan *plan, tp_error *err)
 {
     if (plan->message_count < plan->message_room)
         return 0;
     const int room = plan->message_room == 0 ? 8 : plan->message_room * 2;
-    tp_message *notes = tp_arena_take(plan->arena, (size_t)room, sizeof(*notes), err);
-    if (notes == NULL)
+    tp_message *messages =
+        tp_arena_take(plan->arena, (size_t)room, sizeof(*messages), err);
+    if (messages == NULL)
         return -1;
     if (plan->message_count > 0)
-        memcpy(notes, plan->messages, (size_t)plan->message_count * sizeof(*notes));
-    plan->messages = notes;
+        memcpy(messages, plan->messages,
+               (size_t)plan->message_count * sizeof(*messages));
+    plan->messages = messages;
     plan->message_room = room;
     return 0;
 }
@@ -39,7 +41,7 @@ tp_build_message(tp_build *build, tp_text *text, tp_error *err)
     if (tp_text_take(text, &line, err) < 0)
         return -1;
     int result = -1;
-    if (reserve_note(plan, err) == 0) {
+    if (reserve_message(plan, err) == 0) {
         const char *copy = tp_arena_text(plan->arena, line, strlen(line), err);
         if (copy != NULL) {
             plan->messages[plan->message_count++] = (tp_message){copy};

@@ -65,12 +65,12 @@ enum { TP_ATTENTION_NEAR = -2 };
 /* What the rule comes to for one parameter. */
 typedef struct {
     tp_kind kind;
-    int dim; /* -1: whole */
+    int dim; /* -1: replicated */
     int64_t outer;
     int64_t inner;
-    const tp_layout *layout; /* NULL: whole */
-    int attention;           /* module whose heads are cut; -1: none */
-    bool cuts_keys;          /* its key/value heads are cut here, too */
+    const tp_layout *layout; /* NULL: replicated */
+    int attention;           /* module whose heads are sharded; -1: none */
+    bool shards_keys;        /* its key/value heads are sharded here, too */
     bool gather_output;
     bool split_input;
 } tp_decision;
@@ -94,7 +94,7 @@ typedef struct {
     int *stacked;    /* one per module: a weight of experts that it views, or -1 */
     int *attentions; /* one per module: the module whose heads its weight has, -1
                       * for none, TP_ATTENTION_NEAR where nobody has said */
-    int paired;      /* blocks of the family table that are cut */
+    int paired;      /* blocks of the family table that are sharded */
     tp_layouts *layouts;
     tp_geometries *geometries;
 } tp_build;
@@ -102,7 +102,7 @@ typedef struct {
 /* The name that comes first of those that share the parameter's tensor. */
 int tp_build_first(const tp_build *build, int parameter);
 
-/* Take the text over as a note of the plan; the text is empty afterwards. */
+/* Take the text over as a message of the plan; the text is empty afterwards. */
 int tp_build_message(tp_build *build, tp_text *text, tp_error *err);
 
 /* Put "cannot cut <parameter> [sizes] by rule '<label>' (<source>): " in front of

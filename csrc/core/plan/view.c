@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* view.c -- a weight as [outer, size, inner] around the cut, and its pieces. */
+/* view.c -- a weight as [outer, size, inner] around the sharded dimension, and its
+ * pieces. */
 #include "plan/view.h"
 
 #include <stdbool.h>
@@ -28,12 +29,12 @@ tp_view_sizes(const int64_t *sizes, int dims, char *out)
 }
 
 static void
-one_piece(const int64_t *sizes, int dims, int cut, int dim, tp_view *out)
+one_piece(const int64_t *sizes, int dims, int along, int dim, tp_view *out)
 {
     out->dim = dim;
-    out->outer = product(sizes, 0, cut);
-    out->size = sizes[cut];
-    out->inner = product(sizes, cut + 1, dims);
+    out->outer = product(sizes, 0, along);
+    out->size = sizes[along];
+    out->inner = product(sizes, along + 1, dims);
     out->count = 1;
     out->piece[0] = out->size;
 }
@@ -159,10 +160,10 @@ infer_sizes(const tp_shape *shape, const tp_parameter *weight, int64_t *sizes,
                    (long long)numel, wanted);
 }
 
-/* The weight's dimension that view dimension `cut` is a part of, or -1 where the
+/* The weight's dimension that view dimension `along` is a part of, or -1 where the
  * view does not split dimensions of the weight but runs across them. */
 static int
-refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int cut)
+refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int along)
 {
     int at = 0;
     int found = -1;
@@ -174,13 +175,13 @@ refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int cut)
             covered *= sizes[at++];
         if (covered != weight->shape[dim])
             return -1;
-        if (cut >= first && cut < at)
+        if (along >= first && along < at)
             found = dim;
     }
     return found;
 }
 
-/* A shape of higher rank: a view, of which one dimension is cut. */
+/* A shape of higher rank: a view, of which one dimension is sharded. */
 static int
 view_higher_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_view *out,
                  tp_error *err)

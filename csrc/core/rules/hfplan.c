@@ -20,7 +20,7 @@ typedef struct {
 
 /* Names of today and of earlier releases, from
  * https://github.com/huggingface/transformers/tree/main/src/transformers. A packed
- * style means gate|up: two equal pieces along the cut dimension. */
+ * style means gate|up: two equal pieces along the sharded dimension. */
 static const style_row styles[] = {
     {"colwise", TP_STYLE_SHARD, {.partition = TP_PARTITION_COLUMN, .dim = -1}},
     {"colwise_gather_output",

@@ -13,7 +13,7 @@
 
 /* What a style speaks of. */
 typedef enum {
-    TP_STYLE_SHARD,   /* a weight: a specification says how it is cut */
+    TP_STYLE_SHARD,   /* a weight: a specification says how it is sharded */
     TP_STYLE_EXPERTS, /* a module that holds the weights of experts */
     TP_STYLE_SHARE,   /* a module inside of experts that computes nothing */
     TP_STYLE_ROPE,    /* a linear layer that makes a latent and positions */

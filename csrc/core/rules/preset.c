@@ -25,7 +25,7 @@
     }
 
 /* A fused q|k|v has no shape here on purpose: its pieces are equal only where
- * there are as many key/value heads as query heads, so equal thirds would cut
+ * there are as many key/value heads as query heads, so equal thirds would split
  * through heads of a model with grouped-query attention, and BLOOM has them
  * head by head. The plan finds the pieces from the head counts of the module
  * and of the model's configuration. */

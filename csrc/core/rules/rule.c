@@ -185,7 +185,7 @@ match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
 }
 
 /* Whether a rule for a layer is one for the factor of an adapter beside it. That of a
- * column layer's input is whole, and so is that of a row layer's output. */
+ * column layer's input is full, and so is that of a row layer's output. */
 static bool
 fits_adapted(const tp_rule *rule, tp_adapted part)
 {

@@ -18,8 +18,8 @@ typedef enum {
     TP_FROM_HF,        /* a transformers tp_plan */
     TP_FROM_FAMILY,    /* the family table, for a model type that was tried with it */
     TP_FROM_HEURISTIC, /* the family table, for any other model */
-    TP_FROM_DEFAULT,   /* embeddings, heads, and what works inside a cut */
-    TP_FROM_NOTHING    /* no rule: stays whole */
+    TP_FROM_DEFAULT,   /* embeddings, heads, and what works inside a sharded block */
+    TP_FROM_NOTHING    /* no rule: stays replicated */
 } tp_source;
 
 /* "partition_config", "preset", "tp_plan", "family", "heuristic", "default", "-". */

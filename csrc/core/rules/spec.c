@@ -1,37 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* spec.c -- what a rule asks for, checked by itself. */
+/* spec.c -- what a rule asks for, checked without a weight. */
 #include "rules/spec.h"
 
 #include "base/near.h"
 
-static const char *const cut_names[] = {
+static const char *const partition_names[] = {
     [TP_PARTITION_COLUMN] = "column",
     [TP_PARTITION_ROW] = "row",
     [TP_PARTITION_SKIP] = "skip",
 };
 
-enum { CUT_COUNT = sizeof(cut_names) / sizeof(cut_names[0]) };
+enum { CUT_COUNT = sizeof(partition_names) / sizeof(partition_names[0]) };
 
 int
 tp_partition_parse(const char *name, const char *where, tp_partition *out,
                    tp_error *err)
 {
     for (int i = 0; i < CUT_COUNT; i++) {
-        if (tp_text_same(name, cut_names[i])) {
+        if (tp_text_same(name, partition_names[i])) {
             *out = (tp_partition)i;
             return 0;
         }
     }
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "%s: unknown partition type '%s'", where, name);
-    tp_near_add(&text, name, cut_names, CUT_COUNT);
+    tp_near_add(&text, name, partition_names, CUT_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 
 const char *
-tp_partition_name(tp_partition cut)
+tp_partition_name(tp_partition partition)
 {
-    return cut_names[cut];
+    return partition_names[partition];
 }
 
 static int
@@ -52,13 +52,13 @@ check_flags(const tp_spec *spec, const char *where, tp_error *err)
                 err, TP_VALUE,
                 "%s: %s needs partition_type '%s', but it is '%s'; remove the "
                 "flag or change the type",
-                where, flags[i].name, cut_names[flags[i].needs],
-                cut_names[spec->partition]);
+                where, flags[i].name, partition_names[flags[i].needs],
+                partition_names[spec->partition]);
     }
     return 0;
 }
 
-/* A skipped weight is never cut, so a place to cut it is a mistake. */
+/* A skipped weight is never sharded, so a place to shard it is a mistake. */
 static int
 check_skip(const tp_spec *spec, const char *where, tp_error *err)
 {

@@ -53,7 +53,7 @@ is_head(const tp_build *build, int module)
     return false;
 }
 
-/* The weight that a default may cut along `dim`, or -1. */
+/* The weight that a default may shard along `dim`, or -1. */
 static int
 find_weight(const tp_build *build, int module, int dim)
 {
@@ -82,7 +82,7 @@ choose_embedding(tp_build *build)
     int weight = tp_model_find_parameter(build->model, module, "weight");
     if (weight < 0 || tp_choose_is_taken(build, weight))
         return;
-    /* A head that shares the tensor is cut along the vocabulary. */
+    /* A head that shares the tensor is sharded along the vocabulary. */
     const int dim = is_tied(build, weight) ? 0 : build->options->embedding_dim;
     weight = find_weight(build, module, dim);
     if (weight >= 0)
@@ -108,11 +108,11 @@ tp_defaults_choose(tp_build *build, tp_error *err)
 
 /* Whether `index` is the 1-D weight or bias of a norm over one head. */
 static bool
-is_head_norm(const tp_build *build, int index, const char *cut)
+is_head_norm(const tp_build *build, int index, const char *sharded)
 {
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
-    if (at->dims != 1 || module->parent < 0 || !cut[module->parent] ||
+    if (at->dims != 1 || module->parent < 0 || !sharded[module->parent] ||
         !tp_norms_is_head(tp_names_leaf(module->name)))
         return false;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
@@ -120,18 +120,19 @@ is_head_norm(const tp_build *build, int index, const char *cut)
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
 
-/* What modules between a column and a row cut are called that work on each feature. */
+/* What modules between a column and a row layer are called that work on each feature.
+ */
 static const char *const activations[] = {"act", "act_fn", "activation",
                                           "activation_fn"};
 
-/* Whether `index` is one number that an activation between two cuts has for all
- * features. */
+/* Whether `index` is one number that an activation between two sharded layers has for
+ * all features. */
 static bool
-is_activation(const tp_build *build, int index, const char *cut)
+is_activation(const tp_build *build, int index, const char *sharded)
 {
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
-    if (module->parent < 0 || !cut[module->parent] || tp_module_is_layer(module))
+    if (module->parent < 0 || !sharded[module->parent] || tp_module_is_layer(module))
         return false;
     for (int i = 0; i < at->dims; i++) {
         if (at->shape[i] != 1)
@@ -151,28 +152,28 @@ tp_defaults_inside(tp_build *build, tp_error *err)
         return 0;
     const int count = tp_model_parameter_count(build->model);
     const size_t modules = (size_t)tp_model_module_count(build->model);
-    char *cut = calloc(modules + 1, sizeof(*cut)); /* has a child cut in columns */
-    if (cut == NULL)
+    char *sharded = calloc(modules + 1, sizeof(*sharded)); /* has a column child */
+    if (sharded == NULL)
         return tp_fail_memory(err);
     for (int i = 0; i < count; i++) {
         const int module = tp_model_parameter(build->model, i)->module;
         const int parent = tp_model_module(build->model, module)->parent;
         const tp_decision *decision = &build->decisions[i];
         if (parent >= 0 && decision->kind == TP_COLUMN && !decision->gather_output)
-            cut[parent] = 1;
+            sharded[parent] = 1;
     }
     int result = 0;
     for (int i = 0; i < count && result == 0; i++) {
         if (build->choices[i].spec != NULL)
             continue;
-        if (is_head_norm(build, i, cut))
+        if (is_head_norm(build, i, sharded))
             choose(build, i, &summed, "norm inside a sharded block");
-        else if (is_activation(build, i, cut))
+        else if (is_activation(build, i, sharded))
             choose(build, i, &summed, "activation inside a sharded block");
         else
             continue;
         result = tp_resolve_parameter(build, i, err);
     }
-    free(cut);
+    free(sharded);
     return result;
 }

@@ -2,7 +2,7 @@
 /* defaults.h -- what happens where no rule speaks.
  *
  * A default never decides over a tensor that a rule decides over under another
- * name, and it never fails: what it does not fit stays whole. */
+ * name, and it never fails: what it does not fit stays replicated. */
 #ifndef TP_DEFAULTS_H
 #define TP_DEFAULTS_H
 
@@ -13,8 +13,8 @@
  * transformers plan says itself what happens to them. */
 int tp_defaults_choose(tp_build *build, tp_error *err);
 
-/* Choose for norms over one head that lie in an attention module with a column
- * cut, and for the numbers of an activation beside one, and decide. Their gradient
+/* Choose for norms over one head that are in an attention module with a column
+ * layer, and for the numbers of an activation beside one, and decide. Their gradient
  * is a part on each rank, because each works on the rank's own heads or features
  * only. */
 int tp_defaults_inside(tp_build *build, tp_error *err);

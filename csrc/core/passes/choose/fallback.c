@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fallback.c -- modules with whole activations, whatever the rules say. */
+/* fallback.c -- modules with full activations, whatever the rules say. */
 #include "passes/choose/fallback.h"
 
 #include <stdlib.h>
@@ -9,10 +9,10 @@
 #include "passes/resolve/raw.h"
 #include "rules/hfplan.h"
 
-static const tp_spec left_whole = {.partition = TP_PARTITION_SKIP, .dim = -1};
-static const tp_spec whole_output = {
+static const tp_spec skipped = {.partition = TP_PARTITION_SKIP, .dim = -1};
+static const tp_spec full_output = {
     .partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true};
-static const tp_spec whole_input = {
+static const tp_spec full_input = {
     .partition = TP_PARTITION_ROW, .dim = -1, .split_input = true};
 
 /* Names of modules that an option gives. */
@@ -64,35 +64,35 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
     return 0;
 }
 
-static const tp_choice replicated = {&left_whole, TP_FROM_NOTHING, "replicated",
+static const tp_choice replicated = {&skipped, TP_FROM_NOTHING, "replicated",
                                      TP_REASON_FALLBACK_REPLICATED};
 
 static void
-leave_tensor(tp_build *build, int parameter)
+replicate_tensor(tp_build *build, int parameter)
 {
     const int first = tp_build_first(build, parameter);
     for (int i = first; i >= 0; i = build->next_name[i])
         build->choices[i] = replicated;
 }
 
-/* An embedding takes and gives what is whole as it is. */
+/* An embedding takes and gives what is full as it is. */
 static void
-cut_apart(tp_build *build, int parameter)
+shard_individually(tp_build *build, int parameter)
 {
     const tp_parameter *at = tp_model_parameter(build->model, parameter);
     const tp_module *module = tp_model_module(build->model, at->module);
     tp_choice *choice = &build->choices[parameter];
-    const tp_partition cut =
+    const tp_partition partition =
         choice->spec == NULL ? TP_PARTITION_SKIP : choice->spec->partition;
-    /* A layer that nobody speaks of is whole, or cut alone. */
+    /* A layer that nobody speaks of is replicated, or individually sharded. */
     if (module->kind == TP_MODULE_EMBEDDING ||
         (choice->spec == NULL && !tp_raw_is(build->model, parameter)))
         return;
-    if (cut == TP_PARTITION_SKIP || tp_raw_is(build->model, parameter)) {
+    if (partition == TP_PARTITION_SKIP || tp_raw_is(build->model, parameter)) {
         *choice = replicated;
         return;
     }
-    choice->spec = cut == TP_PARTITION_COLUMN ? &whole_output : &whole_input;
+    choice->spec = partition == TP_PARTITION_COLUMN ? &full_output : &full_input;
     choice->reason = TP_REASON_FALLBACK_INDIVIDUAL;
 }
 
@@ -124,7 +124,7 @@ tp_fallback_replicate(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
     const named whole = {"whole", options->replicated, options->replicated_count};
-    return choose(build, &whole, leave_tensor, err);
+    return choose(build, &whole, replicate_tensor, err);
 }
 
 int
@@ -132,5 +132,5 @@ tp_fallback_individual(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
     const named apart = {"apart", options->individual, options->individual_count};
-    return choose(build, &apart, cut_apart, err);
+    return choose(build, &apart, shard_individually, err);
 }

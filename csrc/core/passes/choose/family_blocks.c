@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* family_blocks.c -- layers that are cut in pairs because their names and sizes say so.
+/* family_blocks.c -- layers that are sharded in pairs because their names and sizes say
+ * so.
  */
 #include "passes/choose/family_blocks.h"
 
@@ -17,10 +18,10 @@ typedef struct {
     tp_map *names; /* of modules */
     tp_text room;
     tp_source source;
-    tp_map *noted; /* starred names of outputs that a note was made of */
+    tp_map *warned; /* starred names of outputs that a message was made of */
 } search;
 
-/* Whether a layer may be cut: a linear layer that no rule speaks of, not inside of
+/* Whether a layer may be sharded: a linear layer that no rule speaks of, not inside of
  * something whose output is summed. A tensor may be part of several blocks. */
 static bool
 is_free(const search *with, int module)
@@ -105,9 +106,9 @@ leave(tp_build *build, int module)
     build->attentions[module] = TP_ATTENTION_NEAR;
 }
 
-/* One note for all blocks that differ in indices only. */
+/* One message for all blocks that differ in indices only. */
 static int
-note_whole(search *with, const tp_family_found *at, const char *why, tp_error *err)
+warn_once(search *with, const tp_family_found *at, const char *why, tp_error *err)
 {
     tp_build *build = with->build;
     const char *name = tp_model_module(build->model, at->output)->name;
@@ -115,9 +116,9 @@ note_whole(search *with, const tp_family_found *at, const char *why, tp_error *e
     if (starred == NULL)
         return -1;
     tp_names_pattern(name, starred);
-    if (tp_map_find(with->noted, starred, strlen(starred)) >= 0)
+    if (tp_map_find(with->warned, starred, strlen(starred)) >= 0)
         return 0;
-    if (tp_map_add(with->noted, starred, 0, err) < 0)
+    if (tp_map_add(with->warned, starred, 0, err) < 0)
         return -1;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "the block of '%s' is not sharded as one: %s", starred, why);
@@ -141,7 +142,7 @@ choose_block(search *with, const tp_family_found *at, tp_error *err)
         leave(build, at->inputs[i]);
     if (err->code != TP_VALUE)
         return -1;
-    result = note_whole(with, at, tp_error_text(err), err);
+    result = warn_once(with, at, tp_error_text(err), err);
     if (result == 0)
         tp_error_clear(err);
     return result;
@@ -163,7 +164,7 @@ try_output(search *with, int module, tp_error *err)
         const char *problem = tp_family_misfit(with->build, &at);
         if (problem == NULL)
             return choose_block(with, &at, err);
-        return note_whole(with, &at, problem, err);
+        return warn_once(with, &at, problem, err);
     }
     return 0;
 }
@@ -174,7 +175,7 @@ map_names(search *with, tp_error *err)
     const tp_model *model = with->build->model;
     const int count = tp_model_module_count(model);
     if (tp_map_new((size_t)count, &with->names, err) < 0 ||
-        tp_map_new(16, &with->noted, err) < 0)
+        tp_map_new(16, &with->warned, err) < 0)
         return -1;
     for (int i = 0; i < count; i++) {
         if (tp_map_add(with->names, tp_model_module(model, i)->name, i, err) < 0)
@@ -211,7 +212,7 @@ tp_family_blocks_choose(tp_build *build, tp_error *err)
     if (result == 0 && with.room.failed)
         result = tp_fail_memory(err);
     tp_map_free(with.names);
-    tp_map_free(with.noted);
+    tp_map_free(with.warned);
     tp_text_free(&with.room);
     return result;
 }

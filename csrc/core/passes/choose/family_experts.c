@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* family_experts.c -- experts whose tensors are cut because names and sizes say so. */
+/* family_experts.c -- experts whose tensors are sharded because names and sizes say so.
+ */
 #include "passes/choose/family_experts.h"
 
 #include <string.h>
@@ -42,7 +43,7 @@ is_free(const tp_build *build, int parameter, int dims)
 }
 
 /* The weight of the module called `leaf` right inside of `parent`, which is no layer
- * that is cut by itself. -1: none. Modules lie behind their parent. */
+ * that is individually sharded. -1: none. Modules come after their parents. */
 static int
 weight_inside(const tp_model *model, int parent, const char *leaf)
 {
@@ -136,7 +137,7 @@ fit_stacks(const tp_build *build, int module, group *at)
     return true;
 }
 
-/* The features lie in the first or the last dimension but the experts. */
+/* The features are in the first or the last dimension but the experts. */
 static tp_spec
 spec_of(const tp_build *build, const group *at, int parameter)
 {

@@ -14,7 +14,8 @@ typedef struct {
     int output; /* modules */
     int inputs[TP_FAMILY_INPUTS];
     int count;
-    int attention; /* the module whose heads are cut, or -1; filled by tp_family_misfit
+    int attention; /* the module whose heads are sharded, or -1; filled by
+                    * tp_family_misfit
                     */
 } tp_family_found;
 
@@ -22,11 +23,12 @@ typedef struct {
 int tp_family_weight(const tp_build *build, int module);
 
 /* NULL where the features that the inputs give are those that the output takes, in
- * heads that the ranks can share where they are heads; else what keeps the block whole.
+ * heads that the ranks can share where they are heads; else what keeps the block
+ * replicated.
  */
 const char *tp_family_misfit(const tp_build *build, tp_family_found *at);
 
-/* Equal pieces in which the features of a layer of the block lie. */
+/* Equal pieces in which the features of a layer of the block are. */
 int tp_family_pieces(const tp_build *build, const tp_family_found *at, bool input);
 
 #endif

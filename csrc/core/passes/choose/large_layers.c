@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* large_layers.c -- large layers that nothing else cuts, each by itself. */
+/* large_layers.c -- large layers that nothing else shards, individually sharded. */
 #include "passes/choose/large_layers.h"
 
 #include <stdlib.h>
@@ -11,15 +11,16 @@
 #include "passes/choose/rules.h"
 #include "rules/families.h"
 
-/* Layers called alike that hold less than this part of the parameters stay whole. */
+/* Layers called alike that hold less than this part of the parameters stay replicated.
+ */
 enum { LEAST_PART = 64 };
 
 static const char label[] = "individually sharded";
-static const tp_spec gives = {
+static const tp_spec column_gathered = {
     .partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true};
-static const tp_spec takes = {
+static const tp_spec row_split = {
     .partition = TP_PARTITION_ROW, .dim = -1, .split_input = true};
-static const tp_spec columns = {.partition = TP_PARTITION_COLUMN, .dim = -1};
+static const tp_spec embedding_columns = {.partition = TP_PARTITION_COLUMN, .dim = -1};
 
 /* Layers whose names differ in indices only. */
 typedef struct {
@@ -50,9 +51,9 @@ is_ruled(const tp_build *build, int module)
     return false;
 }
 
-/* What a layer with such a weight may be cut by: in the dimension that makes for fewer
- * elements on the way, each of which is gathered once and summed once. NULL: it has no
- * features for every rank. */
+/* What a layer with such a weight may be sharded by: in the dimension that makes for
+ * fewer elements on the way, each of which is gathered once and summed once. NULL: it
+ * has no features for every rank. */
 static const tp_spec *
 spec_of(const tp_build *build, int module, const tp_parameter *weight)
 {
@@ -62,10 +63,12 @@ spec_of(const tp_build *build, int module, const tp_parameter *weight)
     const bool row = kind != TP_MODULE_EMBEDDING && in > out;
     if ((row ? in : out) < build->options->ranks || in == 0 || out == 0)
         return NULL;
-    return kind == TP_MODULE_EMBEDDING ? &columns : row ? &takes : &gives;
+    return kind == TP_MODULE_EMBEDDING ? &embedding_columns
+           : row                       ? &row_split
+                                       : &column_gathered;
 }
 
-/* The weight of a layer that nothing cuts, or -1. */
+/* The weight of a layer that nothing shards, or -1. */
 static int
 find_weight(const tp_build *build, int module)
 {
@@ -147,8 +150,8 @@ choose(const search *with, tp_source source)
     }
 }
 
-/* Whether a rule or a pair cuts anything: or else nobody knows the model, and somebody
- * should be told. */
+/* Whether a rule or a pair shards anything: or else nobody knows the model, and
+ * somebody should be told. */
 static bool
 is_known(const tp_build *build)
 {

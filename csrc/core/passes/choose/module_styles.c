@@ -6,7 +6,7 @@
 #include "model/adapters.h"
 
 static int
-note_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
+warn_of_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
 {
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text,
@@ -61,7 +61,7 @@ tp_module_styles_choose(tp_build *build, tp_error *err)
         if (!any)
             continue;
         build->matched[i] = true;
-        if (rule->style == TP_STYLE_UNKNOWN && note_unknown(build, rule, err) < 0)
+        if (rule->style == TP_STYLE_UNKNOWN && warn_of_unknown(build, rule, err) < 0)
             return -1;
     }
     return 0;

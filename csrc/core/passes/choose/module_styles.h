@@ -7,7 +7,7 @@
 #include "plan/plan_build.h"
 
 /* Fill `module_rules` with the first rule that names each module, if it has a style
- * of its own, and mark the rule as matched. Makes a note of a style that is not
+ * of its own, and mark the rule as matched. Adds a message about a style that is not
  * known. */
 int tp_module_styles_choose(tp_build *build, tp_error *err);
 

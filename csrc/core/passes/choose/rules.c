@@ -10,7 +10,7 @@
 typedef struct {
     const char **labels; /* of the rules, which may be gone before the plan is */
     int *found;          /* room for one index per rule */
-    char *noted;         /* [rules][rules]: the pair was compared */
+    char *compared;      /* [rules][rules]: the pair was compared */
 } search;
 
 int
@@ -53,18 +53,19 @@ same_spec(const tp_spec *a, const tp_spec *b)
 }
 
 static int
-note_overlap(tp_build *build, search *with, int count, const char *name, tp_error *err)
+warn_of_overlap(tp_build *build, search *with, int count, const char *name,
+                tp_error *err)
 {
     const int rules = tp_rules_count(build->rules);
     const int winner = with->found[0];
     const tp_rule *first = tp_rules_at(build->rules, winner);
     for (int i = 1; i < count && first->source == TP_FROM_CONFIG; i++) {
         const tp_rule *other = tp_rules_at(build->rules, with->found[i]);
-        char *noted =
-            &with->noted[(size_t)winner * (size_t)rules + (size_t)with->found[i]];
-        if (other->source != TP_FROM_CONFIG || *noted)
+        char *compared =
+            &with->compared[(size_t)winner * (size_t)rules + (size_t)with->found[i]];
+        if (other->source != TP_FROM_CONFIG || *compared)
             continue;
-        *noted = 1;
+        *compared = 1;
         if (same_spec(&first->spec, &other->spec))
             continue;
         tp_text text = TP_NO_TEXT;
@@ -101,7 +102,7 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     const tp_rule *rule = tp_rules_at(build->rules, with->found[first]);
     build->choices[index] = (tp_choice){
         &rule->spec, rule->source, with->labels[with->found[first]], TP_REASON_RULE};
-    return note_overlap(build, with, count, parameter->name, err);
+    return warn_of_overlap(build, with, count, parameter->name, err);
 }
 
 static const char **
@@ -129,7 +130,7 @@ tp_choose_rules(tp_build *build, tp_error *err)
                    calloc(rules + 1, rules + 1)};
     if (with.labels == NULL)
         goto done;
-    if (with.found == NULL || with.noted == NULL) {
+    if (with.found == NULL || with.compared == NULL) {
         tp_fail_memory(err);
         goto done;
     }
@@ -141,6 +142,6 @@ tp_choose_rules(tp_build *build, tp_error *err)
     result = 0;
 done:
     free(with.found);
-    free(with.noted);
+    free(with.compared);
     return result;
 }

@@ -9,7 +9,7 @@
 #include "plan/plan_build.h"
 
 /* Fill `choices` and `matched`. A weight of a layer is asked for with the name
- * of its module, its bias follows it. Makes a note of different
+ * of its module, its bias follows it. Adds a message about different
  * specifications of partition_config that match one parameter. */
 int tp_choose_rules(tp_build *build, tp_error *err);
 

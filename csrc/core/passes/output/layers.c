@@ -9,9 +9,9 @@
 #include "passes/settle/experts.h"
 #include "passes/settle/norms.h"
 
-/* A linear or embedding module whose weight is cut. */
+/* A linear or embedding module whose weight is sharded. */
 static bool
-cut_layer(const tp_build *build, int module, tp_layer *out)
+find_sharded(const tp_build *build, int module, tp_layer *out)
 {
     if (!tp_module_is_layer(tp_model_module(build->model, module)))
         return false;
@@ -46,7 +46,7 @@ experts_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
 static int
 find_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
 {
-    if (cut_layer(build, module, out))
+    if (find_sharded(build, module, out))
         return 1;
     if (build->experts[module])
         return experts_layer(build, module, out, err) < 0 ? -1 : 1;

@@ -7,11 +7,12 @@
 
 #include "model/names.h"
 
-/* The heads of each rank, for modules with the same counts and the same cuts. */
+/* The heads of each rank, for modules with the same counts and the same sharded heads.
+ */
 typedef struct {
     tp_heads heads;
     int64_t head_size;
-    bool cuts_keys;
+    bool shards_keys;
     const int64_t *query; /* one per rank, as all below */
     const int64_t *key;
     const int64_t *group;
@@ -42,7 +43,7 @@ static const char *const key_width_keys[] = {"kv_dim", "kv_size", "kv_hidden_siz
                                              "kv_projection_size", NULL};
 
 typedef struct {
-    char *cuts;      /* one per module: bit 0 heads are cut, bit 1 keys too */
+    char *sharded;   /* one per module: bit 0 heads are sharded, bit 1 keys too */
     spread *spreads; /* the distinct ones; few */
     int count;
     int room;
@@ -92,7 +93,7 @@ make_spread(const tp_build *build, int module, spread *out, tp_error *err)
         tp_heads own;
         if (tp_heads_of_rank(out->heads, ranks, rank, &own, err) < 0)
             return -1;
-        if (!out->cuts_keys)
+        if (!out->shards_keys)
             own.key = out->heads.key;
         if (own.query % own.key != 0)
             return tp_fail(
@@ -122,11 +123,12 @@ find_spread(const tp_build *build, int module, workspace *work, const spread **o
 {
     const tp_geometry *geometry = tp_geometries_at(build->geometries, module);
     const tp_heads heads = geometry->heads;
-    const bool cuts_keys = (work->cuts[module] & 2) != 0;
+    const bool shards_keys = (work->sharded[module] & 2) != 0;
     for (int i = 0; i < work->count; i++) {
         const spread *held = &work->spreads[i];
         if (held->heads.query == heads.query && held->heads.key == heads.key &&
-            held->head_size == geometry->head_size && held->cuts_keys == cuts_keys) {
+            held->head_size == geometry->head_size &&
+            held->shards_keys == shards_keys) {
             *out = held;
             return 0;
         }
@@ -141,7 +143,7 @@ find_spread(const tp_build *build, int module, workspace *work, const spread **o
     }
     spread *made = &work->spreads[work->count];
     *made = (spread){
-        .heads = heads, .head_size = geometry->head_size, .cuts_keys = cuts_keys};
+        .heads = heads, .head_size = geometry->head_size, .shards_keys = shards_keys};
     if (make_spread(build, module, made, err) < 0)
         return -1;
     work->count++;
@@ -201,21 +203,21 @@ add_features(const tp_build *build, int module, tp_error *err)
 }
 
 static int
-mark_cuts(const tp_build *build, workspace *work, tp_error *err)
+mark_shards(const tp_build *build, workspace *work, tp_error *err)
 {
     const size_t modules = (size_t)tp_model_module_count(build->model);
-    work->cuts = calloc(modules + 1, sizeof(*work->cuts));
-    if (work->cuts == NULL)
+    work->sharded = calloc(modules + 1, sizeof(*work->sharded));
+    if (work->sharded == NULL)
         return tp_fail_memory(err);
     int room = 0;
     for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
         const tp_decision *decision = &build->decisions[i];
         if (decision->attention < 0)
             continue;
-        char *cuts = &work->cuts[decision->attention];
-        if (*cuts == 0)
+        char *sharded = &work->sharded[decision->attention];
+        if (*sharded == 0)
             room += tp_model_module(build->model, decision->attention)->integer_count;
-        *cuts = (char)(*cuts | 1 | (decision->cuts_keys ? 2 : 0));
+        *sharded = (char)(*sharded | 1 | (decision->shards_keys ? 2 : 0));
     }
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         if (is_stacked(build, i))
@@ -227,24 +229,25 @@ mark_cuts(const tp_build *build, workspace *work, tp_error *err)
     return plan->integers == NULL ? -1 : 0;
 }
 
-/* Attention without keys of its own is given those of another layer, which are cut
+/* Attention without keys of its own is given those of another layer, which are sharded
  * where they are made. */
 static void
 share_keys(const tp_build *build, workspace *work)
 {
     const int modules = tp_model_module_count(build->model);
     for (int i = 0; i < modules; i++) {
-        if (work->cuts[i] != 1 || tp_geometries_at(build->geometries, i)->separate_keys)
+        if (work->sharded[i] != 1 ||
+            tp_geometries_at(build->geometries, i)->separate_keys)
             continue;
-        for (int j = 0; j < modules && work->cuts[i] == 1; j++) {
+        for (int j = 0; j < modules && work->sharded[i] == 1; j++) {
             const tp_geometry *own = tp_geometries_at(build->geometries, i);
             const tp_geometry *other = tp_geometries_at(build->geometries, j);
-            if ((work->cuts[j] & 2) != 0 &&
+            if ((work->sharded[j] & 2) != 0 &&
                 tp_names_are_alike(tp_model_module(build->model, i)->name,
                                    tp_model_module(build->model, j)->name) &&
                 other->heads.query == own->heads.query &&
                 other->heads.key == own->heads.key)
-                work->cuts[i] |= 2;
+                work->sharded[i] |= 2;
         }
     }
 }
@@ -267,7 +270,7 @@ int
 tp_local_integers_make(tp_build *build, tp_error *err)
 {
     workspace work = {NULL, NULL, 0, 0};
-    int result = mark_cuts(build, &work, err);
+    int result = mark_shards(build, &work, err);
     if (result == 0)
         share_keys(build, &work);
     const int modules = tp_model_module_count(build->model);
@@ -275,13 +278,13 @@ tp_local_integers_make(tp_build *build, tp_error *err)
         const spread *heads = NULL;
         if (is_stacked(build, i))
             result = add_features(build, i, err);
-        if (result < 0 || work.cuts[i] == 0)
+        if (result < 0 || work.sharded[i] == 0)
             continue;
         result = find_spread(build, i, &work, &heads, err);
         if (result == 0)
             add_integers(build, i, heads);
     }
-    free(work.cuts);
+    free(work.sharded);
     free(work.spreads);
     return result;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rope.h -- the projection of latent attention that also makes positions.
  *
- * Its weight stays whole. A column layer reads the latent part of its output, and the
- * heads of each rank read the last features, whose gradient is therefore a part. */
+ * Its weight stays replicated. A column layer reads the latent part of its output, and
+ * the heads of each rank read the last features, whose gradient is therefore a part. */
 #ifndef TP_ROPE_H
 #define TP_ROPE_H
 

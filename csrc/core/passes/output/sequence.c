@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sequence.c -- where the tokens of a batch are cut over the ranks. */
+/* sequence.c -- where the tokens of a batch are sharded over the ranks. */
 #include "passes/output/sequence.h"
 
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 typedef enum {
     NOWHERE,
     INLET, /* all tokens are gathered where it begins */
-    ISLAND /* and cut again where it ends */
+    ISLAND /* and sharded again where it ends */
 } role;
 
 typedef struct {
@@ -27,8 +27,8 @@ refuse(const places *at, int module, const char *why, tp_error *err)
                    is->name[0] == '\0' ? is->class_name : is->name, why);
 }
 
-/* The nearest module below its stage that has a role and that a module is or lies in;
- * -1 for none. */
+/* The nearest module below its stage that has a role and that a module is or is inside
+ * of; -1 for none. */
 static int
 around(const places *at, int module)
 {
@@ -40,7 +40,7 @@ around(const places *at, int module)
     return -1;
 }
 
-/* Give all tokens to the child of the stage that `module` is or lies in. */
+/* Give all tokens to the child of the stage that `module` is or is inside of. */
 static void
 mark_island(const places *at, int module)
 {
@@ -64,7 +64,7 @@ mark_layers(const places *at, tp_error *err)
             mark_island(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;
-        /* Whole outputs that no row layer sums. */
+        /* Full outputs that no row layer sums. */
         if (plan->layers[i].gather_output &&
             at->stacks.rows[tp_stacks_block(&at->stacks, module)] == 0)
             mark_island(at, module);
@@ -87,10 +87,10 @@ is_local(const places *at, const tp_parameter *parameter)
     return role_of < 0 || tp_stacks_is_behind_row(&at->stacks, parameter->module, top);
 }
 
-/* A norm or a scale takes tokens one by one. What has a whole matrix may mix them, as
- * attention that stays whole does, and gets all of them. */
+/* A norm or a scale takes tokens one by one. What has a full matrix may mix them, as
+ * attention that stays replicated does, and gets all of them. */
 static void
-mark_whole_blocks(const places *at)
+mark_replicated_blocks(const places *at)
 {
     const tp_plan *plan = at->stacks.build->plan;
     for (int i = 0; i < plan->entry_count; i++) {
@@ -103,7 +103,7 @@ mark_whole_blocks(const places *at)
     }
 }
 
-/* What lies in an inlet or island has no role of its own. */
+/* What is in an inlet or island has no role of its own. */
 static void
 drop_nested(const places *at)
 {
@@ -221,7 +221,7 @@ make(const places *at, int lists, tp_error *err)
         return refuse(at, 0, "has no list of layers with row layers in it", err);
     if (mark_layers(at, err) < 0)
         return -1;
-    mark_whole_blocks(at);
+    mark_replicated_blocks(at);
     drop_nested(at);
     if (settle_parameters(at, err) < 0)
         return -1;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sequence.h -- where the tokens of a batch are cut over the ranks.
+/* sequence.h -- where the tokens of a batch are sharded over the ranks.
  *
  * Between the blocks of a stack of layers every rank has a part of the tokens. They
- * come together where a block begins, at its inlet, and are cut again where it ends, at
- * its outlet, which sums over the ranks anyway. */
+ * come together where a block begins, at its inlet, and are sharded again where it
+ * ends, at its outlet, which sums over the ranks anyway. */
 #ifndef TP_SEQUENCE_H
 #define TP_SEQUENCE_H
 

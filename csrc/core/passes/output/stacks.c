@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* stacks.c -- lists of layers, and what lies where in their blocks. */
+/* stacks.c -- lists of layers, and what is where in their blocks. */
 #include "passes/output/stacks.h"
 
 #include <stdlib.h>
@@ -20,7 +20,7 @@ tp_stacks_stage(const tp_stacks *stacks, int module)
     return stage >= 0 && stacks->lists[tp_stacks_parent(stacks, stage)] ? stage : -1;
 }
 
-/* Modules lie behind their parents. */
+/* Modules come after their parents. */
 static void
 find_numbered(const tp_stacks *stacks)
 {

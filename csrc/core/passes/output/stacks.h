@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* stacks.h -- lists of layers, and what lies where in their blocks.
+/* stacks.h -- lists of layers, and what is where in their blocks.
  *
  * A stack is a list of modules with numbers for names, its stages, of which some module
  * holds a row layer. It is the outermost such list: experts may be one inside of it. */
@@ -13,8 +13,8 @@ enum { TP_HOLDS_ROW = 1, TP_IS_ROW };
 /* One of each per module. */
 typedef struct {
     const tp_build *build;
-    int *numbered; /* the outermost module with a number for a name that it is or lies
-                    * in, or -1 */
+    int *numbered; /* the outermost module with a number for a name that it is or is
+                    * inside of, or -1 */
     char *rows;    /* TP_HOLDS_ROW, TP_IS_ROW, or 0 */
     bool *columns; /* it is a column layer or holds one */
     bool *lists;   /* its numbered modules are the stages of a stack */
@@ -26,10 +26,10 @@ void tp_stacks_clear(tp_stacks *stacks);
 
 int tp_stacks_parent(const tp_stacks *stacks, int module);
 
-/* The stage that a module is or lies in, or -1. */
+/* The stage that a module is or is inside of, or -1. */
 int tp_stacks_stage(const tp_stacks *stacks, int module);
 
-/* Whether a module lies behind the row layer of a block, as its bias and its wrapper
+/* Whether a module is behind the row layer of a block, as its bias and its wrapper
  * do: below `top` something around it holds a row layer and no column layer. */
 bool tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top);
 
@@ -39,7 +39,7 @@ bool tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top);
  * another one, which adds the residual. */
 int tp_stacks_inlet(const tp_stacks *stacks, const tp_layer *column);
 
-/* The child of its stage that a module is or lies in. */
+/* The child of its stage that a module is or is inside of. */
 int tp_stacks_block(const tp_stacks *stacks, int module);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "plan/plan_build.h"
 
-/* A note for each rule that matched no name at all, with the nearest names. With
+/* A message for each rule that matched no name at all, with the nearest names. With
  * strict, a rule of partition_config is an error instead, and so is a preset of
  * which no row matched. Rules for other model types are left out. */
 int tp_unmatched_rules(tp_build *build, tp_error *err);

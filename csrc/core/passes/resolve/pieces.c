@@ -14,13 +14,13 @@ add_piece(tp_pieces *out, int64_t size, int64_t unit, tp_piece_role role)
 }
 
 static void
-mark_heads(tp_pieces *out, const tp_geometry *geometry, int attention, bool cuts_keys)
+mark_heads(tp_pieces *out, const tp_geometry *geometry, int attention, bool shards_keys)
 {
     out->heads = geometry->heads;
     out->attention = attention;
     /* With as many key/value heads as query heads their weights look alike, and
-     * a rule that cuts one kind and not the other would make no sense. */
-    out->cuts_keys |= cuts_keys || geometry->heads.key == geometry->heads.query;
+     * a rule that shards one kind and not the other would make no sense. */
+    out->shards_keys |= shards_keys || geometry->heads.key == geometry->heads.query;
 }
 
 static int64_t
@@ -87,8 +87,8 @@ refuse_thirds(const tp_geometry *geometry, const tp_view *view, tp_error *err)
 
 /* One piece that the specification does not divide, inside an attention module. */
 static bool
-add_whole(const tp_build *build, int module, int attention, const tp_spec *spec,
-          const tp_view *view, tp_pieces *out)
+add_undivided(const tp_build *build, int module, int attention, const tp_spec *spec,
+              const tp_view *view, tp_pieces *out)
 {
     const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
     const int64_t size = view->size;
@@ -126,9 +126,9 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
     out->count = 0;
     out->heads = (tp_heads){0, 0};
     out->attention = -1;
-    out->cuts_keys = false;
+    out->shards_keys = false;
 
-    /* What is whole again at once may be cut anywhere. */
+    /* What is full again at once may be sharded anywhere. */
     const bool local = !spec->gather_output && !spec->split_input;
     const bool given = build->attentions[module] != TP_ATTENTION_NEAR;
     const int near = given ? build->attentions[module]
@@ -138,7 +138,7 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
     const int attention = local && (given || !embeds) ? near : -1;
     const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
     if (geometry != NULL && view->count == 1 &&
-        add_whole(build, module, attention, spec, view, out))
+        add_undivided(build, module, attention, spec, view, out))
         return 0;
     if (geometry != NULL && view->count == 3 && spec->shape.pieces == 0 &&
         view->size == fused_size(geometry) &&

@@ -12,12 +12,12 @@ typedef struct {
     tp_piece piece[TP_MAX_PIECES];
     int count;
     tp_heads heads; /* as tp_layout_new wants them */
-    int attention;  /* module whose heads are cut; -1: none */
-    bool cuts_keys;
+    int attention;  /* module whose heads are sharded; -1: none */
+    bool shards_keys;
 } tp_pieces;
 
-/* Name the pieces of `view` for a weight of `module` that is cut as `spec` says.
- * Fails with TP_VALUE where equal pieces would cut through heads. */
+/* Name the pieces of `view` for a weight of `module` that is sharded as `spec` says.
+ * Fails with TP_VALUE where equal pieces would split heads. */
 int tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
                    const tp_view *view, tp_pieces *out, tp_error *err);
 

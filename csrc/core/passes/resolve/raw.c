@@ -49,7 +49,7 @@ check(const tp_parameter *at, const tp_choice *choice, tp_error *err)
 }
 
 static int
-cut_dim(const tp_parameter *at, const tp_spec *spec, int *out, tp_error *err)
+sharded_dim(const tp_parameter *at, const tp_spec *spec, int *out, tp_error *err)
 {
     if (spec->dim >= at->dims && spec->shape.dims <= at->dims)
         return tp_fail(err, TP_VALUE, "partition_dim is %d, but it has %d dimension%s",
@@ -69,13 +69,13 @@ static tp_spec
 widen(const tp_spec *spec, const tp_parameter *at, int dim)
 {
     tp_spec wide = *spec;
-    const int cut = spec->partition == TP_PARTITION_COLUMN ? 0 : 1;
-    if (spec->shape.dims != 2 || at->dims == 2 || spec->shape.sizes[1 - cut] != -1)
+    const int along = spec->partition == TP_PARTITION_COLUMN ? 0 : 1;
+    if (spec->shape.dims != 2 || at->dims == 2 || spec->shape.sizes[1 - along] != -1)
         return wide;
     wide.shape.dims = at->dims;
     for (int i = 0; i < at->dims; i++)
         wide.shape.sizes[i] = -1;
-    wide.shape.sizes[dim] = spec->shape.sizes[cut];
+    wide.shape.sizes[dim] = spec->shape.sizes[along];
     wide.dim = -1;
     return wide;
 }
@@ -108,7 +108,7 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
 {
     const tp_parameter *at = tp_model_parameter(build->model, parameter);
     int dim = -1;
-    if (check(at, choice, err) < 0 || cut_dim(at, choice->spec, &dim, err) < 0)
+    if (check(at, choice, err) < 0 || sharded_dim(at, choice->spec, &dim, err) < 0)
         return -1;
     const tp_spec spec = widen(choice->spec, at, dim);
     tp_view view;
@@ -125,7 +125,7 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
     out->outer = view.outer;
     out->inner = view.inner;
     out->attention = pieces.attention;
-    out->cuts_keys = pieces.cuts_keys;
+    out->shards_keys = pieces.shards_keys;
     return 0;
 }
 

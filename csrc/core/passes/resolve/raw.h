@@ -12,12 +12,12 @@
 /* Whether the parameter is not the weight or bias of a linear or embedding module. */
 bool tp_raw_is(const tp_model *model, int parameter);
 
-/* Fill `out` for a raw parameter that `choice` cuts. Fails with TP_VALUE. */
+/* Fill `out` for a raw parameter that `choice` shards. Fails with TP_VALUE. */
 int tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
                    tp_decision *out, tp_error *err);
 
-/* Give a raw parameter the same cut as `from` along its dimension `dim`, which has the
- * size that `from` is cut along. */
+/* Give a raw parameter the same shards as `from` along its dimension `dim`, which has
+ * the size that `from` is sharded along. */
 void tp_raw_follow(tp_build *build, int parameter, int from, int dim);
 
 #endif

@@ -9,13 +9,13 @@
 #include "passes/resolve/raw.h"
 #include "plan/view.h"
 
-/* Which dimension of a weight a cut shrinks, and what that is called. */
+/* Which dimension of a weight is sharded, and what that is called. */
 static const struct {
     tp_module_kind module;
     tp_partition partition;
     tp_kind kind;
     int dim;
-} cuts[] = {
+} partitions[] = {
     {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, TP_COLUMN, 0},
     {TP_MODULE_LINEAR, TP_PARTITION_ROW, TP_ROW, 1},
     {TP_MODULE_CONV1D, TP_PARTITION_COLUMN, TP_COLUMN, 1},
@@ -28,10 +28,11 @@ static int
 choose_kind(const tp_module *module, const tp_spec *spec, tp_decision *out,
             tp_error *err)
 {
-    for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
-        if (cuts[i].module == module->kind && cuts[i].partition == spec->partition) {
-            out->kind = cuts[i].kind;
-            out->dim = cuts[i].dim;
+    for (size_t i = 0; i < sizeof(partitions) / sizeof(partitions[0]); i++) {
+        if (partitions[i].module == module->kind &&
+            partitions[i].partition == spec->partition) {
+            out->kind = partitions[i].kind;
+            out->dim = partitions[i].dim;
         }
     }
     out->gather_output = spec->gather_output;
@@ -48,7 +49,7 @@ choose_kind(const tp_module *module, const tp_spec *spec, tp_decision *out,
         out->dim = spec->dim;
         out->kind = spec->dim == 0 ? TP_VOCABULARY : TP_HIDDEN;
     }
-    /* What follows an embedding wants the whole hidden state. */
+    /* What follows an embedding wants the full hidden state. */
     out->gather_output = out->kind == TP_HIDDEN;
     return 0;
 }
@@ -93,8 +94,8 @@ check_matrix(const tp_parameter *weight, tp_error *err)
 }
 
 static int
-cut_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
-           tp_decision *out, tp_error *err)
+shard_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
+             tp_decision *out, tp_error *err)
 {
     const tp_module *module = tp_model_module(build->model, weight->module);
     tp_view view;
@@ -117,13 +118,13 @@ cut_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
     out->outer = view.outer;
     out->inner = view.inner;
     out->attention = pieces.attention;
-    out->cuts_keys = pieces.cuts_keys;
+    out->shards_keys = pieces.shards_keys;
     return 0;
 }
 
-/* Turn the error into a note: nobody asked for what a transformers plan says. */
+/* Turn the error into a message: nobody asked for what a transformers plan says. */
 static int
-leave_whole(tp_build *build, int parameter, tp_error *err)
+replicate(tp_build *build, int parameter, tp_error *err)
 {
     if (err->code != TP_VALUE)
         return -1;
@@ -148,11 +149,11 @@ tp_resolve_parameter(tp_build *build, int parameter, tp_error *err)
         const bool raw = tp_raw_is(build->model, parameter);
         const int result =
             raw ? tp_raw_resolve(build, parameter, choice, &decision, err)
-                : cut_weight(build, weight, choice->spec, &decision, err);
+                : shard_weight(build, weight, choice->spec, &decision, err);
         if (result < 0) {
             tp_build_refuse(build, parameter, choice, err);
             return raw && choice->source == TP_FROM_HF
-                       ? leave_whole(build, parameter, err)
+                       ? replicate(build, parameter, err)
                        : -1;
         }
     }
@@ -172,7 +173,7 @@ resolve_bias(tp_build *build, int bias, int weight, tp_error *err)
     if (from->kind == TP_REPLICATED_SUM || from->kind == TP_SKIPPED)
         out->kind = from->kind;
     if (from->kind != TP_COLUMN)
-        return 0; /* a row bias stays whole and is added once, after the sum */
+        return 0; /* a row bias stays replicated and is added once, after the sum */
 
     if (is->dims != 1 || is->shape[0] != of->shape[from->dim]) {
         tp_fail(err, TP_VALUE,

@@ -12,8 +12,8 @@ static const char divided_rule[] = "expert bias divided by TP size";
 static const tp_spec divided = {
     .partition = TP_PARTITION_SKIP, .dim = -1, .sum_gradient = true};
 
-/* What the weights of a module of experts that give its output are called; they are cut
- * along the features that they take. */
+/* What the weights of a module of experts that give its output are called; they are
+ * sharded along the features that they take. */
 static const char *const output_names[] = {"down", "w2", "output_linear", "fc2",
                                            "linear2"};
 
@@ -28,7 +28,7 @@ gives_output(const char *leaf)
 }
 
 static bool
-is_cut_matrix(const tp_build *build, int index)
+is_sharded_matrix(const tp_build *build, int index)
 {
     return build->decisions[index].layout != NULL && tp_raw_is(build->model, index) &&
            tp_model_parameter(build->model, index)->dims == MATRIX_DIMS;
@@ -41,7 +41,7 @@ has_rule(const tp_build *build, int module)
     return rule >= 0 && tp_rules_at(build->rules, rule)->style == TP_STYLE_EXPERTS;
 }
 
-/* Experts that a rule names, or with weights that are cut along features that one
+/* Experts that a rule names, or with weights that are sharded along features that one
  * makes and another takes. */
 static bool
 is_experts(const tp_build *build, int module)
@@ -49,7 +49,7 @@ is_experts(const tp_build *build, int module)
     bool any = false, columns = false, rows = false;
     for (int i = tp_model_first_parameter(build->model, module); i >= 0;
          i = tp_model_next_parameter(build->model, i)) {
-        if (!is_cut_matrix(build, i))
+        if (!is_sharded_matrix(build, i))
             continue;
         any = true;
         columns |= build->decisions[i].kind == TP_COLUMN;
@@ -60,8 +60,8 @@ is_experts(const tp_build *build, int module)
            (stacked >= 0 && build->decisions[stacked].layout != NULL);
 }
 
-/* The cut weight that the bias [experts, features] belongs to: by its name, or else the
- * one whose cut features it has. -1: none. */
+/* The sharded weight that the bias [experts, features] belongs to: by its name, or else
+ * the one whose sharded features it has. -1: none. */
 static int
 weight_of(const tp_build *build, const tp_parameter *bias)
 {
@@ -69,7 +69,7 @@ weight_of(const tp_build *build, const tp_parameter *bias)
     for (int i = tp_model_first_parameter(build->model, bias->module); i >= 0;
          i = tp_model_next_parameter(build->model, i)) {
         const tp_parameter *at = tp_model_parameter(build->model, i);
-        if (!is_cut_matrix(build, i) || at->shape[0] != bias->shape[0])
+        if (!is_sharded_matrix(build, i) || at->shape[0] != bias->shape[0])
             continue;
         const size_t size = strlen(at->leaf);
         if (strncmp(bias->leaf, at->leaf, size) == 0 &&
@@ -82,8 +82,8 @@ weight_of(const tp_build *build, const tp_parameter *bias)
     return fits;
 }
 
-/* The bias of features that are cut is cut alike; one of the output is added once, each
- * rank giving its share, so that each has a part of its gradient. */
+/* The bias of features that are sharded is sharded alike; one of the output is added
+ * once, each rank giving its share, so that each has a part of its gradient. */
 static void
 decide_bias(tp_build *build, int index)
 {
@@ -150,11 +150,11 @@ int
 tp_experts_side(const tp_build *build, int module)
 {
     const int weight = tp_model_find_parameter(build->model, module, "weight");
-    if (weight < 0 || !is_cut_matrix(build, weight))
+    if (weight < 0 || !is_sharded_matrix(build, weight))
         return -1;
     for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
         if (build->experts[i] || has_rule(build, i))
-            return -1; /* which sums for all that lies in it */
+            return -1; /* which sums for all that is in it */
     }
     return weight;
 }

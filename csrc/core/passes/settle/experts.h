@@ -8,7 +8,7 @@
 
 #include "plan/plan_build.h"
 
-/* Find the modules of experts that are cut, fill `experts`, and decide over the
+/* Find the modules of experts that are sharded, fill `experts`, and decide over the
  * biases in them that no rule names. */
 int tp_experts_settle(tp_build *build, tp_error *err);
 
@@ -16,13 +16,13 @@ int tp_experts_settle(tp_build *build, tp_error *err);
  * share. Writes their indices to `out`, which may be NULL, and returns how many. */
 int tp_experts_divided(const tp_build *build, int module, int *out);
 
-/* The cut weight of a module that is one layer of all experts, of which another module
- * is the other: the one gives features that are cut, and the other takes them. -1: it
- * is none. */
+/* The sharded weight of a module that is one layer of all experts, of which another
+ * module is the other: the one gives features that are sharded, and the other takes
+ * them. -1: it is none. */
 int tp_experts_side(const tp_build *build, int module);
 
-/* Whether a rule says that the module, inside of experts that are cut, gives its input
- * back: each rank may give a share only, so that the sum is the whole. */
+/* Whether a rule says that the module, inside of experts that are sharded, gives its
+ * input back: each rank may give a share only, so that the sum is the whole. */
 bool tp_experts_share(const tp_build *build, int module);
 
 #endif

@@ -42,7 +42,8 @@ tp_norms_is_head(const char *leaf)
     return name >= 0 && names[name].of != OF_INPUT;
 }
 
-/* Whether the cut weight of `module` gives or takes `size` features for such a norm. */
+/* Whether the sharded weight of `module` gives or takes `size` features for such a
+ * norm. */
 static bool
 fits(const tp_build *build, int module, subject of, int64_t size)
 {
@@ -60,7 +61,7 @@ fits(const tp_build *build, int module, subject of, int64_t size)
     return at->kind == TP_COLUMN && leaf[0] == (of == OF_QUERIES ? 'q' : 'k');
 }
 
-/* Modules lie behind their parent, and everything below it before anything else. */
+/* Modules come after their parents, and everything below it before anything else. */
 static int
 find_weight(const tp_build *build, int parent, subject of, int64_t size)
 {
@@ -85,7 +86,7 @@ tp_norms_follow(const tp_build *build, int module)
         return -1;
     const tp_parameter *weight = tp_model_parameter(build->model, scale);
     const tp_geometry *geometry = tp_geometries_at(build->geometries, at->parent);
-    /* A norm over one head works on whole heads, also where there is one head. */
+    /* A norm over one head works on full heads, also where there is one head. */
     if (weight->dims != 1 || (names[name].of != OF_INPUT && geometry != NULL &&
                               weight->shape[0] == geometry->head_size))
         return -1;

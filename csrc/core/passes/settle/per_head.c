@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* per_head.c -- what attention holds for each of its heads. */
+/* per_head.c -- tables and vectors with a value for each attention head. */
 #include "passes/settle/per_head.h"
 
 #include <stdlib.h>
@@ -7,13 +7,13 @@
 
 #include "model/names.h"
 
-static const tp_spec columns = {.partition = TP_PARTITION_COLUMN, .dim = 1};
-static const tp_spec numbers = {.partition = TP_PARTITION_COLUMN, .dim = 0};
+static const tp_spec table = {.partition = TP_PARTITION_COLUMN, .dim = 1};
+static const tp_spec vector = {.partition = TP_PARTITION_COLUMN, .dim = 0};
 
 /* What the embeddings are called that hold them. */
 static const char *const tables[] = {"relative_attention_bias"};
 
-/* What the parameters are called that hold a number for each head. */
+/* What the parameters are called that hold per-head vectors. */
 static const char *const vectors[] = {"sinks"};
 
 static bool
@@ -74,7 +74,7 @@ find_columns(const tp_build *build, bool named, int *weights)
 
 /* Along the last dimension, which is that of the heads. */
 static int
-cut_heads(tp_build *build, int parameter, int weight, tp_error *err)
+shard_heads(tp_build *build, int parameter, int weight, tp_error *err)
 {
     const tp_parameter *at = tp_model_parameter(build->model, parameter);
     const int attention = build->decisions[weight].attention;
@@ -92,7 +92,7 @@ cut_heads(tp_build *build, int parameter, int weight, tp_error *err)
         return -1;
     build->decisions[parameter] = decision;
     build->choices[parameter] = (tp_choice){
-        dim == 0 ? &numbers : &columns, build->choices[weight].source,
+        dim == 0 ? &vector : &table, build->choices[weight].source,
         dim == 0 ? "per-head vector" : "per-head table", TP_REASON_PER_HEAD};
     return 0;
 }
@@ -112,13 +112,13 @@ tp_per_head_settle(tp_build *build, tp_error *err)
         const int module = tp_model_parameter(build->model, i)->module;
         const int weight = weights[tp_model_module(build->model, module)->parent];
         if (weight >= 0)
-            result = cut_heads(build, i, weight, err);
+            result = shard_heads(build, i, weight, err);
     }
     find_columns(build, false, weights);
     for (int i = 0; result == 0 && i < tp_model_parameter_count(build->model); i++) {
         const int weight = weights[tp_model_parameter(build->model, i)->module];
         if (weight >= 0 && is_vector(build, i))
-            result = cut_heads(build, i, weight, err);
+            result = shard_heads(build, i, weight, err);
     }
     free(weights);
     return result;

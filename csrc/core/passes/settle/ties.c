@@ -28,14 +28,14 @@ same_runs(const tp_layout *a, const tp_layout *b)
 }
 
 static bool
-same_cut(const tp_decision *a, const tp_decision *b)
+same_shards(const tp_decision *a, const tp_decision *b)
 {
     return a->dim == b->dim && a->outer == b->outer && a->inner == b->inner &&
            same_runs(a->layout, b->layout);
 }
 
-/* Cut a name without a rule like `leader`, if its module can work with that:
- * along the rows of a matrix, whose output is made whole again. */
+/* Shard a name without a rule like `leader`, if its module can work with that:
+ * along the rows of a matrix, whose output is made full again. */
 static bool
 follow(tp_build *build, int leader, int name)
 {
@@ -73,7 +73,7 @@ describe(const tp_build *build, int name, tp_text *text)
 }
 
 static bool
-is_cut_by_config(const tp_build *build, int name)
+is_sharded_by_config(const tp_build *build, int name)
 {
     return build->choices[name].source == TP_FROM_CONFIG &&
            build->decisions[name].layout != NULL;
@@ -84,7 +84,7 @@ disagree(tp_build *build, int first, int leader, int name, tp_error *err)
 {
     const bool refuse =
         build->choices[name].spec != NULL &&
-        (is_cut_by_config(build, leader) || is_cut_by_config(build, name));
+        (is_sharded_by_config(build, leader) || is_sharded_by_config(build, name));
     tp_text text = TP_NO_TEXT;
     describe(build, leader, &text);
     tp_text_add(&text, " and ");
@@ -105,9 +105,9 @@ disagree(tp_build *build, int first, int leader, int name, tp_error *err)
     return tp_build_message(build, &text, err);
 }
 
-/* No name is cut: the first rule speaks for all, or the one that sums. */
+/* No name is sharded: the first rule speaks for all, or the one that sums. */
 static void
-settle_whole(tp_build *build, int first)
+settle_replicated(tp_build *build, int first)
 {
     int speaker = -1;
     for (int i = first; i >= 0; i = build->next_name[i]) {
@@ -130,13 +130,13 @@ settle_group(tp_build *build, int first, tp_error *err)
     while (leader >= 0 && build->decisions[leader].layout == NULL)
         leader = build->next_name[leader];
     if (leader < 0) {
-        settle_whole(build, first);
+        settle_replicated(build, first);
         return 0;
     }
     for (int i = first; i >= 0; i = build->next_name[i]) {
         const tp_decision *decision = &build->decisions[i];
         const bool agrees = decision->layout != NULL
-                                ? same_cut(decision, &build->decisions[leader])
+                                ? same_shards(decision, &build->decisions[leader])
                                 : follow(build, leader, i);
         if (!agrees)
             return disagree(build, first, leader, i, err);
@@ -162,7 +162,7 @@ settle_bias(tp_build *build, int bias, tp_error *err)
     const tp_decision *decision = &build->decisions[bias];
     for (int i = tp_build_first(build, bias); i >= 0; i = build->next_name[i]) {
         const tp_decision *other = &build->decisions[i];
-        if (other->layout != NULL && same_cut(other, decision))
+        if (other->layout != NULL && same_shards(other, decision))
             continue;
         if (other->layout != NULL || build->choices[i].spec != NULL ||
             tp_choose_weight_of(build, i) >= 0) {
@@ -183,8 +183,9 @@ tp_ties_settle_biases(tp_build *build, tp_error *err)
 {
     const int count = tp_model_parameter_count(build->model);
     for (int i = 0; i < count; i++) {
-        const bool cut = build->decisions[i].layout != NULL;
-        if (cut && tp_choose_weight_of(build, i) >= 0 && settle_bias(build, i, err) < 0)
+        const bool sharded = build->decisions[i].layout != NULL;
+        if (sharded && tp_choose_weight_of(build, i) >= 0 &&
+            settle_bias(build, i, err) < 0)
             return -1;
     }
     return 0;

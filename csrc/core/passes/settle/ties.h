@@ -7,8 +7,8 @@
 
 /* Make the decisions over all names of each tied tensor agree: a name without a
  * rule follows one with a rule where that is possible; where two rules
- * contradict, the tensor stays whole with a note, or fails with TP_VALUE
- * naming both when a rule of partition_config asks for a cut. */
+ * contradict, the tensor stays replicated with a message, or fails with TP_VALUE
+ * naming both when a rule of partition_config asks to shard it. */
 int tp_ties_settle(tp_build *build, tp_error *err);
 
 /* Carry the decision over a layer's bias to the other names of its tensor, which
