@@ -117,11 +117,14 @@ bench: $(stamp) ## Run the benchmarks, one after the other
 
 # Further options of the step benchmark: make bench-step STEP="--sequence 512 --hidden 1024"
 STEP ?=
+# Without options it is the run that the README shows.
+images := docs/images
+chart := $(if $(STEP),,--chart $(images)/step.svg --json $(images)/step.json)
 
 bench-step: $(stamp) ## Compare a sharded step with DeepSpeed's and transformers'; minutes. STEP=
-	@$(python) -m benchmarks.step --tp $(TP) $(STEP)
+	@$(python) -m benchmarks.step --tp $(TP) $(chart) $(STEP)
 
-# Ranks that share a model, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
+# The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2
 SWEEP ?=
 

@@ -69,7 +69,7 @@ def sources(folder: str, *endings: str) -> list[str]:
 
 
 def torch_folder() -> Path:
-    """Where torch lies; found without importing it, which takes seconds."""
+    """Where torch is; found without importing it, which takes seconds."""
     spec = find_spec("torch")
     how = "pip install 'torch>=2.10', then pip install --no-build-isolation ."
     if spec is None or spec.origin is None:
@@ -320,7 +320,7 @@ setup(
             "deepspeed_autotp._ops",
             [
                 "csrc/core/base/error.c",
-                *sources("csrc/host", ".c"),
+                *sources("csrc/shared_memory", ".c"),
                 *sources("csrc/nccl", ".c"),
                 *sources("csrc/pack", ".c"),
                 *sources("csrc/torch", ".c", ".cpp"),

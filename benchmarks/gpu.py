@@ -5,12 +5,12 @@ The bound of a copy is the bytes it reads and writes; of cross-entropy one readi
 the loss and one reading and one writing for the gradient; of a lookup every row written once and
 this rank's read once, and with its gradient those read again and the weight's size written. The
 bandwidth is that of a plain copy of 2 GiB from device to device, measured in the same run; of
-shards that come from a host it is that of a pinned copy of as many bytes. Without a GPU nothing is
-measured, which is exit status 2.
+shards that come from CPU memory it is that of a pinned copy of as many bytes. Without a GPU
+nothing is measured, which is exit status 2.
 
 A copy, a loss and a lookup are timed from the moment at which the device starts on them, since in
-training the host is ahead of it; thousands of small tensors, and what comes from a host, from the
-call on.
+training the CPU is ahead of it; thousands of small tensors, and what comes from CPU memory, from
+the call on.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.sharding.pinned_copy import Staging
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 
-# Cycles that the device sleeps, some ten milliseconds, while the host gets ahead of it.
+# Cycles that the device sleeps, some ten milliseconds, while the CPU gets ahead of it.
 _AHEAD = 20_000_000
 
 
@@ -44,7 +44,7 @@ class Case:
     """``run`` moves at least ``moved`` bytes; ``rival`` is the best that others have for it.
 
     ``bound`` is the least time in seconds, where it is not that of a copy on the device.
-    ``before`` is done ahead of each run and not timed. ``ahead`` is whether the host is ahead of
+    ``before`` is done ahead of each run and not timed. ``ahead`` is whether the CPU is ahead of
     the device when it starts.
     """
 
@@ -182,7 +182,7 @@ def losses(tokens: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
-    """A rank's part of an embedding that is cut over four."""
+    """A rank's shard of an embedding over four ranks."""
     features, ranks = 4096, 4
     weight = torch.randn(held, features, device="cuda").to(dtype).requires_grad_()
     ids = torch.randint(0, ranks * held, (tokens,), device="cuda")
@@ -209,7 +209,7 @@ def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def arrivals(layers: int, repeats: int) -> Iterator[Case]:
-    """Column and row cuts over four ranks of weights in host memory."""
+    """Column and row shards over four ranks of weights in CPU memory."""
     fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
     column = packing.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
     row = packing.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
@@ -225,7 +225,7 @@ def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     bound = seconds(lambda: target.copy_(pinned, non_blocking=True), repeats)
     for mib in (4, 8, 16, 32):
         yield Case(
-            f"host to GPU, {4 * moved / 1e9:.1f} GB, buffers of {mib} MiB",
+            f"CPU to GPU, {4 * moved / 1e9:.1f} GB, buffers of {mib} MiB",
             moved,
             functools.partial(ours, Staging(device, buffer=mib << 20)),
             lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],

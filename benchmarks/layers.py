@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sharded layer costs on the host over nn.Linear of the same size: time and autograd nodes.
+"""What a sharded layer costs on the CPU over nn.Linear of the same size: time and autograd nodes.
 
     python -m benchmarks.layers
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rank's part of an embedding whose vocabulary is cut, on a host: the lookup and its gradient
+"""A rank's shard of an embedding over the vocabulary, on a CPU: the lookup and its gradient
 over F.embedding with the other ranks' rows masked.
 
     python -m benchmarks.lookup

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and peak memory of cutting a shard, against the torch expression it replaces.
+"""Time and peak memory of making a shard, against the torch expression it replaces.
 
-Column cuts take rows of a [features, features] weight, row cuts take columns, fused cuts take
-this rank's part of each of three pieces. Both sides run alternately in one process; what counts
+Column shards take rows of a [features, features] weight, row shards take columns, fused ones take
+this rank's share of each of three pieces. Both sides run alternately in one process; what counts
 is the ratio of the medians.
 """
 

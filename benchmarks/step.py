@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sharded training step costs: DeepSpeed's AutoTP, transformers' TP and this package.
 
-    python -m benchmarks.step --sequence 256,64 --json step.json --chart step.png
+    python -m benchmarks.step --sequence 256,64 --json step.json --chart step.svg
 
 Each way trains the same Llama from the same checkpoint on the same tokens: float32, plain SGD,
 labels given, one thread for each rank, the ranks over gloo on this machine. Every way has its own
@@ -23,8 +23,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.step_chart import chart
 from benchmarks.step_rank import Inspected, Job, Measured
-from benchmarks.step_report import draw, machine, print_tables
+from benchmarks.step_report import machine, print_tables
 from benchmarks.step_rows import Round, Row, row_of, worst_loss
 from benchmarks.step_ways import WAYS
 from tests.support.worker_pool import Pool, PoolError
@@ -100,7 +101,7 @@ class Bench:
 
 
 def save(setting: Setting, layers: int, folder: Path) -> None:
-    """Write the whole model, which every way loads."""
+    """Write the full model, which every way loads."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -165,7 +166,7 @@ def _options() -> argparse.Namespace:
         ("micro-batch", 2, "rows of a batch"),
         ("steps", 10, "timed steps of a round, and as many without collectives"),
         ("rounds", 5, "turns that each way gets"),
-        ("tp", 2, "ranks that share the model"),
+        ("tp", 2, "TP size"),
     ):
         parser.add_argument(
             f"--{name}", type=_positive, default=value, help=f"{meaning} (default: {value})"
@@ -179,7 +180,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for a turn")
     parser.add_argument("--json", type=Path, help="write all figures as JSON")
-    parser.add_argument("--chart", type=Path, default=Path("build/step.png"), help="bar chart")
+    parser.add_argument("--chart", type=Path, default=Path("build/step.svg"), help="bar chart")
     options = parser.parse_args()
     options.kinds = options.kinds.split(",")
     unknown = sorted(set(options.kinds) - set(WAYS))
@@ -209,15 +210,15 @@ def main() -> None:
     about = machine()
     model = dataclasses.asdict(setting)
     print_tables(console, rows, model, about)
+    record = {
+        "setting": model,
+        "machine": dataclasses.asdict(about),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
     if options.json:
-        record = {
-            "setting": model,
-            "machine": dataclasses.asdict(about),
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(record, indent=1))
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
     options.chart.parent.mkdir(parents=True, exist_ok=True)
-    draw(options.chart, rows, about)
+    options.chart.write_text(chart(record))
     console.print(f"chart: {options.chart}", highlight=False)
     worst = worst_loss(rows)
     if not worst <= LOSS_LIMIT:

@@ -67,8 +67,8 @@ _WAITS = ("_c10d_functional.wait_tensor", "_c10d_functional._wrap_tensor_autogra
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One collective. ``size`` is the bytes that this rank hands over: the whole tensor of an
-    all-reduce or a reduce-scatter, the own part of an all-gather."""
+    """One collective. ``size`` is the bytes that this rank gives to it: the full tensor of an
+    all-reduce or a reduce-scatter, the own shard of an all-gather."""
 
     kind: str
     size: int
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # comes again, as operations on the local parts
+            return NotImplemented  # comes again, as operations on the local shards
         name = str(func.overloadpacket)
         if name in _OPERATIONS or (func.namespace in _SPACES and name not in _WAITS):
             self.calls.append(_call(name, args))
@@ -132,7 +132,7 @@ def removed() -> Iterator[None]:
     """Within it the collectives of every group do nothing and take no time.
 
     The group gets torch's fake backend, which returns finished work. An all-reduce then leaves
-    the tensor as it is; an all-gather still fills its output, with this rank's own part. What goes
+    the tensor as it is; an all-gather still fills its output, with this rank's own shard. What goes
     through the memory that ranks share goes to the group instead.
     """
     groups = list(distributed_c10d._world.pg_map)

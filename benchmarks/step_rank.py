@@ -146,9 +146,9 @@ def _count(training: Training, batch: Batch) -> dict[str, list[Call]]:
 
 
 def _held(model: nn.Module) -> int:
-    """Bytes of this rank's parts of the parameters, and of gradients that outlived a step."""
-    parts = [_local(parameter) for parameter in model.parameters()]
-    return sum(part.nbytes for part in parts) + sum(
+    """Bytes of this rank's shards of the parameters, and of gradients that outlived a step."""
+    shards = [_local(parameter) for parameter in model.parameters()]
+    return sum(shard.nbytes for shard in shards) + sum(
         _local(parameter.grad).nbytes
         for parameter in model.parameters()
         if parameter.grad is not None

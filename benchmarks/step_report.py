@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and chart of benchmarks/step.py."""
+"""Tables of benchmarks/step.py."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -67,12 +66,12 @@ def print_tables(
 def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
     table = Table(
         title=f"collectives, sequence {sequence}: forward + backward (+ update)",
-        caption=f"MiB are those that a rank hands over. {_transports(rows)}{_alone(rows)}",
+        caption=f"MiB are a rank's in collectives. {_transports(rows)}{_alone(rows)}",
     )
-    whole, layer = _kinds([row.step for row in rows]), _kinds([row.layer for row in rows])
+    step, layer = _kinds([row.step for row in rows]), _kinds([row.layer for row in rows])
     table.add_column("way", no_wrap=True)
     for heading in (
-        *whole,
+        *step,
         "MiB",
         "ratio",
         *(f"{kind}\n/ layer" for kind in layer),
@@ -83,7 +82,7 @@ def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             LABELS[row.way],
-            *(_calls(row.step, kind) for kind in whole),
+            *(_calls(row.step, kind) for kind in step),
             _sizes(row.step),
             f"{_bytes(row.step) / first:.2f}",
             *(_calls(row.layer, kind) for kind in layer),
@@ -157,61 +156,3 @@ def _joined(figures: Sequence[tuple[int, str]]) -> str:
     """``forward + backward``, and the update where there is something to say."""
     shown = [text for index, (value, text) in enumerate(figures) if index < 2 or value]
     return " + ".join(shown)
-
-
-def draw(path: Path, rows: Sequence[Row], about: Machine) -> None:
-    """For each length of sequence a row of bar charts, one bar for each way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.sequence)]
-    size = (15, 0.6 + 1.2 * len(groups) + 0.4 * len(rows))
-    figure, grid = pyplot.subplots(len(groups), 4, figsize=size, squeeze=False, sharey="row")
-    for axes, group in zip(grid, groups, strict=True):
-        for axis, (title, parts) in zip(
-            axes, _bars(group[0].sequence, group[0].way).items(), strict=True
-        ):
-            _draw_bars(axis, group, parts)
-            axis.set_title(title, fontsize=10)
-        axes[0].invert_yaxis()
-    figure.suptitle(about.described(), fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _bars(sequence: int, first: str) -> Mapping[str, Mapping[str, Callable[[Row], float]]]:
-    """Title, and the stacked parts of a bar. Times are ratios, which other work on the machine
-    changes less."""
-    return {
-        f"collectives of a step, sequence {sequence}": {
-            phase: lambda row, phase=phase: float(sum(row.step[phase].calls.values()))
-            for phase in ("forward", "backward")
-        },
-        "MiB handed over": {
-            phase: lambda row, phase=phase: row.step[phase].size / MIB
-            for phase in ("forward", "backward")
-        },
-        f"step time / that of {LABELS[first]}": {
-            "without collectives": lambda row: row.over_first / row.over_bare,
-            "collectives": lambda row: row.over_first * max(0.0, 1 - 1 / row.over_bare),
-        },
-        "peak memory, MiB": {
-            "parameters": lambda row: row.held / MIB,
-            "step": lambda row: (row.peak - row.held) / MIB,
-        },
-    }
-
-
-def _draw_bars(axis: Any, rows: Sequence[Row], parts: Mapping[str, Callable[[Row], float]]) -> None:
-    names = [LABELS[row.way] for row in rows]
-    left = [0.0] * len(rows)
-    for part, value in parts.items():
-        widths = [value(row) for row in rows]
-        bars = axis.barh(names, widths, left=left, label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axis.bar_label(bars, labels=[f" {total:.4g}" for total in left], fontsize=8)
-    axis.margins(x=0.18)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)

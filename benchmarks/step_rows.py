@@ -15,7 +15,7 @@ from benchmarks.step_rank import PHASES, Inspected, Measured, Times
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Collectives of the first rank in one phase: calls by kind, and the bytes handed over."""
+    """Collectives of TP rank 0 in one phase: calls by kind, and the bytes given to them."""
 
     calls: Mapping[str, int]
     size: int

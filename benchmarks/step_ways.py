@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to train one sharded model that benchmarks/step.py compares, each behind one form.
 
-A way is a table row: who cuts the model, and who runs the step. The package is imported only by
+A way is a table row: who shards the model, and who runs the step. The package is imported only by
 the ways that are its own.
 """
 
@@ -47,7 +47,7 @@ def _plain(model: nn.Module) -> Training:
 def _engine(
     initialize: Callable[..., Any], checkpoint: str, rows: int, **section: object
 ) -> Training:
-    model = _whole(checkpoint)
+    model = _loaded(checkpoint)
     config = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_clipping": 0.0,
@@ -66,7 +66,7 @@ def _engine(
     )
 
 
-def _whole(checkpoint: str, **options: object) -> nn.Module:
+def _loaded(checkpoint: str, **options: object) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     model: nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -82,7 +82,7 @@ def _deepspeed(checkpoint: str, rows: int) -> Training:
 
 
 def _deepspeed_vocabulary(checkpoint: str, rows: int) -> Training:
-    """With the option that keeps the logits and the loss cut; it is off by default."""
+    """With the option that keeps the logits sharded in the loss; it is off by default."""
     import deepspeed
 
     return _engine(deepspeed.initialize, checkpoint, rows, vocab_parallel_lm_head=True)
@@ -92,13 +92,13 @@ def _transformers(checkpoint: str, rows: int) -> Training:
     from transformers.distributed import DistributedConfig
 
     plan = DistributedConfig(tp_size=dist.get_world_size(), tp_plan="auto")
-    return _plain(_whole(checkpoint, distributed_config=plan))
+    return _plain(_loaded(checkpoint, distributed_config=plan))
 
 
 def _parallelize(checkpoint: str, rows: int, **section: object) -> Training:
     import deepspeed_autotp
 
-    model = _whole(checkpoint)
+    model = _loaded(checkpoint)
     tp_size = dist.get_world_size()
     return _plain(deepspeed_autotp.parallelize(model, tp_size=tp_size, config=section or None))
 
@@ -114,7 +114,7 @@ def _initialize(checkpoint: str, rows: int) -> Training:
     return _engine(deepspeed_autotp.initialize, checkpoint, rows)
 
 
-# A way takes the folder of a whole checkpoint and the rows of a batch.
+# A way takes the folder of a full checkpoint and the rows of a batch.
 WAYS: Mapping[str, Callable[[str, int], Training]] = {
     "deepspeed": _deepspeed,
     "deepspeed-vocabulary": _deepspeed_vocabulary,
@@ -126,7 +126,7 @@ WAYS: Mapping[str, Callable[[str, int], Training]] = {
 OWN = ("parallelize", "parallelize-in-turn", "initialize")
 LABELS: Mapping[str, str] = {
     "deepspeed": "DeepSpeed AutoTP",
-    "deepspeed-vocabulary": "DeepSpeed, cut logits",
+    "deepspeed-vocabulary": "DeepSpeed, sharded logits",
     "transformers": "transformers TP",
     "parallelize": "ours, parallelize",
     "parallelize-in-turn": "ours, no overlap",

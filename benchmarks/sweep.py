@@ -4,7 +4,7 @@
     python -m benchmarks.sweep --tp 2 --out table.json --markdown table.md
 
 Each model type of transformers is shrunk (benchmarks/shrink.py), trained for four SGD steps in
-one process and at the tensor-parallel degree over gloo, without clipping and with the gradient
+one process and at the TP size over gloo, without clipping and with the gradient
 norm clipped at 1. A row of the table says how far losses and weights differ, which share of the
 parameters the fullest rank holds, and how many collectives a step takes; or why there is none.
 """

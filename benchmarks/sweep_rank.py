@@ -40,7 +40,7 @@ class Measured:
     losses      largest relative difference to the single process, by clipping norm; and so
     norms       for the gradient norms before clipping
     updates     largest difference of what four steps changed in a weight, relative
-    parameters  of the whole model, and ``local`` those that this rank holds
+    parameters  of the full model, and ``local`` those that this rank holds
     """
 
     state: str

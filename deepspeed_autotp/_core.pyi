@@ -6,10 +6,12 @@ given and what was expected. Ints are not bools, sequences are not strings.
 """
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Self, final
 
 __all__ = [
     "Entry",
+    "Kind",
     "Layer",
     "LocalInteger",
     "Model",
@@ -18,15 +20,19 @@ __all__ = [
     "Records",
     "Row",
     "Rules",
+    "Source",
+    "Stack",
     "check_spec",
     "core_info",
     "dtype_name",
     "family_blocks",
+    "index_pattern",
     "merge",
     "nearest",
     "precision",
     "preset_names",
     "preset_rows",
+    "settle_tp_size",
     "split",
     "split_grain",
     "style_spec",
@@ -37,6 +43,9 @@ def split(size: int, unit: int, ranks: int) -> tuple[int, ...]:
 
 def split_grain(size: int, grain: int, ranks: int) -> tuple[int, ...]:
     """Widths per rank, in multiples of `grain` where that is possible."""
+
+def index_pattern(name: str, /) -> str:
+    """A dotted name with ``*`` for each index, as in ``layers.*.mlp``."""
 
 def nearest(name: str, names: Sequence[str], limit: int = 3) -> tuple[str, ...]:
     """The names close to `name`, nearest first."""
@@ -58,10 +67,9 @@ def style_spec(style: str, pattern: str) -> dict[str, Any]:
     """The specification behind a style of a transformers plan. Errors name `pattern`."""
 
 def check_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check {partition_type, partition_dim, shape, gather_output, split_input, sum_gradient}.
+    """The dict with the default for a missing key and shape as a tuple; an unknown key is an error.
 
-    Missing keys take their default, unknown keys are an error. Returns the normalised dict, with
-    shape as a tuple. Messages start with `where`.
+    Messages start with `where`.
     """
 
 def core_info() -> dict[str, Any]:
@@ -81,10 +89,10 @@ def merge(
     has_mpu: bool = False,
     has_mesh: bool = False,
 ) -> dict[str, Any]:
-    """{"autotp_size": int | None, "tp_size": int | None, "tp_group": bool, "make_groups": bool}.
+    """{"autotp_size": int | None, "tp_size": int | None, "tp_group": bool, "make_groups": bool}."""
 
-    record is (tp_size, dtype, group, group_size), as Records returns it.
-    """
+def settle_tp_size(sources: Sequence[tuple[str, int]], /) -> int | None:
+    """The TP size that all sources (where, size) agree on; a size of -1 is not stated."""
 
 @final
 class Pattern:
@@ -159,7 +167,37 @@ class Model:
         integers: Mapping[str, int] = ...,
         input_embedding: int = -1,
         output_head: int = -1,
+        takes_labels: bool = False,
     ) -> Self: ...
+
+class Kind(StrEnum):
+    """What happens to a parameter, or to the forward of a module."""
+
+    REPLICATED = "replicated"
+    REPLICATED_SUM = "replicated+sum"
+    SKIPPED = "skip"
+    COLUMN = "column"
+    ROW = "row"
+    VOCABULARY = "vocabulary"
+    HIDDEN = "hidden"
+    EXPERTS = "experts"
+    EXPERTS_COLUMN = "experts column"
+    EXPERTS_ROW = "experts row"
+    SHARE = "share"
+    ROPE = "rope"
+    NORM = "norm"
+    HEADS = "heads"
+
+class Source(StrEnum):
+    """Who decided."""
+
+    PARTITION_CONFIG = "partition_config"
+    PRESET = "preset"
+    TP_PLAN = "tp_plan"
+    FAMILY = "family"
+    HEURISTIC = "heuristic"
+    DEFAULT = "default"
+    NONE = "-"
 
 @final
 class Entry:
@@ -168,11 +206,9 @@ class Entry:
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> str:
-        """replicated, replicated+sum, skip, column, row, vocabulary or hidden."""
+    def kind(self) -> Kind: ...
     @property
-    def source(self) -> str:
-        """partition_config, preset, tp_plan, family, default, or - for nothing."""
+    def source(self) -> Source: ...
     @property
     def rule(self) -> str:
         """Label of the deciding rule, or empty."""
@@ -185,6 +221,10 @@ class Entry:
     def view(self) -> tuple[int, int, int]:
         """(outer, size, inner) of the full weight around the cut; (1, elements, 1) if whole."""
     @property
+    def is_sharded(self) -> bool: ...
+    @property
+    def is_tied(self) -> bool: ...
+    @property
     def tied_to(self) -> int:
         """Index of the entry whose tensor this is, or -1."""
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
@@ -192,6 +232,8 @@ class Entry:
         """Elements along the cut that `rank` holds, out of `view[1]`; all of them if whole."""
     def runs(self, rank: int, /) -> tuple[int, ...]:
         """start, length, start, length, ...; empty when the parameter is whole."""
+    def is_counted(self, rank: int, /) -> bool:
+        """Whether `rank` counts its shard in a sum over all ranks: it owns all of its runs."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
         """Runs that other ranks hold too: (offset in the shard, length, owner, holders)."""
 
@@ -205,9 +247,7 @@ class Layer:
     @property
     def module(self) -> str: ...
     @property
-    def kind(self) -> str:
-        """column, row, vocabulary, hidden, experts, experts column, experts row, share, rope,
-        norm or heads."""
+    def kind(self) -> Kind: ...
     @property
     def weight(self) -> int: ...
     @property
@@ -231,6 +271,20 @@ class Layer:
     @property
     def heads(self) -> tuple[tuple[int, int], ...]:
         """Of heads: start and length of the query heads of each rank."""
+    @property
+    def features(self) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Of the sharded dimension: its size, widths and runs by rank."""
+    @property
+    def has_full_output(self) -> bool: ...
+    @property
+    def gathers_weight(self) -> bool:
+        """Whether who reads its weight outside of its forward expects the full one."""
+    @property
+    def is_heuristic(self) -> bool:
+        """Whether names or sizes alone say to shard it, in a model of an untried type."""
+    @property
+    def block(self) -> tuple[str, ...]:
+        """Names of the modules to plan anew where it is wrong, with ``*`` for each index."""
 
 @final
 class LocalInteger:
@@ -244,6 +298,24 @@ class LocalInteger:
     def full(self) -> int: ...
     @property
     def values(self) -> tuple[int, ...]: ...
+
+@final
+class Stack:
+    """Layers between which the tokens are sharded; names of modules."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def stages(self) -> tuple[str, ...]: ...
+    @property
+    def inlets(self) -> tuple[str, ...]:
+        """These gather all tokens first."""
+    @property
+    def outlets(self) -> tuple[str, ...]:
+        """Row layers that give each rank the sum for its own tokens."""
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """These gather all tokens first and shard them again behind."""
 
 @final
 class Row:
@@ -278,21 +350,25 @@ class Plan:
         defaults: bool = True,
         embedding_dim: int = 1,
         head_patterns: Sequence[str] = ("lm_head", "embed_out"),
-        whole: Sequence[str] = (),
-        apart: Sequence[str] = (),
+        replicated: Sequence[str] = (),
+        individual: Sequence[str] = (),
         families: bool = True,
-        guesses: bool = True,
-        alone: bool = True,
-        sequence: bool = False,
+        heuristics: bool = True,
+        large_layers: bool = True,
+        sequence_parallel: bool = False,
+        vocab_parallel_lm_head: bool | None = None,
+        must_shard: bool = False,
     ) -> Self:
-        """whole: names of modules that stay whole with all below them; `*` is one index.
+        """replicated: names of modules that stay replicated with all below; ``*`` is one index.
 
-        apart: those whose layers are cut one by one, with whole activations between them.
-        families: where no rule speaks, blocks are cut that names and sizes tell.
-        guesses: also in models of a type that was never tried.
-        alone: large layers that nothing else cuts are cut by themselves.
-        sequence: between blocks each rank has a part of the tokens; ValueError, naming the
-        module, where that cannot be.
+        individual: those whose layers are sharded one by one, with full activations between them.
+        families: where no rule speaks, blocks are sharded that names and sizes tell.
+        heuristics: also in models of a type that was never tried.
+        large_layers: large layers that nothing else shards are sharded individually.
+        sequence_parallel: between blocks each rank has a part of the tokens; ValueError, naming
+        the module, where that cannot be.
+        vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
+        must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
 
     @property
@@ -307,11 +383,18 @@ class Plan:
     @property
     def integers(self) -> tuple[LocalInteger, ...]: ...
     @property
-    def stacks(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        """Names of modules for each stack of layers between which tokens are cut: the one that
-        runs it, its stages, the inlets (given all tokens), outlets (summed for own tokens) and
-        islands (given all tokens, which are cut again behind them)."""
-
+    def stacks(self) -> tuple[Stack, ...]: ...
+    @property
+    def logits_layer(self) -> Layer | None:
+        """The one that keeps its shard of the logits where labels are given."""
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Indices of the first and last entry of each pattern of names."""
+    @property
+    def layout_hash(self) -> str:
+        """Of names, shapes and runs."""
     @property
     def notes(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...
+    def replicated_warning(self) -> str | None:
+        """What to tell the user where a rank holds nearly everything."""

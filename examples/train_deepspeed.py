@@ -55,7 +55,7 @@ def train(options: argparse.Namespace) -> list[float]:
     world = int(os.environ["WORLD_SIZE"])
     replicas = world // options.tp
     rank = int(os.environ["RANK"])
-    replica = rank // options.tp  # the ranks of one model follow one another
+    replica = rank // options.tp  # the ranks of a TP group are consecutive
 
     model = build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
@@ -89,14 +89,14 @@ def train(options: argparse.Namespace) -> list[float]:
 
 
 def mean_over_ranks(loss: torch.Tensor) -> float:
-    """The loss of the whole batch: ranks of one model agree, so the mean over all will do."""
+    """The loss of the global batch; the ranks of a TP group have one loss, so all may count."""
     deepspeed.comm.all_reduce(loss)
     return loss.item() / deepspeed.comm.get_world_size()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tp", type=int, default=2, help="ranks that share one model")
+    parser.add_argument("--tp", type=int, default=2, help="TP size")
     parser.add_argument("--zero", type=int, default=1, help="ZeRO stage")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--steps", type=int, default=60)

@@ -34,7 +34,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     for step in range(20):
-        ids = batch(step, rows=4, length=128).to(device)  # every rank of a model: the same rows
+        ids = batch(step, rows=4, length=128).to(device)  # the same rows on every TP rank
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         deepspeed_autotp.clip_grad_norm_(model, 1.0)

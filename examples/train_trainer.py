@@ -4,8 +4,8 @@
     torchrun --nproc-per-node=4 examples/train_trainer.py --tp 2
     torchrun --nproc-per-node=2 examples/train_trainer.py --tp 1       (the same without TP)
 
-The degree is ``tensor_parallel.autotp_size`` of the DeepSpeed configuration. Everything else
-is what the Trainer's documentation shows: it trains, evaluates, saves whole weights that
+The TP size is ``tensor_parallel.autotp_size`` of the DeepSpeed configuration. Everything else
+is what the Trainer's documentation shows: it trains, evaluates, saves full weights that
 ``from_pretrained`` loads, and resumes.
 """
 

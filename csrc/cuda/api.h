@@ -7,8 +7,8 @@
 #define TP_CUDA_API_H
 
 #include "cuda/copy.h"
-#include "cuda/lookup.h"
-#include "cuda/vocab.h"
+#include "cuda/cross_entropy.h"
+#include "cuda/embedding_lookup.h"
 
 /* Goes up with every change of the table or of a struct that it speaks of. */
 enum { TP_CUDA_ABI = 3 };
@@ -16,21 +16,21 @@ enum { TP_CUDA_ABI = 3 };
 #define TP_CUDA_ENTRY "tp_cuda_api_get"
 
 typedef struct {
-    int32_t abi;       /* TP_CUDA_ABI of the library; the first member for ever */
-    int32_t toolkit;   /* CUDART_VERSION, 13000 for 13.0 */
+    int32_t abi;     /* TP_CUDA_ABI of the library; the first member in every version */
+    int32_t toolkit; /* CUDART_VERSION, 13000 for 13.0 */
     const char *archs; /* as the build was told: "75,80,90" */
     /* How many devices there are; an error such as 35, no driver, without any. */
     int (*devices)(int *count);
     /* Whether the kernels run on the current device. */
     int (*probe)(void);
-    /* In words; never NULL. Clears nothing. */
+    /* The text of an error; never NULL. Clears nothing. */
     const char *(*error_text)(int error);
     int (*copy)(tp_copy *copies, int64_t count, void *stream);
     int (*copy_in_order)(tp_copy *copies, int64_t count, void *stream);
-    int (*vocab_statistics)(const tp_vocab_args *args, void *stream);
-    int (*vocab_gradient)(const tp_vocab_args *args, void *stream);
-    /* 1 when all that was started on it is done, 0 when not yet, and an error with its
-     * sign turned. Waits for nothing. */
+    int (*cross_entropy_statistics)(const tp_cross_entropy_args *args, void *stream);
+    int (*cross_entropy_gradient)(const tp_cross_entropy_args *args, void *stream);
+    /* 1 when all that was started on it is done, 0 when not yet, and a negative CUDA
+     * error. Waits for nothing. */
     int (*stream_done)(void *stream);
     int (*lookup)(const tp_lookup *lookup, void *stream);
 } tp_cuda_api;

@@ -115,7 +115,7 @@ start(tp_copy *copies, int64_t count, bool in_order, void *stream)
 {
     while (count > 0) {
         int32_t tiles = 0;
-        const int32_t taken = tp_copy_number(copies, count, kMany, &tiles);
+        const int32_t taken = tp_copy_count_tiles(copies, count, kMany, &tiles);
         if (taken == 0)
             return cudaErrorInvalidConfiguration; /* one copy of over 2^31 tiles */
         const cudaError_t error =
@@ -147,5 +147,5 @@ extern "C" int
 tp_copy_probe(void)
 {
     cudaFuncAttributes unused;
-    return tp::told(cudaFuncGetAttributes(&unused, copy_kernel<kFew>));
+    return tp::reported(cudaFuncGetAttributes(&unused, copy_kernel<kFew>));
 }

@@ -2,7 +2,7 @@
 /* launch.h -- starts kernels by a call of CUDA's runtime.
  *
  * A call, where <<<>>> is no C++: tests/emulated/cuda_runtime has a runtime with which
- * a host compiles and runs the .cu files as they are. For it, __grid_constant__ stands
+ * a CPU compiles and runs the .cu files as they are. For it, __grid_constant__ is
  * behind the type of a parameter, where it can be made a reference. */
 #ifndef TP_LAUNCH_H
 #define TP_LAUNCH_H
@@ -13,9 +13,9 @@
 namespace tp
 {
 
-/* An error that the result tells; the next call shall not find it again. */
+/* Returns `error` and clears it, so that the next call does not find it again. */
 inline cudaError_t
-told(cudaError_t error)
+reported(cudaError_t error)
 {
     if (error != cudaSuccess)
         (void)cudaGetLastError();
@@ -32,7 +32,7 @@ launch(void (*kernel)(Params...), int64_t blocks, int threads, void *stream,
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.stream = static_cast<cudaStream_t>(stream);
-    return told(cudaLaunchKernelEx(&config, kernel, args...));
+    return reported(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
 }  // namespace tp

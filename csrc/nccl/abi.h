@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* abi.h -- the functions of NCCL 2 that are used, and what they are given.
+/* abi.h -- the functions of NCCL 2 that are used, and their arguments.
  *
- * NCCL's own header needs CUDA's, and the library is opened at run time. So the numbers
- * and layouts that NCCL 2 keeps stand here, as they are in src/nccl.h.in of NCCL 2.14.3
- * (https://github.com/NVIDIA/nccl/blob/v2.14.3-1/src/nccl.h.in): an ncclResult_t and an
- * ncclDataType_t are ints, an ncclComm_t and a cudaStream_t pointers. */
+ * NCCL's own header needs CUDA's, and the library is opened at run time. So the
+ * constants and layouts that NCCL 2 keeps are here, as they are in src/nccl.h.in of
+ * NCCL 2.14.3 (https://github.com/NVIDIA/nccl/blob/v2.14.3-1/src/nccl.h.in): an
+ * ncclResult_t and an ncclDataType_t are ints, an ncclComm_t and a cudaStream_t
+ * pointers. */
 #ifndef TP_NCCL_ABI_H
 #define TP_NCCL_ABI_H
 
@@ -21,7 +22,7 @@ enum { TP_NCCL_SUCCESS = 0, TP_NCCL_IN_PROGRESS = 7 };
 /* ncclUint8 of ncclDataType_t. */
 enum { TP_NCCL_BYTE = 1 };
 
-/* ncclUniqueId; handed over by value. */
+/* ncclUniqueId; passed by value. */
 enum { TP_NCCL_ID_BYTES = 128 };
 typedef struct {
     char bytes[TP_NCCL_ID_BYTES];

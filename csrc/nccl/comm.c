@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* comm.c -- a communicator of NCCL's, polled to a deadline. */
+/* comm.c -- a communicator of NCCL's, polled until a deadline. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, nanosleep */
 
 #include "nccl/comm.h"
@@ -9,11 +9,11 @@
 #include <time.h>
 
 enum {
-    kNap = 10000, /* nanoseconds of the first, each twice as long as the one before */
-    kLongestNap = 200000
+    kSleep = 10000, /* nanoseconds of the first, each twice as long as the one before */
+    kLongestSleep = 200000
 };
 
-/* Seconds that making one may take at most: the ranks have just met. */
+/* Most seconds that making one may take: the ranks have just met. */
 static const double kMaking = 60;
 
 /* Seconds that closing may take. Nothing is under way then, so it is short: a rank that
@@ -43,42 +43,42 @@ abort_comm(tp_comm *comm)
     comm->handle = NULL;
 }
 
-/* NCCL's words of what failed last, or none. */
+/* What NCCL says of what failed last, or nothing. */
 static const char *
-last_words(const tp_comm *comm)
+last_error(const tp_comm *comm)
 {
-    const char *words = comm->nccl.calls.last_error(comm->handle);
-    return words == NULL ? "" : words;
+    const char *text = comm->nccl.calls.last_error(comm->handle);
+    return text == NULL ? "" : text;
 }
 
 int
-tp_comm_give_up(tp_comm *comm, int result, const char *what, tp_error *err)
+tp_comm_fail(tp_comm *comm, int result, const char *what, tp_error *err)
 {
-    const char *words = last_words(comm);
+    const char *text = last_error(comm);
 
     tp_fail(err, TP_PEER, "rank %d of %d: %s: NCCL says \"%s\"%s%s", comm->place.rank,
             comm->place.ranks, what, comm->nccl.calls.error_text(result),
-            words[0] == '\0' ? "" : ": ", words);
+            text[0] == '\0' ? "" : ": ", text);
     abort_comm(comm);
     return -1;
 }
 
 static int
-give_up_late(tp_comm *comm, const char *what, tp_error *err)
+fail_timeout(tp_comm *comm, const char *what, tp_error *err)
 {
-    const char *words = last_words(comm);
+    const char *text = last_error(comm);
 
     tp_fail(err, TP_PEER,
-            "rank %d of %d: %s is not done after %g seconds; a rank has ended, comes "
-            "later than that, or was given other sizes%s%s",
+            "rank %d of %d: %s is not done after %g seconds, the timeout; a rank has "
+            "ended, joins later than that, or has other sizes%s%s",
             comm->place.rank, comm->place.ranks, what, comm->place.seconds,
-            words[0] == '\0' ? "" : "; NCCL's last words: ", words);
+            text[0] == '\0' ? "" : "; NCCL's last error: ", text);
     abort_comm(comm);
     return -1;
 }
 
 static int
-give_up_stream(tp_comm *comm, int error, const char *what, tp_error *err)
+fail_stream(tp_comm *comm, int error, const char *what, tp_error *err)
 {
     tp_fail(err, TP_PEER, "rank %d of %d: %s: its stream has failed (CUDA error %d)",
             comm->place.rank, comm->place.ranks, what, error);
@@ -88,8 +88,8 @@ give_up_stream(tp_comm *comm, int error, const char *what, tp_error *err)
 
 /* Fill `result` with NCCL's state, TP_NCCL_IN_PROGRESS also while the stream runs. */
 static int
-look(tp_comm *comm, const tp_stream *stream, const char *what, int *result,
-     tp_error *err)
+poll_state(tp_comm *comm, const tp_stream *stream, const char *what, int *result,
+           tp_error *err)
 {
     const int asked = comm->nccl.calls.async_error(comm->handle, result);
 
@@ -100,7 +100,7 @@ look(tp_comm *comm, const tp_stream *stream, const char *what, int *result,
         return 0;
     const int done = stream->done(stream->at);
     if (done < 0)
-        return give_up_stream(comm, -done, what, err);
+        return fail_stream(comm, -done, what, err);
     if (done == 0)
         *result = TP_NCCL_IN_PROGRESS;
     return 0;
@@ -110,23 +110,23 @@ int
 tp_comm_wait(tp_comm *comm, const tp_stream *stream, const char *what, tp_error *err)
 {
     const double deadline = now() + comm->place.seconds;
-    struct timespec nap = {0, kNap};
+    struct timespec pause = {0, kSleep};
 
     for (;;) {
-        /* Before the look: what is done when the time is over counts as done. */
+        /* Before the poll: what is done when the time is over counts as done. */
         const bool late = now() > deadline;
         int result = TP_NCCL_IN_PROGRESS;
-        if (look(comm, stream, what, &result, err) < 0)
+        if (poll_state(comm, stream, what, &result, err) < 0)
             return -1;
         if (result == TP_NCCL_SUCCESS)
             return 0;
         if (result != TP_NCCL_IN_PROGRESS)
-            return tp_comm_give_up(comm, result, what, err);
+            return tp_comm_fail(comm, result, what, err);
         if (late)
-            return give_up_late(comm, what, err);
-        nanosleep(&nap, NULL);
-        if (nap.tv_nsec < kLongestNap)
-            nap.tv_nsec *= 2;
+            return fail_timeout(comm, what, err);
+        nanosleep(&pause, NULL);
+        if (pause.tv_nsec < kLongestSleep)
+            pause.tv_nsec *= 2;
     }
 }
 
@@ -147,7 +147,7 @@ tp_comm_make(tp_comm **made, const tp_nccl *nccl, const tp_nccl_id *id,
     const int result =
         nccl->calls.init(&comm->handle, place->ranks, *id, place->rank, &config);
     if (result != TP_NCCL_SUCCESS && result != TP_NCCL_IN_PROGRESS) {
-        tp_comm_give_up(comm, result, what, err);
+        tp_comm_fail(comm, result, what, err);
         goto failed;
     }
     if (tp_comm_wait(comm, NULL, what, err) < 0)
@@ -168,7 +168,7 @@ tp_comm_check(const tp_comm *comm, tp_error *err)
         return 0;
     return tp_fail(err, TP_PEER,
                    "rank %d of %d: a call of this communicator has failed before; "
-                   "start all its ranks again",
+                   "restart all its ranks",
                    comm->place.rank, comm->place.ranks);
 }
 

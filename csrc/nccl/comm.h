@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* comm.h -- a communicator of NCCL's: made, waited for, given up, closed.
+/* comm.h -- a communicator of NCCL's: made, waited for, aborted, closed.
  *
- * No call of NCCL's blocks: each is started and then asked for until it is done or the
- * time limit is over. A communicator that has failed is aborted at once, so that
+ * No call of NCCL's blocks: each is started and then polled until it is done or the
+ * timeout is over. A communicator that has failed is aborted at once, so that
  * nothing runs on its stream any more, and every later call fails. One thread uses it.
  */
 #ifndef TP_NCCL_COMM_H
@@ -15,14 +15,14 @@ typedef struct tp_comm tp_comm;
 typedef struct {
     int rank;
     int ranks;
-    double seconds; /* that an exchange may take */
+    double seconds; /* timeout of an exchange */
 } tp_comm_place;
 
 /* A CUDA stream, or what stands for one. */
 typedef struct {
     void *at; /* borrowed */
-    /* 1 when all that was started on it is done, 0 when not yet, and a CUDA error with
-     * its sign turned. */
+    /* 1 when all that was started on it is done, 0 when not yet, and a negative CUDA
+     * error. */
     int (*done)(void *at);
 } tp_stream;
 
@@ -38,7 +38,7 @@ int tp_comm_wait(tp_comm *comm, const tp_stream *stream, const char *what,
                  tp_error *err);
 
 /* Abort, and say that `result` is why. Always returns -1. */
-int tp_comm_give_up(tp_comm *comm, int result, const char *what, tp_error *err);
+int tp_comm_fail(tp_comm *comm, int result, const char *what, tp_error *err);
 
 /* Fails when the communicator has failed before. */
 int tp_comm_check(const tp_comm *comm, tp_error *err);

@@ -11,9 +11,9 @@
 #include <string.h>
 
 #define NAME "libnccl.so.2"
-#define HOW "install a torch with CUDA, or name the file of NCCL in AUTOTP_NCCL"
+#define HOW "install a torch with CUDA, or set AUTOTP_NCCL to the file of NCCL"
 
-/* Which function lies where in the table. */
+/* Which function is where in the table. */
 static const struct {
     const char *name;
     size_t at;
@@ -53,17 +53,17 @@ open_first(tp_nccl *nccl, const char *path)
     void *opened = NULL;
 
     if (given != NULL && given[0] == '\0') {
-        refuse(nccl, "AUTOTP_NCCL is empty, which says to go without NCCL");
+        refuse(nccl,
+               "AUTOTP_NCCL is empty, which turns NCCL off; unset it to use NCCL");
         return NULL;
     }
     if (given != NULL) {
         opened = dlopen(given, mode);
         if (opened == NULL)
-            refuse(nccl, "the file that AUTOTP_NCCL names cannot be opened: %s",
-                   dlerror());
+            refuse(nccl, "the file of AUTOTP_NCCL cannot be opened: %s", dlerror());
         return opened;
     }
-    /* That of torch, where it has one: two of them in a process take memory twice. */
+    /* That of torch, where it has one: two of them in a process need memory twice. */
     opened = dlopen(NAME, mode | RTLD_NOLOAD);
     if (opened == NULL && path[0] != '\0')
         opened = dlopen(path, mode);
@@ -76,7 +76,7 @@ open_first(tp_nccl *nccl, const char *path)
 
 /* The first function that the library lacks, or NULL. */
 static const char *
-take_functions(tp_nccl *nccl, void *opened)
+find_functions(tp_nccl *nccl, void *opened)
 {
     for (int i = 0; i < kSymbols; i++) {
         /* POSIX has the two kinds of pointers be alike; C does not, hence the copy. */
@@ -96,7 +96,7 @@ check_version(tp_nccl *nccl, void *opened)
     Dl_info file;
 
     if (symbol == NULL) {
-        refuse(nccl, "what was opened for NCCL is another library: it has no %s",
+        refuse(nccl, "what was opened for NCCL is another library: it has no %s; " HOW,
                symbols[0].name);
         return;
     }
@@ -104,7 +104,7 @@ check_version(tp_nccl *nccl, void *opened)
     if (dladdr(symbol, &file) != 0 && file.dli_fname != NULL)
         snprintf(nccl->path, sizeof(nccl->path), "%s", file.dli_fname);
     if (nccl->calls.get_version(&nccl->version) != TP_NCCL_SUCCESS) {
-        refuse(nccl, "%s does not say its version", nccl->path);
+        refuse(nccl, "%s does not tell its version; " HOW, nccl->path);
         return;
     }
     if (nccl->version < TP_NCCL_OLDEST || nccl->version >= TP_NCCL_ABOVE) {
@@ -125,10 +125,10 @@ tp_nccl_open(tp_nccl *nccl, const char *path)
     check_version(nccl, opened);
     if (nccl->reason[0] != '\0')
         return;
-    const char *missing = take_functions(nccl, opened);
+    const char *missing = find_functions(nccl, opened);
     if (missing != NULL)
         refuse(nccl, "%s has no %s; " HOW, nccl->path, missing);
-    nccl->on_host = dlsym(opened, TP_NCCL_ON_HOST) != NULL;
+    nccl->on_cpu = dlsym(opened, TP_NCCL_ON_CPU) != NULL;
 }
 
 void

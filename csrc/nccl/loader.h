@@ -16,19 +16,18 @@ enum { TP_NCCL_PATH_SIZE = 4096, TP_NCCL_VERSION_SIZE = 40 };
 typedef struct {
     tp_nccl_functions calls;      /* all there where `reason` is empty */
     int version;                  /* 22703 for 2.27.3; 0 where it is not known */
-    bool on_host;                 /* it is a stand-in that moves host memory */
+    bool on_cpu;                  /* it is a stand-in that moves tensors on a CPU */
     char path[TP_NCCL_PATH_SIZE]; /* of the file; empty where none could be opened */
     char reason[TP_NCCL_PATH_SIZE +
                 512]; /* why there is none to use; empty where there is */
 } tp_nccl;
 
-/* Exported by a stand-in for NCCL that takes pointers to host memory. */
-#define TP_NCCL_ON_HOST "autotp_nccl_on_host"
+/* Exported by a stand-in for NCCL that takes pointers to memory of a CPU. */
+#define TP_NCCL_ON_CPU "autotp_nccl_on_cpu"
 
 /* Fill `nccl`: with the library that the process has loaded already, else with the one
  * at `path`, which may be empty, else with the one that the dynamic linker finds. The
- * file that AUTOTP_NCCL names takes the place of all three; it is empty to go without.
- */
+ * file that AUTOTP_NCCL names replaces all three; it is empty to turn NCCL off. */
 void tp_nccl_open(tp_nccl *nccl, const char *path);
 
 /* Write "2.27.3" for 22703 to `text`, of TP_NCCL_VERSION_SIZE bytes. */

@@ -3,7 +3,8 @@
  *
  * For when there is no room for the shard beside the full tensor. Every byte moves to
  * a lower address or stays, so what may run at once is a matter of how far: a step's
- * writes end where its reads begin. Plans only; copies nothing but on the host. */
+ * writes end where its reads begin. On a CPU it copies; for a GPU it lists the steps.
+ */
 #ifndef TP_COMPACT_H
 #define TP_COMPACT_H
 
@@ -12,9 +13,9 @@
 #include "pack/copies.h"
 
 /* Where a plan of steps stands: before `run` of outer row `row`, `done` bytes of that
- * run behind it. Starts as zeros with the cut, whose runs ascend. */
+ * run behind it. Starts as zeros with the view, whose runs ascend. */
 typedef struct {
-    const tp_shard_cut *cut; /* borrowed */
+    const tp_shard_view *view; /* borrowed */
     int64_t row;
     int64_t run;
     int64_t done;
@@ -23,7 +24,7 @@ typedef struct {
 /* Steps run one after the other. Of one that is `in_order` each byte is read before
  * any later one is written; the bytes of all others may move in any order. */
 typedef struct {
-    tp_shard_cut cut; /* of fewer rows than the whole one, or of a stretch */
+    tp_shard_view view; /* of some of the rows, or of a stretch */
     int64_t full;  /* byte of the memory where the step's part of the tensor begins */
     int64_t shard; /* byte of the memory where it goes */
     int64_t stretch[2]; /* the run of a step that is a stretch */
@@ -32,7 +33,7 @@ typedef struct {
 
 /* Whether the runs ascend and share no element, so that nothing moves to a higher
  * address. Fails with TP_VALUE. Follows tp_shard_check. */
-int tp_compact_check(const tp_shard_cut *cut, tp_error *err);
+int tp_compact_check(const tp_shard_view *view, tp_error *err);
 
 /* The next step in `step`, which has to stay where it is while it is used; false when
  * all is done. */
@@ -42,7 +43,7 @@ bool tp_compact_next(tp_compaction *at, tp_compact_step *step);
 int tp_compact_copies(const tp_compact_step *step, void *memory, tp_copies *list,
                       tp_error *err);
 
-/* Compact a tensor in host memory. */
-void tp_compact_host(const tp_shard_cut *cut, void *memory);
+/* Compact a tensor on a CPU. */
+void tp_compact_on_cpu(const tp_shard_view *view, void *memory);
 
 #endif

@@ -42,19 +42,19 @@ steps(const tp_copy *copy)
     return copy->rows > 1 ? (uintptr_t)copy->from_pitch | (uintptr_t)copy->to_pitch : 0;
 }
 
-/* Bytes [begin, end) of each row of `whole`, in the widest words that they allow. */
+/* Bytes [begin, end) of each row of `full`, in the widest words that they allow. */
 static int
-add_bytes(tp_copies *list, const tp_copy *whole, int64_t begin, int64_t end,
+add_bytes(tp_copies *list, const tp_copy *full, int64_t begin, int64_t end,
           tp_error *err)
 {
     if (begin == end)
         return 0;
-    tp_copy part = *whole;
-    part.from = (const char *)whole->from + begin;
-    part.to = (char *)whole->to + begin;
+    tp_copy part = *full;
+    part.from = (const char *)full->from + begin;
+    part.to = (char *)full->to + begin;
     part.row_bytes = end - begin;
     part.word = word_of((uintptr_t)part.from | (uintptr_t)part.to |
-                        (uintptr_t)part.row_bytes | steps(whole));
+                        (uintptr_t)part.row_bytes | steps(full));
     return add(list, &part, err);
 }
 
@@ -84,12 +84,12 @@ add_strided(tp_copies *list, tp_copy copy, tp_error *err)
 /* How many values, from `at` on, are runs that follow on one another; their length
  * in `length`. */
 static int64_t
-adjacent(const tp_shard_cut *cut, int64_t at, int64_t *length)
+adjacent(const tp_shard_view *view, int64_t at, int64_t *length)
 {
     int64_t next = at + 2;
-    *length = cut->runs[at + 1];
-    while (next < cut->values && cut->runs[next] == cut->runs[at] + *length) {
-        *length += cut->runs[next + 1];
+    *length = view->runs[at + 1];
+    while (next < view->values && view->runs[next] == view->runs[at] + *length) {
+        *length += view->runs[next + 1];
         next += 2;
     }
     return next - at;
@@ -104,12 +104,12 @@ typedef struct {
 } side;
 
 static tp_copy
-directed(const tp_shard_cut *cut, const void *full, const void *shard, side in_full,
+directed(const tp_shard_view *view, const void *full, const void *shard, side in_full,
          side in_shard, way go)
 {
     const char *a = (const char *)full + in_full.at;
     const char *b = (const char *)shard + in_shard.at;
-    tp_copy copy = {.rows = cut->outer, .word = 1};
+    tp_copy copy = {.rows = view->outer, .word = 1};
     copy.from = go != UNPACK ? a : b;
     copy.to = (void *)(uintptr_t)(go != UNPACK ? b : a);
     copy.from_pitch = go != UNPACK ? in_full.pitch : in_shard.pitch;
@@ -118,21 +118,21 @@ directed(const tp_shard_cut *cut, const void *full, const void *shard, side in_f
 }
 
 static int
-add_cut(tp_copies *list, const tp_shard_cut *cut, const void *full, const void *shard,
-        way go, tp_error *err)
+add_view(tp_copies *list, const tp_shard_view *view, const void *full,
+         const void *shard, way go, tp_error *err)
 {
-    const int64_t element = cut->inner * cut->item;
-    const int64_t bytes = tp_shard_bytes(cut);
+    const int64_t element = view->inner * view->item;
+    const int64_t bytes = tp_shard_bytes(view);
     if (bytes == 0)
         return 0;
 
-    side in_full = {0, cut->size * element};
-    side in_shard = {0, bytes / cut->outer};
+    side in_full = {0, view->size * element};
+    side in_shard = {0, bytes / view->outer};
     int64_t length = 0;
-    for (int64_t at = 0; at < cut->values; in_shard.at += length * element) {
-        in_full.at = cut->runs[at] * element;
-        at += adjacent(cut, at, &length);
-        tp_copy copy = directed(cut, full, shard, in_full, in_shard, go);
+    for (int64_t at = 0; at < view->values; in_shard.at += length * element) {
+        in_full.at = view->runs[at] * element;
+        at += adjacent(view, at, &length);
+        tp_copy copy = directed(view, full, shard, in_full, in_shard, go);
         copy.row_bytes = length * element;
         if ((go == PACK_IN_ORDER ? add_bytes(list, &copy, 0, copy.row_bytes, err)
                                  : add_strided(list, copy, err)) < 0)
@@ -142,24 +142,24 @@ add_cut(tp_copies *list, const tp_shard_cut *cut, const void *full, const void *
 }
 
 int
-tp_copies_pack(tp_copies *list, const tp_shard_cut *cut, const void *full, void *shard,
-               tp_error *err)
+tp_copies_pack(tp_copies *list, const tp_shard_view *view, const void *full,
+               void *shard, tp_error *err)
 {
-    return add_cut(list, cut, full, shard, PACK, err);
+    return add_view(list, view, full, shard, PACK, err);
 }
 
 int
-tp_copies_unpack(tp_copies *list, const tp_shard_cut *cut, void *full,
+tp_copies_unpack(tp_copies *list, const tp_shard_view *view, void *full,
                  const void *shard, tp_error *err)
 {
-    return add_cut(list, cut, full, shard, UNPACK, err);
+    return add_view(list, view, full, shard, UNPACK, err);
 }
 
 int
-tp_copies_in_order(tp_copies *list, const tp_shard_cut *cut, const void *full,
+tp_copies_in_order(tp_copies *list, const tp_shard_view *view, const void *full,
                    void *shard, tp_error *err)
 {
-    return add_cut(list, cut, full, shard, PACK_IN_ORDER, err);
+    return add_view(list, view, full, shard, PACK_IN_ORDER, err);
 }
 
 void

@@ -1,18 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* copy.h -- strided copies as tiles, in which a block of threads moves words.
  *
- * What a tile holds is worked out here for the kernel and for the host alike, so that
- * the tests run the very tiles that a GPU runs. Knows nothing of torch or of CUDA. */
+ * What a tile holds is worked out here for the kernel and for a CPU alike, so that the
+ * tests run the very tiles that a GPU runs. Knows nothing of torch or of CUDA. */
 #ifndef TP_COPY_H
 #define TP_COPY_H
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define TP_BOTH __host__ __device__
-#else
-#define TP_BOTH
-#endif
+#include "core/base/host_device.h"
 
 enum {
     /* Divides the threads that an SM holds on every architecture from 7.5 on; smaller
@@ -49,13 +45,13 @@ typedef struct {
 
 /* A tile holds 2 to this many words. Sizes that are powers of two are shifted by, since
  * a division takes a GPU as long as moving a word. */
-static inline TP_BOTH int32_t
+static inline TP_HOST_DEVICE int32_t
 tp_copy_tile_bits(int32_t word)
 {
     return word == TP_COPY_WORD ? TP_COPY_WIDE_BITS : TP_COPY_NARROW_BITS;
 }
 
-static inline TP_BOTH int64_t
+static inline TP_HOST_DEVICE int64_t
 tp_copy_row_words(const tp_copy *copy)
 {
     const int32_t word = copy->word;
@@ -63,7 +59,7 @@ tp_copy_row_words(const tp_copy *copy)
 }
 
 /* Rows of a tile; 0 where a row is longer than a tile. */
-static inline TP_BOTH int32_t
+static inline TP_HOST_DEVICE int32_t
 tp_copy_tile_rows(const tp_copy *copy)
 {
     const int64_t words = tp_copy_row_words(copy);
@@ -71,7 +67,7 @@ tp_copy_tile_rows(const tp_copy *copy)
     return words > most ? 0 : most / (int32_t)words;
 }
 
-static inline TP_BOTH int64_t
+static inline TP_HOST_DEVICE int64_t
 tp_copy_tiles(const tp_copy *copy)
 {
     const int32_t bits = tp_copy_tile_bits(copy->word);
@@ -82,7 +78,7 @@ tp_copy_tiles(const tp_copy *copy)
 }
 
 /* What tile `tile`, counted from 0, holds. */
-static inline TP_BOTH tp_tile
+static inline TP_HOST_DEVICE tp_tile
 tp_copy_tile(const tp_copy *copy, int64_t tile)
 {
     const int64_t row_words = tp_copy_row_words(copy);
@@ -110,9 +106,9 @@ tp_copy_tile(const tp_copy *copy, int64_t tile)
     return out;
 }
 
-/* Where the word at `index` of a tile lies from the tile's first word on, with rows
+/* Where the word at `index` of a tile is from the tile's first word on, with rows
  * `pitch` bytes apart. */
-static inline TP_BOTH int64_t
+static inline TP_HOST_DEVICE int64_t
 tp_tile_word(const tp_tile *tile, int64_t pitch, int32_t word, int32_t index)
 {
     if (tile->words <= tile->row_words)
@@ -121,11 +117,11 @@ tp_tile_word(const tp_tile *tile, int64_t pitch, int32_t word, int32_t index)
     return row * pitch + (int64_t)(index - row * tile->row_words) * word;
 }
 
-/* Number the tiles of the first copies of a list, at most `room` of them and no more
+/* Count the tiles of the first copies of a list, at most `room` of them and no more
  * tiles than a launch takes; returns how many copies that is, and the tiles in `tiles`.
  */
 static inline int32_t
-tp_copy_number(tp_copy *copies, int64_t count, int32_t room, int32_t *tiles)
+tp_copy_count_tiles(tp_copy *copies, int64_t count, int32_t room, int32_t *tiles)
 {
     int64_t total = 0;
     int32_t taken = 0;
@@ -140,8 +136,8 @@ tp_copy_number(tp_copy *copies, int64_t count, int32_t room, int32_t *tiles)
     return taken;
 }
 
-/* The copy that a tile of a numbered list belongs to. */
-static inline TP_BOTH const tp_copy *
+/* The copy that a tile of a counted list belongs to. */
+static inline TP_HOST_DEVICE const tp_copy *
 tp_copy_find(const tp_copy *copies, int32_t count, int32_t tile)
 {
     int32_t low = 0;

@@ -16,16 +16,16 @@
 enum {
     kPage = 4096,      /* where pages are larger the kernel refuses the advice */
     kWindow = 2 << 20, /* one huge page; longer stretches are split */
-    /* Above this malloc always maps new memory. What it hands out below may have its
+    /* Above this malloc always maps new memory. Below, its memory may have
      * pages already, and looking for them takes as long as the copy. */
     kMapped = 32 << 20
 };
 
 static int
-check_run(const tp_shard_cut *cut, int64_t run, int64_t *width, tp_error *err)
+check_run(const tp_shard_view *view, int64_t run, int64_t *width, tp_error *err)
 {
-    const int64_t start = cut->runs[2 * run];
-    const int64_t length = cut->runs[2 * run + 1];
+    const int64_t start = view->runs[2 * run];
+    const int64_t length = view->runs[2 * run + 1];
 
     if (length <= 0)
         return tp_fail(
@@ -33,15 +33,16 @@ check_run(const tp_shard_cut *cut, int64_t run, int64_t *width, tp_error *err)
             "run %lld (start %lld, length %lld) is empty; the length of a run "
             "is at least 1",
             (long long)run, (long long)start, (long long)length);
-    if (start < 0 || start > cut->size || length > cut->size - start)
+    if (start < 0 || start > view->size || length > view->size - start)
         return tp_fail(err, TP_VALUE,
-                       "run %lld (start %lld, length %lld) does not lie inside the cut "
+                       "run %lld (start %lld, length %lld) is outside the sharded "
                        "dimension of size %lld",
                        (long long)run, (long long)start, (long long)length,
-                       (long long)cut->size);
+                       (long long)view->size);
     if (__builtin_add_overflow(*width, length, width))
-        return tp_fail(err, TP_VALUE, "the %lld runs are too long together",
-                       (long long)(cut->values / 2));
+        return tp_fail(err, TP_VALUE,
+                       "the lengths of the %lld runs sum to 2^63 or more",
+                       (long long)(view->values / 2));
     return 0;
 }
 
@@ -53,32 +54,33 @@ volume(int64_t outer, int64_t size, int64_t inner, int64_t *out)
 }
 
 int
-tp_shard_check(const tp_shard_cut *cut, int64_t full_items, int64_t shard_items,
+tp_shard_check(const tp_shard_view *view, int64_t full_items, int64_t shard_items,
                tp_error *err)
 {
     int64_t items = 0;
-    if (cut->outer < 0 || cut->size < 0 || cut->inner < 0 ||
-        !volume(cut->outer, cut->size, cut->inner, &items) || items != full_items)
+    if (view->outer < 0 || view->size < 0 || view->inner < 0 ||
+        !volume(view->outer, view->size, view->inner, &items) || items != full_items)
         return tp_fail(err, TP_VALUE,
                        "the view (%lld, %lld, %lld) does not fit a full tensor of %lld "
                        "elements",
-                       (long long)cut->outer, (long long)cut->size,
-                       (long long)cut->inner, (long long)full_items);
-    if (cut->values % 2 != 0)
+                       (long long)view->outer, (long long)view->size,
+                       (long long)view->inner, (long long)full_items);
+    if (view->values % 2 != 0)
         return tp_fail(err, TP_VALUE,
-                       "runs hold %lld numbers; expected pairs of start and length",
-                       (long long)cut->values);
+                       "runs have %lld values; expected pairs of start and length",
+                       (long long)view->values);
 
     int64_t width = 0;
-    for (int64_t run = 0; run < cut->values / 2; run++)
-        if (check_run(cut, run, &width, err) < 0)
+    for (int64_t run = 0; run < view->values / 2; run++)
+        if (check_run(view, run, &width, err) < 0)
             return -1;
-    if (!volume(cut->outer, width, cut->inner, &items) || items != shard_items)
-        return tp_fail(err, TP_VALUE,
-                       "the runs take %lld of %lld along the cut dimension, a shard of "
-                       "(%lld, %lld, %lld); the shard given has %lld elements",
-                       (long long)width, (long long)cut->size, (long long)cut->outer,
-                       (long long)width, (long long)cut->inner, (long long)shard_items);
+    if (!volume(view->outer, width, view->inner, &items) || items != shard_items)
+        return tp_fail(
+            err, TP_VALUE,
+            "the runs select %lld of %lld along the sharded dimension, a shard "
+            "of (%lld, %lld, %lld); the shard given has %lld elements",
+            (long long)width, (long long)view->size, (long long)view->outer,
+            (long long)width, (long long)view->inner, (long long)shard_items);
     return 0;
 }
 
@@ -97,45 +99,45 @@ check_ascending(const int64_t *runs, int64_t values, tp_error *err)
         if (runs[i] < runs[i - 2] + runs[i - 1])
             return tp_fail(err, TP_VALUE,
                            "the runs (start %lld, length %lld) and (start %lld, length "
-                           "%lld) overlap; a shard is written back to separate runs",
+                           "%lld) overlap; expected runs that share no element",
                            (long long)runs[i - 2], (long long)runs[i - 1],
                            (long long)runs[i], (long long)runs[i + 1]);
     return 0;
 }
 
 int
-tp_shard_disjoint(const tp_shard_cut *cut, tp_error *err)
+tp_shard_disjoint(const tp_shard_view *view, tp_error *err)
 {
-    const size_t bytes = (size_t)cut->values * sizeof(*cut->runs);
+    const size_t bytes = (size_t)view->values * sizeof(*view->runs);
     if (bytes == 0)
         return 0;
 
     int64_t *sorted = malloc(bytes);
     if (sorted == NULL)
         return tp_fail_memory(err);
-    memcpy(sorted, cut->runs, bytes);
-    qsort(sorted, (size_t)cut->values / 2, 2 * sizeof(*sorted), by_start);
-    const int result = check_ascending(sorted, cut->values, err);
+    memcpy(sorted, view->runs, bytes);
+    qsort(sorted, (size_t)view->values / 2, 2 * sizeof(*sorted), by_start);
+    const int result = check_ascending(sorted, view->values, err);
     free(sorted);
     return result;
 }
 
 static int64_t
-row_bytes(const tp_shard_cut *cut)
+row_bytes(const tp_shard_view *view)
 {
     int64_t width = 0;
-    for (int64_t i = 1; i < cut->values; i += 2)
-        width += cut->runs[i];
-    return width * cut->inner * cut->item;
+    for (int64_t i = 1; i < view->values; i += 2)
+        width += view->runs[i];
+    return width * view->inner * view->item;
 }
 
 int64_t
-tp_shard_bytes(const tp_shard_cut *cut)
+tp_shard_bytes(const tp_shard_view *view)
 {
-    return cut->outer * row_bytes(cut);
+    return view->outer * row_bytes(view);
 }
 
-/* Advise the kernel about those units of `unit` bytes that lie wholly inside
+/* Advise the kernel about those units of `unit` bytes that are fully inside
  * the memory, so that nothing beside it is touched. A refusal changes nothing. */
 static void
 advise_inside(void *memory, int64_t bytes, int64_t unit, int advice)
@@ -177,7 +179,7 @@ make_pages(void *memory, int64_t bytes)
 /* Where a walk stands: inside `run` of outer row `row`, `done` bytes of that run
  * behind it. */
 typedef struct {
-    const tp_shard_cut *cut;
+    const tp_shard_view *view;
     int64_t row;
     int64_t run;
     int64_t done;
@@ -192,18 +194,18 @@ typedef struct {
 } tp_stretch;
 
 static tp_walk
-walk_from(const tp_shard_cut *cut, int64_t begin, int64_t end)
+walk_from(const tp_shard_view *view, int64_t begin, int64_t end)
 {
-    tp_walk walk = {cut, 0, 0, 0, begin, end};
+    tp_walk walk = {view, 0, 0, 0, begin, end};
     if (begin >= end)
         return walk;
 
-    const int64_t row = row_bytes(cut);
-    const int64_t element = cut->inner * cut->item;
+    const int64_t row = row_bytes(view);
+    const int64_t element = view->inner * view->item;
     walk.row = begin / row;
     walk.done = begin % row;
-    while (walk.done >= cut->runs[2 * walk.run + 1] * element)
-        walk.done -= cut->runs[2 * walk.run++ + 1] * element;
+    while (walk.done >= view->runs[2 * walk.run + 1] * element)
+        walk.done -= view->runs[2 * walk.run++ + 1] * element;
     return walk;
 }
 
@@ -213,14 +215,14 @@ walk_next(tp_walk *walk, tp_stretch *out)
     if (walk->at >= walk->end)
         return false;
 
-    const tp_shard_cut *cut = walk->cut;
-    const int64_t element = cut->inner * cut->item;
-    const int64_t start = cut->runs[2 * walk->run];
-    const int64_t left = cut->runs[2 * walk->run + 1] * element - walk->done;
+    const tp_shard_view *view = walk->view;
+    const int64_t element = view->inner * view->item;
+    const int64_t start = view->runs[2 * walk->run];
+    const int64_t left = view->runs[2 * walk->run + 1] * element - walk->done;
     int64_t bytes = left < kWindow ? left : kWindow;
     if (bytes > walk->end - walk->at)
         bytes = walk->end - walk->at;
-    out->full = (walk->row * cut->size + start) * element + walk->done;
+    out->full = (walk->row * view->size + start) * element + walk->done;
     out->shard = walk->at;
     out->bytes = (size_t)bytes;
 
@@ -230,7 +232,7 @@ walk_next(tp_walk *walk, tp_stretch *out)
         return true;
     walk->done = 0;
     walk->run++;
-    if (2 * walk->run == cut->values) {
+    if (2 * walk->run == view->values) {
         walk->run = 0;
         walk->row++;
     }
@@ -238,12 +240,12 @@ walk_next(tp_walk *walk, tp_stretch *out)
 }
 
 void
-tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard, int64_t begin,
+tp_shard_pack(const tp_shard_view *view, const void *full, void *shard, int64_t begin,
               int64_t end)
 {
-    tp_walk walk = walk_from(cut, begin, end);
+    tp_walk walk = walk_from(view, begin, end);
     tp_stretch it;
-    int64_t ready = tp_shard_bytes(cut) > kMapped ? begin : end;
+    int64_t ready = tp_shard_bytes(view) > kMapped ? begin : end;
     while (walk_next(&walk, &it)) {
         /* A stretch is no longer than a window, so one more window is enough. */
         if (it.shard + (int64_t)it.bytes > ready) {
@@ -256,10 +258,10 @@ tp_shard_pack(const tp_shard_cut *cut, const void *full, void *shard, int64_t be
 }
 
 void
-tp_shard_part(const tp_shard_cut *cut, const void *full, void *part, int64_t begin,
+tp_shard_part(const tp_shard_view *view, const void *full, void *part, int64_t begin,
               int64_t end)
 {
-    tp_walk walk = walk_from(cut, begin, end);
+    tp_walk walk = walk_from(view, begin, end);
     tp_stretch it;
     while (walk_next(&walk, &it))
         memcpy((char *)part + (it.shard - begin), (const char *)full + it.full,
@@ -267,10 +269,10 @@ tp_shard_part(const tp_shard_cut *cut, const void *full, void *part, int64_t beg
 }
 
 void
-tp_shard_unpack(const tp_shard_cut *cut, void *full, const void *shard, int64_t begin,
+tp_shard_unpack(const tp_shard_view *view, void *full, const void *shard, int64_t begin,
                 int64_t end)
 {
-    tp_walk walk = walk_from(cut, begin, end);
+    tp_walk walk = walk_from(view, begin, end);
     tp_stretch it;
     while (walk_next(&walk, &it))
         memcpy((char *)full + it.full, (const char *)shard + it.shard, it.bytes);

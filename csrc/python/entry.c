@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* entry.c -- the type Entry: what happens to one parameter. */
 #include "python/args.h"
+#include "python/enums.h"
 #include "python/holder.h"
 
 static const tp_entry *
@@ -26,14 +27,14 @@ static PyObject *
 entry_get_kind(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyUnicode_FromString(tp_kind_name(get(self)->kind));
+    return py_kind(py_state_of(self), get(self)->kind);
 }
 
 static PyObject *
 entry_get_source(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyUnicode_FromString(tp_source_name(get(self)->source));
+    return py_source(py_state_of(self), get(self)->source);
 }
 
 static PyObject *
@@ -84,6 +85,20 @@ entry_get_tied_to(PyObject *self, void *closure)
 {
     (void)closure;
     return PyLong_FromLong(get_parameter(self)->tied_to);
+}
+
+static PyObject *
+entry_get_is_sharded(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->layout != NULL);
+}
+
+static PyObject *
+entry_get_is_tied(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get_parameter(self)->tied_to >= 0);
 }
 
 static int
@@ -173,6 +188,16 @@ done:
 }
 
 static PyObject *
+entry_is_counted(PyObject *self, PyObject *arg)
+{
+    int rank = 0;
+    if (read_rank(self, arg, &rank) < 0)
+        return NULL;
+    const int index = ((py_view *)self)->index;
+    return PyBool_FromLong(tp_plan_is_counted(py_view_plan(self), index, rank));
+}
+
+static PyObject *
 entry_repr(PyObject *self)
 {
     const tp_entry *entry = get(self);
@@ -204,6 +229,10 @@ static PyMethodDef methods[] = {
      "Runs that other ranks hold, too: (offset in the shard, length, owner, "
      "holders).\n\n"
      "Ranks owner to owner + holders - 1 hold the run."},
+    {"is_counted", entry_is_counted, METH_O,
+     "is_counted($self, rank, /)\n--\n\n"
+     "Whether ``rank`` counts its shard in a sum over all ranks: it owns all of its "
+     "runs."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -221,6 +250,10 @@ static PyGetSetDef getters[] = {
      "(outer, size, inner) of the full weight around the cut; (1, elements, 1) when "
      "it is whole.",
      NULL},
+    {"is_sharded", entry_get_is_sharded, NULL,
+     "Whether each rank has a part of it; replicated otherwise.", NULL},
+    {"is_tied", entry_get_is_tied, NULL,
+     "Whether an earlier entry has the same tensor.", NULL},
     {"tied_to", entry_get_tied_to, NULL,
      "Index of the entry whose tensor this is, or -1.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -2,10 +2,13 @@
 /* functions.c -- the functions of the module that belong to no type. */
 #include "python/module.h"
 
+#include <string.h>
+
 #include "core/base/dtype.h"
 #include "core/base/near.h"
 #include "core/config/merge.h"
 #include "core/layout/split.h"
+#include "core/model/names.h"
 #include "core/rules/hfplan.h"
 #include "core/rules/preset.h"
 #include "python/args.h"
@@ -91,6 +94,26 @@ pick(const py_texts *names, const int *found, int count)
         PyObject *name = PyTuple_GetItem(names->owner, found[i]); /* borrowed */
         PyTuple_SetItem(result, i, Py_NewRef(name));
     }
+    return result;
+}
+
+const char py_index_pattern_doc[] =
+    "index_pattern(name, /)\n--\n\n"
+    "A dotted name with ``*`` for each index, as in ``layers.*.mlp``.";
+
+PyObject *
+py_index_pattern(PyObject *module, PyObject *object)
+{
+    (void)module;
+    const char *name = NULL;
+    if (py_read_text(object, "name", &name) < 0)
+        return NULL;
+    char *pattern = PyMem_Malloc(strlen(name) + 1);
+    if (pattern == NULL)
+        return PyErr_NoMemory();
+    tp_names_pattern(name, pattern);
+    PyObject *result = PyUnicode_FromString(pattern);
+    PyMem_Free(pattern);
     return result;
 }
 

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layer.c -- the type Layer: one module whose forward changes. */
 #include "python/args.h"
+
+#include "core/plan/layer_facts.h"
+#include "python/enums.h"
 #include "python/holder.h"
 
 static const tp_layer *
@@ -21,7 +24,7 @@ static PyObject *
 layer_get_kind(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyUnicode_FromString(tp_kind_name(get(self)->kind));
+    return py_kind(py_state_of(self), get(self)->kind);
 }
 
 static PyObject *
@@ -105,6 +108,86 @@ layer_get_heads(PyObject *self, void *closure)
 }
 
 static PyObject *
+runs_tuple(const tp_run *runs, int count)
+{
+    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)count);
+    for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
+        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(runs[i].start));
+        if (tuple != NULL)
+            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(runs[i].length));
+    }
+    return tuple;
+}
+
+static PyObject *
+layer_get_features(PyObject *self, void *closure)
+{
+    (void)closure;
+    tp_features features;
+    tp_layer_features(py_view_plan(self), ((py_view *)self)->index, &features);
+    const int ranks = features.size == 0 ? 0 : tp_plan_ranks(py_view_plan(self));
+    PyObject *result = NULL;
+    PyObject *widths = PyTuple_New(ranks);
+    PyObject *runs = PyTuple_New(ranks);
+    for (int rank = 0; widths != NULL && runs != NULL && rank < ranks; rank++) {
+        const tp_part one = {&features.run, 1, features.run.length};
+        const tp_part *part =
+            features.layout == NULL ? &one : &features.layout->parts[rank];
+        py_tuple_put(&widths, rank, PyLong_FromLongLong(part->width));
+        py_tuple_put(&runs, rank, runs_tuple(part->runs, part->count));
+    }
+    if (widths != NULL && runs != NULL)
+        result = Py_BuildValue("LOO", (long long)features.size, widths, runs);
+    Py_XDECREF(widths);
+    Py_XDECREF(runs);
+    return result;
+}
+
+static PyObject *
+layer_get_has_full_output(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(tp_layer_has_full_output(get(self)));
+}
+
+static PyObject *
+layer_get_gathers_weight(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(tp_layer_gathers_weight(get(self)));
+}
+
+static PyObject *
+layer_get_is_heuristic(PyObject *self, void *closure)
+{
+    (void)closure;
+    const int index = ((py_view *)self)->index;
+    return PyBool_FromLong(tp_layer_is_heuristic(py_view_plan(self), index));
+}
+
+static PyObject *
+layer_get_block(PyObject *self, void *closure)
+{
+    (void)closure;
+    tp_error err = TP_NO_ERROR;
+    tp_arena *arena = NULL;
+    tp_names names;
+    PyObject *tuple = NULL;
+    if (tp_arena_new(&arena, &err) < 0 ||
+        tp_layer_block(py_view_plan(self), ((py_view *)self)->index, arena, &names,
+                       &err) < 0) {
+        py_raise(&err);
+        goto done;
+    }
+    tuple = PyTuple_New(names.count);
+    for (int i = 0; tuple != NULL && i < names.count; i++)
+        py_tuple_put(&tuple, i, PyUnicode_FromString(names.names[i]));
+done:
+    tp_arena_free(arena);
+    return tuple;
+}
+
+static PyObject *
 layer_repr(PyObject *self)
 {
     const tp_layer *layer = get(self);
@@ -136,6 +219,18 @@ static PyGetSetDef getters[] = {
      NULL},
     {"heads", layer_get_heads, NULL,
      "Start and length of the query heads of each rank, or empty.", NULL},
+    {"features", layer_get_features, NULL,
+     "Of the sharded dimension: its size, and the widths and runs of each rank.", NULL},
+    {"has_full_output", layer_get_has_full_output, NULL,
+     "Whether every rank has its full output.", NULL},
+    {"gathers_weight", layer_get_gathers_weight, NULL,
+     "Whether who reads its weight outside of its forward expects the full one.", NULL},
+    {"is_heuristic", layer_get_is_heuristic, NULL,
+     "Whether names or sizes alone say to shard it, in a model of an untried type.",
+     NULL},
+    {"block", layer_get_block, NULL,
+     "Names of the modules to plan anew where it is wrong, with * for each index.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

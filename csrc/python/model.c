@@ -17,15 +17,15 @@ py_model_get(PyObject *model)
 static PyObject *
 model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {"modules",     "parameters", "model_type",
-                                        "prefix",      "integers",   "input_embedding",
-                                        "output_head", NULL};
+    static const char *const names[] = {
+        "modules",         "parameters",  "model_type",   "prefix", "integers",
+        "input_embedding", "output_head", "takes_labels", NULL};
     py_model_arguments given = {0};
     tp_error err = TP_NO_ERROR;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOOOO:Model", (char **)names,
-                                     &given.modules, &given.parameters,
-                                     &given.model_type, &given.prefix, &given.integers,
-                                     &given.input_embedding, &given.output_head))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO|$OOOOOO:Model", (char **)names, &given.modules,
+            &given.parameters, &given.model_type, &given.prefix, &given.integers,
+            &given.input_embedding, &given.output_head, &given.takes_labels))
         return NULL;
     PyObject *self = PyType_GenericAlloc(type, 0);
     if (self == NULL)
@@ -56,7 +56,7 @@ static PyType_Slot slots[] = {
     {Py_tp_doc,
      (void
           *)"Model(modules, parameters, *, model_type=None, prefix='', integers=..., "
-            "input_embedding=-1, output_head=-1)\n--\n\n"
+            "input_embedding=-1, output_head=-1, takes_labels=False)\n--\n\n"
             "Names, shapes and integers of a model.\n\n"
             "modules: (name, class name, kind, integers); kind is \"linear\", "
             "\"conv1d\",\n\"embedding\" or \"other\"; parents come before children and "

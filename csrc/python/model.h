@@ -13,7 +13,7 @@ const tp_model *py_model_get(PyObject *model);
 /* The arguments of Model; borrowed, NULL when not given. */
 typedef struct {
     PyObject *modules, *parameters, *model_type, *prefix, *integers;
-    PyObject *input_embedding, *output_head;
+    PyObject *input_embedding, *output_head, *takes_labels;
 } py_model_arguments;
 
 /* Fill and seal `model`. Messages name the item: "parameters[3]: ...". */

@@ -191,7 +191,8 @@ read_facts(const py_model_arguments *given, integers *list, tp_model *model)
     if (py_read_optional_text(given->model_type, "model_type", &facts.model_type) < 0 ||
         py_read_int(given->input_embedding, "input_embedding", &facts.input_embedding) <
             0 ||
-        py_read_int(given->output_head, "output_head", &facts.output_head) < 0)
+        py_read_int(given->output_head, "output_head", &facts.output_head) < 0 ||
+        py_read_flag(given->takes_labels, "takes_labels", &facts.takes_labels) < 0)
         return -1;
     if (given->prefix != NULL &&
         py_read_text(given->prefix, "prefix", &facts.prefix) < 0)

@@ -4,10 +4,13 @@
  * Nothing is computed here. */
 #include "python/module.h"
 
+#include "python/enums.h"
+
 static PyMethodDef methods[] = {
     {"split", PY_KEYWORDS(py_split), METH_VARARGS | METH_KEYWORDS, py_split_doc},
     {"split_grain", PY_KEYWORDS(py_split_grain), METH_VARARGS | METH_KEYWORDS,
      py_split_grain_doc},
+    {"index_pattern", py_index_pattern, METH_O, py_index_pattern_doc},
     {"nearest", PY_KEYWORDS(py_nearest), METH_VARARGS | METH_KEYWORDS, py_nearest_doc},
     {"dtype_name", PY_KEYWORDS(py_dtype_name), METH_VARARGS | METH_KEYWORDS,
      py_dtype_name_doc},
@@ -22,6 +25,7 @@ static PyMethodDef methods[] = {
      py_check_spec_doc},
     {"core_info", py_core_info, METH_NOARGS, py_core_info_doc},
     {"merge", PY_KEYWORDS(py_merge), METH_VARARGS | METH_KEYWORDS, py_merge_doc},
+    {"settle_tp_size", py_settle_tp_size, METH_O, py_settle_tp_size_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -39,6 +43,7 @@ static const struct {
     [PY_ENTRY] = {"Entry", &py_entry_spec},
     [PY_LAYER] = {"Layer", &py_layer_spec},
     [PY_INTEGER] = {"LocalInteger", &py_integer_spec},
+    [PY_STACK] = {"Stack", &py_stack_spec},
     [PY_ROW] = {"Row", &py_row_spec},
 };
 
@@ -70,6 +75,9 @@ add_all(PyObject *module)
             goto done;
     for (const PyMethodDef *method = methods; method->ml_name != NULL; method++)
         if (add_name(names, method->ml_name) < 0)
+            goto done;
+    for (int i = 0; py_enum_names[i] != NULL; i++)
+        if (add_name(names, py_enum_names[i]) < 0)
             goto done;
     result = PyModule_AddObjectRef(module, "__all__", names);
 done:
@@ -104,7 +112,9 @@ module_exec(PyObject *module)
     Py_DECREF(re);
     if (state->re_compile == NULL || state->re_error == NULL)
         return -1;
-    return add_types(module, state) < 0 ? -1 : add_all(module);
+    if (add_types(module, state) < 0 || py_enums_add(module, state) < 0)
+        return -1;
+    return add_all(module);
 }
 
 static int
@@ -115,6 +125,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
         Py_VISIT(state->types[i]);
     Py_VISIT(state->re_compile);
     Py_VISIT(state->re_error);
+    Py_VISIT(state->kinds);
+    Py_VISIT(state->sources);
     return 0;
 }
 
@@ -126,6 +138,8 @@ module_clear(PyObject *module)
         Py_CLEAR(state->types[i]);
     Py_CLEAR(state->re_compile);
     Py_CLEAR(state->re_error);
+    Py_CLEAR(state->kinds);
+    Py_CLEAR(state->sources);
     return 0;
 }
 

@@ -27,6 +27,7 @@ typedef enum {
     PY_ENTRY,
     PY_LAYER,
     PY_INTEGER,
+    PY_STACK,
     PY_ROW,
     PY_TYPE_COUNT
 } py_type;
@@ -35,6 +36,8 @@ typedef struct {
     PyTypeObject *types[PY_TYPE_COUNT]; /* strong */
     PyObject *re_compile;               /* strong: re.compile */
     PyObject *re_error;                 /* strong: re.error */
+    PyObject *kinds;                    /* strong: tuple of Kind's members */
+    PyObject *sources;                  /* strong: tuple of Source's members */
 } py_state;
 
 extern const PyType_Spec py_pattern_spec;
@@ -46,6 +49,7 @@ extern const PyType_Spec py_plan_spec;
 extern const PyType_Spec py_entry_spec;
 extern const PyType_Spec py_layer_spec;
 extern const PyType_Spec py_integer_spec;
+extern const PyType_Spec py_stack_spec;
 extern const PyType_Spec py_row_spec;
 
 /* Every type is final, so an instance's type is the one the module made. */
@@ -59,6 +63,7 @@ py_state *py_state_of(PyObject *self);
 
 PyObject *py_split(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_split_grain(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_index_pattern(PyObject *module, PyObject *name);
 PyObject *py_nearest(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_dtype_name(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_precision(PyObject *module, PyObject *args, PyObject *kwargs);
@@ -69,9 +74,11 @@ PyObject *py_style_spec(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_check_spec(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_core_info(PyObject *module, PyObject *unused);
 PyObject *py_merge(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_settle_tp_size(PyObject *module, PyObject *arg);
 
 extern const char py_split_doc[];
 extern const char py_split_grain_doc[];
+extern const char py_index_pattern_doc[];
 extern const char py_nearest_doc[];
 extern const char py_dtype_name_doc[];
 extern const char py_precision_doc[];
@@ -82,5 +89,6 @@ extern const char py_style_spec_doc[];
 extern const char py_check_spec_doc[];
 extern const char py_core_info_doc[];
 extern const char py_merge_doc[];
+extern const char py_settle_tp_size_doc[];
 
 #endif

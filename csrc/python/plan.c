@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plan.c -- the type Plan: what happens to every parameter. */
+#include "python/module.h"
+
+#include "core/plan/rank_share.h"
+#include "core/plan/samples.h"
 #include "python/args.h"
 #include "python/holder.h"
+#include "python/plan_arguments.h"
 #include "python/row.h"
 
 typedef struct {
@@ -9,104 +14,29 @@ typedef struct {
     PyObject *entries;              /* strong: tuple; NULL until it is asked for */
 } py_plan;
 
-/* The arguments of Plan; borrowed, NULL when not given. */
-typedef struct {
-    PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
-    PyObject *head_patterns, *whole, *apart, *families, *guesses, *alone, *sequence;
-} arguments;
-
 static const tp_plan *
 get(PyObject *self)
 {
     return ((py_holder *)((py_plan *)self)->holder)->plan;
 }
 
-static int
-check_types(const py_state *state, const arguments *given)
-{
-    if (!PyObject_TypeCheck(given->model, state->types[PY_MODEL]))
-        return py_wrong_type(given->model, "model", "a Model");
-    if (!PyObject_TypeCheck(given->rules, state->types[PY_RULES]))
-        return py_wrong_type(given->rules, "rules", "Rules");
-    return 0;
-}
-
-/* The texts that options borrow. */
-typedef struct {
-    py_texts heads, whole, apart;
-} texts;
-
-static int
-read_options(const arguments *given, tp_plan_options *options, texts *kept)
-{
-    static const char *const default_heads[] = {"lm_head", "embed_out"};
-    options->grain = 1;
-    options->defaults = true;
-    options->families = true;
-    options->heuristics = true;
-    options->large_layers = true;
-    options->embedding_dim = 1;
-    options->head_patterns = default_heads;
-    options->head_pattern_count = 2;
-    if (py_read_int(given->ranks, "ranks", &options->ranks) < 0 ||
-        py_read_int64(given->grain, "grain", &options->grain) < 0 ||
-        py_read_flag(given->strict, "strict", &options->strict) < 0 ||
-        py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
-        py_read_flag(given->families, "families", &options->families) < 0 ||
-        py_read_flag(given->guesses, "guesses", &options->heuristics) < 0 ||
-        py_read_flag(given->sequence, "sequence", &options->sequence) < 0 ||
-        py_read_flag(given->alone, "alone", &options->large_layers) < 0 ||
-        py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) < 0)
-        return -1;
-    if (given->whole != NULL && py_texts_read(&kept->whole, given->whole, "whole") < 0)
-        return -1;
-    options->replicated = kept->whole.items;
-    options->replicated_count = kept->whole.count;
-    if (given->apart != NULL && py_texts_read(&kept->apart, given->apart, "apart") < 0)
-        return -1;
-    options->individual = kept->apart.items;
-    options->individual_count = kept->apart.count;
-    if (given->head_patterns == NULL)
-        return 0;
-    if (py_texts_read(&kept->heads, given->head_patterns, "head_patterns") < 0)
-        return -1;
-    options->head_patterns = kept->heads.items;
-    options->head_pattern_count = kept->heads.count;
-    return 0;
-}
-
 static PyObject *
 plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static const char *const names[] = {
-        "model",    "rules",         "ranks",         "grain",    "strict",
-        "defaults", "embedding_dim", "head_patterns", "whole",    "apart",
-        "families", "guesses",       "alone",         "sequence", NULL};
     py_state *state = PyType_GetModuleState(type);
-    arguments given = {0};
-    tp_plan_options options = {0};
-    texts kept = {PY_NO_TEXTS, PY_NO_TEXTS, PY_NO_TEXTS};
+    py_plan_arguments given = {0};
     PyObject *self = NULL;
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOOOO:Plan", (char **)names, &given.model,
-            &given.rules, &given.ranks, &given.grain, &given.strict, &given.defaults,
-            &given.embedding_dim, &given.head_patterns, &given.whole, &given.apart,
-            &given.families, &given.guesses, &given.alone, &given.sequence) ||
-        py_check_required(given.ranks, "ranks") < 0 || check_types(state, &given) < 0)
-        return NULL;
-    if (read_options(&given, &options, &kept) < 0)
+    if (py_plan_arguments_read(state, args, kwargs, &given) < 0)
         goto done;
     self = PyType_GenericAlloc(type, 0);
     if (self == NULL)
         goto done;
     ((py_plan *)self)->holder =
-        py_holder_new(state, given.model, given.rules, &options);
+        py_holder_new(state, given.model, given.rules, &given.options);
     if (((py_plan *)self)->holder == NULL)
         Py_CLEAR(self);
 done:
-    py_texts_clear(&kept.heads);
-    py_texts_clear(&kept.whole);
-    py_texts_clear(&kept.apart);
+    py_plan_arguments_clear(&given);
     return self;
 }
 
@@ -128,15 +58,27 @@ plan_get_ranks(PyObject *self, void *closure)
 }
 
 static PyObject *
-plan_get_hash(PyObject *self, void *closure)
+hash_text(uint64_t hash)
 {
-    (void)closure;
     static const char digits[] = "0123456789abcdef";
-    const uint64_t hash = tp_plan_hash(get(self));
     char text[16];
     for (int i = 0; i < 16; i++)
         text[i] = digits[hash >> (60 - 4 * i) & 15];
     return PyUnicode_FromStringAndSize(text, 16);
+}
+
+static PyObject *
+plan_get_hash(PyObject *self, void *closure)
+{
+    (void)closure;
+    return hash_text(tp_plan_hash(get(self)));
+}
+
+static PyObject *
+plan_get_layout_hash(PyObject *self, void *closure)
+{
+    (void)closure;
+    return hash_text(tp_plan_layout_hash(get(self)));
 }
 
 static PyObject *
@@ -178,43 +120,62 @@ plan_get_notes(PyObject *self, void *closure)
     return tuple;
 }
 
-/* The names of modules. New, or NULL. */
-static PyObject *
-module_names(PyObject *self, const tp_modules *modules)
-{
-    const tp_model *model =
-        py_model_get(((py_holder *)((py_plan *)self)->holder)->model);
-    PyObject *tuple = PyTuple_New(modules->count);
-    for (int i = 0; tuple != NULL && i < modules->count; i++)
-        py_tuple_put(
-            &tuple, i,
-            PyUnicode_FromString(tp_model_module(model, modules->items[i])->name));
-    return tuple;
-}
-
-static PyObject *
-stack_tuple(PyObject *self, const tp_stack *stack)
-{
-    const tp_modules parts[] = {{&stack->owner, 1},
-                                stack->stages,
-                                stack->inlets,
-                                stack->outlets,
-                                stack->islands};
-    PyObject *tuple = PyTuple_New(5);
-    for (int i = 0; tuple != NULL && i < 5; i++)
-        py_tuple_put(&tuple, i, module_names(self, &parts[i]));
-    return tuple;
-}
-
 static PyObject *
 plan_get_stacks(PyObject *self, void *closure)
 {
     (void)closure;
-    const int count = tp_plan_stack_count(get(self));
-    PyObject *tuple = PyTuple_New(count);
+    return py_view_tuple(py_state_of(self), PY_STACK, ((py_plan *)self)->holder,
+                         tp_plan_stack_count(get(self)));
+}
+
+static PyObject *
+plan_get_logits_layer(PyObject *self, void *closure)
+{
+    (void)closure;
+    const int layer = tp_plan_logits_layer(get(self));
+    if (layer < 0)
+        return Py_NewRef(Py_None);
+    return py_view_new(py_state_of(self), PY_LAYER, ((py_plan *)self)->holder, layer);
+}
+
+static PyObject *
+plan_get_samples(PyObject *self, void *closure)
+{
+    (void)closure;
+    tp_error err = TP_NO_ERROR;
+    PyObject *tuple = NULL;
+    int count = 0;
+    int *found =
+        PyMem_Calloc((size_t)tp_plan_entry_count(get(self)) + 1, sizeof(*found));
+    if (found == NULL)
+        return PyErr_NoMemory();
+    if (tp_plan_samples(get(self), found, &count, &err) < 0) {
+        py_raise(&err);
+        goto done;
+    }
+    tuple = PyTuple_New(count);
     for (int i = 0; tuple != NULL && i < count; i++)
-        py_tuple_put(&tuple, i, stack_tuple(self, tp_plan_stack(get(self), i)));
+        py_tuple_put(&tuple, i, PyLong_FromLong(found[i]));
+done:
+    PyMem_Free(found);
     return tuple;
+}
+
+static PyObject *
+plan_replicated_warning(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    tp_error err = TP_NO_ERROR;
+    tp_text text = TP_NO_TEXT;
+    PyObject *result = NULL;
+    if (tp_plan_warn_replicated(get(self), &text, &err) < 0)
+        py_raise(&err);
+    else if (text.failed)
+        PyErr_NoMemory();
+    else
+        result = text.size == 0 ? Py_NewRef(Py_None) : PyUnicode_FromString(text.data);
+    tp_text_free(&text);
+    return result;
 }
 
 static PyObject *
@@ -236,6 +197,9 @@ static PyMethodDef methods[] = {
     {"table", plan_table, METH_NOARGS,
      "table($self)\n--\n\n"
      "One row per group of parameters that differ in indices only."},
+    {"replicated_warning", plan_replicated_warning, METH_NOARGS,
+     "replicated_warning($self)\n--\n\n"
+     "What to tell the user where a rank holds nearly everything, or None."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -247,20 +211,29 @@ static PyGetSetDef getters[] = {
     {"layers", plan_get_layers, NULL, "One Layer per module that changes.", NULL},
     {"integers", plan_get_integers, NULL, "The attributes that become local.", NULL},
     {"stacks", plan_get_stacks, NULL,
-     "Where tokens are cut: names of owner, stages, inlets, outlets and islands.",
+     "One Stack per list of layers between which the "
+     "tokens are sharded.",
      NULL},
+    {"logits_layer", plan_get_logits_layer, NULL,
+     "The Layer that keeps its shard of the logits where labels are given, or None.",
+     NULL},
+    {"samples", plan_get_samples, NULL,
+     "Indices of the first and last entry of each pattern of names.", NULL},
+    {"layout_hash", plan_get_layout_hash, NULL,
+     "As hash, of names, shapes and runs alone.", NULL},
     {"notes", plan_get_notes, NULL, "What the user should know.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     (void
-          *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
-            "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), whole=(), "
-            "apart=(), families=True, guesses=True, alone=True, sequence=False)\n--\n\n"
-            "What happens to every parameter; decided here, never changed.\n\n"
-            "ValueError, naming parameter, rule and sizes, for what cannot be right."},
+     (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
+             "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), replicated=(), "
+             "individual=(), families=True, heuristics=True, large_layers=True, "
+             "sequence_parallel=False, vocab_parallel_lm_head=None, "
+             "must_shard=False)\n--\n\n"
+             "What happens to every parameter; decided here, never changed.\n\n"
+             "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},
     {Py_tp_dealloc, PY_SLOT(plan_dealloc)},
     {Py_tp_repr, PY_SLOT(plan_repr)},

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls with DeepSpeed's names and signatures."""
+"""The calls with DeepSpeed's names and signatures.
+
+The TP size of ``initialize`` is ``tensor_parallel.autotp_size`` of the configuration (a dictionary,
+a path or base64) or what ``tp_model_init`` recorded; with 0 or 1 nothing is changed. The
+configuration given is not changed. Ranks other than TP rank 0 of each group may have their model on
+the meta device, as in ``parallelize``.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +15,14 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.api.engine_setup import Prepared, finish, prepare, shard_for_engine
+from deepspeed_autotp.api.engine_setup import EngineSetup
 from deepspeed_autotp.api.mode import set_autotp_mode
 from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.loader import load_ds_config
-from deepspeed_autotp.config.merge_recorded_args import copied, group_size, merge
+from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_dictionary
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
+from deepspeed_autotp.config.tp_size import group_size
 from deepspeed_autotp.config.validation import shown, wrong
-from deepspeed_autotp.distributed.consensus import world_agreement
 from deepspeed_autotp.planning.model_description import dtype_name
 
 
@@ -25,7 +31,7 @@ def tp_model_init(
 ) -> nn.Module:
     """Record tensor-parallel arguments for a later ``initialize``; returns ``model`` untouched.
 
-    tp_size  ranks over which the model is cut
+    tp_size  ranks over which the model is sharded
     dtype    data type of training: a torch dtype or any usual spelling
     config   a DeepSpeed configuration to check the arguments against, at once
     tp_group (keyword) the process group; without it groups are made
@@ -39,8 +45,8 @@ def tp_model_init(
         raise TypeError(f"tp_model_init: model: got {shown(model)}, expected a torch.nn.Module")
     if config is not None:
         record = _record_of(tp_size, dtype, tp_group, dist)
-        trial = copied(load_ds_config(config))
-        merge(trial, record, mpu=None, mesh_param=None, dist_module=_initialized(dist))
+        asked = _initialized(dist)
+        compare(load_ds_config(config), record, mpu=None, mesh_param=None, dist_module=asked)
     record_tp_model_init_args(tp_size, dtype, tp_group, dist, model=model)
     set_autotp_mode(training=True)
     return model
@@ -70,11 +76,12 @@ def merge_tp_model_init_into_config(
     if recorded is None:
         return
     asked = _initialized(dist_module)
-    filled = copied(config_dict)
-    make = merge(filled, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=asked)
-    if make and asked is not None:
+    fill = compare(config_dict, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=asked)
+    if fill["make_groups"] and asked is not None:
         interop.init_distributed(port=29500, required=None)
         interop.engine_group(tp_size=recorded.values[0])
+    filled = copied(config_dict)
+    fill_dictionary(filled, fill, recorded)
     config_dict.update(filled)
 
 
@@ -98,35 +105,16 @@ def initialize(
     mesh_param: Any = None,
     config_params: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
-    """``deepspeed.initialize`` on a model that is sharded first.
+    """``deepspeed.initialize`` on a model that is sharded first; see the module's docstring.
 
-    Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler. The
-    degree is ``tensor_parallel.autotp_size`` of the configuration (a dictionary, a path or
-    base64) or what ``tp_model_init`` recorded; with 0 or 1 nothing is changed. The
-    configuration given is not changed.
-
-    Ranks other than the first of each model may have theirs on the meta device, as in
-    ``parallelize``.
-
-    Raises one ValueError on every rank, with the model as it was, when the configuration has
-    conflicts, the degree does not fit the ranks, the model cannot be cut or the ranks differ.
+    Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler. Raises
+    one ValueError on every rank, with the model as it was, when the configuration has conflicts,
+    the TP size does not fit the ranks, the model cannot be sharded or the ranks differ.
     """
     start = interop.engine_initialize()
     interop.init_distributed(port=distributed_port, required=dist_init_required)
-    agreement = world_agreement()
-    prepared: Prepared = agreement.together(
-        lambda: prepare(
-            model,
-            interop.config_argument(args, config, config_params),
-            mpu=mpu,
-            mesh_param=mesh_param,
-            optimizer=optimizer,
-            warn=agreement.is_first,
-        )
-    )
-    agreement.same(prepared.compared, "the configuration")
-    if model is not None and prepared.settings is not None:
-        shard_for_engine(model, settings=prepared.settings, agreement=agreement)
+    setup = EngineSetup(model, mpu=mpu, mesh_param=mesh_param, optimizer=optimizer)
+    engine_config = setup.shard(lambda: interop.config_argument(args, config, config_params))
     result: tuple[Any, Any, Any, Any] = start(
         args=interop.without_config(args),
         model=model,
@@ -138,11 +126,10 @@ def initialize(
         mpu=mpu,
         dist_init_required=dist_init_required,
         collate_fn=collate_fn,
-        config=prepared.config,
+        config=engine_config,
         mesh_param=mesh_param,
     )
-    if model is not None and prepared.settings is not None:
-        finish(result[0], model, agreement=agreement)
+    setup.finish(result[0])
     return result
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan, agree, try, commit: the way of a model from whole to sharded.
+"""Plan, agree, self-check, commit: how an unsharded model becomes a sharded one.
 
 Until the commit nothing about the model has changed, and every failure is one error on every
 rank; in the commit nothing can fail.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -25,12 +25,11 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup, host_group
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
-from deepspeed_autotp.planning.replicated_share import little_cut
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.self_check.runner import Trial
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import Handout
-from deepspeed_autotp.sharding.weight_location import agreed_holding, refuse_partly_there
+from deepspeed_autotp.sharding.weight_location import Holding, agreed_holding, refuse_partly_there
 from deepspeed_autotp.sharding.weight_sync import share_weights
 from deepspeed_autotp.state.replica_check import share_random_state
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
@@ -49,31 +48,23 @@ def shard(
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    The shards lie on ``device``, or where the weights were: of all ranks, or of the first rank of
-    each group where the others have theirs on the meta device. ``agreement`` spans all ranks that
-    make this call. ValueError on all of them, with the model unchanged, when any rank cannot plan,
-    plans differently, or the trial differs.
+    The shards are on ``device``, or where the weights were: on all ranks, or on TP rank 0 alone.
+    ``agreement`` spans all ranks of this call. ValueError on all, with the model unchanged, when
+    any rank cannot plan, plans differently, or the self-check differs.
     """
     description = agreement.together(lambda: _described(model))
     holding = agreed_holding(description, group, agreement)
     inputs = agreed_inputs(
         model, description, settings, example_inputs, agreement, by_first=holding.by_first
     )
-    tried = inputs is not None or settings.self_check is False
-    plans = AgreedPlans(
-        description, settings, group.size, agreement, guesses=tried, alone=inputs is not None
-    )
+    plans = _plans(description, settings, group, agreement, is_checked=inputs is not None)
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
-    if agreement.is_first:
-        for note in plan.notes:
-            _log.warning("%s", note)
+    _warn(agreement, plan.notes)
     interop.make_plain(description.parameters)
     nearby = _nearby(group, holding.place)
     _share_memory((nearby, holding.place), (group, device or holding.place))
-    make: Callable[..., Conversion] = Conversion
-    if holding.by_first:
-        make = functools.partial(Handout, nearby=nearby, place=device or holding.place)
+    make = _conversion_maker(holding, nearby, device)
     with ExitStack() as on_failure:
         if not holding.by_first:
             on_failure.callback(
@@ -83,20 +74,52 @@ def shard(
             trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
             plan = _tried(trial, inputs, plan, plans, settings, agreement)
         elif settings.sequence_parallel:
-            plan = plans.in_sequence()
+            plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
         _switch(conversion, settings, agreement=agreement, device=device)
         on_failure.pop_all()
-    if agreement.is_first and (remark := little_cut(plan)):
-        _log.warning("%s: %s", type(model).__name__, remark)
+    if warning := plan.replicated_warning():
+        _warn(agreement, [f"{type(model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     return _attached(description, plan, group=group, nearby=nearby)
+
+
+def _plans(
+    description: Description,
+    settings: TPTrainingConfig,
+    group: TPGroup,
+    agreement: Agreement,
+    *,
+    is_checked: bool,
+) -> AgreedPlans:
+    return AgreedPlans(
+        description,
+        settings,
+        group.size,
+        agreement,
+        heuristics=is_checked or settings.self_check is False,
+        large_layers=is_checked,
+    )
+
+
+def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
+    if agreement.is_first:
+        for warning in warnings:
+            _log.warning("%s", warning)
+
+
+def _conversion_maker(
+    holding: Holding, nearby: TPGroup, device: torch.device | None
+) -> Callable[..., Conversion]:
+    if holding.by_first:
+        return functools.partial(Handout, nearby=nearby, place=device or holding.place)
+    return Conversion
 
 
 def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
     plan = plans.make()
     if settings.sequence_parallel:
-        plans.in_sequence()  # what cannot be is refused before anything is tried
+        plans.with_sequence_parallel()  # what cannot be is refused before anything is tried
     return plan
 
 
@@ -120,11 +143,11 @@ def _tried(
     settings: TPTrainingConfig,
     agreement: Agreement,
 ) -> Plan:
-    """The plan that the trial found to be right."""
+    """The plan that the self-check found to be right."""
     again = None if plans.rules_are_users else plans.make
     plan = trial.run(inputs, plan, again=again, agreement=agreement)
     if settings.sequence_parallel:
-        plan = trial.confirm(inputs, plans.in_sequence(), agreement=agreement)
+        plan = trial.confirm(inputs, plans.with_sequence_parallel(), agreement=agreement)
     return plan
 
 
@@ -142,10 +165,10 @@ def _switch(
     agreement: Agreement,
     device: torch.device | None,
 ) -> None:
-    """Do everything of the conversion but the cutting; undone where any rank fails."""
+    """Do everything of the conversion but shard the weights; undone where any rank fails."""
 
     def finish() -> None:
-        conversion.keep_logits(settings.vocab_parallel_lm_head)
+        conversion.keep_logits()
         conversion.check_room(device)
 
     try:
@@ -162,17 +185,17 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
         conversion.commit(device)
         return
 
-    def hand_out() -> None:
+    def scatter() -> None:
         try:
             conversion.commit(device)
         except PeerFailed:  # whose own error says why
             pass
         except Exception as error:
             raise RuntimeError(
-                f"handing out the weights failed, and no rank has a model now: {error}"
+                f"scattering the weights failed, and no rank has a model now: {error}"
             ) from error
 
-    agreement.together(hand_out)
+    agreement.together(scatter)
 
 
 def _attached(
@@ -187,7 +210,7 @@ def _attached(
 
 
 def _refuse(model: nn.Module) -> None:
-    """ValueError for a model whose weights are not there, not whole or not in one place."""
+    """ValueError for a model whose weights are not there, are sharded or on several devices."""
     what = type(model).__name__
     if "_orig_mod" in model._modules:
         raise ValueError("the model is compiled already; shard it first, then call torch.compile")
@@ -205,14 +228,14 @@ def _refuse(model: nn.Module) -> None:
         places.setdefault(tensor.device, name)
         if tensor.grad is not None:
             raise ValueError(
-                f"{name} has a gradient of the whole weight; call model.zero_grad() before"
+                f"{name} has a gradient of the unsharded weight; call model.zero_grad() before"
             )
     refuse_partly_there(model)
     if not places:
         raise ValueError(f"{what} has no parameters: there is nothing to shard")
     if len(places) > 1:
         named = ", ".join(f"{name} on {device}" for device, name in places.items())
-        raise ValueError(f"the weights lie in several places ({named}); move the model to one")
+        raise ValueError(f"the weights are on several devices ({named}); move the model to one")
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
@@ -223,7 +246,7 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 
 def _share_memory(*groups: tuple[TPGroup, torch.device]) -> None:
-    """Let groups that move tensors in a host's memory do so through memory that they share."""
+    """Let groups that move tensors on the CPU do so through memory that they share."""
     for group, place in groups:
         if place.type == "cpu":
             group.share_memory()

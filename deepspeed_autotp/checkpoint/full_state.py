@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole weights and buffers of a model, collected from its shards."""
+"""The full weights and buffers of a model, gathered from its shards.
+
+What ``save_16bit_model`` and ``Trainer.save_model`` write; interop makes DeepSpeed take it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.transport import carrier
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, find_part, without_wrappers
 
-__all__ = ["first_rank_state_dict", "full_state_dict"]
+__all__ = ["rank0_state_dict", "full_state_dict"]
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights and buffers of a model, sharded or not, on the host, on every rank.
+    """The full weights and buffers of a model, sharded or not, on the CPU, on every rank.
 
     Every rank of the run calls it. The tensors are copies, tied names share one; plain
     transformers and torch load the result. ValueError when a parameter was replaced.
@@ -27,11 +30,11 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return _full_state(model, frozen=True, everywhere=True)
 
 
-def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
-    """As :func:`full_state_dict` on the first rank of all; None on the others, which help.
+def rank0_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
+    """As :func:`full_state_dict` on rank 0 of the run; None on the others, which help.
 
-    They never hold a whole weight that is cut, but for small ones. Those that share no model with
-    the first rank only do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not
+    They never hold the full weight of a shard, but for small ones. Those that are not in the TP
+    group of rank 0 only do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not
     train are in it.
     """
     state = _full_state(model, frozen=frozen, everywhere=False)
@@ -40,10 +43,10 @@ def first_rank_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor
 
 @torch.no_grad()
 def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str, Tensor]:
-    """The state of ``model``, on the first rank of all or on all of them."""
+    """The state of ``model``, on rank 0 of the run or on all ranks."""
     state = find_part(model)
     inner = without_wrappers(model)
-    with _collector(state, everywhere=everywhere) as collect:
+    with _gatherer(state, everywhere=everywhere) as gather:
         if state is not None:
             state.check_identity(inner)
         copies: dict[int, Tensor | None] = {}
@@ -54,9 +57,9 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
             if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
                 continue
             if id(tensor) not in copies:
-                # ZeRO 3 makes a weight whole over all data-parallel ranks, wherever it is kept.
+                # ZeRO 3 gathers a weight over all data-parallel ranks, wherever it is kept.
                 with interop.gathered([tensor]):
-                    copies[id(tensor)] = collect(tensor)
+                    copies[id(tensor)] = gather(tensor)
             copied = copies[id(tensor)]
             if copied is not None:
                 result[name] = copied
@@ -64,36 +67,36 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
 
 
 @contextmanager
-def _collector(
+def _gatherer(
     state: TensorParallel | None, *, everywhere: bool
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """What makes a whole copy on the host of a tensor, or None where this rank gets none."""
+    """What makes a full copy of a tensor on the CPU, or None where this rank gets none."""
     is_given = everywhere or dist.get_rank() == 0
 
-    def uncut(tensor: Tensor) -> Tensor | None:
+    def replicated(tensor: Tensor) -> Tensor | None:
         return tensor.detach().to("cpu", copy=True) if is_given else None
 
     if state is None:
-        yield uncut
+        yield replicated
         return
     takes_part = everywhere or 0 in state.group.global_ranks
     assert everywhere or not takes_part or state.group.global_ranks[0] == 0, "torch sorts ranks"
 
-    def collect(tensor: Tensor) -> Tensor | None:
+    def gather(tensor: Tensor) -> Tensor | None:
         entry = state.entry(tensor)
-        if entry is None or entry.dim < 0:
-            return uncut(tensor)
+        if entry is None or not entry.is_sharded:
+            return replicated(tensor)
         if not takes_part:
             return None
         return state.gather_to_host(tensor, entry=entry, parts=parts, everywhere=everywhere)
 
     if not takes_part:
-        yield collect
+        yield gather
         return
     try:
         with lockstep(state.group), carrier(state.group, state.place) as parts:
-            yield collect
+            yield gather
     except PeerFailed:
         raise PeerFailed(
-            "collecting the weights failed on another rank, whose own error says why"
+            "gathering the weights failed on another rank, whose own error says why"
         ) from None

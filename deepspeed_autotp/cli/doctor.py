@@ -96,15 +96,15 @@ def _devices(library: operators.Library) -> Iterator[Row]:
 
 def _used(library: operators.Library) -> Iterator[Row]:
     threads = torch.get_num_threads()
-    yield "cutting and gathering", f"on a host C, on {threads} thread{'s' * (threads > 1)}"
+    yield "shard and gather", f"on the CPU in C, {threads} thread{'s' * (threads > 1)}"
     if not torch.cuda.is_available():
-        yield "cross-entropy of parts", "torch's operations, in chunks, as there is no GPU"
+        yield "vocab-parallel cross-entropy", "torch's operations, in chunks, as there is no GPU"
     for index in range(torch.cuda.device_count()):
         obstacle = library.reason or operators.obstacle(index)
         used = f"torch's own operations: {obstacle}" if obstacle else "the CUDA library"
         yield f"both on cuda:{index}", used
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"
-    yield "NCCL for parts of weights", _nccl()
+    yield "NCCL for shards of weights", _nccl()
 
 
 def _nccl() -> str:
@@ -120,6 +120,6 @@ def _collectives() -> Iterator[str]:
     if not dist.is_available():
         return
     if dist.is_gloo_available():
-        yield f"gloo on a host, {shared_memory.described()}"
+        yield f"gloo on the CPU, {shared_memory.described()}"
     if dist.is_nccl_available():
         yield f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))} of torch on GPUs"

@@ -5,23 +5,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic.dataclasses import dataclass
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.layer_spec import SPEC_CHECKS, TPLayerSpec, add_rule, preset_spec
+from deepspeed_autotp.config.layer_spec import TPLayerSpec, add_rule, preset_spec
+from deepspeed_autotp.config.section import read_dataclass, readable
 from deepspeed_autotp.config.validation import (
-    Check,
     ConfigProblems,
-    check_all,
-    dictionary,
-    flag,
-    integer,
-    nest,
-    sequence,
+    NonNegative,
+    Positive,
+    Strings,
+    as_list,
+    problems,
     shown,
-    strings,
-    unknown_keys,
     wrong,
 )
 
@@ -30,13 +38,36 @@ __all__ = ["AutoTPConfig", "AutoTPPresets", "build_rules", "merge_autotp_configs
 _log = logging.getLogger("deepspeed_autotp")
 
 
-@dataclass
+# The context in which specifications may be dictionaries.
+_DICTIONARIES = "dictionaries"
+
+
+def _spec(value: object, info: ValidationInfo) -> TPLayerSpec:
+    if isinstance(value, TPLayerSpec):
+        return value
+    if info.context == _DICTIONARIES:
+        return read_dataclass(TPLayerSpec, value, where="TPLayerSpec")
+    raise ValueError(
+        f"got {shown(value)}, expected TPLayerSpec; AutoTPConfig.from_dict reads dictionaries"
+    )
+
+
+_Specs = Annotated[
+    list[Annotated[TPLayerSpec, BeforeValidator(_spec)]],
+    Field(strict=True),
+    BeforeValidator(as_list),
+]
+_COUNTS = TypeAdapter(dict[str, Positive])
+
+
+@readable
+@dataclass(config=ConfigDict(extra="forbid"))
 class AutoTPConfig:
     """Ordered layer specifications and what holds for the rest of the model.
 
     tp_size                  ranks; taken from ``autotp_size`` where a configuration has one
     layer_specs              the first that matches a parameter decides
-    embedding_partition_dim  where a default rule cuts an embedding: 0 vocabulary, 1 hidden
+    embedding_partition_dim  the sharded dimension under a default rule: 0 vocabulary, 1 hidden
     lm_head_patterns         a module whose name contains one of these is an output head
     use_default_specs        False: nothing but `layer_specs` decides
     strict_mode              a linear layer that no rule matches is an error
@@ -44,17 +75,12 @@ class AutoTPConfig:
     Raises ValueError that lists every field with a wrong value.
     """
 
-    tp_size: int = 1
-    layer_specs: list[TPLayerSpec] = field(default_factory=list)
-    embedding_partition_dim: int = 1
-    lm_head_patterns: list[str] = field(default_factory=lambda: ["lm_head", "embed_out"])
-    use_default_specs: bool = True
-    strict_mode: bool = False
-
-    def __post_init__(self) -> None:
-        lines = check_all(self.__dict__, _CONFIG_CHECKS)
-        if lines:
-            raise ConfigProblems("AutoTPConfig", lines)
+    tp_size: NonNegative = 1
+    layer_specs: _Specs = field(default_factory=list)
+    embedding_partition_dim: Annotated[int, Field(strict=True, ge=0, le=1)] = 1
+    lm_head_patterns: Strings = field(default_factory=lambda: ["lm_head", "embed_out"])
+    use_default_specs: StrictBool = True
+    strict_mode: StrictBool = False
 
     def find_matching_spec(
         self, param_name: str, model_type: str | None = None
@@ -76,20 +102,7 @@ class AutoTPConfig:
 
         Raises ValueError that lists every unknown key and every wrong value with its path.
         """
-        try:
-            given = dictionary(config_dict)
-        except ValueError as error:
-            raise ConfigProblems("partition_config", [f": {error}"]) from None
-        lines = unknown_keys(given, list(_CONFIG_CHECKS))
-        given = {key: value for key, value in given.items() if key in _CONFIG_CHECKS}
-        given["layer_specs"] = _specs_from(given.get("layer_specs", []), lines)
-        try:
-            config = cls(**given)
-        except ConfigProblems as error:
-            lines += error.lines
-        if lines:
-            raise ConfigProblems("partition_config", lines)
-        return config
+        return read_dataclass(cls, config_dict, where="partition_config", context=_DICTIONARIES)
 
 
 def merge_autotp_configs(base: AutoTPConfig, override: AutoTPConfig) -> AutoTPConfig:
@@ -118,7 +131,7 @@ def build_rules(config: AutoTPConfig) -> _core.Rules:
 class AutoTPPresets:
     """DeepSpeed's presets, from the core's table.
 
-    A fused q|k|v has no `shape` here, where DeepSpeed's presets for phi3 and chatglm cut it in
+    A fused q|k|v has no `shape` here, where DeepSpeed's presets for phi3 and chatglm split it in
     thirds: the plan finds its pieces from the head counts, which need not be equal.
     """
 
@@ -175,9 +188,10 @@ class AutoTPPresets:
     def llama_gqa(num_heads: int, num_kv_heads: int, head_dim: int) -> AutoTPConfig:
         """As llama, with q|k|v fused into ``qkv_proj`` with fewer key/value heads."""
         counts = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        lines = check_all(counts, dict.fromkeys(counts, integer(1)))
-        if lines:
-            raise ConfigProblems("AutoTPPresets.llama_gqa", lines)
+        try:
+            _COUNTS.validate_python(counts)
+        except ValidationError as error:
+            raise ConfigProblems("AutoTPPresets.llama_gqa", problems(error)) from None
         query, key = num_heads * head_dim, num_kv_heads * head_dim
         fused = preset_spec(
             "preset llama_gqa[1]",
@@ -197,62 +211,3 @@ class AutoTPPresets:
                 for spec in AutoTPPresets.llama().layer_specs
             ]
         )
-
-
-def _specs_from(value: object, lines: list[str]) -> list[TPLayerSpec]:
-    """Specifications from their dictionaries; problems are added to `lines`."""
-    specs: list[TPLayerSpec] = []
-    try:
-        given = sequence(value, "dictionaries")
-    except ValueError as error:
-        lines.append(f"layer_specs: {error}")
-        return specs
-    for index, item in enumerate(given):
-        try:
-            specs.append(_spec_from(item))
-        except ConfigProblems as error:
-            lines += nest(f"layer_specs[{index}]", error.lines)
-    return specs
-
-
-def _spec_from(item: object) -> TPLayerSpec:
-    try:
-        given = dictionary(item)
-    except ValueError as error:
-        raise ConfigProblems("TPLayerSpec", [f": {error}"]) from None
-    lines = unknown_keys(given, list(SPEC_CHECKS))
-    try:
-        spec = TPLayerSpec(**{"patterns": [], **{k: given[k] for k in SPEC_CHECKS if k in given}})
-    except ConfigProblems as error:
-        lines += error.lines
-    if lines:
-        raise ConfigProblems("TPLayerSpec", lines)
-    return spec
-
-
-def _layer_specs(value: object) -> list[TPLayerSpec]:
-    found: list[TPLayerSpec] = []
-    for item in sequence(value, "TPLayerSpec"):
-        if not isinstance(item, TPLayerSpec):
-            raise ValueError(
-                f"got a list with {shown(item)}, expected TPLayerSpec; "
-                "AutoTPConfig.from_dict reads dictionaries"
-            )
-        found.append(item)
-    return found
-
-
-def _embedding_dim(value: object) -> int:
-    if value not in (0, 1) or isinstance(value, bool):
-        raise wrong(value, "0 (vocabulary) or 1 (hidden)")
-    return 0 if value == 0 else 1
-
-
-_CONFIG_CHECKS: Mapping[str, Check] = {
-    "tp_size": integer(0),
-    "layer_specs": _layer_specs,
-    "embedding_partition_dim": _embedding_dim,
-    "lm_head_patterns": strings("names"),
-    "use_default_specs": flag,
-    "strict_mode": flag,
-}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer specification: which parameters are cut, and how.
+"""One layer specification: which parameters are sharded, and how.
 
 The class carries DeepSpeed's name, fields and defaults. The core checks a specification and
 matches its patterns; here it is only written down.
@@ -10,75 +10,113 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    TypeAdapter,
+)
+from pydantic.dataclasses import dataclass
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.validation import (
-    Check,
-    ConfigProblems,
-    check_all,
-    flag,
-    integer,
-    sequence,
-    shown,
-    strings,
-    wrong,
-)
+from deepspeed_autotp.config.section import readable
+from deepspeed_autotp.config.validation import ConfigProblems, NonNegative, Strings
 
 __all__ = ["PartitionType", "TPLayerSpec", "add_rule", "preset_spec"]
 
 # Sizes are C integers of 64 bits.
 _LARGEST_SIZE = 2**63 - 1
 
-Shape = tuple[int | tuple[int, ...], ...]
+_Size = Annotated[int, Field(strict=True, ge=-_LARGEST_SIZE, le=_LARGEST_SIZE)]
+_SIZE, _SIZES = TypeAdapter(_Size), TypeAdapter(tuple[_Size, ...])
+
+
+def _size_or_sizes(value: object) -> int | tuple[int, ...]:
+    # A union of the two would tell both errors of every wrong value.
+    is_listed = isinstance(value, list | tuple)
+    return _SIZES.validate_python(value) if is_listed else _SIZE.validate_python(value)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_Shape = Annotated[
+    tuple[Annotated[int | tuple[int, ...], PlainValidator(_size_or_sizes)], ...],
+    Field(strict=True),
+    BeforeValidator(_as_tuple),
+]
 
 
 class PartitionType(enum.Enum):
-    """Which features of a layer are cut."""
+    """Which features of a layer are sharded."""
 
     COLUMN = "column"  # output features; the gradient of the input is summed
     ROW = "row"  # input features; the output is summed
-    SKIP = "skip"  # none: the layer stays whole on every rank
+    SKIP = "skip"  # none: the layer is replicated
 
 
-@dataclass
+def _name(value: object) -> object:
+    """The name of a member, also of another library's enumeration, in small letters."""
+    name = value.value if isinstance(value, enum.Enum) else value
+    return name.lower() if isinstance(name, str) else name
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(text: str) -> _core.Pattern:
+    """Compiled once, however many parameters it is tried on."""
+    return _core.Pattern(text)
+
+
+def _compiles(patterns: list[str]) -> list[str]:
+    lines = []
+    for index, pattern in enumerate(patterns):
+        try:
+            _pattern(pattern)
+        except ValueError as error:
+            lines.append(f"[{index}]: {error}")
+    if lines:
+        raise ConfigProblems("patterns", lines)
+    return patterns
+
+
+@readable
+@dataclass(config=ConfigDict(extra="forbid"))
 class TPLayerSpec:
-    """How the parameters that match one of `patterns` are cut.
+    """How the parameters that match one of `patterns` are sharded.
 
     patterns        regular expressions with the results of ``re.match`` on the parameter's name
     shape           the pieces of a fused weight: ``(2, -1)`` is two equal pieces along dim 0,
                     ``((q, k, v), -1)`` three of these sizes, in elements; -1 is inferred
-    partition_dim   the dimension that is cut, of the weight as `shape` shows it; by default 0
+    partition_dim   the dimension that is sharded, of the weight as `shape` shows it; by default 0
                     for column and 1 for row
     model_types     the specification holds for these model types only, in any case
-    gather_output   column: every rank receives the whole output
-    grad_allreduce  skip: each rank holds a part of the gradient, and the parts are summed
+    gather_output   column: the output is gathered on every rank
+    grad_allreduce  skip: the gradient is partial on each rank, and is all-reduced
 
     Raises ValueError that lists every field with a wrong value.
     """
 
-    patterns: list[str]
-    partition_type: PartitionType = PartitionType.COLUMN
-    shape: Shape | None = None
-    partition_dim: int | None = None
-    model_types: list[str] | None = None
-    gather_output: bool = False
-    grad_allreduce: bool = False
+    patterns: Annotated[Strings, Field(min_length=1), AfterValidator(_compiles)]
+    partition_type: Annotated[PartitionType, BeforeValidator(_name)] = PartitionType.COLUMN
+    shape: _Shape | None = None
+    partition_dim: NonNegative | None = None
+    model_types: Strings | None = None
+    gather_output: StrictBool = False
+    grad_allreduce: StrictBool = False
 
     # Who wrote the specification and what a plan calls it; "" is the place in `layer_specs`.
     _source: str = field(default="partition_config", init=False, repr=False, compare=False)
     _label: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        lines = check_all(self.__dict__, SPEC_CHECKS)
-        if not lines:
-            try:
-                _core.check_spec(_core_spec(self), "")
-            except ValueError as error:
-                lines.append(str(error))
-        if lines:
-            raise ConfigProblems("TPLayerSpec", lines)
+        _core.check_spec(_core_spec(self), "")
 
     def matches(self, param_name: str, model_type: str | None = None) -> bool:
         """Whether a pattern matches at the start of the name, and the model type fits."""
@@ -89,7 +127,7 @@ class TPLayerSpec:
         return any(_pattern(pattern).match(param_name) for pattern in self.patterns)
 
     def get_partition_dim(self) -> int:
-        """The dimension that is cut."""
+        """The dimension that is sharded."""
         if self.partition_dim is not None:
             return self.partition_dim
         return 0 if self.partition_type is PartitionType.COLUMN else 1
@@ -154,72 +192,3 @@ def _core_spec(spec: TPLayerSpec) -> dict[str, Any]:
     if spec.partition_dim is not None:
         words["partition_dim"] = spec.partition_dim
     return words
-
-
-@functools.lru_cache(maxsize=1024)
-def _pattern(text: str) -> _core.Pattern:
-    """Compiled once, however many parameters it is tried on."""
-    return _core.Pattern(text)
-
-
-def _patterns(value: object) -> list[str]:
-    """At least one pattern, each of which Python's re compiles."""
-    found = strings("patterns")(value)
-    if not found:
-        raise ValueError("got none, expected at least one pattern")
-    lines = []
-    for index, pattern in enumerate(found):
-        try:
-            _pattern(pattern)
-        except ValueError as error:
-            lines.append(f"patterns[{index}]: {error}")
-    if lines:
-        raise ConfigProblems("TPLayerSpec", lines)
-    return found
-
-
-def _partition_type(value: object) -> PartitionType:
-    """The member, its name in any case, or the equal member of another library's enumeration."""
-    name = value.value if isinstance(value, enum.Enum) else value
-    for member in PartitionType:
-        if isinstance(name, str) and name.lower() == member.value:
-            return member
-    raise wrong(value, "'column', 'row' or 'skip'")
-
-
-def _shape(value: object) -> Shape | None:
-    """Lists become tuples; one level of nesting, integers only."""
-    if value is None:
-        return None
-    sizes: list[int | tuple[int, ...]] = []
-    for item in sequence(value, "integers"):
-        if isinstance(item, list | tuple):
-            sizes.append(tuple(_size(piece, "the size of a piece") for piece in item))
-        else:
-            sizes.append(_size(item, "an integer or a list of sizes"))
-    return tuple(sizes)
-
-
-def _size(value: object, expected: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _LARGEST_SIZE:
-        raise ValueError(f"got a list with {shown(value)}, expected {expected}")
-    return value
-
-
-def _dim(value: object) -> int | None:
-    return None if value is None else integer(0)(value)
-
-
-def _model_types(value: object) -> list[str] | None:
-    return None if value is None else strings("model types")(value)
-
-
-SPEC_CHECKS: Mapping[str, Check] = {
-    "patterns": _patterns,
-    "partition_type": _partition_type,
-    "shape": _shape,
-    "partition_dim": _dim,
-    "model_types": _model_types,
-    "gather_output": flag,
-    "grad_allreduce": flag,
-}

@@ -72,10 +72,7 @@ def switched_on(config: Mapping[str, Any], key: str) -> bool:
     section = config.get(key)
     if section is None:
         return False
-    try:
-        value = dictionary(section).get("enabled", False)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+    value = dictionary(section, key).get("enabled", False)
     if value == "auto":
         return False
     try:

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A section of a configuration as a pydantic model with readable errors."""
+"""Sections of a configuration as pydantic classes that raise ConfigProblems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import inspect
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deepspeed_autotp.config.validation import ConfigProblems, nest, shown, unknown_keys
+from deepspeed_autotp.config.validation import ConfigProblems, dictionary, problems, unknown_key
 
-__all__ = ["Section", "is_auto"]
+__all__ = ["Section", "is_auto", "read_dataclass", "readable"]
+
+T = TypeVar("T")
+
+# What no value equals.
+_NOTHING = object()
 
 
 class Section(BaseModel):
-    """A section whose errors are a ConfigProblems, never pydantic's own wording.
-
-    As in DeepSpeed, the value "auto" leaves a field at its default.
-    """
+    """A section that DeepSpeed has, too. As there, "auto" leaves a field at its default."""
 
     model_config = ConfigDict(
         validate_assignment=True,
@@ -27,57 +29,53 @@ class Section(BaseModel):
     )
 
     _where: ClassVar[str] = ""
-    # Second spellings of fields, and keys that a subclass takes out of the data itself.
-    _aliases: ClassVar[Mapping[str, str]] = {}
-    _moved: ClassVar[Sequence[str]] = ()
 
     def __init__(self, /, **data: Any) -> None:
-        lines: list[str] = []
-        values = self._arrange(data, lines)
+        known = self._spellings()
+        given = {k: v for k, v in data.items() if k not in known or not is_auto(v)}
+        for key, name in known.items():
+            if key != name and key in given and given[key] == given.get(name, _NOTHING):
+                del given[key]
+        lines = self._move(given)
         try:
-            super().__init__(**values)
+            super().__init__(**given)
         except ValidationError as error:
-            lines += _lines_of(error, self._spelled(data))
+            lines += problems(error, list(known))
         else:
-            lines += self._contradictions()
+            lines = lines or self._contradictions()
         if lines:
             raise ConfigProblems(self._where, lines)
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """A section as it is, or one of the keys of a dictionary; None has no keys."""
+        if isinstance(value, cls):
+            return value
+        return cls(**dictionary({} if value is None else value, cls._where))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        lines = unknown_keys([name], list(type(self).model_fields))
-        if not lines:
-            try:
-                super().__setattr__(name, value)
-            except ValidationError as error:
-                lines = _lines_of(error, {})
-        if lines:
-            raise ConfigProblems(self._where, lines)
-
-    @classmethod
-    def _arrange(cls, data: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
-        """The values under the names of the fields; what cannot be placed goes to `lines`."""
-        values: dict[str, Any] = {}
-        known = [*cls.model_fields, *cls._aliases, *cls._moved]
-        lines += unknown_keys(data, known)
-        for key, value in data.items():
-            name = cls._aliases.get(key, key)
-            if key not in known or is_auto(value):
-                continue
-            if name in values and values[name] != value:
-                lines.append(
-                    f"{key}: got {shown(value)}, but {cls._spelled(data)[name]}, another spelling "
-                    f"of it, is {shown(values[name])}; write one of them"
+        try:
+            if name not in type(self).model_fields:
+                raise ConfigProblems(
+                    self._where, [f"{name}: {unknown_key(name, list(type(self).model_fields))}"]
                 )
-            values.setdefault(name, value)
-        return values
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise ConfigProblems(self._where, problems(error)) from None
 
     @classmethod
-    def _spelled(cls, data: Mapping[str, Any]) -> dict[str, str]:
-        """How each field was spelled; the first spelling, where there are two."""
-        spelled: dict[str, str] = {}
-        for key in data:
-            spelled.setdefault(cls._aliases.get(key, key), key)
-        return spelled
+    def _spellings(cls) -> dict[str, str]:
+        """The name of the field for each key that may be written."""
+        known: dict[str, str] = {}
+        for name, field in cls.model_fields.items():
+            known[name] = name
+            if isinstance(field.validation_alias, AliasChoices):
+                known |= {str(alias): name for alias in field.validation_alias.choices}
+        return known
+
+    def _move(self, given: dict[str, Any]) -> list[str]:
+        """Take out of `given` what is stored in another section; lines for what is wrong."""
+        return []
 
     def _contradictions(self) -> list[str]:
         """Lines for values that are right by themselves but not together."""
@@ -88,14 +86,26 @@ def is_auto(value: object) -> bool:
     return isinstance(value, str) and value == "auto"
 
 
-def _lines_of(error: ValidationError, spelled: Mapping[str, str]) -> list[str]:
-    """Our own words out of pydantic's error, under the spellings that the user chose."""
-    lines: list[str] = []
-    for problem in error.errors():
-        name = str(problem["loc"][0])
-        cause = problem["ctx"]["error"]
-        key = spelled.get(name, name)
-        lines += (
-            nest(key, cause.lines) if isinstance(cause, ConfigProblems) else [f"{key}: {cause}"]
-        )
-    return lines
+def readable(cls: type[T]) -> type[T]:
+    """Let a pydantic dataclass raise ConfigProblems; a call of the wrong form is a TypeError."""
+    create, signature = cls.__init__, inspect.signature(cls)
+
+    def init(self: T, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        try:
+            create(self, **given)
+        except ValidationError as error:
+            raise ConfigProblems(cls.__name__, problems(error)) from None
+
+    type.__setattr__(cls, "__init__", init)
+    return cls
+
+
+def read_dataclass(cls: type[T], given: object, *, where: str, context: Any = None) -> T:
+    """A pydantic dataclass from a dictionary; ConfigProblems of `where` otherwise."""
+    values = dictionary(given, where)
+    try:
+        return TypeAdapter(cls).validate_python(values, context=context)
+    except ValidationError as error:
+        known = list(inspect.signature(cls).parameters)
+        raise ConfigProblems(where, problems(error, known)) from None

@@ -7,21 +7,35 @@ and all problems of a section come in one ValueError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainValidator, field_serializer
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+)
 
+from deepspeed_autotp import _core
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.dtypes import parse_dtype
-from deepspeed_autotp.config.section import Section, is_auto
+from deepspeed_autotp.config.section import Section
 from deepspeed_autotp.config.validation import (
-    Check,
     ConfigProblems,
+    NonNegative,
+    Positive,
     dictionary,
-    flag,
-    integer,
+    nest,
+    problems,
     shown,
     wrong,
 )
@@ -32,7 +46,7 @@ __all__ = ["TPConfig", "TPTrainingConfig", "deepspeed_section", "get_tensor_para
 class TPConfig(Section):
     """The nested section ``tp``: the ranks and who groups them.
 
-    tp_size        ranks over which the model is cut
+    tp_size        ranks over which the model is sharded
     tp_grain_size  widths are multiples of this where the model leaves a choice, in elements
     mpu            an object that knows the parallel groups
     tp_group       the process group of the ranks
@@ -40,8 +54,8 @@ class TPConfig(Section):
 
     _where: ClassVar[str] = "tp"
 
-    tp_size: Annotated[int, PlainValidator(integer(1))] = 1
-    tp_grain_size: Annotated[int, PlainValidator(integer(1))] = 1
+    tp_size: Positive = 1
+    tp_grain_size: Positive = 1
     mpu: Any = None
     tp_group: Any = None
 
@@ -50,65 +64,36 @@ class TPConfig(Section):
         super().__init__(**data)
 
 
-def _dtype(value: object) -> torch.dtype:
-    try:
-        return parse_dtype(value, "dtype")
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("dtype: ")) from None
+_GRAIN = TypeAdapter(Positive)
 
 
-def _nested(value: object) -> TPConfig:
-    if isinstance(value, TPConfig):
-        return value
-    return TPConfig() if value is None else TPConfig(**dictionary(value))
+def _known_preset(name: str | None) -> str | None:
+    if name is not None:
+        _core.preset_rows(name)
+    return name
 
 
-def _preset(value: object) -> str | None:
-    """The name as it was written; the core knows which there are."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise wrong(value, "the name of a preset")
-    try:
-        AutoTPPresets.get_preset(value)
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("preset_model: ")) from None
-    return value
-
-
-def _partition(value: object) -> dict[str, Any] | None:
+def _readable_rules(value: object) -> dict[str, Any] | None:
     """The dictionary as it was written, once a configuration can be made of it."""
     if value is None:
         return None
-    given = dictionary(value)
-    AutoTPConfig.from_dict(given)
+    AutoTPConfig.from_dict(given := dictionary(value, "partition_config"))
     return given
 
 
-def _only(allowed: object, reason: str) -> Check:
+def _only(allowed: object, remedy: str) -> Callable[[object], Any]:
     """A check for a field that is there for DeepSpeed's sake and may keep its default only."""
 
     def check(value: object) -> object:
-        if value is not allowed and value != allowed:
-            raise ValueError(f"{shown(value)} is not supported: {reason}")
+        if value != allowed:
+            raise ValueError(f"got {shown(value)}, which is not supported; {remedy}")
         return allowed
 
     return check
 
 
-def _head(value: object) -> bool | None:
-    return None if value is None else flag(value)
-
-
-def _backend(value: object) -> str:
-    if value == "liger":
-        raise ValueError("'liger' is not supported yet; leave it out or write 'torch'")
-    if value != "torch":
-        raise wrong(value, "'torch'")
-    return "torch"
-
-
 def _self_check(value: object) -> object:
+    # Literal["auto", True, False] would take 1 for True.
     if value != "auto" and not isinstance(value, bool):
         raise wrong(value, "'auto', true or false")
     return value
@@ -118,21 +103,21 @@ class TPTrainingConfig(Section):
     """The section ``tensor_parallel``.
 
     dtype             the data type of the weights: a torch data type or any usual spelling
-    autotp_size       ranks over which the model is cut; 0 and 1 leave it whole
+    autotp_size       ranks over which the model is sharded; 0 and 1 leave it unsharded
     tensor_parallel   the nested section, ``tp`` for short
     partition_config  the user's rules, as AutoTPConfig.from_dict reads them
     preset_model      the name of one of AutoTPPresets
-    tp_overlap_comm   form weight gradients while an input gradient is summed over the ranks; on
-                      unless false is written, see ``overlaps``. In a forward there is nothing
-                      to hide a sum behind but the layer's own product, in chunks of tokens, which
-                      did not pay where it was measured
-    self_check        compare a few tokens with the whole model before the weights are cut;
+    tp_overlap_comm   compute weight gradients during the all-reduce of an input gradient; on
+                      unless false is written, see ``overlaps``. In a forward the all-reduce could
+                      overlap only with the layer's own GEMM, in chunks of tokens, which did not pay
+                      where it was measured
+    self_check        compare a few tokens with the unsharded model before the weights are sharded;
                       "auto" does so where the inputs are known and the model is not too large
     vocab_parallel_lm_head
-                      in training with labels each rank keeps its part of the logits and the loss
-                      is formed from the parts; None: where the output head allows it, True:
+                      in training with labels each rank keeps its shard of the logits, and the loss
+                      is computed from the shards; None: where the output head allows it, True:
                       there, or an error that says why not, False: never
-    sequence_parallel between blocks each rank holds its part of the tokens, or an error that says
+    sequence_parallel between blocks the tokens are sharded over the ranks, or an error that says
                       which module does not allow it; see sequence_parallel.stack
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
@@ -140,32 +125,35 @@ class TPTrainingConfig(Section):
     """
 
     _where: ClassVar[str] = "tensor_parallel"
-    _aliases: ClassVar[Mapping[str, str]] = {
-        "tp": "tensor_parallel",
-        "kernel_inject": "replace_with_kernel_inject",
-    }
-    _moved: ClassVar[Sequence[str]] = ("tp_grain_size",)
 
-    dtype: Annotated[torch.dtype, PlainValidator(_dtype)] = torch.float16
-    autotp_size: Annotated[int, PlainValidator(integer(0))] = 0
-    tp_overlap_comm: Annotated[bool, PlainValidator(flag)] = False
-    vocab_parallel_lm_head: Annotated[bool | None, PlainValidator(_head)] = None
-    vocab_parallel_ce_backend: Annotated[Literal["torch"], PlainValidator(_backend)] = "torch"
-    tensor_parallel: Annotated[TPConfig, BeforeValidator(_nested)] = Field(default_factory=TPConfig)
+    dtype: Annotated[torch.dtype, PlainValidator(functools.partial(parse_dtype, where="dtype"))] = (
+        torch.float16
+    )
+    autotp_size: NonNegative = 0
+    tp_overlap_comm: StrictBool = False
+    vocab_parallel_lm_head: StrictBool | None = None
+    vocab_parallel_ce_backend: Annotated[
+        Literal["torch"], PlainValidator(_only("torch", "write 'torch', or leave it out"))
+    ] = "torch"
+    tensor_parallel: Annotated[TPConfig, BeforeValidator(TPConfig.read)] = Field(
+        default_factory=TPConfig, validation_alias=AliasChoices("tensor_parallel", "tp")
+    )
     injection_policy_tuple: Annotated[
         None, PlainValidator(_only(None, "write the layers as partition_config.layer_specs"))
     ] = None
-    partition_config: Annotated[dict[str, Any] | None, PlainValidator(_partition)] = None
-    preset_model: Annotated[str | None, PlainValidator(_preset)] = None
+    partition_config: Annotated[dict[str, Any] | None, PlainValidator(_readable_rules)] = None
+    preset_model: Annotated[StrictStr | None, AfterValidator(_known_preset)] = None
     keep_module_on_host: Annotated[
         bool,
         PlainValidator(_only(False, "weights stay on the device where they are; leave it out")),
     ] = False
     replace_with_kernel_inject: Annotated[
         bool, PlainValidator(_only(False, "the kernels it injects are for inference; leave it out"))
-    ] = False
+    ] = Field(
+        default=False, validation_alias=AliasChoices("replace_with_kernel_inject", "kernel_inject")
+    )
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
-    sequence_parallel: Annotated[bool, PlainValidator(flag)] = False
+    sequence_parallel: StrictBool = False
 
     # Spelled out so that type checkers accept what the checks accept.
     def __init__(self, /, **data: Any) -> None:
@@ -173,14 +161,14 @@ class TPTrainingConfig(Section):
 
     @property
     def overlaps(self) -> bool:
-        """Whether sums are hidden behind work: the default is DeepSpeed's, but costs nothing here
-        to depart from, so that only a false that somebody wrote counts."""
+        """Whether communication overlaps with computation: the default is DeepSpeed's false, but
+        only a false that somebody wrote counts."""
         return self.tp_overlap_comm or "tp_overlap_comm" not in self.model_fields_set
 
     def get_partition_config_object(self) -> AutoTPConfig | None:
         """The user's rules before those of the preset, or None if there are neither.
 
-        With ``use_default_specs: false`` the user's rules stand alone.
+        With ``use_default_specs: false`` there are the user's rules only.
         """
         config = AutoTPPresets.get_preset(self.preset_model) if self.preset_model else None
         if self.partition_config:
@@ -198,17 +186,28 @@ class TPTrainingConfig(Section):
         return str(dtype)
 
     @classmethod
-    def _arrange(cls, data: Mapping[str, Any], lines: list[str]) -> dict[str, Any]:
-        given = dict(data)
-        grain = given.pop("tp_grain_size", "auto")
-        values = super()._arrange(given, lines)
-        if is_auto(grain):
-            return values
+    def _spellings(cls) -> dict[str, str]:
+        return super()._spellings() | {"tp_grain_size": "tp_grain_size"}
+
+    def _move(self, given: dict[str, Any]) -> list[str]:
+        """Store a grain size that is written here in the nested section."""
+        if "tp_grain_size" not in given:
+            return []
+        key = "tp" if "tp" in given else "tensor_parallel"
         try:
-            values["tensor_parallel"] = _with_grain(values.get("tensor_parallel", {}), grain)
-        except ValueError as error:
-            lines.append(f"tp_grain_size: {error}")
-        return values
+            grain = _GRAIN.validate_python(given.pop("tp_grain_size"))
+            nested = TPConfig.read(given.get(key))
+        except ValidationError as error:
+            return nest("tp_grain_size", problems(error))
+        except ConfigProblems:  # which comes up again when the field is checked
+            return []
+        if "tp_grain_size" in nested.model_fields_set and nested.tp_grain_size != grain:
+            return [
+                f"tp_grain_size: got {grain}, but tp_grain_size in the nested section is "
+                f"{nested.tp_grain_size}; write one of them"
+            ]
+        given[key] = nested.model_copy(update={"tp_grain_size": grain})
+        return []
 
     def _contradictions(self) -> list[str]:
         lines = []
@@ -227,39 +226,29 @@ class TPTrainingConfig(Section):
         return lines
 
 
-def _with_grain(nested: object, grain: object) -> object:
-    """The nested section with the grain size that was written outside it."""
-    integer(1)(grain)
-    nested = {} if nested is None else nested
-    inside: object = "auto"
-    if isinstance(nested, TPConfig) and "tp_grain_size" in nested.model_fields_set:
-        inside = nested.tp_grain_size
-    elif isinstance(nested, dict):
-        inside = nested.get("tp_grain_size", "auto")
-    if not is_auto(inside) and inside != grain:
-        raise ValueError(
-            f"got {grain}, but tp_grain_size in the nested section is {shown(inside)}; "
-            "write one of them"
-        )
-    if isinstance(nested, TPConfig):
-        return nested.model_copy(update={"tp_grain_size": grain})
-    return {**nested, "tp_grain_size": grain} if isinstance(nested, dict) else nested
-
-
 def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig:
     """The section of a DeepSpeed configuration; its defaults where there is none."""
     if not isinstance(ds_config, Mapping):
         raise ConfigProblems("the configuration", [f": {wrong(ds_config, 'a dictionary')}"])
-    section = ds_config.get("tensor_parallel")
-    return TPTrainingConfig() if section is None else _read_section(section)
+    return TPTrainingConfig.read(ds_config.get("tensor_parallel"))
+
+
+def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
+    """ValueError for a configuration whose only such section has a slip in its name."""
+    ours = "tensor_parallel"
+    for key in ds_config if ds_config.get(ours) is None else ():
+        near = isinstance(key, str) and _core.nearest(key, [ours])
+        # A part of the name, as ``tensor``, is another word.
+        if near and abs(len(key) - len(ours)) <= len(ours) // 3:
+            raise ValueError(f"Unknown config section {key!r}. Did you mean {ours!r}?")
 
 
 def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The section as DeepSpeed 0.19.8 takes it, for a model that is already cut.
+    """The section as DeepSpeed 0.19.8 takes it, for a model that is already sharded.
 
-    It needs the degree and the group and nothing that would have it cut the model again.
+    It needs the TP size and the group and nothing that would have it shard the model again.
     """
-    read = config if isinstance(config, TPTrainingConfig) else _read_section(config)
+    read = TPTrainingConfig.read(config)
     nested = read.tensor_parallel
     kept = {"mpu": nested.mpu, "tp_group": nested.tp_group}
     return {
@@ -269,11 +258,3 @@ def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str,
             **{key: value for key, value in kept.items() if value is not None},
         },
     }
-
-
-def _read_section(section: object) -> TPTrainingConfig:
-    try:
-        given = dictionary(section)
-    except ValueError as error:
-        raise ConfigProblems("tensor_parallel", [f": {error}"]) from None
-    return TPTrainingConfig(**given)

@@ -1,45 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration value has to be, and the words for one that is not.
+"""Pydantic's errors in words of our own, and the types that several sections share.
 
-A check takes the value alone and raises ValueError without naming the key; whoever knows the
-key adds it. All problems of a section are reported together, one line each.
+A message names the key, what was given, what was expected and what to do. All problems of a
+section are reported together, one line each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StrictStr, ValidationError
 
 from deepspeed_autotp import _core
 
 __all__ = [
-    "Check",
     "ConfigProblems",
-    "check_all",
+    "NonNegative",
+    "Positive",
+    "Strings",
+    "as_list",
     "dictionary",
-    "flag",
-    "integer",
     "nest",
-    "sequence",
+    "problems",
     "shown",
-    "strings",
-    "unknown_keys",
+    "unknown_key",
     "wrong",
 ]
-
-Check = Callable[[object], Any]
 
 _SHOWN_LENGTH = 60
 
 # Ranks, grains and dimensions are C integers of 32 bits at least.
 _LARGEST = 2**31 - 1
 
+# What pydantic's kinds of errors say about the value that was expected.
+_EXPECTED = {
+    "int_type": "an integer",
+    "greater_than_equal": "an integer of at least {ge}",
+    "less_than_equal": "an integer of at most {le}",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "string_unicode": "a string of valid Unicode",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} item",
+    "enum": "{expected}",
+}
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
 
 class ConfigProblems(ValueError):
     """Every problem of one section.
 
-    `lines` read "key: what is wrong", or ": what is wrong" for the section as a whole. They are
-    relative to `where`, so that an enclosing section can put its own name in front.
+    `lines` read "key: what is wrong", "[index]: what is wrong" in a list, or ": what is wrong" for
+    the section itself. They are relative to `where`, so that an enclosing section can put its own
+    name in front.
     """
 
     def __init__(self, where: str, lines: Sequence[str]) -> None:
@@ -57,7 +72,43 @@ class ConfigProblems(ValueError):
 
 def nest(where: str, lines: Sequence[str]) -> list[str]:
     """The same lines, seen from the section that encloses `where`."""
-    return [f"{where}{line}" if line.startswith(":") else f"{where}.{line}" for line in lines]
+    return [f"{where}{line}" if line[0] in ":[" else f"{where}.{line}" for line in lines]
+
+
+def problems(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
+    """The lines of a ConfigProblems; `known` are the keys of the section."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        path = "".join(f"[{part}]" if isinstance(part, int) else part for part in problem["loc"])
+        kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
+        cause = context.get("error")
+        if isinstance(cause, ConfigProblems):
+            lines += nest(path, cause.lines)
+        elif cause is not None:  # the core names the key itself
+            text = str(cause)
+            lines.append(text if text.startswith(f"{path}: ") else f"{path}: {text}")
+        elif kind in _UNKNOWN_KEY and path in known:
+            lines.append(
+                f"{path}: got {shown(given)}, but another spelling of this key has another value; "
+                "write one of them"
+            )
+        elif kind in _UNKNOWN_KEY:
+            lines.append(f"{path}: {unknown_key(path, known)}")
+        elif kind == "missing":
+            lines.append(f"{path}: is missing and has no default; write it")
+        else:
+            expected = _EXPECTED[kind].format(**context)
+            remedy = f"; write [{given!r}]" if kind == "list_type" and type(given) is str else ""
+            lines.append(f"{path}: {wrong(given, expected)}{remedy}")
+    return lines
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What is wrong about a key that is none of `known`, naming the nearest of them."""
+    near = " or ".join(f"'{name}'" for name in _core.nearest(key, known))
+    return (
+        f"unknown key; did you mean {near}?" if near else f"unknown key; known: {', '.join(known)}"
+    )
 
 
 def shown(value: object) -> str:
@@ -73,81 +124,21 @@ def wrong(value: object, expected: str) -> ValueError:
     return ValueError(f"got {shown(value)}, expected {expected}")
 
 
-def check_all(values: MutableMapping[str, Any], checks: Mapping[str, Check]) -> list[str]:
-    """Replace each value by what its check returns; a line for each that fails."""
-    lines: list[str] = []
-    for key, check in checks.items():
-        try:
-            values[key] = check(values[key])
-        except ConfigProblems as error:
-            lines += error.lines
-        except ValueError as error:
-            lines.append(f"{key}: {error}")
-    return lines
-
-
-def integer(minimum: int) -> Callable[[object], int]:
-    """A check for integers of at least `minimum`; true and false are no integers."""
-
-    def check(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise wrong(value, f"an integer of at least {minimum}")
-        if value > _LARGEST:
-            raise wrong(value, f"an integer of at most {_LARGEST}")
-        return value
-
-    return check
-
-
-def flag(value: object) -> bool:
-    """A check for true or false, and nothing that merely counts as one of them."""
-    if not isinstance(value, bool):
-        raise wrong(value, "true or false")
-    return value
-
-
-def sequence(value: object, of: str) -> list[object]:
-    """A check for a list or tuple; a lone string is told to become one."""
-    if isinstance(value, str):
-        raise ValueError(f"got {shown(value)}, expected a list of {of}; write [{value!r}]")
-    if not isinstance(value, list | tuple):
-        raise wrong(value, f"a list of {of}")
-    return list(value)
-
-
-def strings(of: str) -> Callable[[object], list[str]]:
-    """A check for a list of strings, which are called `of` in the error."""
-
-    def check(value: object) -> list[str]:
-        found: list[str] = []
-        for item in sequence(value, of):
-            if not isinstance(item, str):
-                raise ValueError(f"got a list with {shown(item)}, expected a list of {of}")
-            found.append(item)
-        return found
-
-    return check
-
-
-def dictionary(value: object) -> dict[str, Any]:
-    """A check for a dictionary with strings as keys."""
+def dictionary(value: object, where: str) -> dict[str, Any]:
+    """A copy of a dictionary with strings as keys; ConfigProblems of `where` for anything else."""
     if not isinstance(value, Mapping):
-        raise wrong(value, "a dictionary")
+        raise ConfigProblems(where, [f": {wrong(value, 'a dictionary')}"])
     for key in value:
         if not isinstance(key, str):
-            raise ValueError(
-                f"got a dictionary with the key {shown(key)}, expected strings as keys"
-            )
+            text = f"got a dictionary with the key {shown(key)}, expected strings as keys"
+            raise ConfigProblems(where, [f": {text}"])
     return dict(value)
 
 
-def unknown_keys(keys: Iterable[str], known: Sequence[str]) -> list[str]:
-    """One line for each key that is not among `known`, naming the nearest."""
-    lines = []
-    for key in keys:
-        if key not in known:
-            near = _core.nearest(key, known)
-            names = " or ".join(f"'{name}'" for name in near)
-            hint = f"did you mean {names}?" if near else f"known: {', '.join(known)}"
-            lines.append(f"{key}: unknown key; {hint}")
-    return lines
+def as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+NonNegative = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
+Strings = Annotated[list[StrictStr], Field(strict=True), BeforeValidator(as_list)]

@@ -133,7 +133,7 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
     lines = {
         entry.name: f"{entry.kind} {list(entry.shape)} {trait} "
         f"{[entry.runs(rank) for rank in range(plan.ranks)]}"
-        + (f" tied to {plan.entries[entry.tied_to].name}" if entry.tied_to >= 0 else "")
+        + (f" tied to {plan.entries[entry.tied_to].name}" if entry.is_tied else "")
         for entry, trait in zip(plan.entries, traits, strict=True)
     }
     for layer in plan.layers:
@@ -143,7 +143,8 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
             f"heads={layer.heads}"
         )
     for number, stack in enumerate(plan.stacks):
-        lines[f"stack {number}"] = str(stack)
+        gathering = f"inlets={stack.inlets} outlets={stack.outlets} islands={stack.islands}"
+        lines[f"stack {number}"] = f"{stack.owner} stages={stack.stages} {gathering}"
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
     return lines

@@ -5,12 +5,12 @@ Everything here reads an attribute that somebody else defined, or writes one tha
 else reads. A new version of DeepSpeed or transformers is followed here alone.
 """
 
-from deepspeed_autotp.interop.deepspeed.checkpoints import save_whole_weights, watch_checkpoints
+from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
     config_argument,
-    default_whole_weights_on_save,
     engine_initialize,
     engine_mode_is_training,
+    gather_weights_on_save,
     has_stepped,
     refuse_engine_record,
     refuse_pipeline,
@@ -35,6 +35,8 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
     mark_parameters,
     stand_in,
 )
+from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
+from deepspeed_autotp.interop.labels import LabelsArgument, labels_argument
 from deepspeed_autotp.interop.process_groups import (
     backend_timeout,
     engine_group,
@@ -64,12 +66,13 @@ from deepspeed_autotp.interop.transformers import (
 
 __all__ = [
     "backend_timeout",
+    "LabelsArgument",
     "ModelFacts",
     "ParameterKeeper",
     "config_argument",
     "deepspeed_module",
     "drops_layers",
-    "default_whole_weights_on_save",
+    "gather_weights_on_save",
     "engine_group",
     "engine_group_size",
     "engine_initialize",
@@ -81,6 +84,7 @@ __all__ = [
     "init_distributed",
     "install_functions",
     "is_conv1d",
+    "labels_argument",
     "is_partitioned",
     "is_plain_linear",
     "make_plain",
@@ -96,7 +100,7 @@ __all__ = [
     "own_entries",
     "refuse_engine_record",
     "refuse_pipeline",
-    "save_whole_weights",
+    "save_full_weights",
     "set_engine_mode",
     "settle_engine_config",
     "stand_in",

@@ -198,8 +198,8 @@ def _check_ascending(runs: Sequence[int]) -> None:
     for index, ((before, length), (start, own)) in enumerate(pairwise(pairs), 1):
         if start < before + length:
             raise ValueError(
-                f"run {index} (start {start}, length {own}) lies before the end of the run ahead "
-                "of it; a tensor is packed in place by runs that ascend"
+                f"run {index} (start {start}, length {own}) starts before the end of the run "
+                "before it; packing in place needs runs in ascending order"
             )
 
 

@@ -92,6 +92,7 @@ def describe(model: nn.Module) -> Description:
             integers=facts.integers,
             input_embedding=places.get(facts.input_embedding, -1),
             output_head=places.get(facts.output_head, -1),
+            takes_labels=interop.labels_argument(model) is not None,
         ),
         parameters=tuple(parameters),
         modules=modules,

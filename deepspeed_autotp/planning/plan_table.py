@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp._core import Entry, Plan, Source
 
 
 def plan_table(plan: Plan) -> Table:
@@ -43,17 +43,17 @@ def plan_table(plan: Plan) -> Table:
             entry.kind,
             _shape(entry.shape),
             "x".join(_once(map(str, sizes)) for sizes in zip(*shapes, strict=True)),
-            _bytes(row.local_bytes) if entry.tied_to < 0 else "",
+            _bytes(row.local_bytes) if not entry.is_tied else "",
         )
     return table
 
 
 def _why(entry: Entry, plan: Plan) -> str:
     """What decided, on a line of its own: the rule without the pattern, which repeats the name."""
-    if entry.tied_to >= 0:
+    if entry.is_tied:
         reason = f"tied to {plan.entries[entry.tied_to].name}"
     elif entry.rule:
-        style = entry.rule.rpartition(": ")[2] if entry.source == "tp_plan" else entry.rule
+        style = entry.rule.rpartition(": ")[2] if entry.source is Source.TP_PLAN else entry.rule
         reason = f"{entry.source}: {style}"
     else:
         return ""

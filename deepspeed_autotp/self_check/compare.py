@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from torch import Tensor
 
-from deepspeed_autotp._core import Entry, Layer, Plan
+from deepspeed_autotp._core import Entry, Kind, Layer, Plan, index_pattern
 from deepspeed_autotp.distributed.sequence_mappings import Tokens, own_rows
 from deepspeed_autotp.self_check.rounding import differs, root_mean_square
 from deepspeed_autotp.self_check.trace import Output, Seen
@@ -20,7 +19,6 @@ from deepspeed_autotp.state.tensor_parallel import cut
 # bias, which softmax makes vanish.
 _VANISHING = 1e-3
 _NAMED = 4
-_INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +40,10 @@ class Comparison:
         self._rank = rank
         self._whole = whole
         # Attention that takes its heads of what it is given is cut by its layers.
-        self._cut = {layer.module: layer for layer in plan.layers if layer.kind != "heads"}
+        self._cut = {layer.module: layer for layer in plan.layers if layer.kind is not Kind.HEADS}
         self._alone = {layer.module for layer in plan.layers if layer.alone}
         self._order = whole.order()
-        self._outlets = {name for *_, outlets, _ in plan.stacks for name in outlets}
+        self._outlets = {name for stack in plan.stacks for name in stack.outlets}
 
     def first(self, sharded: Seen) -> Difference | None:
         """The first difference, in the order in which the model runs, or None."""
@@ -99,8 +97,8 @@ class Comparison:
 
     def _due_to(self, culprit: str | None, text: str) -> Difference:
         if culprit in self._alone:
-            return Difference(text, (starred(culprit),), whole=True, quiet=True)
-        return Difference(text, self._block(culprit))
+            return Difference(text, (index_pattern(culprit),), whole=True, quiet=True)
+        return Difference(text, self._cut[culprit].block if culprit else ())
 
     def _gradients(self, sharded: Mapping[int, Tensor]) -> Difference | None:
         """The last one in the order of the model: an error spreads to all that comes before."""
@@ -112,13 +110,13 @@ class Comparison:
                 return self._of_gradient(
                     entry, f"{entry.name} has no gradient when the model is sharded"
                 )
-            part = full if entry.dim < 0 else cut(full, entry=entry, rank=self._rank)
+            part = full if not entry.is_sharded else cut(full, entry=entry, rank=self._rank)
             if difference := differs(sharded[index], part, least=least):
                 rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
                 advice = (
                     ". If each rank uses this weight for its own part only, the parts have to be "
                     "summed: partition_type 'skip' with grad_allreduce true"
-                    if entry.dim < 0
+                    if not entry.is_sharded
                     else ""
                 )
                 text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {difference}{advice}"
@@ -127,8 +125,8 @@ class Comparison:
 
     def _of_gradient(self, entry: Entry, text: str) -> Difference:
         found = self._due_to(self._blamed(entry.name), text)
-        if entry.kind == "replicated+sum" and not covers(found.block, entry.name):
-            return Difference(text, (starred(entry.name.rpartition(".")[0]),))
+        if entry.kind is Kind.REPLICATED_SUM and not covers(found.block, entry.name):
+            return Difference(text, (index_pattern(entry.name.rpartition(".")[0]),))
         return found
 
     def _blamed(self, parameter: str) -> str | None:
@@ -142,20 +140,6 @@ class Comparison:
         reached = [*order[at:], *reversed(order[:at])]
         bound = (name for name in reached if name in self._cut and name not in self._alone)
         return next(bound, None) or next((name for name in reached if name in self._cut), None)
-
-    def _block(self, culprit: str | None) -> tuple[str, ...]:
-        """The module that a cut layer lies in, if what is cut below it lies there directly; or
-        else the layers beside the culprit, which a larger module would hold with many others."""
-        if culprit is None:
-            return ()
-        parent = culprit.rpartition(".")[0]
-        prefix = f"{parent}." if parent else ""
-        below = [n for n in self._cut if n.startswith(prefix) and n not in self._alone]
-        beside = [name for name in below if name.rpartition(".")[0] == parent]
-        # A list may hold blocks of several kinds.
-        if parent and len(beside) == len(below) and not parent.rpartition(".")[2].isdigit():
-            return (starred(parent),)
-        return tuple(dict.fromkeys(map(starred, beside)))
 
     def _rules(self, modules: Iterable[str]) -> str:
         """The layers among ``modules`` that are cut, each with its rule."""
@@ -183,11 +167,6 @@ def _unlike(got: Output | None, expected: Output | None) -> str | None:
     return None
 
 
-def starred(name: str) -> str:
-    """A name with each index as ``*``."""
-    return _INDEX.sub("*", name)
-
-
 def covers(block: Sequence[str], name: str) -> bool:
     """Whether a name lies under a module of ``block``, whatever its indices."""
-    return any(starred(name).startswith(f"{module}.") for module in block)
+    return any(index_pattern(name).startswith(f"{module}.") for module in block)

@@ -7,40 +7,28 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from deepspeed_autotp._core import Plan
-from deepspeed_autotp.self_check.compare import Difference, starred
+from deepspeed_autotp._core import Plan, Source, index_pattern
+from deepspeed_autotp.self_check.compare import Difference
 
 _NEVER = "no input of the trial came there"
 
 
-def guessed(plan: Plan) -> list[str]:
-    """The layers that are cut in pairs because of their names, in a model of a type that was not
-    tried, and the experts."""
-    pairs = [
-        layer.module
-        for layer in plan.layers
-        if layer.weight >= 0
-        and plan.entries[layer.weight].source == "heuristic"
-        and not (layer.gather_output or layer.split_input)
-    ]
-    experts = [layer.module for layer in plan.layers if layer.kind == "experts"]
-    cut = [entry.name for entry in plan.entries if entry.source == "heuristic" and entry.dim >= 0]
-    return pairs + [
-        module for module in experts if any(name.startswith(f"{module}.") for name in cut)
-    ]
+def heuristic(plan: Plan) -> list[str]:
+    """The layers that names or sizes alone shard, in a model of a type that was not tried."""
+    return [layer.module for layer in plan.layers if layer.is_heuristic]
 
 
-def alone(plan: Plan) -> list[str]:
-    """The layers that are cut by themselves because nothing else cuts them."""
+def individual(plan: Plan) -> list[str]:
+    """The layers that are sharded individually because nothing else shards them."""
     return [layer.module for layer in plan.layers if layer.alone]
 
 
 def idle(plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str]) -> list[str]:
-    """Those of :func:`alone` that did not run, each index as ``*``. Some are used without being
-    called, and others only by inputs that the trial does not know; nobody asked for their cut."""
+    """Those of :func:`individual` that did not run, with ``*`` for each index. Some are used
+    without being called, others only by inputs that the self-check does not know."""
     places = {_place(modules, name) for name in ran}
-    never = [name for name in alone(plan) if _place(modules, name) not in places]
-    return list(dict.fromkeys(map(starred, never)))
+    never = [name for name in individual(plan) if _place(modules, name) not in places]
+    return list(dict.fromkeys(map(index_pattern, never)))
 
 
 def never_ran(
@@ -52,7 +40,7 @@ def never_ran(
     them, and they stay whole.
     """
     places = {_place(modules, name) for name in ran}
-    never = [name for name in guessed(plan) if _place(modules, name) not in places]
+    never = [name for name in heuristic(plan) if _place(modules, name) not in places]
     for part in parts:
         within = [name for name in never if name.startswith(f"{part}.")]
         if within:
@@ -61,7 +49,7 @@ def never_ran(
                 _block(plan, part, within),
                 whole=True,
             )
-    return Difference(_NEVER, tuple(dict.fromkeys(map(starred, never)))) if never else None
+    return Difference(_NEVER, tuple(dict.fromkeys(map(index_pattern, never)))) if never else None
 
 
 def _place(
@@ -74,7 +62,7 @@ def _place(
 
 def _block(plan: Plan, part: str, within: Sequence[str]) -> tuple[str, ...]:
     """The part; or where a plan of its own cuts some of it, the layers that were guessed."""
-    planned = (e for e in plan.entries if e.source == "tp_plan" and e.dim >= 0)
+    planned = (e for e in plan.entries if e.source is Source.TP_PLAN and e.is_sharded)
     if any(entry.name.startswith(f"{part}.") for entry in planned):
-        return tuple(dict.fromkeys(map(starred, within)))
-    return (starred(part),)
+        return tuple(dict.fromkeys(map(index_pattern, within)))
+    return (index_pattern(part),)

@@ -14,9 +14,9 @@ class Again(Protocol):
     """Makes the plan anew, with modules left whole and others cut layer by layer."""
 
     def __call__(
-        self, whole: Sequence[str], apart: Sequence[str], *, guesses: bool | None = None
+        self, replicated: Sequence[str], individual: Sequence[str], *, heuristics: bool = True
     ) -> Plan:
-        """``guesses``: layers may be cut because of their names."""
+        """``heuristics``: layers may be sharded because of their names."""
 
 
 class Exempt:

@@ -22,8 +22,8 @@ from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.self_check.compare import Comparison, Difference, starred
-from deepspeed_autotp.self_check.coverage import alone, guessed, idle, never_ran
+from deepspeed_autotp.self_check.compare import Comparison, Difference
+from deepspeed_autotp.self_check.coverage import heuristic, idle, individual, never_ran
 from deepspeed_autotp.self_check.fallback import Again, Exempt
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import forget, same_numbers, untouched
@@ -34,7 +34,6 @@ _log = logging.getLogger("deepspeed_autotp")
 
 # A gradient as large as the weight is formed for the comparison; above this it is left out.
 _LARGEST_GRADIENT = 1 << 26
-_WHOLE_OUTPUT = ("row", "vocabulary", "hidden", "experts", "experts row")
 
 
 class Trial:
@@ -58,15 +57,11 @@ class Trial:
         self._overlap = overlap
         self._device = description.parameters[0].device
         self._seen: Seen | None = None
-        self._exits = {
-            layer.module
-            for layer in plan.layers
-            if layer.kind in _WHOLE_OUTPUT or layer.gather_output
-        }
+        self._exits = {layer.module for layer in plan.layers if layer.has_full_output}
         self._watched = [
             index
-            for index in _ends_of_kinds(plan)
-            if plan.entries[index].tied_to < 0
+            for index in plan.samples
+            if not plan.entries[index].is_tied
             and description.parameters[index].requires_grad
             and description.parameters[index].numel() <= _LARGEST_GRADIENT
         ]
@@ -91,8 +86,8 @@ class Trial:
         parts = interop.other_parts(self._model)
         with untouched(self._model, self._device):
             whole = self._seen = self._whole(inputs, agreement)
-            if whole is None and again is not None and guessed(plan) + alone(plan):
-                return again((), (), guesses=False)
+            if whole is None and again is not None and heuristic(plan) + individual(plan):
+                return again((), (), heuristics=False)
             if whole is not None and again is not None:
                 plan = self._without_idle(plan, whole, left, again, agreement)
             while whole is not None:
@@ -209,15 +204,6 @@ class Trial:
         with untouched(self._model, self._device), torch.enable_grad(), watch:
             watch.seen.finals = interop.output_tensors(self._model(**inputs))
             watch.differentiate(parameters)
-
-
-def _ends_of_kinds(plan: Plan) -> list[int]:
-    """The first and the last of the parameters that differ in indices only."""
-    ends: dict[str, tuple[int, int]] = {}
-    for index, entry in enumerate(plan.entries):
-        kind = starred(entry.name)
-        ends[kind] = (ends.get(kind, (index, index))[0], index)
-    return sorted({index for pair in ends.values() for index in pair})
 
 
 def _agreed(found: Difference | None, agreement: Agreement) -> Difference | None:

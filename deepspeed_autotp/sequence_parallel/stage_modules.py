@@ -98,29 +98,30 @@ def cut_tokens(
     run = torch.compiler.disable(
         Stack.run, reason="tensor_parallel.sequence_parallel: layers run as they are in training"
     )
-    for (owner,), stages, inlets, outlets, islands in plan.stacks:
-        stack = Stack(owner, group=group, input=input)
-        for name in stages:
+    for part in plan.stacks:
+        stack = Stack(part.owner, group=group, input=input)
+        for name in part.stages:
             stage = Stage(
                 name=name,
                 given=_first_argument(modules[name], name),
-                is_first=name == stages[0],
-                is_last=name == stages[-1],
+                is_first=name == part.stages[0],
+                is_last=name == part.stages[-1],
             )
             changes.assign(modules[name], "tp_stage", (stack, stage, run))
             changes.set_class(modules[name], mixed_class(StageModule, modules[name]))
-        for names, key, mixed in ((inlets, "tp_inlet", Inlet), (islands, "tp_island", Island)):
+        gathering = ((part.inlets, "tp_inlet", Inlet), (part.islands, "tp_island", Island))
+        for names, key, mixed in gathering:
             for name in names:
                 given = _first_argument(modules[name], name)
                 changes.assign(modules[name], key, (stack, given, name))
                 changes.set_class(modules[name], mixed_class(mixed, modules[name]))
-        for name in outlets:
+        for name in part.outlets:
             sharding: Sharding = vars(modules[name])["sharding"]
             total = _Total(stack, name)
             changes.assign(modules[name], "sharding", dataclasses.replace(sharding, total=total))
         # A model may call the owner without what it was called with itself.
-        around = [modules[name] for name in _around(owner) if name in modules]
-        changes.undo.extend(hook.remove for hook in stack.watch(modules[owner], around=around))
+        around = [modules[name] for name in _around(part.owner) if name in modules]
+        changes.undo.extend(hook.remove for hook in stack.watch(modules[part.owner], around=around))
 
 
 def _around(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp._core import Entry, Layer, Plan
+from deepspeed_autotp._core import Entry, Kind, Layer, Plan
 from deepspeed_autotp.distributed.mappings import Parts
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.attention import takes_heads
@@ -28,7 +28,7 @@ from deepspeed_autotp.sharding.pinned_copy import Staging
 from deepspeed_autotp.state.grad_sync import hook_gradients
 from deepspeed_autotp.state.tensor_parallel import cut
 from deepspeed_autotp.vocab_parallel.gathered_weight import Reading, WholeWeight
-from deepspeed_autotp.vocab_parallel.output_head import keep_parts, output_head
+from deepspeed_autotp.vocab_parallel.output_head import keep_parts
 
 
 class Conversion:
@@ -59,19 +59,17 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
-        if any(_gives_whole(layer) for layer in layers):
+        if any(layer.gathers_weight for layer in layers):
             self._undo.extend(hook.remove for hook in self._reading.watch(self._modules[""]))
         changes = Changes(self._set_class, self._assign, self._undo)
         cut_tokens(self._plan, self._modules, group=self._group, input=self._input, changes=changes)
         hooks = hook_gradients(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
 
-    def keep_logits(self, wanted: bool | None) -> None:
-        """Let the output head keep its part of the logits where labels are given.
-
-        ``wanted`` is ``vocab_parallel_lm_head``. Follows ``switch``.
-        """
-        head = output_head(self._modules, self._plan, wanted=wanted)
+    def keep_logits(self) -> None:
+        """Let the output head keep its shard of the logits where labels are given, if the plan says
+        so. Follows ``switch``."""
+        head = self._plan.logits_layer
         if head is not None:
             self._undo.append(keep_parts(self._modules[""], self._modules[head.module]))
 
@@ -139,12 +137,12 @@ class Conversion:
         return [
             (index, entry)
             for index, entry in enumerate(self._plan.entries)
-            if entry.dim >= 0 and entry.tied_to < 0
+            if entry.is_sharded and not entry.is_tied
         ]
 
     def _switch_layer(self, layer: Layer, siblings: Sequence[Mapping[str, Tensor | None]]) -> None:
         module = self._modules[layer.module]
-        if layer.kind == "heads" and not takes_heads(module):
+        if layer.kind is Kind.HEADS and not takes_heads(module):
             return
         entry = None if layer.weight < 0 else self._plan.entries[layer.weight]
         if layer.kind in BLOCKS:
@@ -158,18 +156,18 @@ class Conversion:
             "sharding",
             Sharding(
                 group=self._group,
-                parts=self._parts(layer, entry),
+                parts=Parts(*layer.features),
                 gather_output=layer.gather_output,
                 split_input=layer.split_input,
                 input=self._input,
                 siblings=tuple(siblings),
             ),
         )
-        if _gives_whole(layer):
+        if layer.gathers_weight:
             self._assign(module, "tp_reading", self._reading)
             self._assign(module, "tp_own", False)
             self._set_class(module, mixed_class(WholeWeight, module))
-        if isinstance(module, nn.Linear) and entry is not None and entry.dim >= 0:
+        if isinstance(module, nn.Linear) and entry is not None and entry.is_sharded:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(
                 module, "out_features", module.out_features if layer.gather_output else rows
@@ -177,30 +175,6 @@ class Conversion:
             self._assign(
                 module, "in_features", module.in_features if layer.split_input else columns
             )
-
-    def _parts(self, layer: Layer, entry: Entry | None) -> Parts:
-        """Of the dimension that is cut; of rope, the run of its output that all ranks use."""
-        ranks = range(self._group.size)
-        if layer.heads:
-            return Parts(
-                size=max(start + length for start, length in layer.heads),
-                widths=tuple(length for _, length in layer.heads),
-                runs=layer.heads,
-            )
-        if entry is None:
-            return Parts(size=0, widths=(), runs=())
-        if layer.kind == "rope":
-            start, length = layer.run
-            return Parts(
-                size=start + length,
-                widths=tuple(length for _ in ranks),
-                runs=tuple((start, length) for _ in ranks),
-            )
-        return Parts(
-            size=entry.view[1],
-            widths=tuple(entry.width(rank) for rank in ranks),
-            runs=tuple(entry.runs(rank) for rank in ranks),
-        )
 
     def _set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
         before = type(module)
@@ -228,11 +202,6 @@ class Conversion:
         before = parameter.data
         replace_data(parameter, data)
         self._undo.append(lambda: replace_data(parameter, before))
-
-
-def _gives_whole(layer: Layer) -> bool:
-    """Whether somebody who computes with the layer's weight himself may expect the whole of it."""
-    return layer.kind == "column" and layer.gather_output
 
 
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:

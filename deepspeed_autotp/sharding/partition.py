@@ -70,9 +70,9 @@ def move_parameters(
 ) -> None:
     """As ``cut_parameters``, from a host to a device; whole parameters move, too."""
     for parameter, entry in parameters:
-        if entry.tied_to >= 0:
+        if entry.is_tied:
             continue
-        if entry.dim >= 0:
+        if entry.is_sharded:
             parameter.data = staging.shard(parameter.data, _cut(entry, rank))
         else:
             parameter.data = staging.whole(parameter.data)

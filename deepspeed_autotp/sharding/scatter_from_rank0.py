@@ -65,7 +65,7 @@ class Handout(Conversion):
         """
         with lockstep(self._nearby), carrier(self._nearby, self._place) as parts:
             for parameter, entry in self._own_entries():
-                if entry.dim < 0:
+                if not entry.is_sharded:
                     self._share(parameter)
                     parameter.data = parameter.data.to(self._place)
                 else:
@@ -80,7 +80,7 @@ class Handout(Conversion):
     def _own_entries(self) -> list[tuple[nn.Parameter, Entry]]:
         """Each parameter once, whatever names it has."""
         pairs = zip(self._parameters, self._plan.entries, strict=True)
-        return [(parameter, entry) for parameter, entry in pairs if entry.tied_to < 0]
+        return [(parameter, entry) for parameter, entry in pairs if not entry.is_tied]
 
     def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Carrier) -> None:
         kind = kind_of(parameter, entry, self._nearby.size)

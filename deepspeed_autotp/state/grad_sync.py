@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp._core import Entry, Kind, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 
 
@@ -23,7 +23,7 @@ def hook_gradients(
     """
     hooks = []
     for entry, parameter in zip(plan.entries, parameters, strict=True):
-        hook = None if entry.tied_to >= 0 else _hook(entry, group)
+        hook = None if entry.is_tied else _hook(entry, group)
         if hook is None or not parameter.is_floating_point():
             continue
         frozen = not parameter.requires_grad
@@ -36,7 +36,7 @@ def hook_gradients(
 
 
 def _hook(entry: Entry, group: TPGroup) -> Callable[[Tensor | None], Tensor | None] | None:
-    if entry.kind == "replicated+sum":
+    if entry.kind is Kind.REPLICATED_SUM:
         return _SumGradient(group, entry)
     if any(entry.shared(rank) for rank in range(group.size)):
         return _SumSharedRuns(group, entry)

@@ -117,11 +117,11 @@ def check_replicas(model: nn.Module) -> None:
     mine: dict[tuple[str, int, int], str] = {}  # by name, owner and number of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
         shared = entry.shared(state.group.rank)
-        if entry.tied_to >= 0 or (entry.dim >= 0 and not shared):
+        if entry.is_tied or (entry.is_sharded and not shared):
             continue
         with interop.gathered([parameter]):
             held = parameter.detach()
-            if entry.dim < 0:
+            if not entry.is_sharded:
                 mine[entry.name, 0, 0] = _hash(held)
             for number, (offset, length, owner, _) in enumerate(shared):
                 mine[entry.name, owner, number] = _hash(held.narrow(entry.dim, offset, length))

@@ -74,10 +74,7 @@ class TensorParallel:
         A shard counts where it lies; what several ranks hold counts on the first of them, and
         what all hold on none here, because DeepSpeed counts the first rank's anyway.
         """
-        entry = self.plan.entries[index]
-        if entry.dim < 0:
-            return False
-        return all(owner == self.group.rank for _, _, owner, _ in entry.shared(self.group.rank))
+        return self.plan.entries[index].is_counted(self.group.rank)
 
     def owned_square(self, gradient: Tensor, *, entry: Entry | None) -> Tensor:
         """Sum of squares of what this rank is the first to hold of a gradient.
@@ -86,7 +83,7 @@ class TensorParallel:
         """
         rank = self.group.rank
         square = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
-        if entry is None or entry.dim < 0:
+        if entry is None or not entry.is_sharded:
             return square.sum() * (rank == 0)
         for offset, length, owner, _ in entry.shared(rank):
             if owner != rank:
@@ -153,7 +150,7 @@ class TensorParallel:
     def _cut_entries(self, params_list: list[Tensor | None]) -> Iterator[tuple[Tensor, Entry]]:
         for parameter in params_list:
             entry = None if parameter is None else self.entry(parameter)
-            if parameter is not None and entry is not None and entry.dim >= 0:
+            if parameter is not None and entry is not None and entry.is_sharded:
                 yield parameter, entry
 
 

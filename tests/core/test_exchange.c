@@ -171,28 +171,28 @@ fresh(double seconds)
 }
 
 static int
-run(tp_comm *comm, const tp_parcel *parcels, int64_t count, tp_error *err)
+run(tp_comm *comm, const tp_transfer *transfers, int64_t count, tp_error *err)
 {
-    const tp_exchange exchange = {"scatter", parcels, count, {memory, stream_done}};
+    const tp_exchange exchange = {"scatter", transfers, count, {memory, stream_done}};
     return tp_exchange_run(comm, &exchange, err);
 }
 
-static const tp_parcel one = {.peer = 2, .sends = true, .at = memory, .bytes = 4};
+static const tp_transfer one = {.peer = 2, .sends = true, .at = memory, .bytes = 4};
 
 static void
-test_all_parcels_that_are_not_empty_go_at_once(void)
+test_all_transfers_that_are_not_empty_go_at_once(void)
 {
-    const tp_parcel parcels[] = {{0, true, memory, 25},
-                                 {2, false, memory + 40, 10},
-                                 {3, true, memory + 30, 0},
-                                 {0, false, memory + 60, 11}};
+    const tp_transfer transfers[] = {{0, true, memory, 25},
+                                     {2, false, memory + 40, 10},
+                                     {3, true, memory + 30, 0},
+                                     {0, false, memory + 60, 11}};
     tp_error err = TP_NO_ERROR;
     tp_comm *comm = fresh(10);
 
-    CHECK_OK(run(comm, parcels, 4, &err), &err);
+    CHECK_OK(run(comm, transfers, 4, &err), &err);
     CHECK_TEXT_EQ(nccl.log, "( to 0 0+25 from 2 40+10 from 0 60+11)!");
     nccl.log[0] = '\0';
-    CHECK_OK(run(comm, parcels + 2, 1, &err), &err);
+    CHECK_OK(run(comm, transfers + 2, 1, &err), &err);
     CHECK_OK(run(comm, NULL, 0, &err), &err);
     CHECK_TEXT_EQ(nccl.log, "()!()!");
     tp_comm_close(comm);
@@ -212,15 +212,16 @@ test_the_stream_is_waited_for_once_nccl_has_started(void)
 }
 
 static void
-check_it_is_given_up(tp_comm *comm, const char *message, const char *log)
+check_it_is_aborted(tp_comm *comm, const char *message, const char *log)
 {
     tp_error err = TP_NO_ERROR;
 
     CHECK_FAILS(run(comm, &one, 1, &err), TP_PEER, &err, message);
     CHECK_TEXT_EQ(nccl.log, log);
-    CHECK_FAILS(run(comm, &one, 1, &err), TP_PEER, &err,
-                "rank 1 of 4: a call of this communicator has failed before; start all "
-                "its ranks again");
+    CHECK_FAILS(
+        run(comm, &one, 1, &err), TP_PEER, &err,
+        "rank 1 of 4: a call of this communicator has failed before; restart all its "
+        "ranks");
     tp_comm_close(comm);
     CHECK_TEXT_EQ(nccl.log, log);
 }
@@ -231,10 +232,10 @@ test_a_stream_that_fails_is_an_error(void)
     tp_comm *comm = fresh(10);
 
     nccl.broken = 700;
-    check_it_is_given_up(comm,
-                         "rank 1 of 4: scatter: sending to rank 2: its stream has "
-                         "failed (CUDA error 700)",
-                         "( to 2 0+4)abort;");
+    check_it_is_aborted(comm,
+                        "rank 1 of 4: scatter: sending to rank 2: its stream has "
+                        "failed (CUDA error 700)",
+                        "( to 2 0+4)abort;");
 }
 
 static void
@@ -243,36 +244,35 @@ test_a_group_ends_also_when_a_send_fails(void)
     tp_comm *comm = fresh(10);
 
     nccl.send = INTERNAL;
-    check_it_is_given_up(comm,
-                         "rank 1 of 4: scatter: sending to rank 2: NCCL says "
-                         "\"internal error\"",
-                         "( to 2 0+4)abort;");
+    check_it_is_aborted(comm,
+                        "rank 1 of 4: scatter: sending to rank 2: NCCL says "
+                        "\"internal error\"",
+                        "( to 2 0+4)abort;");
 }
 
 static void
-test_an_error_while_it_runs_comes_with_the_last_words(void)
+test_an_error_while_it_runs_comes_with_the_last_error(void)
 {
     tp_comm *comm = fresh(10);
 
     nccl.busy = 1;
     nccl.error = INTERNAL;
-    check_it_is_given_up(comm,
-                         "rank 1 of 4: scatter: sending to rank 2: NCCL says "
-                         "\"internal error\": in detail",
-                         "( to 2 0+4)abort;");
+    check_it_is_aborted(comm,
+                        "rank 1 of 4: scatter: sending to rank 2: NCCL says "
+                        "\"internal error\": in detail",
+                        "( to 2 0+4)abort;");
 }
 
 static void
-test_the_time_limit_holds_for_nccl_and_for_the_stream(void)
+test_the_timeout_holds_for_nccl_and_for_the_stream(void)
 {
     static const char message[] =
-        "rank 1 of 4: scatter: sending to rank 2 is not done after 0.01 seconds; a "
-        "rank "
-        "has ended, comes later than that, or was given other sizes";
+        "rank 1 of 4: scatter: sending to rank 2 is not done after 0.01 seconds, the "
+        "timeout; a rank has ended, joins later than that, or has other sizes";
     tp_comm *comm = fresh(0.01);
 
     nccl.busy = FOREVER;
-    check_it_is_given_up(comm, message, "( to 2 0+4)abort;");
+    check_it_is_aborted(comm, message, "( to 2 0+4)abort;");
 
     tp_error err = TP_NO_ERROR;
     comm = fresh(0.01);
@@ -284,7 +284,7 @@ test_the_time_limit_holds_for_nccl_and_for_the_stream(void)
 }
 
 static void
-test_what_is_done_after_the_time_limit_still_counts(void)
+test_what_is_done_after_the_timeout_still_counts(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_comm *comm = fresh(0);
@@ -294,26 +294,26 @@ test_what_is_done_after_the_time_limit_still_counts(void)
 }
 
 static void
-test_parcels_that_cannot_be_are_refused_before_anything_moves(void)
+test_transfers_that_cannot_be_are_refused_before_anything_moves(void)
 {
     static const struct {
-        tp_parcel parcel;
+        tp_transfer transfer;
         const char *message;
     } wrong[] = {
         {{1, true, memory, 4},
-         "rank 1 of 4 has a parcel for rank 1; expected another rank of the group"},
+         "rank 1 of 4 has a transfer for rank 1; expected another rank of the group"},
         {{4, true, memory, 4},
-         "rank 1 of 4 has a parcel for rank 4; expected another rank of the group"},
+         "rank 1 of 4 has a transfer for rank 4; expected another rank of the group"},
         {{-1, false, memory, 4},
-         "rank 1 of 4 has a parcel for rank -1; expected another rank of the group"},
-        {{2, false, memory, -4}, "a parcel of -4 bytes"},
+         "rank 1 of 4 has a transfer for rank -1; expected another rank of the group"},
+        {{2, false, memory, -4}, "a transfer of -4 bytes; expected 0 or more"},
     };
     tp_error err = TP_NO_ERROR;
     tp_comm *comm = fresh(10);
 
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-        const tp_parcel parcels[] = {one, wrong[i].parcel};
-        CHECK_FAILS(run(comm, parcels, 2, &err), TP_VALUE, &err, wrong[i].message);
+        const tp_transfer transfers[] = {one, wrong[i].transfer};
+        CHECK_FAILS(run(comm, transfers, 2, &err), TP_VALUE, &err, wrong[i].message);
     }
     CHECK_TEXT_EQ(nccl.log, "");
     CHECK_OK(run(comm, &one, 1, &err), &err);
@@ -373,14 +373,14 @@ test_versions_are_written_as_nccl_counts_them(void)
 int
 main(void)
 {
-    RUN(test_all_parcels_that_are_not_empty_go_at_once);
+    RUN(test_all_transfers_that_are_not_empty_go_at_once);
     RUN(test_the_stream_is_waited_for_once_nccl_has_started);
     RUN(test_a_stream_that_fails_is_an_error);
     RUN(test_a_group_ends_also_when_a_send_fails);
-    RUN(test_an_error_while_it_runs_comes_with_the_last_words);
-    RUN(test_the_time_limit_holds_for_nccl_and_for_the_stream);
-    RUN(test_what_is_done_after_the_time_limit_still_counts);
-    RUN(test_parcels_that_cannot_be_are_refused_before_anything_moves);
+    RUN(test_an_error_while_it_runs_comes_with_the_last_error);
+    RUN(test_the_timeout_holds_for_nccl_and_for_the_stream);
+    RUN(test_what_is_done_after_the_timeout_still_counts);
+    RUN(test_transfers_that_cannot_be_are_refused_before_anything_moves);
     RUN(test_a_communicator_that_is_not_made_leaves_nothing);
     RUN(test_it_is_destroyed_once_finalized_and_else_aborted);
     RUN(test_versions_are_written_as_nccl_counts_them);

@@ -2,7 +2,7 @@
 #include "check.h"
 #include "model/model.h"
 
-static const tp_model_facts no_facts = {NULL, NULL, NULL, 0, -1, -1};
+static const tp_model_facts no_facts = {.input_embedding = -1, .output_head = -1};
 
 static tp_model *
 new_model(void)
@@ -70,7 +70,10 @@ test_everything_that_is_added_is_copied(void)
     tp_parameter parameter = a_parameter(name, index);
     parameter.leaf = leaf;
     CHECK_OK(tp_model_add_parameter(model, &parameter, &index, &err), &err);
-    const tp_model_facts facts = {type, NULL, &integer, 1, -1, 0};
+    const tp_model_facts facts = {.model_type = type,
+                                  .integers = &integer,
+                                  .integer_count = 1,
+                                  .input_embedding = -1};
     CHECK_OK(tp_model_seal(model, &facts, &err), &err);
     name[0] = key[0] = type[0] = leaf[0] = '?';
     integer.value = 0;
@@ -201,7 +204,7 @@ test_facts_about_modules_that_are_not_there_are_refused(void)
 {
     tp_model *model = new_model();
     tp_error err = TP_NO_ERROR;
-    const tp_model_facts facts = {NULL, NULL, NULL, 0, 4, -1};
+    const tp_model_facts facts = {.input_embedding = 4, .output_head = -1};
     CHECK_FAILS(tp_model_seal(model, &facts, &err), TP_VALUE, &err,
                 "input_embedding 4");
     tp_model_free(model);

@@ -117,6 +117,9 @@ write_part(tp_build *build, tp_build_part part)
         case TP_PART_INTEGERS:
             plan->integers[0].full = 1;
             break;
+        case TP_PART_LOGITS:
+            plan->logits_layer = 1;
+            break;
         case TP_PART_HASH:
             plan->hash = 1;
             break;

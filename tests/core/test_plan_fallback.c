@@ -98,9 +98,10 @@ test_a_name_that_no_module_has_is_refused_with_the_nearest(void)
 {
     const char *const whole[] = {"lm_head", "model.layers.*.mpl"};
     fixture f = llama_with_whole(whole, 2, false);
-    CHECK_REFUSED(&f,
-                  "whole[1]: no module is called 'model.layers.*.mpl'; did you mean "
-                  "'model.layers.*.mlp'?");
+    CHECK_REFUSED(
+        &f,
+        "replicated[1]: no module is called 'model.layers.*.mpl'; did you mean "
+        "'model.layers.*.mlp'?");
 }
 
 static void

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans that say what cannot be."""
+"""Models whose own plans cannot be followed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import single_losses, worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import single_losses, worst_difference
 from tests.support.model_snapshot import refusal
 from tests.support.small_models import build
 
@@ -17,7 +17,7 @@ from tests.support.small_models import build
 def make(
     family: str, tied: bool, styles: Mapping[str, str], changes: Mapping[str, Any]
 ) -> nn.Module:
-    """A model whose own plan also says ``styles``."""
+    """A model whose own plan also has ``styles``."""
     model = build(family, tied=tied, **changes)
     vars(model)["_tp_plan"] = {**(vars(model).get("_tp_plan") or {}), **styles}
     return model
@@ -48,6 +48,6 @@ def warned(
     expected = single_losses(make(family, tied, styles, changes), clip=0.0)
     model = make(family, tied, styles, changes)
     config = {"partition_config": {"layer_specs": specs}} if specs else {}
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     return texts, worst_difference(single_losses(model, clip=0.0), expected)

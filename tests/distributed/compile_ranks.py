@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import deepspeed_autotp
-from tests.support.deepspeed_training import single_losses
+from tests.support.loss_curves import single_losses
 from tests.support.small_models import build
 
 STEPS = 3

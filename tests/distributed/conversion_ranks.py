@@ -47,15 +47,15 @@ def undone(lend: bool) -> bool:
     return True
 
 
-def lent() -> dict[str, bool]:
-    """Views cost no memory: which cut weights lie in the memory of the whole ones."""
+def swapped_in() -> dict[str, bool]:
+    """Views cost no memory: which shards are in the memory of the full weights."""
     model = small()
-    whole = {name: p.untyped_storage().data_ptr() for name, p in model.named_parameters()}
+    full = {name: p.untyped_storage().data_ptr() for name, p in model.named_parameters()}
     done = conversion(model)
     done.switch()
     done.lend()
     return {
-        name.rpartition("layers.0.")[2]: p.untyped_storage().data_ptr() == whole[name]
+        name.rpartition("layers.0.")[2]: p.untyped_storage().data_ptr() == full[name]
         for name, p in model.named_parameters()
         if "layers.1" not in name
     }
@@ -88,7 +88,7 @@ def committed() -> dict[str, Any]:
 
 
 def two_models() -> tuple[int, int, bool]:
-    """A model that shares its configuration object with another, which stays whole."""
+    """A model that shares its configuration object with another, which stays unsharded."""
     from transformers import LlamaForCausalLM
 
     model = small()

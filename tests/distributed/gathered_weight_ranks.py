@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
-from tests.distributed.output_head_ranks import apart, batch, cut, model_of
-from tests.support.deepspeed_training import RATE, Setting, engine_config
-from tests.support.sharded_vocabulary import counted
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE
+from tests.support.output_head_models import batch, build, gradient_difference, shard
+from tests.support.recorded_collectives import recorded_collectives
 
 
 class _Losses(torch.autograd.Function):
@@ -79,7 +80,7 @@ def _chunked(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Tens
 
 
 def _asks(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> Any:
-    """As mamba: the head is called, and its weight says what to cast to."""
+    """As mamba: the head is called, and its weight has the dtype to cast to."""
     head = self.get_output_embeddings()
     assert head.weight.shape[0] == self.config.vocab_size
     hidden = self.base_model(input_ids).last_hidden_state
@@ -97,7 +98,7 @@ _FORWARDS = {
 
 def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
     """A Llama whose forward was replaced, as TRL replaces it."""
-    model: Any = model_of("llama", tied=tied)
+    model: Any = build("llama", tied=tied)
     if bias:
         drawn = torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(1))
         model.lm_head.bias = nn.Parameter(drawn)
@@ -106,63 +107,69 @@ def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
     return model
 
 
-def against_whole(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
+def against_one_process(forward: str, tied: bool, bias: bool) -> tuple[float, float]:
     """How far loss and gradients of a step are from those of one process."""
-    whole = model_with(forward, tied=tied, bias=bias)
-    model = cut(model_with(forward, tied=tied, bias=bias), "llama")
-    losses = [one(**batch()) for one in (whole, model)]
+    unsharded = model_with(forward, tied=tied, bias=bias)
+    model = shard(model_with(forward, tied=tied, bias=bias), "llama")
+    losses = [one(**batch()) for one in (unsharded, model)]
     for loss in losses:
         loss.backward()
-    return abs(float(losses[1].detach() / losses[0].detach()) - 1), apart(model, whole)
+    return abs(float(losses[1].detach() / losses[0].detach()) - 1), gradient_difference(
+        model, unsharded
+    )
 
 
 def compiled() -> tuple[float, float, int]:
     """As above under torch.compile, and how often a graph was broken."""
     from torch._dynamo.utils import counters
 
-    whole = model_with("plain", tied=False, bias=True)
-    model = cut(model_with("plain", tied=False, bias=True), "llama")
+    unsharded = model_with("plain", tied=False, bias=True)
+    model = shard(model_with("plain", tied=False, bias=True), "llama")
     torch._dynamo.reset()
     counters.clear()
     try:
-        expected, loss = whole(**batch()), torch.compile(model, backend="aot_eager")(**batch())
+        expected, loss = unsharded(**batch()), torch.compile(model, backend="aot_eager")(**batch())
         expected.backward()
         loss.backward()
         breaks = sum(counters["graph_break"].values())
-        return abs(float(loss.detach() / expected.detach()) - 1), apart(model, whole), breaks
+        return (
+            abs(float(loss.detach() / expected.detach()) - 1),
+            gradient_difference(model, unsharded),
+            breaks,
+        )
     finally:
         torch._dynamo.reset()
 
 
 def asked() -> dict[str, Any]:
     """What shape and data type of the weight cost, and what is read outside of the forward."""
-    model: Any = cut(model_with("asks", tied=False, bias=False), "llama")
+    model: Any = shard(model_with("asks", tied=False, bias=False), "llama")
     head = model.lm_head
     with torch.no_grad():
         model(**batch())  # the first call compares the batches
-        with counted() as calls:
+        with recorded_collectives() as calls:
             logits = model(**batch())
     return {
         "gathers": [name for name, _ in calls].count("all-gather"),
-        "whole": logits.shape[-1] == model.config.vocab_size,
-        "part": head.weight is dict(model.named_parameters())["lm_head.weight"],
+        "full": logits.shape[-1] == model.config.vocab_size,
+        "shard": head.weight is dict(model.named_parameters())["lm_head.weight"],
         "printed": "Promised" not in repr(head.weight),
     }
 
 
 def gathers_of_a_step() -> int:
     """How often the weight is gathered by a loss that reads it for each row."""
-    model: Any = cut(model_with("checkpoint", tied=False, bias=False), "llama")
+    model: Any = shard(model_with("checkpoint", tied=False, bias=False), "llama")
     model.nested = False
     model(**batch())  # the first call compares the batches
-    with counted() as calls:
+    with recorded_collectives() as calls:
         model(**batch())
     return [kind for kind, _ in calls].count("all-gather")
 
 
 def peculiar() -> list[str]:
-    """What is said of a weight that is gone, and of one that cannot be gathered."""
-    model: Any = cut(model_with("plain", tied=False, bias=False), "llama")
+    """The errors of a weight that is gone, and of one that cannot be gathered."""
+    model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
     said = []
     vars(model.lm_head)["sharding"] = None
     for spoil in (lambda: None, lambda: delattr(model.lm_head, "weight")):
@@ -176,10 +183,10 @@ def peculiar() -> list[str]:
 
 def with_engine(zero: int) -> float:
     """The worst relative difference of three losses to those of one process."""
-    whole, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
-    optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded, model = (model_with("fused", tied=False, bias=False) for _ in range(2))
+    optimizer = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     config = engine_config(Setting(tp=dist.get_world_size(), zero=zero, clip=0.0))
-    # ZeRO 3 leaves no weight whole on account of its size.
+    # ZeRO 3 partitions every weight, however small.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
@@ -188,7 +195,7 @@ def with_engine(zero: int) -> float:
     )
     worst = 0.0
     for _ in range(3):
-        expected, loss = whole(**batch()), engine(**batch())
+        expected, loss = unsharded(**batch()), engine(**batch())
         worst = max(worst, abs(float(loss.detach() / expected.detach()) - 1))
         expected.backward()
         optimizer.step()

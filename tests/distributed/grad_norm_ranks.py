@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import loss_of
+from tests.support.training_loops import loss_of
 
 SCALE = 50.0
 
 
-def with_gradients(dtype: torch.dtype, cut: bool, **changes: Any) -> nn.Module:
+def with_gradients(dtype: torch.dtype, is_sharded: bool, **changes: Any) -> nn.Module:
     """Gradients of any length, from float64 rounded to ``dtype``."""
     model = build("llama", tied=changes.pop("tied", False), **changes).double()
-    if cut:
+    if is_sharded:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     (SCALE * loss_of(model, tokens(0))).backward()
     gradients = [p.grad for p in model.parameters()]
@@ -40,13 +40,13 @@ def gathered_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def clip(dtype: torch.dtype, most: float, changes: dict[str, Any]) -> dict[str, Any]:
     """The norm and the clipped gradients against torch's on one process."""
-    whole = with_gradients(dtype, False, **changes)
+    unsharded = with_gradients(dtype, False, **changes)
     model = with_gradients(dtype, True, **changes)
-    expected = nn.utils.clip_grad_norm_(list(whole.parameters()), most, foreach=False)
+    expected = nn.utils.clip_grad_norm_(list(unsharded.parameters()), most, foreach=False)
     norm = deepspeed_autotp.clip_grad_norm_(model, most)
     own = gathered_gradients(model)
     worst = 0.0
-    for name, parameter in whole.named_parameters():
+    for name, parameter in unsharded.named_parameters():
         assert parameter.grad is not None
         difference = (own[name].double() - parameter.grad.double()).abs().max()
         worst = max(worst, float(difference / parameter.grad.double().abs().max()))
@@ -61,13 +61,13 @@ def clip(dtype: torch.dtype, most: float, changes: dict[str, Any]) -> dict[str, 
 def not_finite(value: float) -> tuple[float, float, list[bool]]:
     """The norms, and which gradients are not finite, where one rank's gradient has ``value``."""
     found = []
-    for cut in (False, True):
-        model = with_gradients(torch.float32, cut)
+    for is_sharded in (False, True):
+        model = with_gradients(torch.float32, is_sharded)
         weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
         assert weight.grad is not None
-        if not cut or dist.get_rank() == 0:
+        if not is_sharded or dist.get_rank() == 0:
             weight.grad[0, 0] = value
-        if cut:
+        if is_sharded:
             norm = deepspeed_autotp.clip_grad_norm_(model, 1.0)
             gradients = gathered_gradients(model)
         else:
@@ -81,14 +81,14 @@ def not_finite(value: float) -> tuple[float, float, list[bool]]:
 def later() -> tuple[float, float]:
     """Norms where some weights have no gradient, and one was added after sharding."""
     found = []
-    for cut in (False, True):
-        model = with_gradients(torch.float64, cut)
+    for is_sharded in (False, True):
+        model = with_gradients(torch.float64, is_sharded)
         model.get_parameter("model.layers.0.mlp.down_proj.weight").grad = None
         model.get_parameter("model.norm.weight").grad = None
         torch.manual_seed(2)
         model.value = nn.Linear(64, 1).double()
         model.value.weight.grad = torch.full((1, 64), 3.0, dtype=torch.float64)
-        if cut:
+        if is_sharded:
             norm = deepspeed_autotp.clip_grad_norm_(model, 1.0)
         else:
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -109,14 +109,14 @@ class Reward(nn.Module):
 
 
 def around() -> tuple[float, float, bool, str]:
-    """Norms of a model of which a part is sharded, whether its whole weights come out, and what
-    two such parts raise."""
-    whole = Reward(with_gradients(torch.float64, False))
+    """Norms of a model with a sharded submodule, whether its full weights come out, and what two
+    such submodules raise."""
+    unsharded = Reward(with_gradients(torch.float64, False))
     model = Reward(with_gradients(torch.float64, True))
-    expected = float(nn.utils.clip_grad_norm_(whole.parameters(), 1.0))
+    expected = float(nn.utils.clip_grad_norm_(unsharded.parameters(), 1.0))
     norm = float(deepspeed_autotp.clip_grad_norm_(model, 1.0))
     full = deepspeed_autotp.full_state_dict(model)
-    same = all(torch.equal(full[name], tensor) for name, tensor in whole.state_dict().items())
+    same = all(torch.equal(full[name], tensor) for name, tensor in unsharded.state_dict().items())
     pair = nn.ModuleList([model, with_gradients(torch.float64, True)])
     try:
         deepspeed_autotp.clip_grad_norm_(pair, 1.0)
@@ -126,11 +126,11 @@ def around() -> tuple[float, float, bool, str]:
 
 
 def empty() -> tuple[float, bool]:
-    """The norm of a model without gradients; and whether a whole model is clipped as by torch."""
+    """The norm of a model without gradients; and whether an unsharded one is clipped like torch."""
     model = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=dist.get_world_size())
     norm = float(deepspeed_autotp.clip_grad_norm_(model, 1.0))
-    whole = [with_gradients(torch.float32, False) for _ in range(2)]
-    first = deepspeed_autotp.clip_grad_norm_(whole[0], 0.5)
-    same = torch.equal(first, nn.utils.clip_grad_norm_(whole[1].parameters(), 0.5))
-    pairs = zip(whole[0].parameters(), whole[1].parameters(), strict=True)
+    unsharded = [with_gradients(torch.float32, False) for _ in range(2)]
+    first = deepspeed_autotp.clip_grad_norm_(unsharded[0], 0.5)
+    same = torch.equal(first, nn.utils.clip_grad_norm_(unsharded[1].parameters(), 0.5))
+    pairs = zip(unsharded[0].parameters(), unsharded[1].parameters(), strict=True)
     return norm, same and all(torch.equal(a.grad, b.grad) for a, b in pairs)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel
-from tests.support.sharded_vocabulary import counted
+from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
 
 WIDTH, SIZE = 16, 4
@@ -29,7 +29,7 @@ RULES: dict[str, Any] = {
 
 
 class Attention(nn.Module):
-    """``how`` says what k and v are given, and what else happens to the input."""
+    """``how`` is what k and v are given, and what else happens to the input."""
 
     def __init__(self, how: str = "same") -> None:
         super().__init__()
@@ -60,13 +60,15 @@ class Attention(nn.Module):
 
 
 def pair(how: str = "same", *, overlap: bool = True) -> tuple[nn.Module, nn.Module]:
-    """The same model whole and sharded."""
+    """The same model unsharded and sharded."""
     torch.manual_seed(0)
-    whole = Attention(how).double()
+    unsharded = Attention(how).double()
     torch.manual_seed(0)
-    cut = Attention(how).double()
+    sharded = Attention(how).double()
     config = {"partition_config": RULES, "self_check": False, "tp_overlap_comm": overlap}
-    return whole, deepspeed_autotp.parallelize(cut, tp_size=dist.get_world_size(), config=config)
+    return unsharded, deepspeed_autotp.parallelize(
+        sharded, tp_size=dist.get_world_size(), config=config
+    )
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -81,7 +83,7 @@ def slope(y: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module, x: Tensor, other: Tensor) -> dict[str, Tensor | None]:
-    """Of weights, whole, and of inputs; those of the model are zero afterwards."""
+    """Of full weights and of inputs; those of the model are zero afterwards."""
     found: dict[str, Tensor | None] = {"x": x.grad, "other": other.grad}
     state = find_tensor_parallel(model)
     for name, parameter in model.named_parameters():
@@ -94,11 +96,11 @@ def gradients(model: nn.Module, x: Tensor, other: Tensor) -> dict[str, Tensor | 
     return found
 
 
-def distance(whole: dict[str, Tensor | None], cut: dict[str, Tensor | None]) -> float:
+def distance(unsharded: dict[str, Tensor | None], sharded: dict[str, Tensor | None]) -> float:
     """Largest difference; infinite where one has a gradient and the other none."""
     worst = 0.0
-    for name, expected in whole.items():
-        got = cut[name]
+    for name, expected in unsharded.items():
+        got = sharded[name]
         if (got is None) != (expected is None):
             return float("inf")
         if got is not None and expected is not None:
@@ -114,19 +116,19 @@ def run(model: nn.Module, backward: Callable[[Tensor, Tensor], None]) -> dict[st
 
 def of_case(how: str, overlap: bool) -> tuple[float, int]:
     """How far gradients are from one process, and the sums of a backward pass."""
-    whole, cut = pair(how, overlap=overlap)
-    cut(*inputs())  # the first call compares the batches of the ranks
+    unsharded, sharded = pair(how, overlap=overlap)
+    sharded(*inputs())  # the first call compares the batches of the ranks
     x, other = inputs()
-    loss = slope(cut(x, other))
-    with counted() as calls:
+    loss = slope(sharded(x, other))
+    with recorded_collectives() as calls:
         loss.backward()
-    got = gradients(cut, x, other)
-    return distance(run(whole, lambda loss, _: loss.backward()), got), len(calls)
+    got = gradients(sharded, x, other)
+    return distance(run(unsharded, lambda loss, _: loss.backward()), got), len(calls)
 
 
 def partial_passes() -> dict[str, float]:
     """Backward passes that end between the layers and the entry, or run twice."""
-    whole, cut = pair()
+    unsharded, sharded = pair()
 
     def twice(loss: Tensor, x: Tensor) -> None:
         loss.backward(retain_graph=True)
@@ -149,7 +151,7 @@ def partial_passes() -> dict[str, float]:
     current: list[Any] = []
     for backward in (twice, bias_first, input_first, weight_alone):
         got = []
-        for model in (whole, cut):
+        for model in (unsharded, sharded):
             current[:] = [model]
             got.append(run(model, backward))
         found[backward.__name__] = distance(*got)
@@ -171,13 +173,13 @@ def unused_with_shared_heads() -> dict[str, bool]:
 
 def freed_at_once() -> bool:
     """Whether a sharded model is freed without the garbage collector, which knows no memory."""
-    _, cut = pair()
-    slope(cut(*inputs())).backward()
-    seen = weakref.ref(cut.q.weight)
+    _, sharded = pair()
+    slope(sharded(*inputs())).backward()
+    seen = weakref.ref(sharded.q.weight)
     gc.collect()
     gc.disable()
     try:
-        del cut
+        del sharded
         return seen() is None
     finally:
         gc.enable()
@@ -185,13 +187,13 @@ def freed_at_once() -> bool:
 
 def frozen() -> tuple[float, list[str]]:
     """With q and k frozen: the distance, and the shapes of the products formed in backward."""
-    whole, cut = pair()
-    for model in (whole, cut):
+    unsharded, sharded = pair()
+    for model in (unsharded, sharded):
         for layer in (model.q, model.k):
             layer.requires_grad_(False)
-    expected = run(whole, lambda loss, _: loss.backward())
-    return distance(expected, run(cut, lambda loss, _: loss.backward())), [
-        name for name, gradient in gradients_of(cut).items() if gradient
+    expected = run(unsharded, lambda loss, _: loss.backward())
+    return distance(expected, run(sharded, lambda loss, _: loss.backward())), [
+        name for name, gradient in gradients_of(sharded).items() if gradient
     ]
 
 
@@ -203,15 +205,15 @@ def gradients_of(model: nn.Module) -> dict[str, bool]:
 
 def kept(how: str) -> dict[str, bool]:
     """What is still there of an input after a forward, a backward, and a forward thrown away."""
-    _, cut = pair("cross" if how == "cross" else "same")
+    _, sharded = pair("cross" if how == "cross" else "same")
     seen: list[weakref.ref[Tensor]] = []
-    cut.q.register_forward_pre_hook(lambda m, args: seen.append(weakref.ref(args[0])))
+    sharded.q.register_forward_pre_hook(lambda m, args: seen.append(weakref.ref(args[0])))
 
     def forward() -> Tensor:
         x, other = inputs()
         if how == "checkpointed":
-            return slope(checkpoint(cut, x, other, use_reentrant=False))
-        return slope(cut(x, other))
+            return slope(checkpoint(sharded, x, other, use_reentrant=False))
+        return slope(sharded(x, other))
 
     with torch.no_grad():
         forward()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks do beside the cases of tests.support.layer_cases."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,29 +23,22 @@ from tests.support.layer_cases import (
     border_ids,
     build,
     distance,
+    distances,
     shard,
 )
+from tests.support.raised_error import raised_error
 
 
-class Alone(nn.Linear):
-    """A subclass that takes the weight itself."""
+class OwnForward(nn.Linear):
+    """A subclass that reads the weight itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight) * 2
 
 
-class AloneEmbedding(nn.Embedding):
+class OwnForwardEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         return self.weight[ids]
-
-
-def text_of(call: Callable[[], Any]) -> str:
-    """What ``call`` raised."""
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def embedding_case(**options: Any) -> Case:
@@ -57,30 +49,30 @@ def embedding_case(**options: Any) -> Case:
     )
 
 
-def alone_case(kind: str) -> Case:
-    """A layer of that kind takes its weight itself."""
+def own_forward_case(kind: str) -> Case:
+    """A layer of that kind reads its weight itself."""
     if kind == "embedding":
         return Case(
-            lambda: Single(AloneEmbedding(VOCABULARY, HIDDEN)),
+            lambda: Single(OwnForwardEmbedding(VOCABULARY, HIDDEN)),
             border_ids,
             styles={"layer": "embedding_colwise"},
         )
-    column = Alone if kind == "column" else nn.Linear
-    row = Alone if kind == "row" else nn.Linear
+    column = OwnForward if kind == "column" else nn.Linear
+    row = OwnForward if kind == "row" else nn.Linear
     return Case(
         lambda: Pair(column(IN, INNER, bias=False), row(INNER, OUT, bias=False)), rules=PAIR
     )
 
 
-def alone(kind: str) -> tuple[str, str]:
-    """What the trial raises, after which the model is as it was, and the model without one."""
-    case = alone_case(kind)
+def own_forward(kind: str) -> tuple[str, str]:
+    """What the self-check raises, after which the model is as it was, and the model without one."""
+    case = own_forward_case(kind)
     model = build(case)
     before = [type(module) for module in model.modules()]
-    in_trial = text_of(lambda: shard(model, case, trial=True))
+    in_self_check = raised_error(lambda: shard(model, case, self_check=True))
     assert [type(module) for module in model.modules()] == before
     shard(model, case)
-    return in_trial, text_of(lambda: model(case.inputs()))
+    return in_self_check, raised_error(lambda: model(case.inputs()))
 
 
 def option(name: str, value: Any, style: str) -> str:
@@ -88,7 +80,7 @@ def option(name: str, value: Any, style: str) -> str:
     case = embedding_case(**{name: value})
     case.styles["layer"] = style  # type: ignore[index]
     model = build(case)
-    text = text_of(lambda: shard(model, case))
+    text = raised_error(lambda: shard(model, case))
     assert type(model.layer) is nn.Embedding and model.layer.weight.shape == (VOCABULARY, HIDDEN)
     return text
 
@@ -96,35 +88,35 @@ def option(name: str, value: Any, style: str) -> str:
 def strange_ids(strange: int) -> str:
     """What an id outside the vocabulary raises."""
     model = shard(build(embedding_case()), embedding_case())
-    return text_of(lambda: model(torch.tensor([[3, strange]])))
+    return raised_error(lambda: model(torch.tensor([[3, strange]])))
 
 
 def resized() -> str:
-    """What an embedding says whose weight was replaced, as transformers' resizing does."""
+    """What an embedding raises whose weight was replaced, as transformers' resizing does."""
     model = shard(build(embedding_case()), embedding_case())
     model.get_submodule("layer").weight.data = torch.zeros(300, HIDDEN, dtype=torch.float64)
-    return text_of(lambda: model(border_ids()))
+    return raised_error(lambda: model(border_ids()))
 
 
 def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
-    """Whether a cut vocabulary of a type gives the bits of a whole one: plain, with activation
+    """Whether a sharded vocabulary of a dtype gives the bits of a full one: plain, with activation
     checkpointing, under autocast, and its gradient; and whether the output of a frozen one wants
     a gradient and is the same."""
     dtype: torch.dtype = getattr(torch, name)
     case = embedding_case(padding_idx=64)
-    whole, sharded = build(case).to(dtype), shard(build(case).to(dtype), case)
+    unsharded, sharded = build(case).to(dtype), shard(build(case).to(dtype), case)
     ids = case.inputs()
     layer = sharded.get_submodule("layer")
     rows = sharded.get_parameter("layer.weight")
     factor = torch.linspace(-1, 2, HIDDEN).to(dtype)
     plain = layer(ids)
-    expected = whole.get_submodule("layer")(ids)
+    expected = unsharded.get_submodule("layer")(ids)
     again = checkpoint(layer, ids, use_reentrant=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = layer(ids)
     for y in (expected, again):
         (y * factor).sum().backward()
-    gradient = whole.get_parameter("layer.weight").grad
+    gradient = unsharded.get_parameter("layer.weight").grad
     state = deepspeed_autotp.tensor_parallel(sharded)
     assert rows.grad is not None and gradient is not None
     gathered = state.gather(rows.grad, entry=state.entry(rows))
@@ -140,16 +132,16 @@ def embedding_of(name: str) -> tuple[dict[str, bool], tuple[bool, bool]]:
 
 
 def twice_of_an_embedding() -> str:
-    """What differentiating the gradient of a cut vocabulary raises."""
+    """What differentiating the gradient of a sharded vocabulary raises."""
     model = shard(build(embedding_case()), embedding_case())
     rows = model.get_parameter("layer.weight")
     output = model(embedding_case().inputs())
     (gradient,) = torch.autograd.grad(output.square().sum(), rows, create_graph=True)
-    return text_of(lambda: gradient.square().sum().backward())
+    return raised_error(lambda: gradient.square().sum().backward())
 
 
 def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:
-    """Of output and gradients under autocast: of the whole model, of the sharded one; and how
+    """Of output and gradients under autocast: of the unsharded model, of the sharded one; and how
     far the outputs are apart."""
     case = CASES[name]
     models = [build(case).float() for _ in range(2)]
@@ -169,11 +161,11 @@ def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:
 def without_gradients(name: str) -> dict[str, float]:
     """Distances of the output where autograd is off, in either way."""
     case = CASES[name]
-    whole, sharded = build(case), shard(build(case), case)
+    unsharded, sharded = build(case), shard(build(case), case)
     found = {}
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found[mode.__name__] = distance(sharded(case.inputs()), whole(case.inputs()))
+            found[mode.__name__] = distance(sharded(case.inputs()), unsharded(case.inputs()))
     return found
 
 
@@ -183,14 +175,14 @@ def twice(name: str) -> str:
     model = shard(build(case), case)
     x = case.inputs().requires_grad_()
     (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    return text_of(lambda: dx.square().sum().backward())
+    return raised_error(lambda: dx.square().sum().backward())
 
 
 def twice_of_a_sum() -> str:
     """The same for a parameter whose gradient is summed over the ranks by a hook."""
     case = CASES["norm of heads"]
     model = shard(build(case), case)
-    return text_of(lambda: model(case.inputs()).square().sum().backward(create_graph=True))
+    return raised_error(lambda: model(case.inputs()).square().sum().backward(create_graph=True))
 
 
 def faces() -> dict[str, Any]:
@@ -204,3 +196,7 @@ def faces() -> dict[str, Any]:
         "row": (row.in_features, row.out_features, tuple(row.weight.shape)),
         "repr": repr(model),
     }
+
+
+def all_distances() -> dict[str, dict[str, float]]:
+    return {name: distances(name) for name in CASES}

@@ -25,7 +25,7 @@ def world_group() -> TPGroup:
 
 
 def one_run_each(ranks: int) -> Parts:
-    """Uneven parts: the first rank has the most."""
+    """Uneven shards: rank 0 has the most."""
     widths = tuple(ranks + 1 - rank for rank in range(ranks))
     starts = [sum(widths[:rank]) for rank in range(ranks)]
     return Parts(sum(widths), widths, tuple(zip(starts, widths, strict=True)))
@@ -47,10 +47,10 @@ def by_rank(*shape: int, seed: int) -> list[Tensor]:
     return [draw(*shape, seed=seed + 100 * rank) for rank in range(dist.get_world_size())]
 
 
-def own_part(whole: Tensor, parts: Parts, rank: int) -> Tensor:
+def own_part(full: Tensor, parts: Parts, rank: int) -> Tensor:
     runs = parts.runs[rank]
     return torch.cat(
-        [whole[..., s : s + n] for s, n in zip(runs[::2], runs[1::2], strict=True)], dim=-1
+        [full[..., s : s + n] for s, n in zip(runs[::2], runs[1::2], strict=True)], dim=-1
     )
 
 
@@ -64,7 +64,7 @@ def through(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> tupl
 
 
 def duals() -> dict[str, float]:
-    """Errors of ``y`` and ``dx`` of every function, against what its table says."""
+    """Errors of ``y`` and ``dx`` of every function, against its table."""
     group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
     found: dict[str, float] = {}
 
@@ -80,33 +80,33 @@ def duals() -> dict[str, float]:
     note("copy", through(lambda x: copy_to_ranks(x, group), x, dy.clone()), (x, gradient))
     note("sum", through(lambda x: sum_over_ranks(x, group), x, dy.clone()), (total, dy))
     for name, parts in (("one", one_run_each(ranks)), ("two", two_runs_each(ranks))):
-        whole, dwhole = draw(2, 3, parts.size, seed=3), draw(2, 3, parts.size, seed=4)
-        part, dpart = own_part(whole, parts, rank), own_part(dwhole, parts, rank)
-        gathered = through(lambda x, p=parts: gather_parts(x, p, group), part, dwhole)
-        note(f"gather {name}", gathered, (whole, dpart))
-        taken = through(lambda x, p=parts: take_own(x, p, group), whole, dpart)
-        note(f"take {name}", taken, (part, dwhole))
+        full, dfull = draw(2, 3, parts.size, seed=3), draw(2, 3, parts.size, seed=4)
+        part, dpart = own_part(full, parts, rank), own_part(dfull, parts, rank)
+        gathered = through(lambda x, p=parts: gather_parts(x, p, group), part, dfull)
+        note(f"gather {name}", gathered, (full, dpart))
+        taken = through(lambda x, p=parts: take_own(x, p, group), full, dpart)
+        note(f"take {name}", taken, (part, dfull))
         strided = through(
             lambda x, p=parts: take_own(x.transpose(0, 1), p, group),
-            whole.transpose(0, 1).contiguous(),
+            full.transpose(0, 1).contiguous(),
             dpart,
         )
-        note(f"take {name} strided", strided, (part, dwhole.transpose(0, 1)))
+        note(f"take {name} strided", strided, (part, dfull.transpose(0, 1)))
     expanded = through(lambda x: copy_to_ranks(x, group), x, dy[:, :1].expand(2, 3))
     note("copy expanded", expanded, (x, gradient[:, :1].expand(2, 3)))
     return found
 
 
 def inputs_are_kept() -> bool:
-    """Whether all but ``sum_over_ranks``, which says so, leave their input alone."""
+    """Whether all but ``sum_over_ranks``, by its contract, leave their input unchanged."""
     group, parts = world_group(), one_run_each(dist.get_world_size())
-    whole = draw(2, parts.size, seed=3)
-    part = own_part(whole, parts, group.rank)
-    before = whole.clone(), part.clone()
-    copy_to_ranks(whole, group)
-    take_own(whole, parts, group).zero_()
+    full = draw(2, parts.size, seed=3)
+    part = own_part(full, parts, group.rank)
+    before = full.clone(), part.clone()
+    copy_to_ranks(full, group)
+    take_own(full, parts, group).zero_()
     gather_parts(part, parts, group).zero_()
-    return torch.equal(whole, before[0]) and torch.equal(part, before[1])
+    return torch.equal(full, before[0]) and torch.equal(part, before[1])
 
 
 def types() -> dict[str, bool]:
@@ -115,9 +115,9 @@ def types() -> dict[str, bool]:
     parts = one_run_each(ranks)
     found = {}
     for dtype in DTYPES:
-        whole = draw(3, parts.size, seed=5, dtype=dtype)
-        gathered = gather_parts(own_part(whole, parts, rank), parts, group)
-        found[f"gather {dtype}"] = gathered.dtype is dtype and torch.equal(gathered, whole)
+        full = draw(3, parts.size, seed=5, dtype=dtype)
+        gathered = gather_parts(own_part(full, parts, rank), parts, group)
+        found[f"gather {dtype}"] = gathered.dtype is dtype and torch.equal(gathered, full)
         summed = sum_over_ranks(torch.full((3,), 0.5, dtype=dtype), group)
         found[f"sum {dtype}"] = summed.dtype is dtype and summed.tolist() == [0.5 * ranks] * 3
     return found
@@ -182,8 +182,8 @@ def announced() -> int:
     parts = one_run_each(group.size)
     group.before = lambda what: seen.append(1)
     group.all_reduce(torch.ones(1))
-    whole = gather_parts(own_part(torch.ones(parts.size), parts, group.rank), parts, group)
-    take_own(whole, parts, group)
+    full = gather_parts(own_part(torch.ones(parts.size), parts, group.rank), parts, group)
+    take_own(full, parts, group)
     group.before = None
     group.all_reduce(torch.ones(1))
     return len(seen)

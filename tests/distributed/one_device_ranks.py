@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several ranks on one device, over gloo: ``torchrun -m tests.distributed.one_device_ranks cuda``.
 
-The first rank prints how far each layer, and a language model in three data types, is from one
+Rank 0 prints how far each layer, and a language model in three data types, is from one
 process, as JSON. Neither DeepSpeed nor transformers has to be there.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from tests.support import layer_cases
 
 VOCABULARY, HIDDEN, INNER = 257, 48, 96
@@ -29,7 +29,7 @@ PLAN = {
 
 
 class LanguageModel(nn.Module):
-    """Takes labels and names its head, so that no rank forms whole logits."""
+    """Takes labels and names its head, so that no rank forms full logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def language_model(dtype: torch.dtype, device: str) -> dict[str, float]:
     for _ in range(2):
         torch.manual_seed(3)
         made.append(LanguageModel().to(dtype))
-    whole = made[0].to(device)
+    unsharded = made[0].to(device)
     vars(made[1])["_tp_plan"] = dict(PLAN)
     sharded = deepspeed_autotp.parallelize(
         made[1], tp_size=dist.get_world_size(), config={"self_check": False}, device=device
@@ -62,35 +62,37 @@ def language_model(dtype: torch.dtype, device: str) -> dict[str, float]:
     ids = torch.randint(0, VOCABULARY, (4, 33), generator=draw).to(device)
     labels = ids.roll(-1, 1)
     labels[0, :5] = -100
-    losses = [model(ids, labels) for model in (whole, sharded)]
+    losses = [model(ids, labels) for model in (unsharded, sharded)]
     for loss in losses:
         loss.backward()
     found = {"loss": layer_cases.distance(losses[1].detach(), losses[0].detach())}
     state = deepspeed_autotp.tensor_parallel(sharded)
-    for (name, parameter), own in zip(whole.named_parameters(), state.parameters, strict=True):
+    for (name, parameter), own in zip(unsharded.named_parameters(), state.parameters, strict=True):
         entry = state.entry(own)
         assert entry is not None and own.grad is not None and parameter.grad is not None
         assert own.device.type == device
         grad = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
         apart = (grad - parameter.grad).abs().max() / parameter.grad.abs().max()
         found[name] = float(apart)
-    return found | {"collected": collected(sharded, whole)}
+    return found | {"gathered": gathered(sharded, unsharded)}
 
 
-def collected(sharded: nn.Module, whole: nn.Module) -> float:
-    """0 where all ranks, and the first one alone, get the whole weights; else 1."""
+def gathered(sharded: nn.Module, unsharded: nn.Module) -> float:
+    """0 where all ranks, and rank 0 alone, get the full weights; else 1."""
     full = deepspeed_autotp.full_state_dict(sharded)
-    first = first_rank_state_dict(sharded, frozen=True)
+    first = rank0_state_dict(sharded, frozen=True)
     states = [full] if first is None else [full, first]
     assert (first is None) == (dist.get_rank() > 0)
-    same = [torch.equal(state[n], w.cpu()) for state in states for n, w in whole.named_parameters()]
+    same = [
+        torch.equal(state[n], w.cpu()) for state in states for n, w in unsharded.named_parameters()
+    ]
     return float(not all(same))
 
 
-def handed_out(device: str) -> dict[str, float]:
-    """Of the outputs of a model whose weights only the first rank had, on its host."""
+def scattered(device: str) -> dict[str, float]:
+    """Of the outputs of a model whose weights only rank 0 had, on the CPU."""
     torch.manual_seed(3)
-    whole = LanguageModel().to(device)
+    unsharded = LanguageModel().to(device)
     torch.manual_seed(3)
     with torch.device("meta" if dist.get_rank() else "cpu"):
         model = LanguageModel()
@@ -98,10 +100,10 @@ def handed_out(device: str) -> dict[str, float]:
     config = {"self_check": False}
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config, device=device)
     ids = torch.arange(2 * VOCABULARY, device=device).remainder(VOCABULARY).view(2, -1)
-    losses = [each(ids, ids).detach() for each in (whole, model)]
+    losses = [each(ids, ids).detach() for each in (unsharded, model)]
     return {
         "loss": layer_cases.distance(losses[1], losses[0]),
-        "collected": collected(model, whole),
+        "gathered": gathered(model, unsharded),
     }
 
 
@@ -121,7 +123,7 @@ def main() -> None:
     found: dict[str, Any] = layers(device)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found[f"language model, {dtype}"] = language_model(dtype, device)
-    found["handed out, torch.float32"] = handed_out(device)
+    found["scattered, torch.float32"] = scattered(device)
     if dist.get_rank() == 0:
         print(json.dumps(found))
     dist.barrier()

@@ -12,101 +12,23 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp.vocab_parallel.logits import Logits
-from tests.distributed.refusals_ranks import initialize
-from tests.distributed.soft_cap_ranks import caps
-from tests.support.deepspeed_training import RATE, Setting, engine_config, own_rows
+from tests.support.engine_config import Setting, engine_config, initialize
+from tests.support.loss_curves import RATE, own_rows
 from tests.support.model_snapshot import refusal
-from tests.support.sharded_vocabulary import counted
+from tests.support.output_head_models import (
+    VOCABULARY,
+    batch,
+    build,
+    gradient_difference,
+    shard,
+    soft_cap,
+)
+from tests.support.recorded_collectives import recorded_collectives
+from tests.support.recorded_soft_caps import recorded_soft_caps
 from tests.support.small_models import tokens
 
-# No multiple of a number of ranks.
-VOCABULARY = 97
 # Bytes that the first call gathers: hashes of its batch and of the random state.
 FIRST_BATCH = 32
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": None,
-}
-_MORE: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0},
-    "cohere": {"logit_scale": 0.7},
-    "granite": {"logits_scaling": 3.0},
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0},
-}
-_ENCODER: dict[str, Any] = {
-    "layer_specs": [
-        {"patterns": [r".*\.(query|key|value)\.weight"], "partition_type": "column"},
-        {"patterns": [r".*\.intermediate\.dense\.weight"], "partition_type": "column"},
-        {
-            "patterns": [r".*layer\.\d+(\.attention)?\.output\.dense\.weight"],
-            "partition_type": "row",
-        },
-    ]
-}
-FAMILIES = tuple(_MORE)
-
-
-def model_of(family: str, *, tied: bool, seed: int = 0, **changes: Any) -> nn.Module:
-    """In float32 and training mode; bert with its masked-LM head, the others causal."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
-
-    torch.manual_seed(seed)
-    sizes = {**_SIZES, **_MORE[family], "tie_word_embeddings": tied, **changes}
-    config = AutoConfig.for_model(family, **sizes)
-    kind = AutoModelForMaskedLM if family == "bert" else AutoModelForCausalLM
-    model: nn.Module = kind.from_config(config, dtype=torch.float32)
-    return model.train()
-
-
-def section(family: str, **more: Any) -> dict[str, Any]:
-    return {**({"partition_config": _ENCODER} if family == "bert" else {}), **more}
-
-
-def cut(model: nn.Module, family: str, **more: Any) -> nn.Module:
-    return deepspeed_autotp.parallelize(
-        model, tp_size=dist.get_world_size(), config=section(family, **more)
-    )
-
-
-def batch() -> dict[str, Tensor]:
-    """Tokens, and labels of which some are ignored."""
-    ids = tokens(0, vocabulary=VOCABULARY)
-    labels = ids.clone()
-    labels[0, :5] = -100
-    labels[2] = -100
-    return {"input_ids": ids, "labels": labels}
-
-
-def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Of a sharded model, by name; every rank calls it."""
-    state = deepspeed_autotp.tensor_parallel(model)
-    found = {}
-    for name, parameter in model.named_parameters():
-        entry = state.entry(parameter)
-        if entry is None or parameter.grad is None:
-            continue
-        own = parameter.grad
-        found[name] = state.gather(own, entry=entry) if entry.dim >= 0 else own
-    return found
-
-
-def apart(model: nn.Module, other: nn.Module) -> float:
-    """The worst relative difference of a gradient of ``model`` to that of a whole one."""
-    got = whole_gradients(model)
-    expected = {n: p.grad for n, p in other.named_parameters() if p.grad is not None}
-    assert got.keys() == expected.keys()
-    largest = max(float(g.norm()) for g in expected.values())
-    return max(
-        float((got[n] - g).norm()) / max(float(g.norm()), 1e-3 * largest, 1e-30)
-        for n, g in expected.items()
-    )
 
 
 def _hidden_widths(model: nn.Module) -> set[int]:
@@ -116,13 +38,13 @@ def _hidden_widths(model: nn.Module) -> set[int]:
     return {max(entry.width(rank) for rank in range(plan.ranks)) for entry in hidden}
 
 
-def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str, Any]:
+def against_one_process(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str, Any]:
     """One step with labels in one process and over the ranks; ``more`` goes to the forward."""
     inputs: dict[str, Any] = {**batch(), **more}
-    whole, model = model_of(family, tied=tied), cut(model_of(family, tied=tied), family)
-    expected = whole(**inputs).loss
+    unsharded, model = build(family, tied=tied), shard(build(family, tied=tied), family)
+    expected = unsharded(**inputs).loss
     expected.backward()
-    with counted() as calls, caps() as found_caps:
+    with recorded_collectives() as calls, recorded_soft_caps() as found_caps:
         outputs = model(**inputs)
         outputs.loss.backward()
     count = inputs["labels"].numel()
@@ -130,19 +52,19 @@ def against_whole(family: str, tied: bool, more: Mapping[str, Any]) -> dict[str,
     gathers = [size for name, size in calls if name == "all-gather" and size not in hidden]
     return {
         "loss": abs(float((outputs.loss - expected).detach())),
-        "gradients": apart(model, whole),
+        "gradients": gradient_difference(model, unsharded),
         "kind": type(outputs.logits) is Logits,
         "gathers": gathers == [FIRST_BATCH, 3 * count * 4],
-        "caps": found_caps == [_MORE[family].get("final_logit_softcapping", 0.0)],
+        "caps": found_caps == [soft_cap(family)],
     }
 
 
 def positional() -> dict[str, Any]:
     """Labels as the model's fifth argument, and its outputs as a tuple."""
     inputs = batch()
-    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     places = (inputs["input_ids"], None, None, None, None, inputs["labels"])
-    expected = whole(*places, return_dict=False)
+    expected = unsharded(*places, return_dict=False)
     loss, logits, *_ = model(*places, return_dict=False)
     return {
         "loss": abs(float(loss.detach() / expected[0].detach()) - 1) < 1e-6,
@@ -151,9 +73,9 @@ def positional() -> dict[str, Any]:
     }
 
 
-def whole_logits(wanted: bool | None) -> dict[str, bool]:
+def full_logits(wanted: bool | None) -> dict[str, bool]:
     """Where logits are plain tensors: evaluation, no labels, after a failure, switched off."""
-    model = cut(model_of("llama", tied=True), "llama", vocab_parallel_lm_head=wanted)
+    model = shard(build("llama", tied=True), "llama", vocab_parallel_lm_head=wanted)
     inputs = batch()
     failed = False
     try:
@@ -174,9 +96,9 @@ def whole_logits(wanted: bool | None) -> dict[str, bool]:
 def extra_term() -> tuple[float, float, bool]:
     """Accuracy and a second loss term from outputs.logits, as trainers form them."""
     inputs = batch()
-    whole, model = model_of("gemma2", tied=True), cut(model_of("gemma2", tied=True), "gemma2")
+    unsharded, model = build("gemma2", tied=True), shard(build("gemma2", tied=True), "gemma2")
     losses, accuracies = [], []
-    for one in (whole, model):
+    for one in (unsharded, model):
         outputs = one(**inputs)
         with torch.no_grad():
             found = outputs.logits[..., :-1, :].argmax(dim=-1)
@@ -185,15 +107,15 @@ def extra_term() -> tuple[float, float, bool]:
         loss.backward()
         losses.append(float(loss.detach()))
     same = torch.equal(*accuracies)
-    return abs(losses[1] / losses[0] - 1), apart(model, whole), same
+    return abs(losses[1] / losses[0] - 1), gradient_difference(model, unsharded), same
 
 
 def generated() -> bool:
-    """Greedy tokens after a training step, from the whole model and over the ranks."""
+    """Greedy tokens after a training step, from the unsharded model and over the ranks."""
     inputs = batch()
-    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     texts = []
-    for one in (whole, model):
+    for one in (unsharded, model):
         one(**inputs).loss.backward()
         with torch.no_grad():
             for parameter in one.parameters():
@@ -207,42 +129,42 @@ def generated() -> bool:
 
 def watched() -> dict[str, bool]:
     """What a user's hooks on the output head see; one is older than the sharding."""
-    whole, model = model_of("llama", tied=False), model_of("llama", tied=False)
-    seen: dict[nn.Module, list[Tensor]] = {whole: [], model: []}
-    for one in (whole, model):
+    unsharded, model = build("llama", tied=False), build("llama", tied=False)
+    seen: dict[nn.Module, list[Tensor]] = {unsharded: [], model: []}
+    for one in (unsharded, model):
         one.lm_head.register_forward_hook(lambda m, a, y, one=one: seen[one].append(y.detach()))
-    cut(model, "llama")
-    seen[model].clear()  # the trial has run
-    for one in (whole, model):
+    shard(model, "llama")
+    seen[model].clear()  # the self-check has run
+    for one in (unsharded, model):
         one.lm_head.register_full_backward_hook(
             lambda m, given, dy, one=one: seen[one].append(dy[0].detach() + 0)
         )
         outputs = one(**batch())
         seen[one][0] = seen[one][0] + 0
         outputs.loss.backward()
-    (y, dy), (expected_y, expected_dy) = seen[model], seen[whole]
+    (y, dy), (expected_y, expected_dy) = seen[model], seen[unsharded]
     return {
         "output": y.shape == expected_y.shape and torch.allclose(y, expected_y, atol=1e-5),
         "gradient": dy.shape == expected_dy.shape and torch.allclose(dy, expected_dy, atol=1e-6),
-        "gradients": apart(model, whole) < 1e-5,
+        "gradients": gradient_difference(model, unsharded) < 1e-5,
     }
 
 
 def checkpointed(reentrant: bool) -> tuple[float, float]:
     """A step with activation checkpointing."""
-    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    expected, loss = whole(**batch()).loss, model(**batch()).loss
+    expected, loss = unsharded(**batch()).loss, model(**batch()).loss
     expected.backward()
     loss.backward()
-    return abs(float(loss.detach() / expected.detach()) - 1), apart(model, whole)
+    return abs(float(loss.detach() / expected.detach()) - 1), gradient_difference(model, unsharded)
 
 
 def autocast() -> dict[str, Any]:
     """bfloat16 autocast of a float32 model."""
-    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
     with torch.autocast("cpu", torch.bfloat16):
-        expected, outputs = whole(**batch()), model(**batch())
+        expected, outputs = unsharded(**batch()), model(**batch())
     outputs.loss.backward()
     return {
         "loss": abs(float((outputs.loss / expected.loss).detach()) - 1) < 1e-2,
@@ -252,15 +174,19 @@ def autocast() -> dict[str, Any]:
 
 
 def compiled() -> tuple[float, float, bool]:
-    """A step of a compiled model, which keeps whole logits."""
+    """A step of a compiled model, which has full logits."""
     torch._dynamo.reset()
-    whole, model = model_of("llama", tied=False), cut(model_of("llama", tied=False), "llama")
-    expected = whole(**batch()).loss
+    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    expected = unsharded(**batch()).loss
     expected.backward()
     outputs = torch.compile(model, backend="eager")(**batch())
     outputs.loss.backward()
     plain = type(outputs.logits) is Tensor and outputs.logits.shape[-1] == VOCABULARY
-    return abs(float((outputs.loss - expected).detach())), apart(model, whole), plain
+    return (
+        abs(float((outputs.loss - expected).detach())),
+        gradient_difference(model, unsharded),
+        plain,
+    )
 
 
 @contextmanager
@@ -283,23 +209,26 @@ def _gathers(group: Any) -> Iterator[list[int]]:
 def through_engine(zero: int, family: str) -> dict[str, Any]:
     """Three steps through DeepSpeed with TP 2; losses, and what was gathered over the group."""
     expected = []
-    whole = model_of(family, tied=True)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded = build(family, tied=True)
+    optimizer = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     for step in range(3):
         ids = tokens(step, vocabulary=VOCABULARY)
-        loss = whole(input_ids=ids, labels=ids).loss
+        loss = unsharded(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         expected.append(float(loss.detach()))
-    model = model_of(family, tied=True)
+    model = build(family, tied=True)
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
         config=engine_config(Setting(tp=2, zero=zero, clip=0.0)),
     )
     worst, rows = 0.0, 0
-    with _gathers(deepspeed_autotp.tensor_parallel(engine).group) as sizes, caps() as found:
+    with (
+        _gathers(deepspeed_autotp.tensor_parallel(engine).group) as sizes,
+        recorded_soft_caps() as found,
+    ):
         for step in range(3):
             ids = own_rows(tokens(step, vocabulary=VOCABULARY), tp=2)
             rows = ids.numel()
@@ -322,8 +251,8 @@ def through_engine(zero: int, family: str) -> dict[str, Any]:
 
 def extra_term_in_engine(zero: int) -> dict[str, float]:
     """A loss that is formed from outputs.logits alone, through DeepSpeed; the worst loss."""
-    whole, model = model_of("llama", tied=False), model_of("llama", tied=False)
-    plain = torch.optim.SGD(whole.parameters(), lr=RATE)
+    unsharded, model = build("llama", tied=False), build("llama", tied=False)
+    plain = torch.optim.SGD(unsharded.parameters(), lr=RATE)
     engine, *_ = deepspeed_autotp.initialize(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
@@ -332,7 +261,7 @@ def extra_term_in_engine(zero: int) -> dict[str, float]:
     worst = 0.0
     for step in range(3):
         ids = tokens(step, vocabulary=VOCABULARY)
-        outputs = whole(input_ids=ids, labels=ids)
+        outputs = unsharded(input_ids=ids, labels=ids)
         expected = outputs.loss + outputs.logits.logsumexp(-1).square().mean() * 0.01
         expected.backward()
         plain.step()
@@ -375,7 +304,7 @@ _NO_HEAD: dict[str, Any] = {
 
 def refused() -> list[str]:
     """vocab_parallel_lm_head: true where there is no head that could do it."""
-    headless, llama = Headless(), model_of("llama", tied=False)
+    headless, llama = Headless(), build("llama", tied=False)
     insisting = {"autotp_size": 2, "vocab_parallel_lm_head": True}
     return [
         refusal(headless, lambda: initialize(headless, insisting | {"partition_config": _PAIR})),
@@ -385,7 +314,7 @@ def refused() -> list[str]:
 
 def quiet() -> bool:
     """The same models without insisting."""
-    headless, llama = Headless(), model_of("llama", tied=False)
+    headless, llama = Headless(), build("llama", tied=False)
     deepspeed_autotp.parallelize(
         headless, tp_size=2, config={"partition_config": _PAIR, "self_check": False}
     )

@@ -14,29 +14,24 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import deepspeed_autotp
 from deepspeed_autotp.api import torch_loop
 from deepspeed_autotp.distributed.process_group import host_group, time_limit
 from deepspeed_autotp.sharding import conversion
-from tests.support.custom_model import PARTITION, build_handmade, example, single_curve
-from tests.support.deepspeed_training import Setting, engine_config
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.loss_curves import RATE
 from tests.support.model_snapshot import refusal
+from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import RATE, apart, loss_of, make, train_sharded, train_whole
+from tests.support.training_loops import apart, loss_of, make, train_sharded, train_unsharded
 
 
 def sharded(**changes: Any) -> nn.Module:
     model = build("llama", tied=False, **changes)
     return deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-
-
-def raised(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def generate_with(how: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
@@ -51,11 +46,11 @@ def generate_with(how: dict[str, Any]) -> tuple[list[list[int]], list[list[int]]
 
 
 def hooks() -> tuple[list[str], list[str], float]:
-    """Which hooks, registered before, fire in one step: whole and sharded; and how far the
+    """Which hooks, registered before, fire in one step: unsharded and sharded; and how far the
     gradient is apart that a hook on a parameter sees."""
     fired: list[list[str]] = []
     seen: list[Tensor] = []
-    for cut in (False, True):
+    for is_sharded in (False, True):
         model = make(num_key_value_heads=1)
         names: list[str] = []
         layer = model.model.layers[1]
@@ -71,13 +66,13 @@ def hooks() -> tuple[list[str], list[str], float]:
         model.model.embed_tokens.register_forward_hook(lambda m, a, o: o * 2)
         weight = layer.self_attn.k_proj.weight
         weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
-        if cut:
+        if is_sharded:
             deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-            names.clear()  # they fire in the trial, too
+            names.clear()  # they fire in the self-check, too
             del seen[1:]
         loss_of(model, tokens(0)).backward()
         fired.append(names)
-        if cut:
+        if is_sharded:
             state = deepspeed_autotp.tensor_parallel(model)
             entry = state.entry(weight)
             assert entry is not None
@@ -101,31 +96,33 @@ def states() -> dict[str, str | bool]:
         "keys": list(own) == list(build("llama", tied=False).state_dict()),
         "loaded": same,
         "saved": all(torch.equal(read[name], tensor) for name, tensor in own.items()),
-        "whole": raised(lambda: model.load_state_dict(build("llama", tied=False).state_dict())),
-        "pickle": raised(lambda: pickle.dumps(model)),
-        "save": raised(lambda: torch.save(model, io.BytesIO())),
+        "full": raised_error(
+            lambda: model.load_state_dict(build("llama", tied=False).state_dict())
+        ),
+        "pickle": raised_error(lambda: pickle.dumps(model)),
+        "save": raised_error(lambda: torch.save(model, io.BytesIO())),
     }
 
 
 def copies() -> tuple[dict[str, float], bool]:
     """A deep copy, with shared key/value heads, trains as one process, and apart from its
     original."""
-    whole, model = make(num_key_value_heads=1), make(num_key_value_heads=1)
+    unsharded, model = make(num_key_value_heads=1), make(num_key_value_heads=1)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin = copy.deepcopy(model)
-    found = apart(whole, twin, (train_whole(whole), train_sharded(twin)))
+    found = apart(unsharded, twin, (train_unsharded(unsharded), train_sharded(twin)))
     kept = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found, kept
 
 
 def saves_without_a_state() -> tuple[str, bool]:
-    """What ``save_pretrained`` says of a sharded model; and whether it writes a whole state."""
+    """What ``save_pretrained`` of a sharded model raises; and whether it writes a full state."""
     model = sharded()
     with tempfile.TemporaryDirectory() as folder:
-        text = raised(lambda: model.save_pretrained(folder))  # type: ignore[operator]
-        whole = deepspeed_autotp.full_state_dict(model)
-        copy.deepcopy(model).save_pretrained(folder, state_dict=whole)  # type: ignore[operator]
+        text = raised_error(lambda: model.save_pretrained(folder))  # type: ignore[operator]
+        unsharded = deepspeed_autotp.full_state_dict(model)
+        copy.deepcopy(model).save_pretrained(folder, state_dict=unsharded)  # type: ignore[operator]
         return text, Path(folder, "model.safetensors").exists()
 
 
@@ -136,9 +133,9 @@ def other_batches(engine: bool) -> tuple[str, float]:
     if engine:
         config = engine_config(Setting(tp=2, zero=0, clip=0.0))
         model, *_ = deepspeed_autotp.initialize(model=model, config=config)
-    text = raised(lambda: loss_of(model, tokens(dist.get_rank())))
-    whole = loss_of(build("llama", tied=False), tokens(0))
-    return text, float((loss_of(model, tokens(0)) - whole).detach().abs())
+    text = raised_error(lambda: loss_of(model, tokens(dist.get_rank())))
+    unsharded = loss_of(build("llama", tied=False), tokens(0))
+    return text, float((loss_of(model, tokens(0)) - unsharded).detach().abs())
 
 
 def handmade_curve(given: bool) -> tuple[list[float], list[float]]:
@@ -199,7 +196,7 @@ def refused(name: str) -> str:
 
 
 def _another(name: str) -> torch.device:
-    """A device that the weights do not lie on; of hosts there is one, under two names."""
+    """A device that the weights are not on; of CPUs there is one, under two names."""
     device = torch.empty(0, device=name).device
     return torch.device("cpu", 0) if device.type == "cpu" else device
 
@@ -208,7 +205,7 @@ def on_device(name: str) -> tuple[float, bool]:
     """How far losses are apart from one process, with the shards made on a device; and whether
     all of the model lies there. In float32 on a GPU, whose kernels have no float64."""
     dtype = torch.float64 if name == "cpu" else torch.float32
-    whole, ours = make().to(dtype), make().to(dtype)
+    unsharded, ours = make().to(dtype), make().to(dtype)
     with (
         mock.patch.object(torch_loop, "_numbered", _another),
         mock.patch.object(conversion, "move_parameters", wraps=conversion.move_parameters) as moved,
@@ -216,10 +213,10 @@ def on_device(name: str) -> tuple[float, bool]:
         model = deepspeed_autotp.parallelize(ours, tp_size=dist.get_world_size(), device=name)
     assert moved.call_count == 1
     worst = 0.0
-    optimizers = [torch.optim.SGD(m.parameters(), lr=RATE) for m in (whole.to(name), model)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=RATE) for m in (unsharded.to(name), model)]
     for step in range(2):
         ids = tokens(step).to(name)
-        losses = [each(input_ids=ids, labels=ids).loss for each in (whole, model)]
+        losses = [each(input_ids=ids, labels=ids).loss for each in (unsharded, model)]
         worst = max(worst, float((losses[0] - losses[1]).detach().abs()))
         for optimizer, loss in zip(optimizers, losses, strict=True):
             optimizer.zero_grad()
@@ -229,7 +226,7 @@ def on_device(name: str) -> tuple[float, bool]:
     return worst, all(tensor.device.type == name for tensor in there)
 
 
-def time_limits() -> list[float]:
+def timeouts() -> list[float]:
     """Seconds of the groups that are made for a model, and of the one that the user made."""
     model = deepspeed_autotp.parallelize(make(), tp_size=2)
     made = (deepspeed_autotp.tensor_parallel(model).group.handle, host_group([0, 1]))
@@ -239,10 +236,10 @@ def time_limits() -> list[float]:
 
 
 def refused_model(what: object) -> str:
-    return raised(lambda: deepspeed_autotp.parallelize(what, tp_size=2))  # type: ignore[arg-type]
+    return raised_error(lambda: deepspeed_autotp.parallelize(what, tp_size=2))  # type: ignore[arg-type]
 
 
-# A column layer's second factor and a row layer's first one are cut as the layer is.
+# A column layer's second factor and a row layer's first one are sharded as the layer is.
 LORA = {
     "use_default_specs": False,
     "layer_specs": [
@@ -281,12 +278,12 @@ def adapted(case: str = "most", **changes: Any) -> nn.Module:
 
 def compare_adapted(rules: bool, sequence: bool) -> tuple[dict[str, float], bool]:
     """LoRA with rules of the user or the model's plan; whether only the adapters have trained."""
-    whole, model = adapted(), adapted()
+    unsharded, model = adapted(), adapted()
     config = {"partition_config": LORA} if rules else {}
     config["sequence_parallel"] = sequence
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     before = deepspeed_autotp.full_state_dict(model)
-    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    found = apart(unsharded, model, (train_unsharded(unsharded), train_sharded(model)))
     after = deepspeed_autotp.full_state_dict(model)
     only = all(torch.equal(t, after[n]) == ("lora_" not in n) for n, t in before.items())
     return found, only
@@ -294,15 +291,15 @@ def compare_adapted(rules: bool, sequence: bool) -> tuple[dict[str, float], bool
 
 def compare_adapters(case: str) -> tuple[dict[str, float], float]:
     """As above, by the plan of the model, with one key/value head; and the share of a rank."""
-    whole, model = (adapted(case, num_key_value_heads=1) for _ in range(2))
-    held = sum(p.numel() for p in whole.parameters())
+    unsharded, model = (adapted(case, num_key_value_heads=1) for _ in range(2))
+    held = sum(p.numel() for p in unsharded.parameters())
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    found = apart(whole, model, (train_whole(whole), train_sharded(model)))
+    found = apart(unsharded, model, (train_unsharded(unsharded), train_sharded(model)))
     return found, sum(p.numel() for p in model.parameters()) / held
 
 
-def adapted_cuts(family: str, wrapped: list[str], saved: list[str]) -> dict[str, bool]:
-    """Whether each layer with an adapter is cut as without one, by name; made, not run."""
+def sharded_alike(family: str, wrapped: list[str], saved: list[str]) -> dict[str, bool]:
+    """Whether each layer with an adapter is sharded as without one, by name; made, not run."""
     from peft import LoraConfig, get_peft_model
 
     ranks = dist.get_world_size()
@@ -345,7 +342,7 @@ def small(family: str) -> nn.Module:
 
 
 def other_adapters() -> list[str]:
-    """What is said of adapters that are not plain LoRA."""
+    """The errors of adapters that are not plain LoRA."""
     import peft
 
     names = ["q_proj", "o_proj"]
@@ -359,3 +356,33 @@ def other_adapters() -> list[str]:
         model = peft.get_peft_model(build("llama", tied=False), kind)
         said.append(refusal(model, lambda m=model: deepspeed_autotp.parallelize(m, tp_size=2)))
     return said
+
+
+def meshes() -> dict[str, tuple[int, ...] | str]:
+    """Over which ranks each way of naming four ranks shards, or what it raises."""
+    pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tp", "dp"))
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    mine = groups[dist.get_rank() % 2]
+    other = groups[1 - dist.get_rank() % 2]
+    ways: dict[str, dict[str, Any]] = {
+        "tp_size": {"tp_size": 2},
+        "config": {"config": {"autotp_size": 4}},
+        "group": {"tp_group": mine},
+        "group of others": {"tp_group": other},
+        "group and its size": {"tp_group": mine, "config": {"autotp_size": 2}},
+        "mesh of one": {"mesh": init_device_mesh("cpu", (4,))},
+        "mesh of two": {"mesh": pairs},
+        "its other part": {"mesh": pairs["dp"]},
+        "no name": {"mesh": init_device_mesh("cpu", (2, 2))},
+        "other names": {"mesh": DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("a", "b"))},
+        "no mesh": {"mesh": 4},
+    }
+    found: dict[str, tuple[int, ...] | str] = {}
+    for name, arguments in ways.items():
+        model = build("llama", tied=False)
+        try:
+            deepspeed_autotp.parallelize(model, **arguments)
+            found[name] = deepspeed_autotp.tensor_parallel(model).group.global_ranks
+        except ValueError as error:
+            found[name] = str(error)
+    return found

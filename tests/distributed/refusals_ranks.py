@@ -13,19 +13,15 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
+from tests.support.engine_config import config_without_section, initialize
+from tests.support.handmade_model import PARTITION, build_handmade, example
 from tests.support.model_snapshot import Snapshot, refusal
+from tests.support.mpu import Mpu
 from tests.support.small_models import build
-from tests.support.ways_to_initialize import config_without_section
-
-
-def initialize(model: Any, section: dict[str, Any], **more: Any) -> Any:
-    config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": section, **more}
-    return deepspeed_autotp.initialize(model=model, config=config)
 
 
 def refused_section(section: dict[str, Any], more: dict[str, Any], family: str = "llama") -> str:
-    """A ``tensor_parallel`` section, and what else the configuration says."""
+    """A ``tensor_parallel`` section, and what else is in the configuration."""
     model = build(family, tied=False)
     return refusal(model, lambda: initialize(model, section, **more))
 
@@ -110,7 +106,7 @@ def refused_what(kind: str) -> str:
 
 
 def refused_twice() -> list[str]:
-    """A model that is sharded already: another degree, none, inside another, and by hand."""
+    """A model that is sharded already: another TP size, none, inside another, and by hand."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=2)
     before = full(model)
@@ -146,16 +142,6 @@ def refused_optimizer() -> str:
         model,
         lambda: deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config),
     )
-
-
-class Mpu:
-    """Knows one tensor-parallel group, as Megatron's does."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def get_tensor_model_parallel_group(self) -> Any:
-        return self._group
 
 
 def refused_group(where: str) -> str:
@@ -198,7 +184,7 @@ def fail_in_planning(rank: int) -> str:
 
 
 def fail_to_switch(rank: int) -> str:
-    """One rank cannot change the modules, after a trial that was switched off."""
+    """One rank cannot change the modules, with the self-check switched off."""
     from deepspeed_autotp.sharding import conversion
 
     model = build("llama", tied=False)

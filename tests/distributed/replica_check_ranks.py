@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks do: ranks that hold the same, and ranks that do not."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
-from tests.support.deepspeed_training import Setting, engine_config, train_engine
-from tests.support.small_models import build, tokens
-from tests.support.torch_loops import train_sharded
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example
+from tests.support.log_records import LoggedMessages
+from tests.support.loss_curves import train_engine
+from tests.support.small_models import build, model_with_buffers, tokens
+from tests.support.training_loops import train_sharded
 
 UNEVEN: dict[str, Any] = {
     "num_attention_heads": 12,
@@ -36,7 +37,7 @@ def checked(model: nn.Module) -> str:
 
 
 def drifts(names: list[str]) -> list[str]:
-    """What the check says before, and after the last rank has changed these weights."""
+    """The error of the check before, and after the last rank has changed these weights."""
     model = sharded(num_key_value_heads=1)
     train_sharded(model, steps=1)
     found = [checked(model)]
@@ -62,46 +63,19 @@ def drifts_in_engine(zero: int) -> list[str]:
     return [*found, checked(engine)]
 
 
-class Words(logging.Handler):
-    """What the package logs within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-    def __enter__(self) -> list[str]:
-        logging.getLogger("deepspeed_autotp").addHandler(self)
-        return self.said
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("deepspeed_autotp").removeHandler(self)
-
-
-def model_with_buffers(seed: int) -> nn.Module:
-    """With buffers of types that few backends carry."""
-    model = build("llama", tied=False, seed=seed)
-    model.register_buffer("mask", torch.tensor([seed == 0, True]))
-    model.register_buffer("phase", torch.tensor([1j * seed]))
-    model.register_buffer("count", torch.tensor(seed))
-    return model
-
-
 def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
-    """Warnings, and whether every model is then that of its first rank."""
+    """Warnings, and whether every model is then that of its TP rank 0."""
     rank = dist.get_rank()
     model = model_with_buffers(seeds[rank])
-    with Words() as said:
+    with LoggedMessages() as said:
         deepspeed_autotp.parallelize(model, tp_size=tp)
     first = model_with_buffers(seeds[rank // tp * tp]).state_dict()
     full = deepspeed_autotp.full_state_dict(model)
     return said, all(torch.equal(full[name], tensor) for name, tensor in first.items())
 
 
-def random_numbers() -> tuple[float, float]:
-    """Of ranks that were seeded differently: before and after."""
+def rng_states() -> tuple[float, float]:
+    """Of the RNG states of ranks that were seeded differently: before and after."""
     model = build("llama", tied=False)
     torch.manual_seed(dist.get_rank())
     before = float(torch.get_rng_state().sum())
@@ -125,8 +99,8 @@ def train_with_dropout(changes: dict[str, Any], residual: bool) -> tuple[str, li
 
 def checkpointed_dropout() -> tuple[float, bool]:
     """Two steps with heads and inner features that the ranks do not share evenly, with and
-    without recomputation: the largest difference of a gradient, and whether the random numbers
-    are at the same place afterwards."""
+    without recomputation: the largest difference of a gradient, and whether the RNG state is the
+    same afterwards."""
     found = []
     for recompute in (False, True):
         changes = UNEVEN | {"intermediate_size": 113, "attention_dropout": 0.2}
@@ -138,8 +112,8 @@ def checkpointed_dropout() -> tuple[float, bool]:
         for step in range(2):
             model(input_ids=tokens(step), labels=tokens(step)).loss.backward()
         found.append(([p.grad for p in model.parameters()], float(torch.rand(()))))
-    (whole, after), (again, later) = found
-    pairs = zip(whole, again, strict=True)
+    (expected, after), (again, later) = found
+    pairs = zip(expected, again, strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs if a is not None), after == later
 
 
@@ -150,13 +124,13 @@ def seeded_by_rank() -> tuple[str, list[float], list[str]]:
         layer.mlp.register_forward_hook(lambda m, a, y: F.dropout(y, 0.1, m.training))
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     torch.manual_seed(dist.get_rank())
-    with Words() as said:
+    with LoggedMessages() as said:
         losses, _ = train_sharded(model, steps=3)
     return checked(model), losses, said
 
 
 class Dropping(nn.Module):
-    """A model that drops parts of what every rank has."""
+    """A model with dropout of replicated activations."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that the first rank of each group alone holds."""
+"""Models of which TP rank 0 alone has the weights."""
 
 import contextlib
 import weakref
@@ -13,49 +13,33 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp.distributed.transport import Carrier, Kind
-from tests.distributed.replica_check_ranks import Words, model_with_buffers
-from tests.support.custom_model import build_handmade, example
-from tests.support.deepspeed_training import (
-    RATE,
-    Setting,
-    engine_config,
-    single_losses,
-    train_engine,
-    worst_difference,
-)
+from tests.support.engine_config import Setting, engine_config
+from tests.support.handmade_model import build_handmade, example
+from tests.support.log_records import LoggedMessages
+from tests.support.loss_curves import RATE, single_losses, train_engine, worst_difference
 from tests.support.model_snapshot import refusal
-from tests.support.sharded_vocabulary import Peak
-from tests.support.small_models import build, tokens
-from tests.support.torch_loops import SHAPES, apart, make, train_sharded, train_whole
+from tests.support.models_on_rank0 import same_weights, weights_on_rank0
+from tests.support.peak_memory import PeakMemory
+from tests.support.small_models import build, model_with_buffers, tokens
+from tests.support.training_loops import SHAPES, apart, make, train_sharded, train_unsharded
 
 PARAMETER = "model.layers.1.mlp.up_proj.weight"
-
-
-def there(tp: int) -> Any:
-    """Where the weights of this rank are made: on the meta device, but for the first of ``tp``."""
-    return torch.device("meta") if dist.get_rank() % tp else contextlib.nullcontext()
-
-
-def same_weights(model: nn.Module, whole: nn.Module) -> bool:
-    full = deepspeed_autotp.full_state_dict(model)
-    state = whole.state_dict()
-    return full.keys() == state.keys() and all(torch.equal(full[n], t) for n, t in state.items())
 
 
 def compare(shape: str) -> tuple[dict[str, float], list[bool]]:
     """Differences to one process, and whether weights, objects and ties are as they were."""
     tp = dist.get_world_size()
-    whole = make(**SHAPES[shape])
-    with there(tp):
+    unsharded = make(**SHAPES[shape])
+    with weights_on_rank0(tp):
         model = make(**SHAPES[shape])
     before = [id(p) for p in model.parameters()]
     deepspeed_autotp.parallelize(model, tp_size=tp)
     kept = [
-        same_weights(model, whole),
+        same_weights(model, unsharded),
         before == [id(p) for p in model.parameters()],
         model.get_input_embeddings().weight is model.get_output_embeddings().weight,  # type: ignore[operator]
     ]
-    return apart(whole, model, (train_whole(whole), train_sharded(model))), kept
+    return apart(unsharded, model, (train_unsharded(unsharded), train_sharded(model))), kept
 
 
 def train_replicas(zero: int) -> tuple[float, bool]:
@@ -63,26 +47,26 @@ def train_replicas(zero: int) -> tuple[float, bool]:
 
     Its optimizer was given the tensors without values.
     """
-    whole = build("qwen2", tied=True)
-    with there(2):
+    unsharded = build("qwen2", tied=True)
+    with weights_on_rank0(2):
         model = build("qwen2", tied=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     setting = Setting(tp=2, zero=zero, clip=1.0, self_check="auto")
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=optimizer, config=engine_config(setting)
     )
-    kept = same_weights(engine, whole)
+    kept = same_weights(engine, unsharded)
     losses = train_engine(engine, tp=2)
     deepspeed_autotp.check_replicas(engine)
     engine.destroy()
-    return worst_difference(losses, single_losses(whole, clip=1.0)), kept
+    return worst_difference(losses, single_losses(unsharded, clip=1.0)), kept
 
 
 def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
     """Fused weights by rules, or without any, of ranks that do not follow one another."""
     rank = dist.get_rank()
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
-    whole = build_handmade()
+    unsharded = build_handmade()
     with torch.device("meta") if rank > 1 else contextlib.nullcontext():
         model = build_handmade()
     config = {} if partition is None else {"partition_config": partition}
@@ -90,12 +74,12 @@ def handmade(partition: dict[str, Any] | None) -> tuple[str, float]:
         deepspeed_autotp.parallelize(model, tp_group=groups[rank % 2], config=config)
     except ValueError as error:
         return str(error), 0.0
-    apart = model(**example()) - whole(**example())
-    return f"same: {same_weights(model, whole)}", float(apart.detach().abs())
+    apart = model(**example()) - unsharded(**example())
+    return f"same: {same_weights(model, unsharded)}", float(apart.detach().abs())
 
 
 def load(folder: str, tied: bool) -> list[bool]:
-    """The first rank loads what was saved, the others build it as Accelerate and torch do."""
+    """Rank 0 loads what was saved, the others build it as Accelerate and torch do."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -103,15 +87,15 @@ def load(folder: str, tied: bool) -> list[bool]:
     if rank == 0:
         build("llama", tied=tied).save_pretrained(folder)  # type: ignore[operator]
     dist.barrier()
-    whole = AutoModelForCausalLM.from_pretrained(folder)
-    model = whole
+    unsharded = AutoModelForCausalLM.from_pretrained(folder)
+    model = unsharded
     if rank > 0:
         with init_empty_weights() if rank == 1 else torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         model.tie_weights()  # Accelerate makes two tensors of one
-    expected = [whole.state_dict()[name].clone() for name in whole.state_dict()]
+    expected = [unsharded.state_dict()[name].clone() for name in unsharded.state_dict()]
     ids = tokens(0)
-    loss = whole(input_ids=ids, labels=ids).loss.detach()
+    loss = unsharded(input_ids=ids, labels=ids).loss.detach()
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     full = deepspeed_autotp.full_state_dict(model)
     apart = float((model(input_ids=ids, labels=ids).loss.detach() - loss).abs())
@@ -122,8 +106,8 @@ def load(folder: str, tied: bool) -> list[bool]:
 def other_state() -> list[bool]:
     """Buffers of rare types, some of which have values, a frozen weight, flags, and modes."""
     rank = dist.get_rank()
-    whole = model_with_buffers(0)
-    with there(dist.get_world_size()):
+    unsharded = model_with_buffers(0)
+    with weights_on_rank0(dist.get_world_size()):
         model = model_with_buffers(0)
     if rank:
         model.register_buffer("count", torch.tensor(5))
@@ -136,8 +120,8 @@ def other_state() -> list[bool]:
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     modes = [m.training for m in model.modules()]
     return [
-        same_weights(model, whole),
-        torch.equal(model.model.rotary_emb.inv_freq, whole.model.rotary_emb.inv_freq),
+        same_weights(model, unsharded),
+        torch.equal(model.model.rotary_emb.inv_freq, unsharded.model.rotary_emb.inv_freq),
         not frozen.requires_grad and model.get_parameter(PARAMETER) is frozen,
         vars(frozen)["is_marked"],
         model.training and not model.model.layers[0].training and modes.count(True) > 10,
@@ -145,17 +129,17 @@ def other_state() -> list[bool]:
 
 
 def warned(self_check: Any) -> list[str]:
-    with there(2):
+    with weights_on_rank0(2):
         model = build("llama", tied=False)
-    with Words() as said:
+    with LoggedMessages() as said:
         deepspeed_autotp.parallelize(model, tp_size=2, config={"self_check": self_check})
     return said
 
 
 def memory() -> tuple[int, int, int, list[int]]:
-    """Most bytes that were made, this rank's part, the largest weight, and on the first rank how
-    many whole weights that are cut were there at each handing out."""
-    with there(dist.get_world_size()):
+    """Most bytes that were made, this rank's shards, the largest weight, and on rank 0 how many
+    full weights were there at each scatter."""
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     wholes: weakref.WeakSet[Any] = weakref.WeakSet(
         p.untyped_storage() for p in model.parameters() if p.dim() == 2 and not p.is_meta
@@ -168,7 +152,7 @@ def memory() -> tuple[int, int, int, list[int]]:
         counts.append(len(wholes))
         scatter(*args)
 
-    with mock.patch.object(Carrier, "scatter", counted), Peak() as peak:
+    with mock.patch.object(Carrier, "scatter", counted), PeakMemory() as peak:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     return peak.most, own, largest, counts
@@ -242,7 +226,7 @@ _STATES: dict[str, Callable[[nn.Module], None]] = {
 
 
 def refused(states: list[str], tp: int, config: dict[str, Any], more: dict[str, Any]) -> str:
-    """What is said of models in these states, one for each rank; the model is as it was."""
+    """What is raised for models in these states, one for each rank; the model is as it was."""
     model = build("llama", tied=False)
     _STATES[states[dist.get_rank()]](model)
     return refusal(
@@ -252,8 +236,8 @@ def refused(states: list[str], tp: int, config: dict[str, Any], more: dict[str, 
 
 
 def fails_on_the_way(failing: int, after: int) -> str:
-    """What every rank says where one fails after so many weights."""
-    with there(dist.get_world_size()):
+    """What every rank raises where one fails after so many weights."""
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     scatter, done = Carrier.scatter, []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in the trial."""
+"""What happens in the self-check."""
 
 import logging
 import random
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.fallback_ranks import Warnings
-from tests.distributed.refusals_ranks import initialize
-from tests.support.custom_model import PARTITION, build_handmade, example
+from tests.support.engine_config import initialize
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.log_records import LoggedMessages, logged_warnings
 from tests.support.model_snapshot import refusal
 from tests.support.small_models import build
 
@@ -52,8 +52,9 @@ def refused_plan(family: str, partition: dict[str, Any]) -> str:
     )
 
 
-def fail_in_trial(rank: int, place: str) -> str:
-    """One rank raises in the trial: whole, or between two collectives, forward or backward."""
+def fail_in_self_check(rank: int, place: str) -> str:
+    """One rank raises in the self-check: in the unsharded model, or between two collectives of the
+    sharded one, forward or backward."""
     from deepspeed_autotp.layers.linear import RowLinear
 
     model = build("llama", tied=False)
@@ -61,7 +62,7 @@ def fail_in_trial(rank: int, place: str) -> str:
     fails = dist.get_rank() == rank
 
     def forward(module: nn.Module, args: Any) -> None:
-        if fails and (place == "whole" or isinstance(module, RowLinear)):
+        if fails and (place == "unsharded" or isinstance(module, RowLinear)):
             raise RuntimeError("out of luck")
 
     def backward(module: nn.Module, gradients: Any) -> None:
@@ -99,7 +100,7 @@ def handmade_refusal(partition: dict[str, Any], inputs: bool) -> str:
 
 
 def unchecked_plan() -> list[str]:
-    """The kinds of a wrong plan that goes through with the trial switched off."""
+    """The kinds of a wrong plan that goes through with the self-check switched off."""
     model = build("llama", tied=False)
     section = {"autotp_size": 2, "partition_config": Q_AS_ROW, "self_check": False}
     engine, *_ = initialize(model, section)
@@ -115,7 +116,7 @@ def insisted_without_inputs() -> str:
 
 
 class Peculiar(nn.Module):
-    """Counts its calls in every way there is, and draws random numbers in any mode."""
+    """Counts its calls in every way there is, and changes the RNG state in any mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,10 +168,10 @@ class Wrapping(nn.Module):
 
 
 def shard_wrapping(model: nn.Module) -> list[str]:
-    """What is warned of under a plan with which each rank gives its part."""
+    """What is warned of under a plan with which each rank gives a partial sum."""
     specs = [{"patterns": [r"up\.weight"], "partition_type": "column"}]
     inputs = {"x": torch.randn(3, 8, generator=torch.Generator().manual_seed(1))}
-    with Warnings() as warnings:
+    with logged_warnings() as warnings:
         deepspeed_autotp.parallelize(
             model,
             tp_size=2,
@@ -202,7 +203,7 @@ PECULIAR = {
 
 
 def peculiar_model() -> dict[str, Any]:
-    """What a trial that succeeds leaves behind; the ranks start with different numbers."""
+    """What a self-check that succeeds leaves behind; the ranks start with other RNG states."""
     torch.manual_seed(0)
     model = Peculiar()
     model.up.bias.requires_grad_(False)
@@ -263,7 +264,7 @@ class KeyBias(nn.Module):
 
 
 def vanishing_gradient() -> bool:
-    """Whether the trial accepts a right plan of it."""
+    """Whether the self-check accepts a right plan of it."""
     torch.manual_seed(0)
     model = KeyBias()
     deepspeed_autotp.parallelize(
@@ -276,12 +277,8 @@ def vanishing_gradient() -> bool:
 
 
 def messages_of(kind: str) -> list[str]:
-    """What is logged for a model about whose trial nothing is wrong but the inputs."""
-    handler = _Collect()
-    logger = logging.getLogger("deepspeed_autotp")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
+    """What is logged for a model of which only the inputs of the self-check are wrong."""
+    with LoggedMessages(logging.INFO, form="%(levelname)s: %(message)s") as texts:
         if kind == "unknown inputs":
             section = {"autotp_size": 2, "partition_config": PARTITION}
             initialize(build_handmade(), section)
@@ -296,29 +293,15 @@ def messages_of(kind: str) -> list[str]:
             model = build("llama", tied=False)
             model.register_forward_pre_hook(_refuse_all)
             initialize(model, {"autotp_size": 2})
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-    return handler.lines
+    return texts
 
 
 def _refuse_all(module: nn.Module, args: Any) -> None:
     raise ValueError("pixel_values are missing")
 
 
-class _Collect(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.levelname}: {record.getMessage()}")
-
-
 def handmade_curves() -> tuple[list[float], list[float]]:
     """Losses through parallelize with example inputs, and of one process."""
-    from tests.support.custom_model import single_curve
-
     expected = single_curve(build_handmade(), rate=0.5)
     model = build_handmade()
     deepspeed_autotp.parallelize(

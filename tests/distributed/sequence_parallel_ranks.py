@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose tokens are cut between blocks."""
+"""Models whose tokens are sharded between blocks."""
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from tests.support.custom_model import PARTITION, build_handmade, example
-from tests.support.sharded_vocabulary import counted
+from tests.support.handmade_model import PARTITION, build_handmade, example
+from tests.support.raised_error import raised_error
+from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
-from tests.support.torch_loops import apart, loss_of, train_sharded, train_whole
+from tests.support.training_loops import apart, loss_of, train_sharded, train_unsharded
 
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 # Whose own names of the sizes are others.
@@ -29,15 +29,15 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def pair(family: str, *, double: bool = True, **changes: Any) -> tuple[nn.Module, nn.Module]:
-    """A whole model, and the same one sharded over all ranks with its tokens cut."""
+    """An unsharded model, and the same one sharded over all ranks with its tokens sharded."""
     changes = MORE.get(family, {}) | changes
-    whole, sharded = (build(family, tied=False, **changes) for _ in range(2))
+    unsharded, sharded = (build(family, tied=False, **changes) for _ in range(2))
     if double:
-        whole, sharded = whole.double(), sharded.double()
-    return whole, cut(sharded)
+        unsharded, sharded = unsharded.double(), sharded.double()
+    return unsharded, shard(sharded)
 
 
-def cut(model: nn.Module, **more: Any) -> nn.Module:
+def shard(model: nn.Module, **more: Any) -> nn.Module:
     config = {"sequence_parallel": True, **more.pop("config", {})}
     return deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config, **more)
 
@@ -47,13 +47,13 @@ def plain_loops(cases: list[tuple[str, bool | None, int]]) -> dict[str, dict[str
     number of micro-batches."""
     found = {}
     for family, reentrant, accumulate in cases:
-        whole, sharded = pair(family, double=family != "mixtral")
-        for model in (whole, sharded):
+        unsharded, sharded = pair(family, double=family != "mixtral")
+        for model in (unsharded, sharded):
             if reentrant is not None:
                 model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-        expected = train_whole(whole, accumulate=accumulate, steps=3)
+        expected = train_unsharded(unsharded, accumulate=accumulate, steps=3)
         own = train_sharded(sharded, accumulate=accumulate, steps=3)
-        found[f"{family} {reentrant} {accumulate}"] = apart(whole, sharded, (expected, own))
+        found[f"{family} {reentrant} {accumulate}"] = apart(unsharded, sharded, (expected, own))
     return found
 
 
@@ -66,8 +66,8 @@ def few_tokens() -> tuple[float, float]:
     lengths before one backward, whose layers are computed twice."""
     worst = []
     for lengths, reentrant in (((1,), None), ((13, 14, 3), False)):
-        whole, sharded = pair("llama")
-        for model in (whole, sharded):
+        unsharded, sharded = pair("llama")
+        for model in (unsharded, sharded):
             if reentrant is not None:
                 model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
             outputs = [
@@ -75,7 +75,7 @@ def few_tokens() -> tuple[float, float]:
                 for step, length in enumerate(lengths)
             ]
             sum((y.square().sum() for y in outputs), torch.zeros(())).backward()
-        expected, own = _gradients(whole), _gradients(sharded)
+        expected, own = _gradients(unsharded), _gradients(sharded)
         norms = [name for name in expected if "norm" in name]
         worst.append(max(float((own[n] - expected[n]).abs().max()) for n in norms))
     return worst[0], worst[1]
@@ -85,11 +85,11 @@ def collectives_of_a_layer() -> tuple[dict[str, int], dict[str, int]]:
     """What one more layer costs, forward and backward."""
     costs = []
     for layers in (1, 2):
-        model = cut(build("llama", tied=False, num_hidden_layers=layers))
+        model = shard(build("llama", tied=False, num_hidden_layers=layers))
         loss_of(model, tokens(0))  # the first call compares the batches
-        with counted() as forward:
+        with recorded_collectives() as forward:
             loss = loss_of(model, tokens(0))
-        with counted() as backward:
+        with recorded_collectives() as backward:
             loss.backward()
         costs.append([_by_name(calls) for calls in (forward, backward)])
     (forward_once, backward_once), (forward_twice, backward_twice) = costs
@@ -102,7 +102,7 @@ def _by_name(calls: list[tuple[str, int]]) -> Counter[str]:
 
 
 def saved_between_blocks() -> tuple[float, float]:
-    """Bytes that autograd keeps of a step, with tokens cut over those without: in the norms and
+    """Bytes that autograd keeps of a step, with tokens sharded over those without: in the norms and
     residuals of the layers, and in all."""
     kept = []
     for sequence in (False, True):
@@ -157,15 +157,15 @@ def dropout() -> tuple[bool, bool, list[float], list[float]]:
     model = build("gpt2", tied=False, **GPT2, resid_pdrop=0.3, attn_pdrop=0.3, embd_pdrop=0.3)
     model.double()
     block = model.transformer.h[1]
-    drop, whole = Drop(), Drop()
+    drop, unsharded = Drop(), Drop()
     block.ln_2 = nn.Sequential(block.ln_2, drop)
-    model.transformer.drop = whole
-    cut(model)
+    model.transformer.drop = unsharded
+    shard(model)
     found = []
     for reentrant in (None, False, True):
         if reentrant is not None:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-        del drop.seen[:], whole.seen[:]
+        del drop.seen[:], unsharded.seen[:]
         torch.manual_seed(3)
         model.zero_grad()
         loss = loss_of(model, tokens(0))
@@ -173,8 +173,8 @@ def dropout() -> tuple[bool, bool, list[float], list[float]]:
         found.append((float(loss.detach()), _gradients(model)))
     first = [torch.empty_like(drop.seen[0]) for _ in range(dist.get_world_size())]
     dist.all_gather(first, drop.seen[0])
-    second = [torch.empty_like(whole.seen[0]) for _ in first]
-    dist.all_gather(second, whole.seen[0])
+    second = [torch.empty_like(unsharded.seen[0]) for _ in first]
+    dist.all_gather(second, unsharded.seen[0])
     (loss, gradients), *others = found
     return (
         torch.equal(first[0], first[1]),
@@ -188,22 +188,22 @@ def dropout() -> tuple[bool, bool, list[float], list[float]]:
 
 
 def generates() -> tuple[bool, float, dict[str, float]]:
-    """Whether a trained model gives the tokens of the whole one, how far its logits are in
+    """Whether a trained model gives the tokens of the unsharded one, how far its logits are in
     evaluation; and how far a copy of it is after training on."""
-    whole, sharded = pair("qwen3")
-    curves = train_whole(whole, steps=2), train_sharded(sharded, steps=2)
-    apart(whole, sharded, curves)
+    unsharded, sharded = pair("qwen3")
+    curves = train_unsharded(unsharded, steps=2), train_sharded(sharded, steps=2)
+    apart(unsharded, sharded, curves)
     twin = copy.deepcopy(sharded)
     ids = tokens(0, rows=2, length=3)
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
-        far = (sharded(input_ids=ids).logits - whole(input_ids=ids).logits).abs().max()
-    said = [m.eval().generate(ids, **settings) for m in (whole, sharded)]  # type: ignore[operator]
-    whole.train()
+        far = (sharded(input_ids=ids).logits - unsharded(input_ids=ids).logits).abs().max()
+    said = [m.eval().generate(ids, **settings) for m in (unsharded, sharded)]  # type: ignore[operator]
+    unsharded.train()
     return (
         torch.equal(*said),
         float(far),
-        apart(whole, twin, (train_whole(whole, steps=2), train_sharded(twin, steps=2))),
+        apart(unsharded, twin, (train_unsharded(unsharded, steps=2), train_sharded(twin, steps=2))),
     )
 
 
@@ -220,7 +220,7 @@ class Shifted(nn.Module):
 
 
 class Around(nn.Module):
-    """Collects what its layers give, as hooks of transformers do, and does not tell them."""
+    """Keeps what its layers give, as hooks of transformers do, and does not tell them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,25 +232,25 @@ class Around(nn.Module):
 
 
 def refused() -> tuple[dict[str, str], bool]:
-    """What is said of models and uses that cannot be; and whether a refused model is unchanged."""
+    """The errors of models and uses that cannot be; and whether a refused model is unchanged."""
     mixing = build_handmade()
     mixing.blocks[1].norms[1] = Shifted(mixing.blocks[1].norms[1])
     lone = nn.ModuleDict({"mlp": build_handmade().blocks[0].mlp})
     state = {name: tensor.clone() for name, tensor in mixing.state_dict().items()}
     classes = [type(module) for module in mixing.modules()]
     rules = {"partition_config": PARTITION}
-    model = cut(build("llama", tied=False))
+    model = shard(build("llama", tied=False))
     ids = tokens(0)
-    around = cut(Around(), config=rules, example_inputs=example())
+    around = shard(Around(), config=rules, example_inputs=example())
     said = {
-        "mixing": _said(lambda: cut(mixing, config=rules, example_inputs=example())),
-        "no list": _said(lambda: cut(lone, config=rules, example_inputs={})),
-        "unknown": _said(lambda: cut(build_handmade(), config=rules)),
-        "hidden": _said(lambda: model(input_ids=ids, output_hidden_states=True)),
-        "hidden above": _said(lambda: around(**example(), output_hidden_states=True)),
-        "dropping": _said(lambda: cut(build("opt", tied=False, **OPT, layerdrop=0.5))),
-        "alone": _said(lambda: model.model.layers[0].mlp(torch.ones(1, 4, 64))),
-        "skipped": _said(lambda: _skip(model, ids)),
+        "mixing": raised_error(lambda: shard(mixing, config=rules, example_inputs=example())),
+        "no list": raised_error(lambda: shard(lone, config=rules, example_inputs={})),
+        "unknown": raised_error(lambda: shard(build_handmade(), config=rules)),
+        "hidden": raised_error(lambda: model(input_ids=ids, output_hidden_states=True)),
+        "hidden above": raised_error(lambda: around(**example(), output_hidden_states=True)),
+        "dropping": raised_error(lambda: shard(build("opt", tied=False, **OPT, layerdrop=0.5))),
+        "alone": raised_error(lambda: model.model.layers[0].mlp(torch.ones(1, 4, 64))),
+        "skipped": raised_error(lambda: _skip(model, ids)),
     }
     same = all(torch.equal(state[n], tensor) for n, tensor in mixing.state_dict().items())
     return said, same and classes == [type(module) for module in mixing.modules()]
@@ -263,11 +263,3 @@ def _skip(model: Any, ids: Tensor) -> None:
         model(input_ids=ids)
     finally:
         model.model.layers = layers
-
-
-def _said(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"

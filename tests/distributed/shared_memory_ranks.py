@@ -15,7 +15,7 @@ from benchmarks.step_calls import SHARED_MEMORY, Recorder
 from deepspeed_autotp.distributed import shared_memory as shared_memory_module
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.shared_memory import shared_memory
-from tests.support.sharded_vocabulary import even, world
+from tests.support.column_shards import even_widths, world_group
 from tests.support.small_models import build, tokens
 
 # Of a message: nothing, less than a slot, and more than the two slots.
@@ -28,12 +28,12 @@ def _drawn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _results(group: TPGroup, length: int, dtype: torch.dtype, held: torch.dtype) -> list[Tensor]:
-    """An all-reduce, an all-gather of unequal parts, one of rows, and a reduce-scatter."""
+    """An all-reduce, an all-gather of unequal shards, one of rows, and a reduce-scatter."""
 
     def drawn(*shape: int) -> Tensor:
         return _drawn(shape, dtype).to(held)
 
-    rank, widths = group.rank, even(length)
+    rank, widths = group.rank, even_widths(length)
     shapes = [(width, 2) for width in widths]
     summed = group.all_reduce(drawn(length))
     parts = group.all_gather(drawn(*shapes[rank]), shapes)
@@ -45,7 +45,7 @@ def _results(group: TPGroup, length: int, dtype: torch.dtype, held: torch.dtype)
 
 def against_sockets(dtype: torch.dtype) -> float:
     """The largest difference to what gloo gives, floats in float64; gathers have none."""
-    through, within = world(), world()
+    through, within = world_group(), world_group()
     within.share_memory()
     exact = torch.float64 if dtype.is_floating_point else dtype
     worst = 0.0
@@ -81,7 +81,7 @@ def carried(off_on: int) -> str:
     """What carries a sum where rank ``off_on`` does not want the memory."""
     if dist.get_rank() == off_on:
         os.environ["AUTOTP_SHARED_MEMORY"] = "0"
-    group = world()
+    group = world_group()
     group.share_memory()
     with Recorder() as recorder:
         total = group.all_reduce(torch.ones(3))
@@ -92,7 +92,7 @@ def carried(off_on: int) -> str:
 
 def kinds_left_to_sockets() -> list[str]:
     """What carries a sum of integers, and one of floats."""
-    group = world()
+    group = world_group()
     group.share_memory()
     with Recorder() as recorder:
         group.all_reduce(torch.ones(2, dtype=torch.int64))
@@ -102,7 +102,7 @@ def kinds_left_to_sockets() -> list[str]:
 
 def irregular() -> dict[str, list[float]]:
     """Sums that are waited for late, twice or never, and one that is refused."""
-    group = world()
+    group = world_group()
     group.share_memory()
     late, early, dropped, last = (torch.full((2,), float(n)) for n in (1, 2, 3, 4))
     first, second = group.start_all_reduce(late), group.start_all_reduce(early)
@@ -124,8 +124,8 @@ def irregular() -> dict[str, list[float]]:
 
 
 def unlike(what: str) -> list[str]:
-    """What is said where the ranks hand over unlike tensors, and of the next sum."""
-    group = world()
+    """The errors where the ranks pass unlike tensors, and of the next sum."""
+    group = world_group()
     group.share_memory()
     group.all_reduce(torch.ones(4))
     said = []
@@ -147,7 +147,7 @@ def unlike(what: str) -> list[str]:
 def recovered() -> list[float]:
     """A sum of two groups over the same ranks, after one of them has failed."""
     began = _held_before()
-    one, other = world(), world()
+    one, other = world_group(), world_group()
     for group in (one, other):
         group.share_memory()
     try:
@@ -161,7 +161,7 @@ def recovered() -> list[float]:
 
 
 def opened_with(case: str) -> tuple[str, bool, int]:
-    """What is said by ``parallelize`` in a bad environment, and what is left of the memory."""
+    """What ``parallelize`` logs in a bad environment, and what is left of the memory."""
     said, began = "", _held_before()
     if case == "variable":
         os.environ["AUTOTP_SHARED_MEMORY"] = "off"
@@ -185,7 +185,7 @@ def opened_with(case: str) -> tuple[str, bool, int]:
         if case == "variable":
             deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
         else:
-            world().share_memory()
+            world_group().share_memory()
     except (RuntimeError, ValueError) as error:
         said = str(error)
     finally:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft caps of logits that are cut over the ranks."""
+"""Soft caps of logits that are sharded over the ranks."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deepspeed_autotp.vocab_parallel import cross_entropy as losses_from_parts
 from deepspeed_autotp.vocab_parallel.logits import Logits, spread
-from tests.support.logits_uses import ROWS, SIZE, flat, labels, same
-from tests.support.sharded_vocabulary import Peak, counted, even, own, parts_of, world
+from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
+from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
+from tests.support.peak_memory import PeakMemory
+from tests.support.recorded_collectives import recorded_collectives
+from tests.support.recorded_soft_caps import recorded_soft_caps
 
 CAP = 1.5
 TENSOR = torch.tensor(CAP)
-Use = Callable[[Tensor, Tensor], Tensor]
 
 
 def weight(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -31,23 +31,6 @@ def capped(x: Tensor) -> Tensor:
     x = x / CAP
     x = torch.tanh(x)
     return x * CAP
-
-
-@contextmanager
-def caps() -> Iterator[list[float]]:
-    """The cap of every loss that is formed from parts."""
-    seen: list[float] = []
-    before = losses_from_parts.statistics
-
-    def statistics(logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
-        seen.append(cap)
-        return before(logits, columns, cap=cap)
-
-    losses_from_parts.statistics = statistics
-    try:
-        yield seen
-    finally:
-        losses_from_parts.statistics = before
 
 
 def read_before(x: Tensor, y: Tensor) -> Tensor:
@@ -147,7 +130,7 @@ def checkpointed_cap(x: Tensor, y: Tensor) -> Tensor:
     return flat(z, y) + z.square().mean()
 
 
-# By use: its caps in the losses from parts, at most.
+# By use: its caps in the losses from shards, at most.
 USES: dict[str, tuple[Use, list[float]]] = {
     "loss": (lambda x, y: flat(capped(x), y), [CAP]),
     "flat first": (lambda x, y: F.cross_entropy(capped(x.view(-1, SIZE)), y.view(-1)), [CAP]),
@@ -171,7 +154,7 @@ USES: dict[str, tuple[Use, list[float]]] = {
     "raw square": (lambda x, y: flat(capped(x), y) + (x * x).sum(), [CAP]),
     "scaled after": (lambda x, y: flat(capped(x) / 0.7, y), [0.0]),
     "capped twice": (lambda x, y: flat(capped(capped(x)), y), [CAP]),
-    "given back": (lambda x, y: flat(same(capped(x)), y), [0.0]),
+    "given back": (lambda x, y: flat(identity(capped(x)), y), [0.0]),
     "read before": (read_before, [0.0]),
     "divided alone": (lambda x, y: flat(x / CAP, y), [0.0]),
     "divided and read twice": (lambda x, y: (lambda z: flat(z, y) + z.sum())(x / CAP), [0.0]),
@@ -197,36 +180,25 @@ def compare(name: str) -> dict[str, tuple[float, float, bool]]:
     dtype = {"float64": torch.float64, "float32": torch.float32}[name]
     found = {}
     for case, (use, expected_caps) in USES.items():
-        whole = weight(dtype).requires_grad_()
-        expected = use(whole * 1, labels())
-        expected.backward()
-        assert whole.grad is not None
-        parts = parts_of(even(SIZE))
-        part = own(whole, parts)
-        with caps() as seen:
-            got = use(spread(part * 1, parts, world()), labels())
-            got.backward()
-        assert part.grad is not None and type(part.grad) is Tensor
-        apart = (part.grad - own(whole.grad, parts, leaf=False)).abs().max()
-        value = abs(float(got.detach() - expected.detach()))
-        found[case] = (value, float(apart), seen == expected_caps)
+        value, gradient, caps = against_full(use, weight(dtype), recorded_soft_caps())
+        found[case] = (value, gradient, caps == expected_caps)
     return found
 
 
 def bits() -> dict[str, bool]:
-    """Whether what is read has the bits of the three operations on a part, both ways."""
+    """Whether what is read has the bits of the three operations on a shard, both ways."""
     found = {}
     for name in ("float32", "bfloat16", "float16"):
         dtype = getattr(torch, name)
-        parts = parts_of(even(SIZE))
-        part, plain = own(weight(dtype), parts), own(weight(dtype), parts)
-        made = capped(spread(part * 1, parts, world()))
+        parts = parts_of(even_widths(SIZE))
+        part, plain = own_columns(weight(dtype), parts), own_columns(weight(dtype), parts)
+        made = capped(spread(part * 1, parts, world_group()))
         assert isinstance(made, Logits)
         wide = made.float()
         expected = capped(plain * 1)
         drawn = torch.rand(2, ROWS, SIZE, generator=torch.Generator().manual_seed(1))
         (wide * drawn).sum().backward()
-        (expected.float() * own(drawn, parts, leaf=False)).sum().backward()
+        (expected.float() * own_columns(drawn, parts, leaf=False)).sum().backward()
         assert part.grad is not None and plain.grad is not None
         found[name] = torch.equal(made.part, expected.detach())
         found[f"{name} gradient"] = torch.equal(part.grad, plain.grad)
@@ -235,20 +207,20 @@ def bits() -> dict[str, bool]:
 
 def sixteen_bit() -> dict[str, Any]:
     """A bfloat16 chain that is cast to float32 before the loss, and one that is cast first."""
-    parts = parts_of(even(SIZE))
+    parts = parts_of(even_widths(SIZE))
     exact = weight(torch.bfloat16).double().requires_grad_()
     expected = flat(capped(exact), labels())
     expected.backward()
     assert exact.grad is not None
-    gradient = own(exact.grad, parts, leaf=False)
+    gradient = own_columns(exact.grad, parts, leaf=False)
     found: dict[str, Any] = {}
     for name, use in {
         "cast after": lambda x: capped(x).float(),
         "cast first": lambda x: capped(x.float()),
     }.items():
-        part = own(weight(torch.bfloat16), parts)
-        with caps() as seen:
-            loss = flat(use(spread(part * 1, parts, world())), labels())
+        part = own_columns(weight(torch.bfloat16), parts)
+        with recorded_soft_caps() as seen:
+            loss = flat(use(spread(part * 1, parts, world_group())), labels())
         loss.backward()
         assert part.grad is not None
         apart = (part.grad.double() - gradient).abs().max() / gradient.abs().max()
@@ -261,13 +233,13 @@ Later = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor], Tensor]]
 
 
 def afterwards() -> dict[str, str]:
-    """What is read after the backward: the numbers, or the error's first words."""
+    """What is read after the backward: the values, or how the error begins."""
     return {use.__name__: _read_after(use) for use in _later_uses()}
 
 
 def _read_after(use: Later) -> str:
-    parts = parts_of(even(SIZE))
-    loss, read, expected = use(spread(own(weight(), parts) * 1, parts, world()))
+    parts = parts_of(even_widths(SIZE))
+    loss, read, expected = use(spread(own_columns(weight(), parts) * 1, parts, world_group()))
     loss.backward()
     try:
         return "right" if torch.equal(read() + 0, expected) else "wrong"
@@ -277,40 +249,40 @@ def _read_after(use: Later) -> str:
 
 def _later_uses() -> tuple[Later, ...]:
     """From logits to a loss, what is read after its backward, and what that is."""
-    whole = weight()
+    full = weight()
 
     def only(x: Tensor) -> Any:
         z = capped(x)
-        return flat(z, labels()), lambda: z.detach(), capped(whole)
+        return flat(z, labels()), lambda: z.detach(), capped(full)
 
     def seen(x: Tensor) -> Any:
         z = capped(x)
         loss = flat(z, labels())
         z.max()
-        return loss, lambda: z.detach(), capped(whole)
+        return loss, lambda: z.detach(), capped(full)
 
     def below(x: Tensor) -> Any:
         """The loss is formed from the logits below the cap."""
         z, half = capped(x), x / 2
-        return flat(x, labels()), lambda: z.detach() + half.detach(), capped(whole) + whole / 2
+        return flat(x, labels()), lambda: z.detach() + half.detach(), capped(full) + full / 2
 
     def quotient(x: Tensor) -> Any:
         z = x / CAP
-        return flat(torch.tanh(z) * CAP, labels()), lambda: z.detach(), whole / CAP
+        return flat(torch.tanh(z) * CAP, labels()), lambda: z.detach(), full / CAP
 
     def raw(x: Tensor) -> Any:
-        return flat(capped(x), labels()), lambda: x.detach(), whole
+        return flat(capped(x), labels()), lambda: x.detach(), full
 
     def copy(x: Tensor) -> Any:
         z = capped(x)
-        return flat(z.clone(), labels()), lambda: z.detach(), capped(whole)
+        return flat(z.clone(), labels()), lambda: z.detach(), capped(full)
 
     def twice(x: Tensor) -> Any:
         """The second loss is formed from numbers that were read."""
         z = capped(x)
         first = flat(z, labels())
         z.max()
-        return first + flat(z, labels()), lambda: z.detach() * 1, capped(whole)
+        return first + flat(z, labels()), lambda: z.detach() * 1, capped(full)
 
     return only, seen, below, quotient, raw, copy, twice
 
@@ -325,8 +297,8 @@ def _said(use: Callable[[], Any]) -> str:
 
 def another_view() -> list[str]:
     """Uses of capped logits that were changed in place through another view."""
-    parts = parts_of(even(SIZE))
-    z = capped(spread(own(weight(), parts) * 1, parts, world()))
+    parts = parts_of(even_widths(SIZE))
+    z = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
     view = z.view(-1, SIZE)
     z[..., 0] = 5.0
     uses: list[Callable[[], Any]] = [
@@ -340,12 +312,12 @@ def another_view() -> list[str]:
 
 
 def too_late_to_watch() -> list[str]:
-    parts = parts_of(even(SIZE))
-    z = capped(spread(own(weight(), parts) * 1, parts, world()))
+    parts = parts_of(even_widths(SIZE))
+    z = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
     loss = flat(z, labels())
-    quotient = spread(own(weight(), parts) * 1, parts, world()) / CAP
+    quotient = spread(own_columns(weight(), parts) * 1, parts, world_group()) / CAP
     assert torch.tanh(quotient).shape == z.shape
-    seen = capped(spread(own(weight(), parts) * 1, parts, world()))
+    seen = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
     other = flat(seen, labels())
     assert seen.max() > 0  # its numbers are there from now on
     uses: list[Callable[[], Any]] = [
@@ -359,16 +331,16 @@ def too_late_to_watch() -> list[str]:
 
 
 def peak(first_cap: float, last_cap: float) -> float:
-    """Most memory in a step over that of the part, which is let go as a model lets it go."""
+    """Most memory in a step over that of the shard, which is freed as a model frees it."""
     width = 16384
-    parts = parts_of(even(width))
+    parts = parts_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)
     head = torch.zeros(parts.widths[0], 4, requires_grad=True)
     y = torch.zeros(1024, dtype=torch.int64)
     gc.disable()
     try:
-        with Peak() as memory:
-            x = spread(F.linear(hidden, head), parts, world())
+        with PeakMemory() as memory:
+            x = spread(F.linear(hidden, head), parts, world_group())
             at_first = memory.live
             x = x / first_cap
             x = torch.tanh(x)
@@ -380,14 +352,14 @@ def peak(first_cap: float, last_cap: float) -> float:
 
 
 def divided_peak() -> tuple[float, float]:
-    """Most memory of a step whose logits are divided alone, over the part, and once divided."""
+    """Most memory of a step whose logits are divided alone, over the shard, and once divided."""
     width = 16384
-    parts = parts_of(even(width))
+    parts = parts_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)
     head = torch.zeros(parts.widths[0], 4, requires_grad=True)
     y = torch.zeros(1024, dtype=torch.int64)
-    with Peak() as memory:
-        x = spread(F.linear(hidden, head), parts, world())
+    with PeakMemory() as memory:
+        x = spread(F.linear(hidden, head), parts, world_group())
         at_first = memory.live
         x = x / 3.0
         loss = F.cross_entropy(x.float().view(-1, width), y)
@@ -398,7 +370,9 @@ def divided_peak() -> tuple[float, float]:
 
 def gathers() -> list[tuple[str, int]]:
     """The collectives of a step with a cap."""
-    parts = parts_of(even(SIZE))
-    with counted() as calls:
-        flat(capped(spread(own(weight(), parts) * 1, parts, world())), labels()).backward()
+    parts = parts_of(even_widths(SIZE))
+    with recorded_collectives() as calls:
+        flat(
+            capped(spread(own_columns(weight(), parts) * 1, parts, world_group())), labels()
+        ).backward()
     return calls

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What attention is given for each head is cut to the heads of a rank, and nothing else is."""
+"""What attention is given for each head is sharded to the heads of a rank, and nothing else is."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.layers.experts import block_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.linear import Sharding
-from tests.support.sharded_vocabulary import even, parts_of, world
+from tests.support.column_shards import even_widths, parts_of, world_group
 from tests.support.worker_pool import Pool
 
 HEADS, QUERIES = 4, 3
@@ -23,11 +23,11 @@ class Attention(nn.Module):
 
 def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """An alibi of these sizes, and what attention over ``rows`` rows sees of it."""
-    group = world()
+    group = world_group()
     module = Attention()
     module.__class__ = block_class(module, "heads")
     vars(module)["sharding"] = Sharding(
-        group=group, input=SharedInput(group, overlap=False), parts=parts_of(even(HEADS))
+        group=group, input=SharedInput(group, overlap=False), parts=parts_of(even_widths(HEADS))
     )
     alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)
@@ -42,6 +42,6 @@ def test_an_alibi_of_rows_is_not_taken_for_one_of_heads(pool: Pool, rows: int) -
         assert torch.equal(seen, alibi)
 
 
-def test_an_alibi_of_heads_alone_is_cut(pool: Pool) -> None:
+def test_an_alibi_of_heads_alone_is_sharded(pool: Pool) -> None:
     for rank, (alibi, seen) in enumerate(pool.run(given, 8, (HEADS, 1, QUERIES))):
         assert torch.equal(seen, alibi.chunk(2)[rank])

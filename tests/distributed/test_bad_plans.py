@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan that cannot be is refused by name, with the model unchanged; one that a model brings along
-and that says too much is warned of once, and the model trains right."""
+with entries that match nothing is warned of once, and the model trains right."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.distributed import bad_plans_ranks
-from tests.distributed.test_refusals import same
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A family, what its plan and its configuration are changed by, the ranks, and words of what
-    is said."""
+    """A family, what its plan and its configuration are changed by, the ranks, and words of the
+    message."""
 
     words: list[str]
     family: str = "llama"
@@ -30,8 +30,8 @@ class Bad:
         return self.family, self.tied, self.styles, self.changes, self.specs
 
 
-def _spec(pattern: str, cut: str, **more: Any) -> dict[str, Any]:
-    return {"patterns": [pattern], "partition_type": cut, **more}
+def _spec(pattern: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {"patterns": [pattern], "partition_type": kind, **more}
 
 
 REFUSED = {
@@ -115,7 +115,7 @@ WARNED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_by_name(pool: Pool, name: str) -> None:
     bad = REFUSED[name]
-    text = same(pool.run(bad_plans_ranks.refused, *bad.arguments(), ranks=bad.ranks))
+    text = same_error(pool.run(bad_plans_ranks.refused, *bad.arguments(), ranks=bad.ranks))
     assert text.startswith("ValueError: ")
     assert [word for word in bad.words if word not in text] == [], text
 

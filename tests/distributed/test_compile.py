@@ -25,7 +25,7 @@ def test_a_compiled_model_trains_in_one_graph(
         assert found["backward"]["all_reduce"] == 5
 
 
-def test_a_model_with_cut_tokens_trains_with_its_layers_left_as_they_are(pool: Pool) -> None:
+def test_a_model_with_sharded_tokens_trains_with_its_layers_uncompiled(pool: Pool) -> None:
     for found in pool.run(compile_ranks.train, "llama", {}, True, timeout=110):
         assert found["apart"] < 1e-5
         # The embedding's sum and the head's gather; what the layers do is in no graph.

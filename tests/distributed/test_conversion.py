@@ -12,8 +12,8 @@ def test_what_was_switched_is_undone_without_a_trace(pool: Pool, lend: bool) -> 
     assert pool.run(conversion_ranks.undone, lend) == [True, True]
 
 
-def test_lent_weights_are_views_of_the_whole_ones(pool: Pool) -> None:
-    for found in pool.run(conversion_ranks.lent, ranks=3):
+def test_swapped_in_weights_are_views_of_the_full_ones(pool: Pool) -> None:
+    for found in pool.run(conversion_ranks.swapped_in, ranks=3):
         assert len(found) == 12 and all(found.values()), found
 
 
@@ -25,6 +25,6 @@ def test_a_commit_keeps_parameters_and_frees_what_is_elsewhere(pool: Pool) -> No
         assert all(found.values()), found
 
 
-def test_another_model_with_the_same_configuration_stays_whole(pool: Pool) -> None:
+def test_another_model_with_the_same_configuration_stays_unsharded(pool: Pool) -> None:
     for hidden, heads, same in pool.run(conversion_ranks.two_models):
         assert (hidden, heads) == (64, 1) and same

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy from parts is cross-entropy of the whole."""
+"""Cross-entropy from shards is cross-entropy of the full logits."""
 
 import pytest
 
@@ -12,18 +12,20 @@ from tests.support.worker_pool import Pool
     ("name", "loss", "gradient"),
     [("float64", 1e-12, 1e-12), ("float32", 1e-6, 1e-5), ("bfloat16", 1e-6, 1e-2)],
 )
-def test_parts_give_the_losses_and_gradients_of_the_whole(
+def test_shards_give_the_losses_and_gradients_of_the_full_logits(
     pool: Pool, ranks: int, name: str, loss: float, gradient: float
 ) -> None:
-    found = pool.run(cross_entropy_ranks.against_whole, name, 257, None, ranks=ranks)
+    found = pool.run(cross_entropy_ranks.against_one_process, name, 257, None, ranks=ranks)
     assert max(error for error, _, _ in found) < loss
     assert max(error for _, error, _ in found) < gradient
     assert len({bits for _, _, bits in found}) == 1, "all ranks have the same bits"
 
 
 @pytest.mark.parametrize("widths", [[1, 30], [30, 1], [31, 0], [0, 31]])
-def test_a_part_may_have_any_width(pool: Pool, widths: list[int]) -> None:
-    for loss, gradient, _ in pool.run(cross_entropy_ranks.against_whole, "float64", 31, widths):
+def test_a_shard_may_have_any_width(pool: Pool, widths: list[int]) -> None:
+    for loss, gradient, _ in pool.run(
+        cross_entropy_ranks.against_one_process, "float64", 31, widths
+    ):
         assert loss < 1e-12 and gradient < 1e-12
 
 

@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 
 import deepspeed_autotp
-from tests.support.deepspeed_training import single_losses, worst_difference
+from tests.support.loss_curves import single_losses, worst_difference
 from tests.support.small_models import build, tokens
 from tests.support.worker_pool import Pool
 
 
 def train_behind_a_graph() -> float:
-    """The worst loss difference where a loss of the whole model is still there."""
+    """The worst loss difference where a loss of the unsharded model is still there."""
     expected = single_losses(build("llama", tied=True), clip=0.0)
     model: Any = build("llama", tied=True)
     kept = model(input_ids=tokens(0), labels=tokens(0)).loss
@@ -34,15 +34,15 @@ def build_rwkv() -> Any:
 
 def train_rwkv() -> tuple[float, int, int]:
     """The worst loss difference, and how many elements this rank and one process hold."""
-    whole, model = build_rwkv(), build_rwkv()
-    size = sum(p.numel() for p in whole.parameters())
-    expected = single_losses(whole, clip=0.0)
+    unsharded, model = build_rwkv(), build_rwkv()
+    size = sum(p.numel() for p in unsharded.parameters())
+    expected = single_losses(unsharded, clip=0.0)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(p.numel() for p in model.parameters())
     return worst_difference(single_losses(model, clip=0.0), expected), own, size
 
 
-def test_a_graph_of_the_whole_model_does_not_refuse_gradients_of_shards(pool: Pool) -> None:
+def test_a_graph_of_the_unsharded_model_does_not_refuse_gradients_of_shards(pool: Pool) -> None:
     assert max(pool.run(train_behind_a_graph)) < 1e-5
 
 

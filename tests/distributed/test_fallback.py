@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of a block whose plan is not the user's and is wrong the layers are cut one by one, or it stays
-whole; the rest is cut as planned."""
+"""Of a block whose plan is not the user's and is wrong the layers are sharded individually, or it
+falls back to replicated; the rest is sharded as planned."""
 
 import pytest
 
 from deepspeed_autotp.self_check.compare import covers
 from tests.distributed import fallback_ranks
-from tests.distributed.test_refusals import same
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
@@ -19,35 +19,35 @@ from tests.support.worker_pool import Pool
         ("head", "lm_head", "the model's output"),
     ],
 )
-def test_the_layers_of_a_wrong_block_are_cut_one_by_one(
+def test_the_layers_of_a_wrong_block_are_sharded_individually(
     pool: Pool, kind: str, block: str, words: str
 ) -> None:
-    first, *others = pool.run(fallback_ranks.train_left, kind)
-    for left in (first, *others):
-        assert left.apart < 1e-5
-        within = {name for name in left.layers if covers([block], f"{name}.")}
+    first, *others = pool.run(fallback_ranks.train_with_fallback, kind)
+    for outcome in (first, *others):
+        assert outcome.apart < 1e-5
+        within = {name for name in outcome.layers if covers([block], f"{name}.")}
         assert within != set()
-        assert within | {"lm_head"} == left.alone
+        assert within | {"lm_head"} == outcome.individual
     assert len(first.warnings) == 1
     assert first.warnings[0].startswith(f"{block} is cut layer by layer, each ")
     assert words in first.warnings[0]
-    assert all(left.warnings == [] for left in others)
+    assert all(outcome.warnings == [] for outcome in others)
 
 
-def test_a_wrong_block_without_layers_stays_whole_with_a_warning(pool: Pool) -> None:
-    first, *others = pool.run(fallback_ranks.train_left, "experts")
-    for left in (first, *others):
-        assert left.apart < 1e-5
-        assert [name for name in left.layers if "mlp" in name] == []
-        assert [name for name in left.layers if "self_attn" in name] != []
+def test_a_wrong_block_without_layers_falls_back_to_replicated_with_a_warning(pool: Pool) -> None:
+    first, *others = pool.run(fallback_ranks.train_with_fallback, "experts")
+    for outcome in (first, *others):
+        assert outcome.apart < 1e-5
+        assert [name for name in outcome.layers if "mlp" in name] == []
+        assert [name for name in outcome.layers if "self_attn" in name] != []
     block, little = first.warnings
     assert block.startswith("model.layers.*.mlp stays whole on every rank: ")
     assert little.startswith("MixtralForCausalLM: a rank holds 0.9")
     assert "model.layers.*.mlp.experts.gate_up_proj (0.5" in little
-    assert all(left.warnings == [] for left in others)
+    assert all(outcome.warnings == [] for outcome in others)
 
 
-def test_a_model_of_which_nothing_can_be_cut_is_refused_unchanged(pool: Pool) -> None:
-    text = same(pool.run(fallback_ranks.refuse_everything))
+def test_a_model_of_which_nothing_can_be_sharded_is_refused_unchanged(pool: Pool) -> None:
+    text = same_error(pool.run(fallback_ranks.refuse_everything))
     assert "model.layers.0.mlp.experts" in text
-    assert "and without that, the rules cut nothing of MixtralForCausalLM" in text
+    assert "and without that, the rules shard nothing of MixtralForCausalLM" in text

@@ -15,14 +15,14 @@ def test_loss_and_gradients_equal_one_process(
     pool: Pool, forward: str, tied: bool, bias: bool, ranks: int
 ) -> None:
     for loss, gradients in pool.run(
-        gathered_weight_ranks.against_whole, forward, tied, bias, ranks=ranks
+        gathered_weight_ranks.against_one_process, forward, tied, bias, ranks=ranks
     ):
         assert loss < 1e-6 and gradients < 1e-5
 
 
 def test_what_a_weight_says_of_itself_costs_nothing(pool: Pool) -> None:
     for found in pool.run(gathered_weight_ranks.asked):
-        assert found == {"gathers": 0, "whole": True, "part": True, "printed": True}
+        assert found == {"gathers": 0, "full": True, "shard": True, "printed": True}
 
 
 def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
@@ -30,7 +30,7 @@ def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
     assert pool.run(gathered_weight_ranks.gathers_of_a_step) == [1, 1]
 
 
-def test_what_cannot_be_gathered_is_an_error_and_not_the_part(pool: Pool) -> None:
+def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> None:
     for broken, gone in pool.run(gathered_weight_ranks.peculiar):
         assert broken.startswith("RuntimeError: weight of ") and "cannot be made whole" in broken
         assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient norm of a sharded model is that of the whole one, and clips alike."""
+"""The gradient norm of a sharded model is that of the unsharded one, and clips alike."""
 
 import math
 from typing import Any
@@ -42,21 +42,21 @@ def test_a_norm_below_the_bound_changes_nothing(pool: Pool, most: float) -> None
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_gradient_that_is_not_finite_shows_on_every_rank(pool: Pool, value: float) -> None:
-    for whole, sharded, alike in pool.run(grad_norm_ranks.not_finite, value):
-        assert repr(whole) == repr(sharded) == repr(value)
+    for unsharded, sharded, alike in pool.run(grad_norm_ranks.not_finite, value):
+        assert repr(unsharded) == repr(sharded) == repr(value)
         assert all(alike)
 
 
 def test_missing_gradients_and_later_weights_count_as_in_one_process(pool: Pool) -> None:
-    for whole, sharded in pool.run(grad_norm_ranks.later):
-        assert sharded == pytest.approx(whole, rel=1e-12)
+    for unsharded, sharded in pool.run(grad_norm_ranks.later):
+        assert sharded == pytest.approx(unsharded, rel=1e-12)
 
 
-def test_a_model_of_which_a_part_is_sharded_counts_all_of_itself(pool: Pool) -> None:
-    for whole, sharded, same, text in pool.run(grad_norm_ranks.around):
-        assert sharded == pytest.approx(whole, rel=1e-12) and same
+def test_a_model_with_a_sharded_submodule_counts_all_of_itself(pool: Pool) -> None:
+    for unsharded, sharded, same, text in pool.run(grad_norm_ranks.around):
+        assert sharded == pytest.approx(unsharded, rel=1e-12) and same
         assert text.startswith("2 parts of ModuleList are sharded")
 
 
-def test_without_gradients_the_norm_is_zero_and_a_whole_model_is_clipped(pool: Pool) -> None:
+def test_without_gradients_the_norm_is_zero_and_an_unsharded_model_is_clipped(pool: Pool) -> None:
     assert pool.run(grad_norm_ranks.empty) == [(0.0, True)] * 2

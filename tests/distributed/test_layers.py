@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every sharded layer gives the outputs and gradients of the whole one, in float64."""
+"""Every sharded layer gives the outputs and gradients of the full one, in float64."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
 
 @RANKS
 def test_every_layer_equals_one_process(pool: Pool, ranks: int) -> None:
-    for found in pool.run(layer_cases.all_distances, ranks=ranks):
+    for found in pool.run(layers_ranks.all_distances, ranks=ranks):
         assert set(found) == set(layer_cases.CASES)
         far = {name: d for name, d in found.items() if not all(v < 1e-12 for v in d.values())}
         assert far == {}
 
 
 @pytest.mark.parametrize("kind", ["column", "row", "embedding"])
-def test_a_subclass_that_takes_its_weight_itself_is_named(pool: Pool, kind: str) -> None:
-    for in_trial, when_run in pool.run(layers_ranks.alone, kind):
-        name = "AloneEmbedding" if kind == "embedding" else "Alone"
-        assert in_trial.startswith("ValueError: ")
+def test_a_subclass_that_reads_its_weight_itself_is_named(pool: Pool, kind: str) -> None:
+    for in_self_check, when_run in pool.run(layers_ranks.own_forward, kind):
+        name = "OwnForwardEmbedding" if kind == "embedding" else "OwnForward"
+        assert in_self_check.startswith("ValueError: ")
         assert when_run.startswith("RuntimeError: ")
-        for text in (in_trial, when_run):
+        for text in (in_self_check, when_run):
             assert f"{name}.forward does not call super().forward" in text
             assert "partition_type 'skip'" in text
 
@@ -34,7 +34,7 @@ def test_a_subclass_that_takes_its_weight_itself_is_named(pool: Pool, kind: str)
 @pytest.mark.parametrize(
     ("option", "value"), [("max_norm", 1.0), ("scale_grad_by_freq", True), ("sparse", True)]
 )
-def test_an_embedding_option_that_needs_the_whole_is_refused(
+def test_an_embedding_option_that_needs_the_full_weight_is_refused(
     pool: Pool, option: str, value: object, style: str
 ) -> None:
     for text in pool.run(layers_ranks.option, option, value, style):
@@ -49,14 +49,14 @@ def test_an_id_outside_the_vocabulary_is_an_error_on_every_rank(pool: Pool, stra
     assert len(set(texts)) == 1 and texts[0].startswith(expected)
 
 
-def test_an_embedding_that_is_resized_once_it_is_cut_is_refused(pool: Pool) -> None:
+def test_an_embedding_that_is_resized_once_it_is_sharded_is_refused(pool: Pool) -> None:
     for text in pool.run(layers_ranks.resized):
         assert text.startswith("ValueError: an embedding of 257 rows has 300 on rank ")
         assert "it was resized after the model was sharded" in text
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
-def test_a_cut_vocabulary_keeps_the_bits_of_every_type_and_leaves_a_frozen_weight(
+def test_a_sharded_vocabulary_keeps_the_bits_of_every_dtype_and_leaves_a_frozen_weight(
     pool: Pool, name: str
 ) -> None:
     for same, frozen in pool.run(layers_ranks.embedding_of, name):
@@ -64,16 +64,16 @@ def test_a_cut_vocabulary_keeps_the_bits_of_every_type_and_leaves_a_frozen_weigh
         assert frozen == (False, True)
 
 
-def test_the_gradient_of_a_cut_vocabulary_has_no_second_derivative(pool: Pool) -> None:
+def test_the_gradient_of_a_sharded_vocabulary_has_no_second_derivative(pool: Pool) -> None:
     for text in pool.run(layers_ranks.twice_of_an_embedding):
         assert text.startswith("RuntimeError: trying to differentiate twice")
 
 
 @pytest.mark.parametrize("name", ["pair with biases", "gpt-2's linear"])
 def test_autocast_gives_the_types_of_one_process(pool: Pool, name: str) -> None:
-    for whole, sharded, apart in pool.run(layers_ranks.dtypes, name):
-        assert sharded == whole
-        assert whole[0] is torch.bfloat16
+    for unsharded, sharded, apart in pool.run(layers_ranks.dtypes, name):
+        assert sharded == unsharded
+        assert unsharded[0] is torch.bfloat16
         assert apart < 2e-2
 
 

@@ -10,7 +10,7 @@ RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
 
 
 @RANKS
-def test_values_and_gradients_are_those_of_the_whole_tensors(pool: Pool, ranks: int) -> None:
+def test_values_and_gradients_are_those_of_the_full_tensors(pool: Pool, ranks: int) -> None:
     for found in pool.run(mappings_ranks.duals, ranks=ranks):
         assert len(found) == 18
         assert {name: error for name, error in found.items() if not error < 1e-14} == {}

@@ -15,7 +15,7 @@ from tests.support.worker_pool import Pool
 
 
 def plan_of(description: Description, *patterns: str) -> _core.Plan:
-    """All that the core knows of a model shows in a plan that cuts what ``patterns`` name."""
+    """All that the core knows of a model shows in a plan that shards what ``patterns`` name."""
     rules = _core.Rules()
     if patterns:
         rules.add(list(patterns), {"partition_type": "column"}, label="rule")
@@ -108,7 +108,7 @@ def test_a_subclass_is_of_its_base_class_kind(module: nn.Module, kind: str) -> N
 
 
 def describe_integers() -> dict[tuple[str, str], tuple[int, ...]]:
-    """The integers that become local when a llama with two key/value heads is cut four ways."""
+    """The integers that become local when a llama with two key/value heads is on four ranks."""
     found = describe(build("llama", tied=False, num_key_value_heads=2))
     rules = _core.Rules()
     rules.add([r".*\.[qkv]_proj\.weight"], {"partition_type": "column"}, label="columns")
@@ -132,7 +132,7 @@ def test_a_data_type_has_its_bare_name(dtype: torch.dtype, name: str) -> None:
     assert dtype_name(dtype) == name
 
 
-def test_a_model_with_two_text_parts_is_described_by_the_whole() -> None:
+def test_a_model_with_two_text_models_is_described_by_its_own_configuration() -> None:
     class Config:
         model_type = "two"
         hidden_size = 8

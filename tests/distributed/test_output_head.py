@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with labels: the loss of one process, and no whole logits."""
+"""Training with labels: the loss of one process, and no full logits."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.distributed import output_head_ranks
+from tests.support.output_head_models import FAMILIES, VOCABULARY
 from tests.support.small_models import tokens
 from tests.support.worker_pool import Pool
 
@@ -15,13 +16,13 @@ def right(found: dict[str, Any]) -> bool:
     return found["loss"] < 1e-6 and found["gradients"] < 1e-5
 
 
-@pytest.mark.parametrize("family", output_head_ranks.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
     pool: Pool, family: str, tied: bool, ranks: int
 ) -> None:
-    for found in pool.run(output_head_ranks.against_whole, family, tied, {}, ranks=ranks):
+    for found in pool.run(output_head_ranks.against_one_process, family, tied, {}, ranks=ranks):
         assert right(found) and found["kind"] and found["gathers"] and found["caps"], found
 
 
@@ -30,8 +31,8 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
     [
         {"num_items_in_batch": 31},
         {"num_items_in_batch": torch.tensor(31)},
-        {"ignore_index": 5, "labels": tokens(0, vocabulary=output_head_ranks.VOCABULARY)},
-        {"shift_labels": tokens(1, vocabulary=output_head_ranks.VOCABULARY)},
+        {"ignore_index": 5, "labels": tokens(0, vocabulary=VOCABULARY)},
+        {"shift_labels": tokens(1, vocabulary=VOCABULARY)},
         {"labels": torch.full((4, 12), -100), "num_items_in_batch": 3},
         {"logits_to_keep": 0},
     ],
@@ -40,7 +41,7 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
 def test_the_options_of_the_loss_mean_what_they_mean_in_one_process(
     pool: Pool, more: dict[str, Any]
 ) -> None:
-    for found in pool.run(output_head_ranks.against_whole, "llama", False, more):
+    for found in pool.run(output_head_ranks.against_one_process, "llama", False, more):
         assert right(found) and found["gathers"], found
 
 
@@ -51,7 +52,7 @@ def test_labels_may_be_positional_and_outputs_a_tuple(pool: Pool) -> None:
 
 @pytest.mark.parametrize("wanted", [None, True, False])
 def test_logits_are_plain_in_evaluation_and_without_labels(pool: Pool, wanted: bool | None) -> None:
-    for found in pool.run(output_head_ranks.whole_logits, wanted):
+    for found in pool.run(output_head_ranks.full_logits, wanted):
         assert [name for name, value in found.items() if not value] == []
 
 
@@ -64,7 +65,7 @@ def test_a_trained_model_generates(pool: Pool) -> None:
     assert pool.run(output_head_ranks.generated) == [True, True]
 
 
-def test_hooks_on_the_head_see_whole_logits_and_gradients(pool: Pool) -> None:
+def test_hooks_on_the_head_see_full_logits_and_gradients(pool: Pool) -> None:
     for found in pool.run(output_head_ranks.watched):
         assert [name for name, value in found.items() if not value] == []
 
@@ -80,7 +81,7 @@ def test_autocast_gives_the_types_of_one_process(pool: Pool) -> None:
         assert found == {"loss": True, "dtypes": True}
 
 
-def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
+def test_a_compiled_model_has_full_logits(pool: Pool) -> None:
     for loss, gradients, plain in pool.run(output_head_ranks.compiled, timeout=110):
         assert loss < 1e-6 and gradients < 1e-5 and plain
 
@@ -96,7 +97,7 @@ def test_a_compiled_model_keeps_whole_logits(pool: Pool) -> None:
         (3, "gemma2", 2.0),
     ],
 )
-def test_the_engine_gathers_no_whole_logits(pool: Pool, zero: int, family: str, cap: float) -> None:
+def test_the_engine_gathers_no_full_logits(pool: Pool, zero: int, family: str, cap: float) -> None:
     for found in pool.run(output_head_ranks.through_engine, zero, family, ranks=4, timeout=110):
         assert found["caps"] == [cap] * 3
         assert found["worst"] < 1e-5 and found["gathers"] and found["kind"], found
@@ -110,7 +111,7 @@ def test_a_term_from_the_logits_trains_through_the_engine(pool: Pool, zero: int)
 
 def test_insisting_says_why_a_model_has_no_such_head(pool: Pool) -> None:
     headless, uncut = pool.run(output_head_ranks.refused)[0]
-    start = "ValueError: tensor_parallel.vocab_parallel_lm_head is true, but "
+    start = "ValueError: tensor_parallel.vocab_parallel_lm_head: got true, but "
     assert headless.startswith(start)
     assert "Headless.get_output_embeddings() names no output head" in headless
     assert "the plan does not cut lm_head along the vocabulary and gather its output" in uncut

@@ -1,61 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain training loop around ``parallelize`` does what the same loop does in one process."""
+"""What people do with a model around ``parallelize`` is as in one process."""
 
 from typing import Any
 
 import pytest
 
 from tests.distributed import parallelize_ranks
-from tests.support import torch_loops
+from tests.support.large_differences import EXACT, large_differences
 from tests.support.worker_pool import Pool
-
-EXACT = 1e-10
-
-
-def far(found: dict[str, float]) -> dict[str, float]:
-    return {what: value for what, value in found.items() if not value < EXACT}
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("shape", torch_loops.SHAPES)
-def test_training_equals_one_process_for_every_shape(pool: Pool, shape: str, ranks: int) -> None:
-    for found, shares in pool.run(torch_loops.compare_shape, shape, ranks=ranks):
-        assert shares == (ranks > torch_loops.SHAPES[shape].get("num_key_value_heads", 4))
-        assert far(found) == {}
-
-
-def test_training_beside_data_parallel_equals_one_process(pool: Pool) -> None:
-    for found in pool.run(torch_loops.compare_with_data_parallel, ranks=4):
-        assert set(found) == {"loss", "norm", "weights", "replicas"}
-        assert far(found) == {}
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_equals_one_process(pool: Pool, reentrant: bool) -> None:
-    for found in pool.run(torch_loops.compare_checkpointed, reentrant):
-        assert far(found) == {}
-
-
-def test_gradient_accumulation_equals_one_process(pool: Pool) -> None:
-    for found in pool.run(torch_loops.compare, {"num_key_value_heads": 1}, 2):
-        assert far(found) == {}
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_frozen_weights_stay_and_train_right_once_thawed(pool: Pool, ranks: int) -> None:
-    for kept, frozen, thawed in pool.run(torch_loops.compare_frozen, ranks=ranks):
-        assert kept
-        assert far(frozen) == {} and far(thawed) == {}
-
-
-@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
-def test_autocast_stays_near_one_process(pool: Pool, sequence: bool) -> None:
-    for within, before in pool.run(torch_loops.compare_autocast, sequence):
-        assert within < 2e-3 and before < 2e-3
 
 
 def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
-    first, *_, last = pool.run(torch_loops.meshes, ranks=4)
+    first, *_, last = pool.run(parallelize_ranks.meshes, ranks=4)
     assert first | {"other names": "", "no name": ""} == {
         "tp_size": (0, 1),
         "config": (0, 1, 2, 3),
@@ -87,21 +43,21 @@ def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
     ids=["greedy", "static cache", "beams", "no cache", "sampled"],
 )
 def test_generation_gives_the_tokens_of_one_process(pool: Pool, how: dict[str, Any]) -> None:
-    for whole, sharded in pool.run(parallelize_ranks.generate_with, how):
-        assert sharded == whole
-        assert len(whole) == 4 and len(whole[0]) == 15
+    for unsharded, sharded in pool.run(parallelize_ranks.generate_with, how):
+        assert sharded == unsharded
+        assert len(unsharded) == 4 and len(unsharded[0]) == 15
 
 
 def test_hooks_from_before_fire_as_in_one_process(pool: Pool) -> None:
-    for whole, sharded, apart in pool.run(parallelize_ranks.hooks):
-        assert sharded == whole and len(whole) == 12
+    for unsharded, sharded, apart in pool.run(parallelize_ranks.hooks):
+        assert sharded == unsharded and len(unsharded) == 12
         assert apart < EXACT
 
 
 def test_weights_of_one_rank_go_out_and_come_in(pool: Pool) -> None:
     for found in pool.run(parallelize_ranks.states):
         assert found["keys"] and found["loaded"] and found["saved"]
-        assert "size mismatch for model.embed_tokens.weight" in str(found["whole"])
+        assert "size mismatch for model.embed_tokens.weight" in str(found["full"])
         for how in ("pickle", "save"):
             assert str(found[how]).startswith("TypeError: a sharded model holds a process group")
             assert "full_state_dict" in str(found[how])
@@ -109,10 +65,10 @@ def test_weights_of_one_rank_go_out_and_come_in(pool: Pool) -> None:
 
 def test_a_deep_copy_trains_on_its_own(pool: Pool) -> None:
     for found, kept in pool.run(parallelize_ranks.copies):
-        assert far(found) == {} and kept
+        assert large_differences(found) == {} and kept
 
 
-def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
+def test_saving_a_shard_as_a_model_is_refused(pool: Pool) -> None:
     found = pool.run(parallelize_ranks.saves_without_a_state)
     for text, _ in found:
         assert text.startswith("ValueError: LlamaForCausalLM is sharded")
@@ -121,7 +77,7 @@ def test_saving_a_part_as_a_model_is_refused(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("engine", [False, True])
-def test_ranks_of_one_model_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
+def test_ranks_of_one_tp_group_with_other_batches_are_told(pool: Pool, engine: bool) -> None:
     for text, apart in pool.run(parallelize_ranks.other_batches, engine):
         assert text.startswith("ValueError: the ranks [0, 1] share one LlamaForCausalLM")
         assert "dist.get_rank() // 2" in text
@@ -130,32 +86,32 @@ def test_ranks_of_one_model_with_other_batches_are_told(pool: Pool, engine: bool
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None:
-    for whole, sharded in pool.run(parallelize_ranks.handmade_curve, given):
-        assert sharded == pytest.approx(whole, rel=1e-5)
+    for unsharded, sharded in pool.run(parallelize_ranks.handmade_curve, given):
+        assert sharded == pytest.approx(unsharded, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nothing", ["pass tp_size, tp_group or mesh", "no degree is given"]),
+        ("nothing", ["pass tp_size, tp_group or mesh", "no TP size is given"]),
         ("zero", ["tp_size: got 0 (int), expected a number of ranks"]),
         ("true", ["tp_size: got True (bool)"]),
         ("text", ["tp_size: got '2' (str)"]),
-        ("five", ["the degree is 5", "does not divide the 2 ranks"]),
-        ("both", ["give one of tp_size, tp_group and mesh"]),
+        ("five", ["the TP size is 5", "does not divide the 2 ranks"]),
+        ("both", ["got several of tp_size, tp_group and mesh; pass one"]),
         ("group", ["tp_group: got 3 (int), expected a process group"]),
         ("mesh", ["mesh: got int, expected a DeviceMesh"]),
         ("config", ["got [1] (list), expected a dictionary"]),
         ("key", ["preset_modle", "did you mean 'preset_model'"]),
         ("device", ["device: got 'meta' (str), expected a device of this machine"]),
         ("no device", ["device: got 'cuad' (str), expected a device", "cuad"]),
-        ("degree", ["the degree is 2 in tp_size, but 4 in config.autotp_size"]),
+        ("degree", ["TP size: tp_size of parallelize is 2, but config.autotp_size is 4"]),
         ("example", ["example_inputs: got Tensor", "keyword arguments of LlamaForCausalLM"]),
         ("argument", ["the trial cannot run the model, which is whole yet"]),
         ("handmade", ["Handmade has no tensor-parallel plan", "partition_config"]),
         ("handmade check", ["what Handmade takes as input is not known", "example_inputs"]),
         ("handmade wrong", ["qkv", "layer_specs[0]"]),
-        ("handmade skips", ["the rules cut nothing of Handmade", "partition_config"]),
+        ("handmade skips", ["the rules shard nothing of Handmade", "partition_config"]),
     ],
 )
 def test_a_wrong_call_is_refused_with_the_reason(pool: Pool, name: str, words: list[str]) -> None:
@@ -173,8 +129,8 @@ def test_a_model_is_sharded_on_its_way_to_a_device(pool: Pool, name: str) -> Non
         assert worst < 1e-5 and there
 
 
-def test_groups_have_the_time_limit_that_the_user_gave(pool: Pool) -> None:
-    assert pool.run(parallelize_ranks.time_limits, timeout=50.0) == [[80.0] * 3] * 2
+def test_groups_have_the_timeout_that_the_user_gave(pool: Pool) -> None:
+    assert pool.run(parallelize_ranks.timeouts, timeout=50.0) == [[80.0] * 3] * 2
 
 
 @pytest.mark.parametrize("what", [None, "llama", 3])
@@ -184,14 +140,14 @@ def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
         assert "expected a torch.nn.Module" in text
 
 
-@pytest.mark.parametrize("sequence", [False, True], ids=["tokens whole", "tokens cut"])
+@pytest.mark.parametrize("sequence", [False, True], ids=["tokens full", "tokens sharded"])
 @pytest.mark.parametrize("rules", [False, True], ids=["plan", "rules"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_adapters_train_as_in_one_process(
     pool: Pool, ranks: int, rules: bool, sequence: bool
 ) -> None:
     for found, only in pool.run(parallelize_ranks.compare_adapted, rules, sequence, ranks=ranks):
-        assert far(found) == {} and only
+        assert large_differences(found) == {} and only
 
 
 @pytest.mark.parametrize(
@@ -202,10 +158,10 @@ def test_adapters_train_as_in_one_process(
         ("gpt_neox", ["query_key_value", "dense_4h_to_h"], [], 2),
     ],
 )
-def test_every_copy_of_a_layer_and_its_factors_are_cut_alike(
+def test_every_copy_of_a_layer_and_its_factors_are_sharded_alike(
     pool: Pool, family: str, wrapped: list[str], saved: list[str], ranks: int
 ) -> None:
-    for found in pool.run(parallelize_ranks.adapted_cuts, family, wrapped, saved, ranks=ranks):
+    for found in pool.run(parallelize_ranks.sharded_alike, family, wrapped, saved, ranks=ranks):
         assert [name for name, same in found.items() if not same] == []
         assert any("lora_B" in name for name in found)
 
@@ -219,8 +175,8 @@ def test_other_adapters_are_refused_by_name(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("case", parallelize_ranks.ADAPTERS)
-def test_adapters_are_cut_as_the_layers_beside_them(pool: Pool, case: str) -> None:
+def test_adapters_are_sharded_as_the_layers_beside_them(pool: Pool, case: str) -> None:
     # Three ranks: the heads and features of the ranks differ.
     for found, share in pool.run(parallelize_ranks.compare_adapters, case, ranks=3):
-        assert far(found) == {}
+        assert large_differences(found) == {}
         assert share < 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan as people read it: what is cut, why, and how much of it each rank holds."""
+"""The plan as people read it: what is sharded, why, and how much of it each rank holds."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ LARGE: dict[str, Any] = {
 def shown(
     changes: dict[str, Any], ranks: int, width: int, section: dict[str, Any]
 ) -> tuple[list[str], list[str], list[int]]:
-    """Printed lines, names of the parameters, and bytes: of the whole model, and of each rank."""
+    """Printed lines, names of the parameters, and bytes: of the full model, and of each rank."""
     with torch.device("meta"):
         model = build("llama", **{"tied": False, **changes})
     settings = TPTrainingConfig(autotp_size=ranks, **section)
@@ -80,7 +80,7 @@ def shown(
     return lines, [name for name, _ in model.named_parameters()], sizes
 
 
-def test_the_table_of_a_llama_says_what_is_cut_and_why(pool: Pool) -> None:
+def test_the_table_of_a_llama_says_what_is_sharded_and_why(pool: Pool) -> None:
     [(lines, _, _)] = pool.run(shown, UNEVEN, 2, 120, {}, ranks=1)
     assert lines == [*GOLDEN.strip("\n").splitlines(), ""]
 
@@ -96,10 +96,10 @@ def test_every_line_of_a_large_model_fits(pool: Pool, width: int) -> None:
         assert name.replace(".0.", ".*.").replace(".1.", ".*.") in printed
 
 
-def test_the_last_row_has_the_bytes_of_the_whole_model_and_of_each_rank(pool: Pool) -> None:
-    [(lines, _, (whole, *own))] = pool.run(shown, UNEVEN, 2, 100, {}, ranks=1)
+def test_the_last_row_has_the_bytes_of_the_full_model_and_of_each_rank(pool: Pool) -> None:
+    [(lines, _, (full, *own))] = pool.run(shown, UNEVEN, 2, 100, {}, ranks=1)
     last = lines[-2].split()
-    assert last[:3] == ["whole", "model", f"{whole / 1000:.1f}"]
+    assert last[:3] == ["whole", "model", f"{full / 1000:.1f}"]
     assert last[4] == "|".join(f"{size / 1000:.1f}" for size in own)
 
 

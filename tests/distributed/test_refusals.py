@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 
 from tests.distributed import refusals_ranks
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
-def same(texts: list[str]) -> str:
-    """What all ranks raised."""
-    assert set(texts) == {texts[0]}
-    return texts[0]
-
-
-def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
+def test_a_snapshot_tells_a_sharded_model_from_an_unsharded_one(pool: Pool) -> None:
     assert pool.run(refusals_ranks.snapshot_of_success) == [True, True]
 
 
@@ -42,10 +37,18 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
         (
             {"autotp_size": 2, "tp": {"tp_size": 4}},
             {"bf16": {"enabled": True}, "fp16": {"enabled": True}},
-            ["2 conflicts", "autotp_size: 2 in the configuration, but 4", "bf16.enabled: true"],
+            [
+                "2 conflicts",
+                "autotp_size is 2, but tensor_parallel.tp.tp_size is 4",
+                "bf16.enabled: true",
+            ],
         ),
         ({"tp": {"tp_size": 2}}, {}, ["tp.tp_size is 2", "autotp_size", "is not set"]),
-        ({"autotp_size": "auto"}, {}, ["tensor_parallel.autotp_size: 'auto'", "number of ranks"]),
+        (
+            {"autotp_size": "auto"},
+            {},
+            ["tensor_parallel.autotp_size: got 'auto'", "number of ranks"],
+        ),
         ({"autotp_size": 3}, {}, ["autotp_size is 3", "does not divide the 2 ranks", "fit: 1, 2"]),
         ({"autotp_size": 4}, {}, ["autotp_size is 4", "does not divide the 2 ranks"]),
         (
@@ -72,7 +75,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
                 },
             },
             {},
-            ["the rules cut nothing of LlamaForCausalLM", "q_porj", "partition_config"],
+            ["the rules shard nothing of LlamaForCausalLM", "q_porj", "partition_config"],
         ),
         (
             {"autotp_size": 2},
@@ -94,7 +97,7 @@ def test_a_snapshot_tells_a_sharded_model_from_a_whole_one(pool: Pool) -> None:
 def test_a_wrong_section_is_refused_with_its_key_and_value(
     pool: Pool, section: dict[str, Any], more: dict[str, Any], words: list[str]
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_section, section, more))
+    text = same_error(pool.run(refusals_ranks.refused_section, section, more))
     assert text.startswith("ValueError: ")
     assert [word for word in words if word not in text] == []
     assert "on rank" not in text, "all ranks made the same mistake"
@@ -103,25 +106,27 @@ def test_a_wrong_section_is_refused_with_its_key_and_value(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sections_that_differ_between_ranks_are_listed(pool: Pool, rank: int) -> None:
     one = {"autotp_size": 2, "tp_grain_size": 8, "preset_model": "llama"}
-    text = same(pool.run(refusals_ranks.refused_on_rank, rank, one, {"autotp_size": 2}))
+    text = same_error(pool.run(refusals_ranks.refused_on_rank, rank, one, {"autotp_size": 2}))
     assert "the configuration differs between the ranks" in text
     grain = "tp_grain_size: 8 on rank 0, but 1 on rank 1"
     assert (grain if rank == 0 else "tp_grain_size: 1 on rank 0, but 8 on rank 1") in text
     assert "preset_model" in text
 
 
-def test_a_degree_on_one_rank_only_is_refused(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0}))
+def test_a_tp_size_on_one_rank_only_is_refused(pool: Pool) -> None:
+    text = same_error(
+        pool.run(refusals_ranks.refused_on_rank, 1, {"autotp_size": 2}, {"autotp_size": 0})
+    )
     assert "autotp_size: 0 or 1 on rank 0, but 2 on rank 1" in text
 
 
 def test_a_misspelt_section_is_not_passed_over(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_spelling, "tensor_paralel"))
-    assert "'tensor_paralel' is no section; write 'tensor_parallel'" in text
+    text = same_error(pool.run(refusals_ranks.refused_spelling, "tensor_paralel"))
+    assert "Unknown config section 'tensor_paralel'. Did you mean 'tensor_parallel'?" in text
 
 
-def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
-    text = same(
+def test_tp_sizes_that_differ_between_ranks_are_refused(pool: Pool) -> None:
+    text = same_error(
         pool.run(refusals_ranks.refused_on_rank, 3, {"autotp_size": 4}, {"autotp_size": 2}, ranks=4)
     )
     assert "autotp_size: 2 on ranks 0, 1, 2, but 4 on rank 3" in text
@@ -142,7 +147,7 @@ def test_degrees_that_differ_between_ranks_are_refused(pool: Pool) -> None:
 def test_a_configuration_that_cannot_be_read_is_refused(
     pool: Pool, form: str, words: list[str], rank: int | None
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_config, form, rank))
+    text = same_error(pool.run(refusals_ranks.refused_config, form, rank))
     assert [word for word in words if word not in text] == []
     assert ("on rank" in text) == (rank is not None)
     assert rank is None or f"on rank {rank} of 2: " in text
@@ -161,7 +166,7 @@ def test_a_configuration_that_cannot_be_read_is_refused(
 def test_models_that_differ_between_ranks_are_refused(
     pool: Pool, kind: str, words: list[str]
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_pair, kind))
+    text = same_error(pool.run(refusals_ranks.refused_pair, kind))
     assert "the ranks made different plans" in text
     assert [word for word in words if word not in text] == []
 
@@ -177,13 +182,13 @@ def test_models_that_differ_between_ranks_are_refused(
     ],
 )
 def test_a_model_that_cannot_be_sharded_is_refused(pool: Pool, kind: str, words: list[str]) -> None:
-    text = same(pool.run(refusals_ranks.refused_model, kind))
+    text = same_error(pool.run(refusals_ranks.refused_model, kind))
     assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "text"])
 def test_what_is_no_model_is_refused(pool: Pool, kind: str) -> None:
-    text = same(pool.run(refusals_ranks.refused_what, kind))
+    text = same_error(pool.run(refusals_ranks.refused_what, kind))
     assert "initialize: model: got" in text and "expected a torch.nn.Module" in text
 
 
@@ -191,14 +196,14 @@ def test_a_sharded_model_is_refused_where_it_does_not_fit(pool: Pool) -> None:
     results = pool.run(refusals_ranks.refused_twice, ranks=4)
     assert all(texts == results[0] for texts in results)
     other, off, inside, again = results[0]
-    assert "sharded over the ranks [0, 1] already" in other and "autotp_size 4" in other
-    assert "sharded over the ranks [0, 1] already" in off and "autotp_size 0" in off
+    assert "sharded over the ranks [0, 1] already" in other and "autotp_size is 4" in other
+    assert "sharded over the ranks [0, 1] already" in off and "autotp_size is 0" in off
     assert "Sequential is sharded already" in inside
     assert "LlamaForCausalLM is sharded already" in again
 
 
 def test_an_optimizer_with_state_is_refused(pool: Pool) -> None:
-    assert "the optimizer holds state" in same(pool.run(refusals_ranks.refused_optimizer))
+    assert "the optimizer holds state" in same_error(pool.run(refusals_ranks.refused_optimizer))
 
 
 @pytest.mark.parametrize(
@@ -208,39 +213,41 @@ def test_an_optimizer_with_state_is_refused(pool: Pool) -> None:
 def test_groups_of_other_than_consecutive_ranks_are_refused(
     pool: Pool, where: str, words: str
 ) -> None:
-    text = same(pool.run(refusals_ranks.refused_group, where, ranks=4))
+    text = same_error(pool.run(refusals_ranks.refused_group, where, ranks=4))
     assert f"{words} has the ranks [0, 2]" in text and "here [0, 1]" in text
 
 
 def test_a_pipeline_module_is_refused(pool: Pool) -> None:
-    text = same(pool.run(refusals_ranks.refused_pipeline))
+    text = same_error(pool.run(refusals_ranks.refused_pipeline))
     assert "PipelineModule" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_a_rank_that_fails_in_planning_fails_all(pool: Pool, rank: int) -> None:
-    text = same(pool.run(refusals_ranks.fail_in_planning, rank, ranks=4))
+    text = same_error(pool.run(refusals_ranks.fail_in_planning, rank, ranks=4))
     assert f"on rank {rank} of 4: ZeroDivisionError" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -> None:
-    assert f"on rank {rank} of 2: KeyError" in same(pool.run(refusals_ranks.fail_to_switch, rank))
+    assert f"on rank {rank} of 2: KeyError" in same_error(
+        pool.run(refusals_ranks.fail_to_switch, rank)
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("nothing", "no degree is given"),
-        ("two", "give one of tp_size, tp_group and mesh"),
+        ("nothing", "no TP size is given"),
+        ("two", "got several of tp_size, tp_group and mesh; pass one"),
         ("mesh", "dimensions ['a', 'b']"),
-        ("size", "the degree is 3, which does not divide the 2 ranks"),
+        ("size", "the TP size is 3, which does not divide the 2 ranks"),
         ("zero", "tp_size: got 0 (int)"),
         ("text", "tp_size: got '2' (str)"),
         ("one rank's size", "autotp_size: 1 on rank 0, but 2 on rank 1"),
         ("one rank's type", "on rank 0 of 2: parallelize: tp_size: got 2.0 (float)"),
-        ("config", "the degree is 2 in tp_size, but 4 in config.autotp_size"),
-        ("nested", "the degree is 2 in tp_size, but 4 in config.tp.tp_size"),
+        ("config", "TP size: tp_size of parallelize is 2, but config.autotp_size is 4"),
+        ("nested", "TP size: tp_size of parallelize is 2, but config.tp.tp_size is 4"),
         ("config text", "got 'llama' (str), expected a dictionary"),
         ("inputs", "the trial cannot run the model, which is whole yet: TypeError"),
         ("one rank's inputs", "a trial: False on rank 0, but True on rank 1"),
@@ -249,5 +256,5 @@ def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -
     ],
 )
 def test_arguments_of_parallelize_are_checked(pool: Pool, kind: str, words: str) -> None:
-    text = same(pool.run(refusals_ranks.refused_call, kind))
+    text = same_error(pool.run(refusals_ranks.refused_call, kind))
     assert words in text

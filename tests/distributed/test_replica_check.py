@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several ranks hold is equal from the first step on, and a check says where it is not."""
+"""Replicated parameters are equal from the first step on, and a check names those that are not."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_a_drifted_parameter_is_named_on_every_rank(
         assert after.endswith(f"{list(range(ranks))}: {', '.join(drifted)}")
 
 
-def test_a_weight_that_is_cut_may_differ(pool: Pool) -> None:
+def test_a_weight_that_is_sharded_may_differ(pool: Pool) -> None:
     assert pool.run(replica_check_ranks.drifts, [CUT]) == [["all equal", "all equal"]] * 2
 
 
@@ -43,7 +43,7 @@ def test_the_check_works_on_an_engine(pool: Pool, zero: int) -> None:
         assert after.endswith(f"{model}: model.norm.weight")
 
 
-def test_ranks_with_other_weights_take_those_of_the_first(pool: Pool) -> None:
+def test_ranks_with_other_weights_get_those_of_rank_0(pool: Pool) -> None:
     (said, same), *others = pool.run(replica_check_ranks.share, [3, 7, 8], 3, ranks=3)
     assert same and others == [([], True), ([], True)]
     assert len(said) == 1
@@ -51,7 +51,7 @@ def test_ranks_with_other_weights_take_those_of_the_first(pool: Pool) -> None:
     assert "taking those of rank 0" in said[0]
 
 
-def test_each_model_takes_the_weights_of_its_own_first_rank(pool: Pool) -> None:
+def test_each_tp_group_gets_the_weights_of_its_own_rank_0(pool: Pool) -> None:
     found = pool.run(replica_check_ranks.share, [1, 2, 5, 5], 2, ranks=4)
     assert [same for _, same in found] == [True] * 4
     assert [len(said) for said, _ in found] == [1, 0, 0, 0]
@@ -61,12 +61,12 @@ def test_ranks_with_the_same_weights_say_nothing(pool: Pool) -> None:
     assert pool.run(replica_check_ranks.share, [4, 4], 2) == [([], True), ([], True)]
 
 
-def test_ranks_draw_the_same_random_numbers_afterwards(pool: Pool) -> None:
-    (before, first), (other, second) = pool.run(replica_check_ranks.random_numbers)
+def test_ranks_have_the_same_rng_state_afterwards(pool: Pool) -> None:
+    (before, first), (other, second) = pool.run(replica_check_ranks.rng_states)
     assert before != other and first == second
 
 
-def test_dropout_outside_the_cut_is_the_same_on_all_ranks(pool: Pool) -> None:
+def test_dropout_of_replicated_activations_is_the_same_on_all_ranks(pool: Pool) -> None:
     first, second = pool.run(replica_check_ranks.dropped_output)
     assert torch.equal(first, second)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that the first rank alone holds trains like one process, and nobody else holds it."""
+"""A model whose weights are on TP rank 0 alone trains like one process, and stays there in full."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.distributed import scatter_from_rank0_ranks as jobs
-from tests.support.custom_model import PARTITION
+from tests.support.handmade_model import PARTITION
+from tests.support.large_differences import large_differences
 from tests.support.worker_pool import Pool
 
-EXACT = 1e-10
 LLAMA = "only the first rank of each model holds the weights of LlamaForCausalLM"
 
 
@@ -19,21 +19,21 @@ LLAMA = "only the first rank of each model holds the weights of LlamaForCausalLM
 @pytest.mark.parametrize(
     "shape", ["8 heads, 1 key", "12 heads, 3 keys", "uneven vocabulary, tied", "biases"]
 )
-def test_weights_of_the_first_rank_train_as_in_one_process(
-    pool: Pool, shape: str, ranks: int
-) -> None:
+def test_weights_of_rank_0_train_as_in_one_process(pool: Pool, shape: str, ranks: int) -> None:
     for found, (same, kept, tied) in pool.run(jobs.compare, shape, ranks=ranks):
         assert same and kept and tied == ("tied" in shape)
-        assert {what: value for what, value in found.items() if not value < EXACT} == {}
+        assert large_differences(found) == {}
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_the_first_rank_of_each_replica_hands_out_its_weights(pool: Pool, zero: int) -> None:
+def test_tp_rank_0_of_each_data_parallel_replica_scatters_its_weights(
+    pool: Pool, zero: int
+) -> None:
     for worst, kept in pool.run(jobs.train_replicas, zero, ranks=4):
         assert worst < 1e-5 and kept
 
 
-def test_buffers_flags_and_modes_are_those_of_the_first_rank(pool: Pool) -> None:
+def test_buffers_flags_and_modes_are_those_of_rank_0(pool: Pool) -> None:
     for found in pool.run(jobs.other_state, ranks=3):
         assert all(found), found
 
@@ -43,14 +43,14 @@ def test_fused_weights_go_by_rules_over_any_ranks(pool: Pool) -> None:
         assert said == "same: True" and apart < 1e-6
 
 
-def test_a_model_without_rules_is_not_cut_by_names(pool: Pool) -> None:
+def test_a_model_without_rules_is_not_sharded_by_names(pool: Pool) -> None:
     for said, _ in pool.run(jobs.handmade, None, ranks=4):
         assert "without a trial its layers are not cut by their names alone" in said
         assert "load the weights on every rank" in said
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_what_transformers_loads_on_the_first_rank_is_there_on_all(
+def test_what_transformers_loads_on_rank_0_is_there_on_all(
     pool: Pool, tied: bool, tmp_path: Path
 ) -> None:
     for found in pool.run(jobs.load, str(tmp_path), tied, ranks=3):
@@ -64,7 +64,7 @@ def test_one_rank_says_that_nothing_was_tried(pool: Pool) -> None:
     assert pool.run(jobs.warned, False) == [[], []]
 
 
-def test_only_the_first_rank_holds_whole_weights_and_lets_go_of_each(pool: Pool) -> None:
+def test_only_rank_0_holds_full_weights_and_frees_each(pool: Pool) -> None:
     (first, *_), *others = found = pool.run(jobs.memory, ranks=4)
     for most, own, largest, _ in others:
         assert own <= most < own + largest // 2
@@ -123,7 +123,7 @@ def test_models_of_other_settings_are_refused(pool: Pool, states: list[str], wor
         ("example_inputs", {}, {"example_inputs": {"input_ids": torch.zeros(1, 4).long()}}),
     ],
 )
-def test_a_trial_that_was_asked_for_is_refused(
+def test_a_self_check_that_was_asked_for_is_refused(
     pool: Pool, key: str, config: dict[str, Any], more: dict[str, Any]
 ) -> None:
     first, second = pool.run(jobs.refused, ["", "meta"], 2, config, more)
@@ -136,5 +136,5 @@ def test_a_trial_that_was_asked_for_is_refused(
 def test_a_rank_that_fails_on_the_way_ends_the_others(pool: Pool, failing: int, after: int) -> None:
     texts = pool.run(jobs.fails_on_the_way, failing, after, ranks=3, timeout=30.0)
     assert len(set(texts)) == 1
-    assert texts[0].startswith(f"on rank {failing} of 3: RuntimeError: handing out the weights")
+    assert texts[0].startswith(f"on rank {failing} of 3: RuntimeError: scattering the weights")
     assert "no rank has a model now: no more" in texts[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trial finds wrong plans, names what is wrong, and leaves no trace."""
+"""The self-check finds wrong plans, names what is wrong, and leaves no trace."""
 
 from collections import namedtuple
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 
 from deepspeed_autotp.interop import output_tensors
 from tests.distributed import self_check_ranks
-from tests.distributed.test_refusals import same
-from tests.support.custom_model import PARTITION
-from tests.support.deepspeed_training import worst_difference
+from tests.support.handmade_model import PARTITION
+from tests.support.loss_curves import worst_difference
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
@@ -47,14 +47,14 @@ from tests.support.worker_pool import Pool
 def test_a_wrong_plan_is_named(
     pool: Pool, family: str, partition: dict[str, Any], words: list[str]
 ) -> None:
-    text = same(pool.run(self_check_ranks.refused_plan, family, partition))
+    text = same_error(pool.run(self_check_ranks.refused_plan, family, partition))
     assert [word for word in words if word not in text] == []
 
 
-def test_a_fused_weight_cut_as_one_piece_is_named(pool: Pool) -> None:
+def test_a_fused_weight_sharded_as_one_piece_is_named(pool: Pool) -> None:
     specs = [{**spec} for spec in PARTITION["layer_specs"]]
     del specs[1]["shape"]
-    text = same(
+    text = same_error(
         pool.run(self_check_ranks.handmade_refusal, {**PARTITION, "layer_specs": specs}, True)
     )
     assert "the output of blocks.0.mlp.down differs from the whole model's" in text
@@ -63,10 +63,10 @@ def test_a_fused_weight_cut_as_one_piece_is_named(pool: Pool) -> None:
 
 
 def test_the_tensors_of_a_dataclass_are_compared(pool: Pool) -> None:
-    assert "the model's output has shape" in same(pool.run(self_check_ranks.refused_parts))
+    assert "the model's output has shape" in same_error(pool.run(self_check_ranks.refused_parts))
 
 
-def test_a_trial_that_sees_no_output_says_so(pool: Pool) -> None:
+def test_a_self_check_that_sees_no_output_says_so(pool: Pool) -> None:
     warnings, others = pool.run(self_check_ranks.unseen_parts)
     assert [text.partition(",")[0] for text in warnings] == [
         "the trial sees no tensor in the output of Wrapping"
@@ -94,9 +94,9 @@ def test_tensors_of_an_output_are_found_in_any_usual_form() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("place", ["whole", "forward", "backward"])
-def test_a_rank_that_fails_in_the_trial_fails_all(pool: Pool, rank: int, place: str) -> None:
-    text = same(pool.run(self_check_ranks.fail_in_trial, rank, place))
+@pytest.mark.parametrize("place", ["unsharded", "forward", "backward"])
+def test_a_rank_that_fails_in_the_self_check_fails_all(pool: Pool, rank: int, place: str) -> None:
+    text = same_error(pool.run(self_check_ranks.fail_in_self_check, rank, place))
     assert f"on rank {rank} of 2: " in text and "out of luck" in text
     if place == "forward":
         assert "model.layers.1.mlp.down_proj failed" in text
@@ -105,7 +105,7 @@ def test_a_rank_that_fails_in_the_trial_fails_all(pool: Pool, rank: int, place: 
 
 
 def test_ranks_keep_their_own_weights_when_the_plan_is_wrong(pool: Pool) -> None:
-    assert "cannot run with this plan" in same(
+    assert "cannot run with this plan" in same_error(
         pool.run(self_check_ranks.refused_with_other_weights)
     )
 
@@ -115,16 +115,16 @@ def test_a_wrong_plan_goes_through_unchecked_when_asked(pool: Pool) -> None:
         assert kinds == ["replicated", "row"]
 
 
-def test_a_trial_that_is_insisted_on_needs_inputs(pool: Pool) -> None:
+def test_a_self_check_that_is_asked_for_needs_inputs(pool: Pool) -> None:
     for text in (
-        same(pool.run(self_check_ranks.insisted_without_inputs)),
-        same(pool.run(self_check_ranks.handmade_refusal, PARTITION, False)),
+        same_error(pool.run(self_check_ranks.insisted_without_inputs)),
+        same_error(pool.run(self_check_ranks.handmade_refusal, PARTITION, False)),
     ):
         assert "self_check is on, but what Handmade takes as input is not known" in text
         assert "example_inputs" in text
 
 
-def test_a_trial_leaves_no_trace(pool: Pool) -> None:
+def test_a_self_check_leaves_no_trace(pool: Pool) -> None:
     for left in pool.run(self_check_ranks.peculiar_model):
         assert left == {
             "calls": 0.0,
@@ -158,7 +158,7 @@ def test_a_gradient_that_vanishes_is_no_difference(pool: Pool) -> None:
         ("not finite", "its outputs are not finite"),
     ],
 )
-def test_a_trial_that_cannot_be_is_no_error(pool: Pool, kind: str, words: str) -> None:
+def test_a_self_check_that_cannot_run_is_no_error(pool: Pool, kind: str, words: str) -> None:
     first, *_ = pool.run(self_check_ranks.messages_of, kind)
     assert len([line for line in first if words in line]) == 1
 

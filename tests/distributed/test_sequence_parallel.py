@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequence parallelism: between blocks every rank has its part of the tokens."""
+"""Sequence parallelism: between blocks every rank has its shard of the tokens."""
 
 from dataclasses import replace
 
 import pytest
 
 from tests.distributed import sequence_parallel_ranks
-from tests.support.deepspeed_training import Setting, train_family
+from tests.support.engine_config import Setting
+from tests.support.loss_curves import train_family
 from tests.support.worker_pool import Pool
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2")
 
 
-# Thirteen tokens in the only row of a micro-batch are cut unevenly.
+# Thirteen tokens in the only row of a micro-batch are sharded unevenly.
 def _odd(*, tp: int, zero: int, clip: float) -> Setting:
     return Setting(tp=tp, zero=zero, clip=clip, sequence=True, accumulate=4, length=13)
 
@@ -58,7 +59,7 @@ def test_a_layer_costs_two_gathers_and_two_scatters_each_way(pool: Pool) -> None
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_memory_between_blocks_falls_by_the_degree(pool: Pool, ranks: int) -> None:
+def test_memory_between_blocks_falls_by_the_tp_size(pool: Pool, ranks: int) -> None:
     for between, total in pool.run(sequence_parallel_ranks.saved_between_blocks, ranks=ranks):
         assert between == pytest.approx(1 / ranks, abs=0.02)
         assert total < 0.85
@@ -92,7 +93,7 @@ def test_what_cannot_be_is_refused_by_name_on_every_rank(pool: Pool) -> None:
         "unknown": "ValueError: sequence_parallel is on, but what Handmade takes as input is not",
         "hidden": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
         "hidden above": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
-        "dropping": "ValueError: tensor_parallel.sequence_parallel is true, but 'model.decoder' "
+        "dropping": "ValueError: tensor_parallel.sequence_parallel: got true, but 'model.decoder' "
         "drops layers in training",
         "alone": "RuntimeError: model.layers.0.mlp was called with gradients, but not by model",
         "skipped": "RuntimeError: the last layer of model did not run",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks of one host sum and gather in memory that they share, with the results of sockets."""
+"""Ranks of one machine sum and gather in memory that they share, with the results of sockets."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_what_it_cannot_sum_goes_through_the_group(pool: Pool) -> None:
         assert transports == [GLOO, SHARED_MEMORY]
 
 
-def test_sums_are_taken_once_and_in_order_whenever_they_are_waited_for(pool: Pool) -> None:
+def test_sums_are_formed_once_and_in_order_whenever_they_are_waited_for(pool: Pool) -> None:
     for found in pool.run(jobs.irregular):
         assert found == {
             "late": [2.0, 2.0],
@@ -59,7 +59,7 @@ def test_sums_are_taken_once_and_in_order_whenever_they_are_waited_for(pool: Poo
 @pytest.mark.parametrize("what", ["lengths", "types", "collectives"])
 def test_tensors_that_are_not_alike_are_an_error_on_every_rank(pool: Pool, what: str) -> None:
     for first, again in pool.run(jobs.unlike, what):
-        assert "the ranks of one model have to be given the same batch" in first
+        assert "all ranks of a TP group need the same batch and the same code" in first
         assert "a collective of this group has failed before" in again
 
 

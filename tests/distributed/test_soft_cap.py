@@ -16,7 +16,7 @@ LATE = "these logits are used for the first time after the"
     ("steps", "after"),
     [((), {DIV}), ((DIV,), {TANH}), ((DIV, TANH), {MUL}), ((DIV, TANH, MUL), set())],
 )
-def test_one_step_alone_follows_on_each(steps: Steps, after: set[Step]) -> None:
+def test_each_step_alone_is_followed_by_every_other(steps: Steps, after: set[Step]) -> None:
     numbers = (5.0, 2.0, 0.0, -5.0, float("inf"), float("nan"))
     every = {TANH, *(Step(op, c) for op in (torch.div, torch.mul) for c in numbers)}
     more = {Step(torch.div, 2.0)} if not steps else set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first rank hands out parts and collects them; the others never hold more than their own."""
+"""Rank 0 scatters shards and gathers them; the others never hold more than their own."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ from tests.support.worker_pool import Pool
 )
 @pytest.mark.parametrize("here", [True, False], ids=["here", "on another device"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_parts_go_out_and_come_back_bit_by_bit(
+def test_shards_are_scattered_and_gathered_bit_by_bit(
     pool: Pool, ranks: int, here: bool, chunk: int, small: int
 ) -> None:
-    steps = pool.run(jobs.there_and_back, 13, chunk, small, here, ranks=ranks)
+    steps = pool.run(jobs.scatter_and_gather, 13, chunk, small, here, ranks=ranks)
     assert len(set(steps)) == 1, "ranks that step unequally often would wait for each other"
     assert steps[0] >= 3 * len(jobs.DTYPES), "three ways for each type"
     assert (steps[0] > 3 * len(jobs.DTYPES)) == (chunk == 7)
 
 
-def test_parts_that_are_not_contiguous_go_out_as_they_read(pool: Pool) -> None:
-    assert pool.run(jobs.a_transposed_part) == [True, True]
+def test_shards_that_are_not_contiguous_are_scattered_as_they_read(pool: Pool) -> None:
+    assert pool.run(jobs.a_transposed_shard) == [True, True]
 
 
-def test_a_part_of_another_size_is_named_and_ends_the_others(pool: Pool) -> None:
+def test_a_shard_of_another_size_is_named_and_ends_the_others(pool: Pool) -> None:
     first, second = pool.run(jobs.other_size)
     assert first == "another rank failed"
     assert second.startswith("a weight: the part of rank 1 of 2 has 8 bytes (torch.float32), expec")
@@ -51,7 +51,7 @@ def test_a_rank_that_fails_on_the_way_ends_the_others(pool: Pool, job: Any, fail
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-def test_saving_makes_no_whole_weight_but_on_the_first_rank(pool: Pool, tp: int) -> None:
+def test_saving_makes_no_full_weight_but_on_rank_0(pool: Pool, tp: int) -> None:
     found = pool.run(jobs.peak_of_saving, tp, ranks=4)
     for rank, (everywhere, first, smallest) in enumerate(found):
         assert everywhere > smallest

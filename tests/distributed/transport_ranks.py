@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts to and from the first rank."""
+"""Shards to and from rank 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -10,11 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import transport
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
-from tests.support.sharded_vocabulary import Peak, world
+from tests.support.column_shards import world_group
+from tests.support.peak_memory import PeakMemory
 from tests.support.small_models import build
+from tests.support.weight_kind import kind_like
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
 
@@ -31,12 +33,8 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return drawn[: len(shapes)]
 
 
-def kind_like(parts: Sequence[Tensor]) -> transport.Kind:
-    return transport.Kind("a weight", tuple(part.nbytes for part in parts))
-
-
 class Elsewhere(transport.PointToPoint):
-    """As if the tensors lay on a device that the backend does not reach."""
+    """As if the tensors were on a device that the backend does not reach."""
 
     def _carries(self, data: Tensor) -> bool:
         return False
@@ -50,9 +48,9 @@ class Elsewhere(transport.PointToPoint):
         return lanes
 
 
-def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
-    """Parts handed out and collected again, checked bit by bit; how often a step was announced."""
-    group, steps = world(), 0
+def scatter_and_gather(unit: int, chunk: int, small: int, here: bool) -> int:
+    """Shards scattered and gathered again, checked bit by bit; how often a step was announced."""
+    group, steps = world_group(), 0
     group.share_memory()
     carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
 
@@ -77,9 +75,9 @@ def there_and_back(unit: int, chunk: int, small: int, here: bool) -> int:
     return steps
 
 
-def a_transposed_part() -> bool:
-    """The first rank's parts need not be contiguous."""
-    group = world()
+def a_transposed_shard() -> bool:
+    """The shards on rank 0 need not be contiguous."""
+    group = world_group()
     full = torch.arange(12.0).view(3, 4).t()
     into = torch.empty(2, 3)
     parts = list(full.chunk(2))
@@ -89,8 +87,8 @@ def a_transposed_part() -> bool:
 
 
 def other_size() -> str:
-    """The second rank's part is not what both ranks know it to be."""
-    group = world()
+    """The shard of rank 1 is not what both ranks know it to be."""
+    group = world_group()
     kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
@@ -102,8 +100,8 @@ def other_size() -> str:
 
 
 def other_weights() -> str:
-    """The ranks collect weights of one size that are not the same."""
-    group = world()
+    """The ranks gather weights of one size that are not the same."""
+    group = world_group()
     parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
     try:
         with lockstep(group):
@@ -115,8 +113,8 @@ def other_weights() -> str:
 
 
 def one_fails(rank: int) -> str:
-    """Rank ``rank`` fails between two parts."""
-    group = world()
+    """Rank ``rank`` fails between two shards."""
+    group = world_group()
     kind = kind_like([torch.empty(4)] * group.size)
     try:
         with lockstep(group):
@@ -134,7 +132,7 @@ def one_fails(rank: int) -> str:
 
 def no_memory(rank: int) -> str:
     """Rank ``rank`` has no memory for what is on its way."""
-    group = world()
+    group = world_group()
     make = torch.empty
 
     def empty(*args: Any, **kwargs: Any) -> Tensor:
@@ -155,7 +153,7 @@ def no_memory(rank: int) -> str:
 
 
 def saving_fails(failing: int) -> str:
-    """Rank ``failing`` fails at the third weight that is collected."""
+    """Rank ``failing`` fails at the third weight that is gathered."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     gather, done = transport.Carrier.gather, []
@@ -168,9 +166,9 @@ def saving_fails(failing: int) -> str:
 
     with mock.patch.object(transport.Carrier, "gather", failing_gather):
         try:
-            first_rank_state_dict(model, frozen=True)
+            rank0_state_dict(model, frozen=True)
         except PeerFailed as error:
-            assert "collecting the weights failed on another rank" in str(error)
+            assert "gathering the weights failed on another rank" in str(error)
             return "another rank failed"
         except MemoryError as error:
             return str(error)
@@ -178,13 +176,13 @@ def saving_fails(failing: int) -> str:
 
 
 def peak_of_saving(tp: int) -> tuple[int, int, int]:
-    """Most bytes that were made in saving, of everywhere and of the first rank; and a weight's."""
+    """Most bytes that were made in saving, of everywhere and of rank 0; and a weight's."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=tp)
-    with Peak() as everywhere:
+    with PeakMemory() as everywhere:
         full = deepspeed_autotp.full_state_dict(model)
-    with mock.patch.object(transport, "_SMALL", 0), Peak() as first:
-        state = first_rank_state_dict(model, frozen=True)
+    with mock.patch.object(transport, "_SMALL", 0), PeakMemory() as first:
+        state = rank0_state_dict(model, frozen=True)
     assert (state is None) == (dist.get_rank() > 0)
     if state is not None:
         assert state.keys() == full.keys()

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_nccl.c -- a libnccl.so.2 for memory of a host, between processes of one host.
+/* fake_nccl.c -- a libnccl.so.2 for tensors on a CPU, between processes of one host.
  *
  * A message is a file, in a folder whose name is the id; it is sent once the receiver
  * has taken it away. Nothing moves but when the state is asked for, so every call is in
@@ -27,7 +27,7 @@
 enum { INTERNAL = 3, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE = 6 };
 enum { RANKS = 8, MESSAGES = 64, ASKED = 3 };
 
-const int autotp_nccl_on_host = 1;
+const int autotp_nccl_on_cpu = 1;
 
 typedef enum { JOINING, READY, MOVING, FINALIZING, FINALIZED } stage;
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_torch.c -- what the bridge asks torch about a GPU, answered without one.
+/* fake_torch.c -- what the operators ask torch about a GPU, answered without one.
  *
  * Loaded ahead of torch, under the name of the library that a torch with CUDA has:
- * every tensor seems to lie on cuda:0, whose current stream is 5. But one of 128 items
- * is an id of NCCL's, which lies on the host. */
+ * every tensor seems to be on cuda:0, whose current stream is 5. But one of 128 items
+ * is an id of NCCL's, which is on the CPU. */
 #define _GNU_SOURCE /* RTLD_NOLOAD */
 
 #include <dlfcn.h>
@@ -30,7 +30,7 @@ items_of(void *tensor)
     return numel == NULL || numel(tensor, &items) != 0 ? -1 : items;
 }
 
-/* On a host, whatever device is asked for. */
+/* On the CPU, whatever device is asked for. */
 int32_t
 aoti_torch_empty_strided(int64_t dims, const int64_t *sizes, const int64_t *strides,
                          int32_t dtype, int32_t type, int32_t index, void **made)
@@ -72,7 +72,7 @@ aoti_torch_delete_device_guard(void *guard)
 int32_t
 aoti_torch_get_device_type(void *tensor, int32_t *type)
 {
-    *type = items_of(tensor) != 128; /* c10::DeviceType: 0 is a host, 1 CUDA */
+    *type = items_of(tensor) != 128; /* c10::DeviceType: 0 is the CPU, 1 CUDA */
     return 0;
 }
 

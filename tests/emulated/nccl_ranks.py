@@ -12,15 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from deepspeed_autotp.checkpoint.full_state import first_rank_state_dict
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ThroughNccl, carrier
-from tests.distributed.replica_check_ranks import Words
-from tests.distributed.scatter_from_rank0_ranks import same_weights, there
-from tests.distributed.transport_ranks import kind_like
+from tests.support.log_records import LoggedMessages
+from tests.support.models_on_rank0 import same_weights, weights_on_rank0
 from tests.support.small_models import build
+from tests.support.weight_kind import kind_like
 
 HOST = torch.device("cpu")
 # By rank; one rank has nothing. A chunk of the tests is shorter than the longest.
@@ -29,10 +29,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.complex64, torch.bo
 
 
 def _group(seconds: float = 20.0) -> TPGroup:
-    """All ranks, with a time limit."""
+    """All ranks, with a timeout."""
     handle = dist.new_group(timeout=timedelta(seconds=seconds))
     assert isinstance(handle, dist.ProcessGroup)
-    dist.barrier()  # a rank that is done early takes the group from one that is still connecting
+    dist.barrier()  # a rank that is done early ends the group of one that is still connecting
     return TPGroup(handle)
 
 
@@ -82,7 +82,7 @@ def after_close() -> list[str]:
 
 
 def ended(folder: str) -> list[str]:
-    """What the stand-in notes of how the communicators ended."""
+    """What the stand-in records of how the communicators ended."""
     group = _group()
     with carrier(group, HOST) as parts:
         assert isinstance(parts, ThroughNccl)
@@ -124,7 +124,7 @@ def carried_to_failure(fault_rank: int, seconds: float) -> tuple[str, float]:
 
 
 def carried_anyway(fault_rank: int, seconds: float) -> tuple[str, list[str]]:
-    """What moves the parts in place of NCCL, and the warnings."""
+    """What moves the shards in place of NCCL, and the warnings."""
     os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
     return _carried(_group(seconds))
 
@@ -145,23 +145,23 @@ def one_gpu() -> tuple[str, list[str]]:
 
 def _carried(group: TPGroup) -> tuple[str, list[str]]:
     own = torch.zeros(3)
-    with Words() as said, carrier(group, HOST) as parts:
+    with LoggedMessages() as said, carrier(group, HOST) as parts:
         ones = [torch.ones(3)] * group.size
         parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
     assert own.sum() == 3
     return type(parts).__name__, said
 
 
-def whole_way(folder: str) -> tuple[list[bool], list[str]]:
-    """A model of the first rank is handed out, saved by it and collected by all."""
-    whole = build("llama", tied=False)
-    with there(dist.get_world_size()):
+def scatter_save_and_gather(folder: str) -> tuple[list[bool], list[str]]:
+    """A model of rank 0 is scattered, saved by it and gathered by all."""
+    unsharded = build("llama", tied=False)
+    with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    first = first_rank_state_dict(model, frozen=True)
+    first = rank0_state_dict(model, frozen=True)
     assert (first is None) == (dist.get_rank() > 0)
-    state = whole.state_dict()
-    same = [same_weights(model, whole)]
+    state = unsharded.state_dict()
+    same = [same_weights(model, unsharded)]
     if first is not None:
         same += [torch.equal(first[name], weight) for name, weight in state.items()]
     dist.barrier()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels themselves, run on a host in several orders of their blocks and threads; and that a
-kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the numbers."""
+"""The kernels themselves, run on a CPU in several orders of their blocks and threads; and that a
+kernel with a fault is noticed. unit/test_cross_entropy_kernels.py tests the values."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.cross_entropy_kernels import TYPES, EmulatedKernels, arguments, batch, exact
 from tests.support.emulated_cuda import (
     FEW,
     MANY,
@@ -21,7 +22,6 @@ from tests.support.emulated_cuda import (
     build_edited,
     death,
 )
-from tests.support.host_kernels import TYPES, HostKernels, arguments, batch, exact
 
 INVALID_VALUE, INVALID_CONFIGURATION = 1, 9
 
@@ -100,7 +100,7 @@ def check_rows(library: Library, dtype: torch.dtype = torch.float32) -> Tensor:
     """The statistics of some rows, which are those of float64."""
     logits, columns = batch(4099, dtype, offset=3)
     total, _, _ = exact(logits, columns, 0.0)
-    found = HostKernels(library).statistics(logits, columns)
+    found = EmulatedKernels(library).statistics(logits, columns)
     sums, rows = found[0].double() + found[1].double().log(), total.isfinite()
     assert (sums - total)[rows].abs().max() <= 1e-6 * total[rows].abs().max()
     return found
@@ -153,13 +153,13 @@ def test_a_list_takes_as_few_launches_as_it_fits_in(
 
 
 def test_rows_of_no_width_and_no_rows_are_no_errors(library: Library) -> None:
-    host, columns = HostKernels(library), torch.tensor([0, -1])
-    found = host.statistics(torch.empty(2, 0), columns)
+    emulated, columns = EmulatedKernels(library), torch.tensor([0, -1])
+    found = emulated.statistics(torch.empty(2, 0), columns)
     assert found.tolist() == [[-torch.inf] * 2, [0.0] * 2, [0.0] * 2]
     before = library.launches
-    host.differentiate_(torch.empty(2, 0), torch.zeros(2), columns, torch.ones(2))
-    host.differentiate_(torch.empty(0, 5), torch.zeros(0), columns[:0], torch.ones(0))
-    assert host.statistics(torch.empty(0, 5), columns[:0]).shape == (3, 0)
+    emulated.differentiate_(torch.empty(2, 0), torch.zeros(2), columns, torch.ones(2))
+    emulated.differentiate_(torch.empty(0, 5), torch.zeros(0), columns[:0], torch.ones(0))
+    assert emulated.statistics(torch.empty(0, 5), columns[:0]).shape == (3, 0)
     assert library.launches == before
 
 
@@ -192,8 +192,8 @@ FAULTS = [
     ("copy.cu", "__syncthreads(); /* all of", "(void)0; /* all of", "moves"),
     ("copy.cu", "__syncthreads(); /* this tile", "(void)0; /* this tile", "moves"),
     ("copy.cu", "words)\n            __stcs", "words - 1)\n            __stcs", "copies"),
-    ("vocab.cu", "    __syncthreads();\n", "", "rows"),
-    ("vocab.cu", "apart > 0", "apart > 1", "rows"),
+    ("cross_entropy.cu", "    __syncthreads();\n", "", "rows"),
+    ("cross_entropy.cu", "apart > 0", "apart > 1", "rows"),
 ]
 
 
@@ -220,7 +220,7 @@ def test_a_word_at_an_address_that_it_does_not_divide_is_noticed(built: Path) ->
         assert "misaligned address" in death(f"library.copy([{storing}])", built)
 
 
-SUM = "    const tp::Sum sum = "
+SUM = "    const tp::Sum sum =\n"
 BARRED = "    if (thread == 3)\n        __syncthreads();\n" + SUM
 
 
@@ -235,8 +235,10 @@ BARRED = "    if (thread == 3)\n        __syncthreads();\n" + SUM
 def test_a_shuffle_that_not_all_lanes_come_to_is_noticed(
     built: Path, tmp_path: Path, text: str, instead: str, said: str
 ) -> None:
-    faulty = build_edited(tmp_path, built, "vocab.cu", text, instead)
-    call = "library.statistics(Args(logits=start, columns=start, found=start, tokens=1, width=0))"
+    faulty = build_edited(tmp_path, built, "cross_entropy.cu", text, instead)
+    call = (
+        "library.statistics(Args(logits=start, columns=start, statistics=start, tokens=1, width=0))"
+    )
     assert said in death(call, faulty)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel of a lookup, run on a host in several orders of its blocks and threads; and that a
+"""The kernel of a lookup, run on a CPU in several orders of its blocks and threads; and that a
 fault in it is noticed."""
 
 from pathlib import Path
@@ -86,6 +86,6 @@ def test_an_error_of_a_launch_is_told_once(
 def test_a_fault_in_the_kernel_is_noticed(
     built: Path, tmp_path: Path, text: str, instead: str
 ) -> None:
-    faulty = Library(build_edited(tmp_path, built, "lookup.cu", text, instead))
+    faulty = Library(build_edited(tmp_path, built, "embedding_lookup.cu", text, instead))
     with pytest.raises(AssertionError):
         check_lookups(faulty, 4)

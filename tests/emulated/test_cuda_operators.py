@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators for a GPU, run on a host: a stand-in for torch's GPU calls is loaded ahead of
-torch, and the CUDA library is its .cu files compiled for the host, under ASan and UBSan."""
+"""The operators for a GPU, run on a CPU: a stand-in for torch's GPU calls is loaded ahead of
+torch, and the CUDA library is its .cu files compiled for the CPU, under ASan and UBSan."""
 
 import os
 import subprocess
@@ -43,7 +43,11 @@ def preloaded(*ahead: Path) -> dict[str, str]:
 def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str]:
     ahead, library = stand_ins
     done = subprocess.run(
-        [sys.executable, "-c", f"from tests import fake_gpu; fake_gpu.{what}()"],
+        [
+            sys.executable,
+            "-c",
+            f"from tests.emulated import cuda_operators_ranks as ranks; ranks.{what}()",
+        ],
         cwd=ROOT,
         env={
             **os.environ,
@@ -59,23 +63,23 @@ def run(stand_ins: tuple[Path, Path], what: str, **environment: str) -> list[str
     return done.stdout.splitlines()
 
 
-def test_operators_give_what_the_host_gives_and_refuse_what_does_not_fit(
+def test_operators_give_what_the_cpu_gives_and_refuse_what_does_not_fit(
     stand_ins: tuple[Path, Path],
 ) -> None:
     expected = (
-        "ValueError: run 0 (start 3, length 2) does not lie inside the cut dimension of size 4",
-        "ValueError: pack takes a contiguous full tensor",
-        "ValueError: the table of cuts ends early",
-        "ValueError: run 1 (start 0, length 1) lies before the end of the run ahead of it",
-        "ValueError: unpack_ takes a shard of the full tensor's dtype",
-        "ValueError: logits are [tokens, width] and columns [tokens]",
-        "ValueError: columns are int64",
-        "ValueError: logits are float32, float16 or bfloat16",
-        "ValueError: the soft cap is not negative; 0 is none",
-        "ValueError: logsumexp and scale are contiguous float32 [tokens]",
-        "ValueError: ids are int64 or int32; call ids.long() first",
-        "ValueError: lookup takes a contiguous weight and contiguous ids",
-        "ValueError: the rows of a lookup lie inside of the vocabulary",
+        "ValueError: run 0 (start 3, length 2) is outside the sharded dimension of size 4",
+        "ValueError: full is not contiguous; call full.contiguous() first",
+        "ValueError: cuts has entries for fewer tensors than fulls has",
+        "ValueError: run 1 (start 0, length 1) starts before the end of the run before it",
+        "ValueError: shard has another dtype than full; call shard.to(full.dtype) first",
+        "ValueError: expected logits [tokens, width] and columns [tokens]",
+        "ValueError: columns: expected int64; call columns.long() first",
+        "ValueError: logits: expected float32, float16 or bfloat16",
+        "ValueError: cap: expected 0, for no soft cap, or more",
+        "ValueError: logsumexp and scale: expected contiguous float32 [tokens]",
+        "ValueError: ids: expected int64 or int32; call ids.long() first",
+        "ValueError: weight or ids are not contiguous; call .contiguous() first",
+        "ValueError: start: expected 0 to size - rows; the rows of this rank are inside",
     )
     said = run(stand_ins, "results_and_refusals")
     assert len(said) == len(expected)
@@ -92,7 +96,7 @@ def test_a_byte_beyond_a_tensor_is_noticed(stand_ins: tuple[Path, Path]) -> None
         assert "heap-buffer-overflow" in said
 
 
-def test_a_launch_that_fails_is_an_error_with_cudas_words(stand_ins: tuple[Path, Path]) -> None:
+def test_a_launch_that_fails_is_an_error_with_cudas_message(stand_ins: tuple[Path, Path]) -> None:
     *said, refused = run(stand_ins, "errors", EMULATED_ERROR="209")
     assert refused.startswith("the device cannot be selected: ")
     assert said == [
@@ -118,7 +122,7 @@ def test_shards_go_through_nccl_on_the_stream_of_the_device(
     )
     assert said == [
         "whole",
-        "ValueError: tensors that are exchanged lie on the device of the communicator",
+        "ValueError: tensors to send or receive: expected on the device of the communicator",
         "RuntimeError:",
         "RuntimeError: rank 1 of 2: gather: sending to rank 0: its stream has failed "
         "(CUDA error 209)",

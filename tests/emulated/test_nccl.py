@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts go from one rank to all and back through NCCL, here a stand-in for memory of a host."""
+"""Shards go from one rank to all and back through NCCL, here a stand-in for CPU memory."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.emulated import nccl_ranks as jobs
 from tests.support.fake_nccl import compiled
 from tests.support.worker_pool import Pool
 
-FAILED_BEFORE = "a call of this communicator has failed before; start all its ranks again"
+FAILED_BEFORE = "a call of this communicator has failed before; restart all its ranks"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_library_is_found_with_its_version(
     monkeypatch.setenv("AUTOTP_NCCL", stand_in["AUTOTP_NCCL"])
     assert nccl.find() == nccl.Found("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
     used = dict(doctor.examine()["used on this machine"])
-    assert used["NCCL for parts of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
+    assert used["NCCL for shards of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_another_version_is_not_used(
     monkeypatch.setenv("FAKE_NCCL_VERSION", str(number))
     expected = f"{library} is NCCL {words}; expected 2.14 or a later NCCL 2; "
     assert nccl.find().reason.startswith(expected)
-    assert dict(doctor.examine()["used on this machine"])["NCCL for parts of weights"].startswith(
+    assert dict(doctor.examine()["used on this machine"])["NCCL for shards of weights"].startswith(
         f"none: {expected}"
     )
 
@@ -58,11 +58,11 @@ def test_another_version_is_not_used(
 def test_a_missing_library_comes_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTP_NCCL", "/nowhere/libnccl.so.2")
     assert nccl.find().reason == (
-        "the file that AUTOTP_NCCL names cannot be opened: /nowhere/libnccl.so.2: cannot open "
+        "the file of AUTOTP_NCCL cannot be opened: /nowhere/libnccl.so.2: cannot open "
         "shared object file: No such file or directory"
     )
     monkeypatch.setenv("AUTOTP_NCCL", "")
-    assert nccl.find().reason == "AUTOTP_NCCL is empty, which says to go without NCCL"
+    assert nccl.find().reason == "AUTOTP_NCCL is empty, which turns NCCL off; unset it to use NCCL"
 
 
 def test_a_library_that_was_asked_for_and_is_none_is_refused(
@@ -71,14 +71,15 @@ def test_a_library_that_was_asked_for_and_is_none_is_refused(
     monkeypatch.setenv("AUTOTP_NCCL", "")
     nccl.check_environment()
     monkeypatch.setenv("AUTOTP_NCCL", "/nowhere/libnccl.so.2")
-    with pytest.raises(ValueError, match="AUTOTP_NCCL: the file that AUTOTP_NCCL names cannot be"):
+    with pytest.raises(ValueError, match="AUTOTP_NCCL: the file of AUTOTP_NCCL cannot be"):
         nccl.check_environment()
 
 
 def test_another_library_is_not_taken_for_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTP_NCCL", "libm.so.6")
     assert nccl.find().reason == (
-        "what was opened for NCCL is another library: it has no ncclGetVersion"
+        "what was opened for NCCL is another library: it has no ncclGetVersion; install a torch "
+        "with CUDA, or set AUTOTP_NCCL to the file of NCCL"
     )
 
 
@@ -102,7 +103,9 @@ print(find(sys.argv[1])[1])
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has loaded NCCL already")
-def test_one_that_is_loaded_goes_before_one_that_lies_there(library: Path, tmp_path: Path) -> None:
+def test_one_that_is_loaded_goes_before_one_that_is_installed(
+    library: Path, tmp_path: Path
+) -> None:
     loaded = compiled(tmp_path / "libloaded.so", "-Wl,-soname,libnccl.so.2")
     environment = {key: value for key, value in os.environ.items() if key != "AUTOTP_NCCL"}
     done = subprocess.run(
@@ -132,8 +135,10 @@ def test_a_model_goes_out_and_comes_back_through_it(
     pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, ranks: int
 ) -> None:
     expected = sorted([f"closed-{rank}" for rank in range(ranks)] * 3)
-    for same, closed in pool.run(jobs.whole_way, str(tmp_path), ranks=ranks, env=stand_in):
-        assert all(same) and closed == expected, "handed out, collected by all, by the first"
+    for same, closed in pool.run(
+        jobs.scatter_save_and_gather, str(tmp_path), ranks=ranks, env=stand_in
+    ):
+        assert all(same) and closed == expected, "scattered, gathered by all, by rank 0"
 
 
 def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: float) -> list[Any]:
@@ -149,7 +154,7 @@ def failed(pool: Pool, env: Mapping[str, str], fault: str, rank: int, seconds: f
         ("late", 'NCCL says "remote error": the cable was pulled'),
     ],
 )
-def test_an_error_of_nccls_is_told_in_its_words(
+def test_an_error_of_nccl_is_in_the_message(
     pool: Pool, stand_in: Mapping[str, str], tmp_path: Path, fault: str, words: str
 ) -> None:
     first, other = failed(pool, stand_in, fault, 0, 1.0)
@@ -167,7 +172,7 @@ def test_a_peer_that_never_comes_is_an_error_in_time(
     assert absent == []
     assert first[0].startswith(
         "rank 0 of 4: scatter: sending to rank 1, sending to rank 2, sending to rank 3 is not "
-        "done after 0.5 seconds; a rank has ended"
+        "done after 0.5 seconds, the timeout; a rank has ended"
     )
     assert 0.4 < first[1] < 5 and again[1] < 0.4
     assert again[0] == f"rank 0 of 4: {FAILED_BEFORE}"
@@ -201,7 +206,7 @@ def test_a_stream_that_hangs_is_an_error_on_both_sides(
         ("id", 0, "NCCL makes no id for a communicator: internal error. no network"),
     ],
 )
-def test_where_it_does_not_start_the_group_moves_the_parts(
+def test_where_it_does_not_start_the_group_moves_the_shards(
     pool: Pool, stand_in: Mapping[str, str], fault: str, rank: int, words: str
 ) -> None:
     env = {**stand_in, "FAKE_NCCL_FAULT": fault}
@@ -241,7 +246,10 @@ def test_the_reason_to_go_without_names_the_rank(
 
 
 def test_calls_after_the_end_are_refused(pool: Pool, stand_in: Mapping[str, str]) -> None:
-    assert pool.run(jobs.after_close, env=stand_in) == [["the communicator is closed"] * 2] * 2
+    assert (
+        pool.run(jobs.after_close, env=stand_in)
+        == [["the communicator is closed; expected the handle of an open one"] * 2] * 2
+    )
 
 
 @pytest.mark.parametrize(("fault", "how"), [("", "closed"), ("close", "aborted")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels on a GPU give what the host gives, bit for bit where no sum is formed."""
+"""The kernels on a GPU give what the CPU gives, bit for bit where no sum is formed."""
 
 from typing import cast
 
@@ -12,30 +12,18 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy, cross_entropy_kernels
-from tests.support import host_kernels
-from tests.support.host_kernels import batch, exact
-from tests.support.sharded_vocabulary import parts_of
-from tests.unit.test_cross_entropy_kernels import ROUNDING
+from tests.support.column_shards import parts_of
+from tests.support.cross_entropy_kernels import ROUNDING, batch, exact
+from tests.support.packing_examples import CUTS
+from tests.support.random_bits import random_bits
 
 pytestmark = pytest.mark.gpu
 
-# (full shape, view, ascending runs, shard shape): column, row, fused, stacked, odd, tiny, empty.
-CUTS = [
-    ((1024, 768), (1, 1024, 768), (256, 256), (256, 768)),
-    ((768, 1024), (768, 1024, 1), (512, 256), (768, 256)),
-    ((768, 512), (1, 768, 512), (64, 64, 320, 64, 576, 64), (192, 512)),
-    ((512, 768), (512, 768, 1), (0, 64, 256, 64, 512, 64), (512, 192)),
-    ((8, 96, 40), (8, 96, 40), (24, 24), (8, 24, 40)),
-    ((37, 101), (37, 101, 1), (3, 5, 40, 61), (37, 66)),
-    ((50257,), (1, 50257, 1), (25129, 25128), (25128,)),
-    ((3, 5), (1, 3, 5), (1, 1), (1, 5)),
-    ((0, 5), (1, 0, 5), (), (0, 5)),
-]
 DTYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.float64, torch.complex128]
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> Tensor:
-    return host_kernels.drawn(shape, dtype, offset, device="cuda")
+    return random_bits(shape, dtype, offset=offset, device="cuda")
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -49,7 +37,7 @@ def kernels_are_there() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 3])
-def test_cuts_are_those_of_the_host(dtype: torch.dtype, offset: int) -> None:
+def test_shards_are_those_of_the_cpu(dtype: torch.dtype, offset: int) -> None:
     for shape, view, runs, part in CUTS:
         full = drawn(shape, dtype, offset)
         expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
@@ -57,11 +45,11 @@ def test_cuts_are_those_of_the_host(dtype: torch.dtype, offset: int) -> None:
         assert shard.is_cuda and same(shard, expected)
         (again,) = packing.pack_many([full], [packing.Cut(view=view, runs=runs, shape=part)])
         assert same(again, expected)
-        written, on_host = full.clone(), full.cpu().clone()
+        written, on_cpu = full.clone(), full.cpu().clone()
         other = drawn(part, dtype, offset)
         packing.unpack_(written, other, view=view, runs=runs)
-        packing.unpack_(on_host, other.cpu(), view=view, runs=runs)
-        assert same(written, on_host)
+        packing.unpack_(on_cpu, other.cpu(), view=view, runs=runs)
+        assert same(written, on_cpu)
         assert same(packing.compact_(full, view=view, runs=runs, shape=part), expected)
 
 
@@ -84,7 +72,7 @@ def test_a_large_weight_is_packed_in_its_own_memory(
     assert shard.data_ptr() == full.data_ptr() and same(shard, expected)
 
 
-def test_thousands_of_tensors_are_cut_together() -> None:
+def test_thousands_of_tensors_are_packed_together() -> None:
     cut = packing.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
     for full, shard in zip(fulls, packing.pack_many(fulls, [cut] * 1500), strict=True):
@@ -123,7 +111,7 @@ def test_logits_beyond_32_bits_are_reached() -> None:
 
 @pytest.mark.parametrize("of_ids", [torch.int64, torch.int32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
-def test_a_lookup_and_its_gradient_are_those_of_the_host(
+def test_a_lookup_and_its_gradient_are_those_of_the_cpu(
     dtype: torch.dtype, of_ids: torch.dtype
 ) -> None:
     size, held = 1000, 250
@@ -138,22 +126,22 @@ def test_a_lookup_and_its_gradient_are_those_of_the_host(
     )
     for tokens, features, offset, padding in cases:
         ids = (torch.arange(tokens) * 7 % size).to(of_ids)
-        on_host = drawn((held, features), dtype, 0).cpu()
+        on_cpu = drawn((held, features), dtype, 0).cpu()
         weight = torch.empty(held * features + offset, dtype=dtype, device="cuda")[offset:]
-        weight = weight.view(held, features).copy_(on_host)
+        weight = weight.view(held, features).copy_(on_cpu)
         found = lookup(weight, ids.cuda(), start=500, size=size, padding=padding)
-        assert same(found, lookup(on_host, ids, start=500, size=size, padding=padding))
+        assert same(found, lookup(on_cpu, ids, start=500, size=size, padding=padding))
         if not dtype.is_floating_point:
             continue
         # Sums of small integers are exact in any order.
         dy = torch.randint(-2, 3, (tokens, features)).to(dtype)
-        for rows, where in ((on_host, "cpu"), (weight, "cuda")):
+        for rows, where in ((on_cpu, "cpu"), (weight, "cuda")):
             looked = lookup(
                 rows.requires_grad_(), ids.to(where), start=500, size=size, padding=padding
             )
             looked.backward(dy.to(where))
-        assert on_host.grad is not None and weight.grad is not None
-        assert torch.equal(weight.grad.cpu(), on_host.grad)
+        assert on_cpu.grad is not None and weight.grad is not None
+        assert torch.equal(weight.grad.cpu(), on_cpu.grad)
 
 
 def test_an_id_outside_the_vocabulary_gives_nan_and_leaves_the_device_usable() -> None:
@@ -196,10 +184,10 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
     view = (3, 4, 1)
     with pytest.raises(ValueError, match="both must be the same"):
         packing.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
-    with pytest.raises(ValueError, match="does not lie inside"):
+    with pytest.raises(ValueError, match="is outside the sharded dimension"):
         packing.pack(full, view=view, runs=(3, 2), shape=(3, 2))
     named = torch.ops.deepspeed_autotp
-    with pytest.raises(ValueError, match="columns are int64"):
+    with pytest.raises(ValueError, match="columns: expected int64"):
         named.vocab_statistics(full, torch.zeros(3, device="cuda"), 0.0)
     with pytest.raises(ValueError, match="different devices"):
         named.vocab_statistics(full, torch.zeros(3, dtype=torch.int64), 0.0)
@@ -214,10 +202,10 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float) -> None:
     for width, offset in ((1, 0), (7, 1), (513, 3), (4099, 0), (32064, 0), (50257, 1)):
-        on_host, columns = batch(width, dtype)
-        total, label, gradient = exact(on_host, columns, cap)
+        on_cpu, columns = batch(width, dtype)
+        total, label, gradient = exact(on_cpu, columns, cap)
         logits = torch.empty(6 * width + offset, dtype=dtype, device="cuda")[offset:]
-        logits = logits.view(6, width).copy_(on_host)
+        logits = logits.view(6, width).copy_(on_cpu)
         found = cross_entropy_kernels.statistics(logits, columns.cuda(), cap=cap)
         assert torch.equal(found, cross_entropy_kernels.statistics(logits, columns.cuda(), cap=cap))
         found = found.cpu().double()
@@ -234,13 +222,13 @@ def test_a_row_of_logits_gives_what_float64_gives(dtype: torch.dtype, cap: float
         assert logits[~rows.cuda()].eq(0).all()
 
 
-def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
+def test_shards_of_a_vocabulary_give_the_loss_of_the_full_one() -> None:
     tokens, size = 300, 50257
-    whole = (torch.randn(tokens, size, device="cuda") * 4).to(torch.bfloat16)
+    full = (torch.randn(tokens, size, device="cuda") * 4).to(torch.bfloat16)
     labels = torch.randint(0, size, (tokens,), device="cuda")
-    exact_loss = torch.nn.functional.cross_entropy(whole.double(), labels, reduction="none")
+    exact_loss = torch.nn.functional.cross_entropy(full.double(), labels, reduction="none")
     starts, widths = (0, 25129), (25129, 25128)
-    parts = [whole[:, s : s + w].contiguous() for s, w in zip(starts, widths, strict=True)]
+    parts = [full[:, s : s + w].contiguous() for s, w in zip(starts, widths, strict=True)]
     found = [
         cross_entropy_kernels.statistics(part, labels - start)
         for part, start in zip(parts, starts, strict=True)
@@ -249,20 +237,20 @@ def test_parts_of_a_vocabulary_give_the_loss_of_the_whole() -> None:
     assert (logsumexp - target - exact_loss).abs().max() <= 1e-6 * exact_loss.max()
 
 
-def test_transposed_tensors_and_those_without_items_are_as_on_the_host() -> None:
+def test_transposed_tensors_and_those_without_items_are_as_on_the_cpu() -> None:
     full, columns = drawn((96, 64), torch.bfloat16, 0).t(), torch.zeros(64, dtype=torch.int64)
     view, runs, part = (64, 96, 1), (24, 24), (64, 24)
     expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
     shard = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(shard, expected)
-    written, on_host = torch.zeros_like(full), torch.zeros_like(full.cpu())
+    written, on_cpu = torch.zeros_like(full), torch.zeros_like(full.cpu())
     packing.unpack_(written, shard, view=view, runs=runs)
-    packing.unpack_(on_host, expected, view=view, runs=runs)
-    assert torch.equal(written.cpu(), on_host)
+    packing.unpack_(on_cpu, expected, view=view, runs=runs)
+    assert torch.equal(written.cpu(), on_cpu)
     for logits in (full.float(), full[:, :0], full[:0]):
         found = cross_entropy_kernels.statistics(logits, columns[: len(logits)].cuda())
-        on_host = cross_entropy_kernels.statistics(logits.cpu(), columns[: len(logits)])
-        assert torch.allclose(found.cpu(), on_host)
+        on_cpu = cross_entropy_kernels.statistics(logits.cpu(), columns[: len(logits)])
+        assert torch.allclose(found.cpu(), on_cpu)
     torch.cuda.synchronize()
 
 
@@ -270,18 +258,18 @@ def test_labels_outside_of_the_vocabulary_leave_the_device_usable() -> None:
     """Looking would wait for the device, so their losses and gradients are no numbers."""
     logits = torch.randn(5, 1000, dtype=torch.bfloat16, device="cuda")
     labels = torch.tensor([3, 1000, -7, -100, 2**40], device="cuda")
-    whole = logits.float().requires_grad_()
+    full = logits.float().requires_grad_()
     part = logits.clone().requires_grad_()
     losses = cross_entropy.vocabulary_cross_entropy(
         part * 1, labels, parts=parts_of([1000]), group=cast(TPGroup, _Alone())
     )
     losses.sum().backward()
-    known = F.cross_entropy(whole[:1], labels[:1])
+    known = F.cross_entropy(full[:1], labels[:1])
     known.backward()
     assert torch.allclose(losses[0], known) and losses[3] == 0
     assert losses.isnan().tolist() == [False, True, True, False, True]
-    assert part.grad is not None and whole.grad is not None
-    assert torch.allclose(part.grad[0].float(), whole.grad[0], atol=4e-3)
+    assert part.grad is not None and full.grad is not None
+    assert torch.allclose(part.grad[0].float(), full.grad[0], atol=4e-3)
     assert part.grad.isnan().all(1).tolist() == [False, True, True, False, True]
     assert not part.grad[3].any()
     torch.cuda.synchronize()

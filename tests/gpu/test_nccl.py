@@ -23,16 +23,16 @@ def test_nccl_is_found_and_takes_the_configuration() -> None:
     ops.nccl_id_(made, found.path)
     assert made.any()
     index = torch.cuda.current_device()
-    number = ops.nccl_make(found.path, made, 0, 1, index, 60.0)
-    ops.nccl_exchange(number, "scatter", [], [], [], [])
-    ops.nccl_close(number)
+    handle = ops.nccl_make(found.path, made, 0, 1, index, 60.0)
+    ops.nccl_exchange(handle, "scatter", [], [], [], [])
+    ops.nccl_close(handle)
     with pytest.raises(ValueError, match="the communicator is closed"):
-        ops.nccl_exchange(number, "scatter", [], [], [], [])
+        ops.nccl_exchange(handle, "scatter", [], [], [], [])
 
 
-def test_memory_of_a_host_is_refused() -> None:
+def test_memory_of_the_cpu_is_refused() -> None:
     made = torch.zeros(128, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="tensors that lie on a GPU, not those of a host"):
+    with pytest.raises(ValueError, match="got the CPU, expected a GPU"):
         operators.loaded().nccl_make(nccl.find().path, made, 0, 1, -1, 60.0)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import deepspeed_autotp
 from benchmarks import shrink
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import single_losses, worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import single_losses, worst_difference
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -68,11 +68,11 @@ _MORE: dict[str, dict[str, Any]] = {
         "zero_expert_num": 2,
         "moe_topk": 2,
     },
-    # Norms over all heads of queries and of keys, cut all the same.
+    # Norms over all heads of queries and of keys, sharded all the same.
     "olmo2": {},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
 }
-# No plan comes with this one: experts [experts, in, out] whose gate and up take turns, biases,
+# No plan comes with this one: experts [experts, in, out] whose gate and up alternate, biases,
 # and one number per head.
 _PARTITION: dict[str, Any] = {
     "olmo2": {
@@ -100,7 +100,7 @@ _PARTITION: dict[str, Any] = {
 }
 ARCHITECTURES = tuple(_MORE)
 # Models of the sweep whose own plan lacks something, or that have none: the ranks, what the only
-# warning says first, and the most that a rank may hold.
+# warning begins with, and the most that a rank may hold.
 _APART = "model.layers.*.{} is cut layer by layer"
 _UNPAIRED = "the block of '{}.out_proj' is not sharded as one: "
 INCOMPLETE = {
@@ -110,7 +110,7 @@ INCOMPLETE = {
     "gemma3n_text": (4, _APART.format("mlp"), 0.28),
     # Gate and up as one piece; attention is not in the plan, and has more than heads in it.
     "inkling_text": (2, _APART.format("self_attn"), 0.57),
-    # Experts whose gate and up take turns, with biases, and a number for each head.
+    # Experts whose gate and up alternate, with biases, and a per-head vector.
     "gpt_oss, no rules": (4, "", 0.27),
     "dbrx": (2, "", 0.52),  # experts stacked in two dimensions, and viewed by their parent
     "jetmoe": (4, "", 0.36),  # a module for each layer of all experts
@@ -124,7 +124,7 @@ INCOMPLETE = {
 @dataclass(frozen=True, slots=True)
 class Trained:
     """Losses against one process, the largest distance of a weight, what this rank holds of the
-    parameters, the kinds of the layers, and what was said of blocks."""
+    parameters, the kinds of the layers, and the warnings about blocks."""
 
     apart: float
     weights: float
@@ -158,17 +158,15 @@ def train(name: str) -> Trained:
     model = build(name)
     partition = _PARTITION.get(name)
     config: Mapping[str, Any] = {"partition_config": partition} if partition else {}
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     layers = deepspeed_autotp.tensor_parallel(model).plan.layers
     losses = single_losses(model, clip=0.0)
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     return Trained(
         apart=worst_difference(losses, expected),
-        weights=max(
-            float((whole[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()
-        ),
+        weights=max(float((full[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()),
         share=_size(model) / _size(alone),
         kinds=frozenset(layer.kind for layer in layers),
         left=[text for text in texts if not text.startswith("rule ")],

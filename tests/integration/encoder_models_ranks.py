@@ -10,23 +10,23 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
+from deepspeed_autotp._core import index_pattern
 from deepspeed_autotp.interop import other_parts, trial_inputs
-from deepspeed_autotp.self_check.compare import starred
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import RATE, STEPS, worst_difference
 from tests.support.encoder_models import ROWS, VOCABULARY, batch, build
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import RATE, STEPS, worst_difference
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """Losses and weights against one process, the share of the parameters that this rank holds,
-    the same of those whose names begin with a part, the matrices that are whole, and warnings."""
+    the same of those of a submodule, the replicated matrices, and warnings."""
 
     apart: float
     weights: float
     share: float
     shares: Mapping[str, float]
-    whole: frozenset[str]
+    replicated: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -52,10 +52,10 @@ class Loop:
 
 
 def train(name: str, parts: Sequence[str], images: bool) -> Trained:
-    """Sharded over all ranks and in one process. ``images``: the trial gets a whole batch."""
+    """Sharded over all ranks and in one process. ``images``: the self-check gets a full batch."""
     alone, model = build(name), build(name)
     expected = Loop(name, alone).run()
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(
             model,
             tp_size=dist.get_world_size(),
@@ -69,7 +69,7 @@ def train_engine(name: str) -> Trained:
     """As ``train``, with DeepSpeed's ZeRO 1."""
     alone, model = build(name), build(name)
     expected = Loop(name, alone).run()
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         engine = engine_of(model)
     losses = [engine_step(engine, name, step) for step in range(STEPS)]
     return compare(alone, model, (losses, expected), (), texts)
@@ -106,19 +106,17 @@ def compare(
     own, expected = losses
     assert abs(expected[-1] - expected[0]) > 1e-2  # or nothing was trained
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     entries = deepspeed_autotp.tensor_parallel(model).plan.entries
     return Trained(
         apart=worst_difference(own, expected),
-        weights=max(
-            float((whole[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()
-        ),
+        weights=max(float((full[n] - p.detach()).abs().max()) for n, p in alone.named_parameters()),
         share=_size(model) / _size(alone),
         shares={part: _size(model, part) / _size(alone, part) for part in parts},
-        whole=frozenset(
-            starred(entry.name)
+        replicated=frozenset(
+            index_pattern(entry.name)
             for entry in entries
-            if entry.dim < 0 and whole[entry.name].dim() > 1
+            if entry.dim < 0 and full[entry.name].dim() > 1
         ),
         warnings=tuple(texts),
     )
@@ -135,7 +133,7 @@ def train_in_turn(first: str, second: str, shared: bool) -> list[Trained]:
     expected = [Loop(name, model).run() for name, model in zip(names, alone, strict=True)]
     models = [build(name) for name in names]
     group = dist.new_group() if shared else None
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         for model in models:
             size = None if shared else dist.get_world_size()
             deepspeed_autotp.parallelize(model, tp_size=size, tp_group=group)
@@ -154,7 +152,7 @@ def engines_in_turn(first: str, second: str) -> list[Trained]:
     alone = [build(name) for name in names]
     expected = [Loop(name, model).run() for name, model in zip(names, alone, strict=True)]
     models = [build(name) for name in names]
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         engines = [engine_of(model) for model in models]
     losses: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):
@@ -164,8 +162,8 @@ def engines_in_turn(first: str, second: str) -> list[Trained]:
 
 
 def seen_of(name: str) -> tuple[list[str], set[int]]:
-    """The parts with another configuration, and the tokens that the trial draws where all but two
-    stand for something else than text."""
+    """The submodels with another configuration, and the tokens that the self-check draws where all
+    but two stand for something else than text."""
     model = build(name)
     for token in range(VOCABULARY - 2):
         vars(model.config)[f"sound{token}_token_id"] = token

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import deepspeed_autotp
 from deepspeed_autotp._core import family_blocks
-from tests.distributed.fallback_ranks import Warnings
-from tests.support.deepspeed_training import worst_difference
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import worst_difference
 
 HIDDEN, HEADS, SIZE, INNER = 16, 4, 4, 24
 STEPS, RATE = 3, 0.1
@@ -23,7 +23,7 @@ STEPS, RATE = 3, 0.1
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Losses against one process, the share of the parameters that this rank holds, the sources
-    of the cut weights, and what was warned of."""
+    of the sharded weights, and what was warned of."""
 
     apart: float
     share: float
@@ -131,13 +131,13 @@ def _compare(
 ) -> Outcome:
     alone, model = build(), build()
     expected = _curve(alone, loss)
-    with Warnings() as texts:
+    with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
     losses = _curve(model, loss)
     deepspeed_autotp.check_replicas(model)
-    whole = deepspeed_autotp.full_state_dict(model)
+    full = deepspeed_autotp.full_state_dict(model)
     for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(whole[name], parameter.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(full[name], parameter.detach(), rtol=1e-4, atol=1e-5)
     entries = deepspeed_autotp.tensor_parallel(model).plan.entries
     return Outcome(
         apart=worst_difference(losses, expected),
@@ -172,7 +172,7 @@ def every_row() -> dict[str, Outcome]:
 
 
 def wrong_guess() -> Outcome:
-    """Attention whose fused layer is not what its name says, beside an MLP that is."""
+    """Attention whose fused layer is not what its name means, beside an MLP that is."""
 
     def build() -> nn.Module:
         torch.manual_seed(0)
@@ -183,7 +183,7 @@ def wrong_guess() -> Outcome:
 
 
 def never_ran() -> Outcome:
-    """A block that no input reaches is not cut as a pair, as nobody has seen what it does."""
+    """A block that no input reaches is not sharded as a pair, as nobody has seen what it does."""
 
     class Half(Stack):
         def forward(self, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Odd(nn.Module):
         return F.linear(y, self.idle.weight).square().mean()
 
 
-def cut_alone() -> tuple[Outcome, dict[str, str]]:
+def individually_sharded() -> tuple[Outcome, dict[str, str]]:
     """With the kind of each weight of :class:`Odd`'s own."""
     models = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else initialize takes and returns."""
+"""Calls of initialize with optimizers, schedulers, data, and models of the user."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp.state.replica_check import FirstCall
-from tests.support.custom_model import PARTITION, build_handmade, example, single_curve
-from tests.support.deepspeed_training import (
+from tests.support.engine_config import Setting, config_without_section, engine_config
+from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
+from tests.support.loss_curves import (
     RATE,
-    Setting,
-    engine_config,
     own_rows,
+    sgd,
     single_losses,
     train_engine,
     worst_difference,
 )
 from tests.support.small_models import build, tokens
-from tests.support.ways_to_initialize import STEPS, config_without_section, sgd
 
+STEPS = 3
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -139,11 +139,11 @@ def straight_through(section: dict[str, Any] | None) -> tuple[bool, bool, float]
 
 def train_handmade() -> float:
     """Worst loss difference of a model of one's own through initialize."""
-    degree = dist.get_world_size()
+    tp_size = dist.get_world_size()
     expected = single_curve(build_handmade(), rate=RATE)
     model = build_handmade()
-    config = config_without_section(tp=degree)
-    config["tensor_parallel"] = {"autotp_size": degree, "partition_config": PARTITION}
+    config = config_without_section(tp=tp_size)
+    config["tensor_parallel"] = {"autotp_size": tp_size, "partition_config": PARTITION}
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
     losses = []
     for step in range(len(expected)):

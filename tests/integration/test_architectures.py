@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts, latent attention and the like train as in one process, and are cut."""
+"""Experts, latent attention and the like train as in one process, and are sharded."""
 
 import pytest
 
@@ -15,12 +15,12 @@ def test_experts_and_latents_train_as_in_one_process(pool: Pool, name: str, rank
         assert trained.apart < 1e-5
         assert trained.weights < 1e-4
         assert trained.kinds & {"experts", "norm"}
-        # The plan of deepseek_v3 leaves its attention whole.
+        # The plan of deepseek_v3 leaves its attention replicated.
         assert trained.share < (0.62 if ranks == 2 else 0.45)
 
 
 @pytest.mark.parametrize("name", INCOMPLETE)
-def test_a_plan_that_lacks_something_is_cut_all_the_same(pool: Pool, name: str) -> None:
+def test_a_model_whose_plan_lacks_something_is_sharded_all_the_same(pool: Pool, name: str) -> None:
     ranks, warning, most = INCOMPLETE[name]
     first, *others = pool.run(train, name, ranks=ranks, timeout=110)
     assert [text[: len(warning)] for text in first.left] == [warning][: bool(warning)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is saved and loaded at the same degree goes on as if it had not stopped."""
+"""A run that is saved and loaded at the same TP size goes on as if it had not stopped."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.deepspeed_training import Setting, engine_config, train_engine
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import train_engine
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool
 
@@ -114,21 +115,24 @@ def refused_load(setting: Setting, section: dict[str, Any], folder: str) -> str:
     return str(caught.value)
 
 
-def test_a_checkpoint_of_another_degree_is_refused(pool: Pool, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_tp_size_is_refused(pool: Pool, tmp_path: Path) -> None:
     pool.run(save, Setting(tp=2, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
     texts = pool.run(refused_load, Setting(tp=4, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
     assert set(texts) == {texts[0]}
-    assert "saved by models of 2 ranks, and this model has 4; load it with autotp_size" in texts[0]
+    assert (
+        "saved at TP size 2, but the TP size of this model is 4; load it with autotp_size"
+        in texts[0]
+    )
 
 
-def test_a_checkpoint_of_whole_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
+def test_a_checkpoint_of_full_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
     pool.run(save, Setting(tp=1, zero=1, clip=0.0), {}, str(tmp_path))
     texts = pool.run(refused_load, Setting(tp=2, zero=1, clip=0.0), {}, str(tmp_path))
     assert set(texts) == {texts[0]}
-    assert "holds no weights for rank 1 of a model" in texts[0]
+    assert "holds no weights for TP rank 1" in texts[0]
 
 
-def test_a_checkpoint_whose_weights_fit_but_are_cut_otherwise_is_refused(
+def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
     pool: Pool, tmp_path: Path
 ) -> None:
     up = {"patterns": [r".*\.(gate|up)_proj\.weight"], "partition_type": "column"}
@@ -142,4 +146,4 @@ def test_a_checkpoint_whose_weights_fit_but_are_cut_otherwise_is_refused(
     pool.run(save, setting, plain, str(tmp_path))
     texts = pool.run(refused_load, setting, fused, str(tmp_path))
     assert set(texts) == {texts[0]}
-    assert "cut by other rules" in texts[0]
+    assert "sharded by other rules" in texts[0]

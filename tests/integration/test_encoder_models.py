@@ -9,7 +9,7 @@ from tests.integration import encoder_models_ranks
 from tests.support.encoder_models import IMAGE_TOKEN
 from tests.support.worker_pool import Pool
 
-# What a rank of two may hold, and what is whole beside tables of token types.
+# What a rank of two may hold, and what is replicated beside tables of token types.
 _TRANSLATORS = {
     "t5": 0.51,
     "t5, gated, untied": 0.51,
@@ -33,7 +33,7 @@ _ENCODERS: dict[str, tuple[float, set[str]]] = {
     ),
     "modernbert, masked": (0.51, set()),
 }
-# The part that sees.
+# The vision encoder.
 _SEEING = {
     "llava": "model.vision_tower",
     "qwen2_vl": "model.visual",
@@ -57,8 +57,8 @@ def _check(trained: encoder_models_ranks.Trained) -> None:
     assert trained.weights < 1e-5
 
 
-def _tables(whole: frozenset[str]) -> set[str]:
-    return {n for n in whole if "position" in n or "token_type" in n}
+def _tables(replicated: frozenset[str]) -> set[str]:
+    return {n for n in replicated if "position" in n or "token_type" in n}
 
 
 @pytest.mark.parametrize("name", _TRANSLATORS)
@@ -66,8 +66,10 @@ def test_encoders_with_decoders_train_as_in_one_process(pool: Pool, name: str) -
     for trained in _train(pool, name):
         assert trained.warnings == ()
         assert trained.share < _TRANSLATORS[name]
-        # Cross attention and what T5 adds for distances are cut with all else.
-        assert trained.whole == {n for n in trained.whole if n.endswith("embed_positions.weight")}
+        # Cross attention and what T5 adds for distances are sharded with all else.
+        assert trained.replicated == {
+            n for n in trained.replicated if n.endswith("embed_positions.weight")
+        }
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_heads_of_both_attentions_fall_to_more_ranks(
 
 @pytest.mark.parametrize("name", _ENCODERS)
 def test_encoders_with_a_head_train_as_in_one_process(pool: Pool, name: str) -> None:
-    share, whole = _ENCODERS[name]
+    share, replicated = _ENCODERS[name]
     for trained in _train(pool, name):
         assert trained.warnings == ()
         assert trained.share < share
-        assert trained.whole - _tables(trained.whole) == whole
+        assert trained.replicated - _tables(trained.replicated) == replicated
 
 
 def test_an_encoder_trains_on_four_ranks(pool: Pool) -> None:
@@ -96,7 +98,7 @@ def test_an_encoder_trains_on_four_ranks(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("name", _SEEING)
-def test_of_a_model_that_sees_the_text_part_is_cut(pool: Pool, name: str) -> None:
+def test_of_a_model_with_images_the_text_model_is_sharded(pool: Pool, name: str) -> None:
     sight = _SEEING[name]
     first, *others = _train(pool, name, parts=(sight, "model.language_model"))
     for trained in (first, *others):
@@ -113,7 +115,9 @@ def test_a_model_that_sees_trains_on_four_ranks(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
-def test_what_sees_is_cut_where_the_trial_is_given_images(pool: Pool, name: str) -> None:
+def test_a_vision_encoder_is_sharded_where_the_self_check_is_given_images(
+    pool: Pool, name: str
+) -> None:
     for trained in _train(pool, name, parts=("model.vision_tower.encoder",), images=True):
         assert trained.warnings == ()
         assert trained.shares["model.vision_tower.encoder"] < 0.56

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models without a plan of their own are cut by the names of their layers, and train right."""
+"""Models without a plan of their own are sharded by the names of their layers, and train right."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from tests.distributed.test_refusals import same
 from tests.integration import families_ranks
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 _TRIED = [
@@ -103,8 +103,8 @@ def test_a_guess_that_never_ran_is_not_followed(pool: Pool) -> None:
         ] * (rank == 0)
 
 
-def test_a_large_layer_of_no_pair_is_cut_alone_where_it_can_be(pool: Pool) -> None:
-    for outcome, kinds in pool.run(families_ranks.cut_alone):
+def test_a_large_layer_of_no_pair_is_sharded_individually_where_it_can_be(pool: Pool) -> None:
+    for outcome, kinds in pool.run(families_ranks.individually_sharded):
         assert outcome.apart < 1e-5
         assert outcome.warnings == ()
         assert {name: kind for name, kind in kinds.items() if kind != "replicated"} == {
@@ -114,11 +114,11 @@ def test_a_large_layer_of_no_pair_is_cut_alone_where_it_can_be(pool: Pool) -> No
 
 
 def test_a_guess_that_cannot_be_tried_is_refused(pool: Pool) -> None:
-    text = same(pool.run(families_ranks.without_inputs, ("fc2", ("fc1",), False)))
+    text = same_error(pool.run(families_ranks.without_inputs, ("fc2", ("fc1",), False)))
     assert "without a trial" in text and "example_inputs" in text
 
 
 def test_names_that_nobody_knows_are_refused_with_an_example(pool: Pool) -> None:
-    text = same(pool.run(families_ranks.without_inputs, ("take", ("give",), False)))
+    text = same_error(pool.run(families_ranks.without_inputs, ("take", ("give",), False)))
     assert "Stack has no tensor-parallel plan of its own" in text
     assert "llama, bloom" in text and '"partition_type": "column"' in text

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.ways_to_initialize import (
+from tests.integration.initialize_ranks import (
     LLAMA,
     PHI3,
-    cut_kinds,
     documented_example,
+    kinds_of_shards,
     local_config,
     train_form,
     train_section,
@@ -40,13 +40,13 @@ def test_the_configuration_alone_asks_for_it(pool: Pool, tp: int, ranks: int) ->
     [("llama", "llama"), ("qwen2", "qwen2"), ("phi3", "phi3"), ("llama", "LLaMA")],
 )
 @pytest.mark.parametrize("tp", [2, 4])
-def test_a_preset_cuts_its_family(pool: Pool, family: str, preset: str, tp: int) -> None:
+def test_a_preset_shards_its_family(pool: Pool, family: str, preset: str, tp: int) -> None:
     train(pool, family, tp, tp, {"autotp_size": tp, "preset_model": preset})
 
 
 @pytest.mark.parametrize("tp", [2, 4])
 @pytest.mark.parametrize(("family", "rules"), [("llama", LLAMA), ("phi3", PHI3)])
-def test_rules_of_the_user_cut_the_model(
+def test_rules_of_the_user_shard_the_model(
     pool: Pool, family: str, rules: dict[str, Any], tp: int
 ) -> None:
     train(pool, family, tp, tp, {"autotp_size": tp, "partition_config": rules})
@@ -54,7 +54,7 @@ def test_rules_of_the_user_cut_the_model(
 
 def test_patterns_without_the_word_weight_decide_over_the_layers(pool: Pool) -> None:
     section = {"autotp_size": 2, "partition_config": LLAMA}
-    for kinds in pool.run(cut_kinds, "llama", section):
+    for kinds in pool.run(kinds_of_shards, "llama", section):
         column = ("column", "layer_specs[1]", "partition_config")
         assert kinds["model.layers.1.mlp.up_proj.weight"] == column
         assert kinds["model.layers.1.self_attn.o_proj.weight"][0] == "row"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""initialize takes and returns what DeepSpeed's does, beside the configuration."""
+"""initialize accepts and returns what DeepSpeed's does, beside the configuration."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration import initialize_arguments_ranks
-from tests.support.ways_to_initialize import STEPS
+from tests.support.loss_curves import RATE
 from tests.support.worker_pool import Pool
 
 BOUND = 1e-5
@@ -35,10 +35,10 @@ def test_an_optimizer_comes_in_every_way(pool: Pool, kind: str, zero: int) -> No
 def test_a_scheduler_is_stepped_and_returned(pool: Pool, kind: str) -> None:
     for rates in pool.run(initialize_arguments_ranks.train_with_scheduler, kind):
         if kind == "config":
-            assert rates[-1] == initialize_arguments_ranks.RATE
+            assert rates[-1] == RATE
         else:
             expected = [
-                initialize_arguments_ranks.RATE * 0.5 ** (step + 1) for step in range(STEPS)
+                RATE * 0.5 ** (step + 1) for step in range(initialize_arguments_ranks.STEPS)
             ]
             assert rates == pytest.approx(expected)
 
@@ -60,7 +60,7 @@ def test_ranks_of_one_model_are_given_the_same_rows(pool: Pool) -> None:
         {"autotp_size": 1, "tp": {"tp_size": 1}},
     ],
 )
-def test_a_degree_of_one_goes_straight_through(pool: Pool, section: dict[str, Any] | None) -> None:
+def test_a_tp_size_of_one_goes_straight_through(pool: Pool, section: dict[str, Any] | None) -> None:
     for same, own, worst in pool.run(
         initialize_arguments_ranks.straight_through, section, timeout=110
     ):

@@ -11,14 +11,8 @@ import pytest
 import torch
 
 import deepspeed_autotp
-from tests.support.deepspeed_training import (
-    RATE,
-    Setting,
-    engine_config,
-    single_losses,
-    train_engine,
-    worst_difference,
-)
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE, single_losses, train_engine, worst_difference
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool
 

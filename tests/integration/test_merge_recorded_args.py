@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import deepspeed_autotp
-from tests.distributed.test_refusals import same
 from tests.integration import merge_recorded_args_ranks
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 pytestmark = pytest.mark.usefixtures("no_records")
@@ -99,12 +99,11 @@ def test_auto_is_filled_and_is_not_true(model: nn.Module) -> None:
     [
         (
             {"tensor_parallel": {"autotp_size": 4}},
-            "tensor_parallel.autotp_size: 4 in the configuration, but 2 in "
-            "tp_model_init(tp_size=2)",
+            "TP size: tensor_parallel.autotp_size is 4, but tp_size of tp_model_init is 2",
         ),
         (
             {"tensor_parallel": {"tp": {"tp_size": 4}}},
-            "tensor_parallel.tp.tp_size: 4 in the configuration, but 2 in tp_model_init(tp_size=2)",
+            "TP size: tensor_parallel.tp.tp_size is 4, but tp_size of tp_model_init is 2",
         ),
         (
             {"bf16": {"enabled": True}},
@@ -147,11 +146,8 @@ def test_all_conflicts_come_in_one_error(model: nn.Module) -> None:
     }
     lines = conflicts(config, mpu=object())
     for words in (
-        "autotp_size: 8 in the configuration, but 4 in tensor_parallel.tp.tp_size",
-        "autotp_size: 8 in the configuration, but 4 ranks in tensor_parallel.tp.tp_group",
-        "autotp_size: 8 in the configuration, but 2 in tp_model_init(tp_size=2)",
-        "tp.tp_size: 4 in the configuration, but 2 in tp_model_init(tp_size=2)",
-        "tp.tp_group: 4 ranks in the configuration, but 2 in tp_model_init(tp_size=2)",
+        "TP size: tensor_parallel.autotp_size is 8, but tensor_parallel.tp.tp_size is 4, "
+        "the size of tensor_parallel.tp.tp_group is 4, tp_size of tp_model_init is 2",
         "mpu: passed to initialize(mpu=...), but the group",
         "bf16.enabled: true in the configuration, but float32",
         "tensor_parallel.dtype: fp16 in the configuration, but float32",
@@ -250,9 +246,9 @@ def test_a_record_that_is_left_alone_is_mentioned_once(pool: Pool) -> None:
 
 @pytest.mark.parametrize("kind", ["size", "dtype", "mpu"])
 def test_initialize_lists_conflicts_with_the_record(pool: Pool, kind: str) -> None:
-    text = same(pool.run(merge_recorded_args_ranks.conflicts_in_initialize, kind))
+    text = same_error(pool.run(merge_recorded_args_ranks.conflicts_in_initialize, kind))
     assert {
-        "size": "tensor_parallel.autotp_size: 1 in the configuration, but 2 in tp_model_init",
+        "size": "tensor_parallel.autotp_size is 1, but tp_size of tp_model_init is 2",
         "dtype": "bf16.enabled: true in the configuration, but float32 in tp_model_init",
         "mpu": "mpu: passed to initialize(mpu=...), but the group",
     }[kind] in text
@@ -264,16 +260,16 @@ def test_a_recorded_group_of_consecutive_ranks_is_used(pool: Pool) -> None:
 
 
 def test_records_that_differ_between_ranks_are_refused(pool: Pool) -> None:
-    text = same(pool.run(merge_recorded_args_ranks.record_on_one_rank))
+    text = same_error(pool.run(merge_recorded_args_ranks.record_on_one_rank))
     assert "autotp_size: 2 on rank 0, but 0 or 1 on rank 1" in text
 
 
 @pytest.mark.parametrize("size", [0, 4])
 def test_deepspeed_has_groups_of_one_size_only(pool: Pool, size: int) -> None:
-    text = same(pool.run(merge_recorded_args_ranks.second_engine, size, ranks=4))
+    text = same_error(pool.run(merge_recorded_args_ranks.second_engine, size, ranks=4))
     assert f"autotp_size is {size}, but DeepSpeed has groups of 2 ranks" in text
 
 
 def test_deepspeeds_own_record_is_refused(pool: Pool) -> None:
-    text = same(pool.run(merge_recorded_args_ranks.recorded_with_deepspeed))
+    text = same_error(pool.run(merge_recorded_args_ranks.recorded_with_deepspeed))
     assert "deepspeed.tp_model_init was called" in text and "install()" in text

@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 
-from tests.support.deepspeed_training import Setting, train_family
+from tests.support.engine_config import Setting
+from tests.support.loss_curves import train_family
 from tests.support.small_models import FAMILIES
 from tests.support.worker_pool import Pool
 

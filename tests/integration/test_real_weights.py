@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained BERT of twelve heads gives the embeddings of one process at every degree."""
+"""A trained BERT of twelve heads gives the embeddings of one process at every TP size."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import torch
 
 from tests.support.worker_process import ROOT
 
-# By degree, the most that a rank may hold.
+# By TP size, the most that a rank may hold.
 _SHARES = {2: 0.51, 3: 0.35, 4: 0.27, 6: 0.19, 12: 0.1}
 
 
 @pytest.fixture(scope="module")
 def embedded() -> Any:
-    """One process for all degrees, whose ranks are forks of it: twelve would take a minute to
+    """One process for all TP sizes, whose ranks are forks of it: twelve would take a minute to
     import torch one by one."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.real_weights_ranks", *map(str, _SHARES)],
@@ -47,7 +47,7 @@ def test_the_weights_are_trained(embedded: Any) -> None:
 @pytest.mark.parametrize("ranks", _SHARES)
 def test_embeddings_are_those_of_one_process(embedded: Any, ranks: int) -> None:
     alone = torch.tensor(embedded["alone"])
-    found = embedded["degrees"][str(ranks)]
+    found = embedded["tp_sizes"][str(ranks)]
     assert len(found) == ranks
     for own in found:
         torch.testing.assert_close(torch.tensor(own["embeddings"]), alone, rtol=0, atol=1e-5)

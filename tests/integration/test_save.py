@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights come out whole, whatever ZeRO does, and taking them out does not change training."""
+"""Weights are saved in full, whatever ZeRO does, and saving them does not change training."""
 
 import importlib
 import os
@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.support.deepspeed_training import RATE, Setting, engine_config, train_engine
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE, train_engine
 from tests.support.small_models import build, tokens
 from tests.support.worker_pool import Pool
 
@@ -55,7 +56,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor] | None) -> bool:
 
 
 def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) -> dict[str, Any]:
-    """Two steps, every way to take the weights out, two steps; and the same without it."""
+    """Two steps, every way to gather the weights, two steps; and the same without it."""
     import deepspeed_autotp
 
     engine = make_engine(make_model(family, tied=tied), setting)
@@ -79,7 +80,7 @@ def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) ->
         "weights": equal(deepspeed_autotp.full_state_dict(engine), last),
         "full stays as it was taken": equal(full, copies),
         "training went on": not equal(full, last),
-        "only the first rank has it": (consolidated is None) == (dist.get_rank() != 0),
+        "only rank 0 has it": (consolidated is None) == (dist.get_rank() != 0),
     }
     if consolidated is not None:
         written = torch.load(Path(folder, "all.bin"), weights_only=True)
@@ -95,7 +96,7 @@ def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) ->
 
 
 def gather_in_place(engine: Any) -> None:
-    """Make every layer whole for a moment, as code written for DeepSpeed's AutoTP does."""
+    """Gather every layer for a moment, as code written for DeepSpeed's AutoTP does."""
     from deepspeed.module_inject.layers import GatherReplacedLayerParams
 
     import deepspeed_autotp
@@ -108,7 +109,7 @@ def gather_in_place(engine: Any) -> None:
 
 
 def loads(family: str, tied: bool, written: dict[str, Tensor], engine: Any) -> bool:
-    """Whether a plain model takes what was written, with nothing missing."""
+    """Whether a plain model loads what was written, with nothing missing."""
     plain = make_model(family, tied=tied, seed=1).to(next(iter(written.values())).dtype)
     plain.load_state_dict(written)
     ids = tokens(99)
@@ -117,7 +118,7 @@ def loads(family: str, tied: bool, written: dict[str, Tensor], engine: Any) -> b
 
 @KINDS
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_saving_whole_weights_does_not_disturb_training(
+def test_saving_full_weights_does_not_disturb_training(
     pool: Pool, family: str, tied: bool, zero: int, tmp_path: Path
 ) -> None:
     setting = Setting(tp=2, zero=zero, clip=1.0)

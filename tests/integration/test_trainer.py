@@ -96,12 +96,14 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
     pool: Pool, zero: int, bf16: bool, tmp_path: Path
 ) -> None:
     more = {"bf16": bf16}
-    whole = pool.run(run_script, Script(str(tmp_path), tp=2, zero=zero, more=more), ranks=4)[0]
+    uninterrupted = pool.run(
+        run_script, Script(str(tmp_path), tp=2, zero=zero, more=more), ranks=4
+    )[0]
     shutil.rmtree(tmp_path / "checkpoint-4")
     again = Script(str(tmp_path), tp=2, zero=zero, more=more, resume=True)
     resumed = pool.run(run_script, again, ranks=4)[0]
     assert [row["step"] for row in logged(resumed)] == [1, 2, 2, 3, 4, 4]
-    assert logged(resumed) == logged(whole)
+    assert logged(resumed) == logged(uninterrupted)
 
 
 @pytest.mark.slow

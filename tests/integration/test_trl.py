@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sft_script import run_sft, saved_apart
+from tests.integration.trl_ranks import run_sft, saved_apart
 from tests.support.trainer_script import Script
 from tests.support.worker_pool import Pool
 
@@ -28,5 +28,5 @@ def test_sft_logs_and_saves_what_one_process_does(
         assert {key: a[key] for key in LOGGED} == pytest.approx(
             {key: b[key] for key in LOGGED}, rel=1e-4
         )
-    if zero < 3:  # of which DeepSpeed writes no whole weights in one process
+    if zero < 3:  # of which DeepSpeed writes no full weights in one process
         assert pool.run(saved_apart, (sharded.out, plain.out), ranks=1)[0] < 1e-3

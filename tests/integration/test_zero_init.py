@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model built under deepspeed.zero.Init is made whole, planned, and sharded like any other."""
+"""A model built under deepspeed.zero.Init is gathered, planned, and sharded like any other."""
 
 from typing import Any
 
@@ -8,14 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.support.deepspeed_training import (
-    RATE,
-    Setting,
-    engine_config,
-    single_losses,
-    train_engine,
-    worst_difference,
-)
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import RATE, single_losses, train_engine, worst_difference
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool
 
@@ -56,12 +50,12 @@ def train_partitioned(family: str, tied: bool, setting: Setting) -> dict[str, An
     engine, *_ = deepspeed_autotp.initialize(
         model=model, optimizer=optimizer, config=engine_config(setting)
     )
-    whole = deepspeed_autotp.full_state_dict(engine)
+    full = deepspeed_autotp.full_state_dict(engine)
     return {
         "nothing of ZeRO is left": left == ordinary,
         "shapes": shapes,
         "identities": [id(p) for p in model.parameters()] == identities,
-        "weights": all(torch.equal(whole[name], weights[name]) for name in weights),
+        "weights": all(torch.equal(full[name], weights[name]) for name in weights),
         "losses": worst_difference(train_engine(engine, tp=setting.tp), expected) <= 1e-5,
     }
 

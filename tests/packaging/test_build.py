@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build that lacks something says in one sentence what to install."""
+"""A build that lacks something fails with one sentence on what to install."""
 
 import os
 import shutil

@@ -84,7 +84,7 @@ def test_a_machine_without_a_driver_is_an_error_code_and_not_a_crash() -> None:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The opening of the library alone, without torch."""
     made = tmp_path_factory.mktemp("reader") / "reader.so"
-    source = str(ROOT / "csrc" / "torch" / "library.c")
+    source = str(ROOT / "csrc" / "torch" / "cuda_library.c")
     subprocess.run(
         [
             "gcc",
@@ -106,7 +106,7 @@ READ = """
 import ctypes, sys
 class Library(ctypes.Structure):
     _fields_ = [("api", ctypes.c_void_p), ("reason", ctypes.c_char_p), ("path", ctypes.c_char_p)]
-open_ = ctypes.CDLL(sys.argv[1]).tp_library_open
+open_ = ctypes.CDLL(sys.argv[1]).tp_cuda_library_open
 open_.restype = ctypes.POINTER(Library)
 assert open_()[0].api is None
 print(open_()[0].reason.decode())
@@ -138,11 +138,12 @@ def test_a_missing_or_foreign_library_is_one_message(reader: Path, tmp_path: Pat
     text.write_text("no library")
     assert reason(reader, str(text)).startswith("the CUDA library cannot be opened (")
     assert reason(reader, "") == (
-        "AUTOTP_CUDA_LIBRARY is empty, which says to go without libautotp_cuda.so"
+        "AUTOTP_CUDA_LIBRARY is empty, which turns libautotp_cuda.so off; unset it to use the "
+        "library"
     )
     # Any library without our table, and one with a table of another time.
     assert reason(reader, str(reader)) == (
-        f"{reader} is of another build of this package (interface 0, expected {ABI}); {again}"
+        f"{reader} belongs to another build of this package (interface 0, expected {ABI}); {again}"
     )
     source = tmp_path / "other.c"
     source.write_text(

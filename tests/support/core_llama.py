@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small llama as the core sees it, for the tests of the core."""
+"""A small llama as ``_core`` is given it, and the rules of a preset."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ ROOT_MODULE: tuple[str, str, str, Mapping[str, int]] = ("", "Net", "other", {})
 
 
 def llama(*, layers: int = LAYERS, key_heads: int = KEY_HEADS, tied: bool = True) -> Model:
-    """A llama as the describing side hands it over."""
+    """A llama as ``planning.model_description`` gives it to the core."""
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": key_heads, "head_dim": HEAD}
     modules: list[tuple[str, str, str, Mapping[str, int]]] = [
         ("", "LlamaForCausalLM", "other", {}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The .cu files compiled for the host, against tests/emulated/cuda_runtime, and called.
+"""The .cu files compiled for the CPU, against tests/emulated/cuda_runtime, and called.
 
 Imports no torch, so that a process which is to die of a call starts quickly.
 """
@@ -26,10 +26,13 @@ _WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unknown-pragmas"]
 
 
 class Args(ctypes.Structure):
-    """``tp_vocab_args`` of csrc/cuda/vocab.h."""
+    """``tp_cross_entropy_args`` of csrc/cuda/cross_entropy.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "columns", "found", "logsumexp", "scale")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("logits", "columns", "statistics", "logsumexp", "scale")
+        ),
         ("tokens", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("cap", ctypes.c_float),
@@ -50,7 +53,7 @@ class Copy(ctypes.Structure):
 
 
 class Lookup(ctypes.Structure):
-    """``tp_lookup`` of csrc/pack/lookup.h."""
+    """``tp_lookup`` of csrc/pack/embedding_lookup.h."""
 
     _fields_ = (
         ("copy", Copy),
@@ -91,10 +94,10 @@ class Library:
         return int(self._functions.tp_lookup_start(ctypes.byref(lookup), STREAM))
 
     def statistics(self, args: Args) -> int:
-        return int(self._functions.tp_vocab_statistics(ctypes.byref(args), STREAM))
+        return int(self._functions.tp_cross_entropy_statistics(ctypes.byref(args), STREAM))
 
     def gradient(self, args: Args) -> int:
-        return int(self._functions.tp_vocab_gradient(ctypes.byref(args), STREAM))
+        return int(self._functions.tp_cross_entropy_gradient(ctypes.byref(args), STREAM))
 
     def read(self, numbers: int, floats: int, count: int, kind: int) -> None:
         """16-bit floats of one ``kind`` as the kernels read them; both are addresses."""
@@ -111,7 +114,7 @@ def _arrays(source: int, target: int, count: int, kind: int) -> tuple[object, ..
 
 def build(folder: Path, *, sanitize: str = "undefined") -> Path:
     """libautotp_cuda.so in ``folder``, with the sanitizers; "address" has to be loaded ahead."""
-    sources = [*KERNELS.glob("*.cu"), RUNTIME / "runtime.cpp", RUNTIME / "numbers.cpp"]
+    sources = [*KERNELS.glob("*.cu"), RUNTIME / "runtime.cpp", RUNTIME / "float16.cpp"]
     objects = [_compiled(source, folder, sanitize) for source in sources]
     return _linked(objects, folder / "libautotp_cuda.so", sanitize)
 
@@ -143,7 +146,7 @@ def _linked(objects: Sequence[Path], target: Path, sanitize: str) -> Path:
 
 
 def death(call: str, library: Path, **environment: str) -> str:
-    """What a process says that ends in a call of a library, with a page of memory at ``start``."""
+    """What a process prints that a call of a library ends, with a page of memory at ``start``."""
     script = f"""
 import ctypes
 from pathlib import Path

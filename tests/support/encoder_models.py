@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models beside text models that look like llama: encoders and decoders together, encoders
-with a head, images and text."""
+"""Small encoders with a head, encoder-decoders and image-text models, and a batch for each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

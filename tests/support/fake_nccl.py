@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in of NCCL for memory of a host, compiled."""
+"""A stand-in of NCCL for CPU memory, compiled."""
 
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "emulated" / "fake_nccl.c"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "tests" / "emulated" / "fake_nccl.c"
 
 
 def compiled(target: Path, *options: str) -> Path:
     command = ["cc", "-O2", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-iquote{ROOT / 'csrc'}"]
     command += [*options, str(SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -72,6 +72,6 @@ def _serve(
             timeout=timedelta(seconds=timeout - _MARGIN),
         )
         pipe.send((function(), ""))
-        dist.barrier()  # or a rank that is done would take its sockets from the others
+        dist.barrier()  # or a rank that is done would close the sockets of the others
     except BaseException:
         pipe.send((None, traceback.format_exc()))

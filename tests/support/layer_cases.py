@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small float64 models around one kind of sharded layer, whole and sharded.
+"""Small float64 models around one kind of layer, unsharded and sharded.
 
-A case names its rules; :func:`distances` shards it and says how far outputs and gradients are
+A case names its rules; :func:`distances` shards it and measures how far outputs and gradients are
 from those of one process.
 """
 
@@ -33,7 +33,7 @@ class Pair(nn.Module):
 
 
 class Single(nn.Module):
-    """One layer between two functions that need its whole output."""
+    """One layer between two functions that need its full output."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Fused(nn.Module):
 
 
 class Normed(nn.Module):
-    """A whole norm over each head of what a column layer gives: its gradient is a sum."""
+    """A replicated norm over each head of a column layer's output: its gradient is a sum."""
 
     def __init__(self, heads: int, size: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def floats(*shape: int) -> Tensor:
 
 
 def border_ids() -> Tensor:
-    """Ids at both ends of every rank's part for 2, 3 and 4 ranks, and every 16th."""
+    """Ids at both ends of every rank's shard for 2, 3 and 4 ranks, and every 16th."""
     borders = [0, 1, 64, 65, 66, 85, 86, 128, 129, 130, 171, 172, 193, 194, 255, 256]
     return torch.tensor([*borders, *range(0, VOCABULARY, 16), 3, 3, 200]).reshape(2, -1)
 
@@ -235,9 +235,9 @@ def build(case: Case) -> nn.Module:
     return case.build().double()
 
 
-def shard(model: nn.Module, case: Case, *, trial: bool = False) -> nn.Module:
-    """Over all ranks; as a rule without a trial, which would find what is measured here."""
-    config: dict[str, Any] = {"self_check": trial, "tp_grain_size": case.grain}
+def shard(model: nn.Module, case: Case, *, self_check: bool = False) -> nn.Module:
+    """Over all ranks; as a rule without a self-check, which would find what is measured here."""
+    config: dict[str, Any] = {"self_check": self_check, "tp_grain_size": case.grain}
     if case.rules:
         config["partition_config"] = {"layer_specs": list(case.rules), "use_default_specs": False}
     if case.styles:
@@ -246,7 +246,7 @@ def shard(model: nn.Module, case: Case, *, trial: bool = False) -> nn.Module:
         model,
         tp_size=dist.get_world_size(),
         config=config,
-        example_inputs={"x": case.inputs()} if trial else None,
+        example_inputs={"x": case.inputs()} if self_check else None,
     )
 
 
@@ -268,22 +268,18 @@ def distance(a: Tensor, b: Tensor) -> float:
 def distances(name: str) -> dict[str, float]:
     """Of the output, the gradient of the input, and that of every parameter."""
     case = CASES[name]
-    whole, sharded = build(case), shard(build(case), case)
+    unsharded, sharded = build(case), shard(build(case), case)
     x = case.inputs()
-    (y, dx), (ys, dxs) = run(whole, x), run(sharded, x)
+    (y, dx), (ys, dxs) = run(unsharded, x), run(sharded, x)
     found = {"output": distance(ys, y)}
     if dx is not None and dxs is not None:
         found["input"] = distance(dxs, dx)
     state = deepspeed_autotp.tensor_parallel(sharded)
     assert any(entry.dim >= 0 for entry in state.plan.entries)
-    for (key, parameter), own in zip(whole.named_parameters(), state.parameters, strict=True):
+    for (key, parameter), own in zip(unsharded.named_parameters(), state.parameters, strict=True):
         entry = state.entry(own)
         assert entry is not None and parameter.grad is not None and own.grad is not None
         assert entry.dim < 0 or own.shape != parameter.shape, f"{key} is not cut"
         grad = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
         found[key] = distance(grad, parameter.grad)
     return found
-
-
-def all_distances() -> dict[str, dict[str, float]]:
-    return {name: distances(name) for name in CASES}

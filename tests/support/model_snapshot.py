@@ -39,7 +39,7 @@ class Snapshot:
 
 
 def refusal(model: nn.Module, call: Callable[[], Any]) -> str:
-    """What ``call`` raises, as "type: words"; ``model`` must be as it was before."""
+    """What ``call`` raises, as "type: message"; ``model`` must be as it was before."""
     before = Snapshot(model)
     numbers = torch.get_rng_state()
     try:

@@ -23,8 +23,9 @@ _MORE: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 16},
     "gemma2": {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "phi3": {"pad_token_id": 0},
 }
-FAMILIES = tuple(_MORE)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 
 
 def build(family: str, *, tied: bool, seed: int = 0, **changes: Any) -> nn.Module:
@@ -42,3 +43,12 @@ def tokens(step: int, *, rows: int = 4, length: int = 12, vocabulary: int = VOCA
     """``[rows, length]`` token ids, the same on every rank."""
     draw = torch.Generator().manual_seed(100 + step)
     return torch.randint(0, vocabulary, (rows, length), generator=draw)
+
+
+def model_with_buffers(seed: int) -> nn.Module:
+    """With buffers of types that few backends carry."""
+    model = build("llama", tied=False, seed=seed)
+    model.register_buffer("mask", torch.tensor([seed == 0, True]))
+    model.register_buffer("phase", torch.tensor([1j * seed]))
+    model.register_buffer("count", torch.tensor(seed))
+    return model

@@ -49,7 +49,7 @@ def deepspeed_config(script: Script) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
-        # ZeRO 3 leaves no weight whole on account of its size.
+        # ZeRO 3 partitions every weight, however small.
         "zero_optimization": {"stage": script.zero, "stage3_param_persistence_threshold": 0},
     }
     if script.tp > 1:
@@ -128,7 +128,7 @@ def saved_loss(folder: str) -> float:
     assert not any(info.values()), info
     data = Examples(ROWS // 2, 2)
     losses = []
-    # As the Trainer evaluates: every step takes four rows on each of two devices.
+    # As the Trainer evaluates: every step has four rows on each of two devices.
     for start in range(0, len(data), 8):
         rows = slice(start, start + 8)
         with torch.no_grad():

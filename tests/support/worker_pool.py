@@ -162,7 +162,7 @@ def _path_of(function: Callable[..., Any] | str) -> str:
 
 def _free_port() -> int:
     """A port for MASTER_PORT. The group itself meets through a file, so that a port that somebody
-    takes in between matters only to a function that starts a second rendezvous."""
+    uses in between matters only to a function that starts a second rendezvous."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

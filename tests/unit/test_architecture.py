@@ -64,11 +64,11 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 # What the files of a folder of csrc/ may include: system headers, and folders.
 MAY_INCLUDE = {
     "pack": (LIBC | {"sys/mman.h", "unistd.h"}, ("core/base", "pack")),
-    "host": (LIBC | POSIX, ("core/base", "host")),
+    "shared_memory": (LIBC | POSIX, ("core/base", "shared_memory")),
     "nccl": (LIBC | POSIX, ("core/base", "nccl")),
     "python": (LIBC | {"Python.h", "structmember.h", "pcre2.h"}, ("core", "python")),
     "cuda": (LIBC, ("pack", "cuda")),
-    "torch": (LIBC | POSIX, ("core/base", "pack", "host", "nccl", "cuda", "torch")),
+    "torch": (LIBC | POSIX, ("core/base", "pack", "shared_memory", "nccl", "cuda", "torch")),
 }
 
 C_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".cpp", ".cu", ".cuh"})
@@ -76,6 +76,8 @@ CORE_FILES = [p for p in C_FILES if CORE in p.parents]
 PY_FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
 STUBS = sorted(PACKAGE.rglob("*.pyi"))
+TESTS = ROOT / "tests"
+TEST_FILES = sorted(TESTS.rglob("*.py"))
 SOURCES = [*C_FILES, *PY_FILES, *STUBS, *(ROOT / "examples").glob("*.py")]
 
 
@@ -119,9 +121,10 @@ def torch_headers(text: str) -> list[str]:
     return [name for quoted, name in includes(text) if not quoted and TORCH.match(name)]
 
 
-def imported_rooms(source: str) -> list[str]:
-    """The rooms that a module of the package imports from."""
-    rooms = []
+def imported_names(source: str, package: str) -> list[list[str]]:
+    """What a module imports from a package, at any depth of the file: the dotted name below the
+    package, in parts."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -129,7 +132,13 @@ def imported_rooms(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         parts = [name.split(".") for name in names]
-        rooms += [part[1] for part in parts if part[0] == PACKAGE.name and len(part) > 1]
+        found += [part[1:] for part in parts if part[0] == package and len(part) > 1]
+    return found
+
+
+def imported_rooms(source: str) -> list[str]:
+    """The rooms that a module of the package imports from."""
+    rooms = [name[0] for name in imported_names(source, PACKAGE.name)]
     return [room for room in rooms if not room.startswith("_")]
 
 
@@ -138,6 +147,16 @@ def wrong_rooms(source: str, room: str) -> list[str]:
     own = LEVELS[room]
     return [
         other for other in imported_rooms(source) if other != room and LEVELS.get(other, own) >= own
+    ]
+
+
+def wrong_test_imports(source: str, folder: str, stem: str) -> list[str]:
+    """What a module of tests/ imports from tests/ beside support/ and, as test_x, its x_ranks."""
+    ranks = [folder, f"{stem.removeprefix('test_')}_ranks"] if stem.startswith("test_") else [""]
+    return [
+        ".".join(name)
+        for name in imported_names(source, TESTS.name)
+        if name[0] != "support" and name[: len(ranks)] != ranks
     ]
 
 
@@ -191,6 +210,16 @@ import deepspeed_autotp.api.pipeline
 """
     assert wrong_rooms(source, "state") == ["layers", "api"]
     assert wrong_rooms(source, "config") == ["interop", "layers", "api"]
+    source = """
+from tests.distributed import layers_ranks
+from tests.distributed.mappings_ranks import reduce
+from tests.support import layer_cases
+"""
+    assert wrong_test_imports(source, "distributed", "test_layers") == [
+        "distributed.mappings_ranks.reduce"
+    ]
+    assert len(wrong_test_imports(source, "distributed", "layers_ranks")) == 2
+    assert len(wrong_test_imports(source, "unit", "test_layers")) == 2
     source = """
 def f():
     import deepspeed.comm as dist
@@ -294,6 +323,21 @@ def test_interop_alone_guesses_attributes() -> None:
     assert {path: lines for path, lines in breaches.items() if lines} == {}
 
 
+def test_tests_import_support_and_their_own_ranks_only() -> None:
+    for path in TEST_FILES:
+        wrong = wrong_test_imports(path.read_text(), path.parent.name, path.stem)
+        assert wrong == [], label(path)
+
+
+def test_every_module_of_tests_is_a_test_its_ranks_or_support() -> None:
+    for path in TEST_FILES:
+        if path.stem in {"__init__", "conftest"} or path.parent == TESTS / "support":
+            continue
+        stem = path.stem.removesuffix("_ranks")
+        assert path.stem.startswith("test_") or stem != path.stem, label(path)
+        assert stem == path.stem or path.with_name(f"test_{stem}.py").exists(), label(path)
+
+
 def test_no_source_file_is_long() -> None:
     lengths = {label(p): len(p.read_text().splitlines()) for p in SOURCES}
     assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
@@ -319,6 +363,13 @@ def test_the_readme_of_csrc_has_a_row_for_every_file_and_for_nothing_else() -> N
     there = {(str(p.parent.relative_to(CSRC)), p.stem) for p in C_FILES}
     assert sorted(there - readme_rows()) == [], "files without a row"
     assert sorted(readme_rows() - there) == [], "rows without a file"
+
+
+def test_internals_says_the_levels_of_the_rooms() -> None:
+    text = (ROOT / "docs" / "internals.md").read_text()
+    rows = re.findall(r"^\| \[`(\w+)/`\]\(\S+\) \| (\d) \|", text, re.MULTILINE)
+    assert {room: int(level) for room, level in rows} == LEVELS
+    assert [folder for folder in CORE_LEVELS if f"`{folder}`" not in text] == []
 
 
 HIDE = f"""

@@ -90,6 +90,9 @@ def use_records() -> None:
     records.remove(1)
     _core.merge((2, "bfloat16", 0, 0))
     refused(lambda: _core.merge((2, "bfloat16", 0, 0), autotp_size=4))
+    _core.settle_tp_size([("a", 2), ("b", 2)])
+    refused(lambda: _core.settle_tp_size([("a", 2), ("b", 4)]))
+    refused(lambda: _core.settle_tp_size([("a", "2")]))  # type: ignore[list-item]
 
 
 def use_functions() -> None:

@@ -5,11 +5,11 @@ import gc
 
 import pytest
 
-from deepspeed_autotp._core import Plan, Rules
+from deepspeed_autotp._core import Kind, Plan, Rules, Source, index_pattern
 from tests.support.core_llama import HEADS, LAYERS, llama, preset
 
 
-def test_a_plan_cuts_columns_and_rows() -> None:
+def test_a_plan_shards_columns_and_rows() -> None:
     plan = Plan(llama(), preset(), ranks=2)
     entries = {entry.name: entry for entry in plan.entries}
     up = entries["model.layers.1.mlp.up_proj.weight"]
@@ -60,13 +60,13 @@ def test_a_weight_that_nobody_shares_has_no_shared_runs() -> None:
 
 def test_layers_point_at_their_entries() -> None:
     plan = Plan(llama(), preset(), ranks=2)
-    cut = [layer for layer in plan.layers if layer.kind in ("column", "row")]
-    assert len(cut) >= 7 * LAYERS
-    for layer in cut:
+    sharded = [layer for layer in plan.layers if layer.kind in ("column", "row")]
+    assert len(sharded) >= 7 * LAYERS
+    for layer in sharded:
         assert plan.entries[layer.weight].name == f"{layer.module}.weight"
         assert layer.bias == -1
         assert isinstance(layer.gather_output, bool) and isinstance(layer.split_input, bool)
-    assert repr(cut[0]).startswith("<Layer model.")
+    assert repr(sharded[0]).startswith("<Layer model.")
 
 
 def test_integers_become_local() -> None:
@@ -84,7 +84,7 @@ def test_a_tied_weight_repeats_the_entry_of_the_first() -> None:
     assert [first.runs(rank) for rank in range(2)] == [last.runs(rank) for rank in range(2)]
 
 
-def test_a_whole_weight_is_one_view() -> None:
+def test_a_replicated_weight_is_one_view() -> None:
     plan = Plan(llama(tied=False), Rules(), ranks=2, defaults=False, families=False)
     for entry in plan.entries:
         assert (entry.kind, entry.dim, entry.rule) == ("replicated", -1, "")
@@ -143,7 +143,7 @@ def test_rules_added_later_leave_a_plan_alone() -> None:
     assert plan.entries[1].rule.startswith("preset llama")
 
 
-def test_notes_are_lines_for_the_user() -> None:
+def test_messages_are_lines_for_the_user() -> None:
     rules = preset()
     rules.add(["no_such_name"], {}, label="layer_specs[9]")
     notes = Plan(llama(), rules, ranks=2).notes
@@ -188,22 +188,78 @@ def test_a_plan_names_the_argument_that_is_wrong() -> None:
         Plan(model, rules, ranks=2, embedding_dim=2)
 
 
-def test_layers_of_modules_that_are_named_are_cut_apart() -> None:
-    plan = Plan(llama(), preset(), ranks=2, apart=["model.layers.*.mlp"])
+def test_layers_of_modules_that_are_named_are_sharded_individually() -> None:
+    plan = Plan(llama(), preset(), ranks=2, individual=["model.layers.*.mlp"])
     layers = {layer.module: layer for layer in plan.layers}
     assert layers["model.layers.0.mlp.up_proj"].gather_output
     assert layers["model.layers.0.mlp.down_proj"].split_input
     assert not layers["model.layers.0.self_attn.o_proj"].split_input
-    with pytest.raises(ValueError, match=r"apart\[0\]: no module is called 'mpl'"):
-        Plan(llama(), preset(), ranks=2, apart=["mpl"])
+    with pytest.raises(ValueError, match=r"individual\[0\]: no module is called 'mpl'"):
+        Plan(llama(), preset(), ranks=2, individual=["mpl"])
 
 
-def test_modules_that_are_named_stay_whole() -> None:
-    whole = ["model.layers.*.mlp", "model.layers.1"]
-    plan = Plan(llama(), preset(), ranks=2, whole=whole)
-    cut = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
-    assert cut == {f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"}
-    with pytest.raises(ValueError, match=r"whole\[0\]: no module is called 'mpl'"):
-        Plan(llama(), preset(), ranks=2, whole=["mpl"])
-    with pytest.raises(TypeError, match="whole: expected a list or tuple"):
-        Plan(llama(), preset(), ranks=2, whole="mlp")  # type: ignore[arg-type]
+def test_modules_that_are_named_are_replicated() -> None:
+    replicated = ["model.layers.*.mlp", "model.layers.1"]
+    plan = Plan(llama(), preset(), ranks=2, replicated=replicated)
+    sharded = {entry.name for entry in plan.entries if entry.dim >= 0 and "layers" in entry.name}
+    assert sharded == {
+        f"model.layers.{i}.self_attn.{x}_proj.weight" for i in (0, 2) for x in "qkvo"
+    }
+    with pytest.raises(ValueError, match=r"replicated\[0\]: no module is called 'mpl'"):
+        Plan(llama(), preset(), ranks=2, replicated=["mpl"])
+    with pytest.raises(TypeError, match="replicated: expected a list or tuple"):
+        Plan(llama(), preset(), ranks=2, replicated="mlp")  # type: ignore[arg-type]
+
+
+def test_kinds_and_sources_are_enums_whose_values_are_words() -> None:
+    plan = Plan(llama(), preset(), ranks=2)
+    entries = {entry.name: entry for entry in plan.entries}
+    up = entries["model.layers.1.mlp.up_proj.weight"]
+    assert up.kind is Kind.COLUMN and up.source is Source.PRESET
+    assert f"{up.kind} by {up.source}" == "column by preset"
+    assert all(kind.name == kind.value.upper().replace(" ", "_").replace("+", "_")
+               for kind in Kind if kind is not Kind.SKIPPED)  # fmt: skip
+    assert Kind("skip") is Kind.SKIPPED and Source("-") is Source.NONE
+
+
+def test_a_plan_says_what_is_sharded_tied_and_counted() -> None:
+    plan = Plan(llama(key_heads=2), preset(), ranks=4)
+    entries = {entry.name: entry for entry in plan.entries}
+    key = entries["model.layers.0.self_attn.k_proj.weight"]
+    assert [key.is_counted(rank) for rank in range(4)] == [True, False, True, False]
+    assert all(entries["model.layers.0.mlp.up_proj.weight"].is_counted(r) for r in range(4))
+    assert all(entry.is_sharded == (entry.dim >= 0) for entry in plan.entries)
+    assert [entry.name for entry in plan.entries if entry.is_tied] == ["lm_head.weight"]
+
+
+def test_a_layer_says_which_features_each_rank_has_and_what_holds_it() -> None:
+    plan = Plan(llama(key_heads=2), preset(), ranks=4)
+    layers = {layer.module: layer for layer in plan.layers}
+    key = layers["model.layers.2.self_attn.k_proj"]
+    assert key.features == (32, (16,) * 4, ((0, 16), (0, 16), (16, 16), (16, 16)))
+    assert key.block == ("model.layers.*.self_attn",)
+    assert layers["model.layers.2.self_attn.o_proj"].has_full_output
+    assert not (key.has_full_output or key.gathers_weight or key.is_heuristic)
+
+
+def test_samples_stand_for_all_names_that_differ_in_indices() -> None:
+    plan = Plan(llama(), preset(), ranks=2)
+    kept = {plan.entries[index].name for index in plan.samples}
+    assert "model.layers.0.mlp.up_proj.weight" in kept
+    assert f"model.layers.{LAYERS - 1}.mlp.up_proj.weight" in kept
+    patterns = {index_pattern(entry.name) for entry in plan.entries}
+    assert {index_pattern(name) for name in kept} == patterns
+
+
+def test_the_layout_hash_is_of_the_runs_and_not_of_the_rules() -> None:
+    by_preset = Plan(llama(), preset(), ranks=2)
+    rules = Rules()
+    rules.add([r".*\.(o|down)_proj\.weight"], {"partition_type": "row"}, label="a")
+    rules.add([r".*_proj\.weight"], {"partition_type": "column"}, label="b")
+    by_rules = Plan(llama(), rules, ranks=2)
+    assert by_rules.layout_hash == by_preset.layout_hash
+    others = [
+        Plan(llama(), preset(), ranks=4),
+        Plan(llama(), preset(), ranks=2, replicated=["lm_head"]),
+    ]
+    assert by_preset.layout_hash not in {plan.layout_hash for plan in others}

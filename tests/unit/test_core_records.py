@@ -61,9 +61,33 @@ def test_merge_fills_what_is_missing() -> None:
 def test_merge_lists_all_conflicts_in_one_error() -> None:
     with pytest.raises(ValueError, match="conflicts") as caught:
         _core.merge((4, "bfloat16", 0, 0), autotp_size=2, tp_size=8, fp16=True)
-    assert "autotp_size: 2" in str(caught.value)
-    assert "tp_size: 8" in str(caught.value)
+    assert "autotp_size is 2, but tensor_parallel.tp.tp_size is 8" in str(caught.value)
     assert "fp16" in str(caught.value)
+
+
+def test_a_tp_size_is_settled_where_all_sources_agree() -> None:
+    assert _core.settle_tp_size([("a", 4), ("b", -1), ("c", 4)]) == 4
+    assert _core.settle_tp_size((("a", 0), ("b", 1))) == 1
+    assert _core.settle_tp_size([("a", -1)]) is None
+    assert _core.settle_tp_size([]) is None
+
+
+def test_sources_that_differ_about_the_tp_size_are_all_named() -> None:
+    with pytest.raises(ValueError) as caught:
+        _core.settle_tp_size([("a", 4), ("b", 4), ("c", 2), ("d", 4)])
+    assert str(caught.value) == (
+        "TP size: a is 4, b is 4, but c is 2, d is 4; give it in one place, or the same size "
+        "everywhere"
+    )
+
+
+def test_sources_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match="sources: expected tuples .*, got list"):
+        _core.settle_tp_size([["a", 4]])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="a: expected an int, got bool"):
+        _core.settle_tp_size([("a", True)])
+    with pytest.raises(TypeError, match="sources"):
+        _core.settle_tp_size(4)  # type: ignore[arg-type]
 
 
 def test_merge_names_the_argument_that_is_wrong() -> None:

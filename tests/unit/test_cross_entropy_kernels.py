@@ -9,21 +9,18 @@ import pytest
 import torch
 
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
+from tests.support.cross_entropy_kernels import ROUNDING, TYPES, EmulatedKernels, batch, exact
 from tests.support.emulated_cuda import Library, build
-from tests.support.host_kernels import TYPES, HostKernels, batch, exact
-
-# Of the largest gradient, by what the dtype resolves.
-ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    return HostKernels(Library(build(tmp_path_factory.mktemp("vocab"))))
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedKernels:
+    return EmulatedKernels(Library(build(tmp_path_factory.mktemp("vocab"))))
 
 
 @pytest.fixture(params=["kernels", "torch"])
-def made(request: pytest.FixtureRequest, host: HostKernels) -> Any:
-    return host if request.param == "kernels" else cross_entropy_kernels
+def made(request: pytest.FixtureRequest, emulated: EmulatedKernels) -> Any:
+    return emulated if request.param == "kernels" else cross_entropy_kernels
 
 
 @pytest.mark.parametrize("cap", [0.0, 30.0])
@@ -58,17 +55,19 @@ def test_what_is_no_number_stays_none_and_is_hidden_by_a_scale_of_zero(made: Any
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_values_are_read_and_rounded_as_torch_does(host: HostKernels, dtype: torch.dtype) -> None:
+def test_values_are_read_and_rounded_as_torch_does(
+    emulated: EmulatedKernels, dtype: torch.dtype
+) -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     finite = every[every.isfinite()]
     read, kind = torch.empty(len(finite)), TYPES[dtype]
-    host.library.read(finite.data_ptr(), read.data_ptr(), len(finite), kind)
+    emulated.library.read(finite.data_ptr(), read.data_ptr(), len(finite), kind)
     assert torch.equal(read, finite.float())
     # Every value, and what lies halfway to the next, which goes to the even one.
     ordered = read.sort().values
     exact_ones = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] * 2])
     rounded = torch.empty(len(exact_ones), dtype=dtype)
-    host.library.round(exact_ones.data_ptr(), rounded.data_ptr(), len(exact_ones), kind)
+    emulated.library.round(exact_ones.data_ptr(), rounded.data_ptr(), len(exact_ones), kind)
     assert torch.equal(rounded, exact_ones.to(dtype))
 
 

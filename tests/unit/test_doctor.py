@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`autotp doctor` says what is there and what would be used."""
+"""`autotp doctor` prints what is there and what would be used."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_doctor_names_versions_build_and_use(capsys: pytest.CaptureFixture[str])
     found = rows()
     assert re.fullmatch(r"torch \d+\.\d+\.\d+ headers, serves 2\.10 and later; .+", found["_ops"])
     assert Path(found["_core"]).name.startswith("_core")
-    assert "gloo on a host" in found["collectives"]
+    assert "gloo on the CPU" in found["collectives"]
     if not torch.cuda.is_available():
         assert found["torch sees"] == "no GPU"
 

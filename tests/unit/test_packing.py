@@ -5,8 +5,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import torch
@@ -15,92 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepspeed_autotp.native import packing
+from tests.support.random_bits import DTYPES, bits, random_bits
+from tests.support.random_runs import Cut, cuts, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-
-DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
-    torch.float8_e8m0fnu,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.complex32,
-    torch.complex64,
-    torch.complex128,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A full shape, how it is seen around the cut dimension, and what a shard of it looks like."""
-
-    full: tuple[int, ...]
-    view: tuple[int, int, int]
-    runs: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-def disjoint_runs(draw: st.DrawFn, size: int) -> list[int]:
-    marks = sorted(draw(st.sets(st.integers(0, size), max_size=8)))
-    spans = list(pairwise(marks))
-    kept = draw(st.permutations(spans))[: draw(st.integers(0, len(spans)))]
-    return [number for start, stop in kept for number in (start, stop - start)]
-
-
-def any_runs(draw: st.DrawFn, size: int) -> list[int]:
-    runs = []
-    for _ in range(draw(st.integers(0, 6)) if size else 0):
-        start = draw(st.integers(0, size - 1))
-        runs += [start, draw(st.integers(1, size - start))]
-    return runs
-
-
-@st.composite
-def cuts(draw: st.DrawFn, *, disjoint: bool = False) -> Cut:
-    """Any rank from 1 to 5, sizes from 0; sometimes the cut dimension is stacked in another."""
-    sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
-    dim = draw(st.integers(0, len(sizes) - 1))
-    stacked = draw(st.sampled_from((1, 1, 2, 3)))
-    size = sizes[dim]
-    runs = disjoint_runs(draw, size) if disjoint else any_runs(draw, size)
-    view = (math.prod(sizes[:dim]) * stacked, size, math.prod(sizes[dim + 1 :]))
-    full = (*sizes[:dim], stacked * size, *sizes[dim + 1 :])
-    shape = (*sizes[:dim], stacked * sum(runs[1::2]), *sizes[dim + 1 :])
-    return Cut(full, view, tuple(runs), shape)
-
-
-def random_bits(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Every bit pattern of the dtype, NaNs and negative zeros among them."""
-    last = dtype.itemsize
-    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (*shape, last), dtype=torch.uint8)
-    return raw.view(dtype).reshape(*shape)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, one more dimension behind."""
-    return tensor.contiguous().unsqueeze(-1).view(torch.uint8)
-
-
-def reference(full: Tensor, cut: Cut) -> Tensor:
-    """The bytes of the shard, from torch alone."""
-    outer, size, inner = cut.view
-    seen = bits(full).reshape(outer, size, inner * full.element_size())
-    parts = [seen.narrow(1, *run) for run in zip(cut.runs[::2], cut.runs[1::2], strict=True)]
-    empty = seen.narrow(1, 0, 0)
-    return torch.cat([empty, *parts], 1).reshape(*cut.shape, full.element_size())
 
 
 def permuted(full: Tensor, order: Sequence[int]) -> Tensor:
@@ -203,7 +119,7 @@ def test_narrow_has_no_view_of_stacked_experts_or_of_two_runs() -> None:
     assert packing.narrow(stacked, view=(1, 12, 4), runs=(0, 2, 6, 2), shape=(4, 4)) is None
 
 
-def test_stacked_experts_are_cut_inside_each_expert() -> None:
+def test_stacked_experts_are_sharded_inside_each_expert() -> None:
     experts = torch.arange(2 * 4 * 3).view(8, 3)
     shard = packing.pack(experts, view=(2, 4, 3), runs=(2, 2), shape=(4, 3))
     assert torch.equal(shard, experts[[2, 3, 6, 7]])
@@ -225,8 +141,8 @@ def test_pack_never_shares_memory_even_when_the_shard_is_everything() -> None:
         ((0, 2, 11, 1), (3, 2), r"run 1 \(start 11, length 1\).*size 10"),
         ((2**62, 2**62), (3, 2), r"run 0 .*size 10"),
         ((4, 0), (0, 2), r"run 0 \(start 4, length 0\) is empty"),
-        ((0, 3, 5), (3, 2), "3 numbers; expected pairs"),
-        ((0, 3), (4, 2), r"take 3 of 10 .*a shard of \(1, 3, 2\).*8 elements"),
+        ((0, 3, 5), (3, 2), "3 values; expected pairs"),
+        ((0, 3), (4, 2), r"select 3 of 10 .*a shard of \(1, 3, 2\).*8 elements"),
     ],
 )
 @pytest.mark.parametrize("where", ["contiguous", "transposed", "meta"])
@@ -271,9 +187,9 @@ def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> N
         packing.unpack_(full, torch.zeros(2, 2).double(), view=(1, 4, 2), runs=(0, 2))
     with pytest.raises(ValueError, match="float32 on meta"):
         packing.unpack_(full, torch.zeros(2, 2, device="meta"), view=(1, 4, 2), runs=(0, 2))
-    with pytest.raises(ValueError, match="shares no memory"):
+    with pytest.raises(ValueError, match="shares memory with full"):
         packing.unpack_(full, full[1:3], view=(1, 4, 2), runs=(0, 2))
-    with pytest.raises(ValueError, match="full tensor's dtype"):
+    with pytest.raises(ValueError, match="another dtype than full"):
         torch.ops.deepspeed_autotp.unpack_(full, torch.zeros(2, 2).int(), 1, 4, 2, [0, 2])
 
 
@@ -364,7 +280,7 @@ def test_the_number_of_threads_does_not_change_the_result(
 
 
 def test_more_than_two_to_the_31_elements_are_addressed_exactly() -> None:
-    # Of 2 GiB only the pages that are written take memory.
+    # Of 2 GiB only the pages that are written use memory.
     size = 2**31 + 4096
     full = torch.empty(size, dtype=torch.uint8)
     full[0] = 0
@@ -405,7 +321,7 @@ print(peak() - before - shard.nbytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_the_peak_extra_memory_of_pack_is_the_shard(layout: str) -> None:
-    # A process of its own: the peak of this one may lie above what pack takes.
+    # A process of its own: the peak of this one may be above what pack needs.
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PEAK, layout],
         capture_output=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards of many tensors at once, and shards in the memory of the tensors they are cut from."""
+"""Shards of many tensors at once, and shards in the memory of the full tensors."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
-from tests.unit.test_packing import DTYPES, Cut, bits, cuts, random_bits, reference
+from tests.support.random_bits import DTYPES, bits, random_bits
+from tests.support.random_runs import Cut, cuts, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -49,10 +50,10 @@ def test_a_shard_in_place_is_the_shard(cut: Cut, dtype: torch.dtype) -> None:
 
 def test_runs_that_do_not_ascend_cannot_be_packed_in_place() -> None:
     full = torch.arange(6.0)
-    with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
+    with pytest.raises(ValueError, match="run 1 .start 0, length 2. starts before the end"):
         packing.compact_(full, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
     by_torch = torch.zeros(6, dtype=torch.complex64).conj()
-    with pytest.raises(ValueError, match="run 1 .start 0, length 2. lies before the end"):
+    with pytest.raises(ValueError, match="run 1 .start 0, length 2. starts before the end"):
         packing.compact_(by_torch, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
     with pytest.raises(ValueError, match="has to be contiguous"):
         packing.compact_(torch.zeros(4, 4).t(), view=(4, 4, 1), runs=(0, 2), shape=(4, 2))
@@ -63,10 +64,10 @@ def test_a_table_that_does_not_fit_is_refused() -> None:
     named = torch.ops.deepspeed_autotp
     full = torch.arange(6.0)
     for table, words in (
-        ([1, 6, 1, 2], "ends early"),
+        ([1, 6, 1, 2], "entries for fewer tensors"),
         ([1, 6, 1, 2, 1, 0, 3, -1], "negative size"),
-        ([1, 6, 1, -2, 1, 0, 3, 3], "ends early"),
-        ([1, 6, 1, 2, 1, 0, 3, 3, 1], "goes on"),
+        ([1, 6, 1, -2, 1, 0, 3, 3], "entries for fewer tensors"),
+        ([1, 6, 1, 2, 1, 0, 3, 3, 1], "entries for more tensors"),
     ):
         with pytest.raises(ValueError, match=words):
             named.pack_many([full], table)

@@ -17,7 +17,7 @@ from deepspeed_autotp.sharding.pinned_copy import Staging
 
 @dataclass
 class Rows:
-    """An entry of a plan that cuts the rows of an [8, 3] weight over two ranks."""
+    """An entry of a plan that shards the rows of an [8, 3] weight over two ranks."""
 
     name: str = "up.weight"
     view: tuple[int, int, int] = (1, 8, 3)
@@ -36,7 +36,7 @@ def weights(count: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(8, 3)) for _ in range(count)]
 
 
-def test_small_tensors_of_a_gpu_are_cut_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_on_a_gpu_are_packed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     pack_many = packing.pack_many
 
@@ -49,14 +49,14 @@ def test_small_tensors_of_a_gpu_are_cut_together(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(partition, "_TOGETHER", 3 * 96)
     parameters = weights(9)
     parameters.append(nn.Parameter(torch.randn(8, 3 << 15)))
-    wholes = [parameter.detach().clone() for parameter in parameters]
+    originals = [parameter.detach().clone() for parameter in parameters]
     large = Rows(view=(1, 8, 3 << 15))
     large.local_shape = lambda rank: (4, 3 << 15)  # type: ignore[method-assign]
     entries = [Rows() for _ in range(9)] + [large]
     partition.cut_parameters(zip(parameters, entries, strict=True), rank=1)  # type: ignore[arg-type]
     assert calls == [4, 4, 1, 1], "four pass the limit, the large one goes alone"
-    for parameter, whole in zip(parameters, wholes, strict=True):
-        assert torch.equal(parameter, whole[4:])
+    for parameter, original in zip(parameters, originals, strict=True):
+        assert torch.equal(parameter, original[4:])
 
 
 @pytest.mark.parametrize("taken", [(4, 4), (5, 2, 1, 2)], ids=["ascending", "in another order"])
@@ -72,11 +72,12 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
 
     monkeypatch.setattr(packing, "pack_many", full)
     (parameter,) = weights(1)
-    whole, place = parameter.detach().clone(), parameter.data_ptr()
+    original, place = parameter.detach().clone(), parameter.data_ptr()
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
         partition.cut_parameters([(parameter, Rows(taken=taken))], rank=1)  # type: ignore[list-item]
     pieces = [
-        whole[start : start + length] for start, length in zip(taken[::2], taken[1::2], strict=True)
+        original[start : start + length]
+        for start, length in zip(taken[::2], taken[1::2], strict=True)
     ]
     assert torch.equal(parameter, torch.cat(pieces)) and parameter.data_ptr() == place
     assert "up.weight: no memory for the shard beside the whole weight (tried to" in caplog.text
@@ -106,8 +107,8 @@ def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
 
 
-def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
-    """By what torch really says; the weight itself is never read or written."""
+def test_a_cpu_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
+    """By torch's real message; the weight itself is never read or written."""
     size = 1 << 28
     large = Rows(view=(1, size, 1), taken=(0, size // 2))
     large.local_shape = lambda rank: (size // 2,)  # type: ignore[method-assign]
@@ -122,16 +123,16 @@ def test_a_host_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -
     assert parameter.shape == (size // 2,) and "no memory for the shard" in caplog.text
 
 
-def test_cut_and_whole_parameters_go_to_a_device() -> None:
+def test_sharded_and_replicated_parameters_go_to_a_device() -> None:
     parameters = weights(3)
-    wholes = [parameter.detach().clone() for parameter in parameters]
+    originals = [parameter.detach().clone() for parameter in parameters]
     entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]
     pairs = zip(parameters, entries, strict=True)
     staging = Staging(torch.device("cpu"), buffer=40)
     partition.move_parameters(pairs, rank=1, staging=staging)  # type: ignore[arg-type]
-    assert torch.equal(parameters[0], wholes[0][4:])
-    assert torch.equal(parameters[1], wholes[1])
-    assert torch.equal(parameters[2], wholes[2]), "its partner is cut, and is the same object"
+    assert torch.equal(parameters[0], originals[0][4:])
+    assert torch.equal(parameters[1], originals[1])
+    assert torch.equal(parameters[2], originals[2]), "its partner is cut, and is the same object"
 
 
 def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:

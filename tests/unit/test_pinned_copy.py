@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.sharding.pinned_copy import Staging
-from tests.unit.test_packing import DTYPES, Cut, bits, cuts, random_bits, reference
+from tests.support.random_bits import DTYPES, bits, random_bits
+from tests.support.random_runs import Cut, cuts, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 HOST = torch.device("cpu")
@@ -30,7 +31,7 @@ def test_a_shard_through_buffers_is_the_shard(
     assert torch.equal(bits(staging.whole(given_full)), bits(full))
 
 
-def test_the_device_holds_the_shard_alone_and_no_view_of_a_buffer() -> None:
+def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
     staging = Staging(HOST, buffer=16)
     full = torch.arange(12.0).view(3, 4)
     cut = packing.Cut(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
@@ -40,7 +41,7 @@ def test_the_device_holds_the_shard_alone_and_no_view_of_a_buffer() -> None:
     assert first.untyped_storage().nbytes() == first.nbytes
 
 
-def test_a_part_behind_the_shard_is_refused() -> None:
+def test_a_piece_behind_the_shard_is_refused() -> None:
     full, cut = torch.arange(6.0), packing.Cut(view=(1, 6, 1), runs=(1, 2), shape=(2,))
     part = torch.zeros(8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="ends behind the shard"):

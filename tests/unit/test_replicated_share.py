@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a plan that leaves nearly everything whole."""
+"""The warning about a plan in which nearly everything is replicated."""
 
 import json
 import re
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.planning.replicated_share import little_cut
 from tests.support.core_llama import llama, preset
 
 
-def mostly_whole(*, ranks: int) -> Plan:
-    """Only the output head is cut."""
-    whole = ["model.embed_tokens", "model.layers.*"]
-    return Plan(llama(tied=False), preset(), ranks=ranks, whole=whole)
+def mostly_replicated(*, ranks: int) -> Plan:
+    """Only the output head is sharded."""
+    replicated = ["model.embed_tokens", "model.layers.*"]
+    return Plan(llama(tied=False), preset(), ranks=ranks, replicated=replicated)
 
 
-def test_the_largest_blocks_that_stay_whole_are_named() -> None:
-    remark = little_cut(mostly_whole(ranks=2))
+def test_the_largest_replicated_blocks_are_named() -> None:
+    remark = mostly_replicated(ranks=2).replicated_warning()
     assert remark is not None
     assert remark.startswith("a rank holds 0.9")
     named = re.findall(r"([\w.*]+) \(0\.\d\d\)", remark)
@@ -25,8 +24,8 @@ def test_the_largest_blocks_that_stay_whole_are_named() -> None:
 
 
 def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
-    plan = mostly_whole(ranks=2)
-    remark = little_cut(plan)
+    plan = mostly_replicated(ranks=2)
+    remark = plan.replicated_warning()
     assert remark is not None
     written = re.search(r"\{.*?\}", remark)
     assert written is not None
@@ -37,5 +36,5 @@ def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
 
 
 def test_nothing_is_said_where_a_rank_gains_or_is_alone() -> None:
-    assert little_cut(Plan(llama(), preset(), ranks=2)) is None
-    assert little_cut(mostly_whole(ranks=1)) is None
+    assert Plan(llama(), preset(), ranks=2).replicated_warning() is None
+    assert mostly_replicated(ranks=1).replicated_warning() is None

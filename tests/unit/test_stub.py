@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stub of the compiled core says what the module says."""
+"""The stub of the compiled core agrees with the module."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def stubtest(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Compare the module with a stub. The stub stands alone in ``folder``, so that nothing but
-    the stub is read: the package itself pulls torch in, which takes mypy a minute."""
+    the stub is read: the package itself pulls torch in, which costs mypy a minute."""
     package = folder / "deepspeed_autotp"
     package.mkdir()
     (package / "__init__.pyi").touch()

@@ -160,7 +160,7 @@ def test_given_variables_hold_for_one_job(pool: Pool) -> None:
     assert pool.run(variable, "COLOUR") == [None, None]
 
 
-def test_every_job_draws_the_same_random_numbers_on_every_rank(pool: Pool) -> None:
+def test_every_job_starts_with_the_same_rng_state_on_every_rank(pool: Pool) -> None:
     first, second = pool.run(draw)
     again, _ = pool.run(draw)
     assert torch.equal(first, second)

@@ -9,6 +9,7 @@
 
 #include "base/dtype.h"
 #include "base/text.h"
+#include "config/tp_size.h"
 
 /* The conflicts of one call, one line each. */
 typedef struct {
@@ -27,58 +28,27 @@ begin_line(conflicts *all)
     return &all->lines;
 }
 
-/* One statement of the TP size. */
-typedef struct {
-    int64_t size;     /* as given; -1: not given */
-    const char *noun; /* what is counted, with a leading blank */
-    char name[64];
-} statement;
+enum { SOURCES = 5 };
 
-/* 0 switches tensor parallelism off, which is the TP size 1. */
-static bool
-same_degree(int64_t a, int64_t b)
-{
-    return (a == 0 ? 1 : a) == (b == 0 ? 1 : b);
-}
-
-enum { STATEMENT_COUNT = 4 };
-
-/* The record comes last, so that the left side of a line is the configuration. */
 static void
-list_statements(const conflicts *all, statement out[STATEMENT_COUNT])
+compare_sizes(conflicts *all)
 {
     const tp_merge_facts *facts = all->facts;
     const tp_record *record = all->record;
-    const int64_t ranks = facts->tp_group_size;
-    out[0] = (statement){facts->autotp_size, "", "tensor_parallel.autotp_size"};
-    out[1] = (statement){facts->tp_size, "", ""};
-    out[2] = (statement){ranks > 0 ? ranks : -1, ranks == 1 ? " rank" : " ranks", ""};
-    out[3] = (statement){record == NULL ? -1 : record->tp_size, "", ""};
-    snprintf(out[1].name, sizeof(out[1].name), "tensor_parallel.%s.tp_size",
+    char tp_size[64], tp_group[64];
+    snprintf(tp_size, sizeof(tp_size), "tensor_parallel.%s.tp_size", facts->section);
+    snprintf(tp_group, sizeof(tp_group), "the size of tensor_parallel.%s.tp_group",
              facts->section);
-    snprintf(out[2].name, sizeof(out[2].name), "tensor_parallel.%s.tp_group",
-             facts->section);
-    snprintf(out[3].name, sizeof(out[3].name), "tp_model_init(tp_size=%" PRId64 ")",
-             out[3].size);
-}
-
-static void
-compare_degrees(conflicts *all)
-{
-    statement statements[STATEMENT_COUNT];
-    list_statements(all, statements);
-    for (int i = 0; i < STATEMENT_COUNT; i++) {
-        for (int j = i + 1; j < STATEMENT_COUNT; j++) {
-            const statement *a = &statements[i];
-            const statement *b = &statements[j];
-            if (a->size < 0 || b->size < 0 || same_degree(a->size, b->size))
-                continue;
-            tp_text_add(begin_line(all),
-                        "%s: %" PRId64 "%s in the configuration, but %" PRId64
-                        "%s in %s",
-                        a->name, a->size, a->noun, b->size, b->noun, b->name);
-        }
-    }
+    const tp_size_source sources[SOURCES] = {
+        {"tensor_parallel.autotp_size", facts->autotp_size},
+        {tp_size, facts->tp_size},
+        {tp_group, facts->tp_group_size > 0 ? facts->tp_group_size : -1},
+        {"tp_size of tp_model_init", record == NULL ? -1 : record->tp_size},
+        {"the size of tp_group of tp_model_init",
+         record == NULL || record->group_size == 0 ? -1 : record->group_size},
+    };
+    if (tp_size_differs(sources, SOURCES))
+        tp_size_add_sources(begin_line(all), sources, SOURCES);
 }
 
 static void
@@ -96,13 +66,6 @@ compare_groups(conflicts *all)
     const tp_merge_facts *facts = all->facts;
     if (record == NULL || record->group == 0)
         return;
-    if (record->group_size > 0 && record->group_size != record->tp_size)
-        tp_text_add(begin_line(all),
-                    "tp_group: %" PRId64
-                    " rank%s in tp_model_init(tp_group=...), but %" PRId64
-                    " in tp_model_init(tp_size=%" PRId64 ")",
-                    record->group_size, record->group_size == 1 ? "" : "s",
-                    record->tp_size, record->tp_size);
     if (facts->tp_group != 0 && facts->tp_group != record->group) {
         tp_text *text = begin_line(all);
         tp_text_add(text, "tensor_parallel.%s.tp_group: ", facts->section);
@@ -216,7 +179,7 @@ tp_merge(const tp_record *record, const tp_merge_facts *facts, tp_merge_fill *fi
          tp_error *err)
 {
     conflicts all = {.record = record, .facts = facts, .lines = TP_NO_TEXT};
-    compare_degrees(&all);
+    compare_sizes(&all);
     compare_groups(&all);
     compare_switches(&all);
     if (compare_dtype(&all, err) < 0) {

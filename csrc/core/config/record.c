@@ -120,7 +120,7 @@ tp_records_add(tp_records *records, int64_t key, const tp_record *record, tp_err
         if (check_against(record, &records->slots[i].record, err) < 0)
             return -1;
     }
-    /* A copy, because `record` may be in the list, which is about to move. */
+    /* A copy, because `record` may point into the list, which is about to move. */
     const slot added = {key, *record};
     if (reserve(records, err) < 0)
         return -1;

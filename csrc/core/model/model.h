@@ -69,6 +69,7 @@ typedef struct {
     int integer_count;
     int input_embedding; /* module index */
     int output_head;     /* module index */
+    bool takes_labels;   /* the model's forward does */
 } tp_model_facts;
 
 /* Copy the facts in, find every parent, end the building. */

@@ -21,6 +21,7 @@ static const char *const names[] = {
     [TP_PART_SIBLINGS] = "siblings",
     [TP_PART_STACKS] = "stacks",
     [TP_PART_INTEGERS] = "integers",
+    [TP_PART_LOGITS] = "logits",
     [TP_PART_HASH] = "hash",
     [TP_PART_MESSAGES] = "messages",
 };
@@ -191,6 +192,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_SIBLINGS] = hash_siblings(build->plan);
     out[TP_PART_STACKS] = hash_stacks(build->plan);
     out[TP_PART_INTEGERS] = hash_integers(build->plan);
+    out[TP_PART_LOGITS] = (uint64_t)build->plan->logits_layer;
     out[TP_PART_HASH] = build->plan->hash;
     out[TP_PART_MESSAGES] = hash_messages(build->plan);
 }

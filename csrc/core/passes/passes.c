@@ -14,6 +14,8 @@
 #include "passes/output/entries.h"
 #include "passes/output/layers.h"
 #include "passes/output/local_integers.h"
+#include "passes/output/nothing_sharded.h"
+#include "passes/output/output_head.h"
 #include "passes/output/sequence.h"
 #include "passes/output/siblings.h"
 #include "passes/output/unmatched.h"
@@ -129,6 +131,7 @@ enum {
     SIBLINGS = 1 << TP_PART_SIBLINGS,
     STACKS = 1 << TP_PART_STACKS,
     INTEGERS = 1 << TP_PART_INTEGERS,
+    LOGITS = 1 << TP_PART_LOGITS,
     HASH = 1 << TP_PART_HASH,
     MESSAGES = 1 << TP_PART_MESSAGES,
 };
@@ -173,7 +176,9 @@ static const tp_pass passes[] = {
      LAYERS | LAYOUTS},
     {"siblings", tp_siblings_make, LAYERS, SIBLINGS},
     {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
+    {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
     {"local integers", tp_local_integers_make, STACKED | DECISIONS | EXPERTS, INTEGERS},
+    {"nothing sharded", tp_nothing_sharded_refuse, ENTRIES | MESSAGES, 0},
     {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS, HASH},
 };
 

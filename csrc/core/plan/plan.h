@@ -116,7 +116,10 @@ typedef struct {
     int replicated_count;
     const char *const *individual; /* modules whose layers are individually sharded */
     int individual_count;
-    bool sequence; /* shard the tokens between blocks, or fail */
+    bool sequence;              /* shard the tokens between blocks, or fail */
+    bool must_shard;            /* a plan that shards nothing is an error */
+    int vocab_parallel_lm_head; /* 1: the output head keeps its shard of the logits, or
+                                 * fail; 0: it does not; -1: where it can */
 } tp_plan_options;
 
 typedef struct tp_plan tp_plan;
@@ -130,15 +133,25 @@ int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
 int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are sharded */
 const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
+/* The layer that keeps its shard of the logits where labels are given, or -1. */
+int tp_plan_logits_layer(const tp_plan *plan);
+
 int tp_plan_message_count(const tp_plan *plan);
 const tp_message *tp_plan_message(const tp_plan *plan, int index);
 
 /* Shape of the shard on `rank`; `shape` has room for TP_MAX_DIMS values. */
 void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);
 
+/* Whether `rank` counts its shard in a sum over all ranks: it owns every run of it. Of
+ * a replicated parameter no rank does. */
+bool tp_plan_is_counted(const tp_plan *plan, int entry, int rank);
+
 /* Equal plans of equal models have equal hashes, on every machine: covers ranks, names,
  * shapes, dtypes, kinds, runs, local integers and stacks; not who decided. */
 uint64_t tp_plan_hash(const tp_plan *plan);
+
+/* Covers names, shapes and runs alone: what a checkpoint of the shards depends on. */
+uint64_t tp_plan_layout_hash(const tp_plan *plan);
 
 /* One row per group of parameters that differ in indices only. */
 typedef struct {

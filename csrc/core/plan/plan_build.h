@@ -28,6 +28,7 @@ struct tp_plan {
     int integer_count;
     tp_stack *stacks;
     int stack_count;
+    int logits_layer; /* -1: none */
     tp_message *messages;
     int message_count;
     int message_room;

@@ -132,3 +132,21 @@ tp_plan_hash_make(const tp_plan *plan)
         hash = hash_stack(hash, &plan->stacks[i]);
     return hash;
 }
+
+uint64_t
+tp_plan_layout_hash(const tp_plan *plan)
+{
+    kept_hashes kept = {{NULL}, {0}};
+    uint64_t hash = tp_hash_int(TP_HASH_START, plan->ranks);
+    for (int i = 0; i < plan->entry_count; i++) {
+        const tp_entry *entry = &plan->entries[i];
+        const tp_parameter *at = tp_model_parameter(plan->model, i);
+        hash = tp_hash_text(hash, at->name);
+        for (int dim = 0; dim < at->dims; dim++)
+            hash = tp_hash_int(hash, at->shape[dim]);
+        hash = tp_hash_int(hash, entry->outer);
+        hash = tp_hash_int(hash, entry->inner);
+        hash = tp_hash_int(hash, (int64_t)hash_layout(&kept, entry->layout));
+    }
+    return hash;
+}

@@ -81,6 +81,12 @@ tp_plan_stack(const tp_plan *plan, int index)
 }
 
 int
+tp_plan_logits_layer(const tp_plan *plan)
+{
+    return plan->logits_layer;
+}
+
+int
 tp_plan_message_count(const tp_plan *plan)
 {
     return plan->message_count;
@@ -108,6 +114,19 @@ tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape)
     if (at->layout != NULL)
         shape[at->dim] =
             shape[at->dim] / at->layout->size * at->layout->parts[rank].width;
+}
+
+bool
+tp_plan_is_counted(const tp_plan *plan, int entry, int rank)
+{
+    const tp_layout *layout = plan->entries[entry].layout;
+    if (layout == NULL)
+        return false;
+    const tp_part *part = &layout->parts[rank];
+    for (int i = 0; i < part->count; i++)
+        if (part->runs[i].owner != rank)
+            return false;
+    return true;
 }
 
 void

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DeepSpeed's engine is made to do on saving and loading."""
+"""Hooks into the saving and loading of DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -7,42 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-
-def save_whole_weights(engine: Any, *, whole: Callable[[bool], dict[str, Tensor] | None]) -> None:
-    """Let ``engine`` write whole weights wherever it writes a model without its optimizer.
-
-    ``whole(frozen)`` is the state on the first rank and None elsewhere. Without it DeepSpeed
-    0.19.8 writes the first rank's shards in ``save_16bit_model`` unless ZeRO 3 is on, and
-    leaves the buffers away in what ``Trainer.save_model`` takes.
-    """
-    save = engine.save_16bit_model
-
-    def save_16bit_model(
-        save_dir: str,
-        save_filename: str = "pytorch_model.bin",
-        exclude_frozen_parameters: bool = False,
-    ) -> bool:
-        engine.module_state_dict = lambda **_: whole(not exclude_frozen_parameters)
-        try:
-            saved: bool = save(save_dir, save_filename, exclude_frozen_parameters)
-        finally:
-            del engine.module_state_dict
-        return saved
-
-    engine.save_16bit_model = save_16bit_model
-    engine._replace_module_consolidated_state_dict = lambda: whole(True)
-
 
 def watch_checkpoints(
     engine: Any, *, saving: Callable[[Path | None], None], loading: Callable[[Path], None]
 ) -> None:
     """Call ``saving`` and ``loading`` with the folder of a checkpoint before ``engine`` uses it.
 
-    On every rank, so that they fail together. ``saving`` is given the folder where this rank makes
-    it, on the first of the world or, where checkpoints lie on the machines' own disks, of each
-    machine, and else None. Universal checkpoints, which are whole, are loaded without a call.
+    On every rank, so that they fail together. ``saving`` is given the folder on the rank that
+    creates it, global rank 0 or, with node-local storage, local rank 0, and None on the others.
+    Universal checkpoints, which have full weights, are loaded without a call.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
 

@@ -82,11 +82,11 @@ def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
     config["gradient_accumulation_steps"] = checked.gradient_accumulation_steps
 
 
-def default_whole_weights_on_save(config: dict[str, Any]) -> None:
-    """Let ``save_16bit_model`` and ``Trainer.save_model`` write whole weights.
+def gather_weights_on_save(config: dict[str, Any]) -> None:
+    """Let ``save_16bit_model`` and ``Trainer.save_model`` gather full weights.
 
-    DeepSpeed ties the gathering over tensor-parallel ranks to a key of ZeRO 3, which is off by
-    default; without it saving fails. A value that the user wrote stays.
+    DeepSpeed gathers over the TP group only with a key of ZeRO 3, which is false by default;
+    without it saving fails. A value of the user is kept.
     """
     zero = config.setdefault("zero_optimization", {})
     if isinstance(zero, dict):

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// cuda_runtime.h -- what the .cu files use of CUDA, for a compiler of a host.
+// cuda_runtime.h -- what the .cu files use of CUDA, for a compiler without CUDA.
 //
 // Stands in for CUDA's header of this name. Kernels run when they are launched, block
 // by block, each thread as a fiber that others take turns with; see runtime.cpp. What a
-// GPU would not define is said, and ends the process. Arithmetic is the host's, since
+// GPU would not define is said, and ends the process. Arithmetic is the CPU's, since
 // __CUDACC__ and __CUDA_ARCH__ stay undefined.
 #ifndef TP_EMULATED_CUDA_RUNTIME_H
 #define TP_EMULATED_CUDA_RUNTIME_H

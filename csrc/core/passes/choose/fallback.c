@@ -123,14 +123,16 @@ int
 tp_fallback_replicate(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
-    const named whole = {"whole", options->replicated, options->replicated_count};
-    return choose(build, &whole, replicate_tensor, err);
+    const named modules = {"replicated", options->replicated,
+                           options->replicated_count};
+    return choose(build, &modules, replicate_tensor, err);
 }
 
 int
 tp_fallback_individual(tp_build *build, tp_error *err)
 {
     const tp_plan_options *options = build->options;
-    const named apart = {"apart", options->individual, options->individual_count};
-    return choose(build, &apart, shard_individually, err);
+    const named modules = {"individual", options->individual,
+                           options->individual_count};
+    return choose(build, &modules, shard_individually, err);
 }

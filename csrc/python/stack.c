@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stack.c -- the type Stack: layers between which the tokens are sharded. */
+#include "python/args.h"
+
+#include <stddef.h>
+
+#include "python/holder.h"
+
+static const tp_stack *
+get(PyObject *self)
+{
+    return tp_plan_stack(py_view_plan(self), ((py_view *)self)->index);
+}
+
+static PyObject *
+name_of(PyObject *self, int module)
+{
+    return PyUnicode_FromString(tp_model_module(py_view_model(self), module)->name);
+}
+
+static PyObject *
+stack_get_owner(PyObject *self, void *closure)
+{
+    (void)closure;
+    return name_of(self, get(self)->owner);
+}
+
+/* `closure` is the offset of the list in a tp_stack. */
+static PyObject *
+stack_get_modules(PyObject *self, void *closure)
+{
+    const tp_modules *modules =
+        (const tp_modules *)((const char *)get(self) + (size_t)(uintptr_t)closure);
+    PyObject *tuple = PyTuple_New(modules->count);
+    for (int i = 0; tuple != NULL && i < modules->count; i++)
+        py_tuple_put(&tuple, i, name_of(self, modules->items[i]));
+    return tuple;
+}
+
+static PyObject *
+stack_repr(PyObject *self)
+{
+    PyObject *owner = name_of(self, get(self)->owner);
+    PyObject *repr = owner == NULL
+                         ? NULL
+                         : PyUnicode_FromFormat("<Stack of %d stages in %R>",
+                                                get(self)->stages.count, owner);
+    Py_XDECREF(owner);
+    return repr;
+}
+
+#define OFFSET(list) ((void *)(uintptr_t)offsetof(tp_stack, list))
+
+static PyGetSetDef getters[] = {
+    {"owner", stack_get_owner, NULL, "Name of the module that runs the stages.", NULL},
+    {"stages", stack_get_modules, NULL, "Names of the layers, in order.",
+     OFFSET(stages)},
+    {"inlets", stack_get_modules, NULL, "Modules that gather all tokens first.",
+     OFFSET(inlets)},
+    {"outlets", stack_get_modules, NULL,
+     "Row layers that give each rank the sum for its own tokens.", OFFSET(outlets)},
+    {"islands", stack_get_modules, NULL,
+     "Modules that gather all tokens first and shard them again behind.",
+     OFFSET(islands)},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)"Layers between which the tokens are sharded; read-only."},
+    {Py_tp_dealloc, PY_SLOT(py_view_dealloc)},
+    {Py_tp_repr, PY_SLOT(stack_repr)},
+    {Py_tp_getset, getters},
+    {0, NULL},
+};
+
+const PyType_Spec py_stack_spec = {
+    .name = "deepspeed_autotp._core.Stack",
+    .basicsize = sizeof(py_view),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = slots,
+};

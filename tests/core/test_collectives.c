@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
+
+#include "shared_memory/collectives.h"
+
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+
+enum { SLOT = 4096, MOST = 40000 };
+
+static const double PATIENCE = 20;
+
+/* What a rank does; 0 is right. */
+typedef int (*rank_work)(tp_shm *shm, int rank, int ranks);
+
+static void
+name_of_run(char *name, size_t size)
+{
+    static int runs;
+    snprintf(name, size, "/autotp-test-%ld-%d", (long)getpid(), runs++);
+}
+
+static int
+join_and_work(const char *name, int rank, int ranks, rank_work work)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_shm *shm = NULL;
+
+    if (tp_shm_open(&shm, name, rank, ranks, SLOT, &err) < 0)
+        return 90;
+    const int wrong = work(shm, rank, ranks);
+    tp_shm_close(shm);
+    return wrong;
+}
+
+/* Run `work` in a process for each rank; the first exit status that is not 0. This one
+ * is rank 0, and makes the memory before there are others. */
+static int
+run_ranks(int ranks, rank_work work)
+{
+    char name[64];
+    tp_error err = TP_NO_ERROR;
+    tp_shm *first = NULL;
+    int wrong = 0;
+
+    name_of_run(name, sizeof(name));
+    if (!CHECK_OK(tp_shm_open(&first, name, 0, ranks, SLOT, &err), &err))
+        return -1;
+    for (int rank = 1; rank < ranks; rank++) {
+        const pid_t child = fork();
+        if (child == 0)
+            _exit(join_and_work(name, rank, ranks, work));
+    }
+    const int own = work(first, 0, ranks);
+    for (int rank = 1; rank < ranks; rank++) {
+        int status = 0;
+        wait(&status);
+        if (wrong == 0)
+            wrong = WIFEXITED(status) ? WEXITSTATUS(status) : 99;
+    }
+    tp_shm_unlink(name);
+    tp_shm_close(first);
+    return own != 0 ? own : wrong;
+}
+
+/* Item `i` of message `round` of a rank: a number that sums exactly. */
+static double
+item_of(int rank, size_t i, int round)
+{
+    return (double)((i * 7 + (size_t)rank * 3 + (size_t)round) % 32) - 10;
+}
+
+static double
+total_of(int ranks, size_t i, int round)
+{
+    double total = 0;
+    for (int rank = 0; rank < ranks; rank++)
+        total += item_of(rank, i, round);
+    return total;
+}
+
+/* Messages of nothing, of less than a slot, of a slot, and of many. */
+static size_t
+count_of(int round)
+{
+    static const size_t counts[] = {1, 0, 7, 1024, 1023, 1025, 2048, 2049, 9000, 30000};
+    return counts[(size_t)round % (sizeof(counts) / sizeof(counts[0]))];
+}
+
+static int
+sum_floats(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    tp_error err = TP_NO_ERROR;
+
+    for (int round = 0; round < 200; round++) {
+        const size_t count = count_of(round);
+        const tp_message message = {x, count * sizeof(float), TP_SUM_F32};
+        for (size_t i = 0; i < count; i++)
+            x[i] = (float)item_of(rank, i, round);
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+            return 1;
+        if (tp_collective_sum(shm, &message, 0, count, x, PATIENCE, &err) < 0)
+            return 2;
+        for (size_t i = 0; i < count; i++)
+            if (x[i] != (float)total_of(ranks, i, round))
+                return 3;
+    }
+    return 0;
+}
+
+static int
+sum_doubles_for_each(tp_shm *shm, int rank, int ranks)
+{
+    static double x[MOST];
+    static double own[MOST];
+    tp_error err = TP_NO_ERROR;
+
+    for (int round = 0; round < 40; round++) {
+        const size_t count = count_of(round);
+        const size_t first = count * (size_t)rank / (size_t)ranks;
+        const size_t mine = count * (size_t)(rank + 1) / (size_t)ranks - first;
+        const tp_message message = {x, count * sizeof(double), TP_SUM_F64};
+        for (size_t i = 0; i < count; i++)
+            x[i] = item_of(rank, i, round);
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+            return 1;
+        if (tp_collective_sum(shm, &message, first, mine, own, PATIENCE, &err) < 0)
+            return 2;
+        for (size_t i = 0; i < mine; i++)
+            if (own[i] != total_of(ranks, first + i, round))
+                return 3;
+    }
+    return 0;
+}
+
+static int
+gather_floats(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    static float all[4 * MOST];
+    tp_error err = TP_NO_ERROR;
+
+    for (int round = 0; round < 40; round++) {
+        const size_t count = count_of(round);
+        const tp_message message = {x, count * sizeof(float), TP_GATHER};
+        for (size_t i = 0; i < count; i++)
+            x[i] = (float)item_of(rank, i, round);
+        if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+            return 1;
+        if (tp_collective_gather(shm, &message, all, PATIENCE, &err) < 0)
+            return 2;
+        for (int from = 0; from < ranks; from++)
+            for (size_t i = 0; i < count; i++)
+                if (all[(size_t)from * count + i] != (float)item_of(from, i, round))
+                    return 3;
+    }
+    return 0;
+}
+
+static void
+test_every_rank_gets_the_sum_of_messages_of_any_length(void)
+{
+    for (int ranks = 2; ranks <= 4; ranks++)
+        CHECK_INT_EQ(run_ranks(ranks, sum_floats), 0);
+}
+
+static void
+test_a_rank_can_read_its_part_of_a_sum(void)
+{
+    for (int ranks = 2; ranks <= 4; ranks++)
+        CHECK_INT_EQ(run_ranks(ranks, sum_doubles_for_each), 0);
+}
+
+static void
+test_every_rank_gets_the_messages_of_all(void)
+{
+    for (int ranks = 2; ranks <= 4; ranks++)
+        CHECK_INT_EQ(run_ranks(ranks, gather_floats), 0);
+}
+
+/* The bits of bfloat16 numbers and of their sum over three ranks. */
+static int
+sum_bf16_numbers(tp_shm *shm, int rank, int ranks)
+{
+    static const uint16_t given[3][5] = {
+        {0x3f80, 0x4000, 0x7f80, 0x7fc1, 0x3f80}, /* 1, 2, inf, nan, 1 */
+        {0x3b80, 0x3b00, 0xff80, 0x3f80, 0x3b80}, /* 2^-8, 2^-9, -inf, 1, 2^-8 */
+        {0x0000, 0x3b00, 0x3f80, 0x3f80, 0x3b80}, /* 0, 2^-9, 1, 1, 2^-8 */
+    };
+    /* 1 + 2^-8 is a tie, which goes to the even 1; what float32 holds of 2 + 2^-8 goes
+     * down to 2; 1 + 2^-7 is exact, where a sum in bfloat16 would have stayed at 1. */
+    static const uint16_t expected[] = {0x3f80, 0x4000, 0x7fc0, 0x7fc0, 0x3f81};
+    tp_error err = TP_NO_ERROR;
+    uint16_t sum[5];
+    const tp_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
+
+    (void)ranks;
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
+        tp_collective_sum(shm, &message, 0, 5, sum, PATIENCE, &err) < 0)
+        return 1;
+    return memcmp(sum, expected, sizeof(sum)) != 0 ? 2 : 0;
+}
+
+static void
+test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest(void)
+{
+    CHECK_INT_EQ(run_ranks(3, sum_bf16_numbers), 0);
+}
+
+static int
+fails_with(tp_shm *shm, const tp_message *message, float *x, const char *words)
+{
+    const size_t count = message->bytes / sizeof(float);
+    tp_error err = TP_NO_ERROR;
+
+    if (tp_collective_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+        return 11;
+    const bool right =
+        err.code == TP_PEER && strstr(tp_error_text(&err), words) != NULL;
+    if (!right)
+        fprintf(stderr, "%s\n", tp_error_text(&err));
+    tp_error_clear(&err);
+    if (!right)
+        return 12;
+    if (tp_collective_post(shm, message, PATIENCE, &err) == 0 &&
+        tp_collective_sum(shm, message, 0, count, x, PATIENCE, &err) == 0)
+        return 13;
+    const bool broken = strstr(tp_error_text(&err), "has failed before") != NULL;
+    tp_error_clear(&err);
+    return broken ? 0 : 14;
+}
+
+/* The last rank dies, in the middle of a message, after one that is complete. Of the
+ * others only the first waits: that the second lives must not keep it waiting. */
+static int
+lose_a_rank(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    const tp_message message = {x, sizeof(x), TP_SUM_F32};
+    const struct timespec pause = {1, 0};
+    tp_error err = TP_NO_ERROR;
+    char words[64];
+
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
+        tp_collective_sum(shm, &message, 0, MOST, x, PATIENCE, &err) < 0)
+        return 1;
+    if (rank == ranks - 1)
+        _exit(0);
+    if (rank > 0)
+        return nanosleep(&pause, NULL);
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 2;
+    snprintf(words, sizeof(words), "rank %d of the group has ended while rank 0",
+             ranks - 1);
+    return fails_with(shm, &message, x, words);
+}
+
+static void
+test_a_rank_that_ends_is_an_error_on_the_others(void)
+{
+    CHECK_INT_EQ(run_ranks(2, lose_a_rank), 0);
+    CHECK_INT_EQ(run_ranks(3, lose_a_rank), 0);
+}
+
+/* Rank 1 gives more than the others. */
+static int
+give_more(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    const tp_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float), TP_SUM_F32};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(
+        shm, &message, x,
+        rank == 0 ? "collective mismatch: rank 0 gives 40 bytes to be summed as "
+                    "float32, rank 1 gives 80 to be summed as float32; all "
+                    "ranks of a TP group need the same batch"
+                  : "collective mismatch: rank 1 gives 80 bytes");
+}
+
+/* Rank 1 gives nothing, and rank 0 gathers what the other sums. */
+static int
+do_something_else(tp_shm *shm, int rank, int ranks)
+{
+    static float x[4];
+    const tp_message message = {x, rank == 1 ? 0 : sizeof(x),
+                                rank == 0 ? TP_GATHER : TP_SUM_F32};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x, "all ranks of a TP group need the same batch");
+}
+
+static void
+test_messages_that_differ_are_an_error_on_every_rank(void)
+{
+    CHECK_INT_EQ(run_ranks(2, give_more), 0);
+    CHECK_INT_EQ(run_ranks(2, do_something_else), 0);
+}
+
+/* The second rank comes too late. */
+static int
+lose_patience(tp_shm *shm, int rank, int ranks)
+{
+    float x[3] = {0};
+    const tp_message message = {x, sizeof(x), TP_SUM_F32};
+    const struct timespec pause = {2, 0};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    if (rank == 1)
+        return nanosleep(&pause, NULL);
+    if (tp_collective_post(shm, &message, 0.05, &err) < 0)
+        return 1;
+    if (tp_collective_sum(shm, &message, 0, 3, x, 0.05, &err) == 0)
+        return 2;
+    const bool said = strstr(tp_error_text(&err),
+                             "timeout: rank 1 of the group has not joined the "
+                             "collective in which rank 0 has waited for it for 0.05 "
+                             "seconds") != NULL;
+    tp_error_clear(&err);
+    return said ? 0 : 3;
+}
+
+static void
+test_a_rank_that_does_not_come_is_an_error(void)
+{
+    CHECK_INT_EQ(run_ranks(2, lose_patience), 0);
+}
+
+static void
+test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors(void)
+{
+    char name[64];
+    tp_error err = TP_NO_ERROR;
+    tp_shm *shm = NULL;
+    tp_shm *other = NULL;
+
+    name_of_run(name, sizeof(name));
+    CHECK_INT_EQ(tp_shm_open(&shm, name, 1, 2, SLOT, &err), -1);
+    CHECK_TEXT_EQ(tp_error_text(&err),
+                  "shared memory cannot be opened: No such file or directory");
+    tp_error_clear(&err);
+    if (!CHECK_OK(tp_shm_open(&shm, name, 0, 2, SLOT, &err), &err))
+        return;
+    CHECK_INT_EQ(tp_shm_open(&other, name, 0, 2, SLOT, &err), -1);
+    CHECK_TEXT_EQ(tp_error_text(&err), "shared memory cannot be opened: File exists");
+    tp_error_clear(&err);
+    tp_shm_close(shm);
+    tp_shm_unlink(name);
+    /* More than any machine has is refused while it can be, and its name is gone. */
+    CHECK_INT_EQ(tp_shm_open(&shm, name, 0, 2, (size_t)1 << 45, &err), -1);
+    CHECK(strstr(tp_error_text(&err), "cannot be reserved") != NULL);
+    tp_error_clear(&err);
+    CHECK_INT_EQ(tp_shm_open(&shm, name, 1, 2, SLOT, &err), -1);
+    tp_error_clear(&err);
+}
+
+int
+main(void)
+{
+    RUN(test_every_rank_gets_the_sum_of_messages_of_any_length);
+    RUN(test_a_rank_can_read_its_part_of_a_sum);
+    RUN(test_every_rank_gets_the_messages_of_all);
+    RUN(test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest);
+    RUN(test_a_rank_that_ends_is_an_error_on_the_others);
+    RUN(test_messages_that_differ_are_an_error_on_every_rank);
+    RUN(test_a_rank_that_does_not_come_is_an_error);
+    RUN(test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors);
+    return check_result();
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan_llama.h"
+
+static fixture
+labelled_llama(int wanted)
+{
+    fixture f = fixture_new(2);
+    f.options.vocab_parallel_lm_head = wanted;
+    f.facts.takes_labels = true;
+    add_llama(&f, 1, false);
+    return f;
+}
+
+static void
+test_a_head_sharded_along_the_vocabulary_keeps_its_logits(void)
+{
+    fixture f = labelled_llama(-1);
+    add_llama_styles(&f);
+    if (make_plan(&f)) {
+        const int layer = tp_plan_logits_layer(f.plan);
+        if (CHECK(layer >= 0))
+            CHECK(tp_plan_layer(f.plan, layer) == layer_of(&f, "lm_head"));
+    }
+    fixture_free(&f);
+}
+
+static void
+test_it_does_not_where_the_options_say_so(void)
+{
+    fixture f = labelled_llama(0);
+    add_llama_styles(&f);
+    if (make_plan(&f))
+        CHECK_INT_EQ(tp_plan_logits_layer(f.plan), -1);
+    fixture_free(&f);
+}
+
+static void
+test_a_replicated_head_is_refused_only_where_it_is_asked_for(void)
+{
+    fixture f = labelled_llama(-1);
+    add_style(&f, "layers.*.mlp.up_proj", "colwise");
+    if (make_plan(&f))
+        CHECK_INT_EQ(tp_plan_logits_layer(f.plan), -1);
+    fixture_free(&f);
+    f = labelled_llama(1);
+    add_style(&f, "layers.*.mlp.up_proj", "colwise");
+    CHECK_REFUSED(&f,
+                  "vocab_parallel_lm_head: got true, but the plan does not shard "
+                  "lm_head along the vocabulary");
+}
+
+static void
+test_a_model_without_labels_or_head_is_refused_with_the_reason(void)
+{
+    fixture f = labelled_llama(1);
+    add_llama_styles(&f);
+    f.facts.takes_labels = false;
+    CHECK_REFUSED(&f, "got true, but Any.forward takes no labels; leave the key out");
+    f = labelled_llama(1);
+    add_llama_styles(&f);
+    f.facts.output_head = -1;
+    CHECK_REFUSED(&f, "got true, but Any.get_output_embeddings() names no output head");
+}
+
+static void
+test_a_plan_that_shards_nothing_is_refused_where_it_must(void)
+{
+    fixture f = fixture_new(2);
+    f.options.must_shard = true;
+    f.options.families = true;
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_linear(&f, "odd", 3, 3);
+    CHECK_REFUSED(&f, "Any has no tensor-parallel plan of its own");
+    f = fixture_new(2);
+    f.options.must_shard = true;
+    add_llama(&f, 1, false);
+    add_rule(&f, "a", "nothing", TP_PARTITION_COLUMN);
+    /* The defaults shard the embedding, which does not count. */
+    CHECK_REFUSED(&f, "the rules shard nothing of Any, so that every rank would hold");
+}
+
+int
+main(void)
+{
+    RUN(test_a_head_sharded_along_the_vocabulary_keeps_its_logits);
+    RUN(test_it_does_not_where_the_options_say_so);
+    RUN(test_a_replicated_head_is_refused_only_where_it_is_asked_for);
+    RUN(test_a_model_without_labels_or_head_is_refused_with_the_reason);
+    RUN(test_a_plan_that_shards_nothing_is_refused_where_it_must);
+    return check_result();
+}

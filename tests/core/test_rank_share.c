@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan/rank_share.h"
+
+#include <stdlib.h>
+
+#include "plan/samples.h"
+#include "plan_llama.h"
+
+enum { LAYER = 16 * 16 * 2 + 8 * 16 * 2 + 3 * 24 * 16 + 16, HEAD = 33 * 16 };
+
+static void
+test_a_tied_parameter_counts_once(void)
+{
+    fixture f = fixture_new(2);
+    add_llama(&f, 2, true);
+    add_llama_styles(&f);
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(tp_plan_parameters(f.plan), 2 * LAYER + HEAD);
+        const int64_t norms = 2 * 16;
+        const int64_t first = (2 * LAYER - norms) / 2 + norms + 17 * 16;
+        CHECK_INT_EQ(tp_plan_rank_parameters(f.plan, 0), first);
+        CHECK_INT_EQ(tp_plan_rank_parameters(f.plan, 1), first - 16);
+    }
+    fixture_free(&f);
+}
+
+/* The warning of a llama of which a rule shards the layers called `leaf`. */
+static char *
+warning_of(const char *pattern, int ranks)
+{
+    fixture f = fixture_new(ranks);
+    tp_text text = TP_NO_TEXT;
+    char *copy = NULL;
+    f.options.defaults = false;
+    add_llama(&f, 2, false);
+    add_rule(&f, "a", pattern, TP_PARTITION_COLUMN);
+    if (make_plan(&f)) {
+        CHECK_OK(tp_plan_warn_replicated(f.plan, &text, &f.err), &f.err);
+        copy = text.size == 0 ? NULL : fixture_copy(text.data);
+    }
+    tp_text_free(&text);
+    fixture_free(&f);
+    return copy;
+}
+
+static void
+test_the_largest_replicated_parameters_are_named_with_a_rule_for_them(void)
+{
+    char *text = warning_of(".*k_proj\\.weight", 2);
+    if (CHECK(text != NULL)) {
+        CHECK(strstr(text, "a rank holds 0.97 of the parameters") != NULL);
+        /* Equal ones in the order of the model; the embedding is smaller. */
+        CHECK(strstr(text,
+                     "model.layers.*.mlp.gate_proj.weight (0.16), "
+                     "model.layers.*.mlp.up_proj.weight (0.16), "
+                     "model.layers.*.mlp.down_proj.weight (0.16). ") != NULL);
+        CHECK(strstr(text,
+                     "[\"model\\\\.layers\\\\.[0-9]+\\\\.mlp\\\\.gate_proj"
+                     "\\\\.weight$\"]") != NULL);
+    }
+    free(text);
+}
+
+static void
+test_nothing_is_said_where_a_rank_gains_or_there_is_one(void)
+{
+    char *gains = warning_of(".*_proj\\.weight", 2);
+    char *single = warning_of(".*k_proj\\.weight", 1);
+    CHECK(gains == NULL && single == NULL);
+    free(gains);
+    free(single);
+}
+
+static void
+test_samples_are_the_first_and_the_last_of_each_pattern(void)
+{
+    fixture f = fixture_new(2);
+    int found[64];
+    int count = 0;
+    add_llama(&f, 3, false);
+    add_llama_styles(&f);
+    if (make_plan(&f)) {
+        CHECK_OK(tp_plan_samples(f.plan, found, &count, &f.err), &f.err);
+        /* The embedding, 8 parameters of layer 0 and of layer 2, the head. */
+        CHECK_INT_EQ(count, 18);
+        for (int i = 0; i < count; i++)
+            CHECK_INT_EQ(found[i], i < 9 ? i : i + 8);
+    }
+    fixture_free(&f);
+}
+
+int
+main(void)
+{
+    RUN(test_a_tied_parameter_counts_once);
+    RUN(test_the_largest_replicated_parameters_are_named_with_a_rule_for_them);
+    RUN(test_nothing_is_said_where_a_rank_gains_or_there_is_one);
+    RUN(test_samples_are_the_first_and_the_last_of_each_pattern);
+    return check_result();
+}

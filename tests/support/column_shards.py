@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns sharded over the ranks of this job, in even widths or others."""
+
+import torch
+import torch.distributed as dist
+
+from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.process_group import TPGroup
+
+
+def parts_of(widths: list[int]) -> Parts:
+    """One run after the other, of these widths."""
+    starts = [sum(widths[:rank]) for rank in range(len(widths))]
+    runs = tuple((start, width) for start, width in zip(starts, widths, strict=True))
+    return Parts(size=sum(widths), widths=tuple(widths), runs=runs)
+
+
+def even_widths(size: int) -> list[int]:
+    """Widths of ``size`` columns over the ranks of this job; earlier ranks have one more."""
+    ranks = dist.get_world_size()
+    return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
+
+
+def world_group() -> TPGroup:
+    handle = dist.group.WORLD
+    assert handle is not None
+    return TPGroup(handle)
+
+
+def own_columns(full: torch.Tensor, parts: Parts, *, leaf: bool = True) -> torch.Tensor:
+    """This rank's columns as a tensor of their own, which wants a gradient."""
+    start, width = parts.runs[dist.get_rank()]
+    return full.detach().narrow(-1, start, width).clone().requires_grad_(leaf)
