@@ -58,7 +58,7 @@ test_gate_and_up_take_turns_in_types_that_are_known_for_it(void)
 }
 
 static void
-test_experts_that_do_not_fit_or_have_a_rule_stay_whole(void)
+test_experts_that_do_not_fit_or_have_a_rule_stay_replicated(void)
 {
     fixture f = experts_new(NULL);
     add_tensors(&f, false, INNER - 1);
@@ -122,7 +122,7 @@ test_a_layer_of_experts_that_are_summed_as_a_whole_is_none_itself(void)
 
 /* dbrx: [experts * features, hidden], viewed by the module around. */
 static void
-test_stacked_experts_are_cut_inside_each_and_viewed_narrower(void)
+test_stacked_experts_are_sharded_inside_each_and_viewed_narrower(void)
 {
     for (int whole = 0; whole < 2; whole++) {
         const int64_t shape[] = {EXPERTS * INNER, HIDDEN};
@@ -156,9 +156,9 @@ main(void)
 {
     RUN(test_gate_and_up_follow_each_other_in_either_order_of_dimensions);
     RUN(test_gate_and_up_take_turns_in_types_that_are_known_for_it);
-    RUN(test_experts_that_do_not_fit_or_have_a_rule_stay_whole);
+    RUN(test_experts_that_do_not_fit_or_have_a_rule_stay_replicated);
     RUN(test_modules_of_one_layer_each_give_and_take_a_part);
     RUN(test_a_layer_of_experts_that_are_summed_as_a_whole_is_none_itself);
-    RUN(test_stacked_experts_are_cut_inside_each_and_viewed_narrower);
+    RUN(test_stacked_experts_are_sharded_inside_each_and_viewed_narrower);
     return check_result();
 }

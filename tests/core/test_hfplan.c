@@ -15,7 +15,7 @@ spec_of(const char *style)
 }
 
 static void
-test_plain_styles_name_a_cut_and_nothing_else(void)
+test_plain_styles_name_a_partition_and_nothing_else(void)
 {
     const struct {
         const char *style;
@@ -52,7 +52,7 @@ test_old_and_new_names_of_a_style_mean_the_same(void)
 }
 
 static void
-test_packed_styles_are_two_equal_pieces_along_the_cut(void)
+test_packed_styles_are_two_equal_pieces_along_the_sharded_dimension(void)
 {
     const tp_spec column = spec_of("packed_colwise");
     CHECK_INT_EQ(column.partition, TP_PARTITION_COLUMN);
@@ -104,7 +104,7 @@ test_the_case_of_a_style_does_not_count(void)
 }
 
 static void
-test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
+test_a_style_that_shards_no_weight_is_known_and_has_no_specification(void)
 {
     static const struct {
         const char *name;
@@ -198,13 +198,13 @@ test_the_base_model_prefix_may_stand_on_either_side(void)
 int
 main(void)
 {
-    RUN(test_plain_styles_name_a_cut_and_nothing_else);
+    RUN(test_plain_styles_name_a_partition_and_nothing_else);
     RUN(test_old_and_new_names_of_a_style_mean_the_same);
-    RUN(test_packed_styles_are_two_equal_pieces_along_the_cut);
+    RUN(test_packed_styles_are_two_equal_pieces_along_the_sharded_dimension);
     RUN(test_a_replicated_gradient_style_sums_the_gradient);
     RUN(test_every_style_that_is_built_passes_the_check_of_specs);
     RUN(test_the_case_of_a_style_does_not_count);
-    RUN(test_a_style_that_cuts_no_weight_is_known_and_has_no_specification);
+    RUN(test_a_style_that_shards_no_weight_is_known_and_has_no_specification);
     RUN(test_an_unknown_style_names_pattern_style_and_the_nearest);
     RUN(test_a_star_takes_exactly_one_index_between_dots);
     RUN(test_a_star_inside_a_part_is_only_a_star);

@@ -20,7 +20,7 @@ mixer_new(int ranks)
 }
 
 static void
-test_what_nothing_cuts_is_cut_with_whole_activations_around_it(void)
+test_what_nothing_shards_is_sharded_with_full_activations_around_it(void)
 {
     fixture f = mixer_new(2);
     if (make_plan(&f)) {
@@ -36,7 +36,7 @@ test_what_nothing_cuts_is_cut_with_whole_activations_around_it(void)
 }
 
 static void
-test_what_is_small_stays_whole_unless_many_are_called_alike(void)
+test_what_is_small_stays_replicated_unless_many_are_called_alike(void)
 {
     fixture f = mixer_new(2);
     if (make_plan(&f))
@@ -54,7 +54,7 @@ test_what_is_small_stays_whole_unless_many_are_called_alike(void)
 }
 
 static void
-test_nothing_is_cut_alone_where_somebody_else_decides(void)
+test_nothing_is_individually_sharded_where_somebody_else_decides(void)
 {
     fixture f = mixer_new(2);
     f.options.replicated = (const char *const[]){"layers.*.expand"};
@@ -81,7 +81,8 @@ test_nothing_is_cut_alone_where_somebody_else_decides(void)
 }
 
 static void
-test_a_layer_of_a_block_cut_apart_is_cut_alone_where_no_rule_speaks_of_it(void)
+test_a_layer_of_an_individually_sharded_block_is_sharded_alone_where_no_rule_speaks_of_it(
+    void)
 {
     fixture f = mixer_new(2);
     f.options.individual = (const char *const[]){"layers.*"};
@@ -96,7 +97,7 @@ test_a_layer_of_a_block_cut_apart_is_cut_alone_where_no_rule_speaks_of_it(void)
 
 /* Somebody should be told that nobody knows what the layers are. */
 static void
-test_a_model_of_unknown_names_alone_is_not_cut(void)
+test_a_model_of_unknown_names_alone_is_not_sharded(void)
 {
     fixture f = fixture_new(2);
     f.options.families = f.options.heuristics = f.options.large_layers = true;
@@ -109,7 +110,7 @@ test_a_model_of_unknown_names_alone_is_not_cut(void)
 }
 
 static void
-test_a_layer_without_features_for_every_rank_stays_whole(void)
+test_a_layer_without_features_for_every_rank_stays_replicated(void)
 {
     fixture f = mixer_new(20);
     if (make_plan(&f)) {
@@ -120,7 +121,7 @@ test_a_layer_without_features_for_every_rank_stays_whole(void)
 }
 
 static void
-test_a_tensor_of_two_layers_is_not_cut_alone(void)
+test_a_tensor_of_two_layers_is_not_individually_sharded(void)
 {
     fixture f = mixer_new(2);
     const int first = add_linear(&f, "one", 16, 16);
@@ -134,12 +135,12 @@ test_a_tensor_of_two_layers_is_not_cut_alone(void)
 int
 main(void)
 {
-    RUN(test_what_nothing_cuts_is_cut_with_whole_activations_around_it);
-    RUN(test_what_is_small_stays_whole_unless_many_are_called_alike);
-    RUN(test_nothing_is_cut_alone_where_somebody_else_decides);
-    RUN(test_a_layer_of_a_block_cut_apart_is_cut_alone_where_no_rule_speaks_of_it);
-    RUN(test_a_model_of_unknown_names_alone_is_not_cut);
-    RUN(test_a_layer_without_features_for_every_rank_stays_whole);
-    RUN(test_a_tensor_of_two_layers_is_not_cut_alone);
+    RUN(test_what_nothing_shards_is_sharded_with_full_activations_around_it);
+    RUN(test_what_is_small_stays_replicated_unless_many_are_called_alike);
+    RUN(test_nothing_is_individually_sharded_where_somebody_else_decides);
+    RUN(test_a_layer_of_an_individually_sharded_block_is_sharded_alone_where_no_rule_speaks_of_it);
+    RUN(test_a_model_of_unknown_names_alone_is_not_sharded);
+    RUN(test_a_layer_without_features_for_every_rank_stays_replicated);
+    RUN(test_a_tensor_of_two_layers_is_not_individually_sharded);
     return check_result();
 }

@@ -41,7 +41,7 @@ test_a_table_with_a_column_for_each_head_follows_the_heads(void)
 }
 
 static void
-test_a_table_stays_whole_where_the_heads_are_not_those_of_a_rank(void)
+test_a_table_stays_replicated_where_the_heads_are_not_those_of_a_rank(void)
 {
     const char *table = "layer.0.SelfAttention.relative_attention_bias.weight";
     fixture f = t5_new();
@@ -60,7 +60,7 @@ test_a_table_stays_whole_where_the_heads_are_not_those_of_a_rank(void)
     fixture_free(&f);
 }
 
-/* gpt_oss: the heads of attention that is cut by a rule, too. */
+/* gpt_oss: the heads of attention that is sharded by a rule, too. */
 static void
 test_a_number_for_each_head_follows_the_heads(void)
 {
@@ -92,6 +92,6 @@ main(void)
 {
     RUN(test_a_number_for_each_head_follows_the_heads);
     RUN(test_a_table_with_a_column_for_each_head_follows_the_heads);
-    RUN(test_a_table_stays_whole_where_the_heads_are_not_those_of_a_rank);
+    RUN(test_a_table_stays_replicated_where_the_heads_are_not_those_of_a_rank);
     return check_result();
 }

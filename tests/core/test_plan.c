@@ -2,7 +2,7 @@
 #include "plan_llama.h"
 
 static void
-test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
+test_a_llama_with_its_transformers_plan_is_sharded_everywhere(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 2, false);
@@ -34,7 +34,7 @@ test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
 }
 
 static void
-test_a_tied_llama_gives_both_names_one_cut_of_the_vocabulary(void)
+test_a_tied_llama_gives_both_names_one_shard_of_the_vocabulary(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 1, true);
@@ -107,7 +107,7 @@ test_one_rank_holds_everything(void)
 }
 
 static void
-test_equal_cuts_share_one_layout(void)
+test_equal_shards_share_one_layout(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 3, false);
@@ -165,7 +165,7 @@ test_more_ranks_than_query_heads_are_refused_naming_the_module(void)
 }
 
 static void
-test_a_weight_smaller_than_the_degree_is_refused(void)
+test_a_weight_smaller_than_the_tp_size_is_refused(void)
 {
     fixture f = fixture_new(8);
     add_linear(&f, "score", 3, 16);
@@ -192,16 +192,16 @@ test_a_grain_rounds_widths(void)
 int
 main(void)
 {
-    RUN(test_a_llama_with_its_transformers_plan_is_cut_everywhere);
-    RUN(test_a_tied_llama_gives_both_names_one_cut_of_the_vocabulary);
+    RUN(test_a_llama_with_its_transformers_plan_is_sharded_everywhere);
+    RUN(test_a_tied_llama_gives_both_names_one_shard_of_the_vocabulary);
     RUN(test_the_local_key_value_groups_are_those_of_the_local_heads);
     RUN(test_integers_that_stay_are_not_listed);
     RUN(test_one_rank_holds_everything);
-    RUN(test_equal_cuts_share_one_layout);
+    RUN(test_equal_shards_share_one_layout);
     RUN(test_labels_outlive_the_rules);
     RUN(test_tp_sizes_and_grains_that_cannot_be_are_refused);
     RUN(test_more_ranks_than_query_heads_are_refused_naming_the_module);
-    RUN(test_a_weight_smaller_than_the_degree_is_refused);
+    RUN(test_a_weight_smaller_than_the_tp_size_is_refused);
     RUN(test_a_grain_rounds_widths);
     return check_result();
 }

@@ -18,7 +18,7 @@ add_experts(fixture *f, bool transposed)
 }
 
 static void
-test_experts_are_cut_inside_each_expert_and_their_module_sums(void)
+test_experts_are_sharded_inside_each_expert_and_their_module_sums(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
@@ -58,7 +58,7 @@ test_a_style_names_a_dimension_where_experts_are_transposed(void)
 }
 
 static void
-test_gate_and_up_that_take_turns_are_cut_in_pairs(void)
+test_gate_and_up_that_take_turns_are_sharded_in_pairs(void)
 {
     fixture f = fixture_new(4);
     add_experts(&f, true);
@@ -75,7 +75,7 @@ test_gate_and_up_that_take_turns_are_cut_in_pairs(void)
 }
 
 static void
-test_biases_of_experts_are_cut_or_added_in_shares(void)
+test_biases_of_experts_are_sharded_or_added_in_shares(void)
 {
     fixture f = fixture_new(2);
     const int module = add_experts(&f, true);
@@ -100,7 +100,7 @@ test_biases_of_experts_are_cut_or_added_in_shares(void)
 }
 
 static void
-test_experts_that_stay_whole_are_no_layer(void)
+test_experts_that_stay_replicated_are_no_layer(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
@@ -157,7 +157,7 @@ test_a_raw_parameter_with_an_element_per_head_follows_the_heads(void)
 }
 
 static void
-test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused(void)
+test_a_raw_parameter_that_cannot_be_sharded_is_told_or_refused(void)
 {
     fixture f = fixture_new(4);
     const int module = add_module(&f, "m", TP_MODULE_OTHER, 0);
@@ -188,7 +188,7 @@ test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused(void)
 }
 
 static void
-test_a_style_that_is_not_known_here_is_noted_once(void)
+test_a_style_that_is_not_known_here_is_told_once(void)
 {
     fixture f = fixture_new(2);
     add_linear(&f, "layers.0.up", 8, 8);
@@ -203,7 +203,7 @@ test_a_style_that_is_not_known_here_is_noted_once(void)
 }
 
 static void
-test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
+test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
@@ -221,15 +221,15 @@ test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
 int
 main(void)
 {
-    RUN(test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves);
-    RUN(test_experts_are_cut_inside_each_expert_and_their_module_sums);
+    RUN(test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves);
+    RUN(test_experts_are_sharded_inside_each_expert_and_their_module_sums);
     RUN(test_a_style_names_a_dimension_where_experts_are_transposed);
-    RUN(test_gate_and_up_that_take_turns_are_cut_in_pairs);
-    RUN(test_biases_of_experts_are_cut_or_added_in_shares);
-    RUN(test_experts_that_stay_whole_are_no_layer);
+    RUN(test_gate_and_up_that_take_turns_are_sharded_in_pairs);
+    RUN(test_biases_of_experts_are_sharded_or_added_in_shares);
+    RUN(test_experts_that_stay_replicated_are_no_layer);
     RUN(test_what_gives_its_input_back_inside_of_experts_gives_a_share);
     RUN(test_a_raw_parameter_with_an_element_per_head_follows_the_heads);
-    RUN(test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused);
-    RUN(test_a_style_that_is_not_known_here_is_noted_once);
+    RUN(test_a_raw_parameter_that_cannot_be_sharded_is_told_or_refused);
+    RUN(test_a_style_that_is_not_known_here_is_told_once);
     return check_result();
 }

@@ -13,7 +13,7 @@ llama_with_whole(const char *const *whole, int count, bool tied)
 }
 
 static void
-test_everything_below_a_module_that_is_left_whole_stays_whole(void)
+test_everything_below_a_module_that_is_replicated_stays_replicated(void)
 {
     const char *const whole[] = {"model.layers.*.self_attn"};
     fixture f = llama_with_whole(whole, 1, false);
@@ -33,7 +33,7 @@ test_everything_below_a_module_that_is_left_whole_stays_whole(void)
 }
 
 static void
-test_one_layer_can_be_left_whole_by_its_index(void)
+test_one_layer_can_be_replicated_by_its_index(void)
 {
     const char *const whole[] = {"model.layers.1", "lm_head"};
     fixture f = llama_with_whole(whole, 2, false);
@@ -50,7 +50,7 @@ test_one_layer_can_be_left_whole_by_its_index(void)
 }
 
 static void
-test_a_head_left_whole_keeps_the_embedding_that_it_is_whole(void)
+test_a_replicated_head_keeps_the_embedding_replicated(void)
 {
     const char *const whole[] = {"lm_head"};
     fixture f = llama_with_whole(whole, 1, true);
@@ -63,7 +63,7 @@ test_a_head_left_whole_keeps_the_embedding_that_it_is_whole(void)
 }
 
 static void
-test_a_gradient_below_a_module_that_is_left_whole_is_not_summed(void)
+test_a_gradient_below_a_module_that_is_replicated_is_not_summed(void)
 {
     const char *const whole[] = {"model.layers.*.self_attn"};
     fixture f = llama_with_whole(whole, 1, false);
@@ -78,7 +78,7 @@ test_a_gradient_below_a_module_that_is_left_whole_is_not_summed(void)
 }
 
 static void
-test_a_default_cuts_nothing_that_is_left_whole(void)
+test_a_default_shards_nothing_that_is_replicated(void)
 {
     const char *const whole[] = {"model.embed_tokens"};
     fixture f = fixture_new(2);
@@ -105,7 +105,7 @@ test_a_name_that_no_module_has_is_refused_with_the_nearest(void)
 }
 
 static void
-test_layers_apart_are_cut_with_whole_activations_between_them(void)
+test_individual_layers_are_sharded_with_full_activations_between_them(void)
 {
     const char *const apart[] = {"model.layers.*.self_attn"};
     fixture f = llama_with_whole(NULL, 0, false);
@@ -130,7 +130,7 @@ test_layers_apart_are_cut_with_whole_activations_between_them(void)
 }
 
 static void
-test_layers_apart_are_cut_also_where_heads_do_not_fit(void)
+test_individual_layers_are_sharded_also_where_heads_do_not_fit(void)
 {
     const char *const apart[] = {"model.layers.*.self_attn"};
     fixture f = llama_with_whole(NULL, 0, false);
@@ -144,7 +144,7 @@ test_layers_apart_are_cut_also_where_heads_do_not_fit(void)
 }
 
 static void
-test_what_is_no_layer_stays_whole_apart(void)
+test_what_is_no_layer_of_an_individual_module_stays_replicated(void)
 {
     const char *const apart[] = {"moe"};
     fixture f = fixture_new(2);
@@ -166,7 +166,7 @@ test_what_is_no_layer_stays_whole_apart(void)
 }
 
 static void
-test_whole_goes_before_apart(void)
+test_replicated_goes_before_individual(void)
 {
     const char *const both[] = {"model.layers.*.mlp"};
     fixture f = llama_with_whole(both, 1, false);
@@ -181,15 +181,15 @@ test_whole_goes_before_apart(void)
 int
 main(void)
 {
-    RUN(test_layers_apart_are_cut_with_whole_activations_between_them);
-    RUN(test_layers_apart_are_cut_also_where_heads_do_not_fit);
-    RUN(test_what_is_no_layer_stays_whole_apart);
-    RUN(test_whole_goes_before_apart);
-    RUN(test_everything_below_a_module_that_is_left_whole_stays_whole);
-    RUN(test_one_layer_can_be_left_whole_by_its_index);
-    RUN(test_a_head_left_whole_keeps_the_embedding_that_it_is_whole);
-    RUN(test_a_gradient_below_a_module_that_is_left_whole_is_not_summed);
-    RUN(test_a_default_cuts_nothing_that_is_left_whole);
+    RUN(test_individual_layers_are_sharded_with_full_activations_between_them);
+    RUN(test_individual_layers_are_sharded_also_where_heads_do_not_fit);
+    RUN(test_what_is_no_layer_of_an_individual_module_stays_replicated);
+    RUN(test_replicated_goes_before_individual);
+    RUN(test_everything_below_a_module_that_is_replicated_stays_replicated);
+    RUN(test_one_layer_can_be_replicated_by_its_index);
+    RUN(test_a_replicated_head_keeps_the_embedding_replicated);
+    RUN(test_a_gradient_below_a_module_that_is_replicated_is_not_summed);
+    RUN(test_a_default_shards_nothing_that_is_replicated);
     RUN(test_a_name_that_no_module_has_is_refused_with_the_nearest);
     return check_result();
 }

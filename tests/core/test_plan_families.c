@@ -87,7 +87,7 @@ add_gpt2_layer(fixture *f)
 }
 
 static void
-test_a_transposed_fused_layer_is_cut_by_heads(void)
+test_a_transposed_fused_layer_is_sharded_by_heads(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
@@ -105,7 +105,7 @@ test_a_transposed_fused_layer_is_cut_by_heads(void)
 }
 
 static void
-test_a_block_left_whole_is_left_with_all_its_layers(void)
+test_a_replicated_block_is_left_with_all_its_layers(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
@@ -120,7 +120,7 @@ test_a_block_left_whole_is_left_with_all_its_layers(void)
 }
 
 static void
-test_a_block_cut_apart_has_no_heads_of_a_rank(void)
+test_an_individually_sharded_block_has_no_heads_of_a_rank(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
@@ -156,7 +156,7 @@ test_a_block_with_a_rule_is_not_for_the_table(void)
 }
 
 static void
-test_sizes_that_do_not_pair_stay_whole_with_a_note(void)
+test_sizes_that_do_not_pair_stay_replicated_with_a_message(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "layers.0", TP_MODULE_OTHER, 0);
@@ -174,7 +174,7 @@ test_sizes_that_do_not_pair_stay_whole_with_a_note(void)
 }
 
 static void
-test_attention_of_unknown_heads_stays_whole(void)
+test_attention_of_unknown_heads_stays_replicated(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "attn", TP_MODULE_OTHER, 0);
@@ -186,7 +186,7 @@ test_attention_of_unknown_heads_stays_whole(void)
 }
 
 static void
-test_more_ranks_than_heads_leave_attention_whole(void)
+test_more_ranks_than_heads_leave_attention_replicated(void)
 {
     fixture f = family_new(8, "gpt2");
     add_gpt2_layer(&f);
@@ -214,7 +214,7 @@ test_one_layer_of_twice_the_features_is_a_gate_and_what_it_gates(void)
 
 /* codegen: q, v and k of a quarter of the heads, four times. */
 static void
-test_groups_of_heads_are_cut_one_by_one(void)
+test_groups_of_heads_are_sharded_one_by_one(void)
 {
     fixture f = family_new(2, "codegen");
     add_module(&f, "attn", TP_MODULE_OTHER, 3, "num_attention_heads", 8, "head_dim", 2,
@@ -232,7 +232,7 @@ test_groups_of_heads_are_cut_one_by_one(void)
 }
 
 static void
-test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank(void)
+test_what_is_given_per_head_is_sharded_to_the_heads_of_a_rank(void)
 {
     fixture f = family_new(2, "bloom");
     add_module(&f, "attn", TP_MODULE_OTHER, 2, "num_heads", 3, "head_dim", 4);
@@ -250,7 +250,7 @@ test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank(void)
 }
 
 static void
-test_embedding_and_head_are_cut_beside_blocks(void)
+test_embedding_and_head_are_sharded_beside_blocks(void)
 {
     fixture f = family_new(2, NULL);
     const int embedding = add_matrix(&f, "wte", TP_MODULE_EMBEDDING, 33, 16);
@@ -269,7 +269,7 @@ test_embedding_and_head_are_cut_beside_blocks(void)
 }
 
 static void
-test_a_tensor_of_two_blocks_is_cut_once(void)
+test_a_tensor_of_two_blocks_is_sharded_once(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "a", TP_MODULE_OTHER, 0);
@@ -309,18 +309,18 @@ main(void)
 {
     RUN(test_blocks_span_modules);
     RUN(test_an_unknown_model_type_is_a_guess);
-    RUN(test_a_transposed_fused_layer_is_cut_by_heads);
-    RUN(test_a_block_left_whole_is_left_with_all_its_layers);
-    RUN(test_a_block_cut_apart_has_no_heads_of_a_rank);
+    RUN(test_a_transposed_fused_layer_is_sharded_by_heads);
+    RUN(test_a_replicated_block_is_left_with_all_its_layers);
+    RUN(test_an_individually_sharded_block_has_no_heads_of_a_rank);
     RUN(test_a_block_with_a_rule_is_not_for_the_table);
-    RUN(test_sizes_that_do_not_pair_stay_whole_with_a_note);
-    RUN(test_attention_of_unknown_heads_stays_whole);
-    RUN(test_more_ranks_than_heads_leave_attention_whole);
+    RUN(test_sizes_that_do_not_pair_stay_replicated_with_a_message);
+    RUN(test_attention_of_unknown_heads_stays_replicated);
+    RUN(test_more_ranks_than_heads_leave_attention_replicated);
     RUN(test_one_layer_of_twice_the_features_is_a_gate_and_what_it_gates);
-    RUN(test_groups_of_heads_are_cut_one_by_one);
-    RUN(test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank);
-    RUN(test_embedding_and_head_are_cut_beside_blocks);
-    RUN(test_a_tensor_of_two_blocks_is_cut_once);
+    RUN(test_groups_of_heads_are_sharded_one_by_one);
+    RUN(test_what_is_given_per_head_is_sharded_to_the_heads_of_a_rank);
+    RUN(test_embedding_and_head_are_sharded_beside_blocks);
+    RUN(test_a_tensor_of_two_blocks_is_sharded_once);
     RUN(test_every_row_names_its_layers);
     return check_result();
 }

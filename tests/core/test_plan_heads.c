@@ -10,7 +10,7 @@ add_attention(fixture *f, int query, int key)
 }
 
 static void
-test_a_fused_weight_is_cut_piece_by_piece_with_its_bias(void)
+test_a_fused_weight_is_sharded_piece_by_piece_with_its_bias(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 8, 2);
@@ -52,7 +52,7 @@ fused_runs(const char *model_type, const char *leaf, int query, int key, int ran
 }
 
 static void
-test_families_that_interleave_are_cut_between_groups(void)
+test_families_that_interleave_are_sharded_between_groups(void)
 {
     /* Three heads of [q, k, v] over two ranks: units of 12. */
     CHECK_TEXT_EQ(fused_runs("bloom", "query_key_value", 3, 3, 0), "0+24");
@@ -202,7 +202,7 @@ test_equal_thirds_of_grouped_queries_are_refused_with_the_right_pieces(void)
 }
 
 static void
-test_cut_queries_over_whole_keys_are_refused_unless_they_still_group(void)
+test_sharded_queries_over_replicated_keys_are_refused_unless_they_still_group(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 6, 3);
@@ -238,7 +238,7 @@ test_a_gathered_output_leaves_the_heads_alone(void)
 }
 
 static void
-test_a_norm_over_one_head_inside_a_cut_has_its_gradient_summed(void)
+test_a_norm_over_one_head_inside_a_sharded_block_has_its_gradient_summed(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 4, 2);
@@ -259,7 +259,7 @@ test_a_norm_over_one_head_inside_a_cut_has_its_gradient_summed(void)
 }
 
 static void
-test_a_norm_beside_whole_queries_keeps_its_gradient(void)
+test_a_norm_beside_replicated_queries_keeps_its_gradient(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 4, 2);
@@ -278,8 +278,8 @@ test_a_norm_beside_whole_queries_keeps_its_gradient(void)
 int
 main(void)
 {
-    RUN(test_a_fused_weight_is_cut_piece_by_piece_with_its_bias);
-    RUN(test_families_that_interleave_are_cut_between_groups);
+    RUN(test_a_fused_weight_is_sharded_piece_by_piece_with_its_bias);
+    RUN(test_families_that_interleave_are_sharded_between_groups);
     RUN(test_uneven_heads_give_query_output_and_integers_the_same_widths);
     RUN(test_counts_missing_on_the_module_come_from_the_configuration);
     RUN(test_a_configuration_with_other_heads_is_not_believed);
@@ -288,9 +288,9 @@ main(void)
     RUN(test_longer_heads_follow_the_query_heads);
     RUN(test_pieces_that_the_user_lists_are_heads_where_their_sizes_say_so);
     RUN(test_equal_thirds_of_grouped_queries_are_refused_with_the_right_pieces);
-    RUN(test_cut_queries_over_whole_keys_are_refused_unless_they_still_group);
+    RUN(test_sharded_queries_over_replicated_keys_are_refused_unless_they_still_group);
     RUN(test_a_gathered_output_leaves_the_heads_alone);
-    RUN(test_a_norm_over_one_head_inside_a_cut_has_its_gradient_summed);
-    RUN(test_a_norm_beside_whole_queries_keeps_its_gradient);
+    RUN(test_a_norm_over_one_head_inside_a_sharded_block_has_its_gradient_summed);
+    RUN(test_a_norm_beside_replicated_queries_keeps_its_gradient);
     return check_result();
 }

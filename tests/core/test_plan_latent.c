@@ -21,7 +21,7 @@ add_latent(fixture *f, bool says_size)
 }
 
 static void
-test_the_positions_of_a_latent_are_a_run_of_a_whole_projection(void)
+test_the_positions_of_a_latent_are_a_run_of_a_full_projection(void)
 {
     fixture f = fixture_new(2);
     add_latent(&f, true);
@@ -72,7 +72,7 @@ test_positions_of_unknown_size_are_refused_naming_both_places(void)
 }
 
 static void
-test_latent_attention_that_is_left_whole_shares_nothing(void)
+test_latent_attention_that_is_replicated_shares_nothing(void)
 {
     fixture f = fixture_new(2);
     const char *const whole[] = {"attn"};
@@ -87,10 +87,10 @@ test_latent_attention_that_is_left_whole_shares_nothing(void)
 int
 main(void)
 {
-    RUN(test_the_positions_of_a_latent_are_a_run_of_a_whole_projection);
+    RUN(test_the_positions_of_a_latent_are_a_run_of_a_full_projection);
     RUN(test_queries_beside_a_latent_are_never_taken_for_a_fused_weight);
     RUN(test_the_size_of_the_positions_may_come_from_the_configuration);
     RUN(test_positions_of_unknown_size_are_refused_naming_both_places);
-    RUN(test_latent_attention_that_is_left_whole_shares_nothing);
+    RUN(test_latent_attention_that_is_replicated_shares_nothing);
     return check_result();
 }

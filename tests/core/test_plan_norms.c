@@ -97,7 +97,7 @@ test_a_norm_ahead_of_a_row_follows_its_input(void)
     fixture_free(&f);
 }
 
-/* The numbers of an activation between two cuts of `mlp`. */
+/* The numbers of an activation between two sharded layers of `mlp`. */
 static void
 check_activation(const char *leaf, int64_t size, tp_kind expected)
 {
@@ -117,7 +117,7 @@ check_activation(const char *leaf, int64_t size, tp_kind expected)
 }
 
 static void
-test_the_gradient_of_an_activation_inside_a_cut_is_summed(void)
+test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed(void)
 {
     check_activation("act_fn", 1, TP_REPLICATED_SUM);
     check_activation("act_fn", 24, TP_REPLICATED); /* one for each feature */
@@ -127,7 +127,7 @@ test_the_gradient_of_an_activation_inside_a_cut_is_summed(void)
 int
 main(void)
 {
-    RUN(test_the_gradient_of_an_activation_inside_a_cut_is_summed);
+    RUN(test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed);
     RUN(test_a_norm_over_all_features_follows_its_projection);
     RUN(test_the_gradient_of_a_norm_over_all_features_is_never_summed);
     RUN(test_a_norm_over_one_head_is_no_layer);

@@ -20,7 +20,7 @@ only_note(const fixture *f)
 }
 
 static void
-test_the_first_rule_that_matches_decides_and_one_note_names_the_other(void)
+test_the_first_rule_that_matches_decides_and_one_message_names_the_other(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -39,7 +39,7 @@ test_the_first_rule_that_matches_decides_and_one_note_names_the_other(void)
 }
 
 static void
-test_rules_that_ask_for_the_same_need_no_note(void)
+test_rules_that_ask_for_the_same_need_no_message(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -54,7 +54,7 @@ test_rules_that_ask_for_the_same_need_no_note(void)
 }
 
 static void
-test_a_rule_that_matches_nothing_is_noted_with_near_names(void)
+test_a_rule_that_matches_nothing_is_told_with_near_names(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -67,7 +67,7 @@ test_a_rule_that_matches_nothing_is_noted_with_near_names(void)
 }
 
 static void
-test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names(void)
+test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -79,7 +79,7 @@ test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names(void)
 }
 
 static void
-test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted(void)
+test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -93,7 +93,7 @@ test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted(void)
 }
 
 static void
-test_rules_for_other_model_types_are_not_noted(void)
+test_rules_for_other_model_types_are_not_told(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -166,7 +166,7 @@ test_strict_refuses_linear_layers_without_a_rule_and_names_some(void)
 }
 
 static void
-test_a_skip_with_a_summed_gradient_keeps_the_weight_whole(void)
+test_a_skip_with_a_summed_gradient_keeps_the_weight_replicated(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "router", 4, 8);
@@ -191,7 +191,7 @@ add_ends(fixture *f)
 }
 
 static void
-test_embedding_and_head_are_cut_by_default_beside_a_configuration(void)
+test_embedding_and_head_are_sharded_by_default_beside_a_configuration(void)
 {
     fixture f = fixture_new(2);
     add_ends(&f);
@@ -239,7 +239,7 @@ test_no_default_beside_a_transformers_plan_or_when_switched_off(void)
 }
 
 static void
-test_a_default_that_does_not_fit_leaves_the_weight_whole(void)
+test_a_default_that_does_not_fit_leaves_the_weight_replicated(void)
 {
     fixture f = fixture_new(4);
     f.facts.output_head = 0;
@@ -252,7 +252,7 @@ test_a_default_that_does_not_fit_leaves_the_weight_whole(void)
 }
 
 static void
-test_a_style_of_a_module_without_weights_is_not_noted(void)
+test_a_style_of_a_module_without_weights_is_not_told(void)
 {
     fixture f = fixture_new(2);
     add_linear(&f, "attn.v_proj", 8, 8);
@@ -270,20 +270,20 @@ test_a_style_of_a_module_without_weights_is_not_noted(void)
 int
 main(void)
 {
-    RUN(test_a_style_of_a_module_without_weights_is_not_noted);
-    RUN(test_the_first_rule_that_matches_decides_and_one_note_names_the_other);
-    RUN(test_rules_that_ask_for_the_same_need_no_note);
-    RUN(test_a_rule_that_matches_nothing_is_noted_with_near_names);
-    RUN(test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names);
-    RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted);
-    RUN(test_rules_for_other_model_types_are_not_noted);
+    RUN(test_a_style_of_a_module_without_weights_is_not_told);
+    RUN(test_the_first_rule_that_matches_decides_and_one_message_names_the_other);
+    RUN(test_rules_that_ask_for_the_same_need_no_message);
+    RUN(test_a_rule_that_matches_nothing_is_told_with_near_names);
+    RUN(test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names);
+    RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told);
+    RUN(test_rules_for_other_model_types_are_not_told);
     RUN(test_strict_refuses_a_rule_that_matches_nothing);
     RUN(test_strict_refuses_a_preset_only_when_none_of_its_rows_matches);
     RUN(test_strict_refuses_linear_layers_without_a_rule_and_names_some);
-    RUN(test_a_skip_with_a_summed_gradient_keeps_the_weight_whole);
-    RUN(test_embedding_and_head_are_cut_by_default_beside_a_configuration);
+    RUN(test_a_skip_with_a_summed_gradient_keeps_the_weight_replicated);
+    RUN(test_embedding_and_head_are_sharded_by_default_beside_a_configuration);
     RUN(test_the_embedding_dimension_is_an_option);
     RUN(test_no_default_beside_a_transformers_plan_or_when_switched_off);
-    RUN(test_a_default_that_does_not_fit_leaves_the_weight_whole);
+    RUN(test_a_default_that_does_not_fit_leaves_the_weight_replicated);
     return check_result();
 }

@@ -83,7 +83,7 @@ add_behind(fixture *f, const char *name)
 }
 
 /* As in BERT, where a residual is added to a part of the tokens behind the row layer,
- * and in OPT, whose feed-forward layers lie in the layer itself. */
+ * and in OPT, whose feed-forward layers are in the layer itself. */
 static void
 test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
 {
@@ -116,10 +116,10 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     fixture_free(&f);
 }
 
-/* Attention that stays whole or gives whole outputs, beside a router and an expert that
- * are shared by all. */
+/* Attention that stays replicated or gives full outputs, beside a router and an expert
+ * that are shared by all. */
 static void
-test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
+test_a_block_with_a_full_matrix_is_given_all_tokens(void)
 {
     fixture f = with_one_layer();
     add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
@@ -162,7 +162,7 @@ test_a_model_without_a_list_of_layers_is_refused(void)
 }
 
 static void
-test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
+test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name(void)
 {
     fixture f = with_one_layer();
     add_matrix(&f, "list.0.table", TP_MODULE_EMBEDDING, 8, 16);
@@ -191,7 +191,7 @@ test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name(void)
 }
 
 static void
-test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes(void)
+test_plans_that_differ_in_the_shards_of_tokens_alone_have_other_hashes(void)
 {
     uint64_t hashes[2] = {0, 0};
     for (int sequence = 0; sequence < 2; sequence++) {
@@ -211,12 +211,12 @@ int
 main(void)
 {
     RUN(test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name);
-    RUN(test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes);
+    RUN(test_plans_that_differ_in_the_shards_of_tokens_alone_have_other_hashes);
     RUN(test_tokens_come_together_in_the_block_of_a_row_layer);
     RUN(test_without_the_option_there_are_no_stacks);
     RUN(test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens);
-    RUN(test_a_block_with_a_whole_matrix_is_given_all_tokens);
+    RUN(test_a_block_with_a_full_matrix_is_given_all_tokens);
     RUN(test_a_model_without_a_list_of_layers_is_refused);
-    RUN(test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name);
+    RUN(test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name);
     return check_result();
 }

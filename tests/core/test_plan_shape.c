@@ -32,7 +32,7 @@ check_local(tp_module_kind kind, tp_spec spec, const char *local, int dim)
 }
 
 static void
-test_each_kind_of_module_is_cut_along_the_dimension_its_weight_has(void)
+test_each_kind_of_module_is_sharded_along_the_dimension_its_weight_has(void)
 {
     check_local(TP_MODULE_LINEAR, column, "column [12, 12]", 0);
     check_local(TP_MODULE_LINEAR, row, "row [24, 6]", 1);
@@ -54,7 +54,7 @@ test_an_explicit_dimension_decides_over_an_embedding(void)
 }
 
 static void
-test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused(void)
+test_an_explicit_dimension_against_the_partition_of_a_linear_is_refused(void)
 {
     tp_spec spec = column;
     spec.dim = 1;
@@ -63,7 +63,7 @@ test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused(void)
 }
 
 static void
-test_equal_pieces_are_each_cut(void)
+test_equal_pieces_are_each_sharded(void)
 {
     fixture f = one_weight(TP_MODULE_LINEAR, shaped(TP_PARTITION_COLUMN, 0,
                                                     (tp_shape){2, {2, -1}, 0, {0}}));
@@ -75,7 +75,7 @@ test_equal_pieces_are_each_cut(void)
 }
 
 static void
-test_listed_pieces_are_each_cut(void)
+test_listed_pieces_are_each_sharded(void)
 {
     fixture f = one_weight(
         TP_MODULE_LINEAR,
@@ -86,7 +86,7 @@ test_listed_pieces_are_each_cut(void)
 }
 
 static void
-test_pieces_along_the_input_of_a_row_are_each_cut(void)
+test_pieces_along_the_input_of_a_row_are_each_sharded(void)
 {
     fixture f = one_weight(TP_MODULE_LINEAR,
                            shaped(TP_PARTITION_ROW, 1, (tp_shape){2, {-1, 3}, 0, {0}}));
@@ -124,7 +124,7 @@ test_pieces_that_do_not_fit_are_refused_with_all_sizes(void)
 }
 
 static void
-test_a_view_of_experts_is_cut_inside_each_expert(void)
+test_a_view_of_experts_is_sharded_inside_each_expert(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "w", 24, 12);
@@ -148,7 +148,7 @@ test_a_view_of_experts_is_cut_inside_each_expert(void)
 }
 
 static void
-test_a_view_of_experts_may_list_pieces_and_cut_rows(void)
+test_a_view_of_experts_may_list_pieces_and_shard_rows(void)
 {
     fixture f = one_weight(
         TP_MODULE_LINEAR,
@@ -186,7 +186,7 @@ test_views_that_give_no_matrix_are_refused(void)
 }
 
 static void
-test_the_bias_of_a_conv1d_is_cut_like_its_columns(void)
+test_the_bias_of_a_conv1d_is_sharded_like_its_columns(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_matrix(&f, "w", TP_MODULE_CONV1D, 12, 24);
@@ -204,7 +204,7 @@ test_the_bias_of_a_conv1d_is_cut_like_its_columns(void)
 }
 
 static void
-test_the_bias_of_a_row_stays_whole(void)
+test_the_bias_of_a_row_stays_replicated(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "w", 24, 12);
@@ -249,18 +249,18 @@ test_what_is_no_matrix_of_a_layer_is_refused(void)
 int
 main(void)
 {
-    RUN(test_each_kind_of_module_is_cut_along_the_dimension_its_weight_has);
+    RUN(test_each_kind_of_module_is_sharded_along_the_dimension_its_weight_has);
     RUN(test_an_explicit_dimension_decides_over_an_embedding);
-    RUN(test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused);
-    RUN(test_equal_pieces_are_each_cut);
-    RUN(test_listed_pieces_are_each_cut);
-    RUN(test_pieces_along_the_input_of_a_row_are_each_cut);
+    RUN(test_an_explicit_dimension_against_the_partition_of_a_linear_is_refused);
+    RUN(test_equal_pieces_are_each_sharded);
+    RUN(test_listed_pieces_are_each_sharded);
+    RUN(test_pieces_along_the_input_of_a_row_are_each_sharded);
     RUN(test_pieces_that_do_not_fit_are_refused_with_all_sizes);
-    RUN(test_a_view_of_experts_is_cut_inside_each_expert);
-    RUN(test_a_view_of_experts_may_list_pieces_and_cut_rows);
+    RUN(test_a_view_of_experts_is_sharded_inside_each_expert);
+    RUN(test_a_view_of_experts_may_list_pieces_and_shard_rows);
     RUN(test_views_that_give_no_matrix_are_refused);
-    RUN(test_the_bias_of_a_conv1d_is_cut_like_its_columns);
-    RUN(test_the_bias_of_a_row_stays_whole);
+    RUN(test_the_bias_of_a_conv1d_is_sharded_like_its_columns);
+    RUN(test_the_bias_of_a_row_stays_replicated);
     RUN(test_a_bias_of_another_size_is_refused);
     RUN(test_what_is_no_matrix_of_a_layer_is_refused);
     return check_result();

@@ -29,7 +29,7 @@ check_vocabulary(fixture *f)
 }
 
 static void
-test_a_default_cuts_both_names_along_the_vocabulary(void)
+test_a_default_shards_both_names_along_the_vocabulary(void)
 {
     fixture f = tied(2);
     add_linear(&f, "up", 16, 8);
@@ -67,7 +67,7 @@ check_whole(fixture *f, const char *part)
 }
 
 static void
-test_contradicting_transformers_styles_keep_the_tensor_whole_with_a_note(void)
+test_contradicting_transformers_styles_keep_the_tensor_replicated_with_a_message(void)
 {
     fixture f = tied(2);
     add_style(&f, "embed", "embedding_colwise");
@@ -78,7 +78,7 @@ test_contradicting_transformers_styles_keep_the_tensor_whole_with_a_note(void)
 }
 
 static void
-test_a_hidden_cut_that_the_head_cannot_follow_keeps_the_tensor_whole(void)
+test_a_hidden_shard_that_the_head_cannot_follow_keeps_the_tensor_replicated(void)
 {
     fixture f = tied(2);
     add_rule(&f, "a", "embed", TP_PARTITION_COLUMN);
@@ -111,7 +111,7 @@ test_a_skip_for_one_name_holds_for_the_other(void)
 }
 
 static void
-test_a_bias_that_is_named_twice_is_cut_once(void)
+test_a_bias_that_is_named_twice_is_sharded_once(void)
 {
     /* As in BERT's heads: predictions.bias is the bias of predictions.decoder. */
     fixture f = fixture_new(2);
@@ -129,7 +129,7 @@ test_a_bias_that_is_named_twice_is_cut_once(void)
 }
 
 static void
-test_a_bias_shared_by_a_cut_and_a_whole_layer_is_refused(void)
+test_a_bias_shared_by_a_sharded_and_a_replicated_layer_is_refused(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "a", 32, 8);
@@ -144,7 +144,7 @@ test_a_bias_shared_by_a_cut_and_a_whole_layer_is_refused(void)
 }
 
 static void
-test_layers_that_share_a_weight_may_be_cut_alike(void)
+test_layers_that_share_a_weight_may_be_sharded_alike(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "layers.0.up", 16, 8);
@@ -161,15 +161,15 @@ test_layers_that_share_a_weight_may_be_cut_alike(void)
 int
 main(void)
 {
-    RUN(test_a_default_cuts_both_names_along_the_vocabulary);
+    RUN(test_a_default_shards_both_names_along_the_vocabulary);
     RUN(test_the_head_follows_a_rule_for_the_embedding_alone);
     RUN(test_the_embedding_follows_a_rule_for_the_head_alone);
-    RUN(test_contradicting_transformers_styles_keep_the_tensor_whole_with_a_note);
-    RUN(test_a_hidden_cut_that_the_head_cannot_follow_keeps_the_tensor_whole);
+    RUN(test_contradicting_transformers_styles_keep_the_tensor_replicated_with_a_message);
+    RUN(test_a_hidden_shard_that_the_head_cannot_follow_keeps_the_tensor_replicated);
     RUN(test_contradicting_rules_of_a_configuration_are_refused_naming_both);
     RUN(test_a_skip_for_one_name_holds_for_the_other);
-    RUN(test_a_bias_that_is_named_twice_is_cut_once);
-    RUN(test_a_bias_shared_by_a_cut_and_a_whole_layer_is_refused);
-    RUN(test_layers_that_share_a_weight_may_be_cut_alike);
+    RUN(test_a_bias_that_is_named_twice_is_sharded_once);
+    RUN(test_a_bias_shared_by_a_sharded_and_a_replicated_layer_is_refused);
+    RUN(test_layers_that_share_a_weight_may_be_sharded_alike);
     return check_result();
 }

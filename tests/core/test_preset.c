@@ -84,7 +84,7 @@ test_every_row_passes_the_check_of_specs(void)
 }
 
 static void
-test_every_preset_cuts_the_weights_of_its_family(void)
+test_every_preset_shards_the_weights_of_its_family(void)
 {
     const struct {
         const char *preset;
@@ -178,7 +178,7 @@ main(void)
     RUN(test_the_case_of_a_preset_does_not_count);
     RUN(test_an_unknown_preset_names_the_nearest_or_all);
     RUN(test_every_row_passes_the_check_of_specs);
-    RUN(test_every_preset_cuts_the_weights_of_its_family);
+    RUN(test_every_preset_shards_the_weights_of_its_family);
     RUN(test_a_fused_qkv_is_a_column_without_a_shape);
     RUN(test_a_fused_gate_and_up_is_two_equal_pieces);
     return check_result();

@@ -23,7 +23,7 @@ check_refused(const tp_spec *spec, const char *part)
 }
 
 static void
-test_every_cut_name_is_read_in_any_case_and_written_back(void)
+test_every_partition_type_is_read_in_any_case_and_written_back(void)
 {
     tp_error err = TP_NO_ERROR;
     const char *const given[] = {"column", "Row", "SKIP"};
@@ -36,7 +36,7 @@ test_every_cut_name_is_read_in_any_case_and_written_back(void)
 }
 
 static void
-test_an_unknown_cut_names_the_place_and_the_nearest(void)
+test_an_unknown_partition_type_names_the_place_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_partition cut = TP_PARTITION_ROW;
@@ -75,7 +75,7 @@ test_documented_shapes_are_accepted(void)
 }
 
 static void
-test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
+test_each_flag_is_accepted_with_its_partition_type_and_refused_with_the_others(void)
 {
     const char *const messages[] = {
         "gather_output needs partition_type 'column'",
@@ -98,7 +98,7 @@ test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
 }
 
 static void
-test_a_skip_with_a_place_to_cut_is_refused(void)
+test_a_skip_with_a_place_to_shard_is_refused(void)
 {
     const tp_spec dim = {.partition = TP_PARTITION_SKIP, .dim = 0};
     check_refused(&dim, "so partition_dim has no effect");
@@ -143,7 +143,7 @@ test_sizes_must_be_positive_or_inferred(void)
 }
 
 static void
-test_a_list_of_pieces_stands_at_the_cut_dimension_only(void)
+test_a_list_of_pieces_stands_at_the_sharded_dimension_only(void)
 {
     const tp_spec spec = {
         .dim = 0, .shape = {.dims = 2, .sizes = {-1, 0}, .pieces = 2, .piece = {8, 8}}};
@@ -176,16 +176,16 @@ test_pieces_must_be_positive_few_and_not_overflow(void)
 int
 main(void)
 {
-    RUN(test_every_cut_name_is_read_in_any_case_and_written_back);
-    RUN(test_an_unknown_cut_names_the_place_and_the_nearest);
+    RUN(test_every_partition_type_is_read_in_any_case_and_written_back);
+    RUN(test_an_unknown_partition_type_names_the_place_and_the_nearest);
     RUN(test_the_spec_without_wishes_is_accepted);
     RUN(test_documented_shapes_are_accepted);
-    RUN(test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others);
-    RUN(test_a_skip_with_a_place_to_cut_is_refused);
+    RUN(test_each_flag_is_accepted_with_its_partition_type_and_refused_with_the_others);
+    RUN(test_a_skip_with_a_place_to_shard_is_refused);
     RUN(test_a_dim_outside_the_shape_is_refused);
     RUN(test_a_shape_with_too_many_dimensions_is_refused);
     RUN(test_sizes_must_be_positive_or_inferred);
-    RUN(test_a_list_of_pieces_stands_at_the_cut_dimension_only);
+    RUN(test_a_list_of_pieces_stands_at_the_sharded_dimension_only);
     RUN(test_pieces_must_be_positive_few_and_not_overflow);
     return check_result();
 }
