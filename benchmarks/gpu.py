@@ -136,7 +136,7 @@ def copies(features: int) -> Iterator[Case]:
 def many(count: int) -> Iterator[Case]:
     """Small tensors of a MoE, their shards made anew."""
     fulls = [torch.empty(256, 64, device="cuda").bfloat16() for _ in range(count)]
-    cuts = [packing.Cut(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
+    cuts = [packing.ShardSlice(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
     yield Case(
         f"pack {count} tensors",
         count * 2 * 64 * 64 * 2,
@@ -211,8 +211,8 @@ def lookups(tokens: int, held: int, dtype: torch.dtype) -> Iterator[Case]:
 def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     """Column and row shards over four ranks of weights in CPU memory."""
     fulls = [torch.empty(8192, 8192, dtype=torch.bfloat16).fill_(1) for _ in range(2 * layers)]
-    column = packing.Cut(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
-    row = packing.Cut(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
+    column = packing.ShardSlice(view=(1, 8192, 8192), runs=(2048, 2048), shape=(2048, 8192))
+    row = packing.ShardSlice(view=(8192, 8192, 1), runs=(2048, 2048), shape=(8192, 2048))
     device = torch.device("cuda", torch.cuda.current_device())
     moved = sum(full.nbytes for full in fulls) // 4
     pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
@@ -286,7 +286,7 @@ def main() -> int:
         console.print(f"no GPU: nothing was measured (torch {torch.__version__})")
         return 2
     library = operators.find_library()
-    if reason := library.reason or operators.obstacle(torch.cuda.current_device()):
+    if reason := library.reason or operators.unavailable_reason(torch.cuda.current_device()):
         console.print(f"the kernels do not run here, so nothing was measured: {reason}")
         return 2
     archs = ", ".join(map(str, library.archs))

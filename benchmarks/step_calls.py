@@ -155,4 +155,4 @@ def _without_shared_memory() -> AbstractContextManager[object]:
     module = sys.modules.get("deepspeed_autotp.distributed.shared_memory")
     if module is None:
         return nullcontext()
-    return mock.patch.object(module.SharedMemory, "gathers", lambda memory, x: False)
+    return mock.patch.object(module.SharedMemory, "can_gather", lambda memory, x: False)

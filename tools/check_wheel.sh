@@ -36,6 +36,6 @@ full = torch.arange(12.0).view(3, 4)
 assert ops.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist() == [[1, 2], [5, 6], [9, 10]]
 if torch.cuda.is_available():
     shard = ops.pack(full.cuda(), view=(3, 4, 1), runs=(1, 2), shape=(3, 2))
-    assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not native.obstacle(0)
+    assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not native.unavailable_reason(0)
 cli.main(["doctor"])
 PROGRAM

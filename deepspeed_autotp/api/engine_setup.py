@@ -34,7 +34,7 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.planning.planner import compared
-from deepspeed_autotp.state.replica_check import compare_first_call
+from deepspeed_autotp.state.replica_check import check_first_call
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -153,7 +153,7 @@ def _shard(model: nn.Module, *, settings: TPTrainingConfig, agreement: Agreement
     state = find_tensor_parallel(model)
     if state is None:
         state = shard(model, settings=settings, group=TPGroup(handle), agreement=agreement)
-    interop.mark_parameters(state.parameters, keeper=state, counted=state.counts_in_norm)
+    interop.mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
     interop.mark_model(model)
 
 
@@ -176,7 +176,7 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
         ),
     )
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
-    compare_first_call(model, state.group)
+    check_first_call(model, state.group)
 
 
 def _check_tp_size(model: nn.Module, settings: TPTrainingConfig, *, has_mpu: bool) -> None:

@@ -22,7 +22,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
-from deepspeed_autotp.distributed.process_group import TPGroup, host_group
+from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
@@ -31,7 +31,7 @@ from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import Handout
 from deepspeed_autotp.sharding.weight_location import Holding, agreed_holding, refuse_partly_there
 from deepspeed_autotp.sharding.weight_sync import share_weights
-from deepspeed_autotp.state.replica_check import share_random_state
+from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -61,7 +61,7 @@ def shard(
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
     _warn(agreement, plan.notes)
-    interop.make_plain(description.parameters)
+    interop.remove_zero_partitioning(description.parameters)
     nearby = _nearby(group, holding.place)
     _share_memory((nearby, holding.place), (group, device or holding.place))
     make = _conversion_maker(holding, nearby, device)
@@ -202,7 +202,7 @@ def _attached(
     description: Description, plan: Plan, *, group: TPGroup, nearby: TPGroup
 ) -> TensorParallel:
     place = description.parameters[0].device
-    share_random_state(nearby, device=group.device if place.type == "cpu" else place)
+    broadcast_rng_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(description.modules[""], state)
     interop.guard_save_pretrained(description.modules[""])
@@ -255,5 +255,5 @@ def _share_memory(*groups: tuple[TPGroup, torch.device]) -> None:
 def _nearby(group: TPGroup, place: torch.device) -> TPGroup:
     """A group over the same ranks that can move tensors that lie in ``place``."""
     if place.type == "cpu" and group.device.type != "cpu":
-        return TPGroup(host_group(group.global_ranks))
+        return TPGroup(cpu_group(group.global_ranks))
     return group

@@ -31,9 +31,9 @@ from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
-from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
+from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
 from deepspeed_autotp.planning.planner import compared
-from deepspeed_autotp.state.replica_check import compare_first_call
+from deepspeed_autotp.state.replica_check import check_first_call
 
 
 def parallelize(
@@ -79,7 +79,7 @@ def parallelize(
         example_inputs=example_inputs,
         device=_numbered(device),
     )
-    compare_first_call(model, group)
+    check_first_call(model, group)
     return model
 
 
@@ -105,7 +105,7 @@ def _group_and_agreement(
 def _new_group(tp_size: int) -> dist.ProcessGroup:
     assert dist.group.WORLD is not None
     handle: dist.ProcessGroup
-    handle, _ = dist.new_subgroups(group_size=tp_size, timeout=time_limit(dist.group.WORLD))
+    handle, _ = dist.new_subgroups(group_size=tp_size, timeout=group_timeout(dist.group.WORLD))
     return handle
 
 

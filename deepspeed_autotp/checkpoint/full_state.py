@@ -14,9 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
-from deepspeed_autotp.distributed.transport import carrier
-from deepspeed_autotp.state.tensor_parallel import TensorParallel, find_part, without_wrappers
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
+from deepspeed_autotp.distributed.transport import open_transport
+from deepspeed_autotp.state.tensor_parallel import (
+    TensorParallel,
+    find_nested_tensor_parallel,
+    unwrapped_model,
+)
 
 __all__ = ["rank0_state_dict", "full_state_dict"]
 
@@ -44,8 +48,8 @@ def rank0_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | N
 @torch.no_grad()
 def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str, Tensor]:
     """The state of ``model``, on rank 0 of the run or on all ranks."""
-    state = find_part(model)
-    inner = without_wrappers(model)
+    state = find_nested_tensor_parallel(model)
+    inner = unwrapped_model(model)
     with _gatherer(state, everywhere=everywhere) as gather:
         if state is not None:
             state.check_identity(inner)
@@ -58,7 +62,7 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
                 continue
             if id(tensor) not in copies:
                 # ZeRO 3 gathers a weight over all data-parallel ranks, wherever it is kept.
-                with interop.gathered([tensor]):
+                with interop.gathered_parameters([tensor]):
                     copies[id(tensor)] = gather(tensor)
             copied = copies[id(tensor)]
             if copied is not None:
@@ -88,13 +92,13 @@ def _gatherer(
             return replicated(tensor)
         if not takes_part:
             return None
-        return state.gather_to_host(tensor, entry=entry, parts=parts, everywhere=everywhere)
+        return state.gather_to_cpu(tensor, entry=entry, transport=transport, all_ranks=everywhere)
 
     if not takes_part:
         yield gather
         return
     try:
-        with lockstep(state.group), carrier(state.group, state.place) as parts:
+        with failure_barrier(state.group), open_transport(state.group, state.device) as transport:
             yield gather
     except PeerFailed:
         raise PeerFailed(

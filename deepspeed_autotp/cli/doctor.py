@@ -81,7 +81,7 @@ def _build(library: operators.Library) -> Iterator[Row]:
 def _devices(library: operators.Library) -> Iterator[Row]:
     if not library.reason:
         found = operators.devices()
-        words = f"{found.words} (CUDA error {found.error})"
+        words = f"{found.message} (CUDA error {found.error})"
         if found.error == _NO_DRIVER:
             words = f"no NVIDIA driver, or one older than the library needs: {words}"
         yield "CUDA library sees", words if found.error else f"{found.count} devices"
@@ -100,7 +100,7 @@ def _used(library: operators.Library) -> Iterator[Row]:
     if not torch.cuda.is_available():
         yield "vocab-parallel cross-entropy", "torch's operations, in chunks, as there is no GPU"
     for index in range(torch.cuda.device_count()):
-        obstacle = library.reason or operators.obstacle(index)
+        obstacle = library.reason or operators.unavailable_reason(index)
         used = f"torch's own operations: {obstacle}" if obstacle else "the CUDA library"
         yield f"both on cuda:{index}", used
     yield "collectives", ", ".join(_collectives()) or "none: torch is built without them"
@@ -120,6 +120,6 @@ def _collectives() -> Iterator[str]:
     if not dist.is_available():
         return
     if dist.is_gloo_available():
-        yield f"gloo on the CPU, {shared_memory.described()}"
+        yield f"gloo on the CPU, {shared_memory.describe_use()}"
     if dist.is_nccl_available():
         yield f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))} of torch on GPUs"

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.distributed.process_group import host_group, moves_host_tensors
+from deepspeed_autotp.distributed.process_group import cpu_group, supports_cpu_tensors
 
 T = TypeVar("T")
 
@@ -25,15 +25,15 @@ _NAMED = 3
 @dataclass(frozen=True, slots=True)
 class _Failure:
     text: str
-    is_users: bool  # a ValueError or TypeError: the user's to mend
+    is_user_error: bool  # a ValueError, TypeError or OSError: the user can correct it
 
 
 class Agreement:
-    """Exchanges words, not tensors, over the ranks of ``handle``."""
+    """Exchanges Python objects, not tensors, over the ranks of ``handle``."""
 
     def __init__(self, handle: dist.ProcessGroup) -> None:
         self._ranks = dist.get_process_group_ranks(handle)
-        self._handle = handle if moves_host_tensors(handle) else host_group(self._ranks)
+        self._handle = handle if supports_cpu_tensors(handle) else cpu_group(self._ranks)
         self.is_first = dist.get_rank(handle) == 0
 
     def exchange(self, mine: T) -> list[T]:
@@ -54,17 +54,17 @@ class Agreement:
             result = work()
         except Exception as error:
             own = error
-        said = self.exchange(None if own is None else _failure(own))
-        failed = [(rank, failure) for rank, failure in enumerate(said) if failure is not None]
+        failures = self.exchange(None if own is None else _failure(own))
+        failed = [(rank, failure) for rank, failure in enumerate(failures) if failure is not None]
         if not failed:
             return result
         raised = self._error(failed)
-        # What is the user's to mend is all in the words; a bug of ours needs its traceback.
+        # An error of the user is complete in its message; one of ours needs its traceback.
         raise raised from (own if isinstance(raised, RuntimeError) else None)
 
     def same(self, mine: Mapping[str, str], what: str) -> None:
         """ValueError on every rank, listing what differs, unless all ranks have equal values."""
-        # The values themselves may be a line for each module; all ranks hear them all.
+        # The values may be a line for each module: they are exchanged only where digests differ.
         if len(set(self.exchange(_digest(f"{key}: {mine[key]}" for key in sorted(mine))))) == 1:
             return
         everyone = self.exchange(dict(mine))
@@ -73,19 +73,19 @@ class Agreement:
         for key in keys:
             holders: dict[str, list[int]] = {}
             for rank, values in zip(self._ranks, everyone, strict=True):
-                holders.setdefault(values.get(key, "not there"), []).append(rank)
+                holders.setdefault(values.get(key, "missing"), []).append(rank)
             if len(holders) > 1:
                 lines.append(f"{key}: {_by_rank(holders)}")
         if lines:
             raise ValueError(
                 "\n  - ".join([f"{what} differs between the ranks:", *lines])
-                + "\nGive every rank the same."
+                + "\nGive every rank the same values."
             )
 
     def same_plan(self, plan: Plan, traits: Sequence[str]) -> None:
         """ValueError on every rank unless all ranks made the same plan.
 
-        ``traits[i]`` is what else has to be equal of the parameter of entry ``i``.
+        ``traits[i]`` describes what else has to be equal of the parameter of entry ``i``.
         """
         if len(set(self.exchange((plan.hash, _digest(traits))))) == 1:
             return
@@ -101,7 +101,7 @@ class Agreement:
         if len(failed) < len(self._ranks):
             names = ", ".join(str(self._ranks[rank]) for rank, _ in failed)
             text = f"on rank {names} of {len(self._ranks)}: {text}"
-        return ValueError(text) if failure.is_users else RuntimeError(text)
+        return ValueError(text) if failure.is_user_error else RuntimeError(text)
 
 
 def world_agreement() -> Agreement:
@@ -115,21 +115,22 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def _failure(error: Exception) -> _Failure:
-    users = isinstance(error, (ValueError, TypeError, OSError))
-    return _Failure(str(error) if users else f"{type(error).__name__}: {error}", users)
+    is_user_error = isinstance(error, (ValueError, TypeError, OSError))
+    text = str(error) if is_user_error else f"{type(error).__name__}: {error}"
+    return _Failure(text, is_user_error)
 
 
 def _by_rank(holders: Mapping[str, Sequence[int]]) -> str:
     """``2 on rank 0, but 4 on ranks 1, 2``."""
-    words = []
+    phrases = []
     for value, ranks in holders.items():
         named = ", ".join(map(str, ranks[:_NAMED])) + (", ..." if len(ranks) > _NAMED else "")
-        words.append(f"{value} on rank{'s' if len(ranks) > 1 else ''} {named}")
-    return ", but ".join(words)
+        phrases.append(f"{value} on rank{'s' if len(ranks) > 1 else ''} {named}")
+    return ", but ".join(phrases)
 
 
 def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
-    """What a plan says, by the name of the parameter, layer or integer it says it about."""
+    """What a plan says of each parameter, layer, stack and integer, by its name."""
     lines = {
         entry.name: f"{entry.kind} {list(entry.shape)} {trait} "
         f"{[entry.runs(rank) for rank in range(plan.ranks)]}"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that run code with collectives in it and may fail anywhere between two of them."""
+"""A barrier before every collective, so that ranks whose code may fail between two of them all
+leave with an error instead of waiting for the process group's timeout."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 
 from deepspeed_autotp.distributed.process_group import TPGroup
 
-# The place of a rank that has reached the end; no run has this many collectives.
+# The position of a rank that has reached the end; no run has this many collectives.
 _END = 2**31 - 2
 
 
@@ -19,64 +20,64 @@ class PeerFailed(RuntimeError):
     """Another rank failed; its own error says why."""
 
 
-class Strayed(RuntimeError):
-    """The ranks are at different collectives. All raise it at once, so nobody has to be told."""
+class CollectiveMismatch(RuntimeError):
+    """The ranks are at different collectives. Raised on all of them at once."""
 
 
-class Lost(RuntimeError):
-    """A rank did not come. What tells the others of an error would fail as well."""
+class PeerLost(RuntimeError):
+    """A rank did not reach the barrier. A message to the others would fail as well."""
 
 
 @contextmanager
-def lockstep(group: TPGroup) -> Iterator[None]:
-    """Ahead of every collective each rank says that it is well and where it is.
+def failure_barrier(group: TPGroup) -> Iterator[None]:
+    """Before every collective of ``group`` the ranks exchange their status and position.
 
-    A rank that fails says so in the place of its next collective, so that its peers leave
-    theirs with PeerFailed instead of waiting for the process group's timeout. Strayed on all
-    ranks when they are at different collectives. The code within lets both pass.
+    A rank that raises reports so at its next barrier, and its peers leave theirs with PeerFailed.
+    CollectiveMismatch on all ranks when they are at different collectives. The code within lets
+    both pass.
     """
-    taken = 0
+    position = 0
 
-    def say(well: bool, place: int, what: str) -> None:
-        flags = [int(well), place, _number_of(what)]
-        mine = torch.tensor(flags, dtype=torch.int64, device=group.device)
-        said = mine.new_empty(group.size, len(flags))
+    def exchange_status(ok: bool, position: int, what: str) -> None:
+        status = [int(ok), position, _digest(what)]
+        mine = torch.tensor(status, dtype=torch.int64, device=group.device)
+        gathered = mine.new_empty(group.size, len(status))
         try:
-            group.gather(mine, into=said)
+            group.all_gather_into(mine, into=gathered)
         except RuntimeError as error:
-            raise Lost(
-                f"one of the ranks {list(group.global_ranks)} did not come to "
-                f"{what or 'a collective'}; it has ended, or has failed and says why: "
-                + str(error).partition("\n")[0]
+            raise PeerLost(
+                f"one of the ranks {list(group.global_ranks)} did not reach "
+                f"{what or 'a collective'}; it has ended, or has failed and its own error says "
+                "why: " + str(error).partition("\n")[0]
             ) from error
-        rows = said.tolist()
-        if well and not all(row[0] for row in rows):
+        rows = gathered.tolist()
+        if ok and not all(row[0] for row in rows):
             raise PeerFailed("another rank failed")
-        if well and any(row != rows[0] for row in rows):
-            here = f": rank {group.global_ranks[group.rank]} {what}" if what else ""
-            raise Strayed(f"the ranks call different collectives{here}")
+        if ok and any(row != rows[0] for row in rows):
+            here = f": rank {group.global_ranks[group.rank]} is at {what}" if what else ""
+            raise CollectiveMismatch(f"mismatch between collectives on the ranks{here}")
 
-    def before(what: str) -> None:
-        nonlocal taken
-        taken += 1
-        say(True, taken, what)
+    def before_collective(what: str) -> None:
+        nonlocal position
+        position += 1
+        exchange_status(True, position, what)
 
-    group.before = before
+    group.before_collective = before_collective
     try:
         yield
-        say(True, _END, "")
-    except (PeerFailed, Strayed, Lost):
+        exchange_status(True, _END, "")
+    except (PeerFailed, CollectiveMismatch, PeerLost):
         raise
     except BaseException:
-        with suppress(Lost):  # the error that is told counts
-            say(False, taken, "")
+        with suppress(PeerLost):  # the error of this rank is the one to raise
+            exchange_status(False, position, "")
         raise
     finally:
-        group.before = None
+        group.before_collective = None
 
 
-def _number_of(what: str) -> int:
-    """A number that is the same for the same words alone; 0 for none."""
-    if not what:
+def _digest(text: str) -> int:
+    """An integer that is equal for equal texts only; 0 for the empty one."""
+    if not text:
         return 0
-    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=7).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes sent and received between ranks through NCCL.
+"""Point-to-point transfers of bytes between ranks through NCCL.
 
 Collectives of training stay with the user's process group. This opens the NCCL that torch has
-loaded, else that of its wheel, else the machine's; ``AUTOTP_NCCL`` names the file of another, and
-is empty to go without. Nothing is opened before it is asked for, and every call has a time limit.
+loaded, else that of its wheel, else the system's; ``AUTOTP_NCCL`` names another file, or is empty
+to disable NCCL. Nothing is opened before it is needed, and every call has a timeout.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from deepspeed_autotp.distributed.process_group import TPGroup, time_limit
+from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
 from deepspeed_autotp.native import operators
 
-__all__ = ["Communicator", "Found", "check_environment", "connect", "find"]
+__all__ = ["Communicator", "NcclLibrary", "check_environment", "connect", "find"]
 
 _ID_BYTES = 128
 _VARIABLE = "AUTOTP_NCCL"
@@ -32,56 +32,59 @@ _ops = operators.loaded()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """``reason`` says why there is no NCCL to use, and is empty where there is one.
+class NcclLibrary:
+    """``reason`` says why there is no usable NCCL, and is empty where there is one.
 
-    ``number`` is the version as NCCL counts it, 0 where it is not known. ``on_host`` says that it
-    is a stand-in that moves tensors of a host, which NCCL does not.
+    ``version_code`` is what ncclGetVersion gives, 0 where it is not known. ``is_cpu_stand_in``
+    marks a library with NCCL's functions that moves CPU tensors, which NCCL does not.
     """
 
     reason: str
     path: str
     version: str
-    number: int
-    on_host: bool
+    version_code: int
+    is_cpu_stand_in: bool
 
 
-def find() -> Found:
-    """The NCCL that is used here. Finding it touches no device and starts nothing."""
-    reason, path, number, version, on_host = _ops.nccl_find(_of_wheel())
-    return Found(reason=reason, path=path, version=version, number=number, on_host=on_host)
+def find() -> NcclLibrary:
+    """The NCCL of this process. Finding it uses no device and starts nothing."""
+    reason, path, code, version, stand_in = _ops.nccl_find(_wheel_path())
+    return NcclLibrary(reason, path, version, version_code=code, is_cpu_stand_in=stand_in)
 
 
-def _of_wheel() -> str:
-    """The file that the wheel of NCCL brings along; empty where it is not installed."""
+def _wheel_path() -> str:
+    """The file of the wheel ``nvidia-nccl``; empty where it is not installed."""
     try:
         spec = find_spec("nvidia.nccl")
-    except ModuleNotFoundError:  # nothing of NVIDIA's is installed
+    except ModuleNotFoundError:  # no package of the namespace "nvidia"
         return ""
     folders = spec.submodule_search_locations if spec is not None else None
     return os.path.join(next(iter(folders)), "lib", "libnccl.so.2") if folders else ""
 
 
-def connect(group: TPGroup, place: torch.device) -> Communicator | None:
-    """NCCL between the ranks of ``group`` for tensors on ``place``, which is a rank's own.
+def connect(group: TPGroup, device: torch.device) -> Communicator | None:
+    """NCCL between the ranks of ``group`` for tensors on ``device``, this rank's own.
 
-    None on all ranks where one of them cannot use it, where versions differ, where two of them
-    have the same GPU, or where it fails to start, which is a warning. All ranks call it.
+    None on all ranks where one of them cannot use it, where versions differ, where two ranks have
+    the same GPU, or where it fails to start, which is a warning. All ranks call it.
     """
-    if group.size == 1 or not _is_wanted(place) or not _agreed(group, place):
+    if group.size == 1 or not _is_wanted(device) or not _is_usable_by_all(group, device):
         return None
-    number, words = _started(group, place)
-    everyone = False
+    handle, problem = _create(group, device)
+    on_all_ranks = False
     try:
-        well = torch.tensor([number is not None], dtype=torch.int64, device=group.device)
-        everyone = all(map(bool, group.all_gather(well, [well.shape] * group.size)))
+        ok = torch.tensor([handle is not None], dtype=torch.int64, device=group.device)
+        on_all_ranks = all(map(bool, group.all_gather(ok, [ok.shape] * group.size)))
     finally:
-        if number is not None and not everyone:
-            _ops.nccl_close(number)
-    if number is not None and everyone:
-        return Communicator(number, place)
-    if words:
-        _log.warning("torch.distributed moves the weights, since NCCL does not start: %s", words)
+        if handle is not None and not on_all_ranks:
+            _ops.nccl_close(handle)
+    if handle is not None and on_all_ranks:
+        return Communicator(handle, device)
+    if problem:
+        _log.warning(
+            "NCCL failed to initialize, using torch.distributed to transfer the weights: %s",
+            problem,
+        )
     return None
 
 
@@ -91,22 +94,22 @@ def is_named() -> bool:
 
 
 def check_environment() -> None:
-    """ValueError where ``AUTOTP_NCCL`` names a file that is none of NCCL's."""
+    """ValueError where ``AUTOTP_NCCL`` names a file that is not an NCCL library."""
     if is_named() and (reason := find().reason):
-        raise ValueError(f"{_VARIABLE}: {reason}; unset it, or make it empty to go without NCCL")
+        raise ValueError(f"{_VARIABLE}: {reason}; unset it, or set it to '' to disable NCCL")
 
 
 class Communicator:
     """NCCL between the ranks of a group, for tensors on ``device``.
 
-    RuntimeError where NCCL fails, or where a rank does not come within half of the time limit of
-    the group; from then on at once. A rank that fails tells the others in a collective of the
-    group, and waits there for them until they have given up as well.
+    RuntimeError where NCCL fails, or where a rank does not take part within half of the group's
+    timeout; every later call fails at once. A rank that fails tells the others in a collective of
+    the group, and waits there for them until they have timed out as well.
     """
 
-    def __init__(self, number: int, device: torch.device) -> None:
+    def __init__(self, handle: int, device: torch.device) -> None:
         self.device = device
-        self._number = number
+        self._handle = handle
 
     def exchange(
         self, what: str, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]
@@ -119,7 +122,7 @@ class Communicator:
         try:
             with torch.no_grad():
                 _ops.nccl_exchange(
-                    self._number,
+                    self._handle,
                     what,
                     list(sent.values()),
                     list(sent),
@@ -127,80 +130,82 @@ class Communicator:
                     list(received),
                 )
         finally:
-            # The operator writes behind autograd's back.
+            # Autograd does not see the writes of the operator.
             torch.autograd.graph.increment_version(list(received.values()))
 
     def close(self) -> None:
-        """Release what NCCL holds; later calls fail. All ranks call it."""
-        _ops.nccl_close(self._number)
+        """Destroy the communicator; later calls fail. All ranks call it."""
+        _ops.nccl_close(self._handle)
 
 
-def _is_wanted(place: torch.device) -> bool:
-    """Tensors of a host are moved by a stand-in alone."""
-    return place.type == "cuda" or is_named()
+def _is_wanted(device: torch.device) -> bool:
+    """CPU tensors are moved by a stand-in only."""
+    return device.type == "cuda" or is_named()
 
 
-def _agreed(group: TPGroup, place: torch.device) -> bool:
+def _is_usable_by_all(group: TPGroup, device: torch.device) -> bool:
     """Whether all ranks can use the same NCCL, each on a GPU of its own."""
     found = find()
-    reason = found.reason or _obstacle(found, place)
-    if time_limit(group.handle) is None:
-        reason = reason or "the process group does not say how long a collective may take"
-    own = [0, 0] if reason else [found.number, _identity(place, group.rank)]
-    mine = torch.tensor(own, device=group.device)
-    said = torch.stack(group.all_gather(mine, [mine.shape] * group.size))
-    reason = reason or _difference(*said.T.tolist())
-    if reason and place.type != "cpu":
-        ranks = f"rank {group.rank} of {group.size}"
-        _log.info("%s: torch.distributed moves the weights, not NCCL: %s", ranks, reason)
+    reason = found.reason or _unsupported_device(found, device)
+    if group_timeout(group.handle) is None:
+        reason = reason or "the backend of the process group has no timeout"
+    local = [0, 0] if reason else [found.version_code, _device_id(device, group.rank)]
+    sent = torch.tensor(local, device=group.device)
+    gathered = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
+    reason = reason or _mismatch(*gathered.T.tolist())
+    if reason and device.type != "cpu":
+        _log.info(
+            "rank %d of %d: not using NCCL to transfer the weights but torch.distributed: %s",
+            *(group.rank, group.size, reason),
+        )
     return not reason
 
 
-def _obstacle(found: Found, device: torch.device) -> str:
+def _unsupported_device(found: NcclLibrary, device: torch.device) -> str:
     """Why NCCL cannot move tensors on a device; empty where it can."""
     if device.type == "cuda":
-        return operators.obstacle(device.index)
-    if found.on_host and device.type == "cpu":
+        return operators.unavailable_reason(device.index)
+    if found.is_cpu_stand_in and device.type == "cpu":
         return ""
-    return f"it moves tensors that lie on a GPU; these lie on {device}"
+    return f"NCCL moves tensors on a GPU; these are on {device}"
 
 
-def _identity(device: torch.device, rank: int) -> int:
-    """A number that two ranks share where they have the same GPU."""
+def _device_id(device: torch.device, rank: int) -> int:
+    """An integer that is equal on two ranks where they have the same GPU."""
     if device.type == "cpu":  # of a stand-in
         return rank
-    words = str(torch.cuda.get_device_properties(device).uuid).encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=7).digest())
+    uuid = str(torch.cuda.get_device_properties(device).uuid).encode()
+    return int.from_bytes(hashlib.blake2b(uuid, digest_size=7).digest())
 
 
-def _difference(numbers: Sequence[int], devices: Sequence[int]) -> str:
-    """Why the ranks cannot use NCCL together, by the version and the GPU that each has."""
-    if 0 in numbers:
-        return f"rank {numbers.index(0)} cannot use it"
-    if len(set(numbers)) > 1:
-        return f"the ranks have different versions of it: {list(numbers)}, by rank"
+def _mismatch(versions: Sequence[int], devices: Sequence[int]) -> str:
+    """Why the ranks cannot use NCCL together, by the version and the GPU of each."""
+    if 0 in versions:
+        return f"rank {versions.index(0)} cannot use NCCL"
+    if len(set(versions)) > 1:
+        return f"the ranks have different NCCL versions: {list(versions)}, by rank"
     if len(set(devices)) < len(devices):
         again = next(rank for rank, one in enumerate(devices) if one in devices[:rank])
         return f"ranks {devices.index(devices[again])} and {again} have the same GPU"
     return ""
 
 
-def _started(group: TPGroup, place: torch.device) -> tuple[int | None, str]:
-    """The number of a communicator; or None, and why there is none as far as this rank knows."""
-    made, path, words = torch.zeros(_ID_BYTES, dtype=torch.uint8), _of_wheel(), ""
+def _create(group: TPGroup, device: torch.device) -> tuple[int | None, str]:
+    """The handle of a communicator; or None and the error, where this rank knows it."""
+    unique_id, path, problem = torch.zeros(_ID_BYTES, dtype=torch.uint8), _wheel_path(), ""
     if group.rank == 0:
         try:
-            _ops.nccl_id_(made, path)
+            _ops.nccl_id_(unique_id, path)
         except RuntimeError as error:
-            words = str(error)  # zeros tell the others
-    group.step()
-    group.broadcast(made)
-    if not made.any():
-        return None, words
-    index, limit = -1 if place.type == "cpu" else place.index, time_limit(group.handle)
-    assert limit is not None
-    seconds = limit.total_seconds() / 2
+            problem = str(error)  # the others see zeros
+    group.announce()
+    group.broadcast(unique_id)
+    if not unique_id.any():
+        return None, problem
+    index, timeout = -1 if device.type == "cpu" else device.index, group_timeout(group.handle)
+    assert timeout is not None
+    seconds = timeout.total_seconds() / 2
     try:
-        return _ops.nccl_make(path, made, group.rank, group.size, index, seconds), ""
+        return _ops.nccl_make(path, unique_id, group.rank, group.size, index, seconds), ""
     except RuntimeError as error:
         return None, str(error)

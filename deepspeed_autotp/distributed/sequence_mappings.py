@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autograd functions that cut the tokens of an activation over one group, as dual pairs.
+"""Autograd functions that shard the tokens of an activation over one TP group, as dual pairs.
 
-all tokens, whole gradient -> own       own tokens -> all, whole gradient
-take_tokens    y = own rows of x        gather_tokens  y = all rows in their places
-               dx = gather_tokens(dy)                  dx = take_tokens(dy)
+full x, full gradient -> shard                shard, full gradient -> full
+scatter_to_sequence_region         y = rows   gather_from_sequence_region  y = all rows
+                                   dx = gather(dy)                         dx = rows of dy
 
-all tokens, a part of the sum -> own    own tokens -> all, a part of the gradient
-sum_tokens     y = own rows of sum x_r  begun in the backward of layers.grad_overlap:
-               dx = gather_tokens(dy)                  dx = own rows of sum dy_r
+full x, to be summed -> shard                 shard -> full, gradient to be summed
+reduce_scatter_to_sequence_region             started in the backward of layers.grad_overlap:
+    y = rows of sum x_r, dx = gather(dy)          dx = rows of sum dy_r
 
-A row is a token: all dimensions but the last are one, so that ranks differ by one row at most
-whatever the batch is, and a rank's rows lie side by side in memory. N is the number of rows, n a
-rank's, F the features.
+A row is a token: all dimensions but the last are flattened, so that the ranks' row counts differ by
+one at most whatever the batch is, and a rank's rows are contiguous. N is the number of rows, n that
+of a rank, F the features.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """How the tokens of one batch lie on the ranks.
+class SequenceLayout:
+    """How the tokens of one batch are sharded over the ranks.
 
-    shape   of the whole activation without its features
+    shape   of the full activation without its features
     widths  rows of every rank
     """
 
@@ -40,109 +40,110 @@ class Tokens:
     widths: tuple[int, ...]
 
     @staticmethod
-    def of(x: Tensor, ranks: int) -> Tokens:
-        """Those of a whole activation over ``ranks`` ranks."""
+    def of(x: Tensor, ranks: int) -> SequenceLayout:
+        """That of a full activation over ``ranks`` ranks."""
         shape = tuple(x.shape[:-1])
-        return Tokens(shape, split(math.prod(shape), 1, ranks))
+        return SequenceLayout(shape, split(math.prod(shape), 1, ranks))
 
-    def is_own(self, x: Tensor, rank: int) -> bool:
-        """Whether ``x`` has the shape of the part that ``rank`` has."""
+    def is_shard(self, x: Tensor, rank: int) -> bool:
+        """Whether ``x`` has the shape of the shard of ``rank``."""
         return math.prod(x.shape[:-1]) == x.shape[-2] == self.widths[rank]
 
-    def whole_shape(self, own: Tensor) -> tuple[int, ...]:
-        """``[1, n, F]`` gives that of the whole activation, ``[n, F]`` ``[N, F]``."""
-        lead = self.shape if own.dim() > len(self.shape) else (sum(self.widths),)
-        return (*lead, own.shape[-1])
+    def full_shape(self, shard: Tensor) -> tuple[int, ...]:
+        """``[1, n, F]`` gives that of the full activation, ``[n, F]`` ``[N, F]``."""
+        lead = self.shape if shard.dim() > len(self.shape) else (sum(self.widths),)
+        return (*lead, shard.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """``whole`` is what was gathered of ``own``, this rank's tokens, at its ``version``."""
+class GatheredSequence:
+    """``full`` was gathered from ``shard``, this rank's tokens, and had ``version`` then."""
 
-    own: Tensor
-    whole: Tensor
+    shard: Tensor
+    full: Tensor
     version: int
-    tokens: Tokens
+    layout: SequenceLayout
 
-    def is_whole(self, x: Tensor) -> bool:
-        """One tensor, and not written to in between."""
-        return self.whole is x and self.version == x._version
+    def is_full(self, x: Tensor) -> bool:
+        """Whether ``x`` is that very tensor, and not written to since."""
+        return self.full is x and self.version == x._version
 
 
-def own_rows(x: Tensor, tokens: Tokens, rank: int) -> Tensor:
+def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
     """``[..., F] -> [1, n, F]`` with as many dimensions."""
     rows = x.reshape(-1, x.shape[-1])
-    own = rows.narrow(0, sum(tokens.widths[:rank]), tokens.widths[rank])
-    return own.reshape(*(1,) * (x.dim() - 2), *own.shape)
+    local = rows.narrow(0, sum(layout.widths[:rank]), layout.widths[rank])
+    return local.reshape(*(1,) * (x.dim() - 2), *local.shape)
 
 
-def _as(rows: Tensor, like: Tensor) -> Tensor:
-    return _shaped(rows, (*(1,) * (like.dim() - 2), *rows.shape))
+def _with_dims_of(rows: Tensor, like: Tensor) -> Tensor:
+    return _reshaped(rows, (*(1,) * (like.dim() - 2), *rows.shape))
 
 
-def _shaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _reshaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Rows that nobody else has in another shape: no view, which models could not write into."""
-    shaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
-    return shaped
+    reshaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
+    return reshaped
 
 
-def _all_rows(x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-    rows = group.all_gather_rows(x.reshape(-1, x.shape[-1]), tokens.widths)
-    return _shaped(rows, tokens.whole_shape(x))
+def _all_rows(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+    rows = group.all_gather_rows(x.reshape(-1, x.shape[-1]), layout.widths)
+    return _reshaped(rows, layout.full_shape(x))
 
 
-class _TakeTokens(torch.autograd.Function):
+class _ScatterToRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-        ctx.tokens, ctx.group = tokens, group
-        # A view would keep the whole activation alive as long as a part of it is.
-        return own_rows(x, tokens, group.rank).clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _all_rows(dy, ctx.tokens, ctx.group), None, None
-
-
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-        ctx.tokens, ctx.group, ctx.dims = tokens, group, x.shape
-        return _all_rows(x, tokens, group)
+    def forward(ctx: Any, x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+        ctx.layout, ctx.group = layout, group
+        # A view would keep the full activation alive as long as the shard is.
+        return local_rows(x, layout, group.rank).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return own_rows(dy, ctx.tokens, ctx.group.rank).reshape(ctx.dims), None, None
+        return _all_rows(dy, ctx.layout, ctx.group), None, None
 
 
-class _SumTokens(torch.autograd.Function):
+class _GatherFromRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-        ctx.tokens, ctx.group, ctx.dims = tokens, group, x.shape
-        started, rows = group.start_reduce_scatter(x.reshape(-1, x.shape[-1]), tokens.widths)
-        started.wait()
-        return _as(rows, x)
+    def forward(ctx: Any, x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+        ctx.layout, ctx.group, ctx.shape = layout, group, x.shape
+        return _all_rows(x, layout, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _all_rows(dy, ctx.tokens, ctx.group).reshape(ctx.dims), None, None
+        return local_rows(dy, ctx.layout, ctx.group.rank).reshape(ctx.shape), None, None
 
 
-def take_tokens(x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
+class _ReduceScatterToRegion(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+        ctx.layout, ctx.group, ctx.shape = layout, group, x.shape
+        work, rows = group.start_reduce_scatter(x.reshape(-1, x.shape[-1]), layout.widths)
+        work.wait()
+        return _with_dims_of(rows, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _all_rows(dy, ctx.layout, ctx.group).reshape(ctx.shape), None, None
+
+
+def scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
     """``[..., F] -> [1, n, F]``; the gradient is gathered from all ranks."""
-    y: Tensor = _TakeTokens.apply(x, tokens, group)  # type: ignore[no-untyped-call]
+    y: Tensor = _ScatterToRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
     return y
 
 
-def gather_tokens(x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-    """``[1, n, F] -> [..., F]``; the gradient is the own rows of the whole gradient."""
-    y: Tensor = _GatherTokens.apply(x, tokens, group)  # type: ignore[no-untyped-call]
+def gather_from_sequence_region(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+    """``[1, n, F] -> [..., F]``; the gradient is this rank's rows of the full gradient."""
+    y: Tensor = _GatherFromRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
     return y
 
 
-def sum_tokens(x: Tensor, tokens: Tokens, group: TPGroup) -> Tensor:
-    """``[..., F] -> [1, n, F]``, own rows of the sum over ranks; the gradient is gathered."""
-    y: Tensor = _SumTokens.apply(x, tokens, group)  # type: ignore[no-untyped-call]
+def reduce_scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+    """``[..., F] -> [1, n, F]``, this rank's rows of the sum over ranks; the gradient is
+    gathered."""
+    y: Tensor = _ReduceScatterToRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
     return y

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums and gathers of host tensors between ranks of one host, in memory that they share.
+"""All-reduce, reduce-scatter and all-gather of CPU tensors in shared memory, within one machine.
 
-A process group of gloo moves every byte through a socket, and wakes two threads for it: a sum of
-256 KB over two ranks takes a millisecond. Laid out in shared memory it takes as long as two
-copies. The memory belongs to a process group, whose ranks use it in place of sockets where all
-of them can open it. ``AUTOTP_SHARED_MEMORY=0`` leaves everything to the group.
+A gloo process group moves every byte through a socket, and wakes two threads for it: a sum of
+256 KB over two ranks takes a millisecond. In shared memory it takes as long as two copies. The
+memory belongs to a process group, whose ranks use it in place of sockets where all of them can
+open it. ``AUTOTP_SHARED_MEMORY=0`` disables it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch import Tensor
 
 from deepspeed_autotp.native import operators
 
-# Bytes of one of a rank's two slots; a longer message goes in pieces. Larger ones gain nothing, and
+# Bytes of one of a rank's two slots; a larger tensor goes in chunks. Larger slots gain nothing, and
 # containers often have no more than 64 MB of shared memory.
 _SLOT = 1 << 20
-_SUMMED = frozenset({torch.float32, torch.float64, torch.bfloat16})
-_HOST = torch.device("cpu")
+_REDUCED = frozenset({torch.float32, torch.float64, torch.bfloat16})
+_CPU = torch.device("cpu")
 
 _log = logging.getLogger("deepspeed_autotp")
 
 _ops = operators.loaded()
 
 
-class Started(Protocol):
-    """A collective that is on its way."""
+class Work(Protocol):
+    """A collective that was started, as torch.distributed.Work."""
 
     def wait(self) -> object: ...
 
@@ -42,64 +42,64 @@ class Started(Protocol):
 class SharedMemory:
     """The memory that the ranks of one process group share. All of them make every call.
 
-    RuntimeError where a rank has ended, does not come within the time limit of the group, or
-    hands over something else than the others.
+    RuntimeError where a rank has ended, does not take part within the timeout of the group, or
+    gives a tensor of another size or dtype than the others.
     """
 
-    def __init__(self, number: int, seconds: float) -> None:
-        self._number = number
+    def __init__(self, handle: int, seconds: float) -> None:
+        self._handle = handle
         self._seconds = seconds
-        self._started: _Sum | None = None
+        self._pending: _Reduction | None = None
         self._is_open = True
-        self._close = weakref.finalize(self, _ops.shm_close, number)
+        self._close = weakref.finalize(self, _ops.shm_close, handle)
 
-    def sums(self, x: Tensor) -> bool:
+    def can_reduce(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be summed."""
-        return self.gathers(x) and x.dtype in _SUMMED
+        return self.can_gather(x) and x.dtype in _REDUCED
 
-    def gathers(self, x: Tensor) -> bool:
+    def can_gather(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be gathered."""
         return self._is_open and x.device.type == "cpu"
 
-    def start_sum(self, x: Tensor, *, into: Tensor, first: int = 0) -> Started:
-        """Hand contiguous ``x`` over. When it is waited for, as many items of the sum over the
-        ranks as ``into`` has, from item ``first`` on, are put there; it may be ``x``."""
-        self._finish()
-        started = _Sum(self, x.detach(), into.detach(), first)
-        _ops.shm_start_sum(self._number, started.x, started.into, first, self._seconds)
-        self._started = started
-        return started
+    def start_reduce(self, x: Tensor, *, into: Tensor, first: int = 0) -> Work:
+        """Start to sum contiguous ``x`` over the ranks. The wait fills ``into``, which may be
+        ``x``, with the elements of the sum from ``first`` on."""
+        self._finish_pending()
+        work = _Reduction(self, x.detach(), into.detach(), first)
+        _ops.shm_start_sum(self._handle, work.x, work.into, first, self._seconds)
+        self._pending = work
+        return work
 
-    def gather(self, x: Tensor, *, into: Tensor) -> None:
-        """Put the tensors of all ranks, each as large as contiguous ``x``, one after the other."""
-        self._finish()
-        _ops.shm_gather(self._number, x.detach(), into.detach(), self._seconds)
+    def all_gather(self, x: Tensor, *, into: Tensor) -> None:
+        """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``."""
+        self._finish_pending()
+        _ops.shm_gather(self._handle, x.detach(), into.detach(), self._seconds)
 
-    def become(self, other: SharedMemory | None) -> None:
-        """Take over what ``other`` has opened; without it, leave everything to the group."""
+    def replace_with(self, other: SharedMemory | None) -> None:
+        """Take over the memory of ``other``; None leaves all collectives to the group."""
         self._close()
-        self._started = None
+        self._pending = None
         self._is_open = other is not None
         if other is not None:
             other._close.detach()
-            self._number = other._number
-            self._close = weakref.finalize(self, _ops.shm_close, self._number)
+            self._handle = other._handle
+            self._close = weakref.finalize(self, _ops.shm_close, self._handle)
 
-    def finish(self, started: _Sum) -> None:
+    def finish(self, work: _Reduction) -> None:
         """Wait for a sum, unless that was done."""
-        if self._started is started:
-            self._finish()
+        if self._pending is work:
+            self._finish_pending()
 
-    def _finish(self) -> None:
-        """Messages are taken one after the other: a sum that nobody has waited for, maybe since
-        the caller failed in between, is taken before the next one starts."""
-        if (one := self._started) is not None:
-            self._started = None
-            _ops.shm_take_sum(self._number, one.x, one.into, one.first, self._seconds)
+    def _finish_pending(self) -> None:
+        """Sums complete in order: one that nobody has waited for, maybe since the caller failed
+        in between, completes before the next collective starts."""
+        if (work := self._pending) is not None:
+            self._pending = None
+            _ops.shm_take_sum(self._handle, work.x, work.into, work.first, self._seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sum:
+class _Reduction:
     """A sum that was started."""
 
     memory: SharedMemory
@@ -111,93 +111,99 @@ class _Sum:
         self.memory.finish(self)
 
 
-# Of each group that has asked; None where it uses sockets.
-_known: weakref.WeakKeyDictionary[dist.ProcessGroup, SharedMemory | None] = (
+# The memory of each group that asked for it; None where it uses sockets.
+_by_group: weakref.WeakKeyDictionary[dist.ProcessGroup, SharedMemory | None] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def shared_memory(handle: dist.ProcessGroup) -> SharedMemory | None:
+def shared_memory(process_group: dist.ProcessGroup) -> SharedMemory | None:
     """The memory of a group, or None where some rank cannot open it. All its ranks call it.
 
-    None also for a group of one rank, and for one that has another transport than gloo's.
+    None also for a group of one rank, and for a backend other than gloo.
     """
-    if handle not in _known:
-        _known[handle] = _opened(handle)
-    return _known[handle]
+    if process_group not in _by_group:
+        _by_group[process_group] = _open_on_all_ranks(process_group)
+    return _by_group[process_group]
 
 
-def renew(handle: dist.ProcessGroup) -> None:
-    """Give all who use the memory of a group a fresh one. All its ranks call it.
+def reopen(process_group: dist.ProcessGroup) -> None:
+    """Give all users of the memory of a group a new one. All its ranks call it.
 
-    Where a collective has failed none can follow: some ranks have taken what others have not.
+    After a collective has failed, the ranks disagree about what is in the slots.
     """
-    memory = _known.get(handle)
+    memory = _by_group.get(process_group)
     if memory is not None:
-        memory.become(_opened(handle))
+        memory.replace_with(_open_on_all_ranks(process_group))
 
 
-def _opened(handle: dist.ProcessGroup) -> SharedMemory | None:
-    seconds = _time_limit(handle)
-    if seconds is None or handle.size() == 1:
+def _open_on_all_ranks(process_group: dist.ProcessGroup) -> SharedMemory | None:
+    seconds = _timeout_seconds(process_group)
+    if seconds is None or process_group.size() == 1:
         return None
-    # No number of a process: those of two containers can be the same.
-    token = torch.tensor(secrets.randbits(62), device=_HOST)
+    # Not a process id: those of two containers can be equal.
+    token = torch.tensor(secrets.randbits(62), device=_CPU)
     memory = None
-    if handle.rank() == 0:  # it makes the memory, before the others look for it
-        memory = _open(_name(token), handle, seconds)
+    if process_group.rank() == 0:  # creates the memory, before the others open it
+        memory = _open(_name(token), process_group, seconds)
     try:
-        dist.broadcast(token, dist.get_global_rank(handle, 0), group=handle)
-        if handle.rank() > 0:
-            memory = _open(_name(token), handle, seconds)
-        everyone = torch.tensor(memory is not None, dtype=torch.int32, device=_HOST)
-        dist.all_reduce(everyone, dist.ReduceOp.MIN, group=handle)
+        dist.broadcast(token, dist.get_global_rank(process_group, 0), group=process_group)
+        if process_group.rank() > 0:
+            memory = _open(_name(token), process_group, seconds)
+        on_all_ranks = torch.tensor(memory is not None, dtype=torch.int32, device=_CPU)
+        dist.all_reduce(on_all_ranks, dist.ReduceOp.MIN, group=process_group)
     finally:
-        if handle.rank() == 0:
+        if process_group.rank() == 0:
             _ops.shm_unlink(_name(token))
-    return memory if everyone else None
+    return memory if on_all_ranks else None
 
 
 def _name(token: Tensor) -> str:
     return f"/autotp-{int(token):016x}"
 
 
-def _open(name: str, handle: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
-    """None where the memory cannot be had or is not wanted."""
+def _open(name: str, process_group: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
+    """None where the memory cannot be opened or is disabled."""
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
         return None
     try:
-        number: int = _ops.shm_open(name, handle.rank(), handle.size(), _SLOT)
+        handle: int = _ops.shm_open(name, process_group.rank(), process_group.size(), _SLOT)
     except RuntimeError as error:
-        # On another host there is nothing of that name, which is as it should be.
-        _log.info("rank %d of its group sums through sockets: %s", handle.rank(), error)
+        # Expected for a rank on another machine, where there is no memory of that name.
+        _log.info(
+            "rank %d of its group uses sockets instead of shared memory: %s",
+            process_group.rank(),
+            error,
+        )
         return None
-    return SharedMemory(number, seconds)
+    return SharedMemory(handle, seconds)
 
 
 def check_environment() -> None:
-    """ValueError for a value of ``AUTOTP_SHARED_MEMORY`` that means nothing."""
+    """ValueError unless ``AUTOTP_SHARED_MEMORY`` is 0, 1 or unset."""
     value = os.environ.get("AUTOTP_SHARED_MEMORY", "1")
     if value not in ("0", "1"):
-        raise ValueError(f"AUTOTP_SHARED_MEMORY is {value!r}, expected 0 or 1")
+        raise ValueError(
+            f"AUTOTP_SHARED_MEMORY is {value!r}, expected 0 or 1; unset it to use shared memory"
+        )
 
 
-def described() -> str:
-    """For a user: how ranks of one host sum and gather."""
+def describe_use() -> str:
+    """For a user: whether ranks on one machine use shared memory."""
     try:
         check_environment()
     except ValueError as error:
         return str(error)
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
-        return "also between ranks of one host, as AUTOTP_SHARED_MEMORY is 0"
-    return "and memory that ranks of one host share"
+        return "without shared memory, as AUTOTP_SHARED_MEMORY is 0"
+    return "and shared memory between ranks on one machine"
 
 
-def _time_limit(handle: dist.ProcessGroup) -> float | None:
-    """Seconds that a collective on host tensors may take; None where gloo does not carry them."""
-    if _HOST not in handle._device_types or not dist.is_gloo_available():
+def _timeout_seconds(process_group: dist.ProcessGroup) -> float | None:
+    """The timeout of collectives on CPU tensors; None where their backend is not gloo."""
+    if _CPU not in process_group._device_types or not dist.is_gloo_available():
         return None
-    backend = handle._get_backend(_HOST)
+    backend = process_group._get_backend(_CPU)
     if not isinstance(backend, dist.ProcessGroupGloo):
         return None
     seconds: float = backend.options._timeout.total_seconds()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of tensors from the first rank of a group to all of them, and back.
+"""Scatter, gather and all-gather of shards over a TP group, point to point and in chunks.
 
-The parts may be of unequal sizes, or empty, and lie on any device. They travel as bytes, in chunks,
-so that what a backend or a copy to its device takes does not grow with a tensor.
+Shards may have different sizes or be empty, and be on any device. They are sent as bytes, chunk by
+chunk, so that the memory a backend or a copy to its device takes does not grow with a tensor.
 """
 
 from __future__ import annotations
@@ -19,140 +19,149 @@ from torch import Tensor
 from deepspeed_autotp.distributed import nccl
 from deepspeed_autotp.distributed.process_group import TPGroup
 
-__all__ = ["Carrier", "Kind", "PointToPoint", "ThroughNccl", "carrier"]
+__all__ = ["NcclTransport", "ProcessGroupTransport", "ShardSizes", "Transport", "open_transport"]
 
-# Bytes that are on their way to or from a rank at once. Over gloo on one host 256 MiB take 0.20 s
-# in chunks of 1 MiB, 0.07 s in these, and 0.06 s in chunks of 64 MiB.
+# Bytes in flight to or from a rank at once. Over gloo on one machine 256 MiB take 0.20 s in chunks
+# of 1 MiB, 0.07 s in these, and 0.06 s in chunks of 64 MiB.
 _CHUNK = 16 << 20
-# Parts of at most this many bytes are gathered by all ranks at once, whoever needs them: a message
-# to each takes longer than the bytes do.
+# Shards of at most this many bytes are all-gathered at once, whoever needs them: a message to each
+# rank takes longer than the bytes do.
 _SMALL = 64 << 10
 
 
 @contextmanager
-def carrier(group: TPGroup, place: torch.device) -> Iterator[Carrier]:
-    """What moves parts between the ranks of ``group``, which all enter and leave together.
+def open_transport(group: TPGroup, device: torch.device) -> Iterator[Transport]:
+    """The transport between the ranks of ``group``, which all enter and leave together.
 
-    ``place`` is where a rank has its own part. NCCL moves between GPUs, each of another rank;
-    where some rank cannot use it, the group's own backend does.
+    ``device`` is where this rank has its shards. NCCL moves them between GPUs, each of another
+    rank; where some rank cannot use it, the group's own backend does.
     """
-    communicator = nccl.connect(group, place)
+    communicator = nccl.connect(group, device)
     if communicator is None:
-        yield PointToPoint(group)
+        yield ProcessGroupTransport(group)
         return
     try:
-        yield ThroughNccl(group, communicator)
+        yield NcclTransport(group, communicator)
     finally:
         communicator.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What the ranks know alike of the parts of a tensor: its name, and their bytes by rank."""
+class ShardSizes:
+    """What all ranks know of the shards of a tensor: its name, and their bytes by rank."""
 
     name: str
-    sizes: tuple[int, ...]
+    nbytes: tuple[int, ...]
 
-    def check(self, tensor: Tensor, rank: int) -> None:
-        """ValueError unless ``tensor`` is as large as the part of ``rank``."""
-        if tensor.nbytes != self.sizes[rank]:
+    def check(self, shard: Tensor, rank: int) -> None:
+        """ValueError unless ``shard`` is as large as that of ``rank``."""
+        if shard.nbytes != self.nbytes[rank]:
             raise ValueError(
-                f"{self.name}: the part of rank {rank} of {len(self.sizes)} has {tensor.nbytes} "
-                f"bytes ({tensor.dtype}), expected {self.sizes[rank]}; its shape or data type was "
+                f"{self.name}: the shard of rank {rank} of {len(self.nbytes)} has {shard.nbytes} "
+                f"bytes ({shard.dtype}), expected {self.nbytes[rank]}; its shape or dtype was "
                 "changed after the model was sharded"
             )
 
 
-class Carrier(ABC):
-    """Moves chunks of at most ``chunk`` bytes to and from ``place``, where the backend takes them.
+class Transport(ABC):
+    """Sends chunks of at most ``chunk`` bytes; ``device`` is where the backend needs them.
 
-    All ranks of the group make the same calls; where they are in lockstep, ranks that differ in
-    the kind of the parts all get an error. ValueError for a part of another size.
+    All ranks of the group make the same calls; under a failure barrier, ranks that differ in the
+    sizes all get an error. ValueError for a shard of another size.
     """
 
-    def __init__(self, group: TPGroup, place: torch.device, *, chunk: int = _CHUNK) -> None:
+    def __init__(self, group: TPGroup, device: torch.device, *, chunk: int = _CHUNK) -> None:
         self._group = group
-        self._place = place
+        self._device = device
         self._chunk = chunk
 
-    def scatter(self, parts: Sequence[Tensor] | None, into: Tensor, kind: Kind) -> None:
-        """Put ``parts[rank]`` of the first rank into contiguous ``into`` of every rank.
+    def scatter(self, shards: Sequence[Tensor] | None, into: Tensor, sizes: ShardSizes) -> None:
+        """Put ``shards[rank]`` of TP rank 0 into contiguous ``into`` of every rank.
 
-        The other ranks give None. ``into`` may be the first rank's own part itself.
+        The other ranks give None. ``into`` may be TP rank 0's own shard itself.
         """
-        kind.check(into, self._group.rank)
-        if parts is None:
-            self._move("scatter", {}, {0: _bytes(into)}, kind)
+        sizes.check(into, self._group.rank)
+        if shards is None:
+            self._transfer("scatter", {}, {0: _bytes(into)}, sizes)
             return
-        lanes = self._by_rank([part.contiguous() for part in parts], kind)
-        _keep(lanes.pop(0), _bytes(into))
-        self._move("scatter", lanes, {}, kind)
+        outgoing = self._by_rank([shard.contiguous() for shard in shards], sizes)
+        _copy_local(outgoing.pop(0), _bytes(into))
+        self._transfer("scatter", outgoing, {}, sizes)
 
-    def gather(self, part: Tensor, into: Sequence[Tensor] | None, kind: Kind) -> None:
-        """Put ``part`` of every rank into contiguous ``into[rank]`` of the first.
+    def gather(self, shard: Tensor, into: Sequence[Tensor] | None, sizes: ShardSizes) -> None:
+        """Put ``shard`` of every rank into contiguous ``into[rank]`` of TP rank 0.
 
         The other ranks give None.
         """
-        own, lanes = self._own(part, kind), self._by_rank(into or (), kind)
-        _keep(own, lanes.pop(0, own))
-        self._collect("gather", own, [0] if self._group.rank else [], lanes, kind)
+        local, incoming = self._local(shard, sizes), self._by_rank(into or (), sizes)
+        _copy_local(local, incoming.pop(0, local))
+        self._gather("gather", local, [0] if self._group.rank else [], incoming, sizes)
 
-    def gather_to_all(self, part: Tensor, into: Sequence[Tensor], kind: Kind) -> None:
-        """Put ``part`` of every rank into contiguous ``into[rank]`` of every rank."""
-        own, lanes = self._own(part, kind), self._by_rank(into, kind)
-        _keep(own, lanes.pop(self._group.rank))
-        self._collect("gather to all", own, list(lanes), lanes, kind)
+    def all_gather(self, shard: Tensor, into: Sequence[Tensor], sizes: ShardSizes) -> None:
+        """Put ``shard`` of every rank into contiguous ``into[rank]`` of every rank."""
+        local, incoming = self._local(shard, sizes), self._by_rank(into, sizes)
+        _copy_local(local, incoming.pop(self._group.rank))
+        self._gather("all-gather", local, list(incoming), incoming, sizes)
 
-    def _collect(
-        self, what: str, own: Tensor, to: Sequence[int], back: Mapping[int, Tensor], kind: Kind
+    def _gather(
+        self,
+        what: str,
+        local: Tensor,
+        receivers: Sequence[int],
+        incoming: Mapping[int, Tensor],
+        sizes: ShardSizes,
     ) -> None:
-        """Send this rank's part to those that want it, and put theirs into ``back``."""
-        self._move(what, dict.fromkeys(to, own), back, kind)
+        """Send this rank's shard to ``receivers``, and fill ``incoming`` from its ranks."""
+        self._transfer(what, dict.fromkeys(receivers, local), incoming, sizes)
 
-    def _own(self, part: Tensor, kind: Kind) -> Tensor:
-        kind.check(part, self._group.rank)
-        return _bytes(part.contiguous())
+    def _local(self, shard: Tensor, sizes: ShardSizes) -> Tensor:
+        sizes.check(shard, self._group.rank)
+        return _bytes(shard.contiguous())
 
-    def _by_rank(self, tensors: Sequence[Tensor], kind: Kind) -> dict[int, Tensor]:
+    def _by_rank(self, tensors: Sequence[Tensor], sizes: ShardSizes) -> dict[int, Tensor]:
         """The bytes of the tensor for each rank."""
         for rank, tensor in enumerate(tensors):
-            kind.check(tensor, rank)
+            sizes.check(tensor, rank)
         return {rank: _bytes(tensor) for rank, tensor in enumerate(tensors)}
 
-    def _move(
-        self, what: str, out: Mapping[int, Tensor], back: Mapping[int, Tensor], kind: Kind
+    def _transfer(
+        self,
+        what: str,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        sizes: ShardSizes,
     ) -> None:
         """All bytes to and from every peer, all ranks in the same number of chunks."""
-        # What takes memory comes first: a rank that has none says so at the step.
-        going, coming = self._lanes(out), self._lanes(back)
-        for begin in range(0, max(kind.sizes), self._chunk):
-            self._group.step(_words(what, kind))
-            sent = _by_peer((lane, lane.load(begin)) for lane in going)
-            received = _by_peer((lane, lane.room(begin)) for lane in coming)
+        # Memory is taken first: a rank that has none reports so at the announcement.
+        out_buffers, in_buffers = self._buffers(outgoing), self._buffers(incoming)
+        for begin in range(0, max(sizes.nbytes), self._chunk):
+            self._group.announce(_description(what, sizes))
+            sent = _by_peer((buffer, buffer.load(begin)) for buffer in out_buffers)
+            received = _by_peer((buffer, buffer.chunk(begin)) for buffer in in_buffers)
             if sent or received:
                 self._exchange(what, sent, received)
-            for lane in coming:
-                lane.unload(begin)
+            for buffer in in_buffers:
+                buffer.store(begin)
 
-    def _lanes(self, tensors: Mapping[int, Tensor]) -> list[_Lane]:
+    def _buffers(self, tensors: Mapping[int, Tensor]) -> list[_Buffer]:
         """One for each tensor, which may go to several peers."""
         peers: dict[int, list[int]] = {}
         for peer, data in tensors.items():
             peers.setdefault(id(data), []).append(peer)
-        lanes = []
-        for those in peers.values():
-            data = tensors[those[0]]
+        buffers = []
+        for receivers in peers.values():
+            data = tensors[receivers[0]]
             size = min(self._chunk, data.numel())
-            held = None
-            if not self._carries(data):
-                held = torch.empty(size, dtype=torch.uint8, device=self._place)
-            lanes.append(_Lane(those, data, size, held))
-        return lanes
+            staging = None
+            if not self._is_reachable(data):
+                staging = torch.empty(size, dtype=torch.uint8, device=self._device)
+            buffers.append(_Buffer(receivers, data, size, staging))
+        return buffers
 
-    def _carries(self, data: Tensor) -> bool:
-        """Whether the backend takes ``data`` where it lies."""
-        same_type = data.device.type == self._place.type
-        return same_type and self._place.index in (None, data.device.index)
+    def _is_reachable(self, data: Tensor) -> bool:
+        """Whether the backend can use ``data`` without a copy to another device."""
+        same_type = data.device.type == self._device.type
+        return same_type and self._device.index in (None, data.device.index)
 
     @abstractmethod
     def _exchange(
@@ -160,83 +169,88 @@ class Carrier(ABC):
     ) -> None:
         """Send and receive at once, each to or from the rank that is its key; ``what`` for errors.
 
-        Done when it returns, or in order on the current stream.
+        Complete when it returns, or in order on the current stream.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
-    """Bytes to or from peers, ``size`` at a time; ``held`` is for those that lie elsewhere."""
+class _Buffer:
+    """Bytes to or from peers, ``size`` at a time, through ``staging`` for another device."""
 
     peers: Sequence[int]
     data: Tensor
     size: int
-    held: Tensor | None
+    staging: Tensor | None
 
     def load(self, begin: int) -> Tensor:
-        """The bytes from ``begin`` on, where they can leave."""
-        room = self.room(begin)
-        if self.held is not None:
-            room.copy_(self._chunk(begin))
-        return room
+        """The chunk from byte ``begin`` on, ready to be sent."""
+        chunk = self.chunk(begin)
+        if self.staging is not None:
+            chunk.copy_(self._data_chunk(begin))
+        return chunk
 
-    def room(self, begin: int) -> Tensor:
-        """Where the bytes from ``begin`` on arrive."""
-        chunk = self._chunk(begin)
-        return chunk if self.held is None else self.held[: chunk.numel()]
+    def chunk(self, begin: int) -> Tensor:
+        """Memory for the chunk from byte ``begin`` on that the backend reaches."""
+        chunk = self._data_chunk(begin)
+        return chunk if self.staging is None else self.staging[: chunk.numel()]
 
-    def unload(self, begin: int) -> None:
-        """Put what arrived into its place."""
-        if self.held is not None:
-            self._chunk(begin).copy_(self.room(begin))
+    def store(self, begin: int) -> None:
+        """Copy a chunk that was received to where it belongs."""
+        if self.staging is not None:
+            self._data_chunk(begin).copy_(self.chunk(begin))
 
-    def _chunk(self, begin: int) -> Tensor:
+    def _data_chunk(self, begin: int) -> Tensor:
         return self.data[begin : begin + self.size]
 
 
-class PointToPoint(Carrier):
+class ProcessGroupTransport(Transport):
     """Sends and receives of the group's own backend."""
 
     def __init__(self, group: TPGroup, *, chunk: int = _CHUNK) -> None:
         super().__init__(group, group.device, chunk=chunk)
 
-    def _collect(
-        self, what: str, own: Tensor, to: Sequence[int], back: Mapping[int, Tensor], kind: Kind
+    def _gather(
+        self,
+        what: str,
+        local: Tensor,
+        receivers: Sequence[int],
+        incoming: Mapping[int, Tensor],
+        sizes: ShardSizes,
     ) -> None:
-        longest = max(kind.sizes)
+        longest = max(sizes.nbytes)
         if not 0 < longest <= _SMALL:
-            super()._collect(what, own, to, back, kind)
+            super()._gather(what, local, receivers, incoming, sizes)
             return
-        sent = own.new_zeros(longest, device=self._place)
-        sent[: own.numel()].copy_(own)
+        sent = local.new_zeros(longest, device=self._device)
+        sent[: local.numel()].copy_(local)
         received = sent.new_empty(self._group.size, longest)
-        self._group.step(_words(what, kind))
-        self._group.gather(sent, into=received)
-        for rank, data in back.items():
+        self._group.announce(_description(what, sizes))
+        self._group.all_gather_into(sent, into=received)
+        for rank, data in incoming.items():
             data.copy_(received[rank, : data.numel()])
 
     def _exchange(
         self, what: str, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]
     ) -> None:
-        calls = [self._call(dist.isend, peer, chunk) for peer, chunk in sent.items()]
-        calls += [self._call(dist.irecv, peer, chunk) for peer, chunk in received.items()]
+        calls = [self._p2p(dist.isend, peer, chunk) for peer, chunk in sent.items()]
+        calls += [self._p2p(dist.irecv, peer, chunk) for peer, chunk in received.items()]
         try:
             for work in dist.batch_isend_irecv(calls):
                 work.wait()
         except RuntimeError as error:
             raise RuntimeError(
-                f"{what} between the ranks {list(self._group.global_ranks)} has failed on rank "
-                f"{self._group.rank} of them; another one has ended, or has failed and says why: "
-                + str(error).partition("\n")[0]
+                f"{what} between the ranks {list(self._group.global_ranks)} failed on rank "
+                f"{self._group.rank} of them; another rank has ended, or has failed and its own "
+                "error says why: " + str(error).partition("\n")[0]
             ) from error
 
-    def _call(self, kind: Callable[..., dist.Work | None], peer: int, chunk: Tensor) -> dist.P2POp:
+    def _p2p(self, op: Callable[..., dist.Work | None], peer: int, chunk: Tensor) -> dist.P2POp:
         group = self._group
-        return dist.P2POp(kind, chunk, peer=group.global_ranks[peer], group=group.handle)
+        return dist.P2POp(op, chunk, peer=group.global_ranks[peer], group=group.handle)
 
 
-class ThroughNccl(Carrier):
-    """Sends and receives of a communicator of NCCL's."""
+class NcclTransport(Transport):
+    """Sends and receives of an NCCL communicator."""
 
     def __init__(
         self, group: TPGroup, communicator: nccl.Communicator, *, chunk: int = _CHUNK
@@ -254,16 +268,16 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
 
 
-def _words(what: str, kind: Kind) -> str:
-    return f"{what} of {kind.name}, {list(kind.sizes)} bytes by rank"
+def _description(what: str, sizes: ShardSizes) -> str:
+    return f"{what} of {sizes.name}, {list(sizes.nbytes)} bytes by rank"
 
 
-def _keep(part: Tensor, into: Tensor) -> None:
-    """A rank's own part, unless it is in its place already."""
-    if part.data_ptr() != into.data_ptr() or part.device != into.device:
-        into.copy_(part)
+def _copy_local(shard: Tensor, into: Tensor) -> None:
+    """A rank's own shard, unless it is in its place already."""
+    if shard.data_ptr() != into.data_ptr() or shard.device != into.device:
+        into.copy_(shard)
 
 
-def _by_peer(chunks: Iterable[tuple[_Lane, Tensor]]) -> dict[int, Tensor]:
-    """What goes to or comes from each peer, where that is anything."""
-    return {peer: chunk for lane, chunk in chunks if chunk.numel() for peer in lane.peers}
+def _by_peer(chunks: Iterable[tuple[_Buffer, Tensor]]) -> dict[int, Tensor]:
+    """The chunk for each peer, without empty ones."""
+    return {peer: chunk for buffer, chunk in chunks if chunk.numel() for peer in buffer.peers}

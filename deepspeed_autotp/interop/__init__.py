@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only package that looks into foreign objects: DeepSpeed, transformers, mpu and mesh.
+"""The only package that uses objects of DeepSpeed, transformers, PEFT, Megatron's mpu and meshes.
 
-Everything here reads an attribute that somebody else defined, or writes one that somebody
-else reads. A new version of DeepSpeed or transformers is followed here alone.
+Every function reads an attribute that another library defines, or writes one that it reads. A new
+version of such a library needs changes only here.
 """
 
 from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
@@ -18,6 +18,11 @@ from deepspeed_autotp.interop.deepspeed.engine import (
     settle_engine_config,
     without_config,
 )
+from deepspeed_autotp.interop.deepspeed.groups import (
+    engine_group,
+    engine_group_size,
+    init_distributed,
+)
 from deepspeed_autotp.interop.deepspeed.install import (
     install_functions,
     uninstall_functions,
@@ -26,26 +31,19 @@ from deepspeed_autotp.interop.deepspeed.module import (
     deepspeed_module,
 )
 from deepspeed_autotp.interop.deepspeed.parameters import (
-    ParameterKeeper,
+    ParameterGatherer,
+    copy_zero_status,
     full_shape,
-    gathered,
+    gathered_parameters,
     is_partitioned,
-    make_plain,
     mark_model,
     mark_parameters,
-    stand_in,
+    remove_zero_partitioning,
 )
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.labels import LabelsArgument, labels_argument
-from deepspeed_autotp.interop.process_groups import (
-    backend_timeout,
-    engine_group,
-    engine_group_size,
-    init_distributed,
-    mesh_group,
-    mpu_group,
-    unwrapped,
-)
+from deepspeed_autotp.interop.peft import unsupported_adapter
+from deepspeed_autotp.interop.process_groups import backend_timeout, mesh_group, mpu_group
 from deepspeed_autotp.interop.transformers import (
     ModelFacts,
     config_values,
@@ -54,62 +52,62 @@ from deepspeed_autotp.interop.transformers import (
     is_conv1d,
     is_plain_linear,
     model_facts,
-    other_adapter,
-    other_parts,
+    other_modalities,
     output_tensors,
-    own_entries,
     text_config,
+    token_inputs,
     tp_plan,
-    trial_inputs,
+    user_tp_plan_entries,
     wants_hidden_states,
 )
+from deepspeed_autotp.interop.wrappers import unwrapped
 
 __all__ = [
-    "backend_timeout",
     "LabelsArgument",
     "ModelFacts",
-    "ParameterKeeper",
+    "ParameterGatherer",
+    "backend_timeout",
     "config_argument",
+    "config_values",
+    "copy_zero_status",
     "deepspeed_module",
     "drops_layers",
-    "gather_weights_on_save",
     "engine_group",
     "engine_group_size",
     "engine_initialize",
     "engine_mode_is_training",
     "full_shape",
-    "gathered",
+    "gather_weights_on_save",
+    "gathered_parameters",
     "guard_save_pretrained",
     "has_stepped",
     "init_distributed",
     "install_functions",
     "is_conv1d",
-    "labels_argument",
     "is_partitioned",
     "is_plain_linear",
-    "make_plain",
+    "labels_argument",
     "mark_model",
     "mark_parameters",
     "mesh_group",
-    "config_values",
     "model_facts",
     "mpu_group",
-    "other_adapter",
-    "other_parts",
+    "other_modalities",
     "output_tensors",
-    "own_entries",
     "refuse_engine_record",
     "refuse_pipeline",
+    "remove_zero_partitioning",
     "save_full_weights",
     "set_engine_mode",
     "settle_engine_config",
-    "stand_in",
     "text_config",
+    "token_inputs",
     "tp_plan",
-    "trial_inputs",
     "uninstall_functions",
+    "unsupported_adapter",
     "unwrapped",
-    "watch_checkpoints",
+    "user_tp_plan_entries",
     "wants_hidden_states",
+    "watch_checkpoints",
     "without_config",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the forward of a model takes its labels."""
+"""The argument of a forward for its labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LABELS = "labels"
 
 
 class LabelsArgument:
-    """The argument ``labels`` of a forward: by name, and by position where that is possible."""
+    """The argument ``labels`` of a forward, given by keyword or by position."""
 
     def __init__(self, position: int | None) -> None:
         self._position = position

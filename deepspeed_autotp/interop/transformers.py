@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model says about itself, with or without transformers."""
+"""What transformers models say about themselves; any other model says nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of a configuration: where it comes from, and what the weights tell themselves.
+from deepspeed_autotp.interop.peft import without_adapters
+
+# Keys of a configuration that do not change what is computed, or that the weights show.
 _NOT_COMPUTED = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model's configuration says; empty for a model without one."""
+    """From a model's configuration; empty for a model without one."""
 
     model_type: str | None = None
     prefix: str = ""
@@ -27,41 +29,41 @@ class ModelFacts:
     output_head: nn.Module | None = None
 
 
-def _called(model: nn.Module, name: str) -> nn.Module | None:
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
     method = getattr(model, name, None)
     try:
         found = method() if callable(method) else None
     except (NotImplementedError, AttributeError):
-        return None  # transformers raises for models without token embeddings
+        return None  # raised by transformers for models without token embeddings
     return found if isinstance(found, nn.Module) else None
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text part, of the whole where it has several, or None."""
+    """The configuration of the text model, that of the full model where it has several, or None."""
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
     try:
         return getter() if callable(getter) else config
-    except ValueError:  # transformers asks which one is meant
+    except ValueError:  # raised where there are several text models
         return config
 
 
-def other_parts(model: nn.Module) -> list[str]:
-    """The outermost modules of a model of several senses that have a configuration of their own,
-    other than that of the text part."""
-    text, whole = text_config(model), getattr(model, "config", None)
-    if text is whole:
+def other_modalities(model: nn.Module) -> list[str]:
+    """The outermost modules of a multimodal model, such as a vision tower, whose configuration is
+    neither that of the text model nor that of the full model."""
+    text, full = text_config(model), getattr(model, "config", None)
+    if text is full:
         return []
-    parts: list[str] = []
+    found: list[str] = []
     for name, module in model.named_modules():
         config = vars(module).get("config")
         if (
             hasattr(config, "get_text_config")
-            and type(config) not in (type(text), type(whole))
-            and not any(name.startswith(f"{part}.") for part in parts)
+            and type(config) not in (type(text), type(full))
+            and not any(name.startswith(f"{outer}.") for outer in found)
         ):
-            parts.append(name)
-    return parts
+            found.append(name)
+    return found
 
 
 def model_facts(model: nn.Module) -> ModelFacts:
@@ -76,15 +78,15 @@ def model_facts(model: nn.Module) -> ModelFacts:
         model_type=model_type if isinstance(model_type, str) else None,
         prefix=prefix if isinstance(prefix, str) else "",
         integers={k: v for k, v in values.items() if type(v) is int},
-        input_embedding=_called(model, "get_input_embeddings"),
-        output_head=_called(model, "get_output_embeddings"),
+        input_embedding=_submodule(model, "get_input_embeddings"),
+        output_head=_submodule(model, "get_output_embeddings"),
     )
 
 
 def config_values(model: nn.Module) -> dict[str, str]:
-    """What the configuration of ``model`` says of what it computes, key by key, as text.
+    """The configuration of ``model``, key by key, as text.
 
-    Not where it was loaded from and by which version, nor the data type, which the weights tell.
+    Without where it was loaded from, by which version, and the dtype, which the weights show.
     """
     listed = getattr(getattr(model, "config", None), "to_dict", None)
     values = listed() if callable(listed) else None
@@ -109,19 +111,19 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the forward of ``module``, a linear of a class of its own, is that of a linear."""
+    """Whether a subclass of nn.Linear with its own forward computes what nn.Linear does."""
     cls = type(module)
     return cls.__name__ == "FalconLinear" and cls.__module__.startswith("transformers.")
 
 
 def tp_plan(model: nn.Module) -> dict[str, str]:
-    """The transformers plan of ``model``: pattern to style, the model's own entries first.
+    """The ``tp_plan`` of ``model``: pattern to style, entries of the instance first.
 
-    The instance's plan names modules from the root and already holds those of the
-    sub-models; the class's and the configuration's are what older versions have. Of a model
-    with adapters it is that of the model inside.
+    The plan of the instance names modules from the root and includes those of its submodels;
+    older versions have that of the class and of the configuration. Of a PEFT model it is that of
+    the model inside.
     """
-    model = _without_adapters(model)
+    model = without_adapters(model)
     config_plan = getattr(text_config(model), "base_model_tp_plan", None)
     merged: dict[str, str] = {}
     for plan in (vars(model).get("_tp_plan"), type(model).__dict__.get("_tp_plan"), config_plan):
@@ -133,70 +135,37 @@ def tp_plan(model: nn.Module) -> dict[str, str]:
     return merged
 
 
-def own_entries(model: nn.Module) -> set[str]:
-    """The patterns of :func:`tp_plan` that no class of the model brings along: the user's."""
-    model = _without_adapters(model)
-    brought = {"embed_tokens"}  # which transformers adds to the plan of a base model
+def user_tp_plan_entries(model: nn.Module) -> set[str]:
+    """The patterns of :func:`tp_plan` that come from no class of the model: the user's."""
+    model = without_adapters(model)
+    from_classes = {"embed_tokens"}  # transformers adds it to the plan of a base model
     for module in model.modules():
         for holder, key in (
             (module, "_tp_plan"),
             (vars(module).get("config"), "base_model_tp_plan"),
         ):
             plan = getattr(type(holder), key, None)
-            brought.update(plan if isinstance(plan, Mapping) else ())
+            from_classes.update(plan if isinstance(plan, Mapping) else ())
     return {
         pattern
         for pattern in tp_plan(model)
-        if not any(f".{pattern}".endswith(f".{known}") for known in brought)
+        if not any(f".{pattern}".endswith(f".{known}") for known in from_classes)
     }
 
 
-def _without_adapters(model: nn.Module) -> nn.Module:
-    """The model inside of PEFT's, whose names begin with "base_model.model."; any other itself."""
-    if not type(model).__module__.startswith("peft."):
-        return model
-    inner = getattr(getattr(model, "base_model", None), "model", None)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-# What LoRA has beside the layer that it wraps. Factors of an embedding are parameters, and whole.
-_LORA = frozenset({"base_layer", "lora_dropout", "lora_A", "lora_B"})
-_LORA_OF_EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
-
-
-def other_adapter(model: nn.Module) -> str:
-    """The name of a layer with an adapter that is not plain LoRA; empty where there is none."""
-    name: str
-    for name, module in model.named_modules():
-        if "base_layer" not in module._modules:
-            continue
-        plain = not module._parameters and all(
-            _is_lora(part, held) for part, held in module._modules.items() if held is not None
-        )
-        if not plain:
-            return name
-    return ""
-
-
-def _is_lora(part: str, held: nn.Module) -> bool:
-    if part in _LORA:
-        return part == "base_layer" or not isinstance(held, nn.ParameterDict)
-    return part in _LORA_OF_EMBEDDING or next(held.parameters(), None) is None
-
-
-def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object] | None:
-    """A few tokens that ``model`` accepts, the same on every rank, or None when unknown."""
+def token_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object] | None:
+    """A few tokens that ``model`` accepts, equal on every rank, or None for other inputs."""
     size = getattr(text_config(model), "vocab_size", None)
-    if not isinstance(size, int) or _called(model, "get_input_embeddings") is None:
+    if not isinstance(size, int) or _submodule(model, "get_input_embeddings") is None:
         return None
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return None
-    draw = torch.Generator().manual_seed(20)
-    places = _places(model)
-    known = torch.tensor([i for i in range(size) if i not in places])
-    ids = known[torch.randint(0, len(known), (2, 8), generator=draw)].to(device)
+    generator = torch.Generator().manual_seed(20)
+    placeholders = _placeholder_tokens(model)
+    known = torch.tensor([i for i in range(size) if i not in placeholders])
+    ids = known[torch.randint(0, len(known), (2, 8), generator=generator)].to(device)
     inputs: dict[str, object] = {"input_ids": ids}
-    # A state that is written to in the forward has no backward; training keeps none.
+    # A cache that is written to in the forward has no backward; training uses none.
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
     if getattr(model.config, "is_encoder_decoder", False):
@@ -204,9 +173,9 @@ def trial_inputs(model: nn.Module, *, device: torch.device) -> dict[str, object]
     return inputs
 
 
-def _places(model: nn.Module) -> set[int]:
-    """Tokens of a model of several senses that stand for an image or the like, which has to be
-    given beside them."""
+def _placeholder_tokens(model: nn.Module) -> set[int]:
+    """Token ids of a multimodal model that stand for an image or the like, which would have to be
+    given as well."""
     if text_config(model) is model.config:
         return set()
     keys = ("_token_id", "_token_index")
@@ -214,48 +183,48 @@ def _places(model: nn.Module) -> set[int]:
 
 
 def drops_layers(module: nn.Module) -> bool:
-    """Whether a module of transformers skips some of its layers in training, as BART may."""
+    """Whether a module skips some of its layers in training, as BART with ``layerdrop``."""
     dropped = vars(module).get("layerdrop")
     return isinstance(dropped, float) and dropped > 0
 
 
 def wants_hidden_states(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of a transformers model is asked for what its layers give one by one."""
-    said = kwargs.get("output_hidden_states")
+    """Whether a call asks for ``output_hidden_states``, by argument or by configuration."""
+    asked = kwargs.get("output_hidden_states")
     config = vars(module).get("config")
-    return bool(getattr(config, "output_hidden_states", False) if said is None else said)
+    return bool(getattr(config, "output_hidden_states", False) if asked is None else asked)
 
 
 def guard_save_pretrained(model: nn.Module) -> None:
-    """Let transformers' ``save_pretrained`` refuse to write the shards of one rank.
+    """Let ``save_pretrained`` refuse to write the shards of one rank.
 
-    It takes what ``state_dict()`` gives where no ``state_dict`` is passed. A method of the
-    instance, so that a deep copy has one of its own.
+    Without the argument ``state_dict`` it would write ``model.state_dict()``. Replaced by a method
+    of the instance, so that a deep copy has its own.
     """
     if callable(getattr(type(model), "save_pretrained", None)):
-        vars(model)["save_pretrained"] = types.MethodType(_save_whole, model)
+        vars(model)["save_pretrained"] = types.MethodType(_save_pretrained, model)
 
 
-def _save_whole(model: Any, *args: Any, **kwargs: Any) -> Any:
+def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
     method = type(model).save_pretrained
-    # The positions of PEFT's arguments are others than those of transformers'.
+    # PEFT's arguments are in another order than transformers'.
     bound = inspect.signature(method).bind(model, *args, **kwargs)
     named = {**bound.arguments, **bound.kwargs}
-    # Accelerate calls it on every rank, and has the whole state on the one that writes.
+    # Accelerate calls it on every rank, with the full state on the one that writes.
     if named.get("state_dict") is None and named.get("is_main_process", True):
         raise ValueError(
-            f"{type(model).__name__} is sharded, and save_pretrained would write this rank's part "
-            "of it. On every rank: whole = deepspeed_autotp.full_state_dict(model); then on the "
-            "first: model.save_pretrained(folder, state_dict=whole)"
+            f"{type(model).__name__} is sharded, and save_pretrained would write this rank's "
+            "shards only. On every rank: full = deepspeed_autotp.full_state_dict(model); then on "
+            "rank 0: model.save_pretrained(folder, state_dict=full)"
         )
     return method(*bound.args, **bound.kwargs)
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of a model's output, in order: within mappings, of which
-    transformers' ModelOutput is one, sequences, named or not, and dataclasses.
+    """The floating-point tensors of a model's output, in order: in mappings, of which
+    transformers' ModelOutput is one, sequences, named tuples and dataclasses.
 
-    Other objects are not looked into: caches hold what each rank has for itself.
+    Not in other objects: caches hold the shards of each rank.
     """
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled operators: where they are loaded, and cutting and gathering with them."""
+"""The compiled operators: their loading, and the packing of shards with them."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators in C, and the CUDA library behind those that run on a GPU.
 
-Loads ``_ops``, which opens ``libautotp_cuda.so`` when it is first asked for. Where that library is
-missing or does not run on a device, torch's own operations do the same.
+Loads ``_ops``, which opens ``libautotp_cuda.so`` at the first use. Where that library is missing or
+does not run on a device, torch's own operations are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "devices",
     "find_library",
     "loaded",
-    "obstacle",
+    "unavailable_reason",
     "on_gpu",
 ]
 
@@ -41,11 +41,11 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What the CUDA runtime says; ``error`` is 0, or its number with its words."""
+    """What the CUDA runtime reports; ``error`` is 0, or the cudaError_t with its message."""
 
     count: int
     error: int
-    words: str
+    message: str
 
 
 def loaded() -> torch._ops._OpNamespace:
@@ -53,15 +53,15 @@ def loaded() -> torch._ops._OpNamespace:
     spec = find_spec("deepspeed_autotp._ops")
     if spec is None or spec.origin is None:
         raise ImportError(
-            "deepspeed_autotp._ops is not built; install the package with "
-            "'pip install --no-build-isolation .' so that it is compiled for the installed torch"
+            "deepspeed_autotp._ops is not built; compile it for the installed torch with "
+            "'pip install --no-build-isolation .'"
         )
     torch.ops.load_library(spec.origin)
     return torch.ops.deepspeed_autotp
 
 
 def build_info() -> tuple[str, str, str]:
-    """The compiler of ``_ops``, its torch headers' version, and the oldest torch it serves."""
+    """The compiler of ``_ops``, its torch headers' version, and the oldest supported torch."""
     compiler, headers, oldest = loaded().build_info()
     return compiler, headers, oldest
 
@@ -82,14 +82,14 @@ def devices() -> Devices:
     return Devices(*loaded().cuda_devices())
 
 
-def obstacle(index: int) -> str:
-    """Why the kernels do not run on a device of torch's; empty where they do."""
+def unavailable_reason(index: int) -> str:
+    """Why the kernels do not run on the CUDA device ``index``; empty where they do."""
     reason: str = loaded().cuda_probe(index)
     return reason
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether the kernels take ``tensor``, which lies on a GPU that they run on."""
+    """Whether ``tensor`` is on a GPU that the kernels run on."""
     if tensor.device.type != "cuda" or torch.version.cuda is None:
         return False
     runs: bool = _runs(tensor.get_device())
@@ -98,15 +98,18 @@ def on_gpu(tensor: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _runs(index: int) -> bool:
-    """The same for the life of the process, so a compiled graph may rely on it."""
-    return _looked(index)
+    """Constant during the process, so a compiled graph may rely on it."""
+    return _is_available(index)
 
 
 @functools.cache
-def _looked(index: int) -> bool:
-    reason = obstacle(index)
+def _is_available(index: int) -> bool:
+    reason = unavailable_reason(index)
     if reason:
         _log.warning(
-            "on cuda:%d torch's own operations are used, which is slower: %s", index, reason
+            "cuda:%d: the CUDA kernels are not available, using torch's own operations, which are "
+            "slower: %s",
+            index,
+            reason,
         )
     return not reason

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut runs out of a full tensor, and write them back.
+"""Pack runs of a full tensor into a shard, and unpack a shard into its runs.
 
-A tensor is seen as ``view = (outer, size, inner)`` around the cut dimension. ``runs`` is a flat
-list ``start, length, start, length, ...`` along ``size``, in elements; a shard is the runs one
-after the other. ``view``, ``runs`` and the shape of the shard come from an entry of the plan.
+A tensor is seen as ``view = (outer, size, inner)`` around the sharded dimension. ``runs`` is a flat
+list ``start, length, start, length, ...`` along ``size``, in elements; a shard is the concatenation
+of its runs. ``view``, ``runs`` and the shape of the shard come from an entry of the plan.
 
-Contiguous tensors on a host, and on a GPU where the CUDA library runs, are copied by the operators
+Contiguous tensors on the CPU, and on a GPU where the CUDA library runs, are copied by the operators
 of ``torch.ops.deepspeed_autotp``; every other device and layout by torch, run by run, without a
 contiguous copy of the full tensor.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepspeed_autotp.native import operators
 
-__all__ = ["Cut", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
+__all__ = ["ShardSlice", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
 
 View = tuple[int, int, int]
 
@@ -28,8 +28,8 @@ _ops = operators.loaded()
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What is taken out of a full tensor."""
+class ShardSlice:
+    """What a shard takes of a full tensor."""
 
     view: View
     runs: Sequence[int]
@@ -97,54 +97,54 @@ def _check_fake(
 def pack(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The shard of ``full`` as a new tensor of ``shape``, on the same device.
 
-    The result never shares memory with ``full`` and has no gradient history. It is the only
-    memory that is taken.
-    ValueError when a run lies outside the cut dimension or when the sizes do not fit together.
+    The result never shares memory with ``full`` and has no gradient function. No other memory is
+    allocated.
+    ValueError when a run is outside the sharded dimension or when the sizes do not match.
     """
     with torch.no_grad():
-        if _is_plain(full):
+        if _has_operator_layout(full):
             return _ops.pack(full, *view, runs, shape)  # type: ignore[no-any-return]
         _ops.check(*view, runs, full.numel(), math.prod(shape), False)
         shard = full.new_empty(shape)
-        for part, place in _pairs(full, shard, view=view, runs=runs):
-            place.copy_(part)
+        for source, target in _pairs(full, shard, view=view, runs=runs):
+            target.copy_(source)
         return shard
 
 
-def pack_many(fulls: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Tensor]:
-    """The shards of many tensors, as ``pack`` makes them one by one; on a GPU in a few launches.
+def pack_many(fulls: Sequence[Tensor], slices: Sequence[ShardSlice]) -> list[Tensor]:
+    """``pack`` for many tensors; on a GPU in a few launches.
 
-    All of them are there at once. ValueError as for ``pack``, before anything is copied.
+    All shards are allocated at once. ValueError as for ``pack``, before anything is copied.
     """
-    places = {full.device for full in fulls}
+    devices = {full.device for full in fulls}
     with torch.no_grad():
-        if len(places) == 1 and _has_operators(fulls[0]) and all(map(_is_in_order, fulls)):
+        if len(devices) == 1 and _has_operators(fulls[0]) and all(map(_is_in_memory_order, fulls)):
             table: list[int] = []
-            for cut in cuts:
-                table += (*cut.view, len(cut.runs), len(cut.shape), *cut.runs, *cut.shape)
+            for s in slices:
+                table += (*s.view, len(s.runs), len(s.shape), *s.runs, *s.shape)
             return _ops.pack_many(fulls, table)  # type: ignore[no-any-return]
     return [
-        pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
-        for full, cut in zip(fulls, cuts, strict=True)
+        pack(full, view=s.view, runs=s.runs, shape=s.shape)
+        for full, s in zip(fulls, slices, strict=True)
     ]
 
 
-def pack_part_(part: Tensor, full: Tensor, cut: Cut, *, begin: int) -> None:
-    """Fill ``part``, bytes on a host, with those of the shard of ``full`` from ``begin`` on."""
+def pack_part_(part: Tensor, full: Tensor, of: ShardSlice, *, begin: int) -> None:
+    """Fill ``part``, bytes on the CPU, with those of the shard of ``full`` from ``begin`` on."""
     with torch.no_grad():
-        _ops.pack_part_(part, full, *cut.view, cut.runs, cut.shape, begin)
+        _ops.pack_part_(part, full, *of.view, of.runs, of.shape, begin)
 
 
 def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The shard of a contiguous ``full``, packed in place, as a view of the front of its memory.
 
-    Takes no memory; what lies behind the shard is of no more use. ValueError as for ``pack``, and
-    where runs do not ascend.
+    Allocates nothing; the memory behind the shard is unused. ValueError as for ``pack``, and where
+    runs do not ascend.
     """
     if not full.is_contiguous():
-        raise ValueError("a tensor that is packed in place has to be contiguous")
+        raise ValueError("packing in place needs a contiguous tensor")
     with torch.no_grad():
-        if _is_plain(full):
+        if _has_operator_layout(full):
             _ops.compact_(full, *view, runs, shape)
             torch.autograd.graph.increment_version(full)
         else:
@@ -155,18 +155,18 @@ def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[i
 
 
 def narrow(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor | None:
-    """The shard of ``full`` as a view of its memory, or None where that takes a copy.
+    """The shard of ``full`` as a view of its memory, or None where it has to be a copy.
 
-    It is a view when there is one run, and ``shape`` follows from the strides of ``full``.
+    It is a view when there is one run and the strides of ``full`` allow ``shape``.
     ValueError as for ``pack``.
     """
     _ops.check(*view, runs, full.numel(), math.prod(shape), False)
     if len(runs) != 2:
         return None
-    seen, dim = _around_cut(full, view)
+    seen, dim = _split_view(full, view)
     try:
         return seen.narrow(dim, runs[0], runs[1]).view(shape)
-    except RuntimeError:  # the one way torch says that strides do not allow a view
+    except RuntimeError:  # the strides do not allow a view
         return None
 
 
@@ -178,22 +178,22 @@ def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> 
     """
     if shard.dtype != full.dtype or shard.device != full.device:
         raise ValueError(
-            f"the shard is {shard.dtype} on {shard.device}, the full tensor {full.dtype} on "
-            f"{full.device}; both must be the same"
+            f"the shard is {shard.dtype} on {shard.device}, expected {full.dtype} on {full.device} "
+            "as the full tensor"
         )
     with torch.no_grad():
-        if _is_plain(full) and _is_plain(shard):
+        if _has_operator_layout(full) and _has_operator_layout(shard):
             _ops.unpack_(full, shard, *view, runs)
-            # The operator writes behind autograd's back.
+            # Autograd does not see the writes of the operator.
             torch.autograd.graph.increment_version(full)
             return
         _ops.check(*view, runs, full.numel(), shard.numel(), True)
-        for place, part in _pairs(full, shard, view=view, runs=runs):
-            place.copy_(part)
+        for target, source in _pairs(full, shard, view=view, runs=runs):
+            target.copy_(source)
 
 
 def _check_ascending(runs: Sequence[int]) -> None:
-    """What the operator refuses, where it does not run."""
+    """The operator's check, where it does not run."""
     pairs = list(zip(runs[::2], runs[1::2], strict=False))
     for index, ((before, length), (start, own)) in enumerate(pairwise(pairs), 1):
         if start < before + length:
@@ -203,16 +203,16 @@ def _check_ascending(runs: Sequence[int]) -> None:
             )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the elements lie one after the other, as they read, where the operators run."""
-    return _has_operators(tensor) and _is_in_order(tensor)
+def _has_operator_layout(tensor: Tensor) -> bool:
+    """Whether an operator runs on the device and layout of ``tensor``."""
+    return _has_operators(tensor) and _is_in_memory_order(tensor)
 
 
 def _has_operators(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or operators.on_gpu(tensor)
 
 
-def _is_in_order(tensor: Tensor) -> bool:
+def _is_in_memory_order(tensor: Tensor) -> bool:
     return (
         tensor.layout == torch.strided
         and tensor.is_contiguous()
@@ -226,7 +226,7 @@ def _pairs(
     """For each run, views of the same shape of ``full`` and of ``shard``; sizes are checked."""
     if shard.numel() == 0:
         return []
-    seen, dim = _around_cut(full, view)
+    seen, dim = _split_view(full, view)
     rows = shard.reshape(*seen.shape[:dim], -1, *seen.shape[dim + 1 :])
     lengths = runs[1::2]
     offsets = accumulate(lengths, initial=0)
@@ -236,10 +236,10 @@ def _pairs(
     ]
 
 
-def _around_cut(full: Tensor, view: View) -> tuple[Tensor, int]:
-    """A view of ``full`` in which the cut dimension stands by itself, and its index.
+def _split_view(full: Tensor, view: View) -> tuple[Tensor, int]:
+    """A view of ``full`` in which the sharded dimension is separate, and its index.
 
-    Splits at most one dimension of ``full``, which every stride allows; ``full.view(view)`` would
+    Splits at most one dimension of ``full``, which any strides allow; ``full.view(view)`` would
     refuse transposed tensors.
     """
     if full.is_contiguous() or full.numel() == 0:
@@ -252,7 +252,7 @@ def _around_cut(full: Tensor, view: View) -> tuple[Tensor, int]:
     sizes = (outer // before, size, before * full.shape[dim] // (outer * size))
     if math.prod(sizes) != full.shape[dim]:
         raise ValueError(
-            f"the view {view} joins dimensions of a tensor of shape {tuple(full.shape)}, which "
-            "must be contiguous for that"
+            f"the view {view} merges dimensions of a tensor of shape {tuple(full.shape)}, which "
+            "has to be contiguous for that"
         )
     return torch.unflatten(full, dim, sizes), dim + 1

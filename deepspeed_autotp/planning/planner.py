@@ -70,12 +70,12 @@ def make_plan(
 def _model_rules(description: Description) -> Rules:
     rules = Rules()
     model = description.modules[""]
-    if name := interop.other_adapter(model):
+    if name := interop.unsupported_adapter(model):
         raise ValueError(
             f"'{name}' has an adapter that is not plain LoRA, and how its parts are to be cut is "
             "not known: use LoRA (without DoRA), or write rules in tensor_parallel.partition_config"
         )
-    own = interop.own_entries(model)
+    own = interop.user_tp_plan_entries(model)
     for pattern, style in interop.tp_plan(model).items():
         rules.add_style(pattern, style, required=pattern in own)
     return rules

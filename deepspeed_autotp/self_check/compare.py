@@ -10,10 +10,10 @@ from itertools import zip_longest
 from torch import Tensor
 
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan, index_pattern
-from deepspeed_autotp.distributed.sequence_mappings import Tokens, own_rows
+from deepspeed_autotp.distributed.sequence_mappings import SequenceLayout, local_rows
 from deepspeed_autotp.self_check.rounding import differs, root_mean_square
 from deepspeed_autotp.self_check.trace import Output, Seen
-from deepspeed_autotp.state.tensor_parallel import cut
+from deepspeed_autotp.state.tensor_parallel import shard_of
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
 # bias, which softmax makes vanish.
@@ -86,7 +86,7 @@ class Comparison:
         if expected is None or expected.module not in self._outlets:
             return expected
         ranks = self._plan.ranks
-        own = (own_rows(x, Tokens.of(x, ranks), self._rank) for x in expected.tensors)
+        own = (local_rows(x, SequenceLayout.of(x, ranks), self._rank) for x in expected.tensors)
         return replace(expected, tensors=tuple(own))
 
     def _said(self, what: str, ran: Sequence[str]) -> Difference:
@@ -110,7 +110,7 @@ class Comparison:
                 return self._of_gradient(
                     entry, f"{entry.name} has no gradient when the model is sharded"
                 )
-            part = full if not entry.is_sharded else cut(full, entry=entry, rank=self._rank)
+            part = full if not entry.is_sharded else shard_of(full, entry=entry, rank=self._rank)
             if difference := differs(sharded[index], part, least=least):
                 rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
                 advice = (

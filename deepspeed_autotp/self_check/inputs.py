@@ -77,7 +77,7 @@ def _inputs(
     insist = settings.self_check is True or given is not None or settings.sequence_parallel
     values = given
     if values is None:
-        values = interop.trial_inputs(model, device=description.parameters[0].device)
+        values = interop.token_inputs(model, device=description.parameters[0].device)
     if values is None:
         _untried(name, settings, insist=insist, warn=warn)
         return None

@@ -19,7 +19,11 @@ from torch import nn
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.consensus import Agreement
-from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import (
+    CollectiveMismatch,
+    PeerFailed,
+    failure_barrier,
+)
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.compare import Comparison, Difference
@@ -83,7 +87,7 @@ class Trial:
         as with weights that are not loaded yet.
         """
         left = Exempt()
-        parts = interop.other_parts(self._model)
+        parts = interop.other_modalities(self._model)
         with untouched(self._model, self._device):
             whole = self._seen = self._whole(inputs, agreement)
             if whole is None and again is not None and heuristic(plan) + individual(plan):
@@ -169,19 +173,19 @@ class Trial:
         watch = self._watch()
         found: Difference | None = None
         try:
-            with lockstep(self._group):
+            with failure_barrier(self._group):
                 conversion.switch()
                 conversion.lend()
                 try:
                     self._pass(watch, inputs)
-                except (PeerFailed, Strayed):
+                except (PeerFailed, CollectiveMismatch):
                     raise
                 except Exception as error:
                     found = comparison.failure(watch.seen, error)
                     raise
             found = comparison.first(watch.seen)
         except Exception as error:
-            if isinstance(error, Strayed):
+            if isinstance(error, CollectiveMismatch):
                 found = Difference(f"the model takes another way on each rank: {error}", ())
             elif found is None and not isinstance(error, PeerFailed):  # which has the words
                 found = Difference(str(error), ())

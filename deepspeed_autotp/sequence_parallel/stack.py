@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequence parallelism: between blocks every rank holds its part of the tokens.
+"""Sequence parallelism: between blocks every rank has its shard of the tokens.
 
-A stack is a list of layers, its stages. The first stage takes the tokens of this rank out of a
-whole activation, and the last one gives a whole activation back, so that masks, positions, caches
-and the output head, which are made outside, see all tokens. Norms, residuals and dropouts of a
-stage work on a part. Attention and feed-forward networks are given all tokens where they begin,
-at their inlet, since attention makes its views by the size of its input. They end in a row layer,
-the outlet, which sums over the ranks for each rank's tokens alone. What stays whole, or sums in a
-way of its own as experts do, is an island: given all tokens, which are cut again behind it.
+A stack is a list of layers. The first one takes this rank's tokens out of a full activation, and
+the last one gives a full activation back, so that masks, positions, caches and the output head,
+which are made outside, see all tokens. Norms, residuals and dropouts of a layer work on a shard.
+Attention and feed-forward networks gather all tokens at their input, since attention reshapes by
+the size of its input. They end in a row layer, which sums over the ranks for each rank's tokens
+only. What is replicated, or sums in a way of its own as experts do, gathers all tokens at its input
+and scatters its output.
 
-N tokens, R ranks, n = N/R    embedding  [N, H]
-                              first      [n, H]   take_tokens
-                              norm       [n, H]
-                              inlet      [N, H]   gather_tokens
-                              outlet     [n, H]   sum_tokens
-                              last       [N, H]   gather_tokens
+N tokens, R ranks, n = N/R    embedding                   [N, H]
+                              first layer                 [n, H]   scatter_to_sequence_region
+                              norm                        [n, H]
+                              attention or feed-forward   [N, H]   gather_from_sequence_region
+                              its row layer               [n, H]   reduce_scatter_to_sequence_region
+                              last layer                  [N, H]   gather_from_sequence_region
 
-forward   an all-gather at each inlet, a reduce-scatter at each outlet
-backward  a reduce-scatter at each inlet, an all-gather at each outlet
+forward   an all-gather at the input of each, a reduce-scatter at each row layer
+backward  a reduce-scatter at the input of each, an all-gather at each row layer
 
-Without gradients, as in generation, all ranks hold all tokens. That is decided once for a call of
-the stack, because the gradient of a norm is summed over the ranks if it is cut.
+Without gradients, as in generation, all ranks have all tokens. That is decided once for a call of
+the stack, because the gradient of a norm is summed over the ranks where tokens are sharded.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.distributed.mappings import sum_over_ranks
+from deepspeed_autotp.distributed.mappings import reduce_from_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_mappings import (
-    Gathered,
-    Tokens,
-    gather_tokens,
-    sum_tokens,
-    take_tokens,
+    GatheredSequence,
+    SequenceLayout,
+    gather_from_sequence_region,
+    reduce_scatter_to_sequence_region,
+    scatter_to_sequence_region,
 )
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
@@ -54,10 +54,10 @@ def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
-    """The first argument of a forward, which ``name`` is where it is given by name.
+class FirstArgument:
+    """The first argument of a forward, ``name`` where it is given by keyword.
 
-    Of some forwards a decorator hides the names: it is the first tensor then.
+    Where a decorator hides the names of a forward, it is the first tensor.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StackLayer:
     """One layer of a stack."""
 
     name: str
-    given: Argument
+    argument: FirstArgument
     is_first: bool
     is_last: bool
 
@@ -92,27 +92,27 @@ class Stage:
 def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
     if torch.is_grad_enabled() and interop.wants_hidden_states(module, kwargs):
         raise ValueError(
-            "output_hidden_states with tensor_parallel.sequence_parallel: between the layers a "
-            "rank has its part of the tokens only, so there are no whole hidden states in "
-            "training; leave one of the two out, or call the model under torch.no_grad()"
+            "output_hidden_states with tensor_parallel.sequence_parallel: in training the hidden "
+            "states between the layers are sharded, a rank has some tokens only; set one of the "
+            "two to false, or call the model under torch.no_grad()"
         )
 
 
 class Stack:
-    """The stages below ``owner``, and how the tokens lie on the ranks in what runs now."""
+    """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
     def __init__(self, owner: str, *, group: TPGroup, input: SharedInput) -> None:
         self.group = group
         self._owner = owner or "the model"
         self._input = input
-        self._is_cutting = False
-        # Of the stages that have run in this call, and of the one that runs.
-        self._between: Tokens | None = None
-        self._within: Tokens | None = None
+        self._is_sharding = False
+        # Of the layers that have run in this call, and of the one that runs.
+        self._between: SequenceLayout | None = None
+        self._within: SequenceLayout | None = None
         self._training = False
-        # Activation checkpointing calls a stage again, long after its owner has returned and maybe
-        # run with other tokens: with a tensor over the same memory, which it keeps alive.
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, Tokens] = (
+        # Activation checkpointing calls a layer again, long after its owner has returned and maybe
+        # run with other tokens: with a tensor over the same storage, which it keeps alive.
+        self._by_storage: weakref.WeakKeyDictionary[torch.UntypedStorage, SequenceLayout] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -122,142 +122,145 @@ class Stack:
         memo[id(self)] = made
         return made
 
-    def watch(self, owner: nn.Module, *, around: Iterable[nn.Module]) -> list[RemovableHandle]:
-        """Hooks that begin and end a call of the stack, and look at calls of what lies around."""
-        asked = [
+    def register_hooks(
+        self, owner: nn.Module, *, around: Iterable[nn.Module]
+    ) -> list[RemovableHandle]:
+        """Hooks that begin and end a call of the stack, and check calls of the modules around."""
+        checks = [
             module.register_forward_pre_hook(_refuse_hidden_states, with_kwargs=True)
             for module in (*around, owner)
         ]
         return [
-            *asked,
+            *checks,
             owner.register_forward_pre_hook(self._begin),
             owner.register_forward_hook(self._end, always_call=True),
         ]
 
     def _begin(self, owner: nn.Module, args: object) -> None:
-        self._between, self._is_cutting = None, torch.is_grad_enabled()
+        self._between, self._is_sharding = None, torch.is_grad_enabled()
 
     def _end(self, owner: nn.Module, args: object, output: object) -> None:
-        left, self._between, self._is_cutting = self._between, None, False
-        if left is not None and output is not None:
+        layout, self._between, self._is_sharding = self._between, None, False
+        if layout is not None and output is not None:
             raise RuntimeError(
-                f"the last layer of {self._owner} did not run, so its output is this rank's tokens "
-                "only; leave out tensor_parallel.sequence_parallel where layers are skipped"
+                f"the last layer of {self._owner} did not run, so its output has this rank's "
+                "tokens only; set tensor_parallel.sequence_parallel to false where layers are "
+                "skipped"
             )
 
-    def tokens_of(self, x: Tensor, stage: Stage) -> Tokens | None:
-        """Of ``x``, which ``stage`` is given; None where all ranks hold all of it."""
-        if not self._is_cutting:
-            known = self._known.get(x.untyped_storage())
+    def layout_of(self, x: Tensor, layer: StackLayer) -> SequenceLayout | None:
+        """Of ``x``, the input of ``layer``; None where all ranks have all tokens."""
+        if not self._is_sharding:
+            known = self._by_storage.get(x.untyped_storage())
             if torch.is_grad_enabled() and known is None:
-                raise RuntimeError(self._outside(stage.name))
+                raise RuntimeError(self._called_from_outside(layer.name))
             if not torch.is_grad_enabled():
                 return None
-            # Whole activations of two calls may lie in one memory; the stage begins with all of x.
-            return Tokens.of(x, self.group.size) if stage.is_first else known
-        if stage.is_first:
-            self._between = Tokens.of(x, self.group.size)
-        tokens = self._between
-        if tokens is None or not (stage.is_first or tokens.is_own(x, self.group.rank)):
+            # Full activations of two calls may be in one storage; the first layer has all of x.
+            return SequenceLayout.of(x, self.group.size) if layer.is_first else known
+        if layer.is_first:
+            self._between = SequenceLayout.of(x, self.group.size)
+        layout = self._between
+        if layout is None or not (layer.is_first or layout.is_shard(x, self.group.rank)):
             raise RuntimeError(
-                f"{stage.name} was given {list(x.shape)}, which is not the part of the tokens that "
-                f"this rank has; leave out tensor_parallel.sequence_parallel where layers of "
-                f"{self._owner} are skipped, or given whole activations"
+                f"{layer.name} was given an input of shape {list(x.shape)}, expected this rank's "
+                "shard of the tokens; set tensor_parallel.sequence_parallel to false where layers "
+                f"of {self._owner} are skipped, or given full activations"
             )
-        self._known[x.untyped_storage()] = tokens
-        return tokens
+        self._by_storage[x.untyped_storage()] = layout
+        return layout
 
     @property
     def is_idle(self) -> bool:
-        """Whether all ranks hold all tokens of whatever runs."""
-        return not (self._is_cutting or torch.is_grad_enabled())
+        """Whether all ranks have all tokens in whatever runs."""
+        return not (self._is_sharding or torch.is_grad_enabled())
 
     def run(
         self,
-        stage: Stage,
+        layer: StackLayer,
         forward: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         *,
         training: bool,
     ) -> Any:
-        """``forward`` of a stage with its arguments."""
-        x = stage.given.of(args, kwargs)
-        tokens = self.tokens_of(x, stage)
-        if tokens is None:
+        """``forward`` of a layer with its arguments."""
+        x = layer.argument.of(args, kwargs)
+        layout = self.layout_of(x, layer)
+        if layout is None:
             return forward(*args, **kwargs)
-        if stage.is_first:
-            own = take_tokens(x, tokens, self.group)
-            args, kwargs = stage.given.replaced(args, kwargs, own)
+        if layer.is_first:
+            local = scatter_to_sequence_region(x, layout, self.group)
+            args, kwargs = layer.argument.replaced(args, kwargs, local)
         before = self._within, self._training
-        self._within, self._training = tokens, training
-        self._part(x.device)
+        self._within, self._training = layout, training
+        self._enter_rng_region(x.device)
         try:
             output = forward(*args, **kwargs)
         finally:
-            self._all(x.device)
+            self._leave_rng_region(x.device)
             self._within, self._training = before
             self._input.forget()
-        if not stage.is_last:
+        if not layer.is_last:
             return output
         self._between = None
-        return _with_first(output, lambda y: gather_tokens(y, tokens, self.group))
+        return _with_first(output, lambda y: gather_from_sequence_region(y, layout, self.group))
 
-    def enter(self, x: Tensor, name: str) -> Tensor:
-        """All tokens, at an inlet."""
-        tokens = self._tokens_here(name)
-        if tokens is None:
+    def gather_input(self, x: Tensor, name: str) -> Tensor:
+        """All tokens, at the input of attention or a feed-forward network."""
+        layout = self._layout_within(name)
+        if layout is None:
             return x
-        self._all(x.device)
-        whole = gather_tokens(x, tokens, self.group)
-        self._input.gathered(Gathered(x, whole, whole._version, tokens))
-        return whole
+        self._leave_rng_region(x.device)
+        full = gather_from_sequence_region(x, layout, self.group)
+        self._input.set_gathered(GatheredSequence(x, full, full._version, layout))
+        return full
 
-    def whole(
+    def run_on_all_tokens(
         self,
         name: str,
-        given: Argument,
+        argument: FirstArgument,
         forward: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """``forward`` of an island with its arguments."""
-        tokens = self._tokens_here(name)
-        if tokens is None:
+        """``forward`` of a module between a gather of its input and a scatter of its output."""
+        layout = self._layout_within(name)
+        if layout is None:
             return forward(*args, **kwargs)
-        x = given.of(args, kwargs)
-        args, kwargs = given.replaced(args, kwargs, self.enter(x, name))
+        x = argument.of(args, kwargs)
+        args, kwargs = argument.replaced(args, kwargs, self.gather_input(x, name))
         output = forward(*args, **kwargs)
-        self._part(x.device)
-        return _with_first(output, lambda y: take_tokens(y, tokens, self.group))
+        self._enter_rng_region(x.device)
+        return _with_first(output, lambda y: scatter_to_sequence_region(y, layout, self.group))
 
-    def total(self, y: Tensor, group: TPGroup, name: str) -> Tensor:
-        """The sum over the ranks, at an outlet."""
-        tokens = self._tokens_here(name)
-        if tokens is None:
-            return sum_over_ranks(y, group)
-        own = sum_tokens(y, tokens, group)
-        self._part(y.device)
-        return own
+    def reduce_output(self, y: Tensor, group: TPGroup, name: str) -> Tensor:
+        """The sum over the ranks, at a row layer."""
+        layout = self._layout_within(name)
+        if layout is None:
+            return reduce_from_tp_region(y, group)
+        local = reduce_scatter_to_sequence_region(y, layout, group)
+        self._enter_rng_region(y.device)
+        return local
 
-    def _tokens_here(self, name: str) -> Tokens | None:
-        if self._within is None and torch.is_grad_enabled() and not self._is_cutting:
-            raise RuntimeError(self._outside(name))
+    def _layout_within(self, name: str) -> SequenceLayout | None:
+        if self._within is None and torch.is_grad_enabled() and not self._is_sharding:
+            raise RuntimeError(self._called_from_outside(name))
         return self._within
 
-    def _outside(self, name: str) -> str:
+    def _called_from_outside(self, name: str) -> str:
         return (
-            f"{name} was called with gradients, but not by {self._owner}, so it is not known which "
-            "of the tokens this rank has; with tensor_parallel.sequence_parallel call the model "
-            "as a whole, and checkpoint whole layers, their inputs left where they are"
+            f"{name} was called with gradients, but not by {self._owner}, so the layout of its "
+            "tokens is not known; with tensor_parallel.sequence_parallel call the full model, and "
+            "checkpoint full layers, without offloading their inputs"
         )
 
-    # Ranks draw other random numbers for their part of the tokens, and the same ones for all.
+    # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.
 
-    def _part(self, device: torch.device) -> None:
+    def _enter_rng_region(self, device: torch.device) -> None:
         if self._training:
-            self.group.fork.enter(device)
+            self.group.rng.enter_region(device)
 
-    def _all(self, device: torch.device) -> None:
+    def _leave_rng_region(self, device: torch.device) -> None:
         if self._training:
-            self.group.fork.leave(device)
+            self.group.rng.leave_region(device)

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan
-from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.mappings import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers.attention import takes_heads
-from deepspeed_autotp.layers.experts import BLOCKS, block_class
+from deepspeed_autotp.layers.attention import takes_per_head_bias
+from deepspeed_autotp.layers.class_swap import WRAPPERS, mixed_class, sharded_class, wrapper_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
-from deepspeed_autotp.layers.linear import Sharding, mixed_class, sharded_class
+from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.sequence_parallel.stage_modules import Changes, cut_tokens
+from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shard_sequence
 from deepspeed_autotp.sharding.partition import check_room, cut_parameters, move_parameters
 from deepspeed_autotp.sharding.pinned_copy import Staging
-from deepspeed_autotp.state.grad_sync import hook_gradients
-from deepspeed_autotp.state.tensor_parallel import cut
-from deepspeed_autotp.vocab_parallel.gathered_weight import Reading, WholeWeight
-from deepspeed_autotp.vocab_parallel.output_head import keep_parts
+from deepspeed_autotp.state.grad_sync import register_grad_hooks
+from deepspeed_autotp.state.tensor_parallel import shard_of
+from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight, WeightAccess
+from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
 
 
 class Conversion:
@@ -42,7 +42,7 @@ class Conversion:
         self._plan = plan
         self._group = group
         self._input = SharedInput(group, overlap=overlap)
-        self._reading = Reading()
+        self._weight_access = WeightAccess()
         self._undo: list[Callable[[], None]] = []
         self._staging: Staging | None = None
 
@@ -60,10 +60,14 @@ class Conversion:
                 value = _with_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
         if any(layer.gathers_weight for layer in layers):
-            self._undo.extend(hook.remove for hook in self._reading.watch(self._modules[""]))
-        changes = Changes(self._set_class, self._assign, self._undo)
-        cut_tokens(self._plan, self._modules, group=self._group, input=self._input, changes=changes)
-        hooks = hook_gradients(self._plan, self._parameters, self._group)
+            self._undo.extend(
+                hook.remove for hook in self._weight_access.register_hooks(self._modules[""])
+            )
+        changes = ModuleChanges(self._set_class, self._assign, self._undo)
+        shard_sequence(
+            self._plan, self._modules, group=self._group, input=self._input, changes=changes
+        )
+        hooks = register_grad_hooks(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
 
     def keep_logits(self) -> None:
@@ -71,7 +75,7 @@ class Conversion:
         so. Follows ``switch``."""
         head = self._plan.logits_layer
         if head is not None:
-            self._undo.append(keep_parts(self._modules[""], self._modules[head.module]))
+            self._undo.append(keep_logits_sharded(self._modules[""], self._modules[head.module]))
 
     def lend(self) -> None:
         """Let every cut parameter be its shard as a view of the whole weight.
@@ -88,7 +92,8 @@ class Conversion:
                 shape=entry.local_shape(rank),
             )
             self._lay(
-                parameter, cut(parameter.data, entry=entry, rank=rank) if view is None else view
+                parameter,
+                shard_of(parameter.data, entry=entry, rank=rank) if view is None else view,
             )
 
     def check_room(self, device: torch.device | None) -> None:
@@ -142,21 +147,21 @@ class Conversion:
 
     def _switch_layer(self, layer: Layer, siblings: Sequence[Mapping[str, Tensor | None]]) -> None:
         module = self._modules[layer.module]
-        if layer.kind is Kind.HEADS and not takes_heads(module):
+        if layer.kind is Kind.HEADS and not takes_per_head_bias(module):
             return
         entry = None if layer.weight < 0 else self._plan.entries[layer.weight]
-        if layer.kind in BLOCKS:
+        if layer.kind in WRAPPERS:
             divided = [self._plan.entries[i].name.rpartition(".")[2] for i in layer.divided]
-            cls = block_class(module, layer.kind, divided=divided, ranks=self._group.size)
+            cls = wrapper_class(module, layer.kind, divided=divided, ranks=self._group.size)
         else:
             cls = sharded_class(module, layer.kind)
         self._set_class(module, cls)
         self._assign(
             module,
             "sharding",
-            Sharding(
+            LayerSharding(
                 group=self._group,
-                parts=Parts(*layer.features),
+                layout=ShardLayout(*layer.features),
                 gather_output=layer.gather_output,
                 split_input=layer.split_input,
                 input=self._input,
@@ -164,9 +169,9 @@ class Conversion:
             ),
         )
         if layer.gathers_weight:
-            self._assign(module, "tp_reading", self._reading)
-            self._assign(module, "tp_own", False)
-            self._set_class(module, mixed_class(WholeWeight, module))
+            self._assign(module, "tp_weight_access", self._weight_access)
+            self._assign(module, "tp_in_own_forward", False)
+            self._set_class(module, mixed_class(ReadsFullWeight, module))
         if isinstance(module, nn.Linear) and entry is not None and entry.is_sharded:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(

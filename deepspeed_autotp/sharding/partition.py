@@ -78,8 +78,8 @@ def move_parameters(
             parameter.data = staging.whole(parameter.data)
 
 
-def _cut(entry: Entry, rank: int) -> packing.Cut:
-    return packing.Cut(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
+def _cut(entry: Entry, rank: int) -> packing.ShardSlice:
+    return packing.ShardSlice(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
 def _batches(
@@ -107,7 +107,7 @@ def _is_no_memory(error: Exception) -> bool:
     )
 
 
-def _in_place(full: Tensor, cut: packing.Cut, entry: Entry, error: Exception) -> Tensor:
+def _in_place(full: Tensor, cut: packing.ShardSlice, entry: Entry, error: Exception) -> Tensor:
     _log.warning(
         "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
         "memory, of which it uses the front; who else holds that memory finds it overwritten",

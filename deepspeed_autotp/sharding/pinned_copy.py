@@ -35,7 +35,7 @@ class Staging:
         self._left: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
-    def shard(self, full: Tensor, cut: packing.Cut) -> Tensor:
+    def shard(self, full: Tensor, cut: packing.ShardSlice) -> Tensor:
         """The shard of a host tensor on the device; complete in the device's current stream."""
         shard = torch.empty(list(cut.shape), dtype=full.dtype, device=self._device)
         source = full.detach().resolve_conj().resolve_neg().contiguous()
@@ -53,7 +53,7 @@ class Staging:
         """All of a host tensor on the device."""
         items = full.numel()
         runs = (0, items) if items else ()
-        return self.shard(full, packing.Cut(view=(1, items, 1), runs=runs, shape=full.shape))
+        return self.shard(full, packing.ShardSlice(view=(1, items, 1), runs=runs, shape=full.shape))
 
     def _taken(self) -> Tensor:
         """The buffer whose turn it is, once it has left."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Plan
-from deepspeed_autotp.distributed.failure_barrier import lockstep
+from deepspeed_autotp.distributed.failure_barrier import failure_barrier
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.transport import Carrier, carrier
+from deepspeed_autotp.distributed.transport import Transport, open_transport
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
-from deepspeed_autotp.state.tensor_parallel import cut, kind_of
+from deepspeed_autotp.state.tensor_parallel import shard_of, shard_sizes
 
 
 class Handout(Conversion):
@@ -63,7 +63,7 @@ class Handout(Conversion):
 
         Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
         """
-        with lockstep(self._nearby), carrier(self._nearby, self._place) as parts:
+        with failure_barrier(self._nearby), open_transport(self._nearby, self._place) as parts:
             for parameter, entry in self._own_entries():
                 if not entry.is_sharded:
                     self._share(parameter)
@@ -82,18 +82,18 @@ class Handout(Conversion):
         pairs = zip(self._parameters, self._plan.entries, strict=True)
         return [(parameter, entry) for parameter, entry in pairs if not entry.is_tied]
 
-    def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Carrier) -> None:
-        kind = kind_of(parameter, entry, self._nearby.size)
+    def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Transport) -> None:
+        kind = shard_sizes(parameter, entry, self._nearby.size)
         if self._nearby.rank > 0:
             parts.scatter(None, parameter.data, kind)
             return
-        own = cut(parameter.data, entry=entry, rank=0)
+        own = shard_of(parameter.data, entry=entry, rank=0)
         others = [_part(parameter.data, entry, rank) for rank in range(1, self._nearby.size)]
         parts.scatter([own, *others], own, kind)
         replace_data(parameter, own.to(self._place))
 
     def _share(self, tensor: Tensor) -> None:
-        self._nearby.step()
+        self._nearby.announce()
         if tensor.numel():
             self._nearby.broadcast(tensor)
 
@@ -142,4 +142,4 @@ def _part(full: Tensor, entry: Entry, rank: int) -> Tensor:
     )
     if view is not None and view.is_contiguous():
         return view
-    return cut(full, entry=entry, rank=rank)
+    return shard_of(full, entry=entry, rank=rank)

@@ -6,19 +6,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.state.tensor_parallel import find_part
+from deepspeed_autotp.state.tensor_parallel import find_nested_tensor_parallel
 
 
 @torch.no_grad()
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients so that their Euclidean norm is at most ``max_norm``.
 
-    Returns the norm before, in float32, or in float64 where a gradient is: that of the whole
-    model, each weight counted once however many ranks hold it. Weights that the model got after
-    it was sharded count as whole on every rank. Every rank of the tensor-parallel group calls it.
-    A model that is not sharded is clipped as torch does.
+    Returns the norm before, in float32, or in float64 where a gradient is: that of the unsharded
+    model, each weight counted once however many ranks hold it. Parameters added after the model
+    was sharded count as replicated. All ranks of the TP group call it. An unsharded model is
+    clipped as torch does.
     """
-    state = find_part(model)
+    state = find_nested_tensor_parallel(model)
     if state is None:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     state.check_identity(model)
@@ -30,7 +30,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
             continue
         gradients.append(parameter.grad)
         dtype = torch.promote_types(dtype, parameter.grad.dtype)
-        square += state.owned_square(parameter.grad, entry=state.entry(parameter))
+        square += state.local_grad_square(parameter.grad, entry=state.entry(parameter))
     norm = state.group.all_reduce(square).sqrt().to(dtype)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

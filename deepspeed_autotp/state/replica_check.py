@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be equal on all ranks of a TP group: replicated parameters, batches, RNG states.
+"""Checks that all ranks of a TP group have equal replicated parameters, batches and RNG states.
 
-A dropout mask over replicated activations must be the same, or the replicas drift apart.
+A dropout mask over replicated activations must be the same, or the activations diverge.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from deepspeed_autotp.state.tensor_parallel import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# Bytes of a hash that the ranks exchange.
+# Bytes of a hash that the ranks compare.
 _DIGEST = 16
 # How many names an error lists.
 _NAMED = 5
 
 
-def share_random_state(group: TPGroup, *, device: torch.device) -> None:
-    """Give every rank the first rank's random state, on the host and on ``device``.
+def broadcast_rng_state(group: TPGroup, *, device: torch.device) -> None:
+    """Give every rank the RNG state of TP rank 0, of the CPU and of ``device``.
 
-    ``device`` is where training will be: ``group`` may move host tensors, as the model lies
-    there still.
+    ``device`` is where training will be, also while ``group`` and the model are on the CPU.
     """
     sent = torch.get_rng_state().to(group.device)
     group.broadcast(sent)
@@ -40,13 +39,13 @@ def share_random_state(group: TPGroup, *, device: torch.device) -> None:
         torch.cuda.set_rng_state(sent.cpu(), device)
 
 
-class FirstCall:
-    """A hook of a sharded model: in its first call the ranks compare what they start from.
+class FirstCallCheck:
+    """A forward pre-hook: in its first call the ranks compare their batches and RNG states.
 
-    ValueError on every rank, before the call, when they are given different tensors: each would
-    hold a part of another batch's activations, and the sums over the ranks would mean nothing.
-    Random states that differ, as after ``manual_seed(rank)``, become the first rank's, or dropout
-    over what all ranks hold would differ.
+    ValueError on every rank, before the call, when they are given different tensors: sums over
+    the ranks would mix activations of different batches. RNG states that differ, as after
+    ``manual_seed(rank)``, are replaced by that of TP rank 0, or the dropout of replicated
+    activations would differ.
     """
 
     def __init__(self, group: TPGroup) -> None:
@@ -56,7 +55,7 @@ class FirstCall:
     def __call__(
         self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
-        if self._done or torch.compiler.is_compiling():  # a graph is not the place to compare
+        if self._done or torch.compiler.is_compiling():  # the comparison would break the graph
             return
         self._done = True
         group = self._group
@@ -65,76 +64,80 @@ class FirstCall:
             if isinstance(value, Tensor):
                 digest.update(f"{name} {list(value.shape)} {value.dtype} {_hash(value)};".encode())
         device = next(module.parameters()).device
-        mine = digest.digest() + _random_digest(device)
-        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(group.device)
-        everyone = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
-        batches, numbers = (everyone == everyone[0]).split(_DIGEST, dim=1)
+        local = digest.digest() + _rng_digest(device)
+        sent = torch.frombuffer(bytearray(local), dtype=torch.uint8).to(group.device)
+        gathered = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
+        batches, states = (gathered == gathered[0]).split(_DIGEST, dim=1)
         if not batches.all():
             raise ValueError(
-                f"the ranks {list(group.global_ranks)} share one {type(module).__name__} and have "
-                "to be given the same batch, but their first batches differ. Draw or load by "
-                f"dist.get_rank() // {group.size}, the number of the replica, not by the rank."
+                f"the ranks {list(group.global_ranks)} are in one TP group of "
+                f"{type(module).__name__} but got different first batches, expected the same "
+                "batch; shard the data by the data-parallel rank, dist.get_rank() // "
+                f"{group.size}, not by the global rank"
             )
-        if not numbers.all():
-            share_random_state(group, device=device)
+        if not states.all():
+            broadcast_rng_state(group, device=device)
             if group.rank == 0:
                 _log.warning(
-                    "the ranks %s share one %s, but were seeded differently; taking the random "
-                    "state of rank %d. Seed by the number of the replica, not by the rank.",
+                    "the ranks %s are in one TP group of %s but have different RNG states; using "
+                    "that of rank %d on all of them. Seed by the data-parallel rank, "
+                    "dist.get_rank() // %d, not by the global rank",
                     list(group.global_ranks),
                     type(module).__name__,
                     group.global_ranks[0],
+                    group.size,
                 )
 
 
-def _random_digest(device: torch.device) -> bytes:
+def _rng_digest(device: torch.device) -> bytes:
     digest = hashlib.blake2b(bytes(torch.get_rng_state().numpy()), digest_size=_DIGEST)
     if device.type == "cuda":
         digest.update(bytes(torch.cuda.get_rng_state(device).numpy()))
     return digest.digest()
 
 
-def compare_first_call(model: nn.Module, group: TPGroup) -> None:
-    """Have the first call of ``model`` compared over the ranks, before any other hook.
+def check_first_call(model: nn.Module, group: TPGroup) -> None:
+    """Register the check of the first call of ``model``, before any other hook.
 
-    Once: an engine may be built around a model that ``parallelize`` has sharded.
+    Only once, though an engine may be built around a model that ``parallelize`` has sharded.
     """
-    if any(isinstance(hook, FirstCall) for hook in model._forward_pre_hooks.values()):
+    if any(isinstance(hook, FirstCallCheck) for hook in model._forward_pre_hooks.values()):
         return
-    model.register_forward_pre_hook(FirstCall(group), prepend=True, with_kwargs=True)
+    model.register_forward_pre_hook(FirstCallCheck(group), prepend=True, with_kwargs=True)
 
 
 @torch.no_grad()
 def check_replicas(model: nn.Module) -> None:
-    """Compare what several tensor-parallel ranks hold of every parameter, bit by bit.
+    """Compare, bit by bit, what several ranks of the TP group hold of every parameter.
 
-    That is every whole parameter, and the key/value heads that ranks share. Every rank of the
-    group calls it, with ZeRO 3 every rank of the run. RuntimeError on each of them, naming the
-    parameters that drifted apart.
+    That is every replicated parameter, and the key/value heads that several ranks hold. Every
+    rank of the group calls it, with ZeRO 3 every rank of the run. RuntimeError on each of them,
+    naming the parameters that differ.
     """
     state = tensor_parallel(model)
     agreement = Agreement(state.group.handle)
-    mine: dict[tuple[str, int, int], str] = {}  # by name, owner and number of the run
+    local: dict[tuple[str, int, int], str] = {}  # by name, owner and index of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
         shared = entry.shared(state.group.rank)
         if entry.is_tied or (entry.is_sharded and not shared):
             continue
-        with interop.gathered([parameter]):
-            held = parameter.detach()
+        with interop.gathered_parameters([parameter]):
+            values = parameter.detach()
             if not entry.is_sharded:
-                mine[entry.name, 0, 0] = _hash(held)
-            for number, (offset, length, owner, _) in enumerate(shared):
-                mine[entry.name, owner, number] = _hash(held.narrow(entry.dim, offset, length))
+                local[entry.name, 0, 0] = _hash(values)
+            for index, (offset, length, owner, _) in enumerate(shared):
+                local[entry.name, owner, index] = _hash(values.narrow(entry.dim, offset, length))
     found: dict[tuple[str, int, int], set[str]] = {}
-    for theirs in agreement.exchange(mine):
-        for key, digest in theirs.items():
+    for digests in agreement.exchange(local):
+        for key, digest in digests.items():
             found.setdefault(key, set()).add(digest)
-    drifted = list(dict.fromkeys(name for (name, *_), seen in found.items() if len(seen) > 1))
-    if drifted:
-        named = ", ".join(drifted[:_NAMED]) + (", ..." if len(drifted) > _NAMED else "")
+    differing = list(dict.fromkeys(name for (name, *_), seen in found.items() if len(seen) > 1))
+    if differing:
+        named = ", ".join(differing[:_NAMED]) + (", ..." if len(differing) > _NAMED else "")
         raise RuntimeError(
-            f"{len(drifted)} parameter{'s' if len(drifted) > 1 else ''} that several ranks hold "
-            f"differ between the tensor-parallel ranks {list(state.group.global_ranks)}: {named}"
+            f"{len(differing)} parameter{'s' if len(differing) > 1 else ''} that several ranks "
+            f"hold differ between the ranks {list(state.group.global_ranks)} of the TP group: "
+            f"{named}; update what several ranks hold in the same way on each of them"
         )
 
 

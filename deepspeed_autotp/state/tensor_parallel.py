@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is sharded: its plan, its group, and its weights whole again.
+"""The state of a sharded model: its plan and TP group, and the gathering of its full weights.
 
 Reads the plan's entries and moves tensors accordingly; decides nothing.
 """
@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from deepspeed_autotp import interop
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.transport import Carrier, Kind
+from deepspeed_autotp.distributed.transport import ShardSizes, Transport
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.state.grad_sync import hook_gradients
+from deepspeed_autotp.state.grad_sync import register_grad_hooks
 
 _KEY = "tensor_parallel"
 
 
-def cut(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
-    """The shard of ``full`` that ``rank`` holds, as a tensor of its own."""
+def shard_of(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
+    """The shard of ``full`` that ``rank`` holds, as a new tensor."""
     return packing.pack(full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
-def kind_of(tensor: Tensor, entry: Entry, ranks: int) -> Kind:
-    """The shards of ``entry`` in the data type of ``tensor``."""
-    sizes = [math.prod(entry.local_shape(rank)) * tensor.itemsize for rank in range(ranks)]
-    return Kind(f"{entry.name} ({tensor.dtype})", tuple(sizes))
+def shard_sizes(tensor: Tensor, entry: Entry, ranks: int) -> ShardSizes:
+    """Of the shards of ``entry`` in the dtype of ``tensor``."""
+    nbytes = [math.prod(entry.local_shape(rank)) * tensor.itemsize for rank in range(ranks)]
+    return ShardSizes(f"{entry.name} ({tensor.dtype})", tuple(nbytes))
 
 
 class TensorParallel:
-    """What a sharded model carries; found again with :func:`tensor_parallel`.
+    """What a sharded model carries; :func:`tensor_parallel` returns it.
 
     ``parameters[i]`` is the tensor of ``plan.entries[i]``; sharding keeps its identity.
     """
@@ -49,37 +49,37 @@ class TensorParallel:
         self._shards: dict[int, tuple[Tensor, int]] = {}
 
     @property
-    def place(self) -> torch.device:
-        """Where the shards lie."""
+    def device(self) -> torch.device:
+        """The device of the shards."""
         return self.parameters[0].device
 
     def entry(self, parameter: Tensor) -> Entry | None:
-        """The plan's entry of ``parameter``, or None for a tensor the plan does not know."""
+        """The plan's entry of ``parameter``, or None for a tensor that is not in the plan."""
         found = self._index.get(id(parameter))
         return None if found is None else self.plan.entries[found]
 
     def check_identity(self, model: nn.Module) -> None:
-        """ValueError when a parameter of ``model`` is no longer the one that was sharded."""
+        """ValueError when a parameter of ``model`` is not the one that was sharded."""
         known = {e.name: p for e, p in zip(self.plan.entries, self.parameters, strict=True)}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if known.get(name, parameter) is not parameter:
                 raise ValueError(
-                    f"{name} was replaced after the model was sharded, so its part of the whole is "
-                    "not known any more; load weights with load_state_dict(assign=False)"
+                    f"{name} was replaced after the model was sharded, so its shard of the full "
+                    "weight is not known; load weights with load_state_dict(assign=False)"
                 )
 
     def counts_in_norm(self, index: int) -> bool:
         """Whether this rank counts parameter ``index`` in the gradient norm.
 
-        A shard counts where it lies; what several ranks hold counts on the first of them, and
-        what all hold on none here, because DeepSpeed counts the first rank's anyway.
+        A shard counts on its rank, one that several ranks hold on the lowest of them. A
+        replicated parameter counts on none here: DeepSpeed counts that of TP rank 0 anyway.
         """
         return self.plan.entries[index].is_counted(self.group.rank)
 
-    def owned_square(self, gradient: Tensor, *, entry: Entry | None) -> Tensor:
-        """Sum of squares of what this rank is the first to hold of a gradient.
+    def local_grad_square(self, gradient: Tensor, *, entry: Entry | None) -> Tensor:
+        """Sum of squares of the part of a gradient that this rank is the lowest to hold.
 
-        In float32, or in float64 where the gradient is. A tensor without an entry is whole.
+        In float32, or in float64 where the gradient is. A tensor without an entry is replicated.
         """
         rank = self.group.rank
         square = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
@@ -93,41 +93,41 @@ class TensorParallel:
     def gather(self, shard: Tensor, *, entry: Entry) -> Tensor:
         """The full tensor on every rank. Every rank calls it, in the same order."""
         ranks = range(self.group.size)
-        parts = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
-        return _joined(parts, entry)
+        shards = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
+        return _unsharded(shards, entry)
 
-    def gather_to_host(
-        self, shard: Tensor, *, entry: Entry, parts: Carrier, everywhere: bool
+    def gather_to_cpu(
+        self, shard: Tensor, *, entry: Entry, transport: Transport, all_ranks: bool
     ) -> Tensor | None:
-        """The full tensor on a host: of every rank, or of the first, and then None elsewhere.
+        """The full tensor on the CPU: on all ranks, or on TP rank 0 and None elsewhere.
 
-        All ranks call it, as ``gather``. What it takes where a contiguous shard lies does not grow
-        with it.
+        All ranks call it, as ``gather``. On the device of a contiguous shard it takes the same
+        memory for any size.
         """
-        shard, kind = shard.detach(), kind_of(shard, entry, self.group.size)
-        if self.group.rank and not everywhere:
-            parts.gather(shard, None, kind)
+        shard, sizes = shard.detach(), shard_sizes(shard, entry, self.group.size)
+        if self.group.rank and not all_ranks:
+            transport.gather(shard, None, sizes)
             return None
         shapes = [entry.local_shape(rank) for rank in range(self.group.size)]
         into = [torch.empty(shape, dtype=shard.dtype, device="cpu") for shape in shapes]
-        if everywhere:
-            parts.gather_to_all(shard, into, kind)
+        if all_ranks:
+            transport.all_gather(shard, into, sizes)
         else:
-            parts.gather(shard, into, kind)
-        return _joined(into, entry)
+            transport.gather(shard, into, sizes)
+        return _unsharded(into, entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
-        """The state of a copy of the model: its parameters, their gradients summed as here."""
+        """The state of a copy of the model: its parameters, with gradient hooks of their own."""
         parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
-        hook_gradients(self.plan, parameters, self.group)
+        register_grad_hooks(self.plan, parameters, self.group)
         return TensorParallel(plan=self.plan, group=self.group, parameters=parameters)
 
-    # DeepSpeed's protocol: it gathers and cuts the parameters of one module at a time.
+    # DeepSpeed's protocol: it gathers and partitions the parameters of one module at a time.
 
     @torch.no_grad()
     def gather_params(self, params_list: list[Tensor | None]) -> None:
-        """Make every cut parameter of the list whole, in place."""
-        for parameter, entry in self._cut_entries(params_list):
+        """Gather every sharded parameter of the list to its full tensor, in place."""
+        for parameter, entry in self._sharded_parameters(params_list):
             shard, depth = self._shards.get(id(parameter), (parameter.data, 0))
             self._shards[id(parameter)] = shard, depth + 1
             if depth == 0:
@@ -135,30 +135,32 @@ class TensorParallel:
 
     @torch.no_grad()
     def _tp_partition(self, params_list: list[Tensor | None]) -> None:
-        """Cut what ``gather_params`` made whole, into the memory where the shards were.
+        """Shard what ``gather_params`` gathered, into the memory of the shards.
 
         The optimizer may own that memory: ZeRO updates one flat buffer for many weights.
         """
-        for parameter, entry in self._cut_entries(params_list):
+        for parameter, entry in self._sharded_parameters(params_list):
             shard, depth = self._shards.pop(id(parameter))
             if depth > 1:
                 self._shards[id(parameter)] = shard, depth - 1
                 continue
-            shard.copy_(cut(parameter.detach(), entry=entry, rank=self.group.rank))
+            shard.copy_(shard_of(parameter.detach(), entry=entry, rank=self.group.rank))
             parameter.data = shard
 
-    def _cut_entries(self, params_list: list[Tensor | None]) -> Iterator[tuple[Tensor, Entry]]:
+    def _sharded_parameters(
+        self, params_list: list[Tensor | None]
+    ) -> Iterator[tuple[Tensor, Entry]]:
         for parameter in params_list:
             entry = None if parameter is None else self.entry(parameter)
             if parameter is not None and entry is not None and entry.is_sharded:
                 yield parameter, entry
 
 
-def _joined(parts: Sequence[Tensor], entry: Entry) -> Tensor:
-    """The full tensor whose shards, by rank, are ``parts``."""
-    full = parts[0].new_empty(entry.shape)
-    for rank, part in enumerate(parts):
-        packing.unpack_(full, part, view=entry.view, runs=entry.runs(rank))
+def _unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
+    """The full tensor of ``shards``, in rank order."""
+    full = shards[0].new_empty(entry.shape)
+    for rank, shard in enumerate(shards):
+        packing.unpack_(full, shard, view=entry.view, runs=entry.runs(rank))
     return full
 
 
@@ -170,12 +172,12 @@ def attach(model: nn.Module, state: TensorParallel) -> None:
 def tensor_parallel(model: nn.Module) -> TensorParallel:
     """The state of a sharded model, or of the one inside an engine or wrapper.
 
-    ValueError when nothing in ``model`` is sharded.
+    ValueError when ``model`` is not sharded.
     """
     found = find_tensor_parallel(model)
     if found is None:
         raise ValueError(
-            f"{type(model).__name__} is not sharded: pass it to deepspeed_autotp.initialize or "
+            f"{type(model).__name__} is not sharded; pass it to deepspeed_autotp.initialize or "
             "deepspeed_autotp.parallelize first"
         )
     return found
@@ -190,8 +192,8 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     return None
 
 
-def without_wrappers(model: nn.Module) -> nn.Module:
-    """What is sharded inside of an engine or wrapper; the innermost where nothing of them is."""
+def unwrapped_model(model: nn.Module) -> nn.Module:
+    """The sharded module inside an engine or wrapper; the innermost where none is sharded."""
     inner = model
     for inner in interop.unwrapped(model):
         if _KEY in inner.__dict__:
@@ -199,16 +201,16 @@ def without_wrappers(model: nn.Module) -> nn.Module:
     return inner
 
 
-def find_part(model: nn.Module) -> TensorParallel | None:
-    """As :func:`find_tensor_parallel`, also where a part of ``model`` is sharded.
+def find_nested_tensor_parallel(model: nn.Module) -> TensorParallel | None:
+    """As :func:`find_tensor_parallel`, also where a submodule of ``model`` is sharded.
 
-    What is around that part is whole on every rank. ValueError for several parts.
+    Modules outside of it are replicated. ValueError for several such submodules.
     """
     found = (find_tensor_parallel(module) for module in model.modules())
     states = {id(state): state for state in found if state is not None}
     if len(states) > 1:
         raise ValueError(
-            f"{len(states)} parts of {type(model).__name__} are sharded, each on its own; call "
-            "this for one part after the other"
+            f"{len(states)} submodules of {type(model).__name__} are sharded separately, expected "
+            "one; call this for each of them"
         )
     return next(iter(states.values()), None)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy over a vocabulary that is cut over the ranks.
+"""Cross-entropy over a sharded vocabulary.
 
 T is the number of tokens, V the vocabulary, R the ranks. With m_r the largest logit of rank r
-and s_r = sum over its part of exp(x - m_r), every rank's part gives two numbers a token, and
-a third is the logit of the label on the one rank that holds it:
+and s_r = sum over its shard of exp(x - m_r), every rank has two values a token, and as a third
+the logit of the label, on the one rank that holds it:
 
     loss = log(sum over r of s_r exp(m_r - max m)) + max m - x[label]
     dx   = dloss (exp(x - logsumexp) - [column is label])
 
 forward   one all-gather of [3, T]; combined in rank order, so all ranks have the same bits
-backward  no communication; the gradient takes the place of the logits
+backward  no communication; the gradient is written over the logits
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.mappings import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
     differentiate,
@@ -48,7 +48,7 @@ def vocabulary_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    parts: Parts,
+    layout: ShardLayout,
     group: TPGroup,
     ignore_index: int = -100,
     overwrite: Callable[[], bool] = lambda: True,
@@ -57,27 +57,27 @@ def vocabulary_cross_entropy(
     """The loss of each token, [T], the same bits on every rank.
 
     logits        [T, V/R], this rank's columns: one run of the vocabulary, of any length
-    labels        [T] int64, the same on every rank; ``ignore_index`` gives loss and gradient 0
-    overwrite     asked in the backward whether the gradient may take the place of the logits;
+    labels        [T] int64, replicated; ``ignore_index`` gives loss and gradient 0
+    overwrite     called in the backward: whether the gradient may be written over the logits;
                   a graph that is retained keeps its logits in any case
     soft_cap      c for a loss of c tanh(logits / c), without a pass of its own; 0 for none
 
-    Sums are formed in float32, and in float64 for float64 logits; the result has that type.
-    Another use of the same logits whose backward needs their values gets autograd's error once
-    they are overwritten. ValueError for a label outside the vocabulary on a host; elsewhere,
-    where looking would wait for the device, its loss and gradient are NaN.
+    Sums are in float32, and in float64 for float64 logits; the result has that dtype. Another use
+    of the same logits whose backward needs their values gets autograd's error once they are
+    overwritten. ValueError for a label outside the vocabulary on the CPU; elsewhere, where a check
+    would wait for the device, its loss and gradient are NaN.
     """
-    run = parts.runs[group.rank]
+    run = layout.runs[group.rank]
     if len(run) != 2:
-        raise ValueError(f"the vocabulary part of rank {group.rank} is {run}, expected one run")
+        raise ValueError(f"layout: rank {group.rank} has the runs {run}, expected one run")
     if not soft_cap >= 0:
-        raise ValueError(f"soft_cap is {soft_cap}, expected a positive number, or 0 for none")
+        raise ValueError(f"soft_cap: got {soft_cap}, expected a positive number, or 0 for none")
     if logits.dim() != 2 or logits.shape[1] != run[1] or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}, expected "
-            f"[tokens, {run[1]}] and [tokens]"
+            f"logits and labels: got shapes {list(logits.shape)} and {list(labels.shape)}, "
+            f"expected [tokens, {run[1]}] and [tokens]"
         )
-    task = _Task(run[0], parts.size, group, ignore_index, overwrite, soft_cap)
+    task = _Task(run[0], layout.size, group, ignore_index, overwrite, soft_cap)
     losses: Tensor = _CrossEntropy.apply(logits, labels, task)  # type: ignore[no-untyped-call]
     return losses
 
@@ -104,7 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dlosses: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, logsumexp = ctx.saved_tensors
         task: _Task = ctx.task
-        # A retained graph may be walked again, and would find gradients where logits were.
+        # A retained graph may run again, and would read gradients where logits were.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)
         columns = labels - task.start

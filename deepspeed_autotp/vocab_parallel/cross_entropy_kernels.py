@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one rank does to its own columns of the logits in a cross-entropy.
+"""The local part of a sharded cross-entropy: statistics and gradient of one rank's columns.
 
 Logits are [T, W], this rank's columns; ``columns`` [T] are the labels counted from this rank's
 first column, outside of [0, W) where another rank holds the label or there is none. With a soft
 cap c, which is 0 for none, the loss sees c tanh(x / c) in place of a logit x.
 
-On a GPU two kernels do it where the CUDA library runs: one pass over the logits reads them, one
-puts the gradient in their place. Elsewhere torch's operations do, in chunks of tokens.
+On a GPU where the CUDA library runs, two kernels: one pass reads the logits, one writes the
+gradient over them. Elsewhere torch's operations, in chunks of tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from deepspeed_autotp.native import operators
 
 __all__ = ["differentiate", "differentiate_", "statistics"]
 
-# Bytes of the one temporary, in the type that is summed in. Three passes go over it, so on a host
-# it should stay in a cache: with 1024 tokens and 32768 columns on one core, 64 MiB take twice as
-# long as 4 MiB, and 256 KiB a sixth longer. Elsewhere starting a kernel costs as much time as
-# reading some MiB does, so a piece has to be larger to hide that.
-_HOST_CHUNK = 4 << 20
+# Bytes of the only temporary, in the dtype of sums. Three passes go over it, so on a CPU it should
+# stay in a cache: with 1024 tokens and 32768 columns on one core, 64 MiB take twice as long as
+# 4 MiB, and 256 KiB a sixth longer. On a GPU a launch costs as much time as reading some MiB, so a
+# chunk has to be larger to hide that.
+_CPU_CHUNK = 4 << 20
 _DEVICE_CHUNK = 64 << 20
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,7 +47,7 @@ def statistics(logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
 def differentiate_(
     logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, cap: float = 0.0
 ) -> None:
-    """Put scale (exp(logits - logsumexp) - [column is the label's]) in the place of the logits.
+    """Overwrite the logits with scale (exp(logits - logsumexp) - [column is the label's]).
 
     ``logsumexp`` and ``scale`` are [T], of all ranks' columns. A row whose scale is 0 is 0,
     whatever its logits are.
@@ -63,7 +63,7 @@ def differentiate_(
 def differentiate(
     logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, *, cap: float = 0.0
 ) -> Tensor:
-    """As ``differentiate_``, as a new tensor; the logits keep their values."""
+    """As ``differentiate_``, but a new tensor; the logits keep their values."""
     if _has_kernel(logits):
         gradient = logits.clone()
         differentiate_(gradient, logsumexp, columns, scale, cap=cap)
@@ -90,7 +90,7 @@ def _statistics(logits: Tensor, columns: Tensor, cap: float) -> Tensor:
         largest = torch.amax(x, 1, keepdim=True).to(found.dtype)
         found[0, rows] = largest.squeeze(1)
         found[2, rows] = x.gather(1, column[rows]).squeeze(1).to(found.dtype)
-        # A row of -inf alone has no exponentials; less its own maximum it would be NaN.
+        # A row of nothing but -inf has no exponentials; minus its own maximum it would be NaN.
         torch.sub(x, largest.masked_fill_(largest == -math.inf, 0), out=space)
         found[1, rows] = space.exp_().sum(1)
     found[2].masked_fill_(elsewhere, 0)
@@ -140,7 +140,7 @@ def _differentiate_fake(
 
 
 def _capped(x: Tensor, cap: float, *, space: Tensor) -> Tensor:
-    """What the loss sees of logits ``x``; where there is a cap it is written to ``space``."""
+    """The capped logits of ``x``; where there is a cap they are written to ``space``."""
     return space.copy_(x).div_(cap).tanh_().mul_(cap) if cap else x
 
 
@@ -149,10 +149,10 @@ def _summed(logits: Tensor) -> torch.dtype:
 
 
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of ``logits``, and the same space for each of them in the type of sums."""
+    """Rows of ``logits``, and the same temporary for each of them in the dtype of sums."""
     tokens, width = logits.shape
     dtype = _summed(logits)
-    size = _HOST_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
+    size = _CPU_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
     step = max(1, min(size // (width * dtype.itemsize), tokens))
     space = logits.new_empty(step, width, dtype=dtype)
     for first in range(0, tokens, step):

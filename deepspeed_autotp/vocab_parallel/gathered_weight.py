@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that are used past their layer's forward.
+"""Weights that are used outside of their layer's forward.
 
-A loss that never makes the logits multiplies by ``lm_head.weight`` itself, as TRL's trainers do.
-A layer that gives its whole output has a whole weight for them: what the forward of the model,
-outside of the layer's own, reads as ``weight`` or ``bias`` is gathered where its numbers are used.
-What is trained stays the part of a rank. Elsewhere, as for an optimizer or a user who looks at
-it, the part is what is read.
+A loss that never materializes the logits multiplies by ``lm_head.weight`` itself, as TRL's trainers
+do. In the forward of the model, but outside of the layer's own, ``weight`` and ``bias`` of a layer
+with ``gather_output`` read as full tensors, which are gathered where their values are used. What is
+trained is this rank's shard. Elsewhere, as for an optimizer or a user, the shard is what is read.
 """
 
 from __future__ import annotations
@@ -21,34 +20,38 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp import interop
-from deepspeed_autotp.distributed.mappings import Parts, gather_parts, own_share
+from deepspeed_autotp.distributed.mappings import (
+    ShardLayout,
+    gather_from_tp_region,
+    gradient_shard,
+)
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers.linear import Sharding
+from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.vocab_parallel import logits_rules as rules
 
 _ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}
 
 
-class PromisedWeight(Tensor):
-    """A whole weight or bias of which this rank holds a part; there is no memory behind it.
+class GatheredWeight(Tensor):
+    """A full weight or bias of which this rank has a shard; gathered at the first use.
 
-    Shape, data type and device cost nothing, as models ask for them to cast what they multiply.
-    Whatever is done with the numbers gathers them first, which every rank does.
+    Reading shape, dtype or device gathers nothing, as models ask for them to cast what they
+    multiply. Any use of the values gathers them first, which every rank does.
     """
 
     _gather: Callable[[], Tensor]
-    _whole: Tensor | None
+    _full: Tensor | None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        # Printing on one rank must not wait for the others, so there are no numbers here.
-        return f"PromisedWeight({list(self.shape)}, {self.dtype}; whole when used)"
+        # Without values: printing on one rank must not wait for the others.
+        return f"GatheredWeight({list(self.shape)}, {self.dtype}; gathered when used)"
 
-    def whole(self) -> Tensor:
-        """The whole tensor, gathered at the first call. Every rank calls it."""
-        if self._whole is None:
+    def full(self) -> Tensor:
+        """The full tensor, gathered at the first call. Every rank calls it."""
+        if self._full is None:
             with torch.enable_grad():
-                self._whole = self._gather()
-        return self._whole
+                self._full = self._gather()
+        return self._full
 
     @classmethod
     def __torch_function__(
@@ -61,7 +64,7 @@ class PromisedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ABOUT:
                 return func(*args, **(kwargs or {}))
-        return _on_whole(cls.whole, func, args, kwargs)
+        return _on_full(cls.full, func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -71,61 +74,63 @@ class PromisedWeight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What arrives below autograd, from calls that are not Python's."""
-        return _on_whole(lambda x: x.whole().detach(), func, args, kwargs)
+        """Calls below autograd that did not come from Python."""
+        return _on_full(lambda x: x.full().detach(), func, args, kwargs)
 
 
-def _on_whole(
-    whole: Callable[[PromisedWeight], Tensor],
+def _on_full(
+    full: Callable[[GatheredWeight], Tensor],
     func: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
 ) -> Any:
-    args, named = tree_map_only(PromisedWeight, whole, (tuple(args), dict(kwargs or {})))
+    args, named = tree_map_only(GatheredWeight, full, (tuple(args), dict(kwargs or {})))
     return func(*args, **named)
 
 
-class _Promise(torch.autograd.Function):
-    """A promise of the whole weight; the gradient is the own part of the whole one."""
+class _Gather(torch.autograd.Function):
+    """shard -> GatheredWeight; the gradient is this rank's shard of the full gradient."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, parts: Parts, group: TPGroup, dim: int) -> Tensor:
-        ctx.parts, ctx.group, ctx.dim = parts, group, dim
-        shape = list(part.shape)
-        shape[dim] = parts.size
-        made: Tensor = PromisedWeight._make_wrapper_subclass(
-            PromisedWeight, shape, dtype=part.dtype, device=part.device
+    def forward(ctx: Any, shard: Tensor, layout: ShardLayout, group: TPGroup, dim: int) -> Tensor:
+        ctx.layout, ctx.group, ctx.dim = layout, group, dim
+        shape = list(shard.shape)
+        shape[dim] = layout.size
+        made: Tensor = GatheredWeight._make_wrapper_subclass(
+            GatheredWeight, shape, dtype=shard.dtype, device=shard.device
         )
         return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor, None, None, None]:
-        return own_share(dw, ctx.parts, ctx.group.rank, ctx.dim), None, None, None
+        return gradient_shard(dw, ctx.layout, ctx.group.rank, ctx.dim), None, None, None
 
 
-def promised(part: Tensor, parts: Parts, group: TPGroup, *, dim: int) -> PromisedWeight:
-    """The whole tensor of a rank's ``part``, which is cut along ``dim``."""
-    made: PromisedWeight = _Promise.apply(part, parts, group, dim)  # type: ignore[no-untyped-call]
-    made._gather = functools.partial(gather_parts, part, parts, group, dim=dim)
-    made._whole = None
-    interop.stand_in(made, part)
+def gathered_weight(
+    shard: Tensor, layout: ShardLayout, group: TPGroup, *, dim: int
+) -> GatheredWeight:
+    """The full tensor of ``shard``, which is sharded along ``dim``."""
+    made: GatheredWeight = _Gather.apply(shard, layout, group, dim)  # type: ignore[no-untyped-call]
+    made._gather = functools.partial(gather_from_tp_region, shard, layout, group, dim=dim)
+    made._full = None
+    interop.copy_zero_status(made, shard)
     return made
 
 
-class Reading:
-    """Whether the forward of the model runs, in which every rank reads the same weights.
+class WeightAccess:
+    """Decides what ``layer.weight`` reads as: full in the forward of the model, else the shard.
 
-    A checkpointed part of it runs again in the backward. Within one forward a weight is gathered
-    once, however often it is read.
+    A checkpointed part of the forward runs again in the backward. Within one forward a weight is
+    gathered once, however often it is read.
     """
 
     def __init__(self) -> None:
         self._depth = 0  # of calls of the model within its own forward
-        self._promised: dict[tuple[nn.Module, str, bool], PromisedWeight] = {}
+        self._gathered: dict[tuple[nn.Module, str, bool], GatheredWeight] = {}
 
-    def watch(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks on ``model`` by which this is known."""
+    def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks that track the forward of ``model``."""
         return [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -135,62 +140,63 @@ class Reading:
         self._depth += 1
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
-        # Called also where a hook before ours has failed, and ours was not reached.
+        # Also called where a hook before ours has failed, and ours was not reached.
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
-            self._promised.clear()
+            self._gathered.clear()
 
     def read(self, layer: nn.Module, key: str) -> Tensor | None:
-        """The parameter ``key`` of a layer, whole for whoever computes and is not the layer."""
+        """The parameter ``key`` of a layer, full for any code but the layer's own forward."""
         if key not in layer._parameters:
-            raise AttributeError(key)  # after which nn.Module says what it is that has none
-        part = layer._parameters[key]
-        if part is None or vars(layer)["tp_own"] or not self._computes():
-            return part
+            raise AttributeError(key)  # which nn.Module turns into its own message
+        shard = layer._parameters[key]
+        if shard is None or vars(layer)["tp_in_own_forward"] or not self._is_in_forward():
+            return shard
         try:
-            return self._whole(layer, key, part)
+            return self._full(layer, key, shard)
         except AttributeError as error:
-            # Python would take it for a missing attribute, and ask nn.Module, which has the part.
-            raise RuntimeError(f"{key} of {layer} cannot be made whole: {error}") from error
+            # Python would take it for a missing attribute, and ask nn.Module, which has the shard.
+            raise RuntimeError(f"{key} of {layer} cannot be gathered: {error}") from error
 
-    def _computes(self) -> bool:
+    def _is_in_forward(self) -> bool:
         if self._depth > 0 or torch.compiler.is_compiling():
             return self._depth > 0
         return torch._C._current_graph_task_id() >= 0  # a checkpoint that runs again
 
-    def _whole(self, layer: nn.Module, key: str, part: Tensor) -> Tensor:
-        own: Sharding = vars(layer)["sharding"]
+    def _full(self, layer: nn.Module, key: str, shard: Tensor) -> Tensor:
+        sharding: LayerSharding = vars(layer)["sharding"]
+        layout, group = sharding.layout, sharding.group
         dim = 0 if isinstance(layer, nn.Linear) else -1
         if torch.compiler.is_compiling():
-            return gather_parts(part, own.parts, own.group, dim=dim)
+            return gather_from_tp_region(shard, layout, group, dim=dim)
         if self._depth == 0:
-            return promised(part, own.parts, own.group, dim=dim)
-        asked = layer, key, torch.is_grad_enabled()
-        if asked not in self._promised:
-            self._promised[asked] = promised(part, own.parts, own.group, dim=dim)
-        return self._promised[asked]
+            return gathered_weight(shard, layout, group, dim=dim)
+        request = layer, key, torch.is_grad_enabled()
+        if request not in self._gathered:
+            self._gathered[request] = gathered_weight(shard, layout, group, dim=dim)
+        return self._gathered[request]
 
 
-class WholeWeight(nn.Module):
-    """A column layer that gives its whole output, mixed into its class."""
+class ReadsFullWeight(nn.Module):
+    """A column layer with ``gather_output``, mixed into its class."""
 
-    tp_reading: Reading
-    tp_own: bool
+    tp_weight_access: WeightAccess
+    tp_in_own_forward: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        vars(self)["tp_own"] = True
+        vars(self)["tp_in_own_forward"] = True
         try:
             y: Tensor = super().forward(x)
         finally:
-            vars(self)["tp_own"] = False
+            vars(self)["tp_in_own_forward"] = False
         return y
 
     @property
     def weight(self) -> Tensor | None:
         """[O, I] in the model's forward outside of the layer's own, else this rank's [O/R, I]."""
-        return self.tp_reading.read(self, "weight")
+        return self.tp_weight_access.read(self, "weight")
 
     @property
     def bias(self) -> Tensor | None:
         """[O] or [O/R], as ``weight``."""
-        return self.tp_reading.read(self, "bias")
+        return self.tp_weight_access.read(self, "bias")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which torch functions leave the last dimension of a tensor as it is.
+"""Which torch functions keep the last dimension of a tensor as it is.
 
 Facts about functions and their arguments; knows nothing of ranks.
 """
@@ -30,8 +30,8 @@ _METHODS = (
     *("__len__", "register_hook", "retain_grad", "requires_grad_", "detach"),
 )
 
-# What a tensor says of itself without its numbers, and what concerns its gradient alone. A view
-# of the same shape is what autograd makes of an input that a function gives back.
+# What needs no values of the tensor, and what concerns its gradient only. A view of the same shape
+# is what autograd makes of an input that a function returns.
 ABOUT: frozenset[Any] = frozenset(
     [_TENSOR[name].__get__ for name in _PROPERTIES]
     + [_TENSOR[name] for name in _METHODS]
@@ -39,11 +39,11 @@ ABOUT: frozenset[Any] = frozenset(
     + [torch.autograd.grad, torch.autograd.backward, Tensor.backward]
 )
 
-# Of these, what looks at the gradient of a tensor that is no leaf.
+# Of these, what reads the gradient of a tensor that is not a leaf.
 HOOKING: frozenset[Any] = frozenset([_TENSOR["register_hook"]])
 WATCHING: frozenset[Any] = HOOKING | {_TENSOR["retain_grad"], torch.autograd.grad}
 
-# These hand out memory, or a tensor whose changes are not counted, or write without being counted.
+# These expose memory, or a tensor that shares no version counter, or write without a new version.
 SHARING: frozenset[Any] = frozenset(
     [_TENSOR["data"].__get__, _TENSOR["data"].__set__]
     + [_TENSOR[name] for name in ("data_ptr", "untyped_storage", "numpy", "set_", "__array__")]
@@ -51,8 +51,8 @@ SHARING: frozenset[Any] = frozenset(
     + [dist.all_reduce, dist.all_reduce_coalesced, dist.broadcast, dist.recv, dist.irecv]
 )
 
-# One result per element. The first do not read their first argument in their backward; what the
-# others read, the argument or the result, must keep its numbers until then.
+# Elementwise. The first do not read their first argument in their backward; what the others read,
+# the argument or the result, must keep its values until then.
 FORGETFUL: frozenset[Any] = frozenset(
     [_TENSOR[name] for name in ("add", "sub", "mul", "div", "true_divide", "neg")]
     + [_TENSOR[f"__{name}__"] for name in ("add", "radd", "sub", "rsub", "mul", "rmul", "neg")]
@@ -72,7 +72,7 @@ _STEPS: Mapping[Any, Any] = {
     **dict.fromkeys([Tensor.tanh, torch.tanh, F.tanh], torch.tanh),
 }
 
-# Another shape of the same numbers in the same order.
+# Another shape of the same values in the same order.
 SHAPING: frozenset[Any] = frozenset(
     {
         *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten),
@@ -90,7 +90,7 @@ _CASTS: Mapping[Any, torch.dtype] = {
 
 
 def step(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | None:
-    """The step that the call is for its first argument, by a plain number; else None."""
+    """The step that the call applies to its first argument, by a Python number; else None."""
     operation, rest = _STEPS.get(func), args[1:]
     if operation is None or kwargs:
         return None
@@ -102,7 +102,7 @@ def step(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | No
 
 
 def watched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-    """The tensors whose gradient the call looks at."""
+    """The tensors whose gradient the call reads."""
     if func not in WATCHING:
         return ()
     if func is not torch.autograd.grad:
@@ -114,7 +114,7 @@ def watched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequen
 def cast_to(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
 ) -> torch.dtype | None:
-    """The data type that a call asks for and nothing else, or None for any other call."""
+    """The dtype of a call that casts and does nothing else, or None for any other call."""
     rest = args[1:]
     if func in _CASTS and not rest and not kwargs:
         return _CASTS[func]
@@ -177,7 +177,7 @@ _LOSS = inspect.signature(F.cross_entropy)
 
 
 def loss_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> LossCall | None:
-    """The arguments of ``F.cross_entropy``, or None where it does more than the plain thing."""
+    """The arguments of ``F.cross_entropy``, or None with weights, label smoothing and the like."""
     given = _LOSS.bind(*args, **kwargs)
     given.apply_defaults()
     values = given.arguments

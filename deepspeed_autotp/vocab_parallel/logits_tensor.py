@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits that are cut over the ranks as tensors: what they hold, and their place in a graph.
+"""Sharded logits as tensors: what they hold, and their autograd functions.
 
-What torch's functions do with them is decided in logits.py, by the class that is made there.
+What torch's functions do with them is decided in logits.py, by the class defined there.
 
 V is the size of the vocabulary, R the number of ranks.
 """
@@ -15,171 +15,176 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.distributed.mappings import gather_parts
-from deepspeed_autotp.vocab_parallel.logits_shard import Cut, Late, Memory
+from deepspeed_autotp.distributed.mappings import gather_from_tp_region
+from deepspeed_autotp.vocab_parallel.logits_shard import Deferred, Memory, VocabularySharding
 from deepspeed_autotp.vocab_parallel.soft_cap import Steps, cap_of
 
-__all__ = ["CutLogits", "as_logits", "cast_part", "like", "put_off", "taken", "widened"]
+__all__ = ["ShardedLogits", "as_logits", "cast_shard", "like", "defer", "local_shard", "widened"]
 
 
-class CutLogits(Tensor):
-    """A tensor [..., V] of which this rank holds ``part``, [..., V/R].
+class ShardedLogits(Tensor):
+    """A tensor [..., V] of which this rank holds ``shard``, [..., V/R].
 
-    Shape, data type and gradient function are those of the whole tensor; there is no memory
-    behind it. ``part`` may be of a smaller data type: the cast is done where somebody reads the
-    numbers. The gradient is such a tensor, too, or a plain whole one.
+    Shape, dtype and gradient function are those of the full tensor, which has no memory. ``shard``
+    may be of a smaller dtype: the cast is done where its values are read. The gradient is such a
+    tensor as well, or a plain full one.
 
-    The steps of a soft cap are put off until somebody reads the numbers; ``held`` is a Late until
-    then. A loss does not read them: it has the cap in itself and takes the logits before the
-    steps, where these are ``direct``, that is, where no other operation lies between.
+    The steps of a soft cap are deferred until their values are read; ``_held`` is a Deferred until
+    then. A loss does not read them: it applies the cap itself and takes the logits before the
+    steps, where these are ``direct``, that is, without another operation in between.
     """
 
-    held: Tensor | Late
+    _held: Tensor | Deferred
     direct: bool
-    cut: Cut
+    sharding: VocabularySharding
     memory: Memory
-    _whole: Tensor | None
+    _full: Tensor | None
     _gathered: int
 
     @staticmethod
     def __new__(
-        cls, part: Tensor | Late, cut: Cut, memory: Memory, dtype: torch.dtype, direct: bool = False
+        cls,
+        shard: Tensor | Deferred,
+        sharding: VocabularySharding,
+        memory: Memory,
+        dtype: torch.dtype,
+        direct: bool = False,
     ) -> Self:
         made: Self = Tensor._make_wrapper_subclass(
-            cls, (*part.shape[:-1], cut.parts.size), dtype=dtype, device=part.device
+            cls, (*shard.shape[:-1], sharding.layout.size), dtype=dtype, device=shard.device
         )
-        made.held, made.direct, made.cut, made.memory = part, direct, cut, memory
-        made._whole, made._gathered = None, 0
+        made._held, made.direct, made.sharding, made.memory = shard, direct, sharding, memory
+        made._full, made._gathered = None, 0
         return made
 
     @property
-    def part(self) -> Tensor:
-        """This rank's numbers; what was put off is computed now."""
+    def shard(self) -> Tensor:
+        """This rank's values; deferred steps are computed now."""
         return self.settle()
 
     def settle(self) -> Tensor:
-        """Compute what was put off; gradients go through these logits from then on."""
-        if isinstance(self.held, Late):
-            self.held = self.held.read()
-        return self.held
+        """Compute deferred steps; gradients go through these logits from then on."""
+        if isinstance(self._held, Deferred):
+            self._held = self._held.read()
+        return self._held
 
     def before_steps(self) -> tuple[Self, Steps]:
-        """The logits before the steps that are put off, and these; itself where there are none."""
-        late = self.held
-        if isinstance(late, Late) and self.direct:
-            raw = late.raw
+        """The logits before deferred steps, and the steps; itself where there are none."""
+        deferred = self._held
+        if isinstance(deferred, Deferred) and self.direct:
+            raw = deferred.raw
             if isinstance(raw, type(self)) and not raw.changed() and not raw.memory.replaced:
-                return raw, late.steps
+                return raw, deferred.steps
         return self, ()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        # Printing on one rank must not wait for the others, so there are no numbers here.
-        return f"Logits({list(self.shape)}, {self.dtype}; whole when used)"
+        # Without values: printing on one rank must not wait for the others.
+        return f"Logits({list(self.shape)}, {self.dtype}; gathered when used)"
 
     def __format__(self, spec: str) -> str:
         return object.__format__(self, spec)
 
-    def whole(self) -> Tensor:
-        """The whole logits, gathered at the first call. Every rank calls it.
+    def full(self) -> Tensor:
+        """The full logits, gathered at the first call. Every rank calls it.
 
-        RuntimeError when the gradient has taken the place of the logits.
+        RuntimeError when the gradient was written over the logits.
         """
-        if self._whole is None:
+        if self._full is None:
             self.memory.check()
-            # Who looks without gradients may come before somebody who wants them.
+            # A use without gradients may come before one with gradients.
             with torch.inference_mode(False), torch.enable_grad():
-                self._whole = _Gather.apply(self)  # type: ignore[no-untyped-call]
-            self._gathered = self._whole._version
-        return self._whole
+                self._full = _Gather.apply(self)  # type: ignore[no-untyped-call]
+            self._gathered = self._full._version
+        return self._full
 
     def changed(self) -> bool:
-        """Whether somebody has written into what ``whole`` gave."""
-        return self._whole is not None and self._whole._version != self._gathered
+        """Whether the result of ``full`` was written to."""
+        return self._full is not None and self._full._version != self._gathered
 
     def again(self) -> Self:
         """The same logits without a gradient function."""
-        made = type(self)(self.held, self.cut, self.memory, self.dtype)
-        if self._whole is not None:
-            # Below autograd a detached tensor counts its changes anew.
-            made._whole = self._whole.detach()
-            made._gathered = -1 if self.changed() else made._whole._version
+        made = type(self)(self._held, self.sharding, self.memory, self.dtype)
+        if self._full is not None:
+            # Below autograd a detached tensor has a version counter of its own.
+            made._full = self._full.detach()
+            made._gathered = -1 if self.changed() else made._full._version
         return made
 
-    def rely_on_whole(self) -> None:
-        """Take the whole logits to be changed from now on."""
+    def rely_on_full(self) -> None:
+        """Take the full logits to be changed from now on."""
         self._gathered = -1
 
 
-class _Spread(torch.autograd.Function):
-    """A rank's part as logits."""
+class _FromShard(torch.autograd.Function):
+    """A rank's shard as logits."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        part: Tensor,
-        kind: type[CutLogits],
-        cut: Cut,
+        shard: Tensor,
+        kind: type[ShardedLogits],
+        sharding: VocabularySharding,
         memory: Memory,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.cut, ctx.dtype = cut, part.dtype
-        return kind(part.detach(), cut, memory, dtype)
+        ctx.sharding, ctx.dtype = sharding, shard.dtype
+        return kind(shard.detach(), sharding, memory, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        part = dy.part if isinstance(dy, CutLogits) else ctx.cut.own(dy)
-        return part.to(ctx.dtype), None, None, None, None
+        shard = dy.shard if isinstance(dy, ShardedLogits) else ctx.sharding.shard_of(dy)
+        return shard.to(ctx.dtype), None, None, None, None
 
 
-class _PutOff(torch.autograd.Function):
-    """Steps that are done where somebody reads the numbers, and from then on in the backward."""
+class _Defer(torch.autograd.Function):
+    """Steps that are computed where their values are read, or in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, raw: CutLogits, memory: Memory, steps: Steps) -> Tensor:
-        late = Late(raw, raw.part, raw.memory, memory, steps)
-        ctx.kind, ctx.cut, ctx.dtype = type(raw), raw.cut, raw.dtype
-        ctx.derivative, ctx.late = late.derivative, weakref.ref(late)
-        return type(raw)(late, raw.cut, memory, raw.dtype, direct=True)
+    def forward(ctx: Any, raw: ShardedLogits, memory: Memory, steps: Steps) -> Tensor:
+        deferred = Deferred(raw, raw.shard, raw.memory, memory, steps)
+        ctx.kind, ctx.sharding, ctx.dtype = type(raw), raw.sharding, raw.dtype
+        ctx.derivative, ctx.deferred = deferred.derivative, weakref.ref(deferred)
+        return type(raw)(deferred, raw.sharding, memory, raw.dtype, direct=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        late = ctx.late()
-        if late is not None:
-            late.read()
+        deferred = ctx.deferred()
+        if deferred is not None:
+            deferred.read()
         again = torch._C._autograd._get_current_graph_task_keep_graph()
-        part = dy.part if isinstance(dy, CutLogits) else ctx.cut.own(dy)
-        dpart = ctx.derivative.gradient(part.to(ctx.dtype), again=again)
-        return ctx.kind(dpart, ctx.cut, Memory(), ctx.dtype), None, None
+        shard = dy.shard if isinstance(dy, ShardedLogits) else ctx.sharding.shard_of(dy)
+        dshard = ctx.derivative.gradient(shard.to(ctx.dtype), again=again)
+        return ctx.kind(dshard, ctx.sharding, Memory(), ctx.dtype), None, None
 
 
-class _Take(torch.autograd.Function):
-    """The rank's part of logits, in their data type or as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: CutLogits, cast: bool) -> Tensor:
-        ctx.kind, ctx.cut, ctx.dtype = type(x), x.cut, x.dtype
-        return (cast_part(x) if cast else x.part).detach()
+class _LocalShard(torch.autograd.Function):
+    """The rank's shard of logits, in their dtype or its own."""
 
     @staticmethod
-    def backward(ctx: Any, dpart: Tensor) -> tuple[Tensor, None]:
-        return ctx.kind(dpart, ctx.cut, Memory(), ctx.dtype), None
+    def forward(ctx: Any, x: ShardedLogits, cast: bool) -> Tensor:
+        ctx.kind, ctx.sharding, ctx.dtype = type(x), x.sharding, x.dtype
+        return (cast_shard(x) if cast else x.shard).detach()
+
+    @staticmethod
+    def backward(ctx: Any, dshard: Tensor) -> tuple[Tensor, None]:
+        return ctx.kind(dshard, ctx.sharding, Memory(), ctx.dtype), None
 
 
 class _Widen(torch.autograd.Function):
-    """Logits of another data type; the part is cast where its numbers are read."""
+    """Logits of another dtype; the shard is cast where its values are read."""
 
     @staticmethod
-    def forward(ctx: Any, x: CutLogits, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: ShardedLogits, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x.dtype
         if cap_of(x.before_steps()[1]):
-            return type(x)(x.held, x.cut, x.memory, dtype, direct=True)
-        return type(x)(x.part, x.cut, x.memory, dtype)
+            return type(x)(x._held, x.sharding, x.memory, dtype, direct=True)
+        return type(x)(x.shard, x.sharding, x.memory, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        if isinstance(dy, CutLogits):
-            return type(dy)(dy.part, dy.cut, dy.memory, ctx.dtype), None
+        if isinstance(dy, ShardedLogits):
+            return type(dy)(dy.shard, dy.sharding, dy.memory, ctx.dtype), None
         return dy.to(ctx.dtype), None
 
 
@@ -187,8 +192,8 @@ class _Gather(torch.autograd.Function):
     """Logits as a plain tensor."""
 
     @staticmethod
-    def forward(ctx: Any, x: CutLogits) -> Tensor:
-        return gather_parts(x.part, x.cut.parts, x.cut.group).to(x.dtype)
+    def forward(ctx: Any, x: ShardedLogits) -> Tensor:
+        return gather_from_tp_region(x.shard, x.sharding.layout, x.sharding.group).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
@@ -196,38 +201,42 @@ class _Gather(torch.autograd.Function):
 
 
 def as_logits(
-    kind: type[CutLogits], part: Tensor, cut: Cut, memory: Memory, dtype: torch.dtype
-) -> CutLogits:
-    """Logits of class ``kind`` whose part is ``part``."""
-    logits: CutLogits = _Spread.apply(part, kind, cut, memory, dtype)  # type: ignore[no-untyped-call]
+    kind: type[ShardedLogits],
+    shard: Tensor,
+    sharding: VocabularySharding,
+    memory: Memory,
+    dtype: torch.dtype,
+) -> ShardedLogits:
+    """Logits of class ``kind`` whose shard is ``shard``."""
+    logits: ShardedLogits = _FromShard.apply(shard, kind, sharding, memory, dtype)  # type: ignore[no-untyped-call]
     return logits
 
 
-def taken(x: CutLogits, *, cast: bool) -> Tensor:
-    """The part of ``x`` as a tensor of autograd's; in the data type of ``x`` where ``cast``."""
+def local_shard(x: ShardedLogits, *, cast: bool) -> Tensor:
+    """The shard of ``x`` in the autograd graph; in the dtype of ``x`` where ``cast``."""
     x.memory.check()
-    part: Tensor = _Take.apply(x, cast)  # type: ignore[no-untyped-call]
-    return part
+    shard: Tensor = _LocalShard.apply(x, cast)  # type: ignore[no-untyped-call]
+    return shard
 
 
-def cast_part(x: CutLogits) -> Tensor:
-    """The part in the data type of ``x``."""
-    return x.part.to(x.dtype)
+def cast_shard(x: ShardedLogits) -> Tensor:
+    """The shard in the dtype of ``x``."""
+    return x.shard.to(x.dtype)
 
 
-def like(x: CutLogits, part: Tensor, dtype: torch.dtype) -> CutLogits:
-    """Logits of another part, which may be a view of the part of ``x``."""
-    shared = part.untyped_storage().data_ptr() == x.part.untyped_storage().data_ptr()
-    return as_logits(type(x), part, x.cut, x.memory if shared else Memory(), dtype)
+def like(x: ShardedLogits, shard: Tensor, dtype: torch.dtype) -> ShardedLogits:
+    """Logits of another shard, which may be a view of the shard of ``x``."""
+    shared = shard.untyped_storage().data_ptr() == x.shard.untyped_storage().data_ptr()
+    return as_logits(type(x), shard, x.sharding, x.memory if shared else Memory(), dtype)
 
 
-def put_off(raw: CutLogits, memory: Memory, steps: Steps) -> CutLogits:
-    """The logits after ``steps``; ``memory`` is that of their numbers."""
-    logits: CutLogits = _PutOff.apply(raw, memory, steps)  # type: ignore[no-untyped-call]
+def defer(raw: ShardedLogits, memory: Memory, steps: Steps) -> ShardedLogits:
+    """The logits after ``steps``; ``memory`` is that of their values."""
+    logits: ShardedLogits = _Defer.apply(raw, memory, steps)  # type: ignore[no-untyped-call]
     return logits
 
 
-def widened(x: CutLogits, dtype: torch.dtype) -> CutLogits:
-    """The same numbers in a larger data type, without a copy."""
-    logits: CutLogits = _Widen.apply(x, dtype)  # type: ignore[no-untyped-call]
+def widened(x: ShardedLogits, dtype: torch.dtype) -> ShardedLogits:
+    """The same values in a larger dtype, without a copy."""
+    logits: ShardedLogits = _Widen.apply(x, dtype)  # type: ignore[no-untyped-call]
     return logits

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soft cap of logits, c tanh(x / c), as three steps that may be put off.
+"""The soft cap of logits, c tanh(x / c), as three elementwise steps that may be deferred.
 
-A step is an operation on each number alone. Knows nothing of how logits are cut, or of ranks.
+Knows nothing of how logits are sharded, or of ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Steps = tuple[Step, ...]
 
 
 def follows(step: Step, steps: Steps) -> bool:
-    """Whether ``step`` carries on with a soft cap that ``steps`` begin."""
+    """Whether ``step`` continues a soft cap that ``steps`` begin."""
     if not steps:
         return step.operation is torch.div and 0 < step.number < float("inf")
     if len(steps) == 1:
@@ -34,13 +34,13 @@ def follows(step: Step, steps: Steps) -> bool:
 
 
 def cap_of(steps: Steps) -> float:
-    """c of a complete soft cap, 0 of a part of one."""
+    """c of a complete soft cap, 0 of an incomplete one."""
     return steps[0].number if len(steps) == 3 else 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Derivative:
-    """What the backward of steps needs of their numbers, once these are known.
+    """What the backward of steps needs of their values, once these are computed.
 
     ``tanh`` is the result of that step, or None where there is no such step.
     """
@@ -49,17 +49,17 @@ class Derivative:
     tanh: Tensor | None = None
 
     def values(self, x: Tensor) -> Tensor:
-        """The steps done on ``x``, which keeps its numbers."""
+        """The result of the steps on ``x``, which is not changed."""
         for step in self.steps:
             if step.operation is torch.tanh:
-                # Put in the place of the quotient, which nobody else has.
+                # In place of the quotient, which nobody else holds.
                 x = self.tanh = x.tanh_()
             else:
                 x = step.operation(x, step.number)
         return x
 
     def gradient(self, dy: Tensor, *, again: bool) -> Tensor:
-        """The gradient of x, by autograd's operations; ``again`` keeps what a second one needs."""
+        """The gradient of x, as autograd computes it; ``again`` keeps what a second call needs."""
         dx, given = torch.empty_like(dy), dy
         for step in reversed(self.steps):
             if step.operation is torch.tanh:
@@ -74,7 +74,7 @@ class Derivative:
     def _known(self) -> Tensor:
         if self.tanh is None:
             raise RuntimeError(
-                "the backward pass of these logits runs for a second time; call the first one with "
-                "retain_graph=True"
+                "trying to backward through these logits a second time; call the first backward "
+                "with retain_graph=True"
             )
         return self.tanh

@@ -9,7 +9,8 @@ from torch import nn
 
 from deepspeed_autotp import TPTrainingConfig
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers.linear import ColumnLinear, RowLinear, VocabularyEmbedding
+from deepspeed_autotp.layers.embedding import VocabularyEmbedding
+from deepspeed_autotp.layers.linear import ColumnLinear, RowLinear
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.planning.planner import make_plan
 from deepspeed_autotp.sharding.conversion import Conversion

@@ -153,7 +153,7 @@ def asked() -> dict[str, Any]:
         "gathers": [name for name, _ in calls].count("all-gather"),
         "full": logits.shape[-1] == model.config.vocab_size,
         "shard": head.weight is dict(model.named_parameters())["lm_head.weight"],
-        "printed": "Promised" not in repr(head.weight),
+        "printed": "Gathered" not in repr(head.weight),
     }
 
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp.vocab_parallel.logits import Logits, spread
-from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
+from deepspeed_autotp.vocab_parallel.logits import Logits, logits_from_shard
+from tests.support.column_shards import even_widths, layout_of, own_columns, world_group
 from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
 from tests.support.recorded_collectives import recorded_collectives
 
@@ -156,23 +156,23 @@ def compare(kind: str) -> dict[str, tuple[float, float, int]]:
 
 def sixteen_bit() -> dict[str, Any]:
     """A cast to float32 before the loss copies nothing, and reads as float32."""
-    parts = parts_of(even_widths(SIZE))
+    layout = layout_of(even_widths(SIZE))
     full = _weight(2, ROWS, SIZE).bfloat16()
     reference = full.clone().requires_grad_()
     expected = flat(reference.float(), labels())
     expected.backward()
-    part = own_columns(full, parts)
-    logits = spread(part * 1, parts, world_group())
+    part = own_columns(full, layout)
+    logits = logits_from_shard(part * 1, layout, world_group())
     wide = logits.float()
     assert isinstance(logits, Logits) and isinstance(wide, Logits)
     loss = flat(wide, labels())
     before = torch.equal(wide.detach() + 0.0, full.float())
     loss.backward()
     assert part.grad is not None and reference.grad is not None
-    apart = (part.grad - own_columns(reference.grad, parts, leaf=False)).abs().max()
+    apart = (part.grad - own_columns(reference.grad, layout, leaf=False)).abs().max()
     return {
         "dtypes": (str(logits.dtype), str(wide.dtype), str(loss.dtype), str(part.grad.dtype)),
-        "one memory": wide.part.data_ptr() == logits.part.data_ptr() and wide.memory.spent,
+        "one memory": wide.shard.data_ptr() == logits.shard.data_ptr() and wide.memory.spent,
         "loss": abs(float(loss.detach() - expected.detach())) < 1e-6,
         "gradient": float(apart) < 1e-3,
         "values": before,
@@ -181,22 +181,22 @@ def sixteen_bit() -> dict[str, Any]:
 
 
 def _gradient_of_cast(full: Tensor) -> bool:
-    parts = parts_of(even_widths(SIZE))
-    part = own_columns(full, parts)
-    spread(part * 1, parts, world_group()).float().square().sum().backward()
+    layout = layout_of(even_widths(SIZE))
+    part = own_columns(full, layout)
+    logits_from_shard(part * 1, layout, world_group()).float().square().sum().backward()
     reference = full.clone().requires_grad_()
     reference.float().square().sum().backward()
     assert part.grad is not None and reference.grad is not None
-    return torch.equal(part.grad, own_columns(reference.grad, parts, leaf=False))
+    return torch.equal(part.grad, own_columns(reference.grad, layout, leaf=False))
 
 
 def ways_out() -> dict[str, bool]:
     """Whether what leaves torch's functions holds the full logits."""
     full = _weight(2, ROWS, SIZE)
-    parts = parts_of(even_widths(SIZE))
+    layout = layout_of(even_widths(SIZE))
 
     def fresh() -> Tensor:
-        return spread(own_columns(full, parts), parts, world_group()).detach()
+        return logits_from_shard(own_columns(full, layout), layout, world_group()).detach()
 
     stored = io.BytesIO()
     torch.save(fresh(), stored)
@@ -229,9 +229,9 @@ def ways_out() -> dict[str, bool]:
 
 def printed() -> list[str]:
     """What one rank alone may print without waiting for the others."""
-    x = spread(
+    x = logits_from_shard(
         _weight(2, 3, even_widths(SIZE)[dist.get_rank()]),
-        parts_of(even_widths(SIZE)),
+        layout_of(even_widths(SIZE)),
         world_group(),
     )
     with recorded_collectives() as calls:
@@ -242,15 +242,19 @@ def printed() -> list[str]:
 
 def too_late() -> list[str]:
     """Logits that are used first after the backward, and a view that is out of date."""
-    parts = parts_of(even_widths(SIZE))
-    logits = spread(own_columns(_weight(2, ROWS, SIZE), parts) * 1, parts, world_group())
+    layout = layout_of(even_widths(SIZE))
+    logits = logits_from_shard(
+        own_columns(_weight(2, ROWS, SIZE), layout) * 1, layout, world_group()
+    )
     flat(logits, labels()).backward()
     uses: list[Callable[[], Any]] = [
         lambda: logits.sum(),
         lambda: logits.detach().argmax(-1),
         lambda: flat(logits, labels()),
     ]
-    other = spread(own_columns(_weight(2, ROWS, SIZE), parts) * 1, parts, world_group())
+    other = logits_from_shard(
+        own_columns(_weight(2, ROWS, SIZE), layout) * 1, layout, world_group()
+    )
     view = other.view(-1, SIZE)
     other[..., 0] = 5.0
     uses.append(lambda: flat(view, labels()))
@@ -265,9 +269,9 @@ def too_late() -> list[str]:
 
 def used_in_time() -> tuple[bool, int]:
     """Logits that were used before the backward are at hand after it, gathered once."""
-    parts = parts_of(even_widths(SIZE))
+    layout = layout_of(even_widths(SIZE))
     full = _weight(2, ROWS, SIZE)
-    logits = spread(own_columns(full, parts) * 1, parts, world_group())
+    logits = logits_from_shard(own_columns(full, layout) * 1, layout, world_group())
     with recorded_collectives() as calls:
         loss = flat(logits, labels())
         with torch.no_grad():

@@ -8,13 +8,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepspeed_autotp.distributed.mappings import (
-    Parts,
-    copy_to_ranks,
-    gather_parts,
-    sum_over_ranks,
-    take_own,
+    ShardLayout,
+    copy_to_tp_region,
+    gather_from_tp_region,
+    reduce_from_tp_region,
+    scatter_to_tp_region,
 )
-from deepspeed_autotp.distributed.process_group import TPGroup, host_group
+from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,17 +24,17 @@ def world_group() -> TPGroup:
     return TPGroup(dist.group.WORLD)
 
 
-def one_run_each(ranks: int) -> Parts:
+def one_run_each(ranks: int) -> ShardLayout:
     """Uneven shards: rank 0 has the most."""
     widths = tuple(ranks + 1 - rank for rank in range(ranks))
     starts = [sum(widths[:rank]) for rank in range(ranks)]
-    return Parts(sum(widths), widths, tuple(zip(starts, widths, strict=True)))
+    return ShardLayout(sum(widths), widths, tuple(zip(starts, widths, strict=True)))
 
 
-def two_runs_each(ranks: int) -> Parts:
+def two_runs_each(ranks: int) -> ShardLayout:
     """As of a fused weight of two pieces, the ranks of the second in another order."""
     runs = tuple((2 * r, 2, 2 * ranks + 3 * (ranks - 1 - r), 3) for r in range(ranks))
-    return Parts(5 * ranks, (5,) * ranks, runs)
+    return ShardLayout(5 * ranks, (5,) * ranks, runs)
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -47,8 +47,8 @@ def by_rank(*shape: int, seed: int) -> list[Tensor]:
     return [draw(*shape, seed=seed + 100 * rank) for rank in range(dist.get_world_size())]
 
 
-def own_part(full: Tensor, parts: Parts, rank: int) -> Tensor:
-    runs = parts.runs[rank]
+def own_part(full: Tensor, layout: ShardLayout, rank: int) -> Tensor:
+    runs = layout.runs[rank]
     return torch.cat(
         [full[..., s : s + n] for s, n in zip(runs[::2], runs[1::2], strict=True)], dim=-1
     )
@@ -77,48 +77,48 @@ def duals() -> dict[str, float]:
     xs, dys = by_rank(2, 3, seed=1), by_rank(2, 3, seed=2)
     x, dy = xs[rank], dys[rank]
     total, gradient = torch.stack(xs).sum(0), torch.stack(dys).sum(0)
-    note("copy", through(lambda x: copy_to_ranks(x, group), x, dy.clone()), (x, gradient))
-    note("sum", through(lambda x: sum_over_ranks(x, group), x, dy.clone()), (total, dy))
-    for name, parts in (("one", one_run_each(ranks)), ("two", two_runs_each(ranks))):
-        full, dfull = draw(2, 3, parts.size, seed=3), draw(2, 3, parts.size, seed=4)
-        part, dpart = own_part(full, parts, rank), own_part(dfull, parts, rank)
-        gathered = through(lambda x, p=parts: gather_parts(x, p, group), part, dfull)
+    note("copy", through(lambda x: copy_to_tp_region(x, group), x, dy.clone()), (x, gradient))
+    note("sum", through(lambda x: reduce_from_tp_region(x, group), x, dy.clone()), (total, dy))
+    for name, layout in (("one", one_run_each(ranks)), ("two", two_runs_each(ranks))):
+        full, dfull = draw(2, 3, layout.size, seed=3), draw(2, 3, layout.size, seed=4)
+        part, dpart = own_part(full, layout, rank), own_part(dfull, layout, rank)
+        gathered = through(lambda x, p=layout: gather_from_tp_region(x, p, group), part, dfull)
         note(f"gather {name}", gathered, (full, dpart))
-        taken = through(lambda x, p=parts: take_own(x, p, group), full, dpart)
+        taken = through(lambda x, p=layout: scatter_to_tp_region(x, p, group), full, dpart)
         note(f"take {name}", taken, (part, dfull))
         strided = through(
-            lambda x, p=parts: take_own(x.transpose(0, 1), p, group),
+            lambda x, p=layout: scatter_to_tp_region(x.transpose(0, 1), p, group),
             full.transpose(0, 1).contiguous(),
             dpart,
         )
         note(f"take {name} strided", strided, (part, dfull.transpose(0, 1)))
-    expanded = through(lambda x: copy_to_ranks(x, group), x, dy[:, :1].expand(2, 3))
+    expanded = through(lambda x: copy_to_tp_region(x, group), x, dy[:, :1].expand(2, 3))
     note("copy expanded", expanded, (x, gradient[:, :1].expand(2, 3)))
     return found
 
 
 def inputs_are_kept() -> bool:
-    """Whether all but ``sum_over_ranks``, by its contract, leave their input unchanged."""
-    group, parts = world_group(), one_run_each(dist.get_world_size())
-    full = draw(2, parts.size, seed=3)
-    part = own_part(full, parts, group.rank)
+    """Whether all but ``reduce_from_tp_region``, by its contract, leave their input unchanged."""
+    group, layout = world_group(), one_run_each(dist.get_world_size())
+    full = draw(2, layout.size, seed=3)
+    part = own_part(full, layout, group.rank)
     before = full.clone(), part.clone()
-    copy_to_ranks(full, group)
-    take_own(full, parts, group).zero_()
-    gather_parts(part, parts, group).zero_()
+    copy_to_tp_region(full, group)
+    scatter_to_tp_region(full, layout, group).zero_()
+    gather_from_tp_region(part, layout, group).zero_()
     return torch.equal(full, before[0]) and torch.equal(part, before[1])
 
 
 def types() -> dict[str, bool]:
     """Whether every floating type goes through with its own type and value."""
     group, rank, ranks = world_group(), dist.get_rank(), dist.get_world_size()
-    parts = one_run_each(ranks)
+    layout = one_run_each(ranks)
     found = {}
     for dtype in DTYPES:
-        full = draw(3, parts.size, seed=5, dtype=dtype)
-        gathered = gather_parts(own_part(full, parts, rank), parts, group)
+        full = draw(3, layout.size, seed=5, dtype=dtype)
+        gathered = gather_from_tp_region(own_part(full, layout, rank), layout, group)
         found[f"gather {dtype}"] = gathered.dtype is dtype and torch.equal(gathered, full)
-        summed = sum_over_ranks(torch.full((3,), 0.5, dtype=dtype), group)
+        summed = reduce_from_tp_region(torch.full((3,), 0.5, dtype=dtype), group)
         found[f"sum {dtype}"] = summed.dtype is dtype and summed.tolist() == [0.5 * ranks] * 3
     return found
 
@@ -154,19 +154,19 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def in_blocks(blocks: tuple[tuple[int, int], ...]) -> tuple[list[float], float]:
-    """Sums over the blocks of a group, and over another group made afterwards, which torch
+def in_blocks(subgroups: tuple[tuple[int, int], ...]) -> tuple[list[float], float]:
+    """Sums over the subgroups of a group, and over another group made afterwards, which torch
     finds by the number of groups that a rank has."""
     group, rank = world_group(), dist.get_rank()
     sums = []
     for _ in range(2):
-        block = group.block(blocks)
-        assert group.block(blocks) is block
-        sums.append(float(group.sum_in(block, torch.tensor([2.0**rank]))))
-    everyone = host_group(range(dist.get_world_size()))
+        subgroup = group.subgroup(subgroups)
+        assert group.subgroup(subgroups) is subgroup
+        sums.append(float(group.all_reduce_in(subgroup, torch.tensor([2.0**rank]))))
+    everyone = cpu_group(range(dist.get_world_size()))
     total = torch.ones(())
     dist.all_reduce(total, group=everyone)
-    pair = host_group([0, dist.get_world_size() - 1]) if rank in _ends() else None
+    pair = cpu_group([0, dist.get_world_size() - 1]) if rank in _ends() else None
     if pair is not None:
         dist.barrier(group=pair)
     return sums, float(total)
@@ -179,11 +179,13 @@ def _ends() -> tuple[int, int]:
 def announced() -> int:
     """How often a group tells of a collective, for one of each kind."""
     group, seen = world_group(), []
-    parts = one_run_each(group.size)
-    group.before = lambda what: seen.append(1)
+    layout = one_run_each(group.size)
+    group.before_collective = lambda what: seen.append(1)
     group.all_reduce(torch.ones(1))
-    full = gather_parts(own_part(torch.ones(parts.size), parts, group.rank), parts, group)
-    take_own(full, parts, group)
-    group.before = None
+    full = gather_from_tp_region(
+        own_part(torch.ones(layout.size), layout, group.rank), layout, group
+    )
+    scatter_to_tp_region(full, layout, group)
+    group.before_collective = None
     group.all_reduce(torch.ones(1))
     return len(seen)

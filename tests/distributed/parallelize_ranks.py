@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import deepspeed_autotp
 from deepspeed_autotp.api import torch_loop
-from deepspeed_autotp.distributed.process_group import host_group, time_limit
+from deepspeed_autotp.distributed.process_group import cpu_group, group_timeout
 from deepspeed_autotp.sharding import conversion
 from tests.support.engine_config import Setting, engine_config
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
@@ -229,9 +229,9 @@ def on_device(name: str) -> tuple[float, bool]:
 def timeouts() -> list[float]:
     """Seconds of the groups that are made for a model, and of the one that the user made."""
     model = deepspeed_autotp.parallelize(make(), tp_size=2)
-    made = (deepspeed_autotp.tensor_parallel(model).group.handle, host_group([0, 1]))
+    made = (deepspeed_autotp.tensor_parallel(model).group.handle, cpu_group([0, 1]))
     assert dist.group.WORLD is not None
-    limits = [time_limit(handle) for handle in (*made, dist.group.WORLD)]
+    limits = [group_timeout(handle) for handle in (*made, dist.group.WORLD)]
     return [0.0 if limit is None else limit.total_seconds() for limit in limits]
 
 

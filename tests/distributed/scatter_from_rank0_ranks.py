@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.distributed.transport import Carrier, Kind
+from deepspeed_autotp.distributed.transport import ShardSizes, Transport
 from tests.support.engine_config import Setting, engine_config
 from tests.support.handmade_model import build_handmade, example
 from tests.support.log_records import LoggedMessages
@@ -146,13 +146,13 @@ def memory() -> tuple[int, int, int, list[int]]:
     )
     largest = max(p.nbytes for p in model.parameters())
     counts = []
-    scatter = Carrier.scatter
+    scatter = Transport.scatter
 
     def counted(*args: Any) -> None:
         counts.append(len(wholes))
         scatter(*args)
 
-    with mock.patch.object(Carrier, "scatter", counted), PeakMemory() as peak:
+    with mock.patch.object(Transport, "scatter", counted), PeakMemory() as peak:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     return peak.most, own, largest, counts
@@ -239,15 +239,15 @@ def fails_on_the_way(failing: int, after: int) -> str:
     """What every rank raises where one fails after so many weights."""
     with weights_on_rank0(dist.get_world_size()):
         model = build("llama", tied=False)
-    scatter, done = Carrier.scatter, []
+    scatter, done = Transport.scatter, []
 
-    def failing_scatter(carrier: Carrier, parts: Any, into: Tensor, kind: Kind) -> None:
+    def failing_scatter(through: Transport, parts: Any, into: Tensor, sizes: ShardSizes) -> None:
         if dist.get_rank() == failing and len(done) == after:
             raise MemoryError("no more")
         done.append(into)
-        scatter(carrier, parts, into, kind)
+        scatter(through, parts, into, sizes)
 
-    with mock.patch.object(Carrier, "scatter", failing_scatter):
+    with mock.patch.object(Transport, "scatter", failing_scatter):
         try:
             deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
         except RuntimeError as error:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deepspeed_autotp.vocab_parallel.logits import Logits, spread
-from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
+from deepspeed_autotp.vocab_parallel.logits import Logits, logits_from_shard
+from tests.support.column_shards import even_widths, layout_of, own_columns, world_group
 from tests.support.logits_and_labels import ROWS, SIZE, Use, against_full, flat, identity, labels
 from tests.support.peak_memory import PeakMemory
 from tests.support.recorded_collectives import recorded_collectives
@@ -190,37 +190,37 @@ def bits() -> dict[str, bool]:
     found = {}
     for name in ("float32", "bfloat16", "float16"):
         dtype = getattr(torch, name)
-        parts = parts_of(even_widths(SIZE))
-        part, plain = own_columns(weight(dtype), parts), own_columns(weight(dtype), parts)
-        made = capped(spread(part * 1, parts, world_group()))
+        layout = layout_of(even_widths(SIZE))
+        part, plain = own_columns(weight(dtype), layout), own_columns(weight(dtype), layout)
+        made = capped(logits_from_shard(part * 1, layout, world_group()))
         assert isinstance(made, Logits)
         wide = made.float()
         expected = capped(plain * 1)
         drawn = torch.rand(2, ROWS, SIZE, generator=torch.Generator().manual_seed(1))
         (wide * drawn).sum().backward()
-        (expected.float() * own_columns(drawn, parts, leaf=False)).sum().backward()
+        (expected.float() * own_columns(drawn, layout, leaf=False)).sum().backward()
         assert part.grad is not None and plain.grad is not None
-        found[name] = torch.equal(made.part, expected.detach())
+        found[name] = torch.equal(made.shard, expected.detach())
         found[f"{name} gradient"] = torch.equal(part.grad, plain.grad)
     return found
 
 
 def sixteen_bit() -> dict[str, Any]:
     """A bfloat16 chain that is cast to float32 before the loss, and one that is cast first."""
-    parts = parts_of(even_widths(SIZE))
+    layout = layout_of(even_widths(SIZE))
     exact = weight(torch.bfloat16).double().requires_grad_()
     expected = flat(capped(exact), labels())
     expected.backward()
     assert exact.grad is not None
-    gradient = own_columns(exact.grad, parts, leaf=False)
+    gradient = own_columns(exact.grad, layout, leaf=False)
     found: dict[str, Any] = {}
     for name, use in {
         "cast after": lambda x: capped(x).float(),
         "cast first": lambda x: capped(x.float()),
     }.items():
-        part = own_columns(weight(torch.bfloat16), parts)
+        part = own_columns(weight(torch.bfloat16), layout)
         with recorded_soft_caps() as seen:
-            loss = flat(use(spread(part * 1, parts, world_group())), labels())
+            loss = flat(use(logits_from_shard(part * 1, layout, world_group())), labels())
         loss.backward()
         assert part.grad is not None
         apart = (part.grad.double() - gradient).abs().max() / gradient.abs().max()
@@ -238,8 +238,10 @@ def afterwards() -> dict[str, str]:
 
 
 def _read_after(use: Later) -> str:
-    parts = parts_of(even_widths(SIZE))
-    loss, read, expected = use(spread(own_columns(weight(), parts) * 1, parts, world_group()))
+    layout = layout_of(even_widths(SIZE))
+    loss, read, expected = use(
+        logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group())
+    )
     loss.backward()
     try:
         return "right" if torch.equal(read() + 0, expected) else "wrong"
@@ -297,8 +299,8 @@ def _said(use: Callable[[], Any]) -> str:
 
 def another_view() -> list[str]:
     """Uses of capped logits that were changed in place through another view."""
-    parts = parts_of(even_widths(SIZE))
-    z = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
+    layout = layout_of(even_widths(SIZE))
+    z = capped(logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group()))
     view = z.view(-1, SIZE)
     z[..., 0] = 5.0
     uses: list[Callable[[], Any]] = [
@@ -312,12 +314,12 @@ def another_view() -> list[str]:
 
 
 def too_late_to_watch() -> list[str]:
-    parts = parts_of(even_widths(SIZE))
-    z = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
+    layout = layout_of(even_widths(SIZE))
+    z = capped(logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group()))
     loss = flat(z, labels())
-    quotient = spread(own_columns(weight(), parts) * 1, parts, world_group()) / CAP
+    quotient = logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group()) / CAP
     assert torch.tanh(quotient).shape == z.shape
-    seen = capped(spread(own_columns(weight(), parts) * 1, parts, world_group()))
+    seen = capped(logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group()))
     other = flat(seen, labels())
     assert seen.max() > 0  # its numbers are there from now on
     uses: list[Callable[[], Any]] = [
@@ -333,14 +335,14 @@ def too_late_to_watch() -> list[str]:
 def peak(first_cap: float, last_cap: float) -> float:
     """Most memory in a step over that of the shard, which is freed as a model frees it."""
     width = 16384
-    parts = parts_of(even_widths(width))
+    layout = layout_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)
-    head = torch.zeros(parts.widths[0], 4, requires_grad=True)
+    head = torch.zeros(layout.widths[0], 4, requires_grad=True)
     y = torch.zeros(1024, dtype=torch.int64)
     gc.disable()
     try:
         with PeakMemory() as memory:
-            x = spread(F.linear(hidden, head), parts, world_group())
+            x = logits_from_shard(F.linear(hidden, head), layout, world_group())
             at_first = memory.live
             x = x / first_cap
             x = torch.tanh(x)
@@ -354,12 +356,12 @@ def peak(first_cap: float, last_cap: float) -> float:
 def divided_peak() -> tuple[float, float]:
     """Most memory of a step whose logits are divided alone, over the shard, and once divided."""
     width = 16384
-    parts = parts_of(even_widths(width))
+    layout = layout_of(even_widths(width))
     hidden = torch.zeros(1024, 4, requires_grad=True)
-    head = torch.zeros(parts.widths[0], 4, requires_grad=True)
+    head = torch.zeros(layout.widths[0], 4, requires_grad=True)
     y = torch.zeros(1024, dtype=torch.int64)
     with PeakMemory() as memory:
-        x = spread(F.linear(hidden, head), parts, world_group())
+        x = logits_from_shard(F.linear(hidden, head), layout, world_group())
         at_first = memory.live
         x = x / 3.0
         loss = F.cross_entropy(x.float().view(-1, width), y)
@@ -370,9 +372,10 @@ def divided_peak() -> tuple[float, float]:
 
 def gathers() -> list[tuple[str, int]]:
     """The collectives of a step with a cap."""
-    parts = parts_of(even_widths(SIZE))
+    layout = layout_of(even_widths(SIZE))
     with recorded_collectives() as calls:
         flat(
-            capped(spread(own_columns(weight(), parts) * 1, parts, world_group())), labels()
+            capped(logits_from_shard(own_columns(weight(), layout) * 1, layout, world_group())),
+            labels(),
         ).backward()
     return calls

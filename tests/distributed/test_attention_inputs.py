@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.layers.experts import block_class
+from deepspeed_autotp._core import Kind
+from deepspeed_autotp.layers.class_swap import wrapper_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
-from deepspeed_autotp.layers.linear import Sharding
-from tests.support.column_shards import even_widths, parts_of, world_group
+from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from tests.support.column_shards import even_widths, layout_of, world_group
 from tests.support.worker_pool import Pool
 
 HEADS, QUERIES = 4, 3
@@ -25,9 +26,9 @@ def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """An alibi of these sizes, and what attention over ``rows`` rows sees of it."""
     group = world_group()
     module = Attention()
-    module.__class__ = block_class(module, "heads")
-    vars(module)["sharding"] = Sharding(
-        group=group, input=SharedInput(group, overlap=False), parts=parts_of(even_widths(HEADS))
+    module.__class__ = wrapper_class(module, Kind.HEADS)
+    vars(module)["sharding"] = LayerSharding(
+        group=group, input=SharedInput(group, overlap=False), layout=layout_of(even_widths(HEADS))
     )
     alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)

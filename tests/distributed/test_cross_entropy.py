@@ -36,7 +36,7 @@ def test_many_chunks_give_what_one_gives(pool: Pool) -> None:
 def test_a_soft_cap_needs_no_pass_of_its_own(pool: Pool) -> None:
     for loss, gradient, said in pool.run(cross_entropy_ranks.soft_capped):
         assert loss < 1e-12 and gradient < 1e-12
-        assert said == "soft_cap is -1.0, expected a positive number, or 0 for none"
+        assert said == "soft_cap: got -1.0, expected a positive number, or 0 for none"
 
 
 def test_an_ignored_token_has_no_loss_and_no_gradient_whatever_its_logits(pool: Pool) -> None:
@@ -55,8 +55,12 @@ def test_a_label_outside_the_vocabulary_is_named(pool: Pool, label: int) -> None
 
 def test_shapes_that_do_not_fit_are_refused(pool: Pool) -> None:
     width, labels = pool.run(cross_entropy_ranks.unfitting)[0]
-    assert width == "logits have shape [2, 6] and labels [2], expected [tokens, 5] and [tokens]"
-    assert labels == "logits have shape [2, 5] and labels [3], expected [tokens, 5] and [tokens]"
+    assert (
+        width == "logits and labels: got shapes [2, 6] and [2], expected [tokens, 5] and [tokens]"
+    )
+    assert (
+        labels == "logits and labels: got shapes [2, 5] and [3], expected [tokens, 5] and [tokens]"
+    )
 
 
 def test_another_use_of_overwritten_logits_is_autograds_error(pool: Pool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks in lockstep leave together, whichever of them fails and wherever."""
+"""Ranks behind a failure barrier leave together, whichever of them fails and wherever."""
 
 import time
 from datetime import timedelta
@@ -7,7 +7,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from deepspeed_autotp.distributed.failure_barrier import Lost, PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import (
+    CollectiveMismatch,
+    PeerFailed,
+    PeerLost,
+    failure_barrier,
+)
 from deepspeed_autotp.distributed.process_group import TPGroup
 from tests.support.worker_pool import Pool
 
@@ -17,12 +22,12 @@ def outcome(collectives: list[int], failing: int) -> str:
     assert dist.group.WORLD is not None
     group = TPGroup(dist.group.WORLD)
     try:
-        with lockstep(group):
+        with failure_barrier(group):
             for _ in range(collectives[group.rank]):
                 group.all_reduce(torch.ones(()))
             if group.rank == failing:
                 raise ValueError("unwell")
-    except (PeerFailed, Strayed, ValueError) as error:
+    except (PeerFailed, CollectiveMismatch, ValueError) as error:
         return type(error).__name__
     return "well"
 
@@ -33,19 +38,19 @@ def absent() -> str:
     assert isinstance(handle, dist.ProcessGroup)
     group = TPGroup(handle)
     try:
-        with lockstep(group):
-            group.step("the first weight")
+        with failure_barrier(group):
+            group.announce("the first weight")
             time.sleep(3 * group.rank)
-            group.step("the second weight")
-    except Lost as error:
-        return "Lost" if group.rank else str(error)
+            group.announce("the second weight")
+    except PeerLost as error:
+        return "PeerLost" if group.rank else str(error)
     return "nothing"
 
 
 def test_a_rank_that_does_not_come_is_told_with_the_collective(pool: Pool) -> None:
     first, second = pool.run(absent)
-    assert first.startswith("one of the ranks [0, 1] did not come to the second weight; it has ")
-    assert second == "Lost"
+    assert first.startswith("one of the ranks [0, 1] did not reach the second weight; it has ")
+    assert second == "PeerLost"
 
 
 def test_ranks_that_do_the_same_end_well(pool: Pool) -> None:
@@ -57,4 +62,4 @@ def test_a_failing_rank_frees_its_peers(pool: Pool) -> None:
 
 
 def test_ranks_at_different_collectives_all_stray(pool: Pool) -> None:
-    assert pool.run(outcome, [2, 3], -1) == ["Strayed"] * 2
+    assert pool.run(outcome, [2, 3], -1) == ["CollectiveMismatch"] * 2

@@ -32,7 +32,7 @@ def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
 
 def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> None:
     for broken, gone in pool.run(gathered_weight_ranks.peculiar):
-        assert broken.startswith("RuntimeError: weight of ") and "cannot be made whole" in broken
+        assert broken.startswith("RuntimeError: weight of ") and "cannot be gathered" in broken
         assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")
 
 

@@ -55,7 +55,7 @@ def test_missing_gradients_and_later_weights_count_as_in_one_process(pool: Pool)
 def test_a_model_with_a_sharded_submodule_counts_all_of_itself(pool: Pool) -> None:
     for unsharded, sharded, same, text in pool.run(grad_norm_ranks.around):
         assert sharded == pytest.approx(unsharded, rel=1e-12) and same
-        assert text.startswith("2 parts of ModuleList are sharded")
+        assert text.startswith("2 submodules of ModuleList are sharded")
 
 
 def test_without_gradients_the_norm_is_zero_and_an_unsharded_model_is_clipped(pool: Pool) -> None:

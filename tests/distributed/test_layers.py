@@ -39,7 +39,7 @@ def test_an_embedding_option_that_needs_the_full_weight_is_refused(
 ) -> None:
     for text in pool.run(layers_ranks.option, option, value, style):
         assert text.startswith("ValueError: Embedding(257, 9")
-        assert option in text and "leave it whole" in text
+        assert option in text and "leave it replicated" in text
 
 
 @pytest.mark.parametrize("strange", [257, -1, -100])

@@ -35,7 +35,7 @@ def test_every_way_out_of_torch_gives_full_logits(pool: Pool) -> None:
 
 def test_one_rank_alone_can_print_them(pool: Pool) -> None:
     assert pool.run(logits_ranks.printed) == [
-        ["Logits([2, 3, 13], torch.float64; whole when used)"] * 3,
+        ["Logits([2, 3, 13], torch.float64; gathered when used)"] * 3,
         [],
     ]
 
@@ -45,7 +45,7 @@ def test_using_them_first_after_the_backward_is_an_error(pool: Pool) -> None:
         assert all(
             "before loss.backward(), take a clone() of outputs.logits" in said for said in late
         )
-        assert "changed in place through another view" in view
+        assert "modified in place through another view" in view
 
 
 def test_what_was_used_before_the_backward_stays(pool: Pool) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.interop import model_facts, other_parts
+from deepspeed_autotp.interop import model_facts, other_modalities
 from deepspeed_autotp.planning.model_description import Description, describe, dtype_name
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool
@@ -144,4 +144,4 @@ def test_a_model_with_two_text_models_is_described_by_its_own_configuration() ->
     model.config = Config()
     facts = model_facts(model)
     assert facts.model_type == "two"
-    assert other_parts(model) == []
+    assert other_modalities(model) == []

@@ -27,7 +27,9 @@ def most(name: str) -> float:
 )
 def test_ranks_on_one_device_equal_one_process(device: str, ranks: int) -> None:
     if device == "cuda":
-        assert operators.obstacle(0) == "", "torch's operations would stand in for the kernels"
+        assert operators.unavailable_reason(0) == "", (
+            "torch's operations would stand in for the kernels"
+        )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         + [f"--nproc-per-node={ranks}", "-m", "tests.distributed.one_device_ranks", device],

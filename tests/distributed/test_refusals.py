@@ -140,7 +140,7 @@ def test_tp_sizes_that_differ_between_ranks_are_refused(pool: Pool) -> None:
         ("broken", ["cannot read the configuration file", "broken.json"]),
         ("base64", ["bm90IGpzb24="]),
         ("number", ["got 3 (int)", "a dictionary, the path of a JSON file"]),
-        ("none", ["no configuration", "config="]),
+        ("none", ["initialize: config: got None", "pass config="]),
     ],
 )
 @pytest.mark.parametrize("rank", [None, 0, 1], ids=["all", "rank0", "rank1"])

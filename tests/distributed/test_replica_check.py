@@ -27,7 +27,10 @@ def test_a_drifted_parameter_is_named_on_every_rank(
         assert before == "all equal"
         count = "1 parameter " if len(drifted) == 1 else f"{len(drifted)} parameters "
         assert after.startswith(count + "that several ranks hold differ")
-        assert after.endswith(f"{list(range(ranks))}: {', '.join(drifted)}")
+        assert after.endswith(
+            f"{list(range(ranks))} of the TP group: {', '.join(drifted)}; update what several "
+            "ranks hold in the same way on each of them"
+        )
 
 
 def test_a_weight_that_is_sharded_may_differ(pool: Pool) -> None:
@@ -40,7 +43,10 @@ def test_the_check_works_on_an_engine(pool: Pool, zero: int) -> None:
     for rank, (before, after) in enumerate(found):
         assert before == "all equal"
         model = [0, 1] if rank < 2 else [2, 3]
-        assert after.endswith(f"{model}: model.norm.weight")
+        assert after.endswith(
+            f"{model} of the TP group: model.norm.weight; update what several ranks hold in the "
+            "same way on each of them"
+        )
 
 
 def test_ranks_with_other_weights_get_those_of_rank_0(pool: Pool) -> None:
@@ -93,7 +99,7 @@ def test_ranks_seeded_differently_are_given_one_random_state(pool: Pool) -> None
     (first, losses, said), (second, others, nothing) = pool.run(replica_check_ranks.seeded_by_rank)
     assert (first, second) == ("all equal", "all equal")
     assert losses == others
-    assert len(said) == 1 and "were seeded differently" in said[0] and nothing == []
+    assert len(said) == 1 and "have different RNG states" in said[0] and nothing == []
 
 
 def test_recomputation_with_uneven_ranks_drops_the_same(pool: Pool) -> None:

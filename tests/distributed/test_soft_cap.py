@@ -84,12 +84,12 @@ def test_what_is_there_after_the_backward_is_right_or_an_error(pool: Pool) -> No
 
 def test_a_view_that_is_out_of_date_is_an_error(pool: Pool) -> None:
     for found in pool.run(soft_cap_ranks.another_view):
-        assert all("changed in place through another view" in said for said in found), found
+        assert all("modified in place through another view" in said for said in found), found
 
 
 def test_a_gradient_that_the_loss_does_not_form_is_an_error(pool: Pool) -> None:
     for found in pool.run(soft_cap_ranks.too_late_to_watch):
-        assert all("whose soft cap it has in itself" in said for said in found), found
+        assert all("since the loss applies their soft cap itself" in said for said in found), found
 
 
 def test_a_cap_in_the_loss_takes_a_fraction_of_the_memory(pool: Pool) -> None:

@@ -32,13 +32,15 @@ def test_shards_that_are_not_contiguous_are_scattered_as_they_read(pool: Pool) -
 def test_a_shard_of_another_size_is_named_and_ends_the_others(pool: Pool) -> None:
     first, second = pool.run(jobs.other_size)
     assert first == "another rank failed"
-    assert second.startswith("a weight: the part of rank 1 of 2 has 8 bytes (torch.float32), expec")
+    assert second.startswith(
+        "a weight: the shard of rank 1 of 2 has 8 bytes (torch.float32), expec"
+    )
 
 
 def test_ranks_that_move_different_weights_of_one_size_are_told(pool: Pool) -> None:
     for rank, text in enumerate(pool.run(jobs.other_weights)):
-        assert text.startswith("the ranks call different collectives: ")
-        assert f"rank {rank} gather to all of weight {rank}, [8, 8] bytes" in text
+        assert text.startswith("mismatch between collectives on the ranks: ")
+        assert f"rank {rank} is at all-gather of weight {rank}, [8, 8] bytes" in text
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])

@@ -12,11 +12,15 @@ from torch import Tensor
 import deepspeed_autotp
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import transport
-from deepspeed_autotp.distributed.failure_barrier import PeerFailed, Strayed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import (
+    CollectiveMismatch,
+    PeerFailed,
+    failure_barrier,
+)
 from tests.support.column_shards import world_group
 from tests.support.peak_memory import PeakMemory
+from tests.support.shard_sizes import sizes_like
 from tests.support.small_models import build
-from tests.support.weight_kind import kind_like
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
 
@@ -33,43 +37,43 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return drawn[: len(shapes)]
 
 
-class Elsewhere(transport.PointToPoint):
+class Elsewhere(transport.ProcessGroupTransport):
     """As if the tensors were on a device that the backend does not reach."""
 
-    def _carries(self, data: Tensor) -> bool:
+    def _is_reachable(self, data: Tensor) -> bool:
         return False
 
-    def _lanes(self, tensors: Mapping[int, Tensor]) -> Any:
-        lanes = super()._lanes(tensors)
-        held = [lane.held.nbytes for lane in lanes if lane.held is not None]
-        assert len(held) == len(lanes) and all(size <= self._chunk for size in held)
+    def _buffers(self, tensors: Mapping[int, Tensor]) -> Any:
+        buffers = super()._buffers(tensors)
+        held = [buffer.staging.nbytes for buffer in buffers if buffer.staging is not None]
+        assert len(held) == len(buffers) and all(size <= self._chunk for size in held)
         # What goes to all is held once.
-        assert len(lanes) == len({id(tensor) for tensor in tensors.values()})
-        return lanes
+        assert len(buffers) == len({id(tensor) for tensor in tensors.values()})
+        return buffers
 
 
 def scatter_and_gather(unit: int, chunk: int, small: int, here: bool) -> int:
     """Shards scattered and gathered again, checked bit by bit; how often a step was announced."""
     group, steps = world_group(), 0
     group.share_memory()
-    carrier = (transport.PointToPoint if here else Elsewhere)(group, chunk=chunk)
+    moving = (transport.ProcessGroupTransport if here else Elsewhere)(group, chunk=chunk)
 
     def before(what: str) -> None:
         nonlocal steps
         steps += 1
 
-    group.before = before
+    group.before_collective = before
     for dtype in DTYPES:
         shapes = _shapes(unit)
         parts = [_part(rank, shape, dtype) for rank, shape in enumerate(shapes)]
         into = torch.empty(shapes[group.rank], dtype=dtype)
-        first, kind = group.rank == 0, kind_like(parts)
-        carrier.scatter(parts if first else None, into, kind)
+        first, sizes = group.rank == 0, sizes_like(parts)
+        moving.scatter(parts if first else None, into, sizes)
         assert torch.equal(into, parts[group.rank])
         back, everywhere = ([torch.empty_like(part) for part in parts] for _ in range(2))
         with mock.patch.object(transport, "_SMALL", small):
-            carrier.gather(into, back if first else None, kind)
-            carrier.gather_to_all(into, everywhere, kind)
+            moving.gather(into, back if first else None, sizes)
+            moving.all_gather(into, everywhere, sizes)
         assert not first or all(map(torch.equal, back, parts))
         assert all(map(torch.equal, everywhere, parts))
     return steps
@@ -82,18 +86,18 @@ def a_transposed_shard() -> bool:
     into = torch.empty(2, 3)
     parts = list(full.chunk(2))
     given = parts if group.rank == 0 else None
-    transport.PointToPoint(group).scatter(given, into, kind_like(parts))
+    transport.ProcessGroupTransport(group).scatter(given, into, sizes_like(parts))
     return torch.equal(into, full.chunk(2)[group.rank])
 
 
 def other_size() -> str:
     """The shard of rank 1 is not what both ranks know it to be."""
     group = world_group()
-    kind, part = kind_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
+    sizes, part = sizes_like([torch.zeros(2), torch.zeros(3)]), torch.zeros(2)
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
-        with lockstep(group):
-            transport.PointToPoint(group).gather(part, into, kind)
+        with failure_barrier(group):
+            transport.ProcessGroupTransport(group).gather(part, into, sizes)
     except (ValueError, PeerFailed) as error:
         return str(error)
     return "nothing was raised"
@@ -104,10 +108,10 @@ def other_weights() -> str:
     group = world_group()
     parts, name = [torch.zeros(2), torch.zeros(2)], f"weight {group.rank}"
     try:
-        with lockstep(group):
-            kind = transport.Kind(name, kind_like(parts).sizes)
-            transport.PointToPoint(group).gather_to_all(parts[0], parts, kind)
-    except Strayed as error:
+        with failure_barrier(group):
+            sizes = transport.ShardSizes(name, sizes_like(parts).nbytes)
+            transport.ProcessGroupTransport(group).all_gather(parts[0], parts, sizes)
+    except CollectiveMismatch as error:
         return str(error)
     return "nothing was raised"
 
@@ -115,14 +119,14 @@ def other_weights() -> str:
 def one_fails(rank: int) -> str:
     """Rank ``rank`` fails between two shards."""
     group = world_group()
-    kind = kind_like([torch.empty(4)] * group.size)
+    sizes = sizes_like([torch.empty(4)] * group.size)
     try:
-        with lockstep(group):
+        with failure_barrier(group):
             for number in range(3):
                 if number == 1 and group.rank == rank:
                     raise OSError("no more")
                 parts = [torch.ones(4)] * group.size if group.rank == 0 else None
-                transport.PointToPoint(group).scatter(parts, torch.empty(4), kind)
+                transport.ProcessGroupTransport(group).scatter(parts, torch.empty(4), sizes)
     except PeerFailed:
         return "another rank failed"
     except OSError as error:
@@ -143,8 +147,8 @@ def no_memory(rank: int) -> str:
     parts = [torch.ones(4)] * group.size if group.rank == 0 else None
     into = torch.zeros(4)
     try:
-        with lockstep(group), mock.patch.object(torch, "empty", empty):
-            Elsewhere(group).scatter(parts, into, kind_like([into] * group.size))
+        with failure_barrier(group), mock.patch.object(torch, "empty", empty):
+            Elsewhere(group).scatter(parts, into, sizes_like([into] * group.size))
     except PeerFailed:
         return "another rank failed"
     except MemoryError as error:
@@ -156,15 +160,15 @@ def saving_fails(failing: int) -> str:
     """Rank ``failing`` fails at the third weight that is gathered."""
     model = build("llama", tied=False)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
-    gather, done = transport.Carrier.gather, []
+    gather, done = transport.Transport.gather, []
 
-    def failing_gather(carrier: transport.Carrier, part: Tensor, *rest: Any) -> None:
+    def failing_gather(through: transport.Transport, part: Tensor, *rest: Any) -> None:
         done.append(part)
         if dist.get_rank() == failing and len(done) == 3:
             raise MemoryError("no more")
-        gather(carrier, part, *rest)
+        gather(through, part, *rest)
 
-    with mock.patch.object(transport.Carrier, "gather", failing_gather):
+    with mock.patch.object(transport.Transport, "gather", failing_gather):
         try:
             rank0_state_dict(model, frozen=True)
         except PeerFailed as error:

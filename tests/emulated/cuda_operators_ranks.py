@@ -180,8 +180,8 @@ def errors() -> None:
     print(failure(on_gpu, "pack", full, 3, 4, 1, [0, 1], [3, 1]))
     print(failure(on_gpu, "vocab_statistics", full, torch.zeros(3, dtype=torch.int64), 0.0))
     print(failure(on_gpu, "lookup", full, torch.zeros(3, dtype=torch.int64), 0, 3, -1))
-    print(operators.obstacle(0))
-    print(operators.obstacle(9))
+    print(operators.unavailable_reason(0))
+    print(operators.unavailable_reason(9))
 
 
 def through_nccl() -> None:

@@ -14,13 +14,13 @@ from torch import Tensor
 import deepspeed_autotp
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.distributed import nccl
-from deepspeed_autotp.distributed.failure_barrier import PeerFailed, lockstep
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.transport import ThroughNccl, carrier
+from deepspeed_autotp.distributed.transport import NcclTransport, open_transport
 from tests.support.log_records import LoggedMessages
 from tests.support.models_on_rank0 import same_weights, weights_on_rank0
+from tests.support.shard_sizes import sizes_like
 from tests.support.small_models import build
-from tests.support.weight_kind import kind_like
 
 HOST = torch.device("cpu")
 # By rank; one rank has nothing. A chunk of the tests is shorter than the longest.
@@ -51,17 +51,17 @@ def unequal(chunk: int) -> list[str]:
     """What did not arrive as it was sent, there and back."""
     group = _group()
     communicator = _connected(group)
-    parts = ThroughNccl(group, communicator, chunk=chunk)
+    parts = NcclTransport(group, communicator, chunk=chunk)
     first = group.rank == 0
     wrong = []
     for dtype in _DTYPES:
         sent = [_drawn(rank, dtype) for rank in range(group.size)]
         own = torch.zeros_like(sent[group.rank])
         back, everywhere = ([torch.zeros_like(part) for part in sent] for _ in range(2))
-        kind = kind_like(sent)
-        parts.scatter(sent if first else None, own, kind)
-        parts.gather(own, back if first else None, kind)
-        parts.gather_to_all(own, everywhere, kind)
+        sizes = sizes_like(sent)
+        parts.scatter(sent if first else None, own, sizes)
+        parts.gather(own, back if first else None, sizes)
+        parts.all_gather(own, everywhere, sizes)
         if not torch.equal(own, sent[group.rank]):
             wrong.append(f"scatter of {dtype}")
         if first and not all(map(torch.equal, back, sent)):
@@ -84,8 +84,8 @@ def after_close() -> list[str]:
 def ended(folder: str) -> list[str]:
     """What the stand-in records of how the communicators ended."""
     group = _group()
-    with carrier(group, HOST) as parts:
-        assert isinstance(parts, ThroughNccl)
+    with open_transport(group, HOST) as parts:
+        assert isinstance(parts, NcclTransport)
     dist.barrier(group.handle)
     return sorted(path.name for path in Path(folder).glob("*/*") if path.name[0] in "ac")
 
@@ -108,14 +108,14 @@ def without_a_peer() -> list[tuple[str, float]]:
 
 
 def carried_to_failure(fault_rank: int, seconds: float) -> tuple[str, float]:
-    """The error of a scatter whose ranks are in lockstep, and when it came."""
+    """The error of a scatter whose ranks are in failure_barrier, and when it came."""
     os.environ["FAKE_NCCL_RANK"] = str(fault_rank)
     group, own = _group(seconds), torch.zeros(3)
     ones = [torch.ones(3)] * group.size
     began, said = time.monotonic(), "nothing"
     try:
-        with lockstep(group), carrier(group, HOST) as parts:
-            parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
+        with failure_barrier(group), open_transport(group, HOST) as parts:
+            parts.scatter(ones if group.rank == 0 else None, own, sizes_like(ones))
     except PeerFailed:
         said = "PeerFailed"
     except RuntimeError as error:
@@ -139,15 +139,15 @@ def other_version() -> tuple[str, list[str]]:
 
 def one_gpu() -> tuple[str, list[str]]:
     """The same where two ranks have one GPU."""
-    with mock.patch.object(nccl, "_identity", return_value=7):
+    with mock.patch.object(nccl, "_device_id", return_value=7):
         return _carried(_group())
 
 
 def _carried(group: TPGroup) -> tuple[str, list[str]]:
     own = torch.zeros(3)
-    with LoggedMessages() as said, carrier(group, HOST) as parts:
+    with LoggedMessages() as said, open_transport(group, HOST) as parts:
         ones = [torch.ones(3)] * group.size
-        parts.scatter(ones if group.rank == 0 else None, own, kind_like(ones))
+        parts.scatter(ones if group.rank == 0 else None, own, sizes_like(ones))
     assert own.sum() == 3
     return type(parts).__name__, said
 

@@ -35,7 +35,7 @@ def test_the_library_is_found_with_its_version(
     stand_in: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTP_NCCL", stand_in["AUTOTP_NCCL"])
-    assert nccl.find() == nccl.Found("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
+    assert nccl.find() == nccl.NcclLibrary("", stand_in["AUTOTP_NCCL"], "2.27.3", 22703, True)
     used = dict(doctor.examine()["used on this machine"])
     assert used["NCCL for shards of weights"] == f"2.27.3, {stand_in['AUTOTP_NCCL']}"
 
@@ -211,9 +211,11 @@ def test_where_it_does_not_start_the_group_moves_the_shards(
 ) -> None:
     env = {**stand_in, "FAKE_NCCL_FAULT": fault}
     found = pool.run(jobs.carried_anyway, rank, 1.0, env=env)
-    assert [name for name, _ in found] == ["PointToPoint"] * 2
+    assert [name for name, _ in found] == ["ProcessGroupTransport"] * 2
     (said,) = found[rank][1]
-    assert said.startswith("torch.distributed moves the weights, since NCCL does not start: ")
+    assert said.startswith(
+        "NCCL failed to initialize, using torch.distributed to transfer the weights: "
+    )
     assert words in said
 
 
@@ -221,19 +223,19 @@ def test_where_it_does_not_start_the_group_moves_the_shards(
 def test_ranks_that_cannot_use_it_together_go_without(
     pool: Pool, stand_in: Mapping[str, str], job: Any
 ) -> None:
-    assert pool.run(job, ranks=3, env=stand_in) == [("PointToPoint", [])] * 3
+    assert pool.run(job, ranks=3, env=stand_in) == [("ProcessGroupTransport", [])] * 3
 
 
 def test_ranks_without_it_go_without(pool: Pool) -> None:
     env = {"AUTOTP_NCCL": ""}
-    assert pool.run(jobs.carried_anyway, 0, 5.0, env=env) == [("PointToPoint", [])] * 2
+    assert pool.run(jobs.carried_anyway, 0, 5.0, env=env) == [("ProcessGroupTransport", [])] * 2
 
 
 @pytest.mark.parametrize(
     ("numbers", "devices", "reason"),
     [
-        ([22703, 0, 0], [5, 0, 0], "rank 1 cannot use it"),
-        ([22703, 22800], [5, 6], "the ranks have different versions of it: [22703, 22800], by"),
+        ([22703, 0, 0], [5, 0, 0], "rank 1 cannot use NCCL"),
+        ([22703, 22800], [5, 6], "the ranks have different NCCL versions: [22703, 22800], by"),
         ([22703] * 4, [8, 5, 7, 5], "ranks 1 and 3 have the same GPU"),
         ([22703] * 2, [5, 6], ""),
     ],
@@ -241,7 +243,7 @@ def test_ranks_without_it_go_without(pool: Pool) -> None:
 def test_the_reason_to_go_without_names_the_rank(
     numbers: list[int], devices: list[int], reason: str
 ) -> None:
-    found = nccl._difference(numbers, devices)
+    found = nccl._mismatch(numbers, devices)
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 

@@ -12,7 +12,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy, cross_entropy_kernels
-from tests.support.column_shards import parts_of
+from tests.support.column_shards import layout_of
 from tests.support.cross_entropy_kernels import ROUNDING, batch, exact
 from tests.support.packing_examples import CUTS
 from tests.support.random_bits import random_bits
@@ -32,7 +32,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.fixture(autouse=True)
 def kernels_are_there() -> None:
-    assert operators.obstacle(torch.cuda.current_device()) == ""
+    assert operators.unavailable_reason(torch.cuda.current_device()) == ""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,7 +43,7 @@ def test_shards_are_those_of_the_cpu(dtype: torch.dtype, offset: int) -> None:
         expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
         shard = packing.pack(full, view=view, runs=runs, shape=part)
         assert shard.is_cuda and same(shard, expected)
-        (again,) = packing.pack_many([full], [packing.Cut(view=view, runs=runs, shape=part)])
+        (again,) = packing.pack_many([full], [packing.ShardSlice(view=view, runs=runs, shape=part)])
         assert same(again, expected)
         written, on_cpu = full.clone(), full.cpu().clone()
         other = drawn(part, dtype, offset)
@@ -73,7 +73,7 @@ def test_a_large_weight_is_packed_in_its_own_memory(
 
 
 def test_thousands_of_tensors_are_packed_together() -> None:
-    cut = packing.Cut(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
+    cut = packing.ShardSlice(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
     for full, shard in zip(fulls, packing.pack_many(fulls, [cut] * 1500), strict=True):
         assert torch.equal(full[16:32].view(torch.int16), shard.view(torch.int16))
@@ -182,7 +182,7 @@ def test_copies_follow_the_current_stream() -> None:
 def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
     full = torch.arange(12.0, device="cuda").view(3, 4)
     view = (3, 4, 1)
-    with pytest.raises(ValueError, match="both must be the same"):
+    with pytest.raises(ValueError, match="the shard is .* expected .* as the full tensor"):
         packing.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
     with pytest.raises(ValueError, match="is outside the sharded dimension"):
         packing.pack(full, view=view, runs=(3, 2), shape=(3, 2))
@@ -261,7 +261,7 @@ def test_labels_outside_of_the_vocabulary_leave_the_device_usable() -> None:
     full = logits.float().requires_grad_()
     part = logits.clone().requires_grad_()
     losses = cross_entropy.vocabulary_cross_entropy(
-        part * 1, labels, parts=parts_of([1000]), group=cast(TPGroup, _Alone())
+        part * 1, labels, layout=layout_of([1000]), group=cast(TPGroup, _Alone())
     )
     losses.sum().backward()
     known = F.cross_entropy(full[:1], labels[:1])

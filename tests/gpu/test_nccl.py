@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 def test_nccl_is_found_and_takes_the_configuration() -> None:
     """A communicator of one rank, which needs no other GPU, is made, used and closed."""
     found = nccl.find()
-    assert found.reason == "" and found.number >= 21400 and not found.on_host
+    assert found.reason == "" and found.version_code >= 21400 and not found.is_cpu_stand_in
     ops, made = operators.loaded(), torch.zeros(128, dtype=torch.uint8)
     ops.nccl_id_(made, found.path)
     assert made.any()
@@ -42,7 +42,7 @@ import torch, torch.distributed as dist
 dist.init_process_group("nccl")
 torch.cuda.set_device(dist.get_rank())
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.transport import Kind, ThroughNccl, carrier
+from deepspeed_autotp.distributed.transport import ShardSizes, NcclTransport, open_transport
 
 group = TPGroup(dist.group.WORLD)
 first = group.rank == 0
@@ -50,12 +50,12 @@ for where in ("cuda", "cpu"):
     parts = [torch.arange(3000000 * rank, device=where) for rank in range(1, 1 + group.size)]
     own = torch.zeros_like(parts[group.rank], device="cuda")
     back, everywhere = ([torch.zeros_like(part) for part in parts] for _ in range(2))
-    kind = Kind("parts", tuple(part.nbytes for part in parts))
-    with carrier(group, own.device) as moving:
-        assert isinstance(moving, ThroughNccl)
-        moving.scatter(parts if first else None, own, kind)
-        moving.gather(own, back if first else None, kind)
-        moving.gather_to_all(own, everywhere, kind)
+    sizes = ShardSizes("parts", tuple(part.nbytes for part in parts))
+    with open_transport(group, own.device) as moving:
+        assert isinstance(moving, NcclTransport)
+        moving.scatter(parts if first else None, own, sizes)
+        moving.gather(own, back if first else None, sizes)
+        moving.all_gather(own, everywhere, sizes)
     assert torch.equal(own.to(where), parts[group.rank])
     assert not first or all(map(torch.equal, back, parts))
     assert all(map(torch.equal, everywhere, parts))

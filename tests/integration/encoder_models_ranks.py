@@ -11,7 +11,7 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp._core import index_pattern
-from deepspeed_autotp.interop import other_parts, trial_inputs
+from deepspeed_autotp.interop import other_modalities, token_inputs
 from tests.support.encoder_models import ROWS, VOCABULARY, batch, build
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import RATE, STEPS, worst_difference
@@ -167,6 +167,6 @@ def seen_of(name: str) -> tuple[list[str], set[int]]:
     model = build(name)
     for token in range(VOCABULARY - 2):
         vars(model.config)[f"sound{token}_token_id"] = token
-    inputs = trial_inputs(model, device=torch.device("cpu"))
+    inputs = token_inputs(model, device=torch.device("cpu"))
     assert inputs is not None
-    return other_parts(model), set(inputs["input_ids"].flatten().tolist())
+    return other_modalities(model), set(inputs["input_ids"].flatten().tolist())

@@ -40,7 +40,7 @@ def train_partitioned(family: str, tied: bool, setting: Setting) -> dict[str, An
     expected = single_losses(plain, clip=setting.clip)
 
     model = build_partitioned(family, weights, tied=tied)
-    interop.make_plain(model.parameters())
+    interop.remove_zero_partitioning(model.parameters())
     left = [set(vars(p)) for p in model.parameters()]
     shapes = [p.shape for p in model.parameters()] == [p.shape for p in plain.parameters()]
 

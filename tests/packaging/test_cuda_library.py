@@ -191,15 +191,18 @@ def test_an_obstacle_is_told_once_and_torch_takes_over(
         def get_device(self) -> int:
             return 3
 
-    operators._looked.cache_clear()
+    operators._is_available.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(operators, "obstacle", lambda index: f"no code for device {index}")
+    monkeypatch.setattr(
+        operators, "unavailable_reason", lambda index: f"no code for device {index}"
+    )
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
         assert not operators.on_gpu(OnGpu())  # type: ignore[arg-type]
         assert not operators.on_gpu(OnGpu())  # type: ignore[arg-type]
-    operators._looked.cache_clear()
+    operators._is_available.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
-        "on cuda:3 torch's own operations are used, which is slower: no code for device 3"
+        "cuda:3: the CUDA kernels are not available, using torch's own operations, which are "
+        "slower: no code for device 3"
     ]
 
 
@@ -216,12 +219,12 @@ def test_the_choice_of_kernels_does_not_break_a_compiled_graph(
     def chosen(x: torch.Tensor) -> torch.Tensor:
         return x + 1 if operators._runs(5) else x
 
-    operators._looked.cache_clear()
-    monkeypatch.setattr(operators, "obstacle", obstacle)
+    operators._is_available.cache_clear()
+    monkeypatch.setattr(operators, "unavailable_reason", obstacle)
     compiled = torch.compile(chosen, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(2)).tolist() == compiled(torch.zeros(2)).tolist() == [1, 1]
     assert asked == [5]
-    operators._looked.cache_clear()
+    operators._is_available.cache_clear()
 
 
 @needs_library

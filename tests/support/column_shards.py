@@ -4,15 +4,15 @@
 import torch
 import torch.distributed as dist
 
-from deepspeed_autotp.distributed.mappings import Parts
+from deepspeed_autotp.distributed.mappings import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 
 
-def parts_of(widths: list[int]) -> Parts:
+def layout_of(widths: list[int]) -> ShardLayout:
     """One run after the other, of these widths."""
     starts = [sum(widths[:rank]) for rank in range(len(widths))]
     runs = tuple((start, width) for start, width in zip(starts, widths, strict=True))
-    return Parts(size=sum(widths), widths=tuple(widths), runs=runs)
+    return ShardLayout(size=sum(widths), widths=tuple(widths), runs=runs)
 
 
 def even_widths(size: int) -> list[int]:
@@ -27,7 +27,7 @@ def world_group() -> TPGroup:
     return TPGroup(handle)
 
 
-def own_columns(full: torch.Tensor, parts: Parts, *, leaf: bool = True) -> torch.Tensor:
+def own_columns(full: torch.Tensor, layout: ShardLayout, *, leaf: bool = True) -> torch.Tensor:
     """This rank's columns as a tensor of their own, which wants a gradient."""
-    start, width = parts.runs[dist.get_rank()]
+    start, width = layout.runs[dist.get_rank()]
     return full.detach().narrow(-1, start, width).clone().requires_grad_(leaf)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepspeed_autotp.vocab_parallel.logits import spread
-from tests.support.column_shards import even_widths, own_columns, parts_of, world_group
+from deepspeed_autotp.vocab_parallel.logits import logits_from_shard
+from tests.support.column_shards import even_widths, layout_of, own_columns, world_group
 
 Use = Callable[[Tensor, Tensor], Tensor]
 Recorded = TypeVar("Recorded")
@@ -52,11 +52,11 @@ def against_full(
     expected = use(full * 1, labels())
     expected.backward()
     assert full.grad is not None
-    parts = parts_of(even_widths(SIZE))
-    shard = own_columns(full, parts)
+    layout = layout_of(even_widths(SIZE))
+    shard = own_columns(full, layout)
     with recording as recorded:
-        got = use(spread(shard * 1, parts, world_group()), labels())
+        got = use(logits_from_shard(shard * 1, layout, world_group()), labels())
         got.backward()
     assert shard.grad is not None and type(shard.grad) is Tensor
-    gradient = (shard.grad - own_columns(full.grad, parts, leaf=False)).abs().max()
+    gradient = (shard.grad - own_columns(full.grad, layout, leaf=False)).abs().max()
     return abs(float(got.detach() - expected.detach())), float(gradient), recorded

@@ -24,7 +24,7 @@ def operator(weight: Tensor, ids: Tensor, start: int, size: int, padding: int) -
 
 def by_torch(weight: Tensor, ids: Tensor, start: int, size: int, padding: int) -> Tensor:
     """What a device without the operator does."""
-    found: Tensor = module._ByTorch.apply(weight, ids, start, size, padding)  # type: ignore[no-untyped-call]
+    found: Tensor = module._TorchLookup.apply(weight, ids, start, size, padding)  # type: ignore[no-untyped-call]
     return found
 
 

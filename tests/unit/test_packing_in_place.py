@@ -13,8 +13,8 @@ from tests.support.random_runs import Cut, cuts, reference
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
-def of(cut: Cut) -> packing.Cut:
-    return packing.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
+def of(cut: Cut) -> packing.ShardSlice:
+    return packing.ShardSlice(view=cut.view, runs=cut.runs, shape=cut.shape)
 
 
 @settings(max_examples=25, deadline=None)
@@ -30,7 +30,7 @@ def test_many_shards_are_those_of_each(drawn: list[tuple[Cut, torch.dtype]]) -> 
 
 def test_many_shards_of_tensors_in_any_layout() -> None:
     full = torch.randn(6, 4)
-    cut = packing.Cut(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
+    cut = packing.ShardSlice(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
     shards = packing.pack_many([full, full.t().contiguous().t()], [cut, cut])
     assert all(torch.equal(shard, full[:, 1:3]) for shard in shards)
 
@@ -55,7 +55,7 @@ def test_runs_that_do_not_ascend_cannot_be_packed_in_place() -> None:
     by_torch = torch.zeros(6, dtype=torch.complex64).conj()
     with pytest.raises(ValueError, match="run 1 .start 0, length 2. starts before the end"):
         packing.compact_(by_torch, view=(1, 6, 1), runs=(3, 2, 0, 2), shape=(4,))
-    with pytest.raises(ValueError, match="has to be contiguous"):
+    with pytest.raises(ValueError, match="packing in place needs a contiguous tensor"):
         packing.compact_(torch.zeros(4, 4).t(), view=(4, 4, 1), runs=(0, 2), shape=(4, 2))
     assert full.tolist() == [0, 1, 2, 3, 4, 5]
 

@@ -40,7 +40,7 @@ def test_small_tensors_on_a_gpu_are_packed_together(monkeypatch: pytest.MonkeyPa
     calls: list[int] = []
     pack_many = packing.pack_many
 
-    def counted(fulls: list[torch.Tensor], cuts: list[packing.Cut]) -> list[torch.Tensor]:
+    def counted(fulls: list[torch.Tensor], cuts: list[packing.ShardSlice]) -> list[torch.Tensor]:
         calls.append(len(fulls))
         return pack_many(fulls, cuts)
 

@@ -24,7 +24,7 @@ def test_a_shard_through_buffers_is_the_shard(
     given_full = full.transpose(0, -1).contiguous().transpose(0, -1) if transposed else full
     staging = Staging(HOST, buffer=buffer)
     for _ in range(2):
-        wanted = packing.Cut(view=cut.view, runs=cut.runs, shape=cut.shape)
+        wanted = packing.ShardSlice(view=cut.view, runs=cut.runs, shape=cut.shape)
         shard = staging.shard(given_full, wanted)
         assert shard.dtype == dtype and shard.shape == cut.shape
         assert torch.equal(bits(shard), reference(full, cut))
@@ -34,7 +34,7 @@ def test_a_shard_through_buffers_is_the_shard(
 def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
     staging = Staging(HOST, buffer=16)
     full = torch.arange(12.0).view(3, 4)
-    cut = packing.Cut(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
+    cut = packing.ShardSlice(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
     first = staging.shard(full, cut)
     staging.shard(full + 1, cut)
     assert first.tolist() == [[2, 3], [6, 7], [10, 11]]
@@ -42,7 +42,7 @@ def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
 
 
 def test_a_piece_behind_the_shard_is_refused() -> None:
-    full, cut = torch.arange(6.0), packing.Cut(view=(1, 6, 1), runs=(1, 2), shape=(2,))
+    full, cut = torch.arange(6.0), packing.ShardSlice(view=(1, 6, 1), runs=(1, 2), shape=(2,))
     part = torch.zeros(8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="ends behind the shard"):
         packing.pack_part_(part, full, cut, begin=1)
@@ -71,7 +71,7 @@ def test_a_shard_arrives_on_a_gpu(buffer: int) -> None:
     ):
         # Pieces wait behind this, so a buffer that is filled again before it has left is seen.
         torch.cuda._sleep(20_000_000)
-        shard = staging.shard(full, packing.Cut(view=view, runs=runs, shape=shape))
+        shard = staging.shard(full, packing.ShardSlice(view=view, runs=runs, shape=shape))
         assert shard.is_cuda
         assert torch.equal(shard.cpu(), packing.pack(full, view=view, runs=runs, shape=shape))
     torch.cuda._sleep(20_000_000)

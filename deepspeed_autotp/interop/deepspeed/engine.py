@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What DeepSpeed's engine is given, and what of its state is asked."""
+"""The arguments and the configuration of DeepSpeed's engine, and its AutoTP mode."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 def refuse_engine_record() -> None:
     """ValueError where DeepSpeed's own ``tp_model_init`` was called: its ``initialize`` would
-    shard by DeepSpeed's rules what ours has left alone."""
+    shard by DeepSpeed's rules what ours has not sharded."""
     recorded = importlib.import_module("deepspeed.runtime.tensor_parallel.init_utils")
     if recorded._TP_MODEL_INIT_ARGS is not None:
         raise ValueError(
-            "deepspeed.tp_model_init was called: call deepspeed_autotp.tp_model_init in its place, "
-            "or deepspeed_autotp.install() before it"
+            "deepspeed.tp_model_init was called, expected deepspeed_autotp.tp_model_init; "
+            "call that one, or deepspeed_autotp.install() first"
         )
 
 
 def config_argument(args: Any, config: Any, config_params: Any) -> Any:
-    """The configuration among the places where ``deepspeed.initialize`` accepts one."""
+    """The configuration, from whichever argument of ``deepspeed.initialize`` has it."""
     passed = config if config is not None else config_params
     named = getattr(args, "deepspeed_config", None) or getattr(args, "deepscale_config", None)
     if passed is not None and named is not None:
         raise ValueError(
-            f"initialize: args.deepspeed_config is {named!r}, and config is passed, too; pass one"
+            f"initialize: got both args.deepspeed_config, {named!r}, and config, expected one; "
+            "leave one of them out"
         )
     if passed is None and named is None:
         raise ValueError(
-            "initialize: no configuration: pass config=..., or args with deepspeed_config"
+            "initialize: config: got None, expected a configuration; pass config=..., or args with "
+            "deepspeed_config"
         )
     return named if passed is None else passed
 
 
 def engine_initialize() -> Callable[..., Any]:
-    """DeepSpeed's own ``initialize``, also where ``install`` has put ours in its place."""
+    """DeepSpeed's own ``initialize``, also after ``install`` has replaced it."""
     found = deepspeed_module().initialize
     original: Callable[..., Any] = getattr(found, "deepspeed_original", found)
     return original
@@ -62,16 +64,17 @@ def refuse_pipeline(model: nn.Module) -> None:
     """ValueError for DeepSpeed's pipeline modules."""
     if isinstance(model, deepspeed_module().PipelineModule):
         raise ValueError(
-            "tensor parallelism of a PipelineModule is not supported; shard a plain model, or set "
-            "tensor_parallel.autotp_size to 0"
+            "tensor parallelism of a PipelineModule is not supported; pass a model without "
+            "pipeline parallelism, or set tensor_parallel.autotp_size to 0"
         )
 
 
 def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
-    """Let DeepSpeed check its configuration before anything is sharded, and fix the batch sizes.
+    """Let DeepSpeed check its configuration before anything is sharded, and settle batch sizes.
 
-    DeepSpeed checks ``train_batch_size`` against all ranks, and ZeRO 3 once more against the
-    data-parallel ranks alone, which cannot both hold. What both derive it from can.
+    DeepSpeed checks ``train_batch_size`` against all ranks, and ZeRO 3 again against the
+    data-parallel ranks only, so that both checks cannot pass. Without the key, with the micro
+    batch size and the accumulation steps in its place, they do.
     """
     try:
         checked = deepspeed_module().DeepSpeedConfig(config, mpu)

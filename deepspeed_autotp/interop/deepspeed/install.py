@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our functions in the place of DeepSpeed's."""
+"""The replacement of DeepSpeed's functions by ours."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _REPLACED = ("initialize", "tp_model_init")
 
 
 def install_functions(ours: Mapping[str, Callable[..., Any]]) -> None:
-    """Put our functions in the place of DeepSpeed's; a second call changes nothing."""
+    """Replace DeepSpeed's functions by ours; a second call changes nothing."""
     module = deepspeed_module()
     for name in _REPLACED:
         current = getattr(module, name)
         if not hasattr(current, "deepspeed_original"):
-            setattr(module, name, _standing_in(ours[name], current))
+            setattr(module, name, _replacement(ours[name], current))
 
 
 def uninstall_functions() -> None:
-    """Put DeepSpeed's own functions back."""
+    """Restore DeepSpeed's own functions."""
     module = deepspeed_module()
     for name in _REPLACED:
         current = getattr(module, name)
         setattr(module, name, getattr(current, "deepspeed_original", current))
 
 
-def _standing_in(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _replacement(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(ours)
     def call(*args: Any, **kwargs: Any) -> Any:
         return ours(*args, **kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed itself, where it is installed."""
+"""The module ``deepspeed``, where it is installed."""
 
 from __future__ import annotations
 

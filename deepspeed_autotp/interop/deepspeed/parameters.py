@@ -13,17 +13,17 @@ from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
-    """The shape as a layer, also of a parameter that ZeRO 3 has already partitioned."""
+    """The shape, also of a parameter that ZeRO 3 has partitioned."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether ``deepspeed.zero.Init`` holds this parameter's weight."""
+    """Whether ``deepspeed.zero.Init`` has partitioned the parameter."""
     return hasattr(parameter, "ds_id")
 
 
-def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """Within it, parameters that ZeRO 3 partitioned over the data-parallel ranks are there."""
+def gathered_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """A context in which parameters that ZeRO 3 has partitioned are gathered."""
     partitioned = [p for p in parameters if is_partitioned(p)]
     if not partitioned:
         return nullcontext()
@@ -31,15 +31,15 @@ def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
     return context
 
 
-def stand_in(stand: Tensor, parameter: Tensor) -> None:
-    """Let a tensor in a parameter's place answer whether ZeRO 3 holds the weight, as TRL asks."""
+def copy_zero_status(tensor: Tensor, parameter: Tensor) -> None:
+    """Give a tensor that replaces a parameter its ``ds_status``, which TRL reads."""
     if is_partitioned(parameter):
-        there: Any = parameter
-        written: Any = stand
-        written.ds_status = there.ds_status
+        read: Any = parameter
+        written: Any = tensor
+        written.ds_status = read.ds_status
 
 
-# What zero.Init gives a parameter beside the names that begin with "ds_".
+# Attributes that zero.Init sets on a parameter, beside the names that begin with "ds_".
 _PARTITIONED = frozenset(
     {
         *("all_gather", "all_gather_coalesced", "partition", "partition_gradients"),
@@ -49,23 +49,23 @@ _PARTITIONED = frozenset(
 )
 
 
-def make_plain(parameters: Iterable[nn.Parameter]) -> None:
-    """Make parameters that ``deepspeed.zero.Init`` holds whole and ordinary, in place.
+def remove_zero_partitioning(parameters: Iterable[nn.Parameter]) -> None:
+    """Gather parameters that ``deepspeed.zero.Init`` has partitioned, in place and for good.
 
-    Every rank that built the model calls it, and then holds the whole model.
+    Every rank that built the model calls it, and then has the full model.
     """
     for parameter in parameters:
         if is_partitioned(parameter):
-            with gathered([parameter]):
-                whole = parameter.detach().clone()
+            with gathered_parameters([parameter]):
+                full = parameter.detach().clone()
             attributes = vars(parameter)
             for name in [n for n in attributes if n.startswith("ds_") or n in _PARTITIONED]:
                 del attributes[name]
-            parameter.data = whole
+            parameter.data = full
 
 
-class ParameterKeeper(Protocol):
-    """What DeepSpeed calls to make a module's parameters whole and to cut them again."""
+class ParameterGatherer(Protocol):
+    """The methods that DeepSpeed calls to gather and to partition the parameters of a module."""
 
     def gather_params(self, params_list: list[Tensor | None]) -> None: ...
 
@@ -73,22 +73,25 @@ class ParameterKeeper(Protocol):
 
 
 def mark_parameters(
-    parameters: Iterable[nn.Parameter], *, keeper: ParameterKeeper, counted: Callable[[int], bool]
+    parameters: Iterable[nn.Parameter],
+    *,
+    gatherer: ParameterGatherer,
+    counted: Callable[[int], bool],
 ) -> None:
     """Give every parameter the attributes that DeepSpeed 0.19.8 reads.
 
     ``counted(i)`` says whether this rank counts parameter ``i`` in the gradient norm although
-    it is not the first rank; DeepSpeed counts all of the first rank's.
+    it is not TP rank 0; DeepSpeed counts all parameters of TP rank 0.
     """
     for index, parameter in enumerate(parameters):
         written: Any = parameter
-        written.gather_params = keeper.gather_params
-        written._tp_partition = keeper._tp_partition
+        written.gather_params = gatherer.gather_params
+        written._tp_partition = gatherer._tp_partition
         written.ds_is_replaced_module = True
         written.tensor_model_parallel = counted(index)
 
 
 def mark_model(model: nn.Module) -> None:
-    """Tell DeepSpeed's engine that the model is partitioned already."""
+    """Tell DeepSpeed's engine that the model is sharded already."""
     written: Any = model
     written.ds_autotp_parsed = True

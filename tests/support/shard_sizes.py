@@ -8,5 +8,5 @@ from torch import Tensor
 from deepspeed_autotp.distributed import transport
 
 
-def kind_like(parts: Sequence[Tensor]) -> transport.Kind:
-    return transport.Kind("a weight", tuple(part.nbytes for part in parts))
+def sizes_like(parts: Sequence[Tensor]) -> transport.ShardSizes:
+    return transport.ShardSizes("a weight", tuple(part.nbytes for part in parts))

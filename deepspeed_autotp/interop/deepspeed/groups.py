@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed's process groups: torch.distributed as it initializes it, and its TP group."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch.distributed as dist
+
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
+
+
+def init_distributed(*, port: int, required: bool | None) -> None:
+    """What ``deepspeed.initialize`` does first; done earlier, to compare the ranks."""
+    module = deepspeed_module()
+    try:
+        module.init_distributed(
+            dist_backend=module.get_accelerator().communication_backend_name(),
+            distributed_port=port,
+            dist_init_required=required,
+        )
+    except ModuleNotFoundError as error:
+        # Without a launcher's environment variables DeepSpeed uses MPI, which is not installed.
+        if error.name != "mpi4py":
+            raise
+        raise ValueError(
+            "initialize: no launcher started this process, so its rank is not known; start the "
+            "script with torchrun --nproc-per-node=N or with deepspeed"
+        ) from None
+
+
+def engine_group(*, tp_size: int) -> dist.ProcessGroup:
+    """The TP group of DeepSpeed's engine: ``tp_size`` consecutive ranks, created at first use."""
+    groups = importlib.import_module("deepspeed.utils.groups")
+    groups._init_tp_mesh_device(tensor_model_parallel_size=tp_size)
+    handle: dist.ProcessGroup = groups.get_tensor_model_parallel_group()
+    return handle
+
+
+def engine_group_size() -> int | None:
+    """The size of the TP group of DeepSpeed's engine, or None where it has not created one."""
+    groups = importlib.import_module("deepspeed.utils.groups")
+    made = groups._TENSOR_MODEL_PARALLEL_GROUP
+    return None if made is None else dist.get_world_size(made)

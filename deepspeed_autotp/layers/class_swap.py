@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class that a module takes when it is sharded.
+
+A module is converted in place by another class, so that its hooks, its wrappers and the identity of
+its parameters survive.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp import interop
+from deepspeed_autotp._core import Kind
+from deepspeed_autotp.layers.attention import PerHeadBias, ReplicatedRope
+from deepspeed_autotp.layers.embedding import HeadEmbedding, HiddenEmbedding, VocabularyEmbedding
+from deepspeed_autotp.layers.experts import (
+    Experts,
+    ExpertsColumn,
+    ExpertsRow,
+    ReplicatedInExperts,
+)
+from deepspeed_autotp.layers.linear import ColumnConv1D, ColumnLinear, RowConv1D, RowLinear
+from deepspeed_autotp.layers.norm import GatheredNorm
+
+_CLASSES: dict[tuple[Kind, type[nn.Module]], type[nn.Module]] = {
+    (Kind.COLUMN, nn.Linear): ColumnLinear,
+    (Kind.ROW, nn.Linear): RowLinear,
+    (Kind.COLUMN, nn.Embedding): HeadEmbedding,
+    (Kind.VOCABULARY, nn.Embedding): VocabularyEmbedding,
+    (Kind.HIDDEN, nn.Embedding): HiddenEmbedding,
+}
+_CONV1D: dict[Kind, type[nn.Module]] = {Kind.COLUMN: ColumnConv1D, Kind.ROW: RowConv1D}
+
+# By kind, what goes around the own forward of a module.
+WRAPPERS: dict[Kind, type[nn.Module]] = {
+    Kind.EXPERTS: Experts,
+    Kind.EXPERTS_COLUMN: ExpertsColumn,
+    Kind.EXPERTS_ROW: ExpertsRow,
+    Kind.SHARE: ReplicatedInExperts,
+    Kind.ROPE: ReplicatedRope,
+    Kind.NORM: GatheredNorm,
+    Kind.HEADS: PerHeadBias,
+}
+
+
+def sharded_class(module: nn.Module, kind: Kind) -> type[nn.Module]:
+    """The class of a linear, embedding or Conv1D that is sharded as ``kind``.
+
+    A subclass of ``nn.Linear`` or ``nn.Embedding`` keeps its own forward: its
+    ``super().forward`` becomes the sharded forward, and not calling it is a RuntimeError.
+    ValueError for an embedding whose options need all of its rows or a full row.
+    """
+    base = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear
+    if not isinstance(module, base):
+        return _CONV1D[kind]
+    if isinstance(module, nn.Embedding):
+        _refuse_options(module)
+    sharded: Any = _CLASSES[kind, base]  # Any: mypy finds no hash in a class of modules
+    own: Any = type(module)
+    if own is base:
+        return _CLASSES[kind, base]
+    if own.forward is base.forward:
+        return _combined(sharded, own, (own, sharded))
+    if interop.is_plain_linear(module):
+        return _combined(sharded, own, (sharded, own))
+    return _combined(sharded, own, (_RequireSuperForward, own, _RecordForward, sharded))
+
+
+def wrapper_class(
+    module: nn.Module, kind: Kind, *, divided: Sequence[str] = (), ranks: int = 1
+) -> type[nn.Module]:
+    """The class of ``module`` with the wrapper of ``kind`` around its own forward.
+
+    Parameters named in ``divided`` read as divided by ``ranks``.
+    """
+    wrapper: Any = WRAPPERS[kind]  # Any: mypy finds no hash in a class of modules
+    own: Any = type(module)
+    return _wrapped(wrapper, own, tuple(divided), ranks)
+
+
+def mixed_class(mixin: Any, module: nn.Module) -> type[nn.Module]:
+    """The class of ``module`` with ``mixin`` before it."""
+    own: Any = type(module)
+    return _combined(mixin, own, (mixin, own))
+
+
+# Both cached: one class for all layers alike, so that what is compiled for one serves the others.
+
+
+@functools.cache
+def _combined(sharded: type[Any], own: type[Any], bases: tuple[type[Any], ...]) -> type[nn.Module]:
+    return type(f"{sharded.__name__}Of{own.__name__}", bases, {})
+
+
+@functools.cache
+def _wrapped(
+    wrapper: type[Any], own: type[Any], divided: tuple[str, ...], ranks: int
+) -> type[nn.Module]:
+    attributes = {name: property(_divided(name, ranks)) for name in divided}
+    return type(f"{wrapper.__name__}Of{own.__name__}", (wrapper, own), attributes)
+
+
+def _divided(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:
+    def read(module: nn.Module) -> Tensor | None:
+        parameter = module._parameters[name]
+        return None if parameter is None else parameter / ranks
+
+    return read
+
+
+class _RequireSuperForward(nn.Module):
+    """Before a class with its own forward, which has to call the sharded one.
+
+    A forward that uses the weight itself would silently compute with a shard of it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["reached"] = False
+        y = super().forward(*args, **kwargs)
+        if not vars(self)["reached"]:
+            own = type(self).__mro__[2].__name__
+            raise RuntimeError(
+                f"{own}.forward does not call super().forward, and so skips the collectives that "
+                "its sharded weight needs; let it call super().forward, or leave the layer "
+                "replicated with partition_type 'skip'"
+            )
+        return y
+
+
+class _RecordForward(nn.Module):
+    """Between that class and the sharded one."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self)["reached"] = True
+        return super().forward(*args, **kwargs)
+
+
+def _refuse_options(module: nn.Embedding) -> None:
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        raise ValueError(
+            f"{module!r} cannot be sharded: max_norm, scale_grad_by_freq and sparse need the full "
+            "embedding; switch them off, or leave it replicated with partition_type 'skip'"
+        )

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Norms over sharded features.
+
+T is the number of tokens, F the features, R the ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp.distributed.mappings import gather_from_tp_region, scatter_to_tp_region
+from deepspeed_autotp.layers.layer_sharding import LayerSharding
+
+
+class GatheredNorm(nn.Module):
+    """A norm over features that are sharded, with a replicated weight; mixed into its class.
+
+    x  [T, F/R]   this rank's shard
+    y  [T, F/R]   = this rank's shard of norm(x of all ranks)
+
+    forward   all-gather of x
+    backward  all-gather of dy
+    """
+
+    sharding: LayerSharding
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        layout, group = self.sharding.layout, self.sharding.group
+        y = super().forward(gather_from_tp_region(x, layout, group), *args, **kwargs)
+        return scatter_to_tp_region(y, layout, group)
