@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan_build.h -- what a plan is made of while it is made; for plan*.c and the
- * files that decide for it (choose, pieces, resolve, defaults, ties,
- * locals, unmatched).
+/* plan_build.h -- what a plan is made of while it is made; for plan/ and the passes.
  *
  * Everybody else reads a plan through plan.h. */
 #ifndef TP_PLAN_BUILD_H

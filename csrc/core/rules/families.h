@@ -2,7 +2,8 @@
 /* families.h -- the blocks that models are made of, recognised by the names of layers.
  *
  * Data only. A row names the layers that give the features of a block and the one that
- * takes them; pair.c looks for them and holds their sizes against each other. */
+ * takes them; family_blocks.c looks for them and holds their sizes against each other.
+ */
 #ifndef TP_FAMILIES_H
 #define TP_FAMILIES_H
 

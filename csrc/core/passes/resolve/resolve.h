@@ -2,7 +2,7 @@
 /* resolve.h -- what a chosen rule comes to for one parameter.
  *
  * Turns a specification, a shape and the head counts around it into a kind, a
- * view and a layout. Which rule is chosen is choose.c's and defaults.c's. */
+ * view and a layout. Which rule is chosen is decided in choose/. */
 #ifndef TP_RESOLVE_H
 #define TP_RESOLVE_H
 
