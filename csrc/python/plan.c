@@ -204,7 +204,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef getters[] = {
-    {"ranks", plan_get_ranks, NULL, "Ranks the model is cut over.", NULL},
+    {"ranks", plan_get_ranks, NULL, "Ranks the model is sharded over.", NULL},
     {"hash", plan_get_hash, NULL,
      "16 hexadecimal digits, equal for equal plans of equal models.", NULL},
     {"entries", plan_get_entries, NULL, "One Entry per parameter, in order.", NULL},

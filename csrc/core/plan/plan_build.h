@@ -104,7 +104,7 @@ int tp_build_first(const tp_build *build, int parameter);
 /* Take the text over as a message of the plan; the text is empty afterwards. */
 int tp_build_message(tp_build *build, tp_text *text, tp_error *err);
 
-/* Put "cannot cut <parameter> [sizes] by rule '<label>' (<source>): " in front of
+/* Put "cannot shard <parameter> [sizes] by rule '<label>' (<source>): " in front of
  * a TP_VALUE error. Returns -1. */
 int tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
                     tp_error *err);

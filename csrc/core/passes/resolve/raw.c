@@ -63,8 +63,8 @@ sharded_dim(const tp_parameter *at, const tp_spec *spec, int *out, tp_error *err
     return 0;
 }
 
-/* A shape of two sizes is that of a matrix, and says what the pieces are along its cut
- * dimension; here the same with one size per dimension of the parameter. */
+/* A shape of two sizes is that of a matrix, and says what the pieces are along its
+ * sharded dimension; here the same with one size per dimension of the parameter. */
 static tp_spec
 widen(const tp_spec *spec, const tp_parameter *at, int dim)
 {
