@@ -28,7 +28,7 @@ from torch import Tensor
 
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.native import operators, packing
-from deepspeed_autotp.sharding.pinned_copy import Staging
+from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 
 # Cycles that the device sleeps, some ten milliseconds, while the CPU gets ahead of it.
@@ -218,16 +218,16 @@ def arrivals(layers: int, repeats: int) -> Iterator[Case]:
     pinned = torch.empty(moved, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(moved, dtype=torch.uint8, device="cuda")
 
-    def ours(staging: Staging) -> None:
+    def ours(pinned: PinnedCopy) -> None:
         for index, full in enumerate(fulls):
-            staging.shard(full, row if index % 2 else column)
+            pinned.shard(full, row if index % 2 else column)
 
     bound = seconds(lambda: target.copy_(pinned, non_blocking=True), repeats)
     for mib in (4, 8, 16, 32):
         yield Case(
             f"CPU to GPU, {4 * moved / 1e9:.1f} GB, buffers of {mib} MiB",
             moved,
-            functools.partial(ours, Staging(device, buffer=mib << 20)),
+            functools.partial(ours, PinnedCopy(device, buffer=mib << 20)),
             lambda: [full.chunk(4, index % 2)[1].cuda() for index, full in enumerate(fulls)],
             "chunk().cuda()",
             bound,

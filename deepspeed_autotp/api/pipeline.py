@@ -26,11 +26,15 @@ from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
-from deepspeed_autotp.self_check.runner import Trial
+from deepspeed_autotp.self_check.runner import SelfCheck
 from deepspeed_autotp.sharding.conversion import Conversion
-from deepspeed_autotp.sharding.scatter_from_rank0 import Handout
-from deepspeed_autotp.sharding.weight_location import Holding, agreed_holding, refuse_partly_there
-from deepspeed_autotp.sharding.weight_sync import share_weights
+from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
+from deepspeed_autotp.sharding.weight_location import (
+    WeightLocation,
+    locate_weights,
+    refuse_partly_there,
+)
+from deepspeed_autotp.sharding.weight_sync import broadcast_weights
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
 
@@ -53,26 +57,31 @@ def shard(
     any rank cannot plan, plans differently, or the self-check differs.
     """
     description = agreement.together(lambda: _described(model))
-    holding = agreed_holding(description, group, agreement)
+    location = locate_weights(description, group, agreement)
     inputs = agreed_inputs(
-        model, description, settings, example_inputs, agreement, by_first=holding.by_first
+        model,
+        description,
+        settings,
+        example_inputs,
+        agreement,
+        only_on_rank0=location.only_on_rank0,
     )
     plans = _plans(description, settings, group, agreement, is_checked=inputs is not None)
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
     _warn(agreement, plan.notes)
     interop.remove_zero_partitioning(description.parameters)
-    nearby = _nearby(group, holding.place)
-    _share_memory((nearby, holding.place), (group, device or holding.place))
-    make = _conversion_maker(holding, nearby, device)
+    nearby = _nearby(group, location.device)
+    _share_memory((nearby, location.device), (group, device or location.device))
+    make = _conversion_maker(location, nearby, device)
     with ExitStack() as on_failure:
-        if not holding.by_first:
+        if not location.only_on_rank0:
             on_failure.callback(
-                share_weights(description, nearby, agreement=agreement, keep=inputs is not None)
+                broadcast_weights(description, nearby, agreement=agreement, keep=inputs is not None)
             )
         if inputs is not None:
-            trial = Trial(model, description, plan, group=nearby, overlap=settings.overlaps)
-            plan = _tried(trial, inputs, plan, plans, settings, agreement)
+            check = SelfCheck(model, description, plan, group=nearby, overlap=settings.overlaps)
+            plan = _checked(check, inputs, plan, plans, settings, agreement)
         elif settings.sequence_parallel:
             plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
@@ -109,17 +118,17 @@ def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
 
 
 def _conversion_maker(
-    holding: Holding, nearby: TPGroup, device: torch.device | None
+    location: WeightLocation, nearby: TPGroup, device: torch.device | None
 ) -> Callable[..., Conversion]:
-    if holding.by_first:
-        return functools.partial(Handout, nearby=nearby, place=device or holding.place)
+    if location.only_on_rank0:
+        return functools.partial(ScatterFromRank0, nearby=nearby, device=device or location.device)
     return Conversion
 
 
 def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
     plan = plans.make()
     if settings.sequence_parallel:
-        plans.with_sequence_parallel()  # what cannot be is refused before anything is tried
+        plans.with_sequence_parallel()  # refused before the self-check where it cannot be
     return plan
 
 
@@ -135,8 +144,8 @@ def _compare_rest(model: nn.Module, agreement: Agreement) -> None:
     agreement.same(interop.config_values(model), "the model's configuration")
 
 
-def _tried(
-    trial: Trial,
+def _checked(
+    check: SelfCheck,
     inputs: Inputs,
     plan: Plan,
     plans: AgreedPlans,
@@ -144,10 +153,12 @@ def _tried(
     agreement: Agreement,
 ) -> Plan:
     """The plan that the self-check found to be right."""
-    again = None if plans.rules_are_users else plans.make
-    plan = trial.run(inputs, plan, again=again, agreement=agreement)
+    replan = None if plans.rules_are_users else plans.make
+    plan = check.run(inputs, plan, replan=replan, agreement=agreement)
     if settings.sequence_parallel:
-        plan = trial.confirm(inputs, plans.with_sequence_parallel(), agreement=agreement)
+        plan = check.check_sequence_parallel(
+            inputs, plans.with_sequence_parallel(), agreement=agreement
+        )
     return plan
 
 
@@ -169,7 +180,7 @@ def _switch(
 
     def finish() -> None:
         conversion.keep_logits()
-        conversion.check_room(device)
+        conversion.check_memory(device)
 
     try:
         agreement.together(conversion.switch)
@@ -181,7 +192,7 @@ def _switch(
 
 @torch.no_grad()
 def _commit(conversion: Conversion, agreement: Agreement, device: torch.device | None) -> None:
-    if not isinstance(conversion, Handout):
+    if not isinstance(conversion, ScatterFromRank0):
         conversion.commit(device)
         return
 
@@ -220,7 +231,7 @@ def _refuse(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if _is_dtensor(tensor):
             raise ValueError(
-                f"{name} is a DTensor, sharded by somebody else already; load the model without a "
+                f"{name} is a DTensor, which is sharded already; load the model without a "
                 "tp_plan or device mesh"
             )
         if not isinstance(tensor, nn.Parameter):
@@ -240,7 +251,7 @@ def _refuse(model: nn.Module) -> None:
 
 def _is_dtensor(tensor: Tensor) -> bool:
     """Whether torch's own sharding, as behind transformers' ``tp_plan="auto"``, holds it."""
-    # Without the module nobody has made one, and importing it to ask would cost a second.
+    # Without the module there is none, and importing it to ask would cost a second.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -253,7 +264,7 @@ def _share_memory(*groups: tuple[TPGroup, torch.device]) -> None:
 
 
 def _nearby(group: TPGroup, place: torch.device) -> TPGroup:
-    """A group over the same ranks that can move tensors that lie in ``place``."""
+    """A group over the same ranks that can move tensors that are on ``place``."""
     if place.type == "cpu" and group.device.type != "cpu":
         return TPGroup(cpu_group(group.global_ranks))
     return group

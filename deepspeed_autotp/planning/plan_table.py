@@ -27,8 +27,8 @@ def plan_table(plan: Plan) -> Table:
     )
     rows = plan.table()
     everything = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
-    table.add_column("parameters", "whole model", overflow="fold")
-    table.add_column("cut", no_wrap=True)
+    table.add_column("parameters", "full model", overflow="fold")
+    table.add_column("kind", no_wrap=True)
     for name, total in (
         ("full", decimal(sum(row.full_bytes for row in rows))),
         ("per rank", ""),

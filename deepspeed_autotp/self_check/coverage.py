@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that are cut because of their names or sizes and that no input of the trial came to."""
+"""Layers that are sharded because of names or sizes and that no input of the self-check reached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from deepspeed_autotp._core import Plan, Source, index_pattern
 from deepspeed_autotp.self_check.compare import Difference
 
-_NEVER = "no input of the trial came there"
+_NEVER = "no input of the self-check reached it"
 
 
 def heuristic(plan: Plan) -> list[str]:
@@ -34,10 +34,10 @@ def idle(plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str]) -> li
 def never_ran(
     plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str], *, parts: Sequence[str]
 ) -> Difference | None:
-    """The guessed layers of which none in the same place of its classes ran, or None.
+    """The heuristic layers of which none in the same place of its classes ran, or None.
 
-    ``parts`` names the modules for images, sound and the like: the trial knows no input for
-    them, and they stay whole.
+    ``parts`` names the modules for images, sound and the like: the self-check knows no input for
+    them, and they stay replicated.
     """
     places = {_place(modules, name) for name in ran}
     never = [name for name in heuristic(plan) if _place(modules, name) not in places]
@@ -45,9 +45,9 @@ def never_ran(
         within = [name for name in never if name.startswith(f"{part}.")]
         if within:
             return Difference(
-                f"{_NEVER}; deepspeed_autotp.parallelize takes example_inputs with what it is for",
+                f"{_NEVER}; deepspeed_autotp.parallelize takes example_inputs that reach it",
                 _block(plan, part, within),
-                whole=True,
+                replicate=True,
             )
     return Difference(_NEVER, tuple(dict.fromkeys(map(index_pattern, never)))) if never else None
 
@@ -55,13 +55,13 @@ def never_ran(
 def _place(
     modules: Mapping[str, nn.Module], name: str
 ) -> tuple[type[nn.Module], type[nn.Module], str]:
-    """What layers have in common that do the same: not each expert is given tokens."""
+    """What layers with the same task have in common: not every expert is given tokens."""
     parent, _, leaf = name.rpartition(".")
     return type(modules[parent.rpartition(".")[0]]), type(modules[parent]), leaf
 
 
 def _block(plan: Plan, part: str, within: Sequence[str]) -> tuple[str, ...]:
-    """The part; or where a plan of its own cuts some of it, the layers that were guessed."""
+    """The part; or where a plan of its own shards some of it, the heuristic layers."""
     planned = (e for e in plan.entries if e.source is Source.TP_PLAN and e.is_sharded)
     if any(entry.name.startswith(f"{part}.") for entry in planned):
         return tuple(dict.fromkeys(map(index_pattern, within)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that the trial takes out of a plan that nobody wrote for them."""
+"""What becomes of blocks that differ under a plan that the user did not write."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.self_check.compare import Difference, covers
 
 
-class Again(Protocol):
-    """Makes the plan anew, with modules left whole and others cut layer by layer."""
+class Replan(Protocol):
+    """Makes the plan anew, with some modules replicated and others sharded layer by layer."""
 
     def __call__(
         self, replicated: Sequence[str], individual: Sequence[str], *, heuristics: bool = True
@@ -19,36 +19,38 @@ class Again(Protocol):
         """``heuristics``: layers may be sharded because of their names."""
 
 
-class Exempt:
-    """What was found to differ: its layers are cut one by one; where that differs, too, or there
-    is no layer to cut, it stays whole."""
+class Fallback:
+    """A block that differs is sharded layer by layer; where that differs, too, or there is no layer
+    to shard, it is replicated."""
 
     def __init__(self) -> None:
-        self._apart: list[str] = []
-        self._whole: list[str] = []
+        self._individual: list[str] = []
+        self._replicated: list[str] = []
         self._reasons: dict[tuple[str, ...], str] = {}
 
-    def plan_without(self, found: Difference, again: Again) -> Plan:
-        """ValueError where nothing would be left to cut."""
-        if set(found.block) <= set(self._whole):
-            raise ValueError(f"{found.text}; leaving it whole did not help")
+    def plan_without(self, found: Difference, replan: Replan) -> Plan:
+        """ValueError where nothing would be left to shard."""
+        if set(found.block) <= set(self._replicated):
+            raise ValueError(f"{found.text}; replicating it did not help")
         if not found.quiet:
             self._reasons[found.block] = found.text
-        fresh = [name for name in found.block if not found.whole and name not in self._apart]
+        fresh = [
+            name for name in found.block if not found.replicate and name not in self._individual
+        ]
         if fresh:
-            self._apart += fresh
-            plan = _attempt(again, self._whole, self._apart)
+            self._individual += fresh
+            plan = _attempt(replan, self._replicated, self._individual)
             if plan is not None and any(covers(fresh, f"{x.module}.") for x in plan.layers):
                 return plan
-        self._whole += found.block
+        self._replicated += found.block
         try:
-            return again(self._whole, self._apart)
+            return replan(self._replicated, self._individual)
         except ValueError as error:
             raise ValueError(f"{found.text}; and without that, {error}") from error
 
-    def leave_whole(self, names: Sequence[str]) -> None:
-        """Leave modules whole that nobody expects to be cut, without a warning."""
-        self._whole += names
+    def replicate(self, names: Sequence[str]) -> None:
+        """Replicate modules without a warning: no rule asks for their shards."""
+        self._replicated += names
 
     def warnings(self) -> list[str]:
         """One for each block."""
@@ -58,13 +60,13 @@ class Exempt:
         ]
 
     def _fate(self, block: tuple[str, ...]) -> str:
-        if set(block) <= set(self._whole):
-            return "stays whole on every rank"
-        return "is cut layer by layer, each giving or taking whole activations"
+        if set(block) <= set(self._replicated):
+            return "stays replicated"
+        return "is sharded layer by layer, with full activations between the layers"
 
 
-def _attempt(again: Again, whole: Sequence[str], apart: Sequence[str]) -> Plan | None:
+def _attempt(replan: Replan, replicated: Sequence[str], individual: Sequence[str]) -> Plan | None:
     try:
-        return again(whole, apart)
+        return replan(replicated, individual)
     except ValueError:
         return None

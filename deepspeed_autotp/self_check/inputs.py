@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trial of a model is run with, if it is tried at all."""
+"""The inputs of a self-check, and whether there is one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from deepspeed_autotp.planning.model_description import Description
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# A trial runs the whole model three times over sixteen tokens. Beyond this many parameters
-# that takes minutes on a host, so it runs only where it is asked for, or where nobody wrote the
-# rules.
-_LARGEST_TRIAL = 2_000_000_000
+# A self-check runs the full model three times over sixteen tokens. Beyond this many parameters that
+# takes minutes on a CPU, so it runs only where it is asked for, or where no rules were written.
+_LARGEST_CHECKED = 2_000_000_000
 
 
 class Inputs:
-    """Keyword arguments of the model; ``insist`` where a trial that cannot run is an error."""
+    """Keyword arguments of the model; ``insist``: a self-check that cannot run is an error."""
 
     def __init__(self, values: Mapping[str, object], *, insist: bool) -> None:
         self.values = values
@@ -38,23 +37,25 @@ def agreed_inputs(
     given: Mapping[str, object] | None,
     agreement: Agreement,
     *,
-    by_first: bool,
+    only_on_rank0: bool,
 ) -> Inputs | None:
-    """What the trial is run with, the same on every rank, or None for no trial.
+    """The inputs of the self-check, the same on every rank, or None for no self-check.
 
-    There is none where only the first rank of each model holds weights, ``by_first``. ValueError
-    on every rank when the trial was asked for and cannot be, as when no inputs are known, or when
-    the ranks were given different ones.
+    There is none with ``only_on_rank0``, where only TP rank 0 has the weights. ValueError on every
+    rank when a self-check was asked for and cannot be, as when no inputs are known, or when the
+    ranks were given different ones.
     """
-    if by_first:
-        agreement.together(lambda: _untriable(model, settings, given, warn=agreement.is_first))
+    if only_on_rank0:
+        agreement.together(
+            lambda: _without_weights(model, settings, given, warn=agreement.is_first)
+        )
         return None
     inputs = agreement.together(
         lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
     )
     values = {} if inputs is None else inputs.values
     said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
-    agreement.same({"a trial": str(inputs is not None), **said}, "what the trial is run with")
+    agreement.same({"a self-check": str(inputs is not None), **said}, "the self-check")
     return inputs
 
 
@@ -79,28 +80,30 @@ def _inputs(
     if values is None:
         values = interop.token_inputs(model, device=description.parameters[0].device)
     if values is None:
-        _untried(name, settings, insist=insist, warn=warn)
+        _without_inputs(name, settings, insist=insist, warn=warn)
         return None
     ruled = settings.get_partition_config_object() is not None or interop.tp_plan(model)
-    if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_TRIAL:
+    if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_CHECKED:
         if warn:
-            _log.info("no trial of a model this large; self_check: true runs it")
+            _log.info(
+                "no self-check of a model of this size; tensor_parallel.self_check: true runs it"
+            )
         return None
     return Inputs(values, insist=insist)
 
 
-def _untriable(
+def _without_weights(
     model: nn.Module,
     settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
     *,
     warn: bool,
 ) -> None:
-    """A warning, or a ValueError where a trial was asked for, of ranks that have no weights."""
+    """A warning, or a ValueError where a self-check was asked for, of ranks without weights."""
     if settings.self_check is False:
         return
     name = type(model).__name__
-    why = f"only the first rank of each model holds the weights of {name}"
+    why = f"only TP rank 0 has the weights of {name}"
     asked = {
         "self_check": settings.self_check is True,
         "example_inputs": given is not None,
@@ -108,33 +111,32 @@ def _untriable(
     }
     if keys := [key for key, is_on in asked.items() if is_on]:
         raise ValueError(
-            f"{keys[0]} asks for a trial of the plan, which all ranks run with whole weights, but "
-            f"{why}; load them on every rank, or set tensor_parallel.self_check to false"
+            f"{keys[0]} asks for a self-check, which all ranks run with full weights, but {why}; "
+            "load them on every rank, or set tensor_parallel.self_check to false"
         )
     if warn:
         _log.warning(
-            "the plan for %s is not tried, since %s: a wrong rule would train wrongly in silence. "
-            "Load the weights of a smaller model of its kind on every rank to have the plan tried, "
-            "and set tensor_parallel.self_check to false once it was.",
+            "no self-check of the plan for %s, since %s: a wrong rule would train wrongly without "
+            "an error. Load the weights of a smaller model of its kind on every rank to check the "
+            "plan, then set tensor_parallel.self_check to false.",
             name,
             why,
         )
 
 
-def _untried(name: str, settings: TPTrainingConfig, *, insist: bool, warn: bool) -> None:
-    """A warning, or a ValueError where a trial was insisted on, for a model of unknown inputs."""
+def _without_inputs(name: str, settings: TPTrainingConfig, *, insist: bool, warn: bool) -> None:
+    """A warning, or a ValueError where a self-check has to be, for a model of unknown inputs."""
     if insist:
         key = "sequence_parallel" if settings.sequence_parallel else "self_check"
         raise ValueError(
-            f"{key} is on, but what {name} takes as input is not known; "
-            "pass example_inputs to deepspeed_autotp.parallelize"
+            f"tensor_parallel.{key}: got true, which needs a self-check, but the inputs of {name} "
+            "are not known; pass example_inputs to deepspeed_autotp.parallelize"
         )
     if warn:
         _log.warning(
-            "the plan for %s is not tried, since what it takes as input is not known: a wrong "
-            "rule would train wrongly in silence. Pass example_inputs to "
-            "deepspeed_autotp.parallelize, which may come before initialize, or set "
-            "tensor_parallel.self_check to false.",
+            "no self-check of the plan for %s, since its inputs are not known: a wrong rule would "
+            "train wrongly without an error. Pass example_inputs to deepspeed_autotp.parallelize, "
+            "which may come before initialize, or set tensor_parallel.self_check to false.",
             name,
         )
 

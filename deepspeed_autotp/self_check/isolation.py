@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trial run must leave as it was: modes, attributes, buffers and random numbers."""
+"""What a run of the self-check must leave as it was: modes, attributes, buffers, RNG state."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _SEED = 20
 
 
 @contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without autocast; afterwards model and random numbers are as before.
+def isolated(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without autocast; afterwards model and RNG state are as before.
 
     The flags are set without calling ``eval``: some modules merge weights there.
     """
     saved = [_Saved(module) for module in model.modules()]
-    numbers = random.getstate()
+    state = random.getstate()
     try:
         with _forked(device), torch.autocast(device.type, enabled=False):
             for module in model.modules():
                 module.training = False
             yield
     finally:
-        random.setstate(numbers)
+        random.setstate(state)
         for one in saved:
             one.restore()
 
 
-def forget(error: BaseException) -> None:
-    """Let go of what the frames of a failed run hold: its graph would go on to know parameters in
-    the shapes that they were lent in, and refuse their gradients in the next run."""
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__context__
+def drop_frames(error: BaseException) -> None:
+    """Drop what the frames of a failed run hold: its graph would keep the parameters in the shapes
+    of their views, and refuse their gradients in the next run."""
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__context__
 
 
-def same_numbers(device: torch.device) -> None:
-    """Let the next random numbers be the same in every run and on every rank."""
+def fix_rng(device: torch.device) -> None:
+    """Give every run and every rank the same RNG state."""
     random.seed(_SEED)
     torch.default_generator.manual_seed(_SEED)
     if device.type == "cuda":

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Sums in another order differ by rounding; a wrong cut differs by about one. Between the
-# two there is a wide gap, and these bounds lie in it.
+# Sums in another order differ by rounding; a wrong shard differs by about one. Between the
+# two there is a wide gap, and these bounds are in it.
 _BOUNDS = {
     torch.float64: 1e-6,  # norms compute in float32 whatever the model does
     torch.float32: 2e-3,
@@ -27,7 +27,7 @@ def differs(got: Tensor, expected: Tensor, *, least: float = 0.0) -> str | None:
     """How ``got`` differs from ``expected``, in words, or None where only rounding differs.
 
     The error is relative to the root mean square of ``expected``, or to ``least`` where that is
-    larger: what should vanish is rounding alone, and no measure of itself.
+    larger: what should vanish is rounding alone, and no scale for itself.
     """
     if got.shape != expected.shape:
         return f"has shape {list(got.shape)} instead of {list(expected.shape)}"
@@ -38,4 +38,4 @@ def differs(got: Tensor, expected: Tensor, *, least: float = 0.0) -> str | None:
     bound = _BOUNDS.get(expected.dtype, _BOUNDS[torch.float32])
     if error <= bound:
         return None
-    return f"differs from the whole model's by {error:.2g} of its norm (allowed {bound:.0e})"
+    return f"differs from the full model's by {error:.2g} of its norm (allowed {bound:.0e})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be seen of one run of a model: who ran, what came out, and gradients."""
+"""One run of a model as hooks see it: which modules ran, their outputs, gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepspeed_autotp import interop
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one call of a module gave, and the modules that ran since the output before."""
+    """What one call of a module returned, and the modules that ran since the output before."""
 
     module: str
     tensors: tuple[Tensor, ...]
@@ -24,7 +24,7 @@ class Output:
 
 
 @dataclass(slots=True)
-class Seen:
+class Run:
     """``gradients`` by the index of the parameter; ``running`` is innermost last."""
 
     outputs: list[Output] = field(default_factory=list)
@@ -38,11 +38,11 @@ class Seen:
         return [name for output in self.outputs for name in output.since] + self.ran
 
 
-class Watch:
+class Trace:
     """Within it, hooks on every module of ``modules``; outputs of ``exits`` are kept."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, exits: Collection[str]) -> None:
-        self.seen = Seen()
+        self.run = Run()
         self._modules = modules
         self._exits = exits
         self._hooks: list[RemovableHandle] = []
@@ -64,30 +64,30 @@ class Watch:
 
     def differentiate(self, parameters: Mapping[int, nn.Parameter]) -> None:
         """Gradients of a fixed weighted sum of the outputs."""
-        seen = self.seen
-        ends = [t for t in seen.finals if t.requires_grad]
+        run = self.run
+        ends = [t for t in run.finals if t.requires_grad]
         if ends and parameters:
             found = torch.autograd.grad(
                 ends, list(parameters.values()), [_weights(t) for t in ends], allow_unused=True
             )
-            seen.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
-        seen.finals = [t.detach() for t in seen.finals]
+            run.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
+        run.finals = [t.detach() for t in run.finals]
 
     def _enter(self, name: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:
-            self.seen.running.append(name)
-            self.seen.ran.append(name)
+            self.run.running.append(name)
+            self.run.ran.append(name)
 
         return hook
 
     def _leave(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            seen = self.seen
-            seen.running.pop()
+            run = self.run
+            run.running.pop()
             if name in self._exits:
                 tensors = tuple(t.detach().clone() for t in interop.output_tensors(output))
-                seen.outputs.append(Output(name, tensors, tuple(seen.ran)))
-                seen.ran.clear()
+                run.outputs.append(Output(name, tensors, tuple(run.ran)))
+                run.ran.clear()
 
         return hook
 

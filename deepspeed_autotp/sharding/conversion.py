@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step from a whole model to a sharded one, and back.
+"""The step from an unsharded model to a sharded one, and back.
 
-Everything but the cutting of tensors is recorded and can be undone: module classes, integer
+Everything but the sharding of tensors is recorded and can be undone: module classes, integer
 attributes, gradient hooks and the data of parameters.
 """
 
@@ -23,8 +23,8 @@ from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shard_sequence
-from deepspeed_autotp.sharding.partition import check_room, cut_parameters, move_parameters
-from deepspeed_autotp.sharding.pinned_copy import Staging
+from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
+from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
 from deepspeed_autotp.state.tensor_parallel import shard_of
 from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight, WeightAccess
@@ -44,7 +44,7 @@ class Conversion:
         self._input = SharedInput(group, overlap=overlap)
         self._weight_access = WeightAccess()
         self._undo: list[Callable[[], None]] = []
-        self._staging: Staging | None = None
+        self._copy: PinnedCopy | None = None
 
     def switch(self) -> None:
         """Give modules their sharded classes, local integers and gradient hooks."""
@@ -77,12 +77,12 @@ class Conversion:
         if head is not None:
             self._undo.append(keep_logits_sharded(self._modules[""], self._modules[head.module]))
 
-    def lend(self) -> None:
-        """Let every cut parameter be its shard as a view of the whole weight.
+    def swap_in_views(self) -> None:
+        """Let every sharded parameter be a view of its shard in the full weight.
 
         A shard of several runs cannot be a view and is a copy.
         """
-        for index, entry in self._cut_entries():
+        for index, entry in self._sharded_entries():
             parameter = self._parameters[index]
             rank = self._group.rank
             view = packing.narrow(
@@ -91,46 +91,46 @@ class Conversion:
                 runs=entry.runs(rank),
                 shape=entry.local_shape(rank),
             )
-            self._lay(
+            self._swap_data(
                 parameter,
                 shard_of(parameter.data, entry=entry, rank=rank) if view is None else view,
             )
 
-    def check_room(self, device: torch.device | None) -> None:
-        """Take what ``commit`` needs; ValueError where this rank's part does not fit there."""
+    def check_memory(self, device: torch.device | None) -> None:
+        """Allocate what ``commit`` needs; ValueError where this rank's shards do not fit there."""
         if device is None or device == self._parameters[0].device:
             return
-        self._check_room(device)
+        self._check_memory(device)
         if self._parameters[0].device.type == "cpu":
-            self._staging = Staging(device)
+            self._copy = PinnedCopy(device)
 
-    def _check_room(self, device: torch.device) -> None:
+    def _check_memory(self, device: torch.device) -> None:
         buffers = list(self._modules[""].buffers())
         sizes = [row.local_bytes[self._group.rank] for row in self._plan.table()]
         sizes += [buffer.nbytes for buffer in buffers]
-        check_room(sum(sizes), len(self._parameters) + len(buffers), device)
+        check_memory(sum(sizes), len(self._parameters) + len(buffers), device)
 
     def commit(self, device: torch.device | None = None) -> None:
-        """Cut the tensors; a storage is free as soon as its shard is made.
+        """Shard the tensors; a storage is freed as soon as its shard is made.
 
         With a ``device`` other than theirs, the shards and all else of the model go there;
-        ``check_room`` has to come before.
+        ``check_memory`` has to come before.
         """
         rank = self._group.rank
         if device is None or device == self._parameters[0].device:
-            entries = ((self._parameters[index], entry) for index, entry in self._cut_entries())
-            cut_parameters(entries, rank=rank)
+            entries = ((self._parameters[index], entry) for index, entry in self._sharded_entries())
+            shard_parameters(entries, rank=rank)
         else:
-            if self._staging is not None:
+            if self._copy is not None:
                 pairs = zip(self._parameters, self._plan.entries, strict=True)
-                move_parameters(pairs, rank=rank, staging=self._staging)
-                self._staging = None
+                move_parameters(pairs, rank=rank, copy=self._copy)
+                self._copy = None
             else:
                 self.commit()
             self._modules[""].to(device)
-        for index, _ in self._cut_entries():
+        for index, _ in self._sharded_entries():
             replace_data(self._parameters[index], self._parameters[index].data)
-        torch.clear_autocast_cache()  # it may have copies of the whole weights
+        torch.clear_autocast_cache()  # it may have copies of the full weights
 
     def undo(self) -> None:
         """Back to the model as it was before this conversion. Not possible after ``commit``."""
@@ -138,7 +138,7 @@ class Conversion:
         while self._undo:
             self._undo.pop()()
 
-    def _cut_entries(self) -> list[tuple[int, Entry]]:
+    def _sharded_entries(self) -> list[tuple[int, Entry]]:
         return [
             (index, entry)
             for index, entry in enumerate(self._plan.entries)
@@ -203,7 +203,7 @@ class Conversion:
 
         self._undo.append(back)
 
-    def _lay(self, parameter: nn.Parameter, data: Tensor) -> None:
+    def _swap_data(self, parameter: nn.Parameter, data: Tensor) -> None:
         before = parameter.data
         replace_data(parameter, data)
         self._undo.append(lambda: replace_data(parameter, before))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters to their shards, once nothing can fail any more.
+"""Parameters replaced by their shards, once nothing can fail any more.
 
-A large tensor is cut by itself and its memory given back before the next one; small tensors on a
-GPU are cut together, since starting a kernel for each takes longer than the copies. Where there is
-no memory for a shard beside its tensor, it is packed in the tensor's own. From a host to a GPU goes
-what this rank holds alone.
+A large tensor is sharded alone and its memory freed before the next one; small tensors on a GPU are
+sharded together, since a kernel launch for each takes longer than the copies. Where there is no
+memory for a shard beside its tensor, it is packed in the tensor's own. Only this rank's shard goes
+from the CPU to a GPU.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
 from deepspeed_autotp.native import operators, packing
-from deepspeed_autotp.sharding.pinned_copy import Staging
+from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 
-__all__ = ["check_room", "cut_parameters", "move_parameters"]
+__all__ = ["check_memory", "shard_parameters", "move_parameters"]
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# A tensor of at most so many bytes is small: a GPU copies it in less time than a launch takes.
+# A tensor of at most this many bytes is small: a GPU copies it in less time than a launch takes.
 _SMALL = 1 << 20
 # What torch's allocator rounds the size of each tensor up to, and what it may lose between them.
 _ROUNDED = 512
 _MARGIN = 64 << 20
-# What a RuntimeError about memory says. torch's stable ABI hands on no reason, only the call.
+# What a RuntimeError about memory says. torch's stable ABI gives no reason, only the call.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "aoti_torch_empty_strided")
-# Bytes of small tensors that are there twice for a while.
+# Bytes of small tensors that exist twice for a while.
 _TOGETHER = 64 << 20
 
 
-def check_room(size: int, tensors: int, device: torch.device) -> None:
-    """ValueError where ``size`` bytes in ``tensors`` are not to be had on a GPU."""
+def check_memory(size: int, tensors: int, device: torch.device) -> None:
+    """ValueError where a GPU has no memory for ``size`` bytes in ``tensors``."""
     if device.type != "cuda":
         return
     try:
@@ -44,12 +44,12 @@ def check_room(size: int, tensors: int, device: torch.device) -> None:
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"this rank's part of the model, {decimal(size)}, does not fit on {device}: {reason}"
+            f"this rank's shards, {decimal(size)}, do not fit on {device}: {reason}"
         ) from None
 
 
-def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
-    """Let every parameter be the shard of its entry that ``rank`` holds."""
+def shard_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
+    """Replace every parameter's data by the shard of its entry on ``rank``."""
     for several in _batches(parameters):
         cuts = [_cut(entry, rank) for _, entry in several]
         try:
@@ -66,16 +66,16 @@ def cut_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: in
 
 
 def move_parameters(
-    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, staging: Staging
+    parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int, copy: PinnedCopy
 ) -> None:
-    """As ``cut_parameters``, from a host to a device; whole parameters move, too."""
+    """As ``shard_parameters``, from the CPU to a device; replicated parameters move, too."""
     for parameter, entry in parameters:
         if entry.is_tied:
             continue
         if entry.is_sharded:
-            parameter.data = staging.shard(parameter.data, _cut(entry, rank))
+            parameter.data = copy.shard(parameter.data, _cut(entry, rank))
         else:
-            parameter.data = staging.whole(parameter.data)
+            parameter.data = copy.full(parameter.data)
 
 
 def _cut(entry: Entry, rank: int) -> packing.ShardSlice:
@@ -85,7 +85,7 @@ def _cut(entry: Entry, rank: int) -> packing.ShardSlice:
 def _batches(
     parameters: Iterable[tuple[nn.Parameter, Entry]],
 ) -> Iterator[list[tuple[nn.Parameter, Entry]]]:
-    """Large and host tensors one by one, small ones of one GPU together."""
+    """Large tensors and those on the CPU one by one, small ones of one GPU together."""
     waiting: list[tuple[nn.Parameter, Entry]] = []
     size = 0
     for parameter, entry in parameters:
@@ -109,16 +109,16 @@ def _is_no_memory(error: Exception) -> bool:
 
 def _in_place(full: Tensor, cut: packing.ShardSlice, entry: Entry, error: Exception) -> Tensor:
     _log.warning(
-        "%s: no memory for the shard beside the whole weight (%s); it keeps the whole weight's "
-        "memory, of which it uses the front; who else holds that memory finds it overwritten",
+        "%s: no memory for the shard beside the full weight (%s); the shard is packed at the front "
+        "of the full weight's memory, which overwrites other tensors that share that memory",
         entry.name,
         " ".join(str(error).split()) or type(error).__name__,
     )
     try:
         return packing.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
-    except ValueError:  # runs in an order, or a layout, that would overwrite what is still needed
+    except ValueError:  # runs in an order, or strides, that would overwrite what is still needed
         shard = packing.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
         if full.is_contiguous() or full.untyped_storage().nbytes() == full.nbytes:
             return full.as_strided(shard.shape, shard.stride()).copy_(shard)
-        # What lies between its elements is not its own.
+        # What is between its elements is not its own.
         return full.narrow(entry.dim, 0, shard.shape[entry.dim]).copy_(shard)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a model that only the first rank of a group holds to one that is sharded over all of them.
+"""From a model whose weights only TP rank 0 has to one that is sharded over all ranks.
 
-The first rank cuts one weight after the other for all ranks, hands out the parts and lets go of the
-whole, so that no other rank ever holds one that is cut. Memory for the parts is there before the
+TP rank 0 shards one weight after the other for all ranks, scatters the shards and frees the full
+weight, so that no other rank ever has a full one. Memory for the shards is allocated before the
 first of them is sent.
 """
 
@@ -21,11 +21,11 @@ from deepspeed_autotp.sharding.conversion import Conversion, replace_data
 from deepspeed_autotp.state.tensor_parallel import shard_of, shard_sizes
 
 
-class Handout(Conversion):
-    """A conversion in which every rank but the first begins with tensors on the meta device.
+class ScatterFromRank0(Conversion):
+    """A conversion in which every rank but TP rank 0 begins with tensors on the meta device.
 
-    ``nearby`` moves tensors from where the first rank has them, and ``place`` is where this rank's
-    part of the model is to lie.
+    ``nearby`` is a group that can move tensors from where TP rank 0 has them, and this rank's
+    shards go to ``device``.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class Handout(Conversion):
         group: TPGroup,
         overlap: bool,
         nearby: TPGroup,
-        place: torch.device,
+        device: torch.device,
     ) -> None:
         super().__init__(description, plan=plan, group=group, overlap=overlap)
         self._nearby = nearby
-        self._place = place
+        self._device = device
 
     def switch(self) -> None:
-        """As of any conversion; before, give this rank's tensors memory, of its shards' shapes."""
+        """As any conversion; before, allocate memory for this rank's tensors in shard shapes."""
         if self._group.rank > 0:
-            self._check_room(self._place)
+            self._check_memory(self._device)
             for parameter, entry in self._own_entries():
                 self._fill(entry.name, parameter, entry.local_shape(self._group.rank))
             for name, buffer in self._modules[""].named_buffers():
@@ -53,36 +53,36 @@ class Handout(Conversion):
                     self._fill(name, buffer, buffer.shape)
         super().switch()
 
-    def check_room(self, device: torch.device | None) -> None:
-        """ValueError where the first rank's part does not fit where it goes."""
-        if self._group.rank == 0 and self._place != self._parameters[0].device:
-            self._check_room(self._place)
+    def check_memory(self, device: torch.device | None) -> None:
+        """ValueError where the shards of TP rank 0 do not fit on their device."""
+        if self._group.rank == 0 and self._device != self._parameters[0].device:
+            self._check_memory(self._device)
 
     def commit(self, device: torch.device | None = None) -> None:
-        """Hand out all weights and buffers, and the modes of modules. All ranks call it.
+        """Scatter all weights, and broadcast buffers and the modes of modules. All ranks call it.
 
         Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
         """
-        with failure_barrier(self._nearby), open_transport(self._nearby, self._place) as parts:
+        with failure_barrier(self._nearby), open_transport(self._nearby, self._device) as parts:
             for parameter, entry in self._own_entries():
                 if not entry.is_sharded:
-                    self._share(parameter)
-                    parameter.data = parameter.data.to(self._place)
+                    self._broadcast(parameter)
+                    parameter.data = parameter.data.to(self._device)
                 else:
-                    self._hand_out(parameter, entry, parts)
+                    self._scatter(parameter, entry, parts)
             for buffer in self._modules[""].buffers():
-                self._share(buffer)
-            self._share_modes()
+                self._broadcast(buffer)
+            self._broadcast_modes()
         if device is not None or self._group.rank > 0:
-            self._modules[""].to(self._place)
-        torch.clear_autocast_cache()  # it may have copies of the whole weights
+            self._modules[""].to(self._device)
+        torch.clear_autocast_cache()  # it may have copies of the full weights
 
     def _own_entries(self) -> list[tuple[nn.Parameter, Entry]]:
         """Each parameter once, whatever names it has."""
         pairs = zip(self._parameters, self._plan.entries, strict=True)
         return [(parameter, entry) for parameter, entry in pairs if not entry.is_tied]
 
-    def _hand_out(self, parameter: nn.Parameter, entry: Entry, parts: Transport) -> None:
+    def _scatter(self, parameter: nn.Parameter, entry: Entry, parts: Transport) -> None:
         kind = shard_sizes(parameter, entry, self._nearby.size)
         if self._nearby.rank > 0:
             parts.scatter(None, parameter.data, kind)
@@ -90,26 +90,26 @@ class Handout(Conversion):
         own = shard_of(parameter.data, entry=entry, rank=0)
         others = [_part(parameter.data, entry, rank) for rank in range(1, self._nearby.size)]
         parts.scatter([own, *others], own, kind)
-        replace_data(parameter, own.to(self._place))
+        replace_data(parameter, own.to(self._device))
 
-    def _share(self, tensor: Tensor) -> None:
+    def _broadcast(self, tensor: Tensor) -> None:
         self._nearby.announce()
         if tensor.numel():
             self._nearby.broadcast(tensor)
 
-    def _share_modes(self) -> None:
-        """Training or evaluation as on the first rank, where a loader may have chosen it."""
+    def _broadcast_modes(self) -> None:
+        """Training or evaluation as on TP rank 0, where a loader may have chosen it."""
         modules = list(self._modules.values())
         modes = torch.tensor([module.training for module in modules])
-        self._share(modes)
+        self._broadcast(modes)
         for module, mode in zip(modules, modes.tolist(), strict=True):
             module.training = mode
 
     def _fill(self, name: str, tensor: Tensor, shape: torch.Size | tuple[int, ...]) -> None:
         """Let ``tensor`` have memory for ``shape`` and stay the object that it is.
 
-        A tensor on the meta device takes no ``.data`` from another one. What does not fit the
-        first rank's object of that name is refused where the ranks compare their models.
+        A tensor on the meta device takes no ``.data`` from another one. What does not fit TP rank
+        0's tensor of that name is refused where the ranks compare their models.
         """
         if type(tensor) not in (Tensor, nn.Parameter):
             raise ValueError(
@@ -121,7 +121,7 @@ class Handout(Conversion):
                 f"{name} is on the meta device and has a gradient hook, which would be lost; "
                 "register it after sharding"
             )
-        held: Tensor = torch.empty(shape, dtype=tensor.dtype, device=self._place)
+        held: Tensor = torch.empty(shape, dtype=tensor.dtype, device=self._device)
         if isinstance(tensor, nn.Parameter):
             held = nn.Parameter(held, requires_grad=tensor.requires_grad)
         vars(held).update(vars(tensor))
@@ -129,8 +129,8 @@ class Handout(Conversion):
             torch.utils.swap_tensors(tensor, held)
         except RuntimeError as error:
             raise ValueError(
-                f"{name} is on the meta device and cannot be given memory, since something else "
-                f"refers to it ({error}); shard the model before anything else is done with it"
+                f"{name} is on the meta device, and no memory can be allocated for it, since "
+                f"something else refers to it ({error}); shard the model first"
             ) from None
         self._undo.append(lambda: torch.utils.swap_tensors(tensor, held))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ranks hold the weights of a model before it is sharded: all, or the first of each group.
+"""Which ranks have the weights of a model before it is sharded: all, or TP rank 0 of each group.
 
 The others then have built it under ``torch.device("meta")``: names, shapes and data types, but no
-values. Every rank answers alike, and refuses alike what is neither.
+values. Every rank gets the same answer; what is neither is refused on every rank.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """``place`` is where the weights lie, or where a rank without any is to have its own.
+class WeightLocation:
+    """``device`` has the weights, or is to have those of a rank without any.
 
-    ``by_first`` says that only the first rank of each group holds them.
+    ``only_on_rank0``: only TP rank 0 of each group has them.
     """
 
-    place: torch.device
-    by_first: bool
+    device: torch.device
+    only_on_rank0: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _RankReport:
     """What a rank tells the others of itself."""
 
     rank: int
@@ -44,7 +44,7 @@ class _Said:
     partitioned: bool
 
     @property
-    def is_first(self) -> bool:
+    def is_tp_rank0(self) -> bool:
         return self.rank == self.group[0]
 
     @property
@@ -52,11 +52,13 @@ class _Said:
         return self.device == "meta"
 
 
-def agreed_holding(description: Description, group: TPGroup, agreement: Agreement) -> Holding:
-    """Who holds the weights, on every rank; ValueError on all of them as in the module's words."""
+def locate_weights(
+    description: Description, group: TPGroup, agreement: Agreement
+) -> WeightLocation:
+    """Who has the weights, on every rank; ValueError on all of them as the module says."""
     own = description.parameters[0].device
     said = agreement.exchange(
-        _Said(
+        _RankReport(
             rank=dist.get_rank(),
             group=group.global_ranks,
             device=own.type,
@@ -64,46 +66,45 @@ def agreed_holding(description: Description, group: TPGroup, agreement: Agreemen
         )
     )
     if not any(each.has_none for each in said):
-        return Holding(own, by_first=False)
+        return WeightLocation(own, only_on_rank0=False)
     _refuse(said)
     (kind,) = {each.device for each in said if each.rank == group.global_ranks[0]}
     if group.rank == 0:
-        return Holding(own, by_first=True)
+        return WeightLocation(own, only_on_rank0=True)
     place = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else kind
-    return Holding(torch.device(place), by_first=True)
+    return WeightLocation(torch.device(place), only_on_rank0=True)
 
 
-def _refuse(said: Sequence[_Said]) -> None:
+def _refuse(said: Sequence[_RankReport]) -> None:
     """ValueError where some weights are on the meta device and others would have to be."""
-    if empty := [each for each in said if each.is_first and each.has_none]:
+    if empty := [each for each in said if each.is_tp_rank0 and each.has_none]:
         raise ValueError(
-            f"all weights are on the meta device on {_ranks(empty)}, which {_are_first(empty)} of "
-            "the ranks that share a model and hands the others their parts: load them there before "
-            "sharding"
+            f"all weights are on the meta device on {_ranks(empty)}, which {_are_rank0(empty)} of "
+            "a TP group and scatters the shards to the other ranks: load them there before sharding"
         )
-    others = [each for each in said if not each.is_first]
+    others = [each for each in said if not each.is_tp_rank0]
     if full := [each for each in others if not each.has_none]:
         none = [each for each in others if each.has_none]
         raise ValueError(
             f"all weights are on the meta device on {_ranks(none)}, but not on {_ranks(full)}: "
-            "load them on every rank, or leave them on the meta device on every rank but the first "
-            "of each model"
+            "load them on every rank, or leave them on the meta device on every rank but TP rank 0 "
+            "of each group"
         )
     if held := [each for each in said if each.partitioned]:
         raise ValueError(
-            f"deepspeed.zero.Init holds the weights on {_ranks(held)}, and they are on the meta "
-            "device on other ranks: build the model under one of the two on all ranks, or load it "
-            "outside of zero.Init"
+            f"deepspeed.zero.Init has partitioned the weights on {_ranks(held)}, and they are on "
+            "the meta device on other ranks: build the model under one of the two on all ranks, or "
+            "load it outside of zero.Init"
         )
 
 
-def _ranks(said: Sequence[_Said]) -> str:
+def _ranks(said: Sequence[_RankReport]) -> str:
     named = ", ".join(str(each.rank) for each in said[:_NAMED])
     return f"rank{'s' if len(said) > 1 else ''} {named}" + (", ..." if len(said) > _NAMED else "")
 
 
-def _are_first(said: Sequence[_Said]) -> str:
-    return "are each the first" if len(said) > 1 else "is the first"
+def _are_rank0(said: Sequence[_RankReport]) -> str:
+    return "are each TP rank 0" if len(said) > 1 else "is TP rank 0"
 
 
 def refuse_partly_there(model: nn.Module) -> None:
@@ -117,7 +118,7 @@ def refuse_partly_there(model: nn.Module) -> None:
     if missing and there:
         raise ValueError(
             f"{missing[0]} is on the meta device, but {there[0]} is not; load all weights before "
-            "sharding, or leave all of them there on every rank but the first of each model"
+            "sharding, or leave all of them there on every rank but TP rank 0 of each group"
         )
     if missing:
         _refuse_attributes(model)
@@ -128,13 +129,13 @@ def refuse_partly_there(model: nn.Module) -> None:
 
 
 def _refuse_attributes(model: nn.Module) -> None:
-    """ValueError for a tensor without values that nobody would hand out."""
+    """ValueError for a tensor without values that would not be scattered."""
     known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor) and value.is_meta and id(value) not in known:
                 raise ValueError(
-                    f"{name}.{key} is a tensor on the meta device and no buffer, so that the first "
-                    "rank would not hand it out; give it to register_buffer, or load the model on "
+                    f"{name}.{key} is a tensor on the meta device, but no buffer, so that TP rank "
+                    "0 would not broadcast it; pass it to register_buffer, or load the model on "
                     "every rank"
                 )

@@ -17,7 +17,7 @@ from deepspeed_autotp.planning.model_description import Description
 _log = logging.getLogger("deepspeed_autotp")
 
 # Elements of each parameter that are compared. Weights that were drawn or loaded differently
-# differ nearly everywhere, so a few tell; reading all of them would cost a pass over the model.
+# differ nearly everywhere, so a few show it; reading all of them would cost a pass over the model.
 _SAMPLE = 64
 
 
@@ -39,13 +39,13 @@ def _nothing() -> None:
 
 
 @torch.no_grad()
-def share_weights(
+def broadcast_weights(
     description: Description, group: TPGroup, *, agreement: Agreement, keep: bool
 ) -> Callable[[], None]:
-    """Give every rank the first rank's weights, where the ranks hold different ones.
+    """Give every rank the weights of TP rank 0, where the ranks have different ones.
 
     As data parallelism does; shards of different models would make no model. The function
-    returned gives the ranks their own weights back, of which a copy was kept with ``keep``.
+    returned restores the ranks' own weights, of which a copy was kept with ``keep``.
     """
     model = description.modules[""]
     tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
@@ -56,17 +56,17 @@ def share_weights(
         return _nothing
     if group.rank == 0:
         _log.warning(
-            "the ranks %s hold different weights of %s; taking those of rank %d",
+            "the ranks %s have different weights of %s; all take those of rank %d",
             list(group.global_ranks),
             type(model).__name__,
             group.global_ranks[0],
         )
     before = [tensor.detach().clone() for tensor in tensors] if keep and group.rank else []
     for tensor in tensors:
-        whole = tensor.detach().contiguous()
-        group.broadcast(whole)
+        full = tensor.detach().contiguous()
+        group.broadcast(full)
         if group.rank:
-            tensor.detach().copy_(whole)
+            tensor.detach().copy_(full)
 
     @torch.no_grad()
     def restore() -> None:

@@ -39,7 +39,7 @@ def undone(lend: bool) -> bool:
     done = conversion(model)
     done.switch()
     if lend:
-        done.lend()
+        done.swap_in_views()
     assert type(model.model.layers[0].mlp.up_proj) is ColumnLinear
     done.undo()
     before.check()
@@ -54,7 +54,7 @@ def swapped_in() -> dict[str, bool]:
     full = {name: p.untyped_storage().data_ptr() for name, p in model.named_parameters()}
     done = conversion(model)
     done.switch()
-    done.lend()
+    done.swap_in_views()
     return {
         name.rpartition("layers.0.")[2]: p.untyped_storage().data_ptr() == full[name]
         for name, p in model.named_parameters()

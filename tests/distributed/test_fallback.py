@@ -29,7 +29,7 @@ def test_the_layers_of_a_wrong_block_are_sharded_individually(
         assert within != set()
         assert within | {"lm_head"} == outcome.individual
     assert len(first.warnings) == 1
-    assert first.warnings[0].startswith(f"{block} is cut layer by layer, each ")
+    assert first.warnings[0].startswith(f"{block} is sharded layer by layer, with ")
     assert words in first.warnings[0]
     assert all(outcome.warnings == [] for outcome in others)
 
@@ -41,7 +41,7 @@ def test_a_wrong_block_without_layers_falls_back_to_replicated_with_a_warning(po
         assert [name for name in outcome.layers if "mlp" in name] == []
         assert [name for name in outcome.layers if "self_attn" in name] != []
     block, little = first.warnings
-    assert block.startswith("model.layers.*.mlp stays whole on every rank: ")
+    assert block.startswith("model.layers.*.mlp stays replicated: ")
     assert little.startswith("MixtralForCausalLM: a rank holds 0.9")
     assert "model.layers.*.mlp.experts.gate_up_proj (0.5" in little
     assert all(outcome.warnings == [] for outcome in others)

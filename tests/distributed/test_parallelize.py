@@ -109,7 +109,7 @@ def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None
         ("no device", ["device: got 'cuad' (str), expected a device", "cuad"]),
         ("degree", ["TP size: tp_size of parallelize is 2, but config.autotp_size is 4"]),
         ("example", ["example_inputs: got Tensor", "keyword arguments of LlamaForCausalLM"]),
-        ("argument", ["the trial cannot run the model, which is whole yet"]),
+        ("argument", ["the self-check cannot run the model before it is sharded"]),
         ("handmade", ["Handmade has no tensor-parallel plan", "partition_config"]),
         ("handmade check", ["what Handmade takes as input is not known", "example_inputs"]),
         ("handmade wrong", ["qkv", "layer_specs[0]"]),

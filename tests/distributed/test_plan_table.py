@@ -23,7 +23,7 @@ UNEVEN: dict[str, Any] = {
 GOLDEN = """
                                       Sharding plan over 2 ranks
 
- parameters                                         cut             full    per rank      bytes/rank
+ parameters                                         kind            full    per rank      bytes/rank
  ────────────────────────────────────────────────────────────────────────────────────────────────────
  model.embed_tokens.weight                          vocabulary    257x96  129|128x96    49.5|49.2 kB
    tp_plan: embedding_rowwise
@@ -47,7 +47,7 @@ GOLDEN = """
  lm_head.weight                                     vocabulary    257x96  129|128x96
    tied to model.embed_tokens.weight
 
- whole model                                                    543.0 kB              303.4|241.5 kB
+ full model                                                     543.0 kB              303.4|241.5 kB
 """
 
 
@@ -89,7 +89,7 @@ def test_the_table_of_a_llama_says_what_is_sharded_and_why(pool: Pool) -> None:
 def test_every_line_of_a_large_model_fits(pool: Pool, width: int) -> None:
     [(lines, names, _)] = pool.run(shown, LARGE, 3, width, {}, ranks=1)
     assert max(map(len, lines)) <= width
-    for words in ("3072|2048x8192", "28672x8192", "128256x8192", "whole model", "colwise"):
+    for words in ("3072|2048x8192", "28672x8192", "128256x8192", "full model", "colwise"):
         assert any(words in line for line in lines), words
     printed = "".join(line.split("  ")[0].strip() for line in lines)
     for name in names:

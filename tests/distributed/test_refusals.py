@@ -249,7 +249,7 @@ def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -
         ("config", "TP size: tp_size of parallelize is 2, but config.autotp_size is 4"),
         ("nested", "TP size: tp_size of parallelize is 2, but config.tp.tp_size is 4"),
         ("config text", "got 'llama' (str), expected a dictionary"),
-        ("inputs", "the trial cannot run the model, which is whole yet: TypeError"),
+        ("inputs", "the self-check cannot run the model before it is sharded: TypeError"),
         ("one rank's inputs", "a trial: False on rank 0, but True on rank 1"),
         ("different inputs", "example_inputs['x']"),
         ("group", "tp_group: got 'tp' (str), expected a process group"),

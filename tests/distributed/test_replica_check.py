@@ -53,8 +53,8 @@ def test_ranks_with_other_weights_get_those_of_rank_0(pool: Pool) -> None:
     (said, same), *others = pool.run(replica_check_ranks.share, [3, 7, 8], 3, ranks=3)
     assert same and others == [([], True), ([], True)]
     assert len(said) == 1
-    assert "the ranks [0, 1, 2] hold different weights of LlamaForCausalLM" in said[0]
-    assert "taking those of rank 0" in said[0]
+    assert "the ranks [0, 1, 2] have different weights of LlamaForCausalLM" in said[0]
+    assert "all take those of rank 0" in said[0]
 
 
 def test_each_tp_group_gets_the_weights_of_its_own_rank_0(pool: Pool) -> None:

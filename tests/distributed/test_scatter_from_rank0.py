@@ -12,7 +12,7 @@ from tests.support.handmade_model import PARTITION
 from tests.support.large_differences import large_differences
 from tests.support.worker_pool import Pool
 
-LLAMA = "only the first rank of each model holds the weights of LlamaForCausalLM"
+LLAMA = "only TP rank 0 has the weights of LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -60,7 +60,7 @@ def test_what_transformers_loads_on_rank_0_is_there_on_all(
 def test_one_rank_says_that_nothing_was_tried(pool: Pool) -> None:
     (first, *more), others = pool.run(jobs.warned, "auto")
     assert not more and not others
-    assert first.startswith("the plan for LlamaForCausalLM is not tried, since " + LLAMA)
+    assert first.startswith("no self-check of the plan for LlamaForCausalLM, since " + LLAMA)
     assert pool.run(jobs.warned, False) == [[], []]
 
 
@@ -80,7 +80,7 @@ def test_only_rank_0_holds_full_weights_and_frees_each(pool: Pool) -> None:
         (["meta", ""], 2, "all weights are on the meta device on rank 0, which is the first"),
         (["", "meta", "", "meta"], 4, "on ranks 1, 3, but not on rank 2: load them on every rank"),
         (["", "meta", "", ""], 2, "on rank 1, but not on rank 3: load them on every rank"),
-        (["", "meta", "meta", "meta"], 2, "on rank 2, which is the first of the ranks that share"),
+        (["", "meta", "meta", "meta"], 2, "on rank 2, which is TP rank 0 of a TP group"),
         (["", "partly"], 2, f"on rank 1 of 2: {jobs.PARAMETER} is on the meta device, but model."),
         (["partly", "meta"], 2, f"on rank 0 of 2: {jobs.PARAMETER} is on the meta device"),
         (["", "attribute"], 2, "on rank 1 of 2: model.norm.kept is a tensor on the meta device"),
@@ -128,7 +128,7 @@ def test_a_self_check_that_was_asked_for_is_refused(
 ) -> None:
     first, second = pool.run(jobs.refused, ["", "meta"], 2, config, more)
     assert first == second
-    assert f"{key} asks for a trial of the plan" in first and LLAMA in first
+    assert f"{key} asks for a self-check" in first and LLAMA in first
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])

@@ -57,7 +57,7 @@ def test_a_fused_weight_sharded_as_one_piece_is_named(pool: Pool) -> None:
     text = same_error(
         pool.run(self_check_ranks.handmade_refusal, {**PARTITION, "layer_specs": specs}, True)
     )
-    assert "the output of blocks.0.mlp.down differs from the whole model's" in text
+    assert "the output of blocks.0.mlp.down differs from the full model's" in text
     assert "blocks.0.mlp.gate_up (column; rule layer_specs[1] from partition_config)" in text
     assert "attention" not in text
 
@@ -69,7 +69,7 @@ def test_the_tensors_of_a_dataclass_are_compared(pool: Pool) -> None:
 def test_a_self_check_that_sees_no_output_says_so(pool: Pool) -> None:
     warnings, others = pool.run(self_check_ranks.unseen_parts)
     assert [text.partition(",")[0] for text in warnings] == [
-        "the trial sees no tensor in the output of Wrapping"
+        "the self-check sees no tensor in the output of Wrapping"
     ]
     assert others == []
 
@@ -153,8 +153,11 @@ def test_a_gradient_that_vanishes_is_no_difference(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("unknown inputs", "WARNING: the plan for Handmade is not tried"),
-        ("wrong guess", "INFO: no trial: LlamaForCausalLM cannot be run whole: ValueError: pixel"),
+        ("unknown inputs", "WARNING: no self-check of the plan for Handmade"),
+        (
+            "wrong guess",
+            "INFO: no self-check: LlamaForCausalLM does not run unsharded: ValueError: pixel",
+        ),
         ("not finite", "its outputs are not finite"),
     ],
 )
@@ -166,8 +169,8 @@ def test_a_self_check_that_cannot_run_is_no_error(pool: Pool, kind: str, words: 
 def test_different_weights_are_shared_with_one_warning(pool: Pool) -> None:
     first, second = pool.run(self_check_ranks.messages_of, "other weights")
     assert first == [
-        "WARNING: the ranks [0, 1] hold different weights of LlamaForCausalLM; "
-        "taking those of rank 0"
+        "WARNING: the ranks [0, 1] have different weights of LlamaForCausalLM; "
+        "all take those of rank 0"
     ]
     assert second == []
 

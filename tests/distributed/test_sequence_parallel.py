@@ -85,12 +85,13 @@ def test_what_cannot_be_is_refused_by_name_on_every_rank(pool: Pool) -> None:
     assert said == others
     assert unchanged
     expected = {
-        "mixing": "ValueError: tensor_parallel.sequence_parallel is true, but with a part of the "
-        "tokens between blocks the sharded model is not the whole model: the output of "
+        "mixing": "ValueError: tensor_parallel.sequence_parallel: got true, but with the tokens "
+        "sharded between blocks the sharded model differs from the full model: the output of "
         "blocks.1.mlp.down differs",
         "no list": "ValueError: tensor_parallel.sequence_parallel is true, but 'ModuleDict' has "
         "no list of layers with row layers in it",
-        "unknown": "ValueError: sequence_parallel is on, but what Handmade takes as input is not",
+        "unknown": "ValueError: tensor_parallel.sequence_parallel: got true, which needs a "
+        "self-check, but the inputs of Handmade are not known",
         "hidden": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
         "hidden above": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
         "dropping": "ValueError: tensor_parallel.sequence_parallel: got true, but 'model.decoder' "

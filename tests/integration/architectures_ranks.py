@@ -101,7 +101,7 @@ _PARTITION: dict[str, Any] = {
 ARCHITECTURES = tuple(_MORE)
 # Models of the sweep whose own plan lacks something, or that have none: the ranks, what the only
 # warning begins with, and the most that a rank may hold.
-_APART = "model.layers.*.{} is cut layer by layer"
+_APART = "model.layers.*.{} is sharded layer by layer"
 _UNPAIRED = "the block of '{}.out_proj' is not sharded as one: "
 INCOMPLETE = {
     "apertus": (2, "", 0.51),  # numbers of the activation

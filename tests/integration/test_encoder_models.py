@@ -104,9 +104,7 @@ def test_of_a_model_with_images_the_text_model_is_sharded(pool: Pool, name: str)
     for trained in (first, *others):
         assert trained.shares[sight] == 1
         assert trained.shares["model.language_model"] < 0.54
-    assert [text.partition(":")[0] for text in first.warnings] == [
-        f"{sight} stays whole on every rank"
-    ]
+    assert [text.partition(":")[0] for text in first.warnings] == [f"{sight} stays replicated"]
 
 
 def test_a_model_that_sees_trains_on_four_ranks(pool: Pool) -> None:

@@ -89,8 +89,8 @@ def test_a_wrong_guess_is_found_and_not_followed(pool: Pool) -> None:
     for rank, outcome in enumerate(pool.run(families_ranks.wrong_guess)):
         assert outcome.apart < 1e-5
         assert [text.partition(": ")[0] for text in outcome.warnings] == [
-            "blocks.*.qkv_proj, blocks.*.out_proj is cut layer by layer, each giving or taking "
-            "whole activations"
+            "blocks.*.qkv_proj, blocks.*.out_proj is sharded layer by layer, with full activations "
+            "between the layers"
         ] * (rank == 0)
 
 
@@ -98,8 +98,8 @@ def test_a_guess_that_never_ran_is_not_followed(pool: Pool) -> None:
     for rank, outcome in enumerate(pool.run(families_ranks.never_ran)):
         assert outcome.apart < 1e-5
         assert list(outcome.warnings) == [
-            "blocks.*.wi, blocks.*.wo is cut layer by layer, each giving or taking whole "
-            "activations: no input of the trial came there"
+            "blocks.*.wi, blocks.*.wo is sharded layer by layer, with full activations between the "
+            "layers: no input of the self-check reached it"
         ] * (rank == 0)
 
 
@@ -115,7 +115,7 @@ def test_a_large_layer_of_no_pair_is_sharded_individually_where_it_can_be(pool: 
 
 def test_a_guess_that_cannot_be_tried_is_refused(pool: Pool) -> None:
     text = same_error(pool.run(families_ranks.without_inputs, ("fc2", ("fc1",), False)))
-    assert "without a trial" in text and "example_inputs" in text
+    assert "without a self-check" in text and "example_inputs" in text
 
 
 def test_names_that_nobody_knows_are_refused_with_an_example(pool: Pool) -> None:

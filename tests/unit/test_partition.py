@@ -12,7 +12,7 @@ from torch import nn
 
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.sharding import partition
-from deepspeed_autotp.sharding.pinned_copy import Staging
+from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 
 
 @dataclass
@@ -53,7 +53,7 @@ def test_small_tensors_on_a_gpu_are_packed_together(monkeypatch: pytest.MonkeyPa
     large = Rows(view=(1, 8, 3 << 15))
     large.local_shape = lambda rank: (4, 3 << 15)  # type: ignore[method-assign]
     entries = [Rows() for _ in range(9)] + [large]
-    partition.cut_parameters(zip(parameters, entries, strict=True), rank=1)  # type: ignore[arg-type]
+    partition.shard_parameters(zip(parameters, entries, strict=True), rank=1)  # type: ignore[arg-type]
     assert calls == [4, 4, 1, 1], "four pass the limit, the large one goes alone"
     for parameter, original in zip(parameters, originals, strict=True):
         assert torch.equal(parameter, original[4:])
@@ -74,13 +74,13 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     (parameter,) = weights(1)
     original, place = parameter.detach().clone(), parameter.data_ptr()
     with caplog.at_level(logging.WARNING, logger="deepspeed_autotp"):
-        partition.cut_parameters([(parameter, Rows(taken=taken))], rank=1)  # type: ignore[list-item]
+        partition.shard_parameters([(parameter, Rows(taken=taken))], rank=1)  # type: ignore[list-item]
     pieces = [
         original[start : start + length]
         for start, length in zip(taken[::2], taken[1::2], strict=True)
     ]
     assert torch.equal(parameter, torch.cat(pieces)) and parameter.data_ptr() == place
-    assert "up.weight: no memory for the shard beside the whole weight (tried to" in caplog.text
+    assert "up.weight: no memory for the shard beside the full weight (tried to" in caplog.text
 
 
 def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyP
     fused = torch.randn(8, 6)
     before = fused.clone()
     parameter = nn.Parameter(fused[:, :3])
-    partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+    partition.shard_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
     assert torch.equal(parameter, before[4:, :3])
     assert parameter.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert torch.equal(fused[:, 3:], before[:, 3:])
@@ -104,7 +104,7 @@ def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(packing, "pack_many", broken)
     (parameter,) = weights(1)
     with pytest.raises(RuntimeError, match="an illegal memory access"):
-        partition.cut_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
+        partition.shard_parameters([(parameter, Rows())], rank=1)  # type: ignore[list-item]
 
 
 def test_a_cpu_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +117,7 @@ def test_a_cpu_without_memory_is_recognized(caplog: pytest.LogCaptureFixture) ->
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
     try:
-        partition.cut_parameters([(parameter, large)], rank=0)  # type: ignore[list-item]
+        partition.shard_parameters([(parameter, large)], rank=0)  # type: ignore[list-item]
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert parameter.shape == (size // 2,) and "no memory for the shard" in caplog.text
@@ -128,8 +128,8 @@ def test_sharded_and_replicated_parameters_go_to_a_device() -> None:
     originals = [parameter.detach().clone() for parameter in parameters]
     entries = [Rows(), Rows(dim=-1), Rows(tied_to=0)]
     pairs = zip(parameters, entries, strict=True)
-    staging = Staging(torch.device("cpu"), buffer=40)
-    partition.move_parameters(pairs, rank=1, staging=staging)  # type: ignore[arg-type]
+    pinned = PinnedCopy(torch.device("cpu"), buffer=40)
+    partition.move_parameters(pairs, rank=1, copy=pinned)  # type: ignore[arg-type]
     assert torch.equal(parameters[0], originals[0][4:])
     assert torch.equal(parameters[1], originals[1])
     assert torch.equal(parameters[2], originals[2]), "its partner is cut, and is the same object"
@@ -143,9 +143,9 @@ def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nMore")
 
     monkeypatch.setattr(torch, "empty", empty)
-    partition.check_room(7 << 30, 3, torch.device("cpu"))
+    partition.check_memory(7 << 30, 3, torch.device("cpu"))
     assert asked == []
-    expected = "part of the model, 7.5 GB, does not fit on cuda:1: CUDA out of memory. Tried to"
+    expected = "this rank's shards, 7.5 GB, do not fit on cuda:1: CUDA out of memory. Tried to"
     with pytest.raises(ValueError, match=expected):
-        partition.check_room(7 << 30, 3, torch.device("cuda", 1))
+        partition.check_memory(7 << 30, 3, torch.device("cuda", 1))
     assert asked == [(7 << 30) + 3 * 512 + (64 << 20)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
-from deepspeed_autotp.sharding.pinned_copy import Staging
+from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from tests.support.random_bits import DTYPES, bits, random_bits
 from tests.support.random_runs import Cut, cuts, reference
 
@@ -22,21 +22,21 @@ def test_a_shard_through_buffers_is_the_shard(
 ) -> None:
     full = random_bits(cut.full, dtype)
     given_full = full.transpose(0, -1).contiguous().transpose(0, -1) if transposed else full
-    staging = Staging(HOST, buffer=buffer)
+    pinned = PinnedCopy(HOST, buffer=buffer)
     for _ in range(2):
         wanted = packing.ShardSlice(view=cut.view, runs=cut.runs, shape=cut.shape)
-        shard = staging.shard(given_full, wanted)
+        shard = pinned.shard(given_full, wanted)
         assert shard.dtype == dtype and shard.shape == cut.shape
         assert torch.equal(bits(shard), reference(full, cut))
-    assert torch.equal(bits(staging.whole(given_full)), bits(full))
+    assert torch.equal(bits(pinned.full(given_full)), bits(full))
 
 
 def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
-    staging = Staging(HOST, buffer=16)
+    pinned = PinnedCopy(HOST, buffer=16)
     full = torch.arange(12.0).view(3, 4)
     cut = packing.ShardSlice(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
-    first = staging.shard(full, cut)
-    staging.shard(full + 1, cut)
+    first = pinned.shard(full, cut)
+    pinned.shard(full + 1, cut)
     assert first.tolist() == [[2, 3], [6, 7], [10, 11]]
     assert first.untyped_storage().nbytes() == first.nbytes
 
@@ -63,7 +63,7 @@ def test_opcheck_accepts_the_operator() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("buffer", [1 << 12, 1 << 16])
 def test_a_shard_arrives_on_a_gpu(buffer: int) -> None:
-    staging = Staging(torch.device("cuda", torch.cuda.current_device()), buffer=buffer)
+    pinned = PinnedCopy(torch.device("cuda", torch.cuda.current_device()), buffer=buffer)
     full = torch.randn(600, 1000).bfloat16()
     for view, runs, shape in (
         ((600, 1000, 1), (250, 250), (600, 250)),
@@ -71,8 +71,8 @@ def test_a_shard_arrives_on_a_gpu(buffer: int) -> None:
     ):
         # Pieces wait behind this, so a buffer that is filled again before it has left is seen.
         torch.cuda._sleep(20_000_000)
-        shard = staging.shard(full, packing.ShardSlice(view=view, runs=runs, shape=shape))
+        shard = pinned.shard(full, packing.ShardSlice(view=view, runs=runs, shape=shape))
         assert shard.is_cuda
         assert torch.equal(shard.cpu(), packing.pack(full, view=view, runs=runs, shape=shape))
     torch.cuda._sleep(20_000_000)
-    assert torch.equal(staging.whole(full).cpu(), full)
+    assert torch.equal(pinned.full(full).cpu(), full)
