@@ -59,7 +59,7 @@ entry_get_dim(PyObject *self, void *closure)
     return PyLong_FromLong(get(self)->dim);
 }
 
-/* Along the cut; of a whole weight, all of its elements. */
+/* Along the sharded dimension; of a replicated weight, all of its elements. */
 static int64_t
 full_size(PyObject *self)
 {
@@ -217,12 +217,14 @@ static PyMethodDef methods[] = {
      "Shape of the shard on ``rank``."},
     {"width", entry_width, METH_O,
      "width($self, rank, /)\n--\n\n"
-     "Elements along the cut that ``rank`` holds, out of ``view[1]``; all of them "
+     "Elements along the sharded dimension that ``rank`` holds, out of ``view[1]``; "
+     "all of them "
      "when\n"
      "the parameter is whole."},
     {"runs", entry_runs, METH_O,
      "runs($self, rank, /)\n--\n\n"
-     "start, length, start, length, ... of the shard on ``rank`` along the cut, in\n"
+     "start, length, start, length, ... of the shard on ``rank`` along the sharded "
+     "dimension, in\n"
      "elements; empty when the parameter is whole."},
     {"shared", entry_shared, METH_O,
      "shared($self, rank, /)\n--\n\n"
@@ -247,7 +249,8 @@ static PyGetSetDef getters[] = {
     {"shape", entry_get_shape, NULL, "Full shape.", NULL},
     {"dim", entry_get_dim, NULL, "The dimension that shrinks; -1: whole.", NULL},
     {"view", entry_get_view, NULL,
-     "(outer, size, inner) of the full weight around the cut; (1, elements, 1) when "
+     "(outer, size, inner) of the full weight around the sharded dimension; (1, "
+     "elements, 1) when "
      "it is whole.",
      NULL},
     {"is_sharded", entry_get_is_sharded, NULL,

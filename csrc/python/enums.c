@@ -6,8 +6,8 @@
 
 /* Members by the value that C has for them. */
 static const char *const kinds[] = {
-    [TP_WHOLE] = "REPLICATED",
-    [TP_WHOLE_SUM] = "REPLICATED_SUM",
+    [TP_REPLICATED] = "REPLICATED",
+    [TP_REPLICATED_SUM] = "REPLICATED_SUM",
     [TP_SKIPPED] = "SKIPPED",
     [TP_COLUMN] = "COLUMN",
     [TP_ROW] = "ROW",
@@ -26,7 +26,7 @@ static const char *const sources[] = {
     [TP_FROM_PRESET] = "PRESET",
     [TP_FROM_HF] = "TP_PLAN",
     [TP_FROM_FAMILY] = "FAMILY",
-    [TP_FROM_GUESS] = "HEURISTIC",
+    [TP_FROM_HEURISTIC] = "HEURISTIC",
     [TP_FROM_DEFAULT] = "DEFAULT",
     [TP_FROM_NOTHING] = "NONE",
 };

@@ -111,7 +111,7 @@ py_index_pattern(PyObject *module, PyObject *object)
     char *pattern = PyMem_Malloc(strlen(name) + 1);
     if (pattern == NULL)
         return PyErr_NoMemory();
-    tp_names_star(name, pattern);
+    tp_names_pattern(name, pattern);
     PyObject *result = PyUnicode_FromString(pattern);
     PyMem_Free(pattern);
     return result;

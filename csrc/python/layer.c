@@ -68,7 +68,7 @@ static PyObject *
 layer_get_alone(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyBool_FromLong(get(self)->alone);
+    return PyBool_FromLong(get(self)->individual);
 }
 
 static PyObject *
@@ -210,7 +210,7 @@ static PyGetSetDef getters[] = {
     {"split_input", layer_get_split_input, NULL,
      "Whether the input is whole and each rank takes its part.", NULL},
     {"alone", layer_get_alone, NULL,
-     "Whether nobody asked for its cut, and nothing else depends on it.", NULL},
+     "Whether nobody asked to shard it, and nothing else depends on it.", NULL},
     {"divided", layer_get_divided, NULL,
      "Indices of the entries of which each rank adds its share.", NULL},
     {"siblings", layer_get_siblings, NULL,

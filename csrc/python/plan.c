@@ -112,10 +112,11 @@ static PyObject *
 plan_get_notes(PyObject *self, void *closure)
 {
     (void)closure;
-    const int count = tp_plan_note_count(get(self));
+    const int count = tp_plan_message_count(get(self));
     PyObject *tuple = PyTuple_New(count);
     for (int i = 0; tuple != NULL && i < count; i++)
-        py_tuple_put(&tuple, i, PyUnicode_FromString(tp_plan_note(get(self), i)->text));
+        py_tuple_put(&tuple, i,
+                     PyUnicode_FromString(tp_plan_message(get(self), i)->text));
     return tuple;
 }
 
@@ -203,7 +204,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef getters[] = {
-    {"ranks", plan_get_ranks, NULL, "Ranks the model is cut over.", NULL},
+    {"ranks", plan_get_ranks, NULL, "Ranks the model is sharded over.", NULL},
     {"hash", plan_get_hash, NULL,
      "16 hexadecimal digits, equal for equal plans of equal models.", NULL},
     {"entries", plan_get_entries, NULL, "One Entry per parameter, in order.", NULL},

@@ -52,8 +52,8 @@ read_flags(const arguments *given, tp_plan_options *options)
     if (py_read_flag(given->strict, "strict", &options->strict) < 0 ||
         py_read_flag(given->defaults, "defaults", &options->defaults) < 0 ||
         py_read_flag(given->families, "families", &options->families) < 0 ||
-        py_read_flag(given->heuristics, "heuristics", &options->guesses) < 0 ||
-        py_read_flag(given->large_layers, "large_layers", &options->alone) < 0 ||
+        py_read_flag(given->heuristics, "heuristics", &options->heuristics) < 0 ||
+        py_read_flag(given->large_layers, "large_layers", &options->large_layers) < 0 ||
         py_read_flag(given->sequence_parallel, "sequence_parallel",
                      &options->sequence) < 0 ||
         py_read_flag(given->must_shard, "must_shard", &options->must_shard) < 0)
@@ -70,8 +70,8 @@ read_options(const arguments *given, py_plan_arguments *out)
     options->grain = 1;
     options->defaults = true;
     options->families = true;
-    options->guesses = true;
-    options->alone = true;
+    options->heuristics = true;
+    options->large_layers = true;
     options->embedding_dim = 1;
     options->head_patterns = default_heads;
     options->head_pattern_count = 2;
@@ -80,10 +80,10 @@ read_options(const arguments *given, py_plan_arguments *out)
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) <
             0 ||
         read_flags(given, options) < 0 ||
-        read_texts(given->replicated, "replicated", &out->replicated, &options->whole,
-                   &options->whole_count) < 0 ||
-        read_texts(given->individual, "individual", &out->individual, &options->apart,
-                   &options->apart_count) < 0)
+        read_texts(given->replicated, "replicated", &out->replicated,
+                   &options->replicated, &options->replicated_count) < 0 ||
+        read_texts(given->individual, "individual", &out->individual,
+                   &options->individual, &options->individual_count) < 0)
         return -1;
     return read_texts(given->head_patterns, "head_patterns", &out->heads,
                       &options->head_patterns, &options->head_pattern_count);

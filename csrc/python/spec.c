@@ -17,7 +17,7 @@ read_cut(PyObject *value, const char *key, tp_spec *spec)
     if (py_read_text(value, key, &name) < 0)
         return -1;
     tp_error err = TP_NO_ERROR;
-    if (tp_cut_parse(name, key, &spec->cut, &err) < 0) {
+    if (tp_partition_parse(name, key, &spec->partition, &err) < 0) {
         py_raise(&err);
         return -1;
     }
@@ -220,8 +220,9 @@ py_spec_dict(const tp_spec *spec)
         return NULL;
     dim = spec->dim == -1 ? Py_NewRef(Py_None) : PyLong_FromLong(spec->dim);
     if (dim != NULL)
-        dict = Py_BuildValue("{sssOsOsOsOsO}", "partition_type", tp_cut_name(spec->cut),
-                             "partition_dim", dim, "shape", shape, "gather_output",
+        dict = Py_BuildValue("{sssOsOsOsOsO}", "partition_type",
+                             tp_partition_name(spec->partition), "partition_dim", dim,
+                             "shape", shape, "gather_output",
                              spec->gather_output ? Py_True : Py_False, "split_input",
                              spec->split_input ? Py_True : Py_False, "sum_gradient",
                              spec->sum_gradient ? Py_True : Py_False);

@@ -15,19 +15,21 @@ spec_of(const char *style)
 }
 
 static void
-test_plain_styles_name_a_cut_and_nothing_else(void)
+test_plain_styles_name_a_partition_and_nothing_else(void)
 {
     const struct {
         const char *style;
-        tp_cut cut;
+        tp_partition partition;
     } rows[] = {
-        {"colwise", TP_CUT_COLUMN},        {"rowwise", TP_CUT_ROW},
-        {"embedding_rowwise", TP_CUT_ROW}, {"embedding_colwise", TP_CUT_COLUMN},
-        {"replicate", TP_CUT_SKIP},
+        {"colwise", TP_PARTITION_COLUMN},
+        {"rowwise", TP_PARTITION_ROW},
+        {"embedding_rowwise", TP_PARTITION_ROW},
+        {"embedding_colwise", TP_PARTITION_COLUMN},
+        {"replicate", TP_PARTITION_SKIP},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const tp_spec spec = spec_of(rows[i].style);
-        CHECK_INT_EQ(spec.cut, rows[i].cut);
+        CHECK_INT_EQ(spec.partition, rows[i].partition);
         CHECK_INT_EQ(spec.dim, -1);
         CHECK_INT_EQ(spec.shape.dims, 0);
         CHECK(!spec.gather_output && !spec.split_input && !spec.sum_gradient);
@@ -41,23 +43,24 @@ test_old_and_new_names_of_a_style_mean_the_same(void)
     const char *const split[] = {"rowwise_split_input", "rowwise_rep"};
     for (int i = 0; i < 2; i++) {
         const tp_spec column = spec_of(gather[i]);
-        CHECK(column.cut == TP_CUT_COLUMN && column.gather_output &&
+        CHECK(column.partition == TP_PARTITION_COLUMN && column.gather_output &&
               !column.split_input);
         const tp_spec row = spec_of(split[i]);
-        CHECK(row.cut == TP_CUT_ROW && row.split_input && !row.gather_output);
+        CHECK(row.partition == TP_PARTITION_ROW && row.split_input &&
+              !row.gather_output);
     }
 }
 
 static void
-test_packed_styles_are_two_equal_pieces_along_the_cut(void)
+test_packed_styles_are_two_equal_pieces_along_the_sharded_dimension(void)
 {
     const tp_spec column = spec_of("packed_colwise");
-    CHECK_INT_EQ(column.cut, TP_CUT_COLUMN);
+    CHECK_INT_EQ(column.partition, TP_PARTITION_COLUMN);
     CHECK_INT_EQ(column.shape.dims, 2);
     CHECK_INT_EQ(column.shape.sizes[0], 2);
     CHECK_INT_EQ(column.shape.sizes[1], -1);
     const tp_spec row = spec_of("packed_rowwise");
-    CHECK_INT_EQ(row.cut, TP_CUT_ROW);
+    CHECK_INT_EQ(row.partition, TP_PARTITION_ROW);
     CHECK_INT_EQ(row.shape.dims, 2);
     CHECK_INT_EQ(row.shape.sizes[0], -1);
     CHECK_INT_EQ(row.shape.sizes[1], 2);
@@ -67,7 +70,7 @@ static void
 test_a_replicated_gradient_style_sums_the_gradient(void)
 {
     const tp_spec spec = spec_of("replicated_with_grad_allreduce");
-    CHECK(spec.cut == TP_CUT_SKIP && spec.sum_gradient);
+    CHECK(spec.partition == TP_PARTITION_SKIP && spec.sum_gradient);
 }
 
 static void
@@ -101,7 +104,7 @@ test_the_case_of_a_style_does_not_count(void)
 }
 
 static void
-test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
+test_a_style_that_shards_no_weight_is_known_and_has_no_specification(void)
 {
     static const struct {
         const char *name;
@@ -117,13 +120,13 @@ test_a_style_that_cuts_no_weight_is_known_and_has_no_specification(void)
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-        tp_style style = TP_STYLE_CUT;
+        tp_style style = TP_STYLE_SHARD;
         CHECK_OK(tp_hfplan_style(rows[i].name, PATTERN, &style, &spec, &err), &err);
         CHECK_INT_EQ(style, rows[i].style);
         const int result = tp_hfplan_spec(rows[i].name, PATTERN, &spec, &err);
         CHECK_TEXT_HAS(tp_error_text(&err), rows[i].name);
         CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
-        CHECK_FAILS(result, TP_VALUE, &err, "cuts no weight by itself");
+        CHECK_FAILS(result, TP_VALUE, &err, "shards no weight");
     }
 }
 
@@ -195,13 +198,13 @@ test_the_base_model_prefix_may_stand_on_either_side(void)
 int
 main(void)
 {
-    RUN(test_plain_styles_name_a_cut_and_nothing_else);
+    RUN(test_plain_styles_name_a_partition_and_nothing_else);
     RUN(test_old_and_new_names_of_a_style_mean_the_same);
-    RUN(test_packed_styles_are_two_equal_pieces_along_the_cut);
+    RUN(test_packed_styles_are_two_equal_pieces_along_the_sharded_dimension);
     RUN(test_a_replicated_gradient_style_sums_the_gradient);
     RUN(test_every_style_that_is_built_passes_the_check_of_specs);
     RUN(test_the_case_of_a_style_does_not_count);
-    RUN(test_a_style_that_cuts_no_weight_is_known_and_has_no_specification);
+    RUN(test_a_style_that_shards_no_weight_is_known_and_has_no_specification);
     RUN(test_an_unknown_style_names_pattern_style_and_the_nearest);
     RUN(test_a_star_takes_exactly_one_index_between_dots);
     RUN(test_a_star_inside_a_part_is_only_a_star);

@@ -52,8 +52,8 @@ test_a_list_is_no_block_and_equal_names_come_once(void)
     add_module(&f, "layers.0", TP_MODULE_OTHER, 0);
     add_linear(&f, "layers.0.0", 8, 4);
     add_linear(&f, "layers.0.1", 4, 8);
-    add_rule(&f, "a", ".*\\.0\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*\\.1\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", ".*\\.0\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", ".*\\.1\\.weight", TP_PARTITION_ROW);
     if (make_plan(&f))
         CHECK_TEXT_EQ(block_of(&f, "layers.0.0"), "layers.*.*");
     fixture_free(&f);
@@ -85,7 +85,7 @@ test_a_pair_that_names_shard_in_an_untried_model_is_heuristic(void)
 {
     fixture f = fixture_new(2);
     f.options.families = true;
-    f.options.guesses = true;
+    f.options.heuristics = true;
     f.facts.model_type = "never_tried";
     add_module(&f, "", TP_MODULE_OTHER, 0);
     add_module(&f, "mlp", TP_MODULE_OTHER, 0);

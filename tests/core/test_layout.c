@@ -139,7 +139,7 @@ test_plain_pieces_follow_one_another_from_rank_to_rank(void)
 }
 
 static void
-test_units_are_never_cut(void)
+test_units_are_never_split(void)
 {
     tp_arena *arena = new_arena();
     tp_error err = TP_NO_ERROR;
@@ -199,7 +199,7 @@ test_local_query_heads_attend_to_the_key_heads_they_had(void)
 }
 
 static void
-test_three_key_heads_over_two_ranks_stay_whole_groups(void)
+test_three_key_heads_over_two_ranks_keep_full_groups(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_heads own = {0, 0};
@@ -289,9 +289,9 @@ main(void)
 {
     RUN(test_random_layouts_hold_every_element_as_often_as_they_say);
     RUN(test_plain_pieces_follow_one_another_from_rank_to_rank);
-    RUN(test_units_are_never_cut);
+    RUN(test_units_are_never_split);
     RUN(test_local_query_heads_attend_to_the_key_heads_they_had);
-    RUN(test_three_key_heads_over_two_ranks_stay_whole_groups);
+    RUN(test_three_key_heads_over_two_ranks_keep_full_groups);
     RUN(test_key_heads_fewer_than_ranks_are_held_by_several);
     RUN(test_neighbouring_runs_of_one_rank_are_joined);
     RUN(test_what_leaves_a_rank_without_anything_is_refused);

@@ -74,7 +74,7 @@ test_a_plan_that_shards_nothing_is_refused_where_it_must(void)
     f = fixture_new(2);
     f.options.must_shard = true;
     add_llama(&f, 1, false);
-    add_rule(&f, "a", "nothing", TP_CUT_COLUMN);
+    add_rule(&f, "a", "nothing", TP_PARTITION_COLUMN);
     /* The defaults shard the embedding, which does not count. */
     CHECK_REFUSED(&f, "the rules shard nothing of Any, so that every rank would hold");
 }

@@ -2,7 +2,7 @@
 #include "plan_llama.h"
 
 static void
-test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
+test_a_llama_with_its_transformers_plan_is_sharded_everywhere(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 2, false);
@@ -23,7 +23,7 @@ test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
         CHECK_TEXT_EQ(local_of(&f, "lm_head.weight", 1), "column [16, 16]");
         CHECK(layer_of(&f, "lm_head")->gather_output);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 16);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
         CHECK_INT_EQ(entry_of(&f, "lm_head.weight")->source, TP_FROM_HF);
         CHECK_TEXT_EQ(entry_of(&f, "lm_head.weight")->rule,
                       "lm_head: colwise_gather_output");
@@ -34,7 +34,7 @@ test_a_llama_with_its_transformers_plan_is_cut_everywhere(void)
 }
 
 static void
-test_a_tied_llama_gives_both_names_one_cut_of_the_vocabulary(void)
+test_a_tied_llama_gives_both_names_one_shard_of_the_vocabulary(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 1, true);
@@ -107,7 +107,7 @@ test_one_rank_holds_everything(void)
 }
 
 static void
-test_equal_cuts_share_one_layout(void)
+test_equal_shards_share_one_layout(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 3, false);
@@ -126,7 +126,7 @@ test_labels_outlive_the_rules(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 1, false);
-    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_CUT_COLUMN);
+    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         tp_rules_free(f.rules);
         f.rules = NULL;
@@ -137,12 +137,12 @@ test_labels_outlive_the_rules(void)
 }
 
 static void
-test_degrees_and_grains_that_cannot_be_are_refused(void)
+test_tp_sizes_and_grains_that_cannot_be_are_refused(void)
 {
     fixture f = fixture_new(0);
-    CHECK_REFUSED(&f, "degree is 0");
+    CHECK_REFUSED(&f, "TP size is 0");
     f = fixture_new(4097);
-    CHECK_REFUSED(&f, "degree is 4097");
+    CHECK_REFUSED(&f, "TP size is 4097");
     f = fixture_new(2);
     f.options.grain = 0;
     CHECK_REFUSED(&f, "tp_grain_size is 0");
@@ -159,19 +159,19 @@ test_more_ranks_than_query_heads_are_refused_naming_the_module(void)
     add_llama_styles(&f);
     CHECK_REFUSED(
         &f,
-        "cannot cut 'model.layers.0.self_attn.q_proj.weight' [16, 16] over 8 "
-        "ranks by rule 'layers.*.self_attn.q_proj: colwise' (tp_plan): module "
+        "cannot shard 'model.layers.0.self_attn.q_proj.weight' [16, 16] over 8 ranks "
+        "by rule 'layers.*.self_attn.q_proj: colwise' (tp_plan): module "
         "'model.layers.0.self_attn' has 4 query and 2 key/value heads of 4");
 }
 
 static void
-test_a_weight_smaller_than_the_degree_is_refused(void)
+test_a_weight_smaller_than_the_tp_size_is_refused(void)
 {
     fixture f = fixture_new(8);
     add_linear(&f, "score", 3, 16);
-    add_rule(&f, "layer_specs[0]", "score", TP_CUT_COLUMN);
+    add_rule(&f, "layer_specs[0]", "score", TP_PARTITION_COLUMN);
     CHECK_REFUSED(&f,
-                  "cannot cut 'score.weight' [3, 16] over 8 ranks by rule "
+                  "cannot shard 'score.weight' [3, 16] over 8 ranks by rule "
                   "'layer_specs[0]' (partition_config): size 3 along dimension 0");
 }
 
@@ -181,7 +181,7 @@ test_a_grain_rounds_widths(void)
     fixture f = fixture_new(2);
     f.options.grain = 16;
     add_linear(&f, "up", 50, 8);
-    add_rule(&f, "r", "up", TP_CUT_COLUMN);
+    add_rule(&f, "r", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "up.weight", 0), "0+32");
         CHECK_TEXT_EQ(runs_of(&f, "up.weight", 1), "32+18");
@@ -192,16 +192,16 @@ test_a_grain_rounds_widths(void)
 int
 main(void)
 {
-    RUN(test_a_llama_with_its_transformers_plan_is_cut_everywhere);
-    RUN(test_a_tied_llama_gives_both_names_one_cut_of_the_vocabulary);
+    RUN(test_a_llama_with_its_transformers_plan_is_sharded_everywhere);
+    RUN(test_a_tied_llama_gives_both_names_one_shard_of_the_vocabulary);
     RUN(test_the_local_key_value_groups_are_those_of_the_local_heads);
     RUN(test_integers_that_stay_are_not_listed);
     RUN(test_one_rank_holds_everything);
-    RUN(test_equal_cuts_share_one_layout);
+    RUN(test_equal_shards_share_one_layout);
     RUN(test_labels_outlive_the_rules);
-    RUN(test_degrees_and_grains_that_cannot_be_are_refused);
+    RUN(test_tp_sizes_and_grains_that_cannot_be_are_refused);
     RUN(test_more_ranks_than_query_heads_are_refused_naming_the_module);
-    RUN(test_a_weight_smaller_than_the_degree_is_refused);
+    RUN(test_a_weight_smaller_than_the_tp_size_is_refused);
     RUN(test_a_grain_rounds_widths);
     return check_result();
 }

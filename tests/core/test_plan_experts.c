@@ -18,7 +18,7 @@ add_experts(fixture *f, bool transposed)
 }
 
 static void
-test_experts_are_cut_inside_each_expert_and_their_module_sums(void)
+test_experts_are_sharded_inside_each_expert_and_their_module_sums(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
@@ -35,7 +35,7 @@ test_experts_are_cut_inside_each_expert_and_their_module_sums(void)
         CHECK_INT_EQ(layer_of(&f, "experts")->kind, TP_EXPERTS);
         CHECK_INT_EQ(layer_of(&f, "experts")->weight, -1);
         CHECK_INT_EQ(layer_of(&f, "experts")->divided_count, 0);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -58,12 +58,12 @@ test_a_style_names_a_dimension_where_experts_are_transposed(void)
 }
 
 static void
-test_gate_and_up_that_take_turns_are_cut_in_pairs(void)
+test_gate_and_up_that_take_turns_are_sharded_in_pairs(void)
 {
     fixture f = fixture_new(4);
     add_experts(&f, true);
-    add_rule(&f, "up", ".*gate_up_proj$", TP_CUT_ROW);
-    add_rule(&f, "down", ".*down_proj$", TP_CUT_COLUMN);
+    add_rule(&f, "up", ".*gate_up_proj$", TP_PARTITION_ROW);
+    add_rule(&f, "down", ".*down_proj$", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj", 0), "0+4");
         CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj", 3), "10+2");
@@ -75,7 +75,7 @@ test_gate_and_up_that_take_turns_are_cut_in_pairs(void)
 }
 
 static void
-test_biases_of_experts_are_cut_or_added_in_shares(void)
+test_biases_of_experts_are_sharded_or_added_in_shares(void)
 {
     fixture f = fixture_new(2);
     const int module = add_experts(&f, true);
@@ -83,15 +83,15 @@ test_biases_of_experts_are_cut_or_added_in_shares(void)
     const int last =
         add_shaped(&f, module, "down_proj_bias", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
     add_shaped(&f, module, "scale", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
-    add_rule(&f, "up", ".*gate_up_proj$", TP_CUT_ROW);
-    add_rule(&f, "down", ".*down_proj$", TP_CUT_COLUMN);
+    add_rule(&f, "up", ".*gate_up_proj$", TP_PARTITION_ROW);
+    add_rule(&f, "down", ".*down_proj$", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(local_of(&f, "experts.gate_up_proj_bias", 1), "row [3, 6]");
         CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj_bias", 1), "6+6");
         CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->outer, EXPERTS);
         CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->inner, 1);
-        CHECK_INT_EQ(entry_of(&f, "experts.down_proj_bias")->kind, TP_WHOLE_SUM);
-        CHECK_INT_EQ(entry_of(&f, "experts.scale")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "experts.down_proj_bias")->kind, TP_REPLICATED_SUM);
+        CHECK_INT_EQ(entry_of(&f, "experts.scale")->kind, TP_REPLICATED);
         const tp_layer *layer = layer_of(&f, "experts");
         CHECK_INT_EQ(layer->divided_count, 1);
         CHECK_INT_EQ(layer->divided[0], last);
@@ -100,20 +100,20 @@ test_biases_of_experts_are_cut_or_added_in_shares(void)
 }
 
 static void
-test_experts_that_stay_whole_are_no_layer(void)
+test_experts_that_stay_replicated_are_no_layer(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
     const char *const whole[] = {"experts"};
-    f.options.whole = whole;
-    f.options.whole_count = 1;
+    f.options.replicated = whole;
+    f.options.replicated_count = 1;
     add_style(&f, "experts.gate_up_proj", "packed_colwise");
     add_style(&f, "experts.down_proj", "rowwise");
     add_style(&f, "experts", "moe_tp_experts");
     if (make_plan(&f)) {
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
-        CHECK_INT_EQ(entry_of(&f, "experts.down_proj")->kind, TP_WHOLE);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(entry_of(&f, "experts.down_proj")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -124,8 +124,8 @@ test_what_gives_its_input_back_inside_of_experts_gives_a_share(void)
     for (int whole = 0; whole < 2; whole++) {
         const char *const names[] = {"experts"};
         fixture f = fixture_new(2);
-        f.options.whole = names;
-        f.options.whole_count = whole;
+        f.options.replicated = names;
+        f.options.replicated_count = whole;
         add_experts(&f, false);
         add_module(&f, "experts.identity", TP_MODULE_OTHER, 0);
         add_style(&f, "experts.gate_up_proj", "packed_colwise");
@@ -157,52 +157,53 @@ test_a_raw_parameter_with_an_element_per_head_follows_the_heads(void)
 }
 
 static void
-test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused(void)
+test_a_raw_parameter_that_cannot_be_sharded_is_told_or_refused(void)
 {
     fixture f = fixture_new(4);
     const int module = add_module(&f, "m", TP_MODULE_OTHER, 0);
     add_shaped(&f, module, "short", 1, (int64_t[]){3}, -1);
     add_style(&f, "m.short", "colwise");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "m.short")->kind, TP_WHOLE);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "cannot cut 'm.short' [3]");
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "; it stays whole");
+        CHECK_INT_EQ(entry_of(&f, "m.short")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "cannot shard 'm.short' [3]");
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "; it stays replicated");
     }
     fixture_free(&f);
     f = fixture_new(4);
     add_shaped(&f, add_module(&f, "m", TP_MODULE_OTHER, 0), "short", 1, (int64_t[]){3},
                -1);
-    add_rule(&f, "r", "m.short", TP_CUT_COLUMN);
-    CHECK_REFUSED(&f, "cannot cut 'm.short' [3] over 4 ranks by rule 'r'");
+    add_rule(&f, "r", "m.short", TP_PARTITION_COLUMN);
+    CHECK_REFUSED(&f, "cannot shard 'm.short' [3] over 4 ranks by rule 'r'");
     f = fixture_new(2);
     add_experts(&f, false);
-    add_spec(&f, "r", "experts.*",
-             (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
+    add_spec(
+        &f, "r", "experts.*",
+        (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
     CHECK_REFUSED(&f, "leave gather_output out");
     f = fixture_new(2);
     add_shaped(&f, add_module(&f, "m", TP_MODULE_OTHER, 0), "v", 1, (int64_t[]){4}, -1);
-    add_rule(&f, "r", "m.v", TP_CUT_ROW);
+    add_rule(&f, "r", "m.v", TP_PARTITION_ROW);
     CHECK_REFUSED(&f, "a parameter of 1 dimension has no input features");
 }
 
 static void
-test_a_style_that_is_not_known_here_is_noted_once(void)
+test_a_style_that_is_not_known_here_is_told_once(void)
 {
     fixture f = fixture_new(2);
     add_linear(&f, "layers.0.up", 8, 8);
     add_linear(&f, "layers.1.up", 8, 8);
     add_style(&f, "layers.*.up", "grouped_gemm");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "layers.0.up.weight")->kind, TP_WHOLE);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "layers.*.up: grouped_gemm");
+        CHECK_INT_EQ(entry_of(&f, "layers.0.up.weight")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "layers.*.up: grouped_gemm");
     }
     fixture_free(&f);
 }
 
 static void
-test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
+test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
 {
     fixture f = fixture_new(2);
     add_experts(&f, false);
@@ -212,7 +213,7 @@ test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj", 1), "3+3 9+3");
         CHECK_INT_EQ(layer_of(&f, "experts")->kind, TP_EXPERTS);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -220,15 +221,15 @@ test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves(void)
 int
 main(void)
 {
-    RUN(test_a_pair_that_a_style_calls_one_piece_is_cut_in_both_halves);
-    RUN(test_experts_are_cut_inside_each_expert_and_their_module_sums);
+    RUN(test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves);
+    RUN(test_experts_are_sharded_inside_each_expert_and_their_module_sums);
     RUN(test_a_style_names_a_dimension_where_experts_are_transposed);
-    RUN(test_gate_and_up_that_take_turns_are_cut_in_pairs);
-    RUN(test_biases_of_experts_are_cut_or_added_in_shares);
-    RUN(test_experts_that_stay_whole_are_no_layer);
+    RUN(test_gate_and_up_that_take_turns_are_sharded_in_pairs);
+    RUN(test_biases_of_experts_are_sharded_or_added_in_shares);
+    RUN(test_experts_that_stay_replicated_are_no_layer);
     RUN(test_what_gives_its_input_back_inside_of_experts_gives_a_share);
     RUN(test_a_raw_parameter_with_an_element_per_head_follows_the_heads);
-    RUN(test_a_raw_parameter_that_cannot_be_cut_is_noted_or_refused);
-    RUN(test_a_style_that_is_not_known_here_is_noted_once);
+    RUN(test_a_raw_parameter_that_cannot_be_sharded_is_told_or_refused);
+    RUN(test_a_style_that_is_not_known_here_is_told_once);
     return check_result();
 }

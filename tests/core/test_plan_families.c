@@ -6,7 +6,7 @@ static fixture
 family_new(int ranks, const char *model_type)
 {
     fixture f = fixture_new(ranks);
-    f.options.families = f.options.guesses = true;
+    f.options.families = f.options.heuristics = true;
     f.facts.model_type = model_type;
     f.facts.prefix = "";
     return f;
@@ -61,14 +61,14 @@ test_an_unknown_model_type_is_a_guess(void)
     add_bert_layer(&f);
     if (make_plan(&f))
         CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->source,
-                     TP_FROM_GUESS);
+                     TP_FROM_HEURISTIC);
     fixture_free(&f);
 
     f = family_new(2, "nobody");
-    f.options.guesses = false;
+    f.options.heuristics = false;
     add_bert_layer(&f);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "layer.0.output.dense.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
@@ -87,7 +87,7 @@ add_gpt2_layer(fixture *f)
 }
 
 static void
-test_a_transposed_fused_layer_is_cut_by_heads(void)
+test_a_transposed_fused_layer_is_sharded_by_heads(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
@@ -105,14 +105,14 @@ test_a_transposed_fused_layer_is_cut_by_heads(void)
 }
 
 static void
-test_a_block_left_whole_is_left_with_all_its_layers(void)
+test_a_replicated_block_is_left_with_all_its_layers(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    f.options.whole = (const char *const[]){"h.*.attn.c_proj"};
-    f.options.whole_count = 1;
+    f.options.replicated = (const char *const[]){"h.*.attn.c_proj"};
+    f.options.replicated_count = 1;
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_fc.weight")->kind, TP_COLUMN);
         CHECK(integer_of(&f, "h.0.attn", "num_heads") == NULL);
     }
@@ -120,12 +120,12 @@ test_a_block_left_whole_is_left_with_all_its_layers(void)
 }
 
 static void
-test_a_block_cut_apart_has_no_heads_of_a_rank(void)
+test_an_individually_sharded_block_has_no_heads_of_a_rank(void)
 {
     fixture f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    f.options.apart = (const char *const[]){"h.*.attn"};
-    f.options.apart_count = 1;
+    f.options.individual = (const char *const[]){"h.*.attn"};
+    f.options.individual_count = 1;
     if (make_plan(&f)) {
         CHECK(layer_of(&f, "h.0.attn.c_attn")->gather_output);
         CHECK(layer_of(&f, "h.0.attn.c_proj")->split_input);
@@ -142,21 +142,21 @@ test_a_block_with_a_rule_is_not_for_the_table(void)
     add_gpt2_layer(&f);
     add_style(&f, "h.*.mlp.c_fc", "colwise_gather_output");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_proj.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_ROW);
     }
     fixture_free(&f);
 
     f = family_new(2, "gpt2");
     add_gpt2_layer(&f);
-    add_rule(&f, "mlp", ".*c_fc.*", TP_CUT_SKIP);
+    add_rule(&f, "mlp", ".*c_fc.*", TP_PARTITION_SKIP);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_proj.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
 static void
-test_sizes_that_do_not_pair_stay_whole_with_a_note(void)
+test_sizes_that_do_not_pair_stay_replicated_with_a_message(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "layers.0", TP_MODULE_OTHER, 0);
@@ -166,34 +166,34 @@ test_sizes_that_do_not_pair_stay_whole_with_a_note(void)
     add_linear(&f, "layers.1.fc1", 24, 16);
     add_linear(&f, "layers.1.fc2", 16, 32);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "layers.0.fc1.weight")->kind, TP_WHOLE);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "layers.*.fc2");
+        CHECK_INT_EQ(entry_of(&f, "layers.0.fc1.weight")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "layers.*.fc2");
     }
     fixture_free(&f);
 }
 
 static void
-test_attention_of_unknown_heads_stays_whole(void)
+test_attention_of_unknown_heads_stays_replicated(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "attn", TP_MODULE_OTHER, 0);
     add_linear(&f, "attn.qkv_proj", 48, 16);
     add_linear(&f, "attn.out_proj", 16, 16);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "attn.qkv_proj.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.qkv_proj.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
 static void
-test_more_ranks_than_heads_leave_attention_whole(void)
+test_more_ranks_than_heads_leave_attention_replicated(void)
 {
     fixture f = family_new(8, "gpt2");
     add_gpt2_layer(&f);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "h.0.attn.c_attn.weight")->kind, TP_REPLICATED);
         CHECK_INT_EQ(entry_of(&f, "h.0.mlp.c_fc.weight")->kind, TP_COLUMN);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
     }
     fixture_free(&f);
 }
@@ -214,7 +214,7 @@ test_one_layer_of_twice_the_features_is_a_gate_and_what_it_gates(void)
 
 /* codegen: q, v and k of a quarter of the heads, four times. */
 static void
-test_groups_of_heads_are_cut_one_by_one(void)
+test_groups_of_heads_are_sharded_one_by_one(void)
 {
     fixture f = family_new(2, "codegen");
     add_module(&f, "attn", TP_MODULE_OTHER, 3, "num_attention_heads", 8, "head_dim", 2,
@@ -232,7 +232,7 @@ test_groups_of_heads_are_cut_one_by_one(void)
 }
 
 static void
-test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank(void)
+test_what_is_given_per_head_is_sharded_to_the_heads_of_a_rank(void)
 {
     fixture f = family_new(2, "bloom");
     add_module(&f, "attn", TP_MODULE_OTHER, 2, "num_heads", 3, "head_dim", 4);
@@ -250,7 +250,7 @@ test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank(void)
 }
 
 static void
-test_embedding_and_head_are_cut_beside_blocks(void)
+test_embedding_and_head_are_sharded_beside_blocks(void)
 {
     fixture f = family_new(2, NULL);
     const int embedding = add_matrix(&f, "wte", TP_MODULE_EMBEDDING, 33, 16);
@@ -269,7 +269,7 @@ test_embedding_and_head_are_cut_beside_blocks(void)
 }
 
 static void
-test_a_tensor_of_two_blocks_is_cut_once(void)
+test_a_tensor_of_two_blocks_is_sharded_once(void)
 {
     fixture f = family_new(2, NULL);
     add_module(&f, "a", TP_MODULE_OTHER, 0);
@@ -283,7 +283,7 @@ test_a_tensor_of_two_blocks_is_cut_once(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(layer_of(&f, "b.fc1")->kind, TP_COLUMN);
         CHECK_INT_EQ(layer_of(&f, "b.fc2")->kind, TP_ROW);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -309,18 +309,18 @@ main(void)
 {
     RUN(test_blocks_span_modules);
     RUN(test_an_unknown_model_type_is_a_guess);
-    RUN(test_a_transposed_fused_layer_is_cut_by_heads);
-    RUN(test_a_block_left_whole_is_left_with_all_its_layers);
-    RUN(test_a_block_cut_apart_has_no_heads_of_a_rank);
+    RUN(test_a_transposed_fused_layer_is_sharded_by_heads);
+    RUN(test_a_replicated_block_is_left_with_all_its_layers);
+    RUN(test_an_individually_sharded_block_has_no_heads_of_a_rank);
     RUN(test_a_block_with_a_rule_is_not_for_the_table);
-    RUN(test_sizes_that_do_not_pair_stay_whole_with_a_note);
-    RUN(test_attention_of_unknown_heads_stays_whole);
-    RUN(test_more_ranks_than_heads_leave_attention_whole);
+    RUN(test_sizes_that_do_not_pair_stay_replicated_with_a_message);
+    RUN(test_attention_of_unknown_heads_stays_replicated);
+    RUN(test_more_ranks_than_heads_leave_attention_replicated);
     RUN(test_one_layer_of_twice_the_features_is_a_gate_and_what_it_gates);
-    RUN(test_groups_of_heads_are_cut_one_by_one);
-    RUN(test_what_is_given_per_head_is_cut_to_the_heads_of_a_rank);
-    RUN(test_embedding_and_head_are_cut_beside_blocks);
-    RUN(test_a_tensor_of_two_blocks_is_cut_once);
+    RUN(test_groups_of_heads_are_sharded_one_by_one);
+    RUN(test_what_is_given_per_head_is_sharded_to_the_heads_of_a_rank);
+    RUN(test_embedding_and_head_are_sharded_beside_blocks);
+    RUN(test_a_tensor_of_two_blocks_is_sharded_once);
     RUN(test_every_row_names_its_layers);
     return check_result();
 }

@@ -21,18 +21,19 @@ add_latent(fixture *f, bool says_size)
 }
 
 static void
-test_the_positions_of_a_latent_are_a_run_of_a_whole_projection(void)
+test_the_positions_of_a_latent_are_a_run_of_a_full_projection(void)
 {
     fixture f = fixture_new(2);
     add_latent(&f, true);
     if (make_plan(&f)) {
         const tp_layer *layer = layer_of(&f, "attn.kv_a_proj_with_mqa");
-        CHECK_INT_EQ(entry_of(&f, "attn.kv_a_proj_with_mqa.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.kv_a_proj_with_mqa.weight")->kind,
+                     TP_REPLICATED);
         CHECK_INT_EQ(layer->kind, TP_ROPE);
         CHECK_INT_EQ(layer->run_start, 16);
         CHECK_INT_EQ(layer->run_length, 8);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 4);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     }
     fixture_free(&f);
 }
@@ -71,12 +72,12 @@ test_positions_of_unknown_size_are_refused_naming_both_places(void)
 }
 
 static void
-test_latent_attention_that_is_left_whole_shares_nothing(void)
+test_latent_attention_that_is_replicated_shares_nothing(void)
 {
     fixture f = fixture_new(2);
     const char *const whole[] = {"attn"};
-    f.options.whole = whole;
-    f.options.whole_count = 1;
+    f.options.replicated = whole;
+    f.options.replicated_count = 1;
     add_latent(&f, true);
     if (make_plan(&f))
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
@@ -86,10 +87,10 @@ test_latent_attention_that_is_left_whole_shares_nothing(void)
 int
 main(void)
 {
-    RUN(test_the_positions_of_a_latent_are_a_run_of_a_whole_projection);
+    RUN(test_the_positions_of_a_latent_are_a_run_of_a_full_projection);
     RUN(test_queries_beside_a_latent_are_never_taken_for_a_fused_weight);
     RUN(test_the_size_of_the_positions_may_come_from_the_configuration);
     RUN(test_positions_of_unknown_size_are_refused_naming_both_places);
-    RUN(test_latent_attention_that_is_left_whole_shares_nothing);
+    RUN(test_latent_attention_that_is_replicated_shares_nothing);
     return check_result();
 }

@@ -23,15 +23,15 @@ test_a_norm_over_all_features_follows_its_projection(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 4, 2, 16, 8);
-    add_rule(&f, "qkv", ".*[qkv]_proj.*", TP_CUT_COLUMN);
-    add_rule(&f, "o", ".*o_proj.*", TP_CUT_ROW);
+    add_rule(&f, "qkv", ".*[qkv]_proj.*", TP_PARTITION_COLUMN);
+    add_rule(&f, "o", ".*o_proj.*", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         const tp_layer *query = layer_of(&f, "attn.q_norm");
         const tp_layer *key = layer_of(&f, "attn.k_norm");
         CHECK_INT_EQ(query->kind, TP_NORM);
         CHECK_INT_EQ(query->weight, entry_of(&f, "attn.q_proj.weight")->parameter);
         CHECK_INT_EQ(key->weight, entry_of(&f, "attn.k_proj.weight")->parameter);
-        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -47,7 +47,7 @@ test_the_gradient_of_a_norm_over_all_features_is_never_summed(void)
     add_style(&f, "attn.o_proj", "rowwise");
     add_style(&f, "attn.q_norm", "replicated_with_grad_allreduce");
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
@@ -56,11 +56,11 @@ test_a_norm_over_one_head_is_no_layer(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 4, 2, 4, 4);
-    add_rule(&f, "qkv", ".*[qkv]_proj.*", TP_CUT_COLUMN);
-    add_rule(&f, "o", ".*o_proj.*", TP_CUT_ROW);
+    add_rule(&f, "qkv", ".*[qkv]_proj.*", TP_PARTITION_COLUMN);
+    add_rule(&f, "o", ".*o_proj.*", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         CHECK(layer_of(&f, "attn.q_norm") == NULL);
-        CHECK_INT_EQ(entry_of(&f, "attn.k_norm.weight")->kind, TP_WHOLE_SUM);
+        CHECK_INT_EQ(entry_of(&f, "attn.k_norm.weight")->kind, TP_REPLICATED_SUM);
     }
     fixture_free(&f);
 }
@@ -74,7 +74,7 @@ test_a_norm_of_what_is_gathered_is_no_layer(void)
     add_style(&f, "attn.k_proj", "colwise_gather_output");
     if (make_plan(&f)) {
         CHECK(layer_of(&f, "attn.q_norm") == NULL);
-        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -88,8 +88,8 @@ test_a_norm_ahead_of_a_row_follows_its_input(void)
     const int row = add_linear(&f, "mlp.down_proj", 8, 24);
     const int norm = add_module(&f, "mlp.ffn_sub_norm", TP_MODULE_OTHER, 0);
     add_shaped(&f, norm, "weight", 1, (int64_t[]){24}, -1);
-    add_rule(&f, "up", ".*up_proj.*", TP_CUT_COLUMN);
-    add_rule(&f, "down", ".*down_proj.*", TP_CUT_ROW);
+    add_rule(&f, "up", ".*up_proj.*", TP_PARTITION_COLUMN);
+    add_rule(&f, "down", ".*down_proj.*", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         CHECK_INT_EQ(layer_of(&f, "mlp.ffn_sub_norm")->kind, TP_NORM);
         CHECK_INT_EQ(layer_of(&f, "mlp.ffn_sub_norm")->weight, row);
@@ -97,7 +97,7 @@ test_a_norm_ahead_of_a_row_follows_its_input(void)
     fixture_free(&f);
 }
 
-/* The numbers of an activation between two cuts of `mlp`. */
+/* The numbers of an activation between two sharded layers of `mlp`. */
 static void
 check_activation(const char *leaf, int64_t size, tp_kind expected)
 {
@@ -117,17 +117,17 @@ check_activation(const char *leaf, int64_t size, tp_kind expected)
 }
 
 static void
-test_the_gradient_of_an_activation_inside_a_cut_is_summed(void)
+test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed(void)
 {
-    check_activation("act_fn", 1, TP_WHOLE_SUM);
-    check_activation("act_fn", 24, TP_WHOLE); /* one for each feature */
-    check_activation("scale", 1, TP_WHOLE);
+    check_activation("act_fn", 1, TP_REPLICATED_SUM);
+    check_activation("act_fn", 24, TP_REPLICATED); /* one for each feature */
+    check_activation("scale", 1, TP_REPLICATED);
 }
 
 int
 main(void)
 {
-    RUN(test_the_gradient_of_an_activation_inside_a_cut_is_summed);
+    RUN(test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed);
     RUN(test_a_norm_over_all_features_follows_its_projection);
     RUN(test_the_gradient_of_a_norm_over_all_features_is_never_summed);
     RUN(test_a_norm_over_one_head_is_no_layer);

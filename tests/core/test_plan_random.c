@@ -16,11 +16,13 @@ pick(int low, int high)
 static tp_spec
 random_spec(void)
 {
-    tp_spec spec = {.cut = (tp_cut)pick(TP_CUT_COLUMN, TP_CUT_SKIP), .dim = -1};
-    if (spec.cut == TP_CUT_SKIP)
+    tp_spec spec = {
+        .partition = (tp_partition)pick(TP_PARTITION_COLUMN, TP_PARTITION_SKIP),
+        .dim = -1};
+    if (spec.partition == TP_PARTITION_SKIP)
         return spec;
-    spec.gather_output = spec.cut == TP_CUT_COLUMN && pick(0, 3) == 0;
-    spec.split_input = spec.cut == TP_CUT_ROW && pick(0, 3) == 0;
+    spec.gather_output = spec.partition == TP_PARTITION_COLUMN && pick(0, 3) == 0;
+    spec.split_input = spec.partition == TP_PARTITION_ROW && pick(0, 3) == 0;
     spec.dim = pick(0, 3) == 0 ? pick(0, 1) : -1;
     if (pick(0, 2) > 0)
         return spec;

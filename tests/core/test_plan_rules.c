@@ -15,17 +15,17 @@ add_mlps(fixture *f)
 static const char *
 only_note(const fixture *f)
 {
-    CHECK_INT_EQ(tp_plan_note_count(f->plan), 1);
-    return tp_plan_note_count(f->plan) > 0 ? tp_plan_note(f->plan, 0)->text : "";
+    CHECK_INT_EQ(tp_plan_message_count(f->plan), 1);
+    return tp_plan_message_count(f->plan) > 0 ? tp_plan_message(f->plan, 0)->text : "";
 }
 
 static void
-test_the_first_rule_that_matches_decides_and_one_note_names_the_other(void)
+test_the_first_rule_that_matches_decides_and_one_message_names_the_other(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
-    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_CUT_COLUMN);
-    add_rule(&f, "layer_specs[1]", ".*mlp.*", TP_CUT_ROW);
+    add_rule(&f, "layer_specs[0]", ".*up_proj.*", TP_PARTITION_COLUMN);
+    add_rule(&f, "layer_specs[1]", ".*mlp.*", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         CHECK_INT_EQ(entry_of(&f, "model.layers.1.mlp.up_proj.weight")->kind,
                      TP_COLUMN);
@@ -39,26 +39,26 @@ test_the_first_rule_that_matches_decides_and_one_note_names_the_other(void)
 }
 
 static void
-test_rules_that_ask_for_the_same_need_no_note(void)
+test_rules_that_ask_for_the_same_need_no_message(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
-    add_rule(&f, "a", ".*layers\\.0.*up_proj.*", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*up_proj.*", TP_CUT_COLUMN);
+    add_rule(&f, "a", ".*layers\\.0.*up_proj.*", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", ".*up_proj.*", TP_PARTITION_COLUMN);
     add_style(&f, "model.layers.*.mlp.up_proj", "rowwise");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
         CHECK_TEXT_EQ(entry_of(&f, "model.layers.1.mlp.up_proj.weight")->rule, "b");
     }
     fixture_free(&f);
 }
 
 static void
-test_a_rule_that_matches_nothing_is_noted_with_near_names(void)
+test_a_rule_that_matches_nothing_is_told_with_near_names(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
-    add_rule(&f, "layer_specs[0]", ".*\\.mlp\\.up_porj\\.weight$", TP_CUT_COLUMN);
+    add_rule(&f, "layer_specs[0]", ".*\\.mlp\\.up_porj\\.weight$", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_HAS(only_note(&f), "rule 'layer_specs[0]' (partition_config)");
         CHECK_TEXT_HAS(only_note(&f), "did you mean 'mlp.up_proj.weight'");
@@ -67,7 +67,7 @@ test_a_rule_that_matches_nothing_is_noted_with_near_names(void)
 }
 
 static void
-test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names(void)
+test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -79,7 +79,7 @@ test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names(void)
 }
 
 static void
-test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted(void)
+test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
@@ -88,18 +88,18 @@ test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted(void)
     add_style(&f, "model.layers.*.mlp.up_proj", "colwise");
     f.options.strict = false;
     if (make_plan(&f))
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     fixture_free(&f);
 }
 
 static void
-test_rules_for_other_model_types_are_not_noted(void)
+test_rules_for_other_model_types_are_not_told(void)
 {
     fixture f = fixture_new(2);
     add_mlps(&f);
     f.facts.model_type = "llama";
     tp_rule rule = {.source = TP_FROM_CONFIG,
-                    .spec = {.cut = TP_CUT_COLUMN, .dim = -1},
+                    .spec = {.partition = TP_PARTITION_COLUMN, .dim = -1},
                     .pattern_count = 1,
                     .model_type_count = 1};
     rule.label = fixture_copy("other");
@@ -109,7 +109,7 @@ test_rules_for_other_model_types_are_not_noted(void)
     CHECK_OK(tp_regex_new(".*up_proj.*", NULL, &rule.patterns[0], &f.err), &f.err);
     CHECK_OK(tp_rules_add(f.rules, &rule, &f.err), &f.err);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 0);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
     }
     fixture_free(&f);
@@ -121,8 +121,8 @@ test_strict_refuses_a_rule_that_matches_nothing(void)
     fixture f = fixture_new(2);
     add_mlps(&f);
     f.options.strict = true;
-    add_rule(&f, "a", ".*mlp.*", TP_CUT_SKIP);
-    add_rule(&f, "b", ".*attn.*", TP_CUT_COLUMN);
+    add_rule(&f, "a", ".*mlp.*", TP_PARTITION_SKIP);
+    add_rule(&f, "b", ".*attn.*", TP_PARTITION_COLUMN);
     CHECK_REFUSED(&f, "rule 'b' (partition_config) matches nothing");
 }
 
@@ -132,7 +132,7 @@ test_strict_refuses_a_preset_only_when_none_of_its_rows_matches(void)
     fixture f = fixture_new(2);
     add_mlps(&f);
     f.options.strict = true;
-    add_rule(&f, "a", ".*mlp.*", TP_CUT_SKIP);
+    add_rule(&f, "a", ".*mlp.*", TP_PARTITION_SKIP);
     add_preset(&f, "bloom");
     CHECK_REFUSED(&f, "rule 'preset bloom[0]' (preset) matches nothing");
 
@@ -143,7 +143,7 @@ test_strict_refuses_a_preset_only_when_none_of_its_rows_matches(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.mlp.up_proj.weight")->kind,
                      TP_COLUMN);
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 2);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 2);
     }
     fixture_free(&f);
 }
@@ -159,22 +159,22 @@ test_strict_refuses_linear_layers_without_a_rule_and_names_some(void)
         add_linear(&f, name, 16, 8);
     }
     add_matrix(&f, "embed", TP_MODULE_EMBEDDING, 16, 8);
-    add_rule(&f, "a", "layers\\.0\\.up", TP_CUT_COLUMN);
+    add_rule(&f, "a", "layers\\.0\\.up", TP_PARTITION_COLUMN);
     CHECK_REFUSED(&f,
                   "no rule matches 6 linear layers: 'layers.1.up', 'layers.2.up', "
                   "'layers.3.up', 'layers.4.up', 'layers.5.up', ...");
 }
 
 static void
-test_a_skip_with_a_summed_gradient_keeps_the_weight_whole(void)
+test_a_skip_with_a_summed_gradient_keeps_the_weight_replicated(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "router", 4, 8);
     add_vector(&f, weight, "bias", 4);
     add_style(&f, "router", "replicated_with_grad_allreduce");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "router.weight")->kind, TP_WHOLE_SUM);
-        CHECK_INT_EQ(entry_of(&f, "router.bias")->kind, TP_WHOLE_SUM);
+        CHECK_INT_EQ(entry_of(&f, "router.weight")->kind, TP_REPLICATED_SUM);
+        CHECK_INT_EQ(entry_of(&f, "router.bias")->kind, TP_REPLICATED_SUM);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
     }
     fixture_free(&f);
@@ -191,17 +191,17 @@ add_ends(fixture *f)
 }
 
 static void
-test_embedding_and_head_are_cut_by_default_beside_a_configuration(void)
+test_embedding_and_head_are_sharded_by_default_beside_a_configuration(void)
 {
     fixture f = fixture_new(2);
     add_ends(&f);
-    add_rule(&f, "a", "up", TP_CUT_COLUMN);
+    add_rule(&f, "a", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(local_of(&f, "embed.weight", 0), "hidden [32, 4]");
         CHECK_INT_EQ(entry_of(&f, "embed.weight")->source, TP_FROM_DEFAULT);
         CHECK_TEXT_EQ(local_of(&f, "lm_head.weight", 0), "column [16, 8]");
         CHECK(layer_of(&f, "lm_head")->gather_output);
-        CHECK_INT_EQ(entry_of(&f, "score.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "score.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -212,7 +212,7 @@ test_the_embedding_dimension_is_an_option(void)
     fixture f = fixture_new(2);
     add_ends(&f);
     f.options.embedding_dim = 0;
-    add_rule(&f, "a", "up", TP_CUT_COLUMN);
+    add_rule(&f, "a", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f))
         CHECK_TEXT_EQ(local_of(&f, "embed.weight", 0), "vocabulary [16, 8]");
     fixture_free(&f);
@@ -225,34 +225,34 @@ test_no_default_beside_a_transformers_plan_or_when_switched_off(void)
     add_ends(&f);
     add_style(&f, "up", "colwise");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "embed.weight")->kind, TP_WHOLE);
-        CHECK_INT_EQ(entry_of(&f, "lm_head.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "embed.weight")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(entry_of(&f, "lm_head.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
     f = fixture_new(2);
     add_ends(&f);
     f.options.defaults = false;
-    add_rule(&f, "a", "up", TP_CUT_COLUMN);
+    add_rule(&f, "a", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "embed.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "embed.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
 static void
-test_a_default_that_does_not_fit_leaves_the_weight_whole(void)
+test_a_default_that_does_not_fit_leaves_the_weight_replicated(void)
 {
     fixture f = fixture_new(4);
     f.facts.output_head = 0;
     add_linear(&f, "score", 3, 8);
     add_linear(&f, "up", 16, 8);
-    add_rule(&f, "a", "up", TP_CUT_COLUMN);
+    add_rule(&f, "a", "up", TP_PARTITION_COLUMN);
     if (make_plan(&f))
-        CHECK_INT_EQ(entry_of(&f, "score.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "score.weight")->kind, TP_REPLICATED);
     fixture_free(&f);
 }
 
 static void
-test_a_style_of_a_module_without_weights_is_not_noted(void)
+test_a_style_of_a_module_without_weights_is_not_told(void)
 {
     fixture f = fixture_new(2);
     add_linear(&f, "attn.v_proj", 8, 8);
@@ -261,8 +261,8 @@ test_a_style_of_a_module_without_weights_is_not_noted(void)
     add_style(&f, "attn.w_norm", "replicated_with_grad_allreduce");
     add_style(&f, "attn.v_proj", "colwise");
     if (make_plan(&f)) {
-        CHECK_INT_EQ(tp_plan_note_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_note(f.plan, 0)->text, "'attn.w_norm'");
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "'attn.w_norm'");
     }
     fixture_free(&f);
 }
@@ -270,20 +270,20 @@ test_a_style_of_a_module_without_weights_is_not_noted(void)
 int
 main(void)
 {
-    RUN(test_a_style_of_a_module_without_weights_is_not_noted);
-    RUN(test_the_first_rule_that_matches_decides_and_one_note_names_the_other);
-    RUN(test_rules_that_ask_for_the_same_need_no_note);
-    RUN(test_a_rule_that_matches_nothing_is_noted_with_near_names);
-    RUN(test_a_transformers_pattern_that_matches_nothing_is_noted_with_near_names);
-    RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_noted);
-    RUN(test_rules_for_other_model_types_are_not_noted);
+    RUN(test_a_style_of_a_module_without_weights_is_not_told);
+    RUN(test_the_first_rule_that_matches_decides_and_one_message_names_the_other);
+    RUN(test_rules_that_ask_for_the_same_need_no_message);
+    RUN(test_a_rule_that_matches_nothing_is_told_with_near_names);
+    RUN(test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names);
+    RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told);
+    RUN(test_rules_for_other_model_types_are_not_told);
     RUN(test_strict_refuses_a_rule_that_matches_nothing);
     RUN(test_strict_refuses_a_preset_only_when_none_of_its_rows_matches);
     RUN(test_strict_refuses_linear_layers_without_a_rule_and_names_some);
-    RUN(test_a_skip_with_a_summed_gradient_keeps_the_weight_whole);
-    RUN(test_embedding_and_head_are_cut_by_default_beside_a_configuration);
+    RUN(test_a_skip_with_a_summed_gradient_keeps_the_weight_replicated);
+    RUN(test_embedding_and_head_are_sharded_by_default_beside_a_configuration);
     RUN(test_the_embedding_dimension_is_an_option);
     RUN(test_no_default_beside_a_transformers_plan_or_when_switched_off);
-    RUN(test_a_default_that_does_not_fit_leaves_the_weight_whole);
+    RUN(test_a_default_that_does_not_fit_leaves_the_weight_replicated);
     return check_result();
 }

@@ -32,7 +32,7 @@ test_tokens_come_together_in_the_block_of_a_row_layer(void)
             NAMES("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"));
         CHECK_INT_EQ(stack->islands.count, 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
-                     TP_WHOLE_SUM);
+                     TP_REPLICATED_SUM);
     }
     fixture_free(&f);
 }
@@ -46,7 +46,7 @@ test_without_the_option_there_are_no_stacks(void)
     if (make_plan(&f)) {
         CHECK_INT_EQ(tp_plan_stack_count(f.plan), 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
-                     TP_WHOLE);
+                     TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -65,8 +65,8 @@ with_one_layer(void)
 static void
 cut_up_and_down(fixture *f)
 {
-    add_rule(f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_rule(f, "a", ".*up\\.weight", TP_PARTITION_COLUMN);
+    add_rule(f, "b", ".*down\\.weight", TP_PARTITION_ROW);
 }
 
 /* A module of its own with a norm, behind the linear `leaf`. */
@@ -83,7 +83,7 @@ add_behind(fixture *f, const char *name)
 }
 
 /* As in BERT, where a residual is added to a part of the tokens behind the row layer,
- * and in OPT, whose feed-forward layers lie in the layer itself. */
+ * and in OPT, whose feed-forward layers are in the layer itself. */
 static void
 test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
 {
@@ -97,8 +97,8 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     add_behind(&f, "list.0.attention.output");
     add_linear(&f, "list.0.up", 16, 16);
     add_linear(&f, "list.0.down", 16, 16);
-    add_rule(&f, "a", ".*up\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*(dense|down)\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", ".*up\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", ".*(dense|down)\\.weight", TP_PARTITION_ROW);
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
@@ -107,18 +107,19 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
         check_modules(&f, &stack->outlets,
                       NAMES("list.0.attention.output.dense", "list.0.down"));
         CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.norm.weight")->kind,
-                     TP_WHOLE_SUM);
+                     TP_REPLICATED_SUM);
         CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.dense.bias")->kind,
-                     TP_WHOLE_SUM);
-        CHECK_INT_EQ(entry_of(&f, "list.0.attention.self.norm.weight")->kind, TP_WHOLE);
+                     TP_REPLICATED_SUM);
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.self.norm.weight")->kind,
+                     TP_REPLICATED);
     }
     fixture_free(&f);
 }
 
-/* Attention that stays whole or gives whole outputs, beside a router and an expert that
- * are shared by all. */
+/* Attention that stays replicated or gives full outputs, beside a router and an expert
+ * that are shared by all. */
 static void
-test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
+test_a_block_with_a_full_matrix_is_given_all_tokens(void)
 {
     fixture f = with_one_layer();
     add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
@@ -131,8 +132,9 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
     add_linear(&f, "list.0.experts.shared.up", 16, 16);
     add_linear(&f, "list.0.experts.shared.down", 16, 16);
     cut_up_and_down(&f);
-    add_spec(&f, "c", ".*gathered\\.weight",
-             (tp_spec){.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true});
+    add_spec(
+        &f, "c", ".*gathered\\.weight",
+        (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
@@ -140,7 +142,7 @@ test_a_block_with_a_whole_matrix_is_given_all_tokens(void)
                       NAMES("list.0.mixer", "list.0.apart", "list.0.experts"));
         CHECK_INT_EQ(stack->inlets.count, 0);
         CHECK_INT_EQ(stack->outlets.count, 0);
-        CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);
 }
@@ -153,14 +155,14 @@ test_a_model_without_a_list_of_layers_is_refused(void)
     add_module(&f, "head", TP_MODULE_OTHER, 0);
     add_linear(&f, "head.0", 16, 16);
     add_linear(&f, "head.2", 16, 16);
-    add_rule(&f, "a", "head.0\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", "head.2\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", "head.0\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", "head.2\\.weight", TP_PARTITION_ROW);
     f.options.sequence = true;
     CHECK_REFUSED(&f, "sequence_parallel is true, but 'Any' has no list of layers");
 }
 
 static void
-test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
+test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name(void)
 {
     fixture f = with_one_layer();
     add_matrix(&f, "list.0.table", TP_MODULE_EMBEDDING, 8, 16);
@@ -169,7 +171,7 @@ test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name(void)
     cut_up_and_down(&f);
     add_style(&f, "list.*.table", "embedding_rowwise");
     f.options.sequence = true;
-    CHECK_REFUSED(&f, "'list.0.table' is no layer that tokens can be cut around");
+    CHECK_REFUSED(&f, "'list.0.table' is no layer around which tokens can be sharded");
 }
 
 static void
@@ -189,7 +191,7 @@ test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name(void)
 }
 
 static void
-test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes(void)
+test_plans_that_differ_in_the_shards_of_tokens_alone_have_other_hashes(void)
 {
     uint64_t hashes[2] = {0, 0};
     for (int sequence = 0; sequence < 2; sequence++) {
@@ -209,12 +211,12 @@ int
 main(void)
 {
     RUN(test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name);
-    RUN(test_plans_that_differ_in_the_cut_of_tokens_alone_have_other_hashes);
+    RUN(test_plans_that_differ_in_the_shards_of_tokens_alone_have_other_hashes);
     RUN(test_tokens_come_together_in_the_block_of_a_row_layer);
     RUN(test_without_the_option_there_are_no_stacks);
     RUN(test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens);
-    RUN(test_a_block_with_a_whole_matrix_is_given_all_tokens);
+    RUN(test_a_block_with_a_full_matrix_is_given_all_tokens);
     RUN(test_a_model_without_a_list_of_layers_is_refused);
-    RUN(test_an_embedding_that_is_cut_inside_of_a_layer_is_refused_by_name);
+    RUN(test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name);
     return check_result();
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plan_fixture.h"
 
-static const tp_spec column = {.cut = TP_CUT_COLUMN, .dim = -1};
-static const tp_spec row = {.cut = TP_CUT_ROW, .dim = -1};
+static const tp_spec column = {.partition = TP_PARTITION_COLUMN, .dim = -1};
+static const tp_spec row = {.partition = TP_PARTITION_ROW, .dim = -1};
 
 /* A fixture with one weight "w" of 24 x 12 and a rule for it, two ranks. */
 static fixture
@@ -15,9 +15,9 @@ one_weight(tp_module_kind kind, tp_spec spec)
 }
 
 static tp_spec
-shaped(tp_cut cut, int dim, tp_shape shape)
+shaped(tp_partition cut, int dim, tp_shape shape)
 {
-    return (tp_spec){.cut = cut, .dim = dim, .shape = shape};
+    return (tp_spec){.partition = cut, .dim = dim, .shape = shape};
 }
 
 static void
@@ -32,7 +32,7 @@ check_local(tp_module_kind kind, tp_spec spec, const char *local, int dim)
 }
 
 static void
-test_each_kind_of_module_is_cut_along_the_dimension_its_weight_has(void)
+test_each_kind_of_module_is_sharded_along_the_dimension_its_weight_has(void)
 {
     check_local(TP_MODULE_LINEAR, column, "column [12, 12]", 0);
     check_local(TP_MODULE_LINEAR, row, "row [24, 6]", 1);
@@ -54,7 +54,7 @@ test_an_explicit_dimension_decides_over_an_embedding(void)
 }
 
 static void
-test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused(void)
+test_an_explicit_dimension_against_the_partition_of_a_linear_is_refused(void)
 {
     tp_spec spec = column;
     spec.dim = 1;
@@ -63,10 +63,10 @@ test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused(void)
 }
 
 static void
-test_equal_pieces_are_each_cut(void)
+test_equal_pieces_are_each_sharded(void)
 {
-    fixture f = one_weight(TP_MODULE_LINEAR,
-                           shaped(TP_CUT_COLUMN, 0, (tp_shape){2, {2, -1}, 0, {0}}));
+    fixture f = one_weight(TP_MODULE_LINEAR, shaped(TP_PARTITION_COLUMN, 0,
+                                                    (tp_shape){2, {2, -1}, 0, {0}}));
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 0), "0+6 12+6");
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 1), "6+6 18+6");
@@ -75,21 +75,21 @@ test_equal_pieces_are_each_cut(void)
 }
 
 static void
-test_listed_pieces_are_each_cut(void)
+test_listed_pieces_are_each_sharded(void)
 {
-    fixture f =
-        one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){2, {0, 12}, 3, {16, 4, 4}}));
+    fixture f = one_weight(
+        TP_MODULE_LINEAR,
+        shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {0, 12}, 3, {16, 4, 4}}));
     if (make_plan(&f))
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 1), "8+8 18+2 22+2");
     fixture_free(&f);
 }
 
 static void
-test_pieces_along_the_input_of_a_row_are_each_cut(void)
+test_pieces_along_the_input_of_a_row_are_each_sharded(void)
 {
     fixture f = one_weight(TP_MODULE_LINEAR,
-                           shaped(TP_CUT_ROW, 1, (tp_shape){2, {-1, 3}, 0, {0}}));
+                           shaped(TP_PARTITION_ROW, 1, (tp_shape){2, {-1, 3}, 0, {0}}));
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 0), "0+2 4+2 8+2");
         CHECK_TEXT_EQ(local_of(&f, "w.weight", 0), "row [24, 6]");
@@ -103,33 +103,34 @@ test_pieces_that_do_not_fit_are_refused_with_all_sizes(void)
 {
     fixture f =
         one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){2, {0, -1}, 2, {16, 4}}));
-    CHECK_REFUSED(&f, "16 + 4 of shape are 20 in all, but the cut dimension has 24");
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {0, -1}, 2, {16, 4}}));
+    CHECK_REFUSED(&f,
+                  "16 + 4 of shape are 20 in all, but the sharded dimension has 24");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){2, {5, -1}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {5, -1}, 0, {0}}));
     CHECK_REFUSED(&f, "5 equal pieces, which do not divide size 24");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){2, {2, 13}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {2, 13}, 0, {0}}));
     CHECK_REFUSED(&f, "shape[1] is 13, but the weight has 12 there");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){2, {65, -1}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){2, {65, -1}, 0, {0}}));
     CHECK_REFUSED(&f, "65 equal pieces");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){1, {2}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){1, {2}, 0, {0}}));
     CHECK_REFUSED(&f, "shape has 1 dimensions, but the weight has 2");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, 0, (tp_shape){2, {24, -1}, 0, {0}}));
-    CHECK_REFUSED(&f, "size 1 cannot be cut over 2 ranks");
+                   shaped(TP_PARTITION_COLUMN, 0, (tp_shape){2, {24, -1}, 0, {0}}));
+    CHECK_REFUSED(&f, "size 1 cannot be sharded over 2 ranks");
 }
 
 static void
-test_a_view_of_experts_is_cut_inside_each_expert(void)
+test_a_view_of_experts_is_sharded_inside_each_expert(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "w", 24, 12);
     add_vector(&f, weight, "bias", 24);
     add_spec(&f, "r", "w",
-             shaped(TP_CUT_COLUMN, 1, (tp_shape){3, {3, -1, 12}, 0, {0}}));
+             shaped(TP_PARTITION_COLUMN, 1, (tp_shape){3, {3, -1, 12}, 0, {0}}));
     if (make_plan(&f)) {
         const tp_entry *entry = entry_of(&f, "w.weight");
         CHECK_TEXT_EQ(local_of(&f, "w.weight", 1), "column [12, 12]");
@@ -147,16 +148,16 @@ test_a_view_of_experts_is_cut_inside_each_expert(void)
 }
 
 static void
-test_a_view_of_experts_may_list_pieces_and_cut_rows(void)
+test_a_view_of_experts_may_list_pieces_and_shard_rows(void)
 {
-    fixture f =
-        one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, 1, (tp_shape){3, {3, 0, -1}, 2, {6, 2}}));
+    fixture f = one_weight(
+        TP_MODULE_LINEAR,
+        shaped(TP_PARTITION_COLUMN, 1, (tp_shape){3, {3, 0, -1}, 2, {6, 2}}));
     if (make_plan(&f))
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 1), "3+3 7+1");
     fixture_free(&f);
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_ROW, 2, (tp_shape){3, {3, 8, -1}, 0, {0}}));
+                   shaped(TP_PARTITION_ROW, 2, (tp_shape){3, {3, 8, -1}, 0, {0}}));
     if (make_plan(&f)) {
         CHECK_TEXT_EQ(local_of(&f, "w.weight", 1), "row [24, 6]");
         CHECK_INT_EQ(entry_of(&f, "w.weight")->outer, 24);
@@ -167,30 +168,31 @@ test_a_view_of_experts_may_list_pieces_and_cut_rows(void)
 static void
 test_views_that_give_no_matrix_are_refused(void)
 {
-    fixture f = one_weight(TP_MODULE_LINEAR,
-                           shaped(TP_CUT_COLUMN, 1, (tp_shape){3, {3, -1, 6}, 0, {0}}));
+    fixture f = one_weight(TP_MODULE_LINEAR, shaped(TP_PARTITION_COLUMN, 1,
+                                                    (tp_shape){3, {3, -1, 6}, 0, {0}}));
     CHECK_REFUSED(&f, "shape [3, 16, 6] runs across the dimensions");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, 1, (tp_shape){3, {7, -1, 12}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, 1, (tp_shape){3, {7, -1, 12}, 0, {0}}));
     CHECK_REFUSED(&f, "288 elements cannot be seen as [7, -1, 12]");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, 1, (tp_shape){3, {-1, -1, 12}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, 1, (tp_shape){3, {-1, -1, 12}, 0, {0}}));
     CHECK_REFUSED(&f, "shape[0] and shape[1] are both -1");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_ROW, 1, (tp_shape){3, {3, 8, 12}, 0, {0}}));
+                   shaped(TP_PARTITION_ROW, 1, (tp_shape){3, {3, 8, 12}, 0, {0}}));
     CHECK_REFUSED(&f, "a part of dimension 0 of the weight, but partition_type 'row'");
     f = one_weight(TP_MODULE_LINEAR,
-                   shaped(TP_CUT_COLUMN, -1, (tp_shape){3, {3, 8, 12}, 0, {0}}));
+                   shaped(TP_PARTITION_COLUMN, -1, (tp_shape){3, {3, 8, 12}, 0, {0}}));
     CHECK_REFUSED(&f, "partition_dim has to say");
 }
 
 static void
-test_the_bias_of_a_conv1d_is_cut_like_its_columns(void)
+test_the_bias_of_a_conv1d_is_sharded_like_its_columns(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_matrix(&f, "w", TP_MODULE_CONV1D, 12, 24);
     add_vector(&f, weight, "bias", 24);
-    add_spec(&f, "r", "w", shaped(TP_CUT_COLUMN, 1, (tp_shape){2, {-1, 3}, 0, {0}}));
+    add_spec(&f, "r", "w",
+             shaped(TP_PARTITION_COLUMN, 1, (tp_shape){2, {-1, 3}, 0, {0}}));
     if (make_plan(&f)) {
         const tp_entry *bias = entry_of(&f, "w.bias");
         CHECK_TEXT_EQ(runs_of(&f, "w.weight", 1), "4+4 12+4 20+4");
@@ -202,14 +204,14 @@ test_the_bias_of_a_conv1d_is_cut_like_its_columns(void)
 }
 
 static void
-test_the_bias_of_a_row_stays_whole(void)
+test_the_bias_of_a_row_stays_replicated(void)
 {
     fixture f = fixture_new(2);
     const int weight = add_linear(&f, "w", 24, 12);
     add_vector(&f, weight, "bias", 24);
     add_spec(&f, "r", "w", row);
     if (make_plan(&f)) {
-        CHECK_INT_EQ(entry_of(&f, "w.bias")->kind, TP_WHOLE);
+        CHECK_INT_EQ(entry_of(&f, "w.bias")->kind, TP_REPLICATED);
         CHECK_INT_EQ(layer_of(&f, "w")->bias, 1);
     }
     fixture_free(&f);
@@ -247,18 +249,18 @@ test_what_is_no_matrix_of_a_layer_is_refused(void)
 int
 main(void)
 {
-    RUN(test_each_kind_of_module_is_cut_along_the_dimension_its_weight_has);
+    RUN(test_each_kind_of_module_is_sharded_along_the_dimension_its_weight_has);
     RUN(test_an_explicit_dimension_decides_over_an_embedding);
-    RUN(test_an_explicit_dimension_against_the_cut_of_a_linear_is_refused);
-    RUN(test_equal_pieces_are_each_cut);
-    RUN(test_listed_pieces_are_each_cut);
-    RUN(test_pieces_along_the_input_of_a_row_are_each_cut);
+    RUN(test_an_explicit_dimension_against_the_partition_of_a_linear_is_refused);
+    RUN(test_equal_pieces_are_each_sharded);
+    RUN(test_listed_pieces_are_each_sharded);
+    RUN(test_pieces_along_the_input_of_a_row_are_each_sharded);
     RUN(test_pieces_that_do_not_fit_are_refused_with_all_sizes);
-    RUN(test_a_view_of_experts_is_cut_inside_each_expert);
-    RUN(test_a_view_of_experts_may_list_pieces_and_cut_rows);
+    RUN(test_a_view_of_experts_is_sharded_inside_each_expert);
+    RUN(test_a_view_of_experts_may_list_pieces_and_shard_rows);
     RUN(test_views_that_give_no_matrix_are_refused);
-    RUN(test_the_bias_of_a_conv1d_is_cut_like_its_columns);
-    RUN(test_the_bias_of_a_row_stays_whole);
+    RUN(test_the_bias_of_a_conv1d_is_sharded_like_its_columns);
+    RUN(test_the_bias_of_a_row_stays_replicated);
     RUN(test_a_bias_of_another_size_is_refused);
     RUN(test_what_is_no_matrix_of_a_layer_is_refused);
     return check_result();

@@ -52,8 +52,8 @@ test_siblings_are_found_through_wrappers(void)
     add_module(&f, "block.gate", TP_MODULE_OTHER, 0);
     add_matrix(&f, "block.gate.base", TP_MODULE_CONV1D, 16, 32);
     add_linear(&f, "block.down", 16, 32);
-    add_rule(&f, "a", ".*(base|low)\\.weight", TP_CUT_COLUMN);
-    add_rule(&f, "b", ".*down\\.weight", TP_CUT_ROW);
+    add_rule(&f, "a", ".*(base|low)\\.weight", TP_PARTITION_COLUMN);
+    add_rule(&f, "b", ".*down\\.weight", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         check_siblings(&f,
                        (const char *const[]){"block.up.base", "block.gate.base", NULL});

@@ -56,12 +56,12 @@ test_the_table_has_one_row_for_names_that_differ_in_indices(void)
 }
 
 static void
-test_layers_that_are_cut_differently_have_rows_of_their_own(void)
+test_layers_that_are_sharded_differently_have_rows_of_their_own(void)
 {
     fixture f = fixture_new(2);
     add_llama(&f, 3, false);
-    add_rule(&f, "first", ".*layers\\.1\\.mlp\\.up_proj.*", TP_CUT_SKIP);
-    add_rule(&f, "second", ".*mlp\\.up_proj.*", TP_CUT_COLUMN);
+    add_rule(&f, "first", ".*layers\\.1\\.mlp\\.up_proj.*", TP_PARTITION_SKIP);
+    add_rule(&f, "second", ".*mlp\\.up_proj.*", TP_PARTITION_COLUMN);
     tp_plan_table *table = NULL;
     if (make_plan(&f) && CHECK_OK(tp_plan_table_new(f.plan, &table, &f.err), &f.err)) {
         int rows = 0;
@@ -81,6 +81,6 @@ main(void)
 {
     RUN(test_the_hash_tells_plans_apart_and_nothing_else);
     RUN(test_the_table_has_one_row_for_names_that_differ_in_indices);
-    RUN(test_layers_that_are_cut_differently_have_rows_of_their_own);
+    RUN(test_layers_that_are_sharded_differently_have_rows_of_their_own);
     return check_result();
 }

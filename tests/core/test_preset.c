@@ -84,7 +84,7 @@ test_every_row_passes_the_check_of_specs(void)
 }
 
 static void
-test_every_preset_cuts_the_weights_of_its_family(void)
+test_every_preset_shards_the_weights_of_its_family(void)
 {
     const struct {
         const char *preset;
@@ -130,7 +130,8 @@ test_every_preset_cuts_the_weights_of_its_family(void)
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const tp_spec *spec = spec_for(preset_of(rows[i].preset), rows[i].parameter);
-        CHECK_TEXT_EQ(spec == NULL ? NULL : tp_cut_name(spec->cut), rows[i].cut);
+        CHECK_TEXT_EQ(spec == NULL ? NULL : tp_partition_name(spec->partition),
+                      rows[i].cut);
     }
 }
 
@@ -146,7 +147,7 @@ test_a_fused_qkv_is_a_column_without_a_shape(void)
         const tp_spec *spec = spec_for(preset_of(rows[i][0]), rows[i][1]);
         if (!CHECK(spec != NULL))
             continue;
-        CHECK_INT_EQ(spec->cut, TP_CUT_COLUMN);
+        CHECK_INT_EQ(spec->partition, TP_PARTITION_COLUMN);
         CHECK_INT_EQ(spec->shape.dims, 0);
     }
 }
@@ -162,7 +163,7 @@ test_a_fused_gate_and_up_is_two_equal_pieces(void)
         const tp_spec *spec = spec_for(preset_of(rows[i][0]), rows[i][1]);
         if (!CHECK(spec != NULL))
             continue;
-        CHECK_INT_EQ(spec->cut, TP_CUT_COLUMN);
+        CHECK_INT_EQ(spec->partition, TP_PARTITION_COLUMN);
         CHECK_INT_EQ(spec->dim, 0);
         CHECK_INT_EQ(spec->shape.dims, 2);
         CHECK_INT_EQ(spec->shape.sizes[0], 2);
@@ -177,7 +178,7 @@ main(void)
     RUN(test_the_case_of_a_preset_does_not_count);
     RUN(test_an_unknown_preset_names_the_nearest_or_all);
     RUN(test_every_row_passes_the_check_of_specs);
-    RUN(test_every_preset_cuts_the_weights_of_its_family);
+    RUN(test_every_preset_shards_the_weights_of_its_family);
     RUN(test_a_fused_qkv_is_a_column_without_a_shape);
     RUN(test_a_fused_gate_and_up_is_two_equal_pieces);
     return check_result();

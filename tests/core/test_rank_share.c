@@ -33,7 +33,7 @@ warning_of(const char *pattern, int ranks)
     char *copy = NULL;
     f.options.defaults = false;
     add_llama(&f, 2, false);
-    add_rule(&f, "a", pattern, TP_CUT_COLUMN);
+    add_rule(&f, "a", pattern, TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
         CHECK_OK(tp_plan_warn_replicated(f.plan, &text, &f.err), &f.err);
         copy = text.size == 0 ? NULL : fixture_copy(text.data);

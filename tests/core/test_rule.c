@@ -160,7 +160,7 @@ test_a_preset_adds_its_rows_with_labels(void)
     CHECK_INT_EQ(find(rules, query, found, ROOM), 1);
     CHECK_INT_EQ(found[0], 3);
     CHECK_INT_EQ(tp_rules_at(rules, 3)->source, TP_FROM_PRESET);
-    CHECK_INT_EQ(tp_rules_at(rules, 3)->spec.cut, TP_CUT_ROW);
+    CHECK_INT_EQ(tp_rules_at(rules, 3)->spec.partition, TP_PARTITION_ROW);
     tp_rules_free(rules);
 }
 

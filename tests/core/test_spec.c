@@ -23,29 +23,29 @@ check_refused(const tp_spec *spec, const char *part)
 }
 
 static void
-test_every_cut_name_is_read_in_any_case_and_written_back(void)
+test_every_partition_type_is_read_in_any_case_and_written_back(void)
 {
     tp_error err = TP_NO_ERROR;
     const char *const given[] = {"column", "Row", "SKIP"};
     const char *const named[] = {"column", "row", "skip"};
     for (int i = 0; i < 3; i++) {
-        tp_cut cut = TP_CUT_COLUMN;
-        CHECK_OK(tp_cut_parse(given[i], WHERE, &cut, &err), &err);
-        CHECK_TEXT_EQ(tp_cut_name(cut), named[i]);
+        tp_partition cut = TP_PARTITION_COLUMN;
+        CHECK_OK(tp_partition_parse(given[i], WHERE, &cut, &err), &err);
+        CHECK_TEXT_EQ(tp_partition_name(cut), named[i]);
     }
 }
 
 static void
-test_an_unknown_cut_names_the_place_and_the_nearest(void)
+test_an_unknown_partition_type_names_the_place_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
-    tp_cut cut = TP_CUT_ROW;
+    tp_partition cut = TP_PARTITION_ROW;
     CHECK_FAILS(
-        tp_cut_parse("colum", WHERE, &cut, &err), TP_VALUE, &err,
+        tp_partition_parse("colum", WHERE, &cut, &err), TP_VALUE, &err,
         "layer_specs[2]: unknown partition type 'colum'; did you mean 'column'?");
-    CHECK_FAILS(tp_cut_parse("replicated", WHERE, &cut, &err), TP_VALUE, &err,
+    CHECK_FAILS(tp_partition_parse("replicated", WHERE, &cut, &err), TP_VALUE, &err,
                 "known: column, row, skip");
-    CHECK_INT_EQ(cut, TP_CUT_ROW);
+    CHECK_INT_EQ(cut, TP_PARTITION_ROW);
 }
 
 static void
@@ -63,8 +63,10 @@ test_documented_shapes_are_accepted(void)
         {.dim = 0,
          .shape = {.dims = 2, .sizes = {0, -1}, .pieces = 3, .piece = {64, 16, 16}}},
         {.dim = 1, .shape = {.dims = 3, .sizes = {8, -1, 32}}},
-        {.cut = TP_CUT_ROW, .dim = -1, .shape = {.dims = 2, .sizes = {-1, 2}}},
-        {.cut = TP_CUT_ROW,
+        {.partition = TP_PARTITION_ROW,
+         .dim = -1,
+         .shape = {.dims = 2, .sizes = {-1, 2}}},
+        {.partition = TP_PARTITION_ROW,
          .dim = -1,
          .shape = {.dims = 2, .sizes = {-1, 0}, .pieces = 1, .piece = {4}}},
     };
@@ -73,7 +75,7 @@ test_documented_shapes_are_accepted(void)
 }
 
 static void
-test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
+test_each_flag_is_accepted_with_its_partition_type_and_refused_with_the_others(void)
 {
     const char *const messages[] = {
         "gather_output needs partition_type 'column'",
@@ -81,8 +83,8 @@ test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
         "sum_gradient (grad_allreduce) needs partition_type 'skip'",
     };
     for (int flag = 0; flag < 3; flag++) {
-        for (int cut = TP_CUT_COLUMN; cut <= TP_CUT_SKIP; cut++) {
-            const tp_spec spec = {.cut = (tp_cut)cut,
+        for (int cut = TP_PARTITION_COLUMN; cut <= TP_PARTITION_SKIP; cut++) {
+            const tp_spec spec = {.partition = (tp_partition)cut,
                                   .dim = -1,
                                   .gather_output = flag == 0,
                                   .split_input = flag == 1,
@@ -96,12 +98,13 @@ test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others(void)
 }
 
 static void
-test_a_skip_with_a_place_to_cut_is_refused(void)
+test_a_skip_with_a_place_to_shard_is_refused(void)
 {
-    const tp_spec dim = {.cut = TP_CUT_SKIP, .dim = 0};
+    const tp_spec dim = {.partition = TP_PARTITION_SKIP, .dim = 0};
     check_refused(&dim, "so partition_dim has no effect");
-    const tp_spec shape = {
-        .cut = TP_CUT_SKIP, .dim = -1, .shape = {.dims = 2, .sizes = {2, -1}}};
+    const tp_spec shape = {.partition = TP_PARTITION_SKIP,
+                           .dim = -1,
+                           .shape = {.dims = 2, .sizes = {2, -1}}};
     check_refused(&shape, "so shape has no effect");
 }
 
@@ -110,15 +113,15 @@ test_a_dim_outside_the_shape_is_refused(void)
 {
     const tp_spec high = {.dim = 2, .shape = {.dims = 2, .sizes = {2, -1}}};
     check_refused(&high,
-                  "partition_dim is 2, but shape has 2 dimensions, so it must lie "
+                  "partition_dim is 2, but shape has 2 dimensions, so it must be "
                   "between 0 and 1");
     const tp_spec row = {
-        .cut = TP_CUT_ROW, .dim = -1, .shape = {.dims = 1, .sizes = {-1}}};
+        .partition = TP_PARTITION_ROW, .dim = -1, .shape = {.dims = 1, .sizes = {-1}}};
     check_refused(&row, "partition_dim is 1, but shape has 1 dimension, so");
     const tp_spec negative = {.dim = -2};
-    check_refused(&negative, "partition_dim is -2, but it must lie between 0 and 7");
+    check_refused(&negative, "partition_dim is -2, but it must be between 0 and 7");
     const tp_spec far = {.dim = TP_MAX_DIMS};
-    check_refused(&far, "partition_dim is 8, but it must lie between 0 and 7");
+    check_refused(&far, "partition_dim is 8, but it must be between 0 and 7");
     const tp_spec last = {.dim = TP_MAX_DIMS - 1};
     check_accepted(&last);
 }
@@ -140,13 +143,13 @@ test_sizes_must_be_positive_or_inferred(void)
 }
 
 static void
-test_a_list_of_pieces_stands_at_the_cut_dimension_only(void)
+test_a_list_of_pieces_stands_at_the_sharded_dimension_only(void)
 {
     const tp_spec spec = {
         .dim = 0, .shape = {.dims = 2, .sizes = {-1, 0}, .pieces = 2, .piece = {8, 8}}};
-    check_refused(&spec,
-                  "shape[1] is a list of pieces, but the weight is cut along "
-                  "dimension 0");
+    check_refused(
+        &spec,
+        "shape[1] is a list of pieces, but the weight is sharded along dimension 0");
     const tp_spec alone = {.dim = 0, .shape = {.pieces = 2, .piece = {8, 8}}};
     check_refused(&alone, "pieces are listed, but not in shape");
     const tp_spec unmarked = {
@@ -173,16 +176,16 @@ test_pieces_must_be_positive_few_and_not_overflow(void)
 int
 main(void)
 {
-    RUN(test_every_cut_name_is_read_in_any_case_and_written_back);
-    RUN(test_an_unknown_cut_names_the_place_and_the_nearest);
+    RUN(test_every_partition_type_is_read_in_any_case_and_written_back);
+    RUN(test_an_unknown_partition_type_names_the_place_and_the_nearest);
     RUN(test_the_spec_without_wishes_is_accepted);
     RUN(test_documented_shapes_are_accepted);
-    RUN(test_each_flag_is_accepted_with_its_cut_and_refused_with_the_others);
-    RUN(test_a_skip_with_a_place_to_cut_is_refused);
+    RUN(test_each_flag_is_accepted_with_its_partition_type_and_refused_with_the_others);
+    RUN(test_a_skip_with_a_place_to_shard_is_refused);
     RUN(test_a_dim_outside_the_shape_is_refused);
     RUN(test_a_shape_with_too_many_dimensions_is_refused);
     RUN(test_sizes_must_be_positive_or_inferred);
-    RUN(test_a_list_of_pieces_stands_at_the_cut_dimension_only);
+    RUN(test_a_list_of_pieces_stands_at_the_sharded_dimension_only);
     RUN(test_pieces_must_be_positive_few_and_not_overflow);
     return check_result();
 }

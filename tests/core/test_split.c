@@ -24,7 +24,7 @@ summarise(const int64_t *widths, int ranks)
 }
 
 static void
-test_widths_are_whole_units_that_sum_to_the_size_and_fall(void)
+test_widths_are_full_units_that_sum_to_the_size_and_fall(void)
 {
     tp_error err = TP_NO_ERROR;
     int64_t widths[MOST_RANKS];
@@ -55,7 +55,7 @@ test_a_width_is_zero_when_ranks_exceed_units(void)
 }
 
 static void
-test_what_cannot_be_cut_is_refused_with_its_sizes(void)
+test_what_cannot_be_sharded_is_refused_with_its_sizes(void)
 {
     tp_error err = TP_NO_ERROR;
     int64_t widths[4];
@@ -67,7 +67,7 @@ test_what_cannot_be_cut_is_refused_with_its_sizes(void)
     CHECK_FAILS(tp_split_grain(4, 0, 2, widths, &err), TP_VALUE, &err, "grains of 0");
     CHECK_FAILS(tp_split_grain(4, 1, -1, widths, &err), TP_VALUE, &err, "-1 ranks");
     CHECK_FAILS(tp_split_grain(3, 1, 4, widths, &err), TP_VALUE, &err,
-                "size 3 cannot be cut over 4 ranks");
+                "size 3 cannot be sharded over 4 ranks");
 }
 
 static void
@@ -128,9 +128,9 @@ test_a_grain_is_halved_until_every_rank_gets_one(void)
 int
 main(void)
 {
-    RUN(test_widths_are_whole_units_that_sum_to_the_size_and_fall);
+    RUN(test_widths_are_full_units_that_sum_to_the_size_and_fall);
     RUN(test_a_width_is_zero_when_ranks_exceed_units);
-    RUN(test_what_cannot_be_cut_is_refused_with_its_sizes);
+    RUN(test_what_cannot_be_sharded_is_refused_with_its_sizes);
     RUN(test_the_largest_sizes_do_not_overflow);
     RUN(test_grained_widths_sum_to_the_size_and_every_rank_gets_one);
     RUN(test_a_grain_that_divides_is_kept_and_the_rest_goes_last);

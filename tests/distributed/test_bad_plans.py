@@ -65,13 +65,13 @@ REFUSED = {
         specs=[_spec(r".*gate_up_proj", "column", shape=[3, -1])],
     ),
     "fewer heads than ranks under rules": Bad(
-        ["model.layers.0.self_attn", "2 query and 2 key/value heads", "use a degree that fits"],
+        ["model.layers.0.self_attn", "2 query and 2 key/value heads", "use a TP size that fits"],
         changes={"num_attention_heads": 2, "num_key_value_heads": 2},
         specs=[_spec(r".*[qkv]_proj", "column"), _spec(r".*o_proj", "row")],
         ranks=4,
     ),
     "fewer heads than ranks under the model's plan": Bad(
-        ["model.layers.0.self_attn", "2 query and 2 key/value heads", "use a degree that fits"],
+        ["model.layers.0.self_attn", "2 query and 2 key/value heads", "use a TP size that fits"],
         changes={"num_attention_heads": 2, "num_key_value_heads": 2},
         ranks=4,
     ),
@@ -95,7 +95,7 @@ WARNED = {
         },
     ),
     "fewer heads than ranks in a family known by its names": Bad(
-        ["transformer.h.*.attn.c_proj", "whole", "heads"],
+        ["transformer.h.*.attn.c_proj", "full", "heads"],
         family="gpt2",
         changes={
             "n_embd": 64,

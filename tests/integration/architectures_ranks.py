@@ -102,7 +102,7 @@ ARCHITECTURES = tuple(_MORE)
 # Models of the sweep whose own plan lacks something, or that have none: the ranks, what the only
 # warning begins with, and the most that a rank may hold.
 _APART = "model.layers.*.{} is sharded layer by layer"
-_UNPAIRED = "the block of '{}.out_proj' is not cut as one: "
+_UNPAIRED = "the block of '{}.out_proj' is not sharded as one: "
 INCOMPLETE = {
     "apertus": (2, "", 0.51),  # numbers of the activation
     "doge": (2, _APART.format("self_attn"), 0.51),  # a mask made of all heads

@@ -141,7 +141,7 @@ def test_a_spec_can_be_any_mapping_and_a_shape_any_list() -> None:
         ({"gather_output": True, "partition_type": "row"}, "gather_output needs"),
         (
             {"partition_type": "skip", "shape": [2, -1]},
-            "partition_type 'skip' leaves the weight whole",
+            "partition_type 'skip' replicates the weight",
         ),
     ],
 )

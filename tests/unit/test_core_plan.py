@@ -180,7 +180,7 @@ def test_a_plan_names_the_argument_that_is_wrong() -> None:
         Plan(model, rules, ranks=2, strict=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="head_patterns: expected a list or tuple, got str"):
         Plan(model, rules, ranks=2, head_patterns="lm_head")
-    with pytest.raises(ValueError, match="degree is 0"):
+    with pytest.raises(ValueError, match="TP size is 0"):
         Plan(model, rules, ranks=0)
     with pytest.raises(ValueError, match="grain"):
         Plan(model, rules, ranks=2, grain=0)

@@ -103,7 +103,7 @@ def test_a_runaway_rule_is_an_error_of_find() -> None:
             [ROOT_MODULE],
             [("w", "w", 1, (3,), "float32", 4, -1)],
             ValueError,
-            r"parameters\[0\]: .*'w' lies in module 1",
+            r"parameters\[0\]: .*'w' is in module 1",
         ),
         (
             [ROOT_MODULE],

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layout.c -- which runs of a cut dimension each rank holds. */
+/* layout.c -- which runs of a sharded dimension each rank holds. */
 #include "layout/layout.h"
 
 #include <stdbool.h>
@@ -39,7 +39,7 @@ check_heads(tp_heads heads, int ranks, tp_error *err)
     return 0;
 }
 
-/* Whole key/value heads, each with the group of query heads that attends to it. */
+/* Full key/value heads, each with the group of query heads that attends to it. */
 static int
 span_whole_groups(tp_heads heads, int ranks, head_span *spans, int64_t *widths,
                   tp_error *err)
@@ -56,7 +56,7 @@ span_whole_groups(tp_heads heads, int ranks, head_span *spans, int64_t *widths,
     return 0;
 }
 
-/* One key/value head on several ranks, which cut its group of query heads. The
+/* One key/value head on several ranks, which shard its group of query heads. The
  * group is never smaller than its ranks, because there is a query head for
  * every rank and both are spread evenly. */
 static int

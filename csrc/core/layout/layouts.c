@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layouts.c -- one layout for all weights that are cut alike. */
+/* layouts.c -- one layout for all weights that are sharded alike. */
 #include "layout/layouts.h"
 
 #include <stdbool.h>
@@ -117,6 +117,12 @@ tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count, tp_heads 
     layouts->count++;
     *out = made.layout;
     return 0;
+}
+
+size_t
+tp_layouts_count(const tp_layouts *layouts)
+{
+    return layouts->count;
 }
 
 void

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* split.c -- cut one dimension into one width per rank. */
+/* split.c -- split one dimension into one width per rank. */
 #include "layout/split.h"
 
 int
 tp_split(int64_t size, int64_t unit, int ranks, int64_t *widths, tp_error *err)
 {
     if (ranks <= 0 || unit <= 0)
-        return tp_fail(err, TP_VALUE, "cannot cut in units of %lld over %d ranks",
+        return tp_fail(err, TP_VALUE, "cannot shard in units of %lld over %d ranks",
                        (long long)unit, ranks);
     if (size < 0 || size % unit != 0)
         return tp_fail(err, TP_VALUE, "size %lld is not a multiple of unit %lld",
@@ -24,12 +24,12 @@ int
 tp_split_grain(int64_t size, int64_t grain, int ranks, int64_t *widths, tp_error *err)
 {
     if (ranks <= 0 || grain <= 0)
-        return tp_fail(err, TP_VALUE, "cannot cut in grains of %lld over %d ranks",
+        return tp_fail(err, TP_VALUE, "cannot shard in grains of %lld over %d ranks",
                        (long long)grain, ranks);
     if (size < ranks)
         return tp_fail(
             err, TP_VALUE,
-            "size %lld cannot be cut over %d ranks: a rank would get nothing",
+            "size %lld cannot be sharded over %d ranks: a rank would get nothing",
             (long long)size, ranks);
 
     /* Ends at 1 at the latest, because there is an element for every rank. */

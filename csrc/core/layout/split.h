@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* split.h -- cut one dimension into one width per rank.
+/* split.h -- split one dimension into one width per rank.
  *
  * The only place where widths are computed. Sharding, gathering and export
  * read the widths stored in the plan; none of them derives its own. */
@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 
-/* Cut `size` into `ranks` widths, each a multiple of `unit` (a head size for
+/* Split `size` into `ranks` widths, each a multiple of `unit` (a head size for
  * attention, the grain size elsewhere). Earlier ranks take the remainder, so
  * two widths differ by at most one unit. A width is 0 when there are fewer
  * units than ranks. `widths` has room for `ranks` values.

@@ -2,8 +2,8 @@
 /* adapters.h -- the names that PEFT gives to what it wraps.
  *
  * The layer "q_proj" becomes "base_model.model.q_proj.base_layer", and beside it are
- * "q_proj.lora_A.default" and "q_proj.lora_B.default". A layer that trains whole is
- * there twice: as "original_module" and as "modules_to_save.default". */
+ * "q_proj.lora_A.default" and "q_proj.lora_B.default". A layer that is trained in
+ * full is there twice: as "original_module" and as "modules_to_save.default". */
 #ifndef TP_ADAPTERS_H
 #define TP_ADAPTERS_H
 

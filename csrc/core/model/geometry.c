@@ -174,7 +174,7 @@ int
 tp_geometries_find(const tp_geometries *geometries, int module)
 {
     int parent = tp_model_module(geometries->model, module)->parent;
-    /* What an adapter has for a layer lies one deeper than the layer itself. */
+    /* What an adapter has for a layer is one deeper than the layer itself. */
     if (parent >= 0 &&
         tp_adapters_is_list(tp_model_module(geometries->model, parent)->name))
         parent = tp_model_module(geometries->model, parent)->parent;

@@ -173,7 +173,7 @@ tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *inde
         return -1;
     if (parameter->module < 0 || parameter->module >= model->module_count)
         return tp_fail(err, TP_VALUE,
-                       "parameter '%s' lies in module %d, but there are %d modules",
+                       "parameter '%s' is in module %d, but there are %d modules",
                        parameter->name, parameter->module, model->module_count);
     void *list = model->parameters;
     const int result = grow(&list, model->parameter_count, &model->parameter_room,

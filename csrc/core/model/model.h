@@ -39,7 +39,7 @@ bool tp_module_is_layer(const tp_module *module);
 typedef struct {
     const char *name;
     const char *leaf; /* "weight" */
-    int module;       /* the module it lies in */
+    int module;       /* the module it is in */
     int dims;
     int64_t shape[TP_MAX_DIMS];
     const char *dtype; /* canonical name */
@@ -84,7 +84,7 @@ const tp_model_facts *tp_model_get_facts(const tp_model *model);
 /* The parameter `leaf` of module `index`, or -1. */
 int tp_model_find_parameter(const tp_model *model, int module, const char *leaf);
 
-/* The parameters that lie in module `module` directly, -1 behind the last. */
+/* The parameters that are in module `module` directly, -1 behind the last. */
 int tp_model_first_parameter(const tp_model *model, int module);
 int tp_model_next_parameter(const tp_model *model, int parameter);
 

@@ -15,12 +15,19 @@ tp_names_leaf(const char *name)
     return dot == NULL ? name : dot + 1;
 }
 
+bool
+tp_names_is_index(const char *name)
+{
+    const size_t digits = strspn(name, "0123456789");
+    return digits > 0 && (name[digits] == '.' || name[digits] == '\0');
+}
+
 void
-tp_names_star(const char *name, char *out)
+tp_names_pattern(const char *name, char *out)
 {
     while (*name != '\0') {
         const size_t size = strcspn(name, ".");
-        if (size > 0 && strspn(name, "0123456789") == size) {
+        if (tp_names_is_index(name)) {
             *out++ = '*';
         } else {
             memcpy(out, name, size);
@@ -31,6 +38,22 @@ tp_names_star(const char *name, char *out)
             *out++ = *name++;
     }
     *out = '\0';
+}
+
+bool
+tp_names_are_alike(const char *a, const char *b)
+{
+    for (;;) {
+        const size_t of_a = strcspn(a, "."), of_b = strcspn(b, ".");
+        const bool indices = tp_names_is_index(a) && tp_names_is_index(b);
+        if (a[of_a] != b[of_b] ||
+            (!indices && (of_a != of_b || memcmp(a, b, of_a) != 0)))
+            return false;
+        if (a[of_a] == '\0')
+            return true;
+        a += of_a + 1;
+        b += of_b + 1;
+    }
 }
 
 /* Append `name` unless it is there. `name` outlives the list. */
@@ -62,7 +85,7 @@ add_starred(tp_arena *arena, tp_map *map, const char *name, tp_text *room,
     tp_text_add(room, "%s", name);
     if (room->failed)
         return tp_fail_memory(err);
-    tp_names_star(name, room->data);
+    tp_names_pattern(name, room->data);
     const size_t size = strlen(room->data);
     if (tp_map_find(map, room->data, size) >= 0)
         return 0;

@@ -11,9 +11,15 @@
 /* The part of a name behind its last dot. */
 const char *tp_names_leaf(const char *name);
 
+/* Whether the part that `name` begins with, up to a dot or the end, is all digits. */
+bool tp_names_is_index(const char *name);
+
 /* Write `name` with each part that is all digits as `*`. `out` has room for the
  * name's length and a NUL; the result is never longer than the name. */
-void tp_names_star(const char *name, char *out);
+void tp_names_pattern(const char *name, char *out);
+
+/* Whether two names have the same pattern: they differ in indices only. */
+bool tp_names_are_alike(const char *a, const char *b);
 
 typedef struct {
     const char **names; /* in the arena, each once, in the model's order */

@@ -4,39 +4,46 @@
 
 #include <stdlib.h>
 
-#include "passes/alone.h"
-#include "passes/choose.h"
-#include "passes/defaults.h"
-#include "passes/experts.h"
-#include "passes/head_tables.h"
-#include "passes/locals.h"
-#include "passes/modules.h"
-#include "passes/norms.h"
-#include "passes/nothing_sharded.h"
-#include "passes/output_head.h"
-#include "passes/pair.h"
-#include "passes/pair_experts.h"
-#include "passes/plan_layers.h"
-#include "passes/resolve.h"
-#include "passes/sequence.h"
-#include "passes/siblings.h"
-#include "passes/ties.h"
-#include "passes/unmatched.h"
-#include "passes/whole.h"
+#include "passes/choose/defaults.h"
+#include "passes/choose/fallback.h"
+#include "passes/choose/family_blocks.h"
+#include "passes/choose/family_experts.h"
+#include "passes/choose/large_layers.h"
+#include "passes/choose/module_styles.h"
+#include "passes/choose/rules.h"
+#include "passes/output/entries.h"
+#include "passes/output/layers.h"
+#include "passes/output/local_integers.h"
+#include "passes/output/nothing_sharded.h"
+#include "passes/output/output_head.h"
+#include "passes/output/sequence.h"
+#include "passes/output/siblings.h"
+#include "passes/output/unmatched.h"
+#include "passes/pass.h"
+#include "passes/resolve/resolve.h"
+#include "passes/settle/experts.h"
+#include "passes/settle/norms.h"
+#include "passes/settle/per_head.h"
+#include "passes/settle/ties.h"
 #include "plan/plan_build.h"
 #include "plan/plan_hash.h"
 
 enum { MOST_RANKS = 4096 };
 
+/* A build for tests sees to it that passes do what they declare. */
+#ifdef TP_CHECK_PASSES
+static const bool checked = true;
+#else
+static const bool checked = false;
+#endif
+
 static int
 check_options(const tp_plan_options *options, tp_error *err)
 {
     if (options->ranks < 1 || options->ranks > MOST_RANKS)
-        return tp_fail(
-            err, TP_VALUE,
-            "the tensor-parallel degree is %d, but it must lie between 1 and "
-            "%d",
-            options->ranks, MOST_RANKS);
+        return tp_fail(err, TP_VALUE,
+                       "the TP size is %d, but it must be between 1 and %d",
+                       options->ranks, MOST_RANKS);
     if (options->grain < 1)
         return tp_fail(err, TP_VALUE, "tp_grain_size is %lld, but it must be positive",
                        (long long)options->grain);
@@ -108,78 +115,72 @@ close_build(tp_build *build)
     tp_geometries_free(build->geometries);
 }
 
-/* Decide over all parameters but the biases of layers, or over those. */
+/* The parts of pass.h, as bits. */
+enum {
+    CHOICES = 1 << TP_PART_CHOICES,
+    MATCHED = 1 << TP_PART_MATCHED,
+    MODULE_RULES = 1 << TP_PART_MODULE_RULES,
+    ATTENTIONS = 1 << TP_PART_ATTENTIONS,
+    PAIRED = 1 << TP_PART_PAIRED,
+    STACKED = 1 << TP_PART_STACKED,
+    DECISIONS = 1 << TP_PART_DECISIONS,
+    LAYOUTS = 1 << TP_PART_LAYOUTS,
+    EXPERTS = 1 << TP_PART_EXPERTS,
+    ENTRIES = 1 << TP_PART_ENTRIES,
+    LAYERS = 1 << TP_PART_LAYERS,
+    SIBLINGS = 1 << TP_PART_SIBLINGS,
+    STACKS = 1 << TP_PART_STACKS,
+    INTEGERS = 1 << TP_PART_INTEGERS,
+    LOGITS = 1 << TP_PART_LOGITS,
+    HASH = 1 << TP_PART_HASH,
+    MESSAGES = 1 << TP_PART_MESSAGES,
+};
+
 static int
-resolve_all(tp_build *build, bool biases, tp_error *err)
+make_hash(tp_build *build, tp_error *err)
 {
-    const int count = tp_model_parameter_count(build->model);
-    for (int i = 0; i < count; i++) {
-        const int weight = tp_choose_weight_of(build, i);
-        int result = 0;
-        if (weight >= 0 && biases)
-            result = tp_resolve_bias(build, i, weight, err);
-        else if (weight < 0 && !biases)
-            result = tp_resolve_parameter(build, i, err);
-        else if (weight >= 0)
-            build->decisions[i] = (tp_decision)TP_NO_DECISION;
-        if (result < 0)
-            return -1;
-    }
+    (void)err;
+    build->plan->hash = tp_plan_hash_make(build->plan);
     return 0;
 }
 
-static int
-make_entries(tp_build *build, tp_error *err)
-{
-    tp_plan *plan = build->plan;
-    const int count = tp_model_parameter_count(build->model);
-    plan->entries =
-        tp_arena_take(plan->arena, (size_t)count + 1, sizeof(*plan->entries), err);
-    if (plan->entries == NULL)
-        return -1;
-    for (int i = 0; i < count; i++) {
-        const int first = tp_build_first(build, i);
-        const tp_choice *choice = &build->choices[first];
-        const tp_decision *decision = &build->decisions[first];
-        plan->entries[i] = (tp_entry){i,
-                                      decision->kind,
-                                      choice->source,
-                                      choice->rule,
-                                      decision->dim,
-                                      decision->outer,
-                                      decision->inner,
-                                      decision->layout};
-    }
-    plan->entry_count = count;
-    return 0;
-}
-
-/* Weights come before ties, because a name without a rule follows what another
- * name came to, and biases last, because they follow their weights. */
-static int
-decide(tp_build *build, tp_error *err)
-{
-    if (tp_choose_rules(build, err) < 0 || tp_modules_choose(build, err) < 0 ||
-        tp_whole_choose(build, err) < 0 || tp_pair_choose(build, err) < 0 ||
-        tp_pair_experts_choose(build, err) < 0 || tp_whole_choose_apart(build, err) < 0)
-        return -1;
-    tp_defaults_choose(build);
-    if (tp_alone_choose(build, err) < 0 || resolve_all(build, false, err) < 0 ||
-        tp_ties_settle(build, err) < 0)
-        return -1;
-    tp_experts_settle(build);
-    tp_norms_settle(build);
-    if (tp_head_tables_settle(build, err) < 0 || tp_defaults_inside(build, err) < 0 ||
-        resolve_all(build, true, err) < 0 || tp_ties_settle_biases(build, err) < 0 ||
-        tp_unmatched_rules(build, err) < 0 || tp_unmatched_layers(build, err) < 0)
-        return -1;
-    if (make_entries(build, err) < 0 || tp_plan_layers_make(build, err) < 0 ||
-        tp_siblings_make(build, err) < 0 || tp_sequence_make(build, err) < 0)
-        return -1;
-    if (tp_output_head_find(build, err) < 0 || tp_locals_make(build, err) < 0)
-        return -1;
-    return tp_nothing_sharded_refuse(build, err);
-}
+/* A name without a rule follows what another name of its tensor came to, so weights are
+ * resolved before ties are settled; biases follow their weights. */
+static const tp_pass passes[] = {
+    {"rules", tp_choose_rules, 0, CHOICES | MATCHED | MESSAGES},
+    {"module styles", tp_module_styles_choose, 0, MODULE_RULES | MATCHED | MESSAGES},
+    {"replicated by option", tp_fallback_replicate, CHOICES, CHOICES},
+    {"family blocks", tp_family_blocks_choose, CHOICES | MODULE_RULES,
+     CHOICES | ATTENTIONS | PAIRED | DECISIONS | LAYOUTS | MESSAGES},
+    {"family experts", tp_family_experts_choose, CHOICES | MODULE_RULES | PAIRED,
+     CHOICES | STACKED | PAIRED},
+    {"individual by option", tp_fallback_individual, CHOICES, CHOICES},
+    {"defaults", tp_defaults_choose, CHOICES | PAIRED, CHOICES},
+    {"large layers", tp_large_layers_choose, CHOICES | MODULE_RULES, CHOICES},
+    {"weights", tp_resolve_weights, CHOICES | ATTENTIONS,
+     DECISIONS | LAYOUTS | MESSAGES},
+    {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | MESSAGES},
+    {"experts", tp_experts_settle, CHOICES | MODULE_RULES | STACKED | DECISIONS,
+     EXPERTS | CHOICES | DECISIONS},
+    {"norms", tp_norms_settle, DECISIONS, DECISIONS},
+    {"per head", tp_per_head_settle, CHOICES | DECISIONS,
+     CHOICES | DECISIONS | LAYOUTS},
+    {"inside sharded blocks", tp_defaults_inside, CHOICES | DECISIONS,
+     CHOICES | DECISIONS},
+    {"biases", tp_resolve_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
+    {"ties of biases", tp_ties_settle_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
+    {"unmatched rules", tp_unmatched_rules, MATCHED, MESSAGES},
+    {"unmatched layers", tp_unmatched_layers, CHOICES, 0},
+    {"entries", tp_entries_make, CHOICES | DECISIONS, ENTRIES},
+    {"layers", tp_layers_make, CHOICES | MODULE_RULES | DECISIONS | EXPERTS,
+     LAYERS | LAYOUTS},
+    {"siblings", tp_siblings_make, LAYERS, SIBLINGS},
+    {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
+    {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
+    {"local integers", tp_local_integers_make, STACKED | DECISIONS | EXPERTS, INTEGERS},
+    {"nothing sharded", tp_nothing_sharded_refuse, ENTRIES | MESSAGES, 0},
+    {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS, HASH},
+};
 
 int
 tp_plan_new(const tp_model *model, const tp_rules *rules,
@@ -193,16 +194,15 @@ tp_plan_new(const tp_model *model, const tp_rules *rules,
         return tp_fail_memory(err);
     plan->model = model;
     plan->ranks = options->ranks;
-    plan->logits_layer = -1;
 
     tp_build build = {.model = model, .rules = rules, .options = options, .plan = plan};
     int result = tp_arena_new(&plan->arena, err);
     if (result == 0)
         result = open_build(&build, err);
     if (result == 0)
-        result = decide(&build, err);
+        result = tp_passes_run(&build, passes, sizeof(passes) / sizeof(passes[0]),
+                               checked, err);
     if (result == 0) {
-        plan->hash = tp_plan_hash_make(plan);
         *out = plan;
         plan = NULL;
     }

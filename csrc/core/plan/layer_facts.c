@@ -47,7 +47,7 @@ tp_layer_gathers_weight(const tp_layer *layer)
 static bool
 is_heuristic(const tp_entry *entry)
 {
-    return entry->source == TP_FROM_GUESS && entry->layout != NULL;
+    return entry->source == TP_FROM_HEURISTIC && entry->layout != NULL;
 }
 
 static bool
@@ -64,7 +64,7 @@ tp_layer_is_heuristic(const tp_plan *plan, int layer)
     const tp_layer *at = &plan->layers[layer];
     if (at->kind != TP_EXPERTS)
         return at->weight >= 0 && !at->gather_output && !at->split_input &&
-               plan->entries[at->weight].source == TP_FROM_GUESS;
+               plan->entries[at->weight].source == TP_FROM_HEURISTIC;
     for (int i = 0; i < plan->entry_count; i++) {
         const int module = tp_model_parameter(plan->model, i)->module;
         if (is_heuristic(&plan->entries[i]) &&
@@ -74,18 +74,12 @@ tp_layer_is_heuristic(const tp_plan *plan, int layer)
     return false;
 }
 
-static bool
-is_index(const char *name)
-{
-    return name[0] != '\0' && name[strspn(name, "0123456789")] == '\0';
-}
-
 /* Whether a block may go by this layer: attention that only takes its own heads is
  * sharded by its layers, and an individual layer is a block of its own. */
 static bool
 is_bound(const tp_layer *layer)
 {
-    return layer->kind != TP_HEADS && !layer->alone;
+    return layer->kind != TP_HEADS && !layer->individual;
 }
 
 static int
@@ -94,7 +88,7 @@ add_pattern(const char *name, tp_arena *arena, tp_names *out, tp_error *err)
     char *pattern = tp_arena_text(arena, name, strlen(name), err);
     if (pattern == NULL)
         return -1;
-    tp_names_star(name, pattern);
+    tp_names_pattern(name, pattern);
     for (int i = 0; i < out->count; i++)
         if (strcmp(out->names[i], pattern) == 0)
             return 0;
@@ -125,7 +119,7 @@ tp_layer_block(const tp_plan *plan, int layer, tp_arena *arena, tp_names *out,
     }
     const char *name = parent < 0 ? "" : tp_model_module(model, parent)->name;
     /* A list may hold blocks of several kinds. */
-    if (!direct || name[0] == '\0' || is_index(tp_names_leaf(name)))
+    if (!direct || name[0] == '\0' || tp_names_is_index(tp_names_leaf(name)))
         return 0;
     out->count = 0;
     return add_pattern(name, arena, out, err);

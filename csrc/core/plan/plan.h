@@ -14,9 +14,9 @@
 #include "rules/rule.h"
 
 typedef enum {
-    TP_WHOLE,      /* on every rank; its gradient is whole, too */
-    TP_WHOLE_SUM,  /* on every rank; the gradients are summed over ranks */
-    TP_SKIPPED,    /* a rule said to leave it alone; as TP_WHOLE */
+    TP_REPLICATED,     /* on every rank; its gradient is full, too */
+    TP_REPLICATED_SUM, /* on every rank; the gradients are summed over ranks */
+    TP_SKIPPED,        /* a rule said to leave it alone; as TP_REPLICATED */
     TP_COLUMN,     /* output features; of an embedding, columns that are not gathered */
     TP_ROW,        /* input features */
     TP_VOCABULARY, /* rows of an embedding */
@@ -27,7 +27,7 @@ typedef enum {
     TP_EXPERTS_ROW,    /* only of a layer: as above, and takes it */
     TP_SHARE, /* only of a layer inside of experts: each rank gives its share */
     TP_ROPE,  /* only of a layer: ranks use a run of its output for their heads */
-    TP_NORM,  /* only of a layer: a norm over features that are cut */
+    TP_NORM,  /* only of a layer: a norm over features that are sharded */
     TP_HEADS  /* only of a layer: attention that is given something per head */
 } tp_kind;
 
@@ -43,10 +43,10 @@ typedef struct {
     tp_kind kind;
     tp_source source;
     const char *rule; /* label or pattern of the deciding rule; "" for none */
-    int dim;          /* dimension of the parameter that shrinks; -1: whole */
+    int dim;          /* dimension of the parameter that shrinks; -1: replicated */
     int64_t outer;    /* the view [outer, layout->size, inner] of the full weight */
     int64_t inner;
-    const tp_layout *layout; /* NULL: whole */
+    const tp_layout *layout; /* NULL: replicated */
 } tp_entry;
 
 /* One per module whose forward changes. */
@@ -58,7 +58,7 @@ typedef struct {
     int bias;   /* entry index or -1 */
     bool gather_output;
     bool split_input;
-    bool alone;         /* nobody asked for its cut, and nothing else depends on it */
+    bool individual;    /* nobody asked to shard it, and nothing else depends on it */
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
     const int
@@ -86,35 +86,37 @@ typedef struct {
 
 /* A list of layers between which each rank has a part of the tokens. */
 typedef struct {
-    int owner;          /* the module that runs the stages */
-    tp_modules stages;  /* tokens are cut at the first and whole behind the last */
+    int owner; /* the module that runs the stages */
+    tp_modules
+        stages; /* tokens are sharded at the first and gathered behind the last */
     tp_modules inlets;  /* given all tokens, gathered where they begin */
     tp_modules outlets; /* row layers that give each rank the sum for its own tokens */
-    tp_modules islands; /* as inlets, with tokens cut where they end */
+    tp_modules islands; /* as inlets, with tokens sharded where they end */
 } tp_stack;
 
-/* A line for the user: a rule that matched nothing, a tie that kept a weight
- * whole. */
+/* A line for the user: a rule that matched nothing, a tie that keeps a weight
+ * replicated. */
 typedef struct {
     const char *text;
-} tp_note;
+} tp_message;
 
 typedef struct {
     int ranks;
-    int64_t grain;     /* tp_grain_size, 1: none */
-    bool strict;       /* an unmatched linear layer is an error */
-    bool defaults;     /* apply the rules of TP_FROM_DEFAULT */
-    bool families;     /* look for blocks of the family table where no rule speaks */
-    bool guesses;      /* also in models of a type that was never tried with it */
-    bool alone;        /* large layers that nothing else cuts are cut by themselves */
-    int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule cuts */
+    int64_t grain;   /* tp_grain_size, 1: none */
+    bool strict;     /* an unmatched linear layer is an error */
+    bool defaults;   /* apply the rules of TP_FROM_DEFAULT */
+    bool families;   /* look for blocks of the family table where no rule speaks */
+    bool heuristics; /* also in models of a type that was never tried with it */
+    bool
+        large_layers; /* large layers that nothing else shards are sharded one by one */
+    int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule shards */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;
-    const char *const *whole; /* modules left whole: `*` stands for one index */
-    int whole_count;
-    const char *const *apart; /* modules whose layers are cut one by one; as above */
-    int apart_count;
-    bool sequence;              /* cut the tokens between blocks, or fail */
+    const char *const *replicated; /* modules to replicate: `*` stands for one index */
+    int replicated_count;
+    const char *const *individual; /* modules whose layers are individually sharded */
+    int individual_count;
+    bool sequence;              /* shard the tokens between blocks, or fail */
     bool must_shard;            /* a plan that shards nothing is an error */
     int vocab_parallel_lm_head; /* 1: the output head keeps its shard of the logits, or
                                  * fail; 0: it does not; -1: where it can */
@@ -129,13 +131,13 @@ int tp_plan_layer_count(const tp_plan *plan);
 const tp_layer *tp_plan_layer(const tp_plan *plan, int index);
 int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
-int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are cut */
+int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are sharded */
 const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
 /* The layer that keeps its shard of the logits where labels are given, or -1. */
 int tp_plan_logits_layer(const tp_plan *plan);
 
-int tp_plan_note_count(const tp_plan *plan);
-const tp_note *tp_plan_note(const tp_plan *plan, int index);
+int tp_plan_message_count(const tp_plan *plan);
+const tp_message *tp_plan_message(const tp_plan *plan, int index);
 
 /* Shape of the shard on `rank`; `shape` has room for TP_MAX_DIMS values. */
 void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);

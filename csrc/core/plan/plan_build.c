@@ -14,35 +14,37 @@ tp_build_first(const tp_build *build, int parameter)
     return first >= 0 ? first : parameter;
 }
 
-/* The list doubles inside the arena, which gives nothing back: notes are few. */
+/* The list doubles inside the arena, which gives nothing back: messages are few. */
 static int
-reserve_note(tp_plan *plan, tp_error *err)
+reserve_message(tp_plan *plan, tp_error *err)
 {
-    if (plan->note_count < plan->note_room)
+    if (plan->message_count < plan->message_room)
         return 0;
-    const int room = plan->note_room == 0 ? 8 : plan->note_room * 2;
-    tp_note *notes = tp_arena_take(plan->arena, (size_t)room, sizeof(*notes), err);
-    if (notes == NULL)
+    const int room = plan->message_room == 0 ? 8 : plan->message_room * 2;
+    tp_message *messages =
+        tp_arena_take(plan->arena, (size_t)room, sizeof(*messages), err);
+    if (messages == NULL)
         return -1;
-    if (plan->note_count > 0)
-        memcpy(notes, plan->notes, (size_t)plan->note_count * sizeof(*notes));
-    plan->notes = notes;
-    plan->note_room = room;
+    if (plan->message_count > 0)
+        memcpy(messages, plan->messages,
+               (size_t)plan->message_count * sizeof(*messages));
+    plan->messages = messages;
+    plan->message_room = room;
     return 0;
 }
 
 int
-tp_build_note(tp_build *build, tp_text *text, tp_error *err)
+tp_build_message(tp_build *build, tp_text *text, tp_error *err)
 {
     tp_plan *plan = build->plan;
     char *line = NULL;
     if (tp_text_take(text, &line, err) < 0)
         return -1;
     int result = -1;
-    if (reserve_note(plan, err) == 0) {
+    if (reserve_message(plan, err) == 0) {
         const char *copy = tp_arena_text(plan->arena, line, strlen(line), err);
         if (copy != NULL) {
-            plan->notes[plan->note_count++] = (tp_note){copy};
+            plan->messages[plan->message_count++] = (tp_message){copy};
             result = 0;
         }
     }
@@ -59,8 +61,8 @@ tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
     if (err->code != TP_VALUE)
         return -1;
     tp_view_sizes(at->shape, at->dims, sizes);
-    return tp_fail(err, TP_VALUE,
-                   "cannot cut '%s' %s over %d rank%s by rule '%s' (%s): %s", at->name,
-                   sizes, build->options->ranks, build->options->ranks == 1 ? "" : "s",
-                   choice->rule, tp_source_name(choice->source), tp_error_text(err));
+    return tp_fail(
+        err, TP_VALUE, "cannot shard '%s' %s over %d rank%s by rule '%s' (%s): %s",
+        at->name, sizes, build->options->ranks, build->options->ranks == 1 ? "" : "s",
+        choice->rule, tp_source_name(choice->source), tp_error_text(err));
 }

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan_build.h -- what a plan is made of while it is made; for plan*.c and the
- * files that decide for it (choose, pieces, resolve, defaults, ties,
- * locals, unmatched).
+/* plan_build.h -- what a plan is made of while it is made; for plan/ and the passes.
  *
  * Everybody else reads a plan through plan.h. */
 #ifndef TP_PLAN_BUILD_H
@@ -29,37 +27,56 @@ struct tp_plan {
     tp_stack *stacks;
     int stack_count;
     int logits_layer; /* -1: none */
-    tp_note *notes;
-    int note_count;
-    int note_room;
+    tp_message *messages;
+    int message_count;
+    int message_room;
     uint64_t hash;
 };
+
+/* Why a parameter has its specification. */
+typedef enum {
+    TP_REASON_NONE,
+    TP_REASON_RULE,   /* a rule matches its name */
+    TP_REASON_FAMILY, /* names and sizes are those of a block or of experts */
+    TP_REASON_FALLBACK_REPLICATED, /* the options ask for a replicated module */
+    TP_REASON_FALLBACK_INDIVIDUAL, /* or for individually sharded layers in it */
+    TP_REASON_DEFAULT, /* an embedding, a head, or what works inside a sharded block */
+    TP_REASON_LARGE,   /* a large layer, individually sharded */
+    TP_REASON_EXPERT_BIAS, /* added to the sum of the experts */
+    TP_REASON_PER_HEAD     /* attention has a value of it for each head */
+} tp_reason;
 
 /* Which rule decides over a parameter. */
 typedef struct {
     const tp_spec *spec; /* NULL: no rule */
     tp_source source;
     const char *rule; /* label; "" for no rule */
+    tp_reason reason;
 } tp_choice;
+
+#define TP_NO_CHOICE                              \
+    {                                             \
+        NULL, TP_FROM_NOTHING, "", TP_REASON_NONE \
+    }
 
 enum { TP_ATTENTION_NEAR = -2 };
 
 /* What the rule comes to for one parameter. */
 typedef struct {
     tp_kind kind;
-    int dim; /* -1: whole */
+    int dim; /* -1: replicated */
     int64_t outer;
     int64_t inner;
-    const tp_layout *layout; /* NULL: whole */
-    int attention;           /* module whose heads are cut; -1: none */
-    bool cuts_keys;          /* its key/value heads are cut here, too */
+    const tp_layout *layout; /* NULL: replicated */
+    int attention;           /* module whose heads are sharded; -1: none */
+    bool shards_keys;        /* its key/value heads are sharded here, too */
     bool gather_output;
     bool split_input;
 } tp_decision;
 
-#define TP_NO_DECISION                                    \
-    {                                                     \
-        TP_WHOLE, -1, 1, 1, NULL, -1, false, false, false \
+#define TP_NO_DECISION                                         \
+    {                                                          \
+        TP_REPLICATED, -1, 1, 1, NULL, -1, false, false, false \
     }
 
 typedef struct {
@@ -76,7 +93,7 @@ typedef struct {
     int *stacked;    /* one per module: a weight of experts that it views, or -1 */
     int *attentions; /* one per module: the module whose heads its weight has, -1
                       * for none, TP_ATTENTION_NEAR where nobody has said */
-    int paired;      /* blocks of the family table that are cut */
+    int paired;      /* blocks of the family table that are sharded */
     tp_layouts *layouts;
     tp_geometries *geometries;
 } tp_build;
@@ -84,10 +101,10 @@ typedef struct {
 /* The name that comes first of those that share the parameter's tensor. */
 int tp_build_first(const tp_build *build, int parameter);
 
-/* Take the text over as a note of the plan; the text is empty afterwards. */
-int tp_build_note(tp_build *build, tp_text *text, tp_error *err);
+/* Take the text over as a message of the plan; the text is empty afterwards. */
+int tp_build_message(tp_build *build, tp_text *text, tp_error *err);
 
-/* Put "cannot cut <parameter> [sizes] by rule '<label>' (<source>): " in front of
+/* Put "cannot shard <parameter> [sizes] by rule '<label>' (<source>): " in front of
  * a TP_VALUE error. Returns -1. */
 int tp_build_refuse(const tp_build *build, int parameter, const tp_choice *choice,
                     tp_error *err);

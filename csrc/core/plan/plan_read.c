@@ -8,8 +8,8 @@ const char *
 tp_kind_name(tp_kind kind)
 {
     static const char *const names[] = {
-        [TP_WHOLE] = "replicated",
-        [TP_WHOLE_SUM] = "replicated+sum",
+        [TP_REPLICATED] = "replicated",
+        [TP_REPLICATED_SUM] = "replicated+sum",
         [TP_SKIPPED] = "skip",
         [TP_COLUMN] = "column",
         [TP_ROW] = "row",
@@ -87,15 +87,15 @@ tp_plan_logits_layer(const tp_plan *plan)
 }
 
 int
-tp_plan_note_count(const tp_plan *plan)
+tp_plan_message_count(const tp_plan *plan)
 {
-    return plan->note_count;
+    return plan->message_count;
 }
 
-const tp_note *
-tp_plan_note(const tp_plan *plan, int index)
+const tp_message *
+tp_plan_message(const tp_plan *plan, int index)
 {
-    return &plan->notes[index];
+    return &plan->messages[index];
 }
 
 uint64_t

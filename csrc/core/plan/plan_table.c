@@ -36,7 +36,7 @@ make_key(const tp_plan_table *table, int index, tp_text *key, tp_error *err)
     tp_text_add(key, "%s", at->name);
     if (key->failed)
         return tp_fail_memory(err);
-    tp_names_star(at->name, key->data);
+    tp_names_pattern(at->name, key->data);
     key->size = strlen(key->data);
     tp_text_add(key, "\n%d %d %d %d %p %" PRId64 " %" PRId64 " %s %s", (int)entry->kind,
                 (int)entry->source, entry->dim, at->tied_to >= 0,

@@ -64,7 +64,7 @@ add_to_group(group *groups, int *count, tp_map *map, const tp_parameter *at,
     char *pattern = malloc(strlen(at->name) + 1);
     if (pattern == NULL)
         return tp_fail_memory(err);
-    tp_names_star(at->name, pattern);
+    tp_names_pattern(at->name, pattern);
     const int held = tp_map_add(map, pattern, *count, err);
     if (held == *count)
         groups[(*count)++] = (group){pattern, 0};

@@ -21,7 +21,7 @@ number_patterns(const tp_plan *plan, tp_arena *arena, tp_map *map, int *pattern,
         char *starred = tp_arena_text(arena, name, strlen(name), err);
         if (starred == NULL)
             return -1;
-        tp_names_star(name, starred);
+        tp_names_pattern(name, starred);
         pattern[i] = tp_map_add(map, starred, known, err);
         if (pattern[i] < 0)
             return -1;

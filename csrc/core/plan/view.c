@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* view.c -- a weight as [outer, size, inner] around the cut, and its pieces. */
+/* view.c -- a weight as [outer, size, inner] around the sharded dimension, and its
+ * pieces. */
 #include "plan/view.h"
 
 #include <stdbool.h>
@@ -28,12 +29,12 @@ tp_view_sizes(const int64_t *sizes, int dims, char *out)
 }
 
 static void
-one_piece(const int64_t *sizes, int dims, int cut, int dim, tp_view *out)
+one_piece(const int64_t *sizes, int dims, int along, int dim, tp_view *out)
 {
     out->dim = dim;
-    out->outer = product(sizes, 0, cut);
-    out->size = sizes[cut];
-    out->inner = product(sizes, cut + 1, dims);
+    out->outer = product(sizes, 0, along);
+    out->size = sizes[along];
+    out->inner = product(sizes, along + 1, dims);
     out->count = 1;
     out->piece[0] = out->size;
 }
@@ -63,11 +64,10 @@ list_pieces(const tp_shape *shape, tp_view *out, tp_error *err)
     tp_text_add(&text, "the pieces ");
     for (int i = 0; i < shape->pieces; i++)
         tp_text_add(&text, i > 0 ? " + %lld" : "%lld", (long long)shape->piece[i]);
-    tp_text_add(
-        &text,
-        " of shape are %lld in all, but the cut dimension has %lld; list pieces "
-        "that add up to it",
-        (long long)sum, (long long)out->size);
+    tp_text_add(&text,
+                " of shape are %lld in all, but the sharded dimension has %lld; list "
+                "pieces that add up to it",
+                (long long)sum, (long long)out->size);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 
@@ -77,8 +77,8 @@ equal_pieces(int64_t count, tp_view *out, tp_error *err)
     if (count > TP_MAX_PIECES)
         return tp_fail(
             err, TP_VALUE,
-            "shape asks for %lld equal pieces along the cut dimension, but at "
-            "most %d are supported; write -1 there if it is one piece",
+            "shape asks for %lld equal pieces along the sharded dimension, but at most "
+            "%d are supported; write -1 there if it is one piece",
             (long long)count, TP_MAX_PIECES);
     if (out->size % count != 0)
         return tp_fail(
@@ -97,10 +97,9 @@ fail_dim(const tp_spec *spec, int dim, tp_error *err)
 {
     return tp_fail(
         err, TP_VALUE,
-        "partition_dim %d does not go with partition_type '%s', which cuts "
-        "dimension %d of this weight; leave partition_dim out, or change one "
-        "of the two",
-        spec->dim, tp_cut_name(spec->cut), dim);
+        "partition_dim %d does not go with partition_type '%s', which shards dimension "
+        "%d of this weight; leave partition_dim out, or change one of the two",
+        spec->dim, tp_partition_name(spec->partition), dim);
 }
 
 /* A shape of the weight's own rank: sizes[dim] counts or lists the pieces. */
@@ -114,8 +113,8 @@ view_same_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_view
         if (i == dim ? shape->pieces > 0 && !listed : listed)
             return tp_fail(err, TP_VALUE,
                            "shape lists its pieces along another dimension than %d, "
-                           "which is the one that partition_type '%s' cuts here",
-                           dim, tp_cut_name(spec->cut));
+                           "which is the one that partition_type '%s' shards here",
+                           dim, tp_partition_name(spec->partition));
         if (i != dim && shape->sizes[i] > 0 && shape->sizes[i] != weight->shape[i])
             return tp_fail(err, TP_VALUE,
                            "shape[%d] is %lld, but the weight has %lld there; write -1 "
@@ -161,10 +160,10 @@ infer_sizes(const tp_shape *shape, const tp_parameter *weight, int64_t *sizes,
                    (long long)numel, wanted);
 }
 
-/* The weight's dimension that view dimension `cut` is a part of, or -1 where the
+/* The weight's dimension that view dimension `along` is a part of, or -1 where the
  * view does not split dimensions of the weight but runs across them. */
 static int
-refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int cut)
+refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int along)
 {
     int at = 0;
     int found = -1;
@@ -176,13 +175,13 @@ refined_dim(const tp_parameter *weight, const int64_t *sizes, int dims, int cut)
             covered *= sizes[at++];
         if (covered != weight->shape[dim])
             return -1;
-        if (cut >= first && cut < at)
+        if (along >= first && along < at)
             found = dim;
     }
     return found;
 }
 
-/* A shape of higher rank: a view, of which one dimension is cut. */
+/* A shape of higher rank: a view, of which one dimension is sharded. */
 static int
 view_higher_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_view *out,
                  tp_error *err)
@@ -190,11 +189,10 @@ view_higher_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_vi
     const tp_shape *shape = &spec->shape;
     int64_t sizes[TP_MAX_DIMS];
     if (spec->dim < 0)
-        return tp_fail(
-            err, TP_VALUE,
-            "shape has %d dimensions and the weight %d, so partition_dim has "
-            "to say which dimension of shape is cut",
-            shape->dims, weight->dims);
+        return tp_fail(err, TP_VALUE,
+                       "shape has %d dimensions and the weight %d, so partition_dim "
+                       "has to say which dimension of shape is sharded",
+                       shape->dims, weight->dims);
     if (infer_sizes(shape, weight, sizes, err) < 0)
         return -1;
 
@@ -202,17 +200,17 @@ view_higher_rank(const tp_spec *spec, const tp_parameter *weight, int dim, tp_vi
     tp_view_sizes(sizes, shape->dims, wanted);
     const int refined = refined_dim(weight, sizes, shape->dims, spec->dim);
     if (refined < 0)
-        return tp_fail(
-            err, TP_VALUE,
-            "shape %s runs across the dimensions of the weight, so a shard "
-            "would not be a matrix; split each dimension by itself, the last "
-            "size being the last of the weight",
-            wanted);
+        return tp_fail(err, TP_VALUE,
+                       "shape %s runs across the dimensions of the weight, so a shard "
+                       "would not be a matrix; split each dimension separately, the "
+                       "last size being the last of the weight",
+                       wanted);
     if (refined != dim)
         return tp_fail(err, TP_VALUE,
                        "dimension %d of shape %s is a part of dimension %d of the "
-                       "weight, but partition_type '%s' cuts dimension %d",
-                       spec->dim, wanted, refined, tp_cut_name(spec->cut), dim);
+                       "weight, but partition_type '%s' shards dimension %d",
+                       spec->dim, wanted, refined, tp_partition_name(spec->partition),
+                       dim);
     one_piece(sizes, shape->dims, spec->dim, dim, out);
     return shape->pieces > 0 ? list_pieces(shape, out, err) : 0;
 }

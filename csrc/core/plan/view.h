@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* view.h -- a weight as [outer, size, inner] around the cut, and its pieces.
+/* view.h -- a weight as [outer, size, inner] around the sharded dimension, and its
+ * pieces.
  *
  * Holds the shape of a specification against the shape of a weight. Knows
  * nothing of ranks and heads. */
@@ -12,18 +13,18 @@
 typedef struct {
     int dim; /* dimension of the parameter that shrinks */
     int64_t outer;
-    int64_t size; /* extent of the cut dimension */
+    int64_t size; /* extent of the sharded dimension */
     int64_t inner;
-    int count; /* pieces along the cut dimension */
+    int count; /* pieces along the sharded dimension */
     int64_t piece[TP_MAX_PIECES];
 } tp_view;
 
-/* View `weight`, of which the parameter's dimension `dim` is to be cut, as
+/* View `weight`, of which the parameter's dimension `dim` is to be sharded, as
  * the specification says. Fails with TP_VALUE saying which sizes do not fit. */
 int tp_view_weight(const tp_spec *spec, const tp_parameter *weight, int dim,
                    tp_view *out, tp_error *err);
 
-/* [outer, size, inner] of a 1-D bias that runs along the cut dimension of
+/* [outer, size, inner] of a 1-D bias that runs along the sharded dimension of
  * `weight`, from the weight's own `outer` and `inner`, which are replaced. */
 void tp_view_bias(const tp_parameter *weight, int dim, int64_t *outer, int64_t *inner);
 

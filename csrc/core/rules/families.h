@@ -2,7 +2,8 @@
 /* families.h -- the blocks that models are made of, recognised by the names of layers.
  *
  * Data only. A row names the layers that give the features of a block and the one that
- * takes them; pair.c looks for them and holds their sizes against each other. */
+ * takes them; family_blocks.c looks for them and holds their sizes against each other.
+ */
 #ifndef TP_FAMILIES_H
 #define TP_FAMILIES_H
 
@@ -12,11 +13,11 @@ enum { TP_FAMILY_INPUTS = 3 };
 
 /* Names are seen from the module that holds all layers of the block: "self.query". */
 typedef struct {
-    const char *output;                   /* cut in rows */
-    const char *inputs[TP_FAMILY_INPUTS]; /* cut in columns; NULL behind the last */
+    const char *output;                   /* sharded in rows */
+    const char *inputs[TP_FAMILY_INPUTS]; /* sharded in columns; NULL behind the last */
     bool heads;             /* the features are heads of an attention module */
     const char *model_type; /* only in models of this type; NULL: in any */
-    int groups; /* the heads lie in so many equal groups, each with its own fused q|k|v;
+    int groups; /* the heads are in so many equal groups, each with its own fused q|k|v;
                  * 0: they do not */
 } tp_family_block;
 
@@ -42,8 +43,8 @@ extern const int tp_family_experts_count;
 extern const tp_family_block tp_family_blocks[];
 extern const int tp_family_block_count;
 
-/* Whether models of this type were tried with these blocks; in others they are a guess
- * that has to be tried. NULL: unknown. */
+/* Whether models of this type were tried with these blocks; in others they are a
+ * heuristic that has to be tried. NULL: unknown. */
 bool tp_family_is_tried(const char *model_type);
 
 /* Whether attention in models of this type is given something for each head that is

@@ -5,11 +5,12 @@
 #include <string.h>
 
 #include "base/near.h"
+#include "model/names.h"
 
 typedef struct {
     const char *name;
     tp_style style;
-    tp_spec spec; /* of TP_STYLE_CUT */
+    tp_spec spec; /* of TP_STYLE_SHARD */
 } style_row;
 
 #define PACKED(...)                     \
@@ -19,32 +20,36 @@ typedef struct {
 
 /* Names of today and of earlier releases, from
  * https://github.com/huggingface/transformers/tree/main/src/transformers. A packed
- * style means gate|up: two equal pieces along the cut dimension. */
+ * style means gate|up: two equal pieces along the sharded dimension. */
 static const style_row styles[] = {
-    {"colwise", TP_STYLE_CUT, {.cut = TP_CUT_COLUMN, .dim = -1}},
+    {"colwise", TP_STYLE_SHARD, {.partition = TP_PARTITION_COLUMN, .dim = -1}},
     {"colwise_gather_output",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true}},
     {"colwise_rep",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_COLUMN, .dim = -1, .gather_output = true}},
-    {"rowwise", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true}},
+    {"rowwise", TP_STYLE_SHARD, {.partition = TP_PARTITION_ROW, .dim = -1}},
     {"rowwise_split_input",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
-    {"rowwise_rep", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1, .split_input = true}},
-    {"embedding_rowwise", TP_STYLE_CUT, {.cut = TP_CUT_ROW, .dim = -1}},
-    {"embedding_colwise", TP_STYLE_CUT, {.cut = TP_CUT_COLUMN, .dim = -1}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_ROW, .dim = -1, .split_input = true}},
+    {"rowwise_rep",
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_ROW, .dim = -1, .split_input = true}},
+    {"embedding_rowwise", TP_STYLE_SHARD, {.partition = TP_PARTITION_ROW, .dim = -1}},
+    {"embedding_colwise",
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_COLUMN, .dim = -1}},
     {"packed_colwise",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_COLUMN, .dim = -1, .shape = PACKED({2, -1})}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_COLUMN, .dim = -1, .shape = PACKED({2, -1})}},
     {"packed_rowwise",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_ROW, .dim = -1, .shape = PACKED({-1, 2})}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_ROW, .dim = -1, .shape = PACKED({-1, 2})}},
     {"replicated_with_grad_allreduce",
-     TP_STYLE_CUT,
-     {.cut = TP_CUT_SKIP, .dim = -1, .sum_gradient = true}},
-    {"replicate", TP_STYLE_CUT, {.cut = TP_CUT_SKIP, .dim = -1}},
+     TP_STYLE_SHARD,
+     {.partition = TP_PARTITION_SKIP, .dim = -1, .sum_gradient = true}},
+    {"replicate", TP_STYLE_SHARD, {.partition = TP_PARTITION_SKIP, .dim = -1}},
     {.name = "moe_tp_experts", .style = TP_STYLE_EXPERTS},
     {.name = "moe_identity_expert", .style = TP_STYLE_SHARE},
     {.name = "mla_kv_a_proj", .style = TP_STYLE_ROPE},
@@ -94,19 +99,11 @@ tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *e
     tp_style found;
     if (tp_hfplan_style(style, pattern, &found, out, err) < 0)
         return -1;
-    if (found == TP_STYLE_CUT)
+    if (found == TP_STYLE_SHARD)
         return 0;
     return tp_fail(err, TP_VALUE,
-                   "tp_plan['%s']: '%s' is a transformers style that cuts no weight by "
-                   "itself",
+                   "tp_plan['%s']: '%s' is a transformers style that shards no weight",
                    pattern, style);
-}
-
-/* Not isdigit(), which depends on the locale. */
-static bool
-is_digit(char c)
-{
-    return c >= '0' && c <= '9';
 }
 
 static bool
@@ -122,12 +119,9 @@ same_name(const char *pattern, const char *name)
     bool at_start = true; /* of a part */
     while (*pattern != '\0') {
         if (at_start && *pattern == '*' && ends_part(pattern[1])) {
-            if (!is_digit(*name))
+            if (!tp_names_is_index(name))
                 return false;
-            while (is_digit(*name))
-                name++;
-            if (!ends_part(*name))
-                return false;
+            name += strcspn(name, ".");
             pattern++;
             at_start = false;
             continue;

@@ -13,7 +13,7 @@
 
 /* What a style speaks of. */
 typedef enum {
-    TP_STYLE_CUT,     /* a weight: a specification says how it is cut */
+    TP_STYLE_SHARD,   /* a weight: a specification says how it is sharded */
     TP_STYLE_EXPERTS, /* a module that holds the weights of experts */
     TP_STYLE_SHARE,   /* a module inside of experts that computes nothing */
     TP_STYLE_ROPE,    /* a linear layer that makes a latent and positions */
@@ -22,11 +22,11 @@ typedef enum {
 } tp_style;
 
 /* What a style name, old or new, in any case, stands for; `spec` is filled for
- * TP_STYLE_CUT. Fails with TP_VALUE naming pattern, style and the nearest styles. */
+ * TP_STYLE_SHARD. Fails with TP_VALUE naming pattern, style and the nearest styles. */
 int tp_hfplan_style(const char *style, const char *pattern, tp_style *out,
                     tp_spec *spec, tp_error *err);
 
-/* As tp_hfplan_style, for TP_STYLE_CUT alone: any other style fails. */
+/* As tp_hfplan_style, for TP_STYLE_SHARD alone: any other style fails. */
 int tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err);
 
 /* Whether `name` is `pattern`, or `prefix.pattern` when `prefix` is not empty,

@@ -4,25 +4,28 @@
 
 #include "base/near.h"
 
-#define COLUMN                          \
-    {                                   \
-        .cut = TP_CUT_COLUMN, .dim = -1 \
+#define COLUMN                                      \
+    {                                               \
+        .partition = TP_PARTITION_COLUMN, .dim = -1 \
     }
-#define ROW                          \
-    {                                \
-        .cut = TP_CUT_ROW, .dim = -1 \
+#define ROW                                      \
+    {                                            \
+        .partition = TP_PARTITION_ROW, .dim = -1 \
     }
-#define SKIP                          \
-    {                                 \
-        .cut = TP_CUT_SKIP, .dim = -1 \
+#define SKIP                                      \
+    {                                             \
+        .partition = TP_PARTITION_SKIP, .dim = -1 \
     }
-#define GATE_UP                                                                 \
-    {                                                                           \
-        .cut = TP_CUT_COLUMN, .dim = 0, .shape = {.dims = 2, .sizes = {2, -1} } \
+#define GATE_UP                                                \
+    {                                                          \
+        .partition = TP_PARTITION_COLUMN, .dim = 0, .shape = { \
+            .dims = 2,                                         \
+            .sizes = {2, -1}                                   \
+        }                                                      \
     }
 
 /* A fused q|k|v has no shape here on purpose: its pieces are equal only where
- * there are as many key/value heads as query heads, so equal thirds would cut
+ * there are as many key/value heads as query heads, so equal thirds would split
  * through heads of a model with grouped-query attention, and BLOOM has them
  * head by head. The plan finds the pieces from the head counts of the module
  * and of the model's configuration. */

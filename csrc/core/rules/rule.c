@@ -21,7 +21,7 @@ static const char *const source_names[] = {
     [TP_FROM_PRESET] = "preset",
     [TP_FROM_HF] = "tp_plan",
     [TP_FROM_FAMILY] = "family",
-    [TP_FROM_GUESS] = "heuristic",
+    [TP_FROM_HEURISTIC] = "heuristic",
     [TP_FROM_DEFAULT] = "default",
     [TP_FROM_NOTHING] = "-",
 };
@@ -185,14 +185,16 @@ match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
 }
 
 /* Whether a rule for a layer is one for the factor of an adapter beside it. That of a
- * column layer's input is whole, and so is that of a row layer's output. */
+ * column layer's input is full, and so is that of a row layer's output. */
 static bool
 fits_adapted(const tp_rule *rule, tp_adapted part)
 {
     if (part == TP_ADAPTED_DOWN)
-        return rule->style == TP_STYLE_CUT && rule->spec.cut == TP_CUT_ROW;
+        return rule->style == TP_STYLE_SHARD &&
+               rule->spec.partition == TP_PARTITION_ROW;
     if (part == TP_ADAPTED_UP)
-        return rule->style == TP_STYLE_CUT && rule->spec.cut == TP_CUT_COLUMN;
+        return rule->style == TP_STYLE_SHARD &&
+               rule->spec.partition == TP_PARTITION_COLUMN;
     return true;
 }
 

@@ -13,13 +13,13 @@
 #include "rules/spec.h"
 
 typedef enum {
-    TP_FROM_CONFIG,  /* partition_config */
-    TP_FROM_PRESET,  /* preset_model */
-    TP_FROM_HF,      /* a transformers tp_plan */
-    TP_FROM_FAMILY,  /* the family table, for a model type that was tried with it */
-    TP_FROM_GUESS,   /* the family table, for any other model */
-    TP_FROM_DEFAULT, /* embeddings, heads, and what works inside a cut */
-    TP_FROM_NOTHING  /* no rule: stays whole */
+    TP_FROM_CONFIG,    /* partition_config */
+    TP_FROM_PRESET,    /* preset_model */
+    TP_FROM_HF,        /* a transformers tp_plan */
+    TP_FROM_FAMILY,    /* the family table, for a model type that was tried with it */
+    TP_FROM_HEURISTIC, /* the family table, for any other model */
+    TP_FROM_DEFAULT,   /* embeddings, heads, and what works inside a sharded block */
+    TP_FROM_NOTHING    /* no rule: stays replicated */
 } tp_source;
 
 /* "partition_config", "preset", "tp_plan", "family", "heuristic", "default", "-". */
@@ -27,7 +27,7 @@ const char *tp_source_name(tp_source source);
 
 typedef struct {
     tp_source source;
-    tp_style style; /* other than TP_STYLE_CUT: of a module; `spec` says nothing */
+    tp_style style; /* other than TP_STYLE_SHARD: of a module; `spec` says nothing */
     tp_spec spec;
     tp_regex **patterns; /* owned; NULL for a transformers rule */
     int pattern_count;

@@ -1,36 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* spec.c -- what a rule asks for, checked by itself. */
+/* spec.c -- what a rule asks for, checked without a weight. */
 #include "rules/spec.h"
 
 #include "base/near.h"
 
-static const char *const cut_names[] = {
-    [TP_CUT_COLUMN] = "column",
-    [TP_CUT_ROW] = "row",
-    [TP_CUT_SKIP] = "skip",
+static const char *const partition_names[] = {
+    [TP_PARTITION_COLUMN] = "column",
+    [TP_PARTITION_ROW] = "row",
+    [TP_PARTITION_SKIP] = "skip",
 };
 
-enum { CUT_COUNT = sizeof(cut_names) / sizeof(cut_names[0]) };
+enum { CUT_COUNT = sizeof(partition_names) / sizeof(partition_names[0]) };
 
 int
-tp_cut_parse(const char *name, const char *where, tp_cut *out, tp_error *err)
+tp_partition_parse(const char *name, const char *where, tp_partition *out,
+                   tp_error *err)
 {
     for (int i = 0; i < CUT_COUNT; i++) {
-        if (tp_text_same(name, cut_names[i])) {
-            *out = (tp_cut)i;
+        if (tp_text_same(name, partition_names[i])) {
+            *out = (tp_partition)i;
             return 0;
         }
     }
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "%s: unknown partition type '%s'", where, name);
-    tp_near_add(&text, name, cut_names, CUT_COUNT);
+    tp_near_add(&text, name, partition_names, CUT_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 
 const char *
-tp_cut_name(tp_cut cut)
+tp_partition_name(tp_partition partition)
 {
-    return cut_names[cut];
+    return partition_names[partition];
 }
 
 static int
@@ -39,31 +40,32 @@ check_flags(const tp_spec *spec, const char *where, tp_error *err)
     const struct {
         bool set;
         const char *name;
-        tp_cut needs;
+        tp_partition needs;
     } flags[] = {
-        {spec->gather_output, "gather_output", TP_CUT_COLUMN},
-        {spec->split_input, "split_input", TP_CUT_ROW},
-        {spec->sum_gradient, "sum_gradient (grad_allreduce)", TP_CUT_SKIP},
+        {spec->gather_output, "gather_output", TP_PARTITION_COLUMN},
+        {spec->split_input, "split_input", TP_PARTITION_ROW},
+        {spec->sum_gradient, "sum_gradient (grad_allreduce)", TP_PARTITION_SKIP},
     };
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-        if (flags[i].set && flags[i].needs != spec->cut)
+        if (flags[i].set && flags[i].needs != spec->partition)
             return tp_fail(
                 err, TP_VALUE,
                 "%s: %s needs partition_type '%s', but it is '%s'; remove the "
                 "flag or change the type",
-                where, flags[i].name, cut_names[flags[i].needs], cut_names[spec->cut]);
+                where, flags[i].name, partition_names[flags[i].needs],
+                partition_names[spec->partition]);
     }
     return 0;
 }
 
-/* A skipped weight is never cut, so a place to cut it is a mistake. */
+/* A skipped weight is never sharded, so a place to shard it is a mistake. */
 static int
 check_skip(const tp_spec *spec, const char *where, tp_error *err)
 {
     if (spec->dim == -1 && spec->shape.dims == 0)
         return 0;
     return tp_fail(err, TP_VALUE,
-                   "%s: partition_type 'skip' leaves the weight whole, so %s has no "
+                   "%s: partition_type 'skip' replicates the weight, so %s has no "
                    "effect; remove it or choose 'column' or 'row'",
                    where, spec->dim == -1 ? "shape" : "partition_dim");
 }
@@ -81,11 +83,11 @@ check_dim(const tp_spec *spec, int dim, const char *where, tp_error *err)
         return 0;
     if (dims == 0)
         return tp_fail(err, TP_VALUE,
-                       "%s: partition_dim is %d, but it must lie between 0 and %d",
+                       "%s: partition_dim is %d, but it must be between 0 and %d",
                        where, dim, TP_MAX_DIMS - 1);
     return tp_fail(err, TP_VALUE,
                    "%s: partition_dim is %d, but shape has %d dimension%s, so it must "
-                   "lie between 0 and %d",
+                   "be between 0 and %d",
                    where, dim, dims, dims == 1 ? "" : "s", dims - 1);
 }
 
@@ -139,8 +141,8 @@ check_sizes(const tp_shape *shape, int dim, const char *where, tp_error *err)
                 where, i, (long long)size);
         if (i != dim)
             return tp_fail(err, TP_VALUE,
-                           "%s: shape[%d] is a list of pieces, but the weight is cut "
-                           "along dimension %d; a list can stand there only",
+                           "%s: shape[%d] is a list of pieces, but the weight is "
+                           "sharded along dimension %d; a list can stand there only",
                            where, i, dim);
     }
     return 0;
@@ -151,10 +153,10 @@ tp_spec_check(const tp_spec *spec, const char *where, tp_error *err)
 {
     if (check_flags(spec, where, err) < 0)
         return -1;
-    if (spec->cut == TP_CUT_SKIP)
+    if (spec->partition == TP_PARTITION_SKIP)
         return check_skip(spec, where, err);
 
-    const int dim = spec->dim != -1 ? spec->dim : spec->cut == TP_CUT_ROW;
+    const int dim = spec->dim != -1 ? spec->dim : spec->partition == TP_PARTITION_ROW;
     if (check_dim(spec, dim, where, err) < 0)
         return -1;
     if (spec->shape.pieces != 0 && !has_list(&spec->shape))

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stacks.c -- lists of layers, and what is where in their blocks. */
+#include "passes/output/stacks.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/names.h"
+
+int
+tp_stacks_parent(const tp_stacks *stacks, int module)
+{
+    return tp_model_module(stacks->build->model, module)->parent;
+}
+
+int
+tp_stacks_stage(const tp_stacks *stacks, int module)
+{
+    const int stage = stacks->numbered[module];
+    return stage >= 0 && stacks->lists[tp_stacks_parent(stacks, stage)] ? stage : -1;
+}
+
+/* Modules come after their parents. */
+static void
+find_numbered(const tp_stacks *stacks)
+{
+    const tp_model *model = stacks->build->model;
+    for (int i = 0; i < tp_model_module_count(model); i++) {
+        const tp_module *module = tp_model_module(model, i);
+        stacks->numbered[i] =
+            module->parent < 0 ? -1 : stacks->numbered[module->parent];
+        if (module->parent >= 0 && stacks->numbered[i] < 0 &&
+            tp_names_is_index(tp_names_leaf(module->name)))
+            stacks->numbered[i] = i;
+    }
+}
+
+/* A table of heads is no column layer: it is given no features. */
+static bool
+is_column(const tp_stacks *stacks, const tp_layer *layer)
+{
+    const tp_module *module = tp_model_module(stacks->build->model, layer->module);
+    return layer->kind == TP_COLUMN && module->kind != TP_MODULE_EMBEDDING;
+}
+
+static void
+mark_layer(const tp_stacks *stacks, const tp_layer *layer)
+{
+    const bool is_row = layer->kind == TP_ROW;
+    if (!is_row && !is_column(stacks, layer))
+        return;
+    for (int m = layer->module; m >= 0; m = tp_stacks_parent(stacks, m)) {
+        if (is_row)
+            stacks->rows[m] = m == layer->module ? TP_IS_ROW : TP_HOLDS_ROW;
+        else
+            stacks->columns[m] = true;
+    }
+}
+
+static int
+find_lists(const tp_stacks *stacks)
+{
+    const tp_plan *plan = stacks->build->plan;
+    int count = 0;
+    for (int i = 0; i < plan->layer_count; i++) {
+        mark_layer(stacks, &plan->layers[i]);
+        const int stage = stacks->numbered[plan->layers[i].module];
+        /* Linear layers in a row, as in a head, are no blocks. */
+        if (stage < 0 || plan->layers[i].kind != TP_ROW ||
+            stage == plan->layers[i].module)
+            continue;
+        bool *is_list = &stacks->lists[tp_stacks_parent(stacks, stage)];
+        count += !*is_list;
+        *is_list = true;
+    }
+    return count;
+}
+
+int
+tp_stacks_find(const tp_build *build, tp_stacks *stacks, int *count, tp_error *err)
+{
+    const size_t modules = (size_t)tp_model_module_count(build->model) + 1;
+    stacks->build = build;
+    stacks->numbered = calloc(modules, sizeof(*stacks->numbered));
+    stacks->rows = calloc(modules, sizeof(*stacks->rows));
+    stacks->columns = calloc(modules, sizeof(*stacks->columns));
+    stacks->lists = calloc(modules, sizeof(*stacks->lists));
+    if (stacks->numbered == NULL || stacks->rows == NULL || stacks->columns == NULL ||
+        stacks->lists == NULL)
+        return tp_fail_memory(err);
+    find_numbered(stacks);
+    *count = find_lists(stacks);
+    return 0;
+}
+
+void
+tp_stacks_clear(tp_stacks *stacks)
+{
+    free(stacks->numbered);
+    free(stacks->rows);
+    free(stacks->columns);
+    free(stacks->lists);
+}
+
+bool
+tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
+{
+    for (int m = module; m != top; m = tp_stacks_parent(stacks, m)) {
+        if (stacks->rows[m] != 0 && !stacks->columns[m])
+            return true;
+    }
+    return false;
+}
+
+int
+tp_stacks_block(const tp_stacks *stacks, int module)
+{
+    const int stage = tp_stacks_stage(stacks, module);
+    int block = module;
+    while (tp_stacks_parent(stacks, block) != stage)
+        block = tp_stacks_parent(stacks, block);
+    return block;
+}
+
+/* Whether `module` holds several layers that are given the input of `column`. */
+static bool
+holds_siblings(const tp_stacks *stacks, const tp_layer *column, int module)
+{
+    int count = 0;
+    for (int i = 0; i < column->sibling_count; i++) {
+        const tp_layer *sibling = &stacks->build->plan->layers[column->siblings[i]];
+        int m = sibling->module;
+        while (m > module)
+            m = tp_stacks_parent(stacks, m);
+        count += m == module;
+    }
+    return count > 1;
+}
+
+int
+tp_stacks_inlet(const tp_stacks *stacks, const tp_layer *column)
+{
+    const int stage = tp_stacks_stage(stacks, column->module);
+    int below = column->module;
+    int module = tp_stacks_parent(stacks, below);
+    while (module != stage && stacks->rows[module] == 0) {
+        below = module;
+        module = tp_stacks_parent(stacks, module);
+    }
+    return module == stage || holds_siblings(stacks, column, below) ? below : module;
+}
