@@ -145,11 +145,16 @@ def test_every_page_is_in_the_index() -> None:
     assert {page for page in DOCS.glob("*.md") if page != index} - linked == set()
 
 
-def test_internals_has_a_row_for_every_folder() -> None:
+def test_the_maps_have_every_folder() -> None:
     text = (DOCS / "internals.md").read_text()
+    tree = FENCE.findall((ROOT / "CONTRIBUTING.md").read_text())[0]
+    folders = {p.parent.name for p in ROOT.glob("*/*")}
     for parent in ("csrc", "deepspeed_autotp", "tests"):
         there = {p.name for p in (ROOT / parent).iterdir() if p.is_dir() and p.name[0] not in "_."}
         assert set(re.findall(rf"\(\.\./{parent}/(\w+)\)", text)) == there
+        assert sorted(there - set(re.findall(r"(\w+)/", tree))) == []
+        folders |= there
+    assert sorted(set(re.findall(r"(\w+)/", tree)) - folders) == []
 
 
 def test_the_drawing_of_a_decoder_block_is_what_its_script_makes() -> None:
