@@ -216,10 +216,10 @@ class Entry:
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dim(self) -> int:
-        """The dimension that shrinks; -1: whole."""
+        """The dimension that shrinks; -1: replicated."""
     @property
     def view(self) -> tuple[int, int, int]:
-        """(outer, size, inner) of the full weight around the cut; (1, elements, 1) if whole."""
+        """(outer, size, inner) of the full weight around the sharded dim; (1, elements, 1) if replicated."""
     @property
     def is_sharded(self) -> bool: ...
     @property
@@ -229,9 +229,9 @@ class Entry:
         """Index of the entry whose tensor this is, or -1."""
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
     def width(self, rank: int, /) -> int:
-        """Elements along the cut that `rank` holds, out of `view[1]`; all of them if whole."""
+        """Elements of the sharded dim that `rank` holds, out of `view[1]`; all if replicated."""
     def runs(self, rank: int, /) -> tuple[int, ...]:
-        """start, length, start, length, ...; empty when the parameter is whole."""
+        """start, length, start, length, ...; empty when it is replicated."""
     def is_counted(self, rank: int, /) -> bool:
         """Whether `rank` counts its shard in a sum over all ranks: it owns all of its runs."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
@@ -257,8 +257,8 @@ class Layer:
     @property
     def split_input(self) -> bool: ...
     @property
-    def alone(self) -> bool:
-        """Nobody asked for its cut, and nothing else depends on it."""
+    def is_individual(self) -> bool:
+        """A large layer that nothing else shards."""
     @property
     def divided(self) -> tuple[int, ...]:
         """Of experts: entries that are added to the sum, of which each rank adds its share."""
@@ -394,7 +394,7 @@ class Plan:
     def layout_hash(self) -> str:
         """Of names, shapes and runs."""
     @property
-    def notes(self) -> tuple[str, ...]: ...
+    def messages(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...
     def replicated_warning(self) -> str | None:
         """What to tell the user where a rank holds nearly everything."""

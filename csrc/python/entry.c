@@ -220,12 +220,12 @@ static PyMethodDef methods[] = {
      "Elements along the sharded dimension that ``rank`` holds, out of ``view[1]``; "
      "all of them "
      "when\n"
-     "the parameter is whole."},
+     "the parameter is replicated."},
     {"runs", entry_runs, METH_O,
      "runs($self, rank, /)\n--\n\n"
      "start, length, start, length, ... of the shard on ``rank`` along the sharded "
      "dimension, in\n"
-     "elements; empty when the parameter is whole."},
+     "elements; empty when the parameter is replicated."},
     {"shared", entry_shared, METH_O,
      "shared($self, rank, /)\n--\n\n"
      "Runs that other ranks hold, too: (offset in the shard, length, owner, "
@@ -247,11 +247,11 @@ static PyGetSetDef getters[] = {
      NULL},
     {"rule", entry_get_rule, NULL, "Label of the deciding rule, or empty.", NULL},
     {"shape", entry_get_shape, NULL, "Full shape.", NULL},
-    {"dim", entry_get_dim, NULL, "The dimension that shrinks; -1: whole.", NULL},
+    {"dim", entry_get_dim, NULL, "The dimension that shrinks; -1: replicated.", NULL},
     {"view", entry_get_view, NULL,
      "(outer, size, inner) of the full weight around the sharded dimension; (1, "
      "elements, 1) when "
-     "it is whole.",
+     "it is replicated.",
      NULL},
     {"is_sharded", entry_get_is_sharded, NULL,
      "Whether each rank has a part of it; replicated otherwise.", NULL},

@@ -159,7 +159,7 @@ done:
 const char py_dtype_name_doc[] =
     "dtype_name(spelling, where)\n--\n\n"
     "torch's name of a data type, without the prefix: ``bfloat16`` for ``bf16``.\n\n"
-    "ValueError, starting with ``where``, for a spelling that nobody knows.";
+    "ValueError, starting with ``where``, for an unknown spelling.";
 
 PyObject *
 py_dtype_name(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -201,7 +201,7 @@ py_precision(PyObject *module, PyObject *args, PyObject *kwargs)
 const char py_style_spec_doc[] =
     "style_spec(style, pattern)\n--\n\n"
     "The specification behind a style of a transformers plan.\n\n"
-    "ValueError, naming ``pattern``, for a style that nobody knows.";
+    "ValueError, naming ``pattern``, for an unknown style.";
 
 PyObject *
 py_style_spec(PyObject *module, PyObject *args, PyObject *kwargs)

@@ -50,7 +50,7 @@ integer_repr(PyObject *self)
 static PyGetSetDef getters[] = {
     {"module", integer_get_module, NULL, "Name of the module.", NULL},
     {"key", integer_get_key, NULL, "Name of the attribute.", NULL},
-    {"full", integer_get_full, NULL, "Its value in the whole model.", NULL},
+    {"full", integer_get_full, NULL, "Its value in the full model.", NULL},
     {"values", integer_get_values, NULL, "Its value on each rank.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -65,7 +65,7 @@ index_tuple(const int *indices, int count)
 }
 
 static PyObject *
-layer_get_alone(PyObject *self, void *closure)
+layer_get_is_individual(PyObject *self, void *closure)
 {
     (void)closure;
     return PyBool_FromLong(get(self)->individual);
@@ -206,11 +206,11 @@ static PyGetSetDef getters[] = {
     {"weight", layer_get_weight, NULL, "Index of the weight's entry, or -1.", NULL},
     {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
     {"gather_output", layer_get_gather_output, NULL,
-     "Whether every rank gets the whole output.", NULL},
+     "Whether every rank gets the full output.", NULL},
     {"split_input", layer_get_split_input, NULL,
-     "Whether the input is whole and each rank takes its part.", NULL},
-    {"alone", layer_get_alone, NULL,
-     "Whether nobody asked to shard it, and nothing else depends on it.", NULL},
+     "Whether the input is full and each rank takes its features.", NULL},
+    {"is_individual", layer_get_is_individual, NULL,
+     "Whether it is a large layer that nothing else shards.", NULL},
     {"divided", layer_get_divided, NULL,
      "Indices of the entries of which each rank adds its share.", NULL},
     {"siblings", layer_get_siblings, NULL,

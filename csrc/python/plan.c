@@ -109,7 +109,7 @@ plan_get_integers(PyObject *self, void *closure)
 }
 
 static PyObject *
-plan_get_notes(PyObject *self, void *closure)
+plan_get_messages(PyObject *self, void *closure)
 {
     (void)closure;
     const int count = tp_plan_message_count(get(self));
@@ -221,7 +221,7 @@ static PyGetSetDef getters[] = {
      "Indices of the first and last entry of each pattern of names.", NULL},
     {"layout_hash", plan_get_layout_hash, NULL,
      "As hash, of names, shapes and runs alone.", NULL},
-    {"notes", plan_get_notes, NULL, "What the user should know.", NULL},
+    {"messages", plan_get_messages, NULL, "What the user should know.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

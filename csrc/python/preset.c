@@ -35,7 +35,7 @@ row_tuple(const tp_preset_row *row)
 const char py_preset_rows_doc[] =
     "preset_rows(name, /)\n--\n\n"
     "The (pattern, spec) pairs of a preset; spec as check_spec returns it.\n\n"
-    "ValueError with the nearest presets for a name that nobody knows.";
+    "ValueError with the nearest presets for an unknown name.";
 
 PyObject *
 py_preset_rows(PyObject *module, PyObject *name)

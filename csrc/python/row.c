@@ -91,7 +91,7 @@ static PyMemberDef members[] = {
     {"index", T_INT, offsetof(py_row, index), READONLY,
      "Where that entry stands in Plan.entries."},
     {"full_bytes", T_LONGLONG, offsetof(py_row, full_bytes), READONLY,
-     "Bytes of the whole weights."},
+     "Bytes of the full weights."},
     {"local_bytes", T_OBJECT_EX, offsetof(py_row, local_bytes), READONLY,
      "Bytes of the shards on each rank."},
     {NULL, 0, 0, 0, NULL},

@@ -69,7 +69,7 @@ def shard(
     plans = _plans(description, settings, group, agreement, is_checked=inputs is not None)
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
-    _warn(agreement, plan.notes)
+    _warn(agreement, plan.messages)
     interop.remove_zero_partitioning(description.parameters)
     nearby = _nearby(group, location.device)
     _share_memory((nearby, location.device), (group, device or location.device))

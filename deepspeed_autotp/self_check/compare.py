@@ -43,7 +43,7 @@ class Comparison:
         self._sharded = {
             layer.module: layer for layer in plan.layers if layer.kind is not Kind.HEADS
         }
-        self._individual = {layer.module for layer in plan.layers if layer.alone}
+        self._individual = {layer.module for layer in plan.layers if layer.is_individual}
         self._order = full.order()
         self._outlets = {name for stack in plan.stacks for name in stack.outlets}
 

@@ -20,7 +20,7 @@ def heuristic(plan: Plan) -> list[str]:
 
 def individual(plan: Plan) -> list[str]:
     """The layers that are sharded individually because nothing else shards them."""
-    return [layer.module for layer in plan.layers if layer.alone]
+    return [layer.module for layer in plan.layers if layer.is_individual]
 
 
 def idle(plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str]) -> list[str]:

@@ -79,7 +79,7 @@ def use_plan() -> None:
         repr(local), local.module, local.key, local.full, local.values
     for row in plan.table():
         repr(row), row.pattern, row.entry, row.local_bytes, row.full_bytes
-    repr(plan), plan.hash, plan.notes, plan.ranks
+    repr(plan), plan.hash, plan.messages, plan.ranks
 
 
 def use_records() -> None:

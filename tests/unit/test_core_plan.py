@@ -146,8 +146,8 @@ def test_rules_added_later_leave_a_plan_alone() -> None:
 def test_messages_are_lines_for_the_user() -> None:
     rules = preset()
     rules.add(["no_such_name"], {}, label="layer_specs[9]")
-    notes = Plan(llama(), rules, ranks=2).notes
-    assert any("layer_specs[9]" in note for note in notes)
+    messages = Plan(llama(), rules, ranks=2).messages
+    assert any("layer_specs[9]" in note for note in messages)
 
 
 def test_a_rule_that_cannot_hold_names_parameter_and_rule() -> None:
