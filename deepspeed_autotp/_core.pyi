@@ -219,7 +219,7 @@ class Entry:
         """The dimension that shrinks; -1: replicated."""
     @property
     def view(self) -> tuple[int, int, int]:
-        """(outer, size, inner) of the full weight around the sharded dim; (1, elements, 1) if replicated."""
+        """(outer, size, inner) around the sharded dim; (1, elements, 1) if replicated."""
     @property
     def is_sharded(self) -> bool: ...
     @property
