@@ -14,7 +14,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.api.engine_setup import EngineSetup
 from deepspeed_autotp.api.mode import set_autotp_mode
 from deepspeed_autotp.config.dtypes import parse_dtype
@@ -23,6 +22,12 @@ from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_di
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.tp_size import group_size
 from deepspeed_autotp.config.validation import shown, wrong
+from deepspeed_autotp.interop.deepspeed.engine import (
+    config_argument,
+    engine_initialize,
+    without_config,
+)
+from deepspeed_autotp.interop.deepspeed.groups import engine_group, init_distributed
 from deepspeed_autotp.planning.model_description import dtype_name
 
 
@@ -78,8 +83,8 @@ def merge_tp_model_init_into_config(
     asked = _initialized(dist_module)
     fill = compare(config_dict, recorded, mpu=mpu, mesh_param=mesh_param, dist_module=asked)
     if fill["make_groups"] and asked is not None:
-        interop.init_distributed(port=29500, required=None)
-        interop.engine_group(tp_size=recorded.values[0])
+        init_distributed(port=29500, required=None)
+        engine_group(tp_size=recorded.values[0])
     filled = copied(config_dict)
     fill_dictionary(filled, fill, recorded)
     config_dict.update(filled)
@@ -111,12 +116,12 @@ def initialize(
     one ValueError on every rank, with the model as it was, when the configuration has conflicts,
     the TP size does not fit the ranks, the model cannot be sharded or the ranks differ.
     """
-    start = interop.engine_initialize()
-    interop.init_distributed(port=distributed_port, required=dist_init_required)
+    start = engine_initialize()
+    init_distributed(port=distributed_port, required=dist_init_required)
     setup = EngineSetup(model, mpu=mpu, mesh_param=mesh_param, optimizer=optimizer)
-    engine_config = setup.shard(lambda: interop.config_argument(args, config, config_params))
+    engine_config = setup.shard(lambda: config_argument(args, config, config_params))
     result: tuple[Any, Any, Any, Any] = start(
-        args=interop.without_config(args),
+        args=without_config(args),
         model=model,
         optimizer=optimizer,
         model_parameters=model_parameters,

@@ -12,7 +12,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
@@ -33,6 +32,18 @@ from deepspeed_autotp.config.training_config import (
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
+from deepspeed_autotp.interop.deepspeed.engine import (
+    gather_weights_on_save,
+    has_stepped,
+    refuse_engine_record,
+    refuse_pipeline,
+    settle_engine_config,
+)
+from deepspeed_autotp.interop.deepspeed.groups import engine_group, engine_group_size
+from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
+from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
+from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import check_first_call
 from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel
@@ -96,17 +107,17 @@ class EngineSetup:
         model, mpu = self._model, self._mpu
         if not isinstance(model, nn.Module):
             raise ValueError(f"initialize: model: {wrong(model, 'a torch.nn.Module')}")
-        interop.refuse_engine_record()
+        refuse_engine_record()
         config = copied(load_ds_config(given))
         settings = self._merged(config)
         _check_tp_size(model, settings, has_mpu=mpu is not None)
         if settings.autotp_size <= 1:
             return _Prepared(config, None, {"tensor_parallel.autotp_size": "0 or 1"})
-        interop.refuse_pipeline(model)
+        refuse_pipeline(model)
         _check_groups(settings, mpu)
         _check_optimizer(self._optimizer)
-        interop.gather_weights_on_save(config)
-        interop.settle_engine_config(config, mpu=mpu)
+        gather_weights_on_save(config)
+        settle_engine_config(config, mpu=mpu)
         return _Prepared(config, settings, compared(settings) | _compared(config, model))
 
     def _merged(self, config: dict[str, Any]) -> TPTrainingConfig:
@@ -149,26 +160,24 @@ def _compared(config: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
 
 def _shard(model: nn.Module, *, settings: TPTrainingConfig, agreement: Agreement) -> None:
     """Shard ``model`` over the engine's group, unless it is, and tell DeepSpeed so."""
-    handle = interop.engine_group(tp_size=settings.autotp_size)
+    handle = engine_group(tp_size=settings.autotp_size)
     state = find_tensor_parallel(model)
     if state is None:
         state = shard(model, settings=settings, group=TPGroup(handle), agreement=agreement)
-    interop.mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
-    interop.mark_model(model)
+    mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
+    mark_model(model)
 
 
 def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
-    interop.save_full_weights(
-        engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen)
-    )
+    save_full_weights(engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen))
     state = tensor_parallel(model)
 
     def saving(folder: Path | None) -> None:
         if folder is not None:
             write_metadata(folder, state.plan)
 
-    interop.watch_checkpoints(
+    watch_checkpoints(
         engine,
         saving=lambda folder: agreement.together(lambda: saving(folder)),
         loading=lambda folder: agreement.together(
@@ -186,7 +195,7 @@ def _check_tp_size(model: nn.Module, settings: TPTrainingConfig, *, has_mpu: boo
         rank=dist.get_rank(),
         ranks=dist.get_world_size(),
         sharded_over=None if before is None else before.group.global_ranks,
-        engine_ranks=interop.engine_group_size(),
+        engine_ranks=engine_group_size(),
         has_mpu=has_mpu,
     )
     if before is not None and settings.sequence_parallel and not before.plan.stacks:
@@ -202,8 +211,8 @@ def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
     expected = consecutive_ranks(settings.autotp_size, dist.get_rank())
     for group, what in (
         (nested.tp_group, "the tp_group"),
-        (interop.mpu_group(nested.mpu), "the group of tensor_parallel.tp.mpu"),
-        (interop.mpu_group(mpu), "the group of mpu"),
+        (mpu_group(nested.mpu), "the group of tensor_parallel.tp.mpu"),
+        (mpu_group(mpu), "the group of mpu"),
     ):
         actual = expected if group is None else list(dist.get_process_group_ranks(group))
         if actual != expected:
@@ -215,7 +224,7 @@ def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
 
 
 def _check_optimizer(optimizer: Any) -> None:
-    if interop.has_stepped(optimizer):
+    if has_stepped(optimizer):
         raise ValueError(
             "the optimizer holds state of the full weights already; build it anew, or load its "
             "state with engine.load_checkpoint after initialize"

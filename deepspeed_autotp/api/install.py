@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
+from deepspeed_autotp.interop.deepspeed.install import install_functions, uninstall_functions
 
 
 def install() -> None:
@@ -13,9 +13,9 @@ def install() -> None:
     transformers, Accelerate and TRL look both up when they call them. Nothing else of
     DeepSpeed changes; calling it twice is harmless. ImportError where DeepSpeed is missing.
     """
-    interop.install_functions({"initialize": initialize, "tp_model_init": tp_model_init})
+    install_functions({"initialize": initialize, "tp_model_init": tp_model_init})
 
 
 def uninstall() -> None:
     """Put DeepSpeed's own functions back; harmless where ours are not in place."""
-    interop.uninstall_functions()
+    uninstall_functions()

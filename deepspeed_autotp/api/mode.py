@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from deepspeed_autotp import interop
+from deepspeed_autotp.interop.deepspeed.engine import engine_mode_is_training, set_engine_mode
 
 
 def set_autotp_mode(training: bool = False) -> None:
     """Set DeepSpeed's mode; the package itself always trains."""
-    interop.set_engine_mode(training=training)
+    set_engine_mode(training=training)
 
 
 def is_autotp_training_mode() -> bool:
     """Whether the mode is training. Without DeepSpeed it always is."""
-    return interop.engine_mode_is_training()
+    return engine_mode_is_training()

@@ -16,13 +16,14 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
+from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
+from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
@@ -70,7 +71,7 @@ def shard(
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
     _warn(agreement, plan.messages)
-    interop.remove_zero_partitioning(description.parameters)
+    remove_zero_partitioning(description.parameters)
     nearby = _nearby(group, location.device)
     _share_memory((nearby, location.device), (group, device or location.device))
     make = _conversion_maker(location, nearby, device)
@@ -141,7 +142,7 @@ def _compare_rest(model: nn.Module, agreement: Agreement) -> None:
         for name, module in model.named_modules()
     }
     agreement.same(modules, "what the model is made of")
-    agreement.same(interop.config_values(model), "the model's configuration")
+    agreement.same(config_values(model), "the model's configuration")
 
 
 def _checked(
@@ -216,7 +217,7 @@ def _attached(
     broadcast_rng_state(nearby, device=group.device if place.type == "cpu" else place)
     state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
     attach(description.modules[""], state)
-    interop.guard_save_pretrained(description.modules[""])
+    guard_save_pretrained(description.modules[""])
     return state
 
 

@@ -25,13 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
+from deepspeed_autotp.interop.process_groups import mesh_group
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import check_first_call
 
@@ -95,7 +95,7 @@ def _group_and_agreement(
             "parallelize needs torch.distributed: call torch.distributed.init_process_group and "
             "start the script with torchrun"
         )
-    handle = tp_group if mesh is None else interop.mesh_group(mesh)
+    handle = tp_group if mesh is None else mesh_group(mesh)
     if handle is None:
         return None, world_agreement()
     group_size(handle, dist, "parallelize: tp_group")

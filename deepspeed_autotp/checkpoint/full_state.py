@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.transport import open_transport
+from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.state.tensor_parallel import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -62,7 +62,7 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
                 continue
             if id(tensor) not in copies:
                 # ZeRO 3 gathers a weight over all data-parallel ranks, wherever it is kept.
-                with interop.gathered_parameters([tensor]):
+                with gathered_parameters([tensor]):
                     copies[id(tensor)] = gather(tensor)
             copied = copies[id(tensor)]
             if copied is not None:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.rng import TensorParallelRNG
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
+from deepspeed_autotp.interop.process_groups import backend_timeout
 
 # Seconds that the end of a process waits for gloo's threads.
 _EXIT_PAUSE = 0.1
@@ -226,7 +226,7 @@ def cpu_group(ranks: Sequence[int]) -> dist.ProcessGroup:
 def group_timeout(handle: dist.ProcessGroup) -> timedelta | None:
     """The timeout of collectives; None where the backend does not say."""
     device = torch.device("cpu") if supports_cpu_tensors(handle) else torch.device("cuda")
-    return interop.backend_timeout(handle._get_backend(device))
+    return backend_timeout(handle._get_backend(device))
 
 
 def supports_cpu_tensors(handle: dist.ProcessGroup) -> bool:

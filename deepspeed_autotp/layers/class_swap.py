@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Kind
+from deepspeed_autotp.interop.transformers import is_plain_linear
 from deepspeed_autotp.layers.attention import PerHeadBias, ReplicatedRope
 from deepspeed_autotp.layers.embedding import HeadEmbedding, HiddenEmbedding, VocabularyEmbedding
 from deepspeed_autotp.layers.experts import (
@@ -65,7 +65,7 @@ def sharded_class(module: nn.Module, kind: Kind) -> type[nn.Module]:
         return _CLASSES[kind, base]
     if own.forward is base.forward:
         return _combined(sharded, own, (own, sharded))
-    if interop.is_plain_linear(module):
+    if is_plain_linear(module):
         return _combined(sharded, own, (sharded, own))
     return _combined(sharded, own, (_RequireSuperForward, own, _RecordForward, sharded))
 

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from deepspeed_autotp.distributed.mappings import copy_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_mappings import GatheredSequence
-from deepspeed_autotp.interop import is_partitioned
+from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Model
+from deepspeed_autotp.interop.deepspeed.parameters import full_shape
+from deepspeed_autotp.interop.labels import labels_argument
+from deepspeed_autotp.interop.transformers import is_conv1d, model_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def _kind(module: nn.Module) -> str:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "conv1d" if interop.is_conv1d(module) else "other"
+    return "conv1d" if is_conv1d(module) else "other"
 
 
 def _integers(module: nn.Module) -> dict[str, int]:
@@ -72,14 +74,14 @@ def describe(model: nn.Module) -> Description:
                     f"{name}.{leaf}" if name else leaf,
                     leaf,
                     index,
-                    interop.full_shape(parameter),
+                    full_shape(parameter),
                     dtype_name(parameter.dtype),
                     parameter.itemsize,
                     tied if tied < len(parameters) else -1,
                 )
             )
             parameters.append(parameter)
-    facts = interop.model_facts(model)
+    facts = model_facts(model)
     return Description(
         model=Model(
             [
@@ -92,7 +94,7 @@ def describe(model: nn.Module) -> Description:
             integers=facts.integers,
             input_embedding=places.get(facts.input_embedding, -1),
             output_head=places.get(facts.output_head, -1),
-            takes_labels=interop.labels_argument(model) is not None,
+            takes_labels=labels_argument(model) is not None,
         ),
         parameters=tuple(parameters),
         modules=modules,

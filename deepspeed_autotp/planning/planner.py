@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan, Rules
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.interop.peft import unsupported_adapter
+from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
 from deepspeed_autotp.planning.model_description import Description
 
 
@@ -70,20 +71,20 @@ def make_plan(
 def _model_rules(description: Description) -> Rules:
     rules = Rules()
     model = description.modules[""]
-    if name := interop.unsupported_adapter(model):
+    if name := unsupported_adapter(model):
         raise ValueError(
             f"'{name}' has an adapter that is not plain LoRA, and how its parts are to be cut is "
             "not known: use LoRA (without DoRA), or write rules in tensor_parallel.partition_config"
         )
-    own = interop.user_tp_plan_entries(model)
-    for pattern, style in interop.tp_plan(model).items():
+    own = user_tp_plan_entries(model)
+    for pattern, style in tp_plan(model).items():
         rules.add_style(pattern, style, required=pattern in own)
     return rules
 
 
 def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
     for stack in plan.stacks:
-        if interop.drops_layers(description.modules[stack.owner]):
+        if drops_layers(description.modules[stack.owner]):
             raise ValueError(
                 f"tensor_parallel.sequence_parallel: got true, but '{stack.owner}' drops layers in "
                 "training, among them those that shard and gather the tokens; set its layerdrop to "

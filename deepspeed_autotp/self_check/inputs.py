@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -78,11 +78,11 @@ def _inputs(
     insist = settings.self_check is True or given is not None or settings.sequence_parallel
     values = given
     if values is None:
-        values = interop.token_inputs(model, device=description.parameters[0].device)
+        values = token_inputs(model, device=description.parameters[0].device)
     if values is None:
         _without_inputs(name, settings, insist=insist, warn=warn)
         return None
-    ruled = settings.get_partition_config_object() is not None or interop.tp_plan(model)
+    ruled = settings.get_partition_config_object() is not None or tp_plan(model)
     if ruled and not insist and sum(p.numel() for p in model.parameters()) > _LARGEST_CHECKED:
         if warn:
             _log.info(

@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import (
@@ -25,6 +24,7 @@ from deepspeed_autotp.distributed.failure_barrier import (
     failure_barrier,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.transformers import other_modalities, output_tensors
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.compare import Comparison, Difference
 from deepspeed_autotp.self_check.coverage import heuristic, idle, individual, never_ran
@@ -87,7 +87,7 @@ class SelfCheck:
         weights that are not loaded yet.
         """
         fallback = Fallback()
-        parts = interop.other_modalities(self._model)
+        parts = other_modalities(self._model)
         with isolated(self._model, self._device):
             full = self._full = self._run_full(inputs, agreement)
             if full is None and replan is not None and heuristic(plan) + individual(plan):
@@ -211,7 +211,7 @@ class SelfCheck:
         fix_rng(self._device)
         # What a module keeps of one run, as a recurrent state, is no input of the next.
         with isolated(self._model, self._device), torch.enable_grad(), trace:
-            trace.run.finals = interop.output_tensors(self._model(**inputs))
+            trace.run.finals = output_tensors(self._model(**inputs))
             trace.differentiate(parameters)
 
 

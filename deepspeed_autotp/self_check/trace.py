@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp import interop
+from deepspeed_autotp.interop.transformers import output_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Trace:
             run = self.run
             run.running.pop()
             if name in self._exits:
-                tensors = tuple(t.detach().clone() for t in interop.output_tensors(output))
+                tensors = tuple(t.detach().clone() for t in output_tensors(output))
                 run.outputs.append(Output(name, tensors, tuple(run.ran)))
                 run.ran.clear()
 

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.mappings import reduce_from_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_mappings import (
@@ -45,6 +44,7 @@ from deepspeed_autotp.distributed.sequence_mappings import (
     reduce_scatter_to_sequence_region,
     scatter_to_sequence_region,
 )
+from deepspeed_autotp.interop.transformers import wants_hidden_states
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
@@ -90,7 +90,7 @@ class StackLayer:
 
 
 def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
-    if torch.is_grad_enabled() and interop.wants_hidden_states(module, kwargs):
+    if torch.is_grad_enabled() and wants_hidden_states(module, kwargs):
         raise ValueError(
             "output_hidden_states with tensor_parallel.sequence_parallel: in training the hidden "
             "states between the layers are sharded, a rank has some tokens only; set one of the "

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.planning.model_description import Description
 
 # How many ranks an error lists.
@@ -62,7 +62,7 @@ def locate_weights(
             rank=dist.get_rank(),
             group=group.global_ranks,
             device=own.type,
-            partitioned=any(interop.is_partitioned(p) for p in description.parameters),
+            partitioned=any(is_partitioned(p) for p in description.parameters),
         )
     )
     if not any(each.has_none for each in said):

@@ -12,9 +12,9 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.state.tensor_parallel import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -121,7 +121,7 @@ def check_replicas(model: nn.Module) -> None:
         shared = entry.shared(state.group.rank)
         if entry.is_tied or (entry.is_sharded and not shared):
             continue
-        with interop.gathered_parameters([parameter]):
+        with gathered_parameters([parameter]):
             values = parameter.detach()
             if not entry.is_sharded:
                 local[entry.name, 0, 0] = _hash(values)

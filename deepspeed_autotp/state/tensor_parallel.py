@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
+from deepspeed_autotp.interop.wrappers import unwrapped
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
 
@@ -185,7 +185,7 @@ def tensor_parallel(model: nn.Module) -> TensorParallel:
 
 def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     """As :func:`tensor_parallel`, with None instead of the error."""
-    for inner in interop.unwrapped(model):
+    for inner in unwrapped(model):
         found = inner.__dict__.get(_KEY)
         if isinstance(found, TensorParallel):
             return found
@@ -195,7 +195,7 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
 def unwrapped_model(model: nn.Module) -> nn.Module:
     """The sharded module inside an engine or wrapper; the innermost where none is sharded."""
     inner = model
-    for inner in interop.unwrapped(model):
+    for inner in unwrapped(model):
         if _KEY in inner.__dict__:
             break
     return inner

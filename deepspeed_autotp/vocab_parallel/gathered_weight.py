@@ -19,13 +19,13 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp import interop
 from deepspeed_autotp.distributed.mappings import (
     ShardLayout,
     gather_from_tp_region,
     gradient_shard,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.vocab_parallel import logits_rules as rules
 
@@ -114,7 +114,7 @@ def gathered_weight(
     made: GatheredWeight = _Gather.apply(shard, layout, group, dim)  # type: ignore[no-untyped-call]
     made._gather = functools.partial(gather_from_tp_region, shard, layout, group, dim=dim)
     made._full = None
-    interop.copy_zero_status(made, shard)
+    copy_zero_status(made, shard)
     return made
 
 

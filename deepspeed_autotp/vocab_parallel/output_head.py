@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp import interop
+from deepspeed_autotp.interop.labels import LabelsArgument, labels_argument
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output
 from deepspeed_autotp.vocab_parallel.logits import logits_from_shard
 
@@ -22,7 +22,7 @@ from deepspeed_autotp.vocab_parallel.logits import logits_from_shard
 class OutputHead:
     """Whether the output head keeps its logits sharded in the forward that runs."""
 
-    def __init__(self, labels: interop.LabelsArgument) -> None:
+    def __init__(self, labels: LabelsArgument) -> None:
         self._labels = labels
         self._keeps_sharded = False
 
@@ -45,7 +45,7 @@ class OutputHead:
 def keep_logits_sharded(model: nn.Module, head: nn.Module) -> Callable[[], None]:
     """Let ``head``, a sharded layer, give sharded logits in training with labels; returns the
     undo."""
-    labels = interop.labels_argument(model)
+    labels = labels_argument(model)
     assert labels is not None
     state = OutputHead(labels)
     before: LayerSharding = vars(head)["sharding"]

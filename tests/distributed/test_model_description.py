@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.interop import model_facts, other_modalities
+from deepspeed_autotp.interop.transformers import model_facts, other_modalities
 from deepspeed_autotp.planning.model_description import Description, describe, dtype_name
 from tests.support.small_models import build
 from tests.support.worker_pool import Pool

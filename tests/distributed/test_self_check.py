@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepspeed_autotp.interop import output_tensors
+from deepspeed_autotp.interop.transformers import output_tensors
 from tests.distributed import self_check_ranks
 from tests.support.handmade_model import PARTITION
 from tests.support.loss_curves import worst_difference

@@ -11,7 +11,7 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp._core import index_pattern
-from deepspeed_autotp.interop import other_modalities, token_inputs
+from deepspeed_autotp.interop.transformers import other_modalities, token_inputs
 from tests.support.encoder_models import ROWS, VOCABULARY, batch, build
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import RATE, STEPS, worst_difference

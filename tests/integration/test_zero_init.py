@@ -32,7 +32,7 @@ def build_partitioned(family: str, weights: dict[str, Tensor], *, tied: bool) ->
 
 def train_partitioned(family: str, tied: bool, setting: Setting) -> dict[str, Any]:
     import deepspeed_autotp
-    from deepspeed_autotp import interop
+    from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 
     plain = build(family, tied=tied)
     weights = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
@@ -40,7 +40,7 @@ def train_partitioned(family: str, tied: bool, setting: Setting) -> dict[str, An
     expected = single_losses(plain, clip=setting.clip)
 
     model = build_partitioned(family, weights, tied=tied)
-    interop.remove_zero_partitioning(model.parameters())
+    remove_zero_partitioning(model.parameters())
     left = [set(vars(p)) for p in model.parameters()]
     shapes = [p.shape for p in model.parameters()] == [p.shape for p in plain.parameters()]
 
