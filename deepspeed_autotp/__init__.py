@@ -19,7 +19,7 @@ from deepspeed_autotp.api.torch_loop import parallelize
 from deepspeed_autotp.checkpoint.full_state import full_state_dict
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.layer_spec import PartitionType, TPLayerSpec
-from deepspeed_autotp.config.loader import infer_config_dtype, load_ds_config
+from deepspeed_autotp.config.load_config import infer_config_dtype, load_ds_config
 from deepspeed_autotp.config.training_config import (
     TPConfig,
     TPTrainingConfig,
@@ -28,7 +28,7 @@ from deepspeed_autotp.config.training_config import (
 from deepspeed_autotp.planning.plan_table import plan_table
 from deepspeed_autotp.state.grad_norm import clip_grad_norm_
 from deepspeed_autotp.state.replica_check import check_replicas
-from deepspeed_autotp.state.tensor_parallel import tensor_parallel
+from deepspeed_autotp.state.sharded_model import tensor_parallel
 
 __version__ = "0.1.0"
 

@@ -4,12 +4,12 @@
 
 #include <string.h>
 
+#include "core/base/did_you_mean.h"
 #include "core/base/dtype.h"
-#include "core/base/near.h"
-#include "core/config/merge.h"
+#include "core/config/merge_recorded_args.h"
 #include "core/layout/split.h"
 #include "core/model/names.h"
-#include "core/rules/hfplan.h"
+#include "core/rules/hf_tp_plan.h"
 #include "core/rules/preset.h"
 #include "python/args.h"
 #include "python/spec.h"
@@ -148,8 +148,8 @@ py_nearest(PyObject *module, PyObject *args, PyObject *kwargs)
     if (found == NULL)
         PyErr_NoMemory();
     else
-        result =
-            pick(&names, found, tp_near(name, names.items, names.count, limit, found));
+        result = pick(&names, found,
+                      tp_did_you_mean(name, names.items, names.count, limit, found));
 done:
     PyMem_Free(found);
     py_texts_clear(&names);
@@ -217,7 +217,7 @@ py_style_spec(PyObject *module, PyObject *args, PyObject *kwargs)
         py_read_text(style_arg, "style", &style) < 0 ||
         py_read_text(pattern_arg, "pattern", &pattern) < 0)
         return NULL;
-    if (tp_hfplan_spec(style, pattern, &spec, &err) < 0)
+    if (tp_hf_plan_spec(style, pattern, &spec, &err) < 0)
         return py_raise(&err);
     return py_spec_dict(&spec);
 }

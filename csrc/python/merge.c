@@ -2,7 +2,7 @@
 /* merge.c -- recorded arguments against the configuration, as a function. */
 #include "python/module.h"
 
-#include "core/config/merge.h"
+#include "core/config/merge_recorded_args.h"
 
 #include "python/args.h"
 #include "python/records.h"

@@ -7,7 +7,7 @@
 #include "python/args.h"
 #include "python/holder.h"
 #include "python/plan_arguments.h"
-#include "python/row.h"
+#include "python/table_row.h"
 
 typedef struct {
     PyObject_HEAD PyObject *holder; /* strong */

@@ -5,7 +5,7 @@
 
 #include "python/module.h"
 
-#include "core/config/record.h"
+#include "core/config/recorded_args.h"
 
 /* Read a tuple; messages start with "record". */
 int py_record_read(PyObject *tuple, tp_record *out);

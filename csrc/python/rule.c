@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/near.h"
+#include "core/base/did_you_mean.h"
 #include "python/args.h"
 #include "python/pattern.h"
 #include "python/spec.h"

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "core/base/near.h"
+#include "core/base/did_you_mean.h"
 #include "python/args.h"
 
 static int

@@ -17,7 +17,7 @@ from torch import nn
 from deepspeed_autotp.api.engine_setup import EngineSetup
 from deepspeed_autotp.api.mode import set_autotp_mode
 from deepspeed_autotp.config.dtypes import parse_dtype
-from deepspeed_autotp.config.loader import load_ds_config
+from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_dictionary
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.tp_size import group_size

@@ -15,7 +15,7 @@ from torch import nn
 from deepspeed_autotp.api.pipeline import shard
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
-from deepspeed_autotp.config.loader import load_ds_config
+from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.tp_size import (
@@ -46,7 +46,7 @@ from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weight
 from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.state.replica_check import check_first_call
-from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel, tensor_parallel
+from deepspeed_autotp.state.sharded_model import find_tensor_parallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

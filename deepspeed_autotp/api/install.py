@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
-from deepspeed_autotp.interop.deepspeed.install import install_functions, uninstall_functions
+from deepspeed_autotp.interop.deepspeed.replace_functions import (
+    install_functions,
+    uninstall_functions,
+)
 
 
 def install() -> None:

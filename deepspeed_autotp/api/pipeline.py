@@ -27,7 +27,7 @@ from deepspeed_autotp.interop.transformers import config_values, guard_save_pret
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
-from deepspeed_autotp.self_check.runner import SelfCheck
+from deepspeed_autotp.self_check.self_check import SelfCheck
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
 from deepspeed_autotp.sharding.weight_location import (
@@ -37,7 +37,7 @@ from deepspeed_autotp.sharding.weight_location import (
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_weights
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
-from deepspeed_autotp.state.tensor_parallel import TensorParallel, attach, find_tensor_parallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, attach, find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
-from deepspeed_autotp.state.tensor_parallel import (
+from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
     unwrapped_model,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.loader import precision_switches
+from deepspeed_autotp.config.load_config import precision_switches
 from deepspeed_autotp.config.recorded_args import Recorded
 from deepspeed_autotp.config.tp_size import group_size, stated_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
-from deepspeed_autotp.distributed.rng import TensorParallelRNG
+from deepspeed_autotp.distributed.dropout_rng import TensorParallelRNG
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
 from deepspeed_autotp.interop.process_groups import backend_timeout
 

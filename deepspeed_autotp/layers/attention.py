@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.mappings import copy_to_tp_region, scatter_to_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import (
+    copy_to_tp_region,
+    scatter_to_tp_region,
+)
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 # Names of the argument. Heads are the third dimension from the end; an alibi may have them in one

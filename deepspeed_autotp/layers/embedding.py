@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.mappings import gather_from_tp_region, reduce_from_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import (
+    gather_from_tp_region,
+    reduce_from_tp_region,
+)
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 

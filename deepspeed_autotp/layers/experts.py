@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.mappings import copy_to_tp_region, reduce_from_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import (
+    copy_to_tp_region,
+    reduce_from_tp_region,
+)
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.distributed.mappings import copy_to_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.sequence_mappings import GatheredSequence
+from deepspeed_autotp.distributed.sequence_collectives import GatheredSequence
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deepspeed_autotp.distributed.mappings import (
+from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
     gather_from_tp_region,
     reduce_from_tp_region,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.mappings import scatter_to_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import scatter_to_tp_region
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 

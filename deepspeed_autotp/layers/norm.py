@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.mappings import gather_from_tp_region, scatter_to_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import (
+    gather_from_tp_region,
+    scatter_to_tp_region,
+)
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 

@@ -10,10 +10,10 @@ from itertools import zip_longest
 from torch import Tensor
 
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan, index_pattern
-from deepspeed_autotp.distributed.sequence_mappings import SequenceLayout, local_rows
+from deepspeed_autotp.distributed.sequence_collectives import SequenceLayout, local_rows
 from deepspeed_autotp.self_check.rounding import differs, root_mean_square
 from deepspeed_autotp.self_check.trace import Output, Run
-from deepspeed_autotp.state.tensor_parallel import shard_of
+from deepspeed_autotp.state.sharded_model import shard_of
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
 # bias, which softmax makes vanish.

@@ -35,9 +35,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp.distributed.mappings import reduce_from_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import reduce_from_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.sequence_mappings import (
+from deepspeed_autotp.distributed.sequence_collectives import (
     GatheredSequence,
     SequenceLayout,
     gather_from_sequence_region,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan
-from deepspeed_autotp.distributed.mappings import ShardLayout
+from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.attention import takes_per_head_bias
 from deepspeed_autotp.layers.class_swap import WRAPPERS, mixed_class, sharded_class, wrapper_class
@@ -26,7 +26,7 @@ from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shar
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
-from deepspeed_autotp.state.tensor_parallel import shard_of
+from deepspeed_autotp.state.sharded_model import shard_of
 from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight, WeightAccess
 from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
 

@@ -18,7 +18,7 @@ from deepspeed_autotp.distributed.transport import Transport, open_transport
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
-from deepspeed_autotp.state.tensor_parallel import shard_of, shard_sizes
+from deepspeed_autotp.state.sharded_model import shard_of, shard_sizes
 
 
 class ScatterFromRank0(Conversion):

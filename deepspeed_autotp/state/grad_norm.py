@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.state.tensor_parallel import find_nested_tensor_parallel
+from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel
 
 
 @torch.no_grad()

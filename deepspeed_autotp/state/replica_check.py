@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
-from deepspeed_autotp.state.tensor_parallel import tensor_parallel
+from deepspeed_autotp.state.sharded_model import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.distributed.mappings import ShardLayout
+from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
     differentiate,

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp.distributed.mappings import (
+from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
     gather_from_tp_region,
     gradient_shard,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from deepspeed_autotp.distributed.mappings import ShardLayout
+from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.vocab_parallel import logits_rules as rules
 from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy

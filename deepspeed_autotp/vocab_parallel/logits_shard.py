@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepspeed_autotp.distributed.mappings import ShardLayout, scatter_to_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import ShardLayout, scatter_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.vocab_parallel.soft_cap import Derivative, Steps
 

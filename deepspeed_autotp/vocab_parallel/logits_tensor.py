@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp.distributed.mappings import gather_from_tp_region
+from deepspeed_autotp.distributed.autograd_collectives import gather_from_tp_region
 from deepspeed_autotp.vocab_parallel.logits_shard import Deferred, Memory, VocabularySharding
 from deepspeed_autotp.vocab_parallel.soft_cap import Steps, cap_of
 

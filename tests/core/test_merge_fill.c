@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "check.h"
-#include "config/merge.h"
+#include "config/merge_recorded_args.h"
 
 static const tp_record record = {2, "bfloat16", 0, 0};
 static const tp_record with_group = {2, "bfloat16", 0xa0, 2};

@@ -70,7 +70,8 @@ write_layout(tp_build *build, tp_error *err)
 {
     const tp_piece piece = {4, 1, TP_PIECE_PLAIN};
     const tp_layout *layout = NULL;
-    return tp_layouts_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout, err);
+    return tp_layout_cache_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout,
+                               err);
 }
 
 /* A byte of each part, but for the layouts; NULL there. */
@@ -117,7 +118,7 @@ test_every_part_is_seen_to_change_alone(void)
     tp_arena *arena = NULL;
     fill(&parts, &f);
     CHECK_OK(tp_arena_new(&arena, &f.err), &f.err);
-    CHECK_OK(tp_layouts_new(arena, 2, &parts.build.layouts, &f.err), &f.err);
+    CHECK_OK(tp_layout_cache_new(arena, 2, &parts.build.layouts, &f.err), &f.err);
     int written = 0;
     for (int part = 0; part < TP_PART_COUNT; part++) {
         uint64_t before[TP_PART_COUNT], after[TP_PART_COUNT];
@@ -134,7 +135,7 @@ test_every_part_is_seen_to_change_alone(void)
             CHECK((before[other] != after[other]) == (other == part));
     }
     CHECK_INT_EQ(written, TP_PART_COUNT - 1);
-    tp_layouts_free(parts.build.layouts);
+    tp_layout_cache_free(parts.build.layouts);
     tp_arena_free(arena);
     fixture_free(&f);
 }
@@ -147,9 +148,9 @@ run_with_layouts(const tp_pass *passes, int count, bool check, tp_error *err)
     tp_arena *arena = NULL;
     fill(&parts, &f);
     CHECK_OK(tp_arena_new(&arena, err), err);
-    CHECK_OK(tp_layouts_new(arena, 2, &parts.build.layouts, err), err);
+    CHECK_OK(tp_layout_cache_new(arena, 2, &parts.build.layouts, err), err);
     const int result = tp_passes_run(&parts.build, passes, count, check, err);
-    tp_layouts_free(parts.build.layouts);
+    tp_layout_cache_free(parts.build.layouts);
     tp_arena_free(arena);
     fixture_free(&f);
     return result;

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
-from deepspeed_autotp.state.tensor_parallel import find_tensor_parallel
+from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
 

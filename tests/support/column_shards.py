@@ -4,7 +4,7 @@
 import torch
 import torch.distributed as dist
 
-from deepspeed_autotp.distributed.mappings import ShardLayout
+from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
 
 

@@ -212,11 +212,11 @@ import deepspeed_autotp.api.pipeline
     assert wrong_rooms(source, "config") == ["interop", "layers", "api"]
     source = """
 from tests.distributed import layers_ranks
-from tests.distributed.mappings_ranks import reduce
+from tests.distributed.autograd_collectives_ranks import reduce
 from tests.support import layer_cases
 """
     assert wrong_test_imports(source, "distributed", "test_layers") == [
-        "distributed.mappings_ranks.reduce"
+        "distributed.autograd_collectives_ranks.reduce"
     ]
     assert len(wrong_test_imports(source, "distributed", "layers_ranks")) == 2
     assert len(wrong_test_imports(source, "unit", "test_layers")) == 2

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 #include "base/text.h"
 
 static const char *const spellings[] = {

@@ -12,6 +12,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "layout/head_split.h"
 
 /* What a piece of a fused weight is; a plain weight is one piece. */
 typedef enum {
@@ -26,12 +27,6 @@ typedef struct {
     int64_t unit; /* grain, unit, or head size */
     tp_piece_role role;
 } tp_piece;
-
-/* Head counts of an attention block; both 0 when no piece is QUERY or KEY. */
-typedef struct {
-    int64_t query;
-    int64_t key;
-} tp_heads;
 
 typedef struct {
     int64_t start;  /* first element along the sharded dimension */
@@ -62,8 +57,5 @@ typedef struct {
  * query heads among them. */
 int tp_layout_new(tp_arena *arena, const tp_piece *pieces, int count, tp_heads heads,
                   int ranks, const tp_layout **out, tp_error *err);
-
-/* Query and key/value heads that `rank` holds. */
-int tp_heads_of_rank(tp_heads heads, int ranks, int rank, tp_heads *out, tp_error *err);
 
 #endif

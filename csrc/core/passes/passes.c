@@ -94,8 +94,8 @@ open_build(tp_build *build, tp_error *err)
         build->stacked[i] = -1;
     }
     link_names(build);
-    if (tp_layouts_new(build->plan->arena, build->options->ranks, &build->layouts,
-                       err) < 0)
+    if (tp_layout_cache_new(build->plan->arena, build->options->ranks, &build->layouts,
+                            err) < 0)
         return -1;
     return tp_geometries_new(build->model, &build->geometries, err);
 }
@@ -111,7 +111,7 @@ close_build(tp_build *build)
     free(build->experts);
     free(build->stacked);
     free(build->attentions);
-    tp_layouts_free(build->layouts);
+    tp_layout_cache_free(build->layouts);
     tp_geometries_free(build->geometries);
 }
 

@@ -10,7 +10,7 @@
 
 #include "base/arena.h"
 #include "base/text.h"
-#include "layout/layouts.h"
+#include "layout/layout_cache.h"
 #include "model/geometry.h"
 #include "plan/plan.h"
 
@@ -94,7 +94,7 @@ typedef struct {
     int *attentions; /* one per module: the module whose heads its weight has, -1
                       * for none, TP_ATTENTION_NEAR where nobody has said */
     int paired;      /* blocks of the family table that are sharded */
-    tp_layouts *layouts;
+    tp_layout_cache *layouts;
     tp_geometries *geometries;
 } tp_build;
 

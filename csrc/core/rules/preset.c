@@ -2,7 +2,7 @@
 /* preset.c -- DeepSpeed's seven presets as one table. */
 #include "rules/preset.h"
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 
 #define COLUMN                                      \
     {                                               \

@@ -122,7 +122,7 @@ tp_rules_add_style(tp_rules *rules, const char *pattern, const char *style,
                    bool required, tp_error *err)
 {
     tp_rule rule = {.source = TP_FROM_HF, .required = required};
-    if (tp_hfplan_style(style, pattern, &rule.style, &rule.spec, err) < 0)
+    if (tp_hf_plan_style(style, pattern, &rule.style, &rule.spec, err) < 0)
         return -1;
 
     tp_text copy = TP_NO_TEXT;
@@ -207,14 +207,14 @@ match_hf(const tp_rule *rule, const tp_query *query, const tp_subject *name)
 
     if ((rule->hf_pairs & ~name->pairs) != 0)
         return false;
-    if (tp_hfplan_match(rule->hf_pattern, prefix, name->text))
+    if (tp_hf_plan_match(rule->hf_pattern, prefix, name->text))
         return true;
     const tp_adapted part = tp_adapters_name(name->text, plain, sizeof(plain));
     /* Factors that are no layers of their own are another adapter's than LoRA's. */
     if (query->raw && (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP))
         return false;
     return part != TP_ADAPTED_NONE && fits_adapted(rule, part) &&
-           tp_hfplan_match(rule->hf_pattern, prefix, plain);
+           tp_hf_plan_match(rule->hf_pattern, prefix, plain);
 }
 
 static int

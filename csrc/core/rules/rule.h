@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-#include "rules/hfplan.h"
+#include "rules/hf_tp_plan.h"
 #include "rules/regex.h"
 #include "rules/spec.h"
 

@@ -2,7 +2,7 @@
 /* spec.c -- what a rule asks for, checked without a weight. */
 #include "rules/spec.h"
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 
 static const char *const partition_names[] = {
     [TP_PARTITION_COLUMN] = "column",

@@ -4,10 +4,10 @@
 
 #include <stdlib.h>
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 #include "model/names.h"
 #include "passes/resolve/raw.h"
-#include "rules/hfplan.h"
+#include "rules/hf_tp_plan.h"
 
 static const tp_spec skipped = {.partition = TP_PARTITION_SKIP, .dim = -1};
 static const tp_spec full_output = {
@@ -36,7 +36,7 @@ unknown_module(const tp_build *build, const named *modules, int index, tp_error 
         tp_text text = TP_NO_TEXT;
         tp_text_add(&text, "%s[%d]: no module is called '%s'", modules->option, index,
                     wanted);
-        if (tp_near(wanted, names.names, names.count, 1, near) > 0)
+        if (tp_did_you_mean(wanted, names.names, names.count, 1, near) > 0)
             tp_text_add(&text, "; did you mean '%s'?", names.names[near[0]]);
         result = tp_text_fail(&text, TP_VALUE, err);
     }
@@ -53,7 +53,7 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
         const tp_module *module = tp_model_module(build->model, i);
         marked[i] = module->parent >= 0 && marked[module->parent];
         for (int j = 0; j < modules->count; j++) {
-            if (tp_hfplan_match(modules->names[j], "", module->name))
+            if (tp_hf_plan_match(modules->names[j], "", module->name))
                 marked[i] = found[j] = true;
         }
     }

@@ -36,7 +36,7 @@ take_modules(tp_build *build, int index, const tp_rule *rule, bool *any, tp_erro
         tp_adapted part;
         const char *plain = tp_adapters_plain(name, room, &part);
         if (build->module_rules[i] >= 0 ||
-            !tp_hfplan_match(rule->hf_pattern, prefix, plain))
+            !tp_hf_plan_match(rule->hf_pattern, prefix, plain))
             continue;
         if (part > TP_ADAPTED_ROOT && rule->style != TP_STYLE_NOTHING)
             return refuse_adapted(rule, plain, err);

@@ -24,7 +24,8 @@ tp_head_inputs_find(tp_build *build, const tp_layout **out, tp_error *err)
             continue;
         const tp_heads heads = tp_geometries_at(build->geometries, attention)->heads;
         const tp_piece piece = {heads.query, 1, TP_PIECE_QUERY};
-        if (tp_layouts_get(build->layouts, &piece, 1, heads, &out[attention], err) < 0)
+        if (tp_layout_cache_get(build->layouts, &piece, 1, heads, &out[attention],
+                                err) < 0)
             return -1;
     }
     return 0;

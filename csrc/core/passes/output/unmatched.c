@@ -4,10 +4,10 @@
 
 #include <string.h>
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 #include "model/adapters.h"
 #include "model/names.h"
-#include "rules/hfplan.h"
+#include "rules/hf_tp_plan.h"
 
 enum { NEAREST = 3, NAMED_LAYERS = 5, MOST_NAMES = 4000 };
 
@@ -61,7 +61,7 @@ add_nearest(tp_arena *arena, const tp_names *names, const tp_rule *rule, tp_text
         return -1;
     int found[NEAREST];
     const int count = tails.count < MOST_NAMES ? tails.count : MOST_NAMES;
-    const int near = tp_near(wanted, tails.names, count, NEAREST, found);
+    const int near = tp_did_you_mean(wanted, tails.names, count, NEAREST, found);
     for (int i = 0; i < near; i++)
         tp_text_add(text, "%s'%s'%s", i == 0 ? "; did you mean " : " or ",
                     tails.names[found[i]], i == near - 1 ? "?" : "");
@@ -134,7 +134,7 @@ names_module(const tp_build *build, const tp_rule *rule)
         char room[TP_LONGEST_NAME];
         tp_adapted part;
         const char *plain = tp_adapters_plain(name, room, &part);
-        if (tp_hfplan_match(rule->hf_pattern, prefix, plain))
+        if (tp_hf_plan_match(rule->hf_pattern, prefix, plain))
             return true;
     }
     return false;

@@ -117,8 +117,8 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
         return -1;
     part_pair(at, choice, &view);
     tp_pieces_raw(build, at, attention_of(build, at), &view, &pieces);
-    if (tp_layouts_get(build->layouts, pieces.piece, pieces.count, pieces.heads,
-                       &out->layout, err) < 0)
+    if (tp_layout_cache_get(build->layouts, pieces.piece, pieces.count, pieces.heads,
+                            &out->layout, err) < 0)
         return -1;
     out->kind = spec.partition == TP_PARTITION_COLUMN ? TP_COLUMN : TP_ROW;
     out->dim = dim;

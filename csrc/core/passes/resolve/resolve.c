@@ -54,13 +54,13 @@ choose_kind(const tp_module *module, const tp_spec *spec, tp_decision *out,
     return 0;
 }
 
-/* As tp_layouts_get, saying in an error which heads or sizes were meant. */
+/* As tp_layout_cache_get, saying in an error which heads or sizes were meant. */
 static int
 get_layout(tp_build *build, const tp_pieces *pieces, const tp_view *view,
            const tp_layout **out, tp_error *err)
 {
-    if (tp_layouts_get(build->layouts, pieces->piece, pieces->count, pieces->heads, out,
-                       err) == 0)
+    if (tp_layout_cache_get(build->layouts, pieces->piece, pieces->count, pieces->heads,
+                            out, err) == 0)
         return 0;
     if (err->code != TP_VALUE)
         return -1;

@@ -88,7 +88,8 @@ shard_heads(tp_build *build, int parameter, int weight, tp_error *err)
     decision.dim = dim;
     decision.outer = dim == 0 ? 1 : at->shape[0];
     decision.attention = attention;
-    if (tp_layouts_get(build->layouts, &piece, 1, heads, &decision.layout, err) < 0)
+    if (tp_layout_cache_get(build->layouts, &piece, 1, heads, &decision.layout, err) <
+        0)
         return -1;
     build->decisions[parameter] = decision;
     build->choices[parameter] = (tp_choice){

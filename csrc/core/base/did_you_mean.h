@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* near.h -- the names closest to a name that nobody knows.
+/* did_you_mean.h -- the names closest to a name that nobody knows.
  *
  * Distance is the optimal string alignment distance (insert, delete, replace,
  * swap neighbours), without regard to case. */
-#ifndef TP_NEAR_H
-#define TP_NEAR_H
+#ifndef TP_DID_YOU_MEAN_H
+#define TP_DID_YOU_MEAN_H
 
 #include "base/text.h"
 
@@ -12,8 +12,8 @@
  * is at most a third of the longer name (at least 2), or which contain `name`
  * or are contained in it. Equal distances keep the order of `names`. Writes them to
  * `found` and returns how many. Names over 128 bytes are never near. */
-int tp_near(const char *name, const char *const *names, int count, int limit,
-            int *found);
+int tp_did_you_mean(const char *name, const char *const *names, int count, int limit,
+                    int *found);
 
 /* Append `; did you mean 'a' or 'b'?` where anything is near, else the whole
  * list as `; known: a, b, c`. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* row.c -- the type Row: parameters that differ in indices only.
+/* table_row.c -- the type Row: parameters that differ in indices only.
  *
  * A table has few rows, so a row holds its values and the C table goes at once. */
-#include "python/row.h"
+#include "python/table_row.h"
 
 #include <stddef.h>
 #include <structmember.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* merge.c -- recorded arguments against the configuration. */
-#include "config/merge.h"
+/* merge_recorded_args.c -- recorded arguments against the configuration. */
+#include "config/merge_recorded_args.h"
 
 #include <inttypes.h>
 #include <stdio.h>

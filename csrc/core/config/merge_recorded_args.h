@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* merge.h -- recorded arguments against the configuration.
+/* merge_recorded_args.h -- recorded arguments against the configuration.
  *
  * Compares what tp_model_init recorded with what the configuration and the
  * arguments of initialize say. All conflicts of a call come in one error, each
  * with both values and where each came from; what is missing is filled in. */
-#ifndef TP_MERGE_H
-#define TP_MERGE_H
+#ifndef TP_MERGE_RECORDED_ARGS_H
+#define TP_MERGE_RECORDED_ARGS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
-#include "config/record.h"
+#include "config/recorded_args.h"
 
 /* What the caller found. Sizes are -1 where the configuration has none, group
  * identities 0, dtype spellings NULL. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* record.c -- the arguments that tp_model_init recorded. */
-#include "config/record.h"
+/* recorded_args.c -- the arguments that tp_model_init recorded. */
+#include "config/recorded_args.h"
 
 #include <inttypes.h>
 #include <stdbool.h>

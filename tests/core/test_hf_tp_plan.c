@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "rules/hfplan.h"
+#include "rules/hf_tp_plan.h"
 
 #include "check.h"
 
@@ -10,7 +10,7 @@ spec_of(const char *style)
 {
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
-    CHECK_OK(tp_hfplan_spec(style, PATTERN, &spec, &err), &err);
+    CHECK_OK(tp_hf_plan_spec(style, PATTERN, &spec, &err), &err);
     return spec;
 }
 
@@ -121,9 +121,9 @@ test_a_style_that_shards_no_weight_is_known_and_has_no_specification(void)
     tp_spec spec = TP_NO_SPEC;
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         tp_style style = TP_STYLE_SHARD;
-        CHECK_OK(tp_hfplan_style(rows[i].name, PATTERN, &style, &spec, &err), &err);
+        CHECK_OK(tp_hf_plan_style(rows[i].name, PATTERN, &style, &spec, &err), &err);
         CHECK_INT_EQ(style, rows[i].style);
-        const int result = tp_hfplan_spec(rows[i].name, PATTERN, &spec, &err);
+        const int result = tp_hf_plan_spec(rows[i].name, PATTERN, &spec, &err);
         CHECK_TEXT_HAS(tp_error_text(&err), rows[i].name);
         CHECK_TEXT_HAS(tp_error_text(&err), "tp_plan['" PATTERN "']");
         CHECK_FAILS(result, TP_VALUE, &err, "shards no weight");
@@ -135,7 +135,7 @@ test_an_unknown_style_names_pattern_style_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_spec spec = TP_NO_SPEC;
-    const int result = tp_hfplan_spec("colwize", PATTERN, &spec, &err);
+    const int result = tp_hf_plan_spec("colwize", PATTERN, &spec, &err);
     CHECK_TEXT_HAS(tp_error_text(&err),
                    "tp_plan['" PATTERN "']: unknown style 'colwize'");
     CHECK_FAILS(result, TP_VALUE, &err, "did you mean 'colwise'");
@@ -144,55 +144,55 @@ test_an_unknown_style_names_pattern_style_and_the_nearest(void)
 static void
 test_a_star_takes_exactly_one_index_between_dots(void)
 {
-    CHECK(tp_hfplan_match("layers.*.mlp", "", "layers.0.mlp"));
-    CHECK(tp_hfplan_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
-    CHECK(tp_hfplan_match("*.mlp", "", "3.mlp"));
-    CHECK(tp_hfplan_match("experts.*", "", "experts.7"));
-    CHECK(tp_hfplan_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers..mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.a.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.0a.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.0.1.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "layers.-1.mlp"));
-    CHECK(!tp_hfplan_match("experts.*", "", "experts."));
-    CHECK(!tp_hfplan_match("experts.*", "", "experts.7.w1"));
+    CHECK(tp_hf_plan_match("layers.*.mlp", "", "layers.0.mlp"));
+    CHECK(tp_hf_plan_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
+    CHECK(tp_hf_plan_match("*.mlp", "", "3.mlp"));
+    CHECK(tp_hf_plan_match("experts.*", "", "experts.7"));
+    CHECK(tp_hf_plan_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers..mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.a.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.0a.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.0.1.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.-1.mlp"));
+    CHECK(!tp_hf_plan_match("experts.*", "", "experts."));
+    CHECK(!tp_hf_plan_match("experts.*", "", "experts.7.w1"));
 }
 
 static void
 test_a_star_inside_a_part_is_only_a_star(void)
 {
-    CHECK(!tp_hfplan_match("w*.weight", "", "w1.weight"));
-    CHECK(!tp_hfplan_match("*x.weight", "", "1x.weight"));
-    CHECK(tp_hfplan_match("w*.weight", "", "w*.weight"));
+    CHECK(!tp_hf_plan_match("w*.weight", "", "w1.weight"));
+    CHECK(!tp_hf_plan_match("*x.weight", "", "1x.weight"));
+    CHECK(tp_hf_plan_match("w*.weight", "", "w*.weight"));
 }
 
 static void
 test_a_name_matches_whole_and_case_counts(void)
 {
-    CHECK(tp_hfplan_match("lm_head", "", "lm_head"));
-    CHECK(!tp_hfplan_match("lm_head", "", "lm_head.weight"));
-    CHECK(!tp_hfplan_match("lm_head", "", "my_lm_head"));
-    CHECK(!tp_hfplan_match("lm_head.weight", "", "lm_head"));
-    CHECK(!tp_hfplan_match("lm_head", "", "LM_head"));
-    CHECK(!tp_hfplan_match("a.b", "", "a_b"));
+    CHECK(tp_hf_plan_match("lm_head", "", "lm_head"));
+    CHECK(!tp_hf_plan_match("lm_head", "", "lm_head.weight"));
+    CHECK(!tp_hf_plan_match("lm_head", "", "my_lm_head"));
+    CHECK(!tp_hf_plan_match("lm_head.weight", "", "lm_head"));
+    CHECK(!tp_hf_plan_match("lm_head", "", "LM_head"));
+    CHECK(!tp_hf_plan_match("a.b", "", "a_b"));
 }
 
 static void
 test_the_base_model_prefix_may_stand_on_either_side(void)
 {
-    CHECK(tp_hfplan_match("layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hfplan_match("layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hfplan_match("model.layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hfplan_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hfplan_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "other.layers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "", "model.layers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "modellayers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "models.layers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "model_layers.0.mlp"));
-    CHECK(!tp_hfplan_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
-    CHECK(!tp_hfplan_match("", "model", "model"));
+    CHECK(tp_hf_plan_match("layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hf_plan_match("layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hf_plan_match("model.layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(tp_hf_plan_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(tp_hf_plan_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "other.layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "model.layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "modellayers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "models.layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "model_layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
+    CHECK(!tp_hf_plan_match("", "model", "model"));
 }
 
 int

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp.distributed.mappings import (
+from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
     copy_to_tp_region,
     gather_from_tp_region,

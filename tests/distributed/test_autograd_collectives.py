@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.distributed import mappings_ranks
+from tests.distributed import autograd_collectives_ranks
 from tests.support.worker_pool import Pool
 
 RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -11,22 +11,22 @@ RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
 
 @RANKS
 def test_values_and_gradients_are_those_of_the_full_tensors(pool: Pool, ranks: int) -> None:
-    for found in pool.run(mappings_ranks.duals, ranks=ranks):
+    for found in pool.run(autograd_collectives_ranks.duals, ranks=ranks):
         assert len(found) == 18
         assert {name: error for name, error in found.items() if not error < 1e-14} == {}
 
 
 def test_only_the_sum_works_in_place(pool: Pool) -> None:
-    assert pool.run(mappings_ranks.inputs_are_kept) == [True, True]
+    assert pool.run(autograd_collectives_ranks.inputs_are_kept) == [True, True]
 
 
 def test_every_floating_type_keeps_its_type(pool: Pool) -> None:
-    for found in pool.run(mappings_ranks.types, ranks=3):
+    for found in pool.run(autograd_collectives_ranks.types, ranks=3):
         assert all(found.values()), found
 
 
 def test_a_group_carries_every_type_and_shape(pool: Pool) -> None:
-    for found in pool.run(mappings_ranks.moved, ranks=3):
+    for found in pool.run(autograd_collectives_ranks.moved, ranks=3):
         assert all(found.values()), found
 
 
@@ -44,9 +44,9 @@ def test_blocks_sum_apart_and_leave_later_groups_findable(
     pool: Pool, blocks: tuple[tuple[int, int], ...], sums: list[int]
 ) -> None:
     ranks = len(blocks)
-    found = pool.run(mappings_ranks.in_blocks, blocks, ranks=ranks, timeout=30)
+    found = pool.run(autograd_collectives_ranks.in_blocks, blocks, ranks=ranks, timeout=30)
     assert found == [([total, total], ranks) for total in sums]
 
 
 def test_every_collective_is_announced(pool: Pool) -> None:
-    assert pool.run(mappings_ranks.announced) == [2, 2]
+    assert pool.run(autograd_collectives_ranks.announced) == [2, 2]

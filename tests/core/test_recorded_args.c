@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "config/record.h"
+#include "config/recorded_args.h"
 
 #include <stddef.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* parts.c -- hashes of the parts of a build, to see which of them a pass changes.
+/* part_hashes.c -- hashes of the parts of a build, to see which of them a pass changes.
  *
  * Fields are hashed one by one, because the bytes between them mean nothing. A pointer
  * stands for what it points to: what passes share is made once and then constant. */
@@ -185,7 +185,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_PAIRED] = hash_ints(TP_HASH_START, &build->paired, 1);
     out[TP_PART_STACKED] = hash_ints(TP_HASH_START, build->stacked, modules);
     out[TP_PART_DECISIONS] = hash_decisions(build);
-    out[TP_PART_LAYOUTS] = (uint64_t)tp_layouts_count(build->layouts);
+    out[TP_PART_LAYOUTS] = (uint64_t)tp_layout_cache_count(build->layouts);
     out[TP_PART_EXPERTS] = hash_flags(build->experts, modules);
     out[TP_PART_ENTRIES] = hash_entries(build->plan);
     out[TP_PART_LAYERS] = hash_layers(build->plan);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* near.c -- the names closest to a name that nobody knows. */
-#include "base/near.h"
+/* did_you_mean.c -- the names closest to a name that nobody knows. */
+#include "base/did_you_mean.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -83,7 +83,8 @@ near_distance(const folded *wanted, const char *name)
 }
 
 int
-tp_near(const char *name, const char *const *names, int count, int limit, int *found)
+tp_did_you_mean(const char *name, const char *const *names, int count, int limit,
+                int *found)
 {
     folded wanted;
     if (limit <= 0 || !fold(name, &wanted))
@@ -111,7 +112,7 @@ void
 tp_near_add(tp_text *text, const char *name, const char *const *names, int count)
 {
     int found[SUGGESTIONS];
-    const int near = tp_near(name, names, count, SUGGESTIONS, found);
+    const int near = tp_did_you_mean(name, names, count, SUGGESTIONS, found);
     if (near == 0) {
         for (int i = 0; i < count; i++)
             tp_text_add(text, "%s%s", i == 0 ? "; known: " : ", ", names[i]);

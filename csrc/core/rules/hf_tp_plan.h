@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hfplan.h -- the tensor-parallel plans of transformers.
+/* hf_tp_plan.h -- the tensor-parallel plans of transformers.
  *
  * Translates a style to a specification and matches the names of a plan,
  * where `*` stands for one index between dots and nothing else. */
-#ifndef TP_HFPLAN_H
-#define TP_HFPLAN_H
+#ifndef TP_HF_TP_PLAN_H
+#define TP_HF_TP_PLAN_H
 
 #include <stdbool.h>
 
@@ -23,14 +23,15 @@ typedef enum {
 
 /* What a style name, old or new, in any case, stands for; `spec` is filled for
  * TP_STYLE_SHARD. Fails with TP_VALUE naming pattern, style and the nearest styles. */
-int tp_hfplan_style(const char *style, const char *pattern, tp_style *out,
-                    tp_spec *spec, tp_error *err);
+int tp_hf_plan_style(const char *style, const char *pattern, tp_style *out,
+                     tp_spec *spec, tp_error *err);
 
-/* As tp_hfplan_style, for TP_STYLE_SHARD alone: any other style fails. */
-int tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err);
+/* As tp_hf_plan_style, for TP_STYLE_SHARD alone: any other style fails. */
+int tp_hf_plan_spec(const char *style, const char *pattern, tp_spec *out,
+                    tp_error *err);
 
 /* Whether `name` is `pattern`, or `prefix.pattern` when `prefix` is not empty,
  * or `pattern` begins with `prefix.` and `name` is the rest. */
-bool tp_hfplan_match(const char *pattern, const char *prefix, const char *name);
+bool tp_hf_plan_match(const char *pattern, const char *prefix, const char *name);
 
 #endif

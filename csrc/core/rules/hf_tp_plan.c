@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hfplan.c -- the tensor-parallel plans of transformers. */
-#include "rules/hfplan.h"
+/* hf_tp_plan.c -- the tensor-parallel plans of transformers. */
+#include "rules/hf_tp_plan.h"
 
 #include <string.h>
 
-#include "base/near.h"
+#include "base/did_you_mean.h"
 #include "model/names.h"
 
 typedef struct {
@@ -80,8 +80,8 @@ unknown_style(const char *style, const char *pattern, tp_error *err)
 }
 
 int
-tp_hfplan_style(const char *style, const char *pattern, tp_style *out, tp_spec *spec,
-                tp_error *err)
+tp_hf_plan_style(const char *style, const char *pattern, tp_style *out, tp_spec *spec,
+                 tp_error *err)
 {
     for (int i = 0; i < STYLE_COUNT; i++) {
         if (!tp_text_same(style, styles[i].name))
@@ -94,10 +94,10 @@ tp_hfplan_style(const char *style, const char *pattern, tp_style *out, tp_spec *
 }
 
 int
-tp_hfplan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
+tp_hf_plan_spec(const char *style, const char *pattern, tp_spec *out, tp_error *err)
 {
     tp_style found;
-    if (tp_hfplan_style(style, pattern, &found, out, err) < 0)
+    if (tp_hf_plan_style(style, pattern, &found, out, err) < 0)
         return -1;
     if (found == TP_STYLE_SHARD)
         return 0;
@@ -146,7 +146,7 @@ after_prefix(const char *name, const char *prefix)
 }
 
 bool
-tp_hfplan_match(const char *pattern, const char *prefix, const char *name)
+tp_hf_plan_match(const char *pattern, const char *prefix, const char *name)
 {
     if (same_name(pattern, name))
         return true;

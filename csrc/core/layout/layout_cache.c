@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layouts.c -- one layout for all weights that are sharded alike. */
-#include "layout/layouts.h"
+/* layout_cache.c -- one layout for all weights that are sharded alike. */
+#include "layout/layout_cache.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@ typedef struct {
     const tp_layout *layout; /* NULL: free slot */
 } slot;
 
-struct tp_layouts {
+struct tp_layout_cache {
     tp_arena *arena; /* borrowed */
     int ranks;
     slot *slots;
@@ -25,16 +25,16 @@ struct tp_layouts {
 };
 
 int
-tp_layouts_new(tp_arena *arena, int ranks, tp_layouts **out, tp_error *err)
+tp_layout_cache_new(tp_arena *arena, int ranks, tp_layout_cache **out, tp_error *err)
 {
     *out = NULL;
-    tp_layouts *layouts = calloc(1, sizeof(*layouts));
+    tp_layout_cache *layouts = calloc(1, sizeof(*layouts));
     if (layouts == NULL)
         return tp_fail_memory(err);
-    *layouts = (tp_layouts){.arena = arena, .ranks = ranks, .room = 64};
+    *layouts = (tp_layout_cache){.arena = arena, .ranks = ranks, .room = 64};
     layouts->slots = calloc(layouts->room, sizeof(*layouts->slots));
     if (layouts->slots == NULL) {
-        tp_layouts_free(layouts);
+        tp_layout_cache_free(layouts);
         return tp_fail_memory(err);
     }
     *out = layouts;
@@ -67,7 +67,7 @@ same_pieces(const slot *held, const tp_piece *pieces, int count, tp_heads heads)
 }
 
 static int
-grow(tp_layouts *layouts, tp_error *err)
+grow(tp_layout_cache *layouts, tp_error *err)
 {
     const size_t room = layouts->room * 2;
     slot *slots = calloc(room, sizeof(*slots));
@@ -88,8 +88,8 @@ grow(tp_layouts *layouts, tp_error *err)
 }
 
 int
-tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count, tp_heads heads,
-               const tp_layout **out, tp_error *err)
+tp_layout_cache_get(tp_layout_cache *layouts, const tp_piece *pieces, int count,
+                    tp_heads heads, const tp_layout **out, tp_error *err)
 {
     if (2 * layouts->count >= layouts->room && grow(layouts, err) < 0)
         return -1;
@@ -120,13 +120,13 @@ tp_layouts_get(tp_layouts *layouts, const tp_piece *pieces, int count, tp_heads 
 }
 
 size_t
-tp_layouts_count(const tp_layouts *layouts)
+tp_layout_cache_count(const tp_layout_cache *layouts)
 {
     return layouts->count;
 }
 
 void
-tp_layouts_free(tp_layouts *layouts)
+tp_layout_cache_free(tp_layout_cache *layouts)
 {
     if (layouts == NULL)
         return;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* row.h -- rows of the table that shows a plan. */
+/* table_row.h -- rows of the table that shows a plan. */
 #ifndef PY_ROW_H
 #define PY_ROW_H
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* record.h -- the arguments that tp_model_init recorded.
+/* recorded_args.h -- the arguments that tp_model_init recorded.
  *
  * A record lives as long as its model; the caller removes it by its key when
  * the model dies. The list belongs to whoever holds it: there is no global. */
-#ifndef TP_RECORD_H
-#define TP_RECORD_H
+#ifndef TP_RECORDED_ARGS_H
+#define TP_RECORDED_ARGS_H
 
 #include <stdint.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "base/near.h"
+#include "base/did_you_mean.h"
 
 #include <stdlib.h>
 
@@ -15,7 +15,7 @@ static const char *
 nearest(const char *name, const char *const *names, int count)
 {
     int found[1];
-    return tp_near(name, names, count, 1, found) == 1 ? names[found[0]] : NULL;
+    return tp_did_you_mean(name, names, count, 1, found) == 1 ? names[found[0]] : NULL;
 }
 
 static bool
@@ -57,7 +57,7 @@ test_nearest_names_come_first_and_equal_ones_in_order(void)
 {
     const char *const names[] = {"weighs", "weight", "freight", "weigh", "bias"};
     int found[5];
-    const int count = tp_near("weight", names, 5, 5, found);
+    const int count = tp_did_you_mean("weight", names, 5, 5, found);
     CHECK_INT_EQ(count, 4);
     CHECK_INT_EQ(found[0], 1);
     CHECK_INT_EQ(found[1], 0);
@@ -70,10 +70,10 @@ test_a_limit_keeps_the_nearest_wherever_they_stand(void)
 {
     const char *const names[] = {"weighs", "weighty", "freight", "weight"};
     int found[2] = {-1, -1};
-    CHECK_INT_EQ(tp_near("weight", names, 4, 2, found), 2);
+    CHECK_INT_EQ(tp_did_you_mean("weight", names, 4, 2, found), 2);
     CHECK_INT_EQ(found[0], 3);
     CHECK_INT_EQ(found[1], 0);
-    CHECK_INT_EQ(tp_near("weight", names, 4, 0, found), 0);
+    CHECK_INT_EQ(tp_did_you_mean("weight", names, 4, 0, found), 0);
 }
 
 static void
