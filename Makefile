@@ -6,7 +6,7 @@ python := $(venv)/bin/python
 stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
-sources := $(wildcard $(foreach end,c h cpp cu,csrc/*/*.$(end) csrc/core/*/*.$(end)))
+sources := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"

@@ -26,16 +26,17 @@ PYTHONPATH=$site PATH=/usr/bin:/bin "$python" - <<'PROGRAM'
 import pathlib
 import torch
 import deepspeed_autotp
-from deepspeed_autotp import cli, native, ops
+from deepspeed_autotp.cli import main
+from deepspeed_autotp.native import operators, packing
 
 here = pathlib.Path.cwd()
 assert pathlib.Path(deepspeed_autotp.__file__).is_relative_to(here), deepspeed_autotp.__file__
-library = native.find_library()
+library = operators.find_library()
 assert library.reason or pathlib.Path(library.path).is_relative_to(here), library
 full = torch.arange(12.0).view(3, 4)
-assert ops.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist() == [[1, 2], [5, 6], [9, 10]]
+assert packing.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist() == [[1, 2], [5, 6], [9, 10]]
 if torch.cuda.is_available():
-    shard = ops.pack(full.cuda(), view=(3, 4, 1), runs=(1, 2), shape=(3, 2))
-    assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not native.unavailable_reason(0)
-cli.main(["doctor"])
+    shard = packing.pack(full.cuda(), view=(3, 4, 1), runs=(1, 2), shape=(3, 2))
+    assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not operators.unavailable_reason(0)
+main.main(["doctor"])
 PROGRAM
