@@ -51,23 +51,18 @@ def shard(
     example_inputs: Mapping[str, object] | None = None,
     device: torch.device | None = None,
 ) -> TensorParallel:
-    """Shard ``model`` over ``group``, keeping every Parameter object.
+    """Shard ``model`` over ``group``, keeping every Parameter object; shards go to ``device``.
 
-    The shards are on ``device``, or where the weights were: on all ranks, or on TP rank 0 alone.
     ``agreement`` spans all ranks of this call. ValueError on all, with the model unchanged, when
     any rank cannot plan, plans differently, or the self-check differs.
     """
     description = agreement.together(lambda: _described(model))
     location = locate_weights(description, group, agreement)
     inputs = agreed_inputs(
-        model,
-        description,
-        settings,
-        example_inputs,
-        agreement,
-        only_on_rank0=location.only_on_rank0,
+        model, description, settings, example_inputs, agreement, location=location
     )
-    plans = _plans(description, settings, group, agreement, is_checked=inputs is not None)
+    is_checked = inputs is not None
+    plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
     plan = _first_plan(plans, settings)
     _compare_rest(model, agreement)
     _warn(agreement, plan.messages)
@@ -78,7 +73,7 @@ def shard(
     with ExitStack() as on_failure:
         if not location.only_on_rank0:
             on_failure.callback(
-                broadcast_weights(description, nearby, agreement=agreement, keep=inputs is not None)
+                broadcast_weights(description, nearby, agreement=agreement, keep=is_checked)
             )
         if inputs is not None:
             check = SelfCheck(model, description, plan, group=nearby, overlap=settings.overlaps)
@@ -86,30 +81,12 @@ def shard(
         elif settings.sequence_parallel:
             plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
-        _switch(conversion, settings, agreement=agreement, device=device)
+        _switch(conversion, agreement=agreement, device=device)
         on_failure.pop_all()
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     return _attached(description, plan, group=group, nearby=nearby)
-
-
-def _plans(
-    description: Description,
-    settings: TPTrainingConfig,
-    group: TPGroup,
-    agreement: Agreement,
-    *,
-    is_checked: bool,
-) -> AgreedPlans:
-    return AgreedPlans(
-        description,
-        settings,
-        group.size,
-        agreement,
-        heuristics=is_checked or settings.self_check is False,
-        large_layers=is_checked,
-    )
 
 
 def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
@@ -170,13 +147,7 @@ def _described(model: nn.Module) -> Description:
     return describe(model)
 
 
-def _switch(
-    conversion: Conversion,
-    settings: TPTrainingConfig,
-    *,
-    agreement: Agreement,
-    device: torch.device | None,
-) -> None:
+def _switch(conversion: Conversion, *, agreement: Agreement, device: torch.device | None) -> None:
     """Do everything of the conversion but shard the weights; undone where any rank fails."""
 
     def finish() -> None:

@@ -73,7 +73,7 @@ def _model_rules(description: Description) -> Rules:
     model = description.modules[""]
     if name := unsupported_adapter(model):
         raise ValueError(
-            f"'{name}' has an adapter that is not plain LoRA, and how its parts are to be cut is "
+            f"'{name}' has an adapter that is not plain LoRA, and how it is to be sharded is "
             "not known: use LoRA (without DoRA), or write rules in tensor_parallel.partition_config"
         )
     own = user_tp_plan_entries(model)
@@ -95,8 +95,8 @@ def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank and compared over the ranks.
 
-    ``heuristics`` and ``large_layers`` are what a plan may do unless it is told otherwise: only a
-    self-check shows that large layers can be sharded individually.
+    ``is_checked``: a self-check follows. Without one there are heuristics only where the user
+    switched it off, and no large layers are sharded individually: only a run shows that they can.
     """
 
     def __init__(
@@ -106,14 +106,15 @@ class AgreedPlans:
         ranks: int,
         agreement: Agreement,
         *,
-        heuristics: bool,
-        large_layers: bool,
+        is_checked: bool,
     ) -> None:
         self._description = description
         self._settings = settings
         self._ranks = ranks
         self._agreement = agreement
-        self._first = PlanRequest(heuristics=heuristics, large_layers=heuristics and large_layers)
+        self._first = PlanRequest(
+            heuristics=is_checked or settings.self_check is False, large_layers=is_checked
+        )
         self._last = self._first
         self.rules_are_users = settings.get_partition_config_object() is not None
 

@@ -14,6 +14,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.sharding.weight_location import WeightLocation
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -37,15 +38,15 @@ def agreed_inputs(
     given: Mapping[str, object] | None,
     agreement: Agreement,
     *,
-    only_on_rank0: bool,
+    location: WeightLocation,
 ) -> Inputs | None:
     """The inputs of the self-check, the same on every rank, or None for no self-check.
 
-    There is none with ``only_on_rank0``, where only TP rank 0 has the weights. ValueError on every
+    There is none where ``location`` is TP rank 0 alone. ValueError on every
     rank when a self-check was asked for and cannot be, as when no inputs are known, or when the
     ranks were given different ones.
     """
-    if only_on_rank0:
+    if location.only_on_rank0:
         agreement.together(
             lambda: _without_weights(model, settings, given, warn=agreement.is_first)
         )
