@@ -114,5 +114,5 @@ def test_insisting_says_why_a_model_has_no_such_head(pool: Pool) -> None:
     start = "ValueError: tensor_parallel.vocab_parallel_lm_head: got true, but "
     assert headless.startswith(start)
     assert "Headless.get_output_embeddings() names no output head" in headless
-    assert "the plan does not cut lm_head along the vocabulary and gather its output" in uncut
+    assert "the plan does not shard lm_head along the vocabulary and gather its output" in uncut
     assert pool.run(output_head_ranks.quiet) == [True, True]
