@@ -29,7 +29,7 @@ from setuptools.errors import BaseError, PlatformError
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 # Headers are named with their folder: "base/error.h" in the core, "core/base/error.h" elsewhere.
-# As -iquote, since <torch/...> and <cuda/...> belong to torch and CUDA.
+# As -iquote, since <torch/...> belongs to torch; nvcc, which sees no torch, takes -I.
 FOLDERS = ["csrc", "csrc/core"]
 INCLUDES = [f"-iquote{folder}" for folder in FOLDERS]
 FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", *INCLUDES, *WARNINGS]

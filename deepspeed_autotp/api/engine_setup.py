@@ -210,16 +210,16 @@ def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
     nested = settings.tensor_parallel
     expected = consecutive_ranks(settings.autotp_size, dist.get_rank())
     for group, what in (
-        (nested.tp_group, "the tp_group"),
-        (mpu_group(nested.mpu), "the group of tensor_parallel.tp.mpu"),
-        (mpu_group(mpu), "the group of mpu"),
+        (nested.tp_group, "tensor_parallel.tp.tp_group"),
+        (mpu_group(nested.mpu), "tensor_parallel.tp.mpu"),
+        (mpu_group(mpu), "mpu"),
     ):
         actual = expected if group is None else list(dist.get_process_group_ranks(group))
         if actual != expected:
             raise ValueError(
-                f"{what} has the ranks {actual}, but DeepSpeed's engine needs "
-                f"{settings.autotp_size} consecutive ranks, here {expected}; leave the group away, "
-                "or number the processes so that the ranks of a TP group follow one another"
+                f"{what}: got a group of the ranks {actual}, but DeepSpeed's engine needs "
+                f"{settings.autotp_size} consecutive ranks, here {expected}; leave it out, or "
+                "number the processes so that the ranks of a TP group follow one another"
             )
 
 

@@ -2,7 +2,8 @@
 """Plan, agree, self-check, commit: how an unsharded model becomes a sharded one.
 
 Until the commit nothing about the model has changed, and every failure is one error on every
-rank; in the commit nothing can fail.
+rank. In the commit nothing can fail but the scatter of weights that only TP rank 0 has, after which
+no rank has a model.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def shard(
     example_inputs: Mapping[str, object] | None = None,
     device: torch.device | None = None,
 ) -> TensorParallel:
-    """Shard ``model`` over ``group``, keeping every Parameter object; shards go to ``device``.
+    """Shard ``model`` over ``group``, keeping every Parameter object.
 
-    ``agreement`` spans all ranks of this call. ValueError on all, with the model unchanged, when
-    any rank cannot plan, plans differently, or the self-check differs.
+    Shards go to ``device``, or where the weights are. ``agreement`` spans all ranks: ValueError on
+    all, with the model unchanged, where one cannot plan, plans differently, or a check differs.
     """
     description = agreement.together(lambda: _described(model))
     location = locate_weights(description, group, agreement)
@@ -82,9 +83,9 @@ def shard(
             plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
         _switch(conversion, agreement=agreement, device=device)
+        if warning := plan.replicated_warning():
+            _warn(agreement, [f"{type(model).__name__}: {warning}"])
         on_failure.pop_all()
-    if warning := plan.replicated_warning():
-        _warn(agreement, [f"{type(model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     return _attached(description, plan, group=group, nearby=nearby)
 

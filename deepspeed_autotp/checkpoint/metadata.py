@@ -7,6 +7,7 @@ would not fit, or would fit and be the wrong ones, as with a fused weight under 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -35,11 +36,12 @@ def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:
     except FileNotFoundError:
         _check_weights(folder, rank=rank)
         return
-    if metadata.get("version", 1) != _VERSION:
+    version = metadata.get("version", 1)
+    if version not in (1, _VERSION):
         raise ValueError(
-            f"the checkpoint {str(folder)!r} has metadata of version {metadata.get('version', 1)}, "
-            f"expected {_VERSION}; load it with the version of deepspeed-autotp that saved it, or "
-            "load full weights, as save_16bit_model writes them, before the model is sharded"
+            f"the checkpoint {str(folder)!r} has metadata of version {version}, expected at most "
+            f"{_VERSION}; load it with the version of deepspeed-autotp that saved it, or load full "
+            "weights, as save_16bit_model writes them, before the model is sharded"
         )
     if metadata["ranks"] != plan.ranks:
         raise ValueError(
@@ -47,7 +49,7 @@ def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:
             f"size of this model is {plan.ranks}; load it with autotp_size {metadata['ranks']}, or "
             "load full weights, as save_16bit_model writes them, before the model is sharded"
         )
-    if metadata["layout"] != plan.layout_hash:
+    if metadata["layout"] != (plan.layout_hash if version == _VERSION else _first_hash(plan)):
         raise ValueError(
             f"the checkpoint {str(folder)!r} holds weights that were sharded by other rules; load "
             "it into the same model with the same tensor_parallel section, or load full weights, "
@@ -62,3 +64,12 @@ def _check_weights(folder: Path, *, rank: int) -> None:
             "a smaller TP size, or unsharded; load it with that autotp_size, or load full weights "
             "before the model is sharded"
         )
+
+
+def _first_hash(plan: Plan) -> str:
+    """The hash of a layout in metadata without a version."""
+    digest = hashlib.blake2b(digest_size=16)
+    for entry in plan.entries:
+        runs = [entry.runs(rank) for rank in range(plan.ranks)]
+        digest.update(f"{entry.name} {list(entry.shape)} {entry.view} {runs}\n".encode())
+    return digest.hexdigest()

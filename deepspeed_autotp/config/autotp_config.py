@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import (
     BeforeValidator,
     ConfigDict,
-    Field,
     StrictBool,
+    StrictStr,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -26,8 +26,7 @@ from deepspeed_autotp.config.validation import (
     ConfigProblems,
     NonNegative,
     Positive,
-    Strings,
-    as_list,
+    list_of,
     problems,
     shown,
     wrong,
@@ -54,10 +53,18 @@ def _spec(value: object, info: ValidationInfo) -> TPLayerSpec:
 
 _Specs = Annotated[
     list[Annotated[TPLayerSpec, BeforeValidator(_spec)]],
-    Field(strict=True),
-    BeforeValidator(as_list),
+    list_of("dictionaries"),
 ]
 _COUNTS = TypeAdapter(dict[str, Positive])
+
+
+def _embedding_dim(value: object) -> object:
+    if type(value) is not int or value not in (0, 1):
+        raise wrong(value, "0 (vocabulary) or 1 (hidden)")
+    return value
+
+
+_EmbeddingDim = Annotated[int, BeforeValidator(_embedding_dim)]
 
 
 @readable
@@ -77,8 +84,10 @@ class AutoTPConfig:
 
     tp_size: NonNegative = 1
     layer_specs: _Specs = field(default_factory=list)
-    embedding_partition_dim: Annotated[int, Field(strict=True, ge=0, le=1)] = 1
-    lm_head_patterns: Strings = field(default_factory=lambda: ["lm_head", "embed_out"])
+    embedding_partition_dim: _EmbeddingDim = 1
+    lm_head_patterns: Annotated[list[StrictStr], list_of("names")] = field(
+        default_factory=lambda: ["lm_head", "embed_out"]
+    )
     use_default_specs: StrictBool = True
     strict_mode: StrictBool = False
 

@@ -20,13 +20,14 @@ from pydantic import (
     Field,
     PlainValidator,
     StrictBool,
+    StrictStr,
     TypeAdapter,
 )
 from pydantic.dataclasses import dataclass
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.config.section import readable
-from deepspeed_autotp.config.validation import ConfigProblems, NonNegative, Strings
+from deepspeed_autotp.config.validation import ConfigProblems, NonNegative, list_of, wrong
 
 __all__ = ["PartitionType", "TPLayerSpec", "add_rule", "preset_spec"]
 
@@ -75,6 +76,8 @@ def _pattern(text: str) -> _core.Pattern:
 
 
 def _compiles(patterns: list[str]) -> list[str]:
+    if not patterns:
+        raise wrong(patterns, "at least one pattern")
     lines = []
     for index, pattern in enumerate(patterns):
         try:
@@ -103,11 +106,11 @@ class TPLayerSpec:
     Raises ValueError that lists every field with a wrong value.
     """
 
-    patterns: Annotated[Strings, Field(min_length=1), AfterValidator(_compiles)]
+    patterns: Annotated[list[StrictStr], list_of("patterns"), AfterValidator(_compiles)]
     partition_type: Annotated[PartitionType, BeforeValidator(_name)] = PartitionType.COLUMN
     shape: _Shape | None = None
     partition_dim: NonNegative | None = None
-    model_types: Strings | None = None
+    model_types: Annotated[list[StrictStr], list_of("model types")] | None = None
     gather_output: StrictBool = False
     grad_allreduce: StrictBool = False
 

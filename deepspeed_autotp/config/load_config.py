@@ -34,7 +34,7 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
     if isinstance(config, dict):
         return config
     if not isinstance(config, str | os.PathLike):
-        raise wrong(config, _EXPECTED)
+        raise ValueError(f"config: {wrong(config, _EXPECTED)}")
     path = os.fspath(config)
     try:
         if not isinstance(config, str) or os.path.exists(path):
@@ -47,7 +47,7 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
         return _parse(_decode(config))
     except ValueError as error:
         raise ValueError(
-            f"got {shown(config)}, expected {_EXPECTED}; as a path: there is no such file; "
+            f"config: got {shown(config)}, expected {_EXPECTED}; as a path: there is no such file; "
             f"as base64: {_reason(error)}"
         ) from None
 

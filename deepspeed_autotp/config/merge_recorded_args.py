@@ -92,6 +92,6 @@ def _section(config: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     section = config.get(key)
     if section is None:
         return {}
-    if not isinstance(section, dict):
+    if not isinstance(section, Mapping):
         raise ConfigProblems(where, [f": {wrong(section, 'a dictionary')}"])
-    return section
+    return dict(section)

@@ -8,14 +8,17 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from deepspeed_autotp.config.validation import ConfigProblems, dictionary, problems, unknown_key
+from deepspeed_autotp.config.validation import (
+    ConfigProblems,
+    dictionary,
+    problems,
+    shown,
+    unknown_key,
+)
 
 __all__ = ["Section", "is_auto", "read_dataclass", "readable"]
 
 T = TypeVar("T")
-
-# What no value equals.
-_NOTHING = object()
 
 
 class Section(BaseModel):
@@ -33,16 +36,15 @@ class Section(BaseModel):
     def __init__(self, /, **data: Any) -> None:
         known = self._spellings()
         given = {k: v for k, v in data.items() if k not in known or not is_auto(v)}
-        for key, name in known.items():
-            if key != name and key in given and given[key] == given.get(name, _NOTHING):
-                del given[key]
-        lines = self._move(given)
+        lines = self._without_doubles(given, known)
+        lines += [f"{key}: {unknown_key(key, list(known))}" for key in given if key not in known]
+        lines += self._move(given := {key: given[key] for key in given if key in known})
         try:
             super().__init__(**given)
         except ValidationError as error:
-            lines += problems(error, list(known))
+            lines += problems(error)
         else:
-            lines = lines or self._contradictions()
+            lines += self._contradictions()
         if lines:
             raise ConfigProblems(self._where, lines)
 
@@ -72,6 +74,23 @@ class Section(BaseModel):
             if isinstance(field.validation_alias, AliasChoices):
                 known |= {str(alias): name for alias in field.validation_alias.choices}
         return known
+
+    @staticmethod
+    def _without_doubles(given: dict[str, Any], known: dict[str, str]) -> list[str]:
+        """Take out second spellings of a key; lines for those with another value."""
+        lines = []
+        first: dict[str, str] = {}
+        for key in [key for key in given if key in known]:
+            held = first.setdefault(known[key], key)
+            if held == key:
+                continue
+            value = given.pop(key)
+            if value != given[held]:
+                lines.append(
+                    f"{key}: got {shown(value)}, but {held}, another spelling of it, is "
+                    f"{shown(given[held])}; write one of them"
+                )
+        return lines
 
     def _move(self, given: dict[str, Any]) -> list[str]:
         """Take out of `given` what is stored in another section; lines for what is wrong."""

@@ -67,7 +67,9 @@ def settle_tp_size(
     }
     size = _core.settle_tp_size([(key, n) for key, n in stated.items() if isinstance(n, int)])
     if size is None:
-        raise ValueError("parallelize: no TP size is given; pass tp_size, tp_group or mesh")
+        raise ValueError(
+            "parallelize: no TP size is given; pass tp_size, tp_group, mesh or config.autotp_size"
+        )
     if group_ranks is None:
         _check_divides(size, ranks, "parallelize: the TP size")
     return size

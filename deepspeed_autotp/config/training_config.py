@@ -13,13 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
     PlainValidator,
     StrictBool,
-    StrictStr,
     TypeAdapter,
     ValidationError,
     field_serializer,
@@ -67,7 +65,9 @@ class TPConfig(Section):
 _GRAIN = TypeAdapter(Positive)
 
 
-def _known_preset(name: str | None) -> str | None:
+def _known_preset(name: object) -> object:
+    if name is not None and not isinstance(name, str):
+        raise wrong(name, "the name of a preset")
     if name is not None:
         _core.preset_rows(name)
     return name
@@ -142,7 +142,7 @@ class TPTrainingConfig(Section):
         None, PlainValidator(_only(None, "write the layers as partition_config.layer_specs"))
     ] = None
     partition_config: Annotated[dict[str, Any] | None, PlainValidator(_readable_rules)] = None
-    preset_model: Annotated[StrictStr | None, AfterValidator(_known_preset)] = None
+    preset_model: Annotated[str | None, PlainValidator(_known_preset)] = None
     keep_module_on_host: Annotated[
         bool,
         PlainValidator(_only(False, "weights stay on the device where they are; leave it out")),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StrictStr, ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from deepspeed_autotp import _core
 
@@ -18,9 +18,8 @@ __all__ = [
     "ConfigProblems",
     "NonNegative",
     "Positive",
-    "Strings",
-    "as_list",
     "dictionary",
+    "list_of",
     "nest",
     "problems",
     "shown",
@@ -41,9 +40,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "a string",
     "string_unicode": "a string of valid Unicode",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "too_short": "at least {min_length} item",
+    "tuple_type": "a list of integers",
     "enum": "{expected}",
 }
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
@@ -87,19 +84,14 @@ def problems(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
         elif cause is not None:  # the core names the key itself
             text = str(cause)
             lines.append(text if text.startswith(f"{path}: ") else f"{path}: {text}")
-        elif kind in _UNKNOWN_KEY and path in known:
-            lines.append(
-                f"{path}: got {shown(given)}, but another spelling of this key has another value; "
-                "write one of them"
-            )
         elif kind in _UNKNOWN_KEY:
             lines.append(f"{path}: {unknown_key(path, known)}")
         elif kind == "missing":
             lines.append(f"{path}: is missing and has no default; write it")
         else:
-            expected = _EXPECTED[kind].format(**context)
-            remedy = f"; write [{given!r}]" if kind == "list_type" and type(given) is str else ""
-            lines.append(f"{path}: {wrong(given, expected)}{remedy}")
+            # What is not listed is said in pydantic's words.
+            expected = _EXPECTED.get(kind, problem["msg"]).format(**context)
+            lines.append(f"{path}: {wrong(given, expected)}")
     return lines
 
 
@@ -135,10 +127,31 @@ def dictionary(value: object, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def as_list(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+def _integer(minimum: int) -> BeforeValidator:
+    """One message for a wrong type and a wrong size; true and false are no integers."""
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise wrong(value, f"an integer of at least {minimum}")
+        if value > _LARGEST:
+            raise wrong(value, f"an integer of at most {_LARGEST}")
+        return value
+
+    return BeforeValidator(check)
 
 
-NonNegative = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
-Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
-Strings = Annotated[list[StrictStr], Field(strict=True), BeforeValidator(as_list)]
+def list_of(what: str) -> BeforeValidator:
+    """A list or tuple; a single string is told to become one."""
+
+    def check(value: object) -> list[object]:
+        if isinstance(value, str):
+            raise ValueError(f"{wrong(value, f'a list of {what}')}; write [{value!r}]")
+        if not isinstance(value, list | tuple):
+            raise wrong(value, f"a list of {what}")
+        return list(value)
+
+    return BeforeValidator(check)
+
+
+NonNegative = Annotated[int, _integer(0)]
+Positive = Annotated[int, _integer(1)]

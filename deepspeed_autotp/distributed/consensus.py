@@ -146,6 +146,7 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
     for number, stack in enumerate(plan.stacks):
         gathering = f"inlets={stack.inlets} outlets={stack.outlets} islands={stack.islands}"
         lines[f"stack {number}"] = f"{stack.owner} stages={stack.stages} {gathering}"
+    lines["the layer that keeps logits sharded"] = str(plan.logits_layer)
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
     return lines

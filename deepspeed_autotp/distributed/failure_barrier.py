@@ -55,7 +55,10 @@ def failure_barrier(group: TPGroup) -> Iterator[None]:
             raise PeerFailed("another rank failed")
         if ok and any(row != rows[0] for row in rows):
             here = f": rank {group.global_ranks[group.rank]} is at {what}" if what else ""
-            raise CollectiveMismatch(f"mismatch between collectives on the ranks{here}")
+            raise CollectiveMismatch(
+                f"mismatch between collectives on the ranks{here}; make the same calls on every "
+                "rank, in the same order"
+            )
 
     def before_collective(what: str) -> None:
         nonlocal position

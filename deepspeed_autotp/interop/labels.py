@@ -26,8 +26,11 @@ class LabelsArgument:
 
 
 def labels_argument(model: nn.Module) -> LabelsArgument | None:
-    """None where the forward takes no labels."""
-    parameters = inspect.signature(model.forward).parameters
+    """None where the forward takes no labels, or has no signature to read."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return None
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positions = [name for name, p in parameters.items() if p.kind in by_position]
     if _LABELS in parameters:

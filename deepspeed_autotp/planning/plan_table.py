@@ -14,7 +14,7 @@ from deepspeed_autotp._core import Entry, Plan, Source
 
 
 def plan_table(plan: Plan) -> Table:
-    """One row per group of parameters: cut, rule, full and local shape, bytes per rank.
+    """One row per group of parameters: kind, rule, full and local shape, bytes per rank.
 
     ``rich.print(plan_table(plan))`` prints it. Where ranks have different sizes, these are
     given one after the other, each once: ``6|5x64``. The last row is the sum over the model.

@@ -42,7 +42,7 @@ def agreed_inputs(
 ) -> Inputs | None:
     """The inputs of the self-check, the same on every rank, or None for no self-check.
 
-    There is none where ``location`` is TP rank 0 alone. ValueError on every
+    There is none where only TP rank 0 has the weights. ValueError on every
     rank when a self-check was asked for and cannot be, as when no inputs are known, or when the
     ranks were given different ones.
     """
@@ -106,9 +106,9 @@ def _without_weights(
     name = type(model).__name__
     why = f"only TP rank 0 has the weights of {name}"
     asked = {
-        "self_check": settings.self_check is True,
+        "tensor_parallel.self_check": settings.self_check is True,
         "example_inputs": given is not None,
-        "sequence_parallel": settings.sequence_parallel,
+        "tensor_parallel.sequence_parallel": settings.sequence_parallel,
     }
     if keys := [key for key, is_on in asked.items() if is_on]:
         raise ValueError(

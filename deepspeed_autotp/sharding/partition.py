@@ -44,7 +44,8 @@ def check_memory(size: int, tensors: int, device: torch.device) -> None:
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"this rank's shards, {decimal(size)}, do not fit on {device}: {reason}"
+            f"this rank's shards, {decimal(size)}, do not fit on {device}; use a larger "
+            f"TP size or another device: {reason}"
         ) from None
 
 

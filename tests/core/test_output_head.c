@@ -79,6 +79,18 @@ test_a_plan_that_shards_nothing_is_refused_where_it_must(void)
     CHECK_REFUSED(&f, "the rules shard nothing of Any, so that every rank would hold");
 }
 
+static void
+test_a_plan_that_shards_nothing_is_told_before_its_output_head(void)
+{
+    fixture f = labelled_llama(1);
+    f.options.must_shard = true;
+    f.options.families = true;
+    f.options.defaults = false;
+    f.facts.model_type = NULL;
+    f.facts.output_head = -1;
+    CHECK_REFUSED(&f, "Any has no tensor-parallel plan of its own");
+}
+
 int
 main(void)
 {
@@ -87,5 +99,6 @@ main(void)
     RUN(test_a_replicated_head_is_refused_only_where_it_is_asked_for);
     RUN(test_a_model_without_labels_or_head_is_refused_with_the_reason);
     RUN(test_a_plan_that_shards_nothing_is_refused_where_it_must);
+    RUN(test_a_plan_that_shards_nothing_is_told_before_its_output_head);
     return check_result();
 }

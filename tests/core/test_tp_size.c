@@ -39,7 +39,7 @@ test_sources_that_differ_are_all_named(void)
     CHECK_INT_EQ(tp_size_settle(sources, 5, &size, &err), -1);
     CHECK_INT_EQ(err.code, TP_VALUE);
     CHECK_TEXT_EQ(tp_error_text(&err),
-                  "TP size: a is 2, c is 2, but d is 4, e is 2; give it in one "
+                  "TP size: a is 2, c is 2, e is 2, but d is 4; give it in one "
                   "place, or the same size everywhere");
     CHECK_INT_EQ(size, -9);
     tp_error_clear(&err);

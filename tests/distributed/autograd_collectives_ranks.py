@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ranks of test_mappings.py do."""
+"""What the ranks of test_autograd_collectives.py do."""
 
 from collections.abc import Callable
 

@@ -95,7 +95,7 @@ def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nothing", ["pass tp_size, tp_group or mesh", "no TP size is given"]),
+        ("nothing", ["pass tp_size, tp_group, mesh or config.autotp_size", "no TP size is given"]),
         ("zero", ["tp_size: got 0 (int), expected a number of ranks"]),
         ("true", ["tp_size: got True (bool)"]),
         ("text", ["tp_size: got '2' (str)"]),
@@ -111,7 +111,7 @@ def test_a_handmade_model_trains_with_its_rules(pool: Pool, given: bool) -> None
         ("example", ["example_inputs: got Tensor", "keyword arguments of LlamaForCausalLM"]),
         ("argument", ["the self-check cannot run the model before it is sharded"]),
         ("handmade", ["Handmade has no tensor-parallel plan", "partition_config"]),
-        ("handmade check", ["what Handmade takes as input is not known", "example_inputs"]),
+        ("handmade check", ["the inputs of Handmade are not known", "example_inputs"]),
         ("handmade wrong", ["qkv", "layer_specs[0]"]),
         ("handmade skips", ["the rules shard nothing of Handmade", "partition_config"]),
     ],

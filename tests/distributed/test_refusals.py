@@ -208,13 +208,13 @@ def test_an_optimizer_with_state_is_refused(pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [("record", "the tp_group"), ("config", "the tp_group"), ("mpu", "the group of mpu")],
+    [("record", "tp.tp_group"), ("config", "tp.tp_group"), ("mpu", "mpu")],
 )
 def test_groups_of_other_than_consecutive_ranks_are_refused(
     pool: Pool, where: str, words: str
 ) -> None:
     text = same_error(pool.run(refusals_ranks.refused_group, where, ranks=4))
-    assert f"{words} has the ranks [0, 2]" in text and "here [0, 1]" in text
+    assert f"{words}: got a group of the ranks [0, 2]" in text and "here [0, 1]" in text
 
 
 def test_a_pipeline_module_is_refused(pool: Pool) -> None:

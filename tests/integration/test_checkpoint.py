@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is saved and loaded at the same TP size goes on as if it had not stopped."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,17 @@ def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
     assert "sharded by other rules" in texts[0]
 
 
-def test_a_checkpoint_with_metadata_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tensor_parallel.json").write_text('{"ranks": 2, "layout": "0123"}')
+def test_metadata_of_a_later_version_is_refused_and_of_the_first_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "tensor_parallel.json"
     plan = Plan(llama(), preset(), ranks=2)
-    with pytest.raises(ValueError, match="metadata of version 1, expected 2; load it with the"):
-        check_metadata(tmp_path, plan, rank=0)
     write_metadata(tmp_path, plan)
     check_metadata(tmp_path, plan, rank=0)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 3}))
+    with pytest.raises(ValueError, match="metadata of version 3, expected at most 2; load it with"):
+        check_metadata(tmp_path, plan, rank=0)
+    # As the first version wrote it for this plan.
+    file.write_text('{"ranks": 2, "layout": "fc8303079c9e66345b043f1be13a16e5"}')
+    check_metadata(tmp_path, plan, rank=0)
+    other = Plan(llama(), preset(), ranks=2, replicated=["lm_head"])
+    with pytest.raises(ValueError, match="sharded by other rules"):
+        check_metadata(tmp_path, other, rank=0)

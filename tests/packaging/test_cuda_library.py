@@ -76,7 +76,7 @@ def test_a_machine_without_a_driver_is_an_error_code_and_not_a_crash() -> None:
         found = operators.devices()
         assert found.count == 0
         assert found.error in (35, 100), "no driver, or no device"
-        assert found.words
+        assert found.message
     assert not operators.on_gpu(torch.zeros(1))
 
 

@@ -187,3 +187,15 @@ def test_the_sizes_that_the_readme_gives_are_the_limits() -> None:
         TPLayerSpec(patterns=["x"], shape=most)
         with pytest.raises(ValueError, match=rf"\b{limit}\b"):
             TPLayerSpec(patterns=["x"], shape=more)
+
+
+def test_the_environment_variables_are_those_that_are_read() -> None:
+    folders = [(ROOT / "csrc", "*.c"), (ROOT / "deepspeed_autotp", "*.py"), (ROOT, "setup.py")]
+    texts = [path.read_text() for folder, kind in folders for path in folder.rglob(kind)]
+    read = {
+        name
+        for text in texts
+        for name in re.findall(r'(?:getenv\(|environ(?:\.get\(|\[))"(AUTOTP_\w+)"', text)
+    }
+    described = set(re.findall(r"^\| `(AUTOTP_\w+)", (ROOT / "docs" / "gpu.md").read_text(), re.M))
+    assert described == read - {"AUTOTP_WERROR"}  # of those who build it to work on it

@@ -106,8 +106,8 @@ def test_the_pieces_are_those_of_deepspeed(shape: Any, kind: str, dim: int | Non
         ({"shape": ["4", -1]}, "shape[0]: got '4' (str), expected an integer"),
         ({"shape": [True, -1]}, "shape[0]: got True (bool), expected an integer"),
         ({"shape": [2**63, -1]}, "shape[0]: got 9223372036854775808 (int), expected an"),
-        ({"shape": 2}, "shape: got 2 (int), expected a list"),
-        ({"shape": "2, -1"}, "shape: got '2, -1' (str), expected a list"),
+        ({"shape": 2}, "shape: got 2 (int), expected a list of integers"),
+        ({"shape": "2, -1"}, "shape: got '2, -1' (str), expected a list of integers"),
         ({"partition_dim": -1}, "partition_dim: got -1 (int), expected an integer of at least 0"),
         ({"partition_dim": 2**31}, "expected an integer of at most 2147483647"),
         ({"partition_dim": True}, "partition_dim: got True (bool)"),
@@ -116,7 +116,7 @@ def test_the_pieces_are_those_of_deepspeed(shape: Any, kind: str, dim: int | Non
         ({"gather_output": True, "partition_type": "row"}, "gather_output needs partition_type"),
         ({"grad_allreduce": True}, "grad_allreduce"),
         ({"partition_type": "skip", "partition_dim": 0}, "partition_dim has no effect"),
-        ({"model_types": "llama"}, "model_types: got 'llama' (str), expected a list; write ['l"),
+        ({"model_types": "llama"}, "model_types: got 'llama' (str), expected a list of model"),
         ({"model_types": [1]}, "model_types[0]: got 1 (int), expected a string"),
     ],
 )
@@ -132,12 +132,13 @@ def test_a_spec_that_cannot_be_is_refused(fields: dict[str, Any], said: str | No
 
 def test_a_single_string_for_patterns_is_told_to_become_a_list() -> None:
     assert message_of(TPLayerSpec, ".*q_proj") == (
-        "TPLayerSpec.patterns: got '.*q_proj' (str), expected a list; write ['.*q_proj']"
+        "TPLayerSpec.patterns: got '.*q_proj' (str), expected a list of patterns; "
+        "write ['.*q_proj']"
     )
 
 
 def test_no_pattern_at_all_is_refused() -> None:
-    expected = "TPLayerSpec.patterns: got [] (list), expected at least 1 item"
+    expected = "TPLayerSpec.patterns: got [] (list), expected at least one pattern"
     assert message_of(TPLayerSpec, []) == expected
 
 
@@ -270,14 +271,14 @@ def test_a_key_that_resembles_nothing_gets_the_whole_list() -> None:
     ("key", "value", "expected"),
     [
         ("tp_size", -1, "an integer of at least 0"),
-        ("tp_size", 2.0, "an integer"),
-        ("tp_size", "2", "an integer"),
-        ("embedding_partition_dim", 2, "an integer of at most 1"),
-        ("embedding_partition_dim", [0], "an integer"),
-        ("lm_head_patterns", "lm_head", "a list; write ['lm_head']"),
+        ("tp_size", 2.0, "an integer of at least 0"),
+        ("tp_size", "2", "an integer of at least 0"),
+        ("embedding_partition_dim", 2, "0 (vocabulary) or 1 (hidden)"),
+        ("embedding_partition_dim", [0], "0 (vocabulary) or 1 (hidden)"),
+        ("lm_head_patterns", "lm_head", "a list of names; write ['lm_head']"),
         ("use_default_specs", 1, "true or false"),
-        ("layer_specs", {}, "a list"),
-        ("layer_specs", None, "a list"),
+        ("layer_specs", {}, "a list of dictionaries"),
+        ("layer_specs", None, "a list of dictionaries"),
     ],
 )
 def test_a_wrong_value_in_a_dictionary_is_refused(key: str, value: Any, expected: str) -> None:

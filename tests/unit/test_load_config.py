@@ -107,7 +107,7 @@ def test_a_missing_file_is_named() -> None:
 
 def test_what_is_neither_file_nor_base64_is_called_so() -> None:
     assert message_of("no.base64") == (
-        "got 'no.base64' (str), expected a dictionary, the path of a JSON file, or JSON in "
+        "config: got 'no.base64' (str), expected a dictionary, the path of a JSON file, or JSON in "
         "URL-safe base64; as a path: there is no such file; as base64: it is not base64 "
         "(Only base64 data is allowed)"
     )
@@ -138,7 +138,8 @@ def test_long_input_is_shortened_in_the_error() -> None:
 )
 def test_everything_else_is_refused_by_its_type(config: Any, seen: str) -> None:
     assert message_of(config) == (
-        f"got {seen}, expected a dictionary, the path of a JSON file, or JSON in URL-safe base64"
+        f"config: got {seen}, expected a dictionary, the path of a JSON file, or JSON in URL-safe "
+        "base64"
     )
 
 

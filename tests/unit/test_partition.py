@@ -153,7 +153,7 @@ def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "empty", empty)
     partition.check_memory(7 << 30, 3, torch.device("cpu"))
     assert asked == []
-    expected = "this rank's shards, 7.5 GB, do not fit on cuda:1: CUDA out of memory. Tried to"
+    expected = "this rank's shards, 7.5 GB, do not fit on cuda:1; use a larger TP size or another"
     with pytest.raises(ValueError, match=expected):
         partition.check_memory(7 << 30, 3, torch.device("cuda", 1))
     assert asked == [(7 << 30) + 3 * 512 + (64 << 20)]

@@ -48,7 +48,7 @@ def test_a_piece_behind_the_shard_is_refused() -> None:
         packing.pack_part_(part, full, cut, begin=1)
     with pytest.raises(ValueError, match="expected bytes of the shard, got some after its end"):
         packing.pack_part_(part, full, cut, begin=-1)
-    with pytest.raises(ValueError, match="contiguous bytes on a host"):
+    with pytest.raises(ValueError, match="contiguous tensor of bytes on the CPU"):
         packing.pack_part_(part.float(), full, cut, begin=0)
     assert not part.any()
 

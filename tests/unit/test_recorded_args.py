@@ -2,6 +2,7 @@
 """What tp_model_init records, for how long, and for which model."""
 
 import gc
+import types
 
 import pytest
 import torch
@@ -170,3 +171,14 @@ def test_a_configuration_is_checked_at_once_and_stays_as_it_is() -> None:
     fitting = {"tensor_parallel": {"autotp_size": 2}, "bf16": {"enabled": "auto"}}
     deepspeed_autotp.tp_model_init(model, 2, "bf16", config=fitting)
     assert values(model) == (2, "bfloat16", 0, 0)
+
+
+def test_sections_may_be_any_mapping() -> None:
+    section = types.MappingProxyType({"autotp_size": 2})
+    deepspeed_autotp.tp_model_init(
+        nn.Linear(4, 4), 2, "bf16", config={"train_batch_size": 2, "tensor_parallel": section}
+    )
+    config = {"tensor_parallel": section}
+    deepspeed_autotp.record_tp_model_init_args(2, "bf16", None, None)
+    deepspeed_autotp.merge_tp_model_init_into_config(config, None, None, None)
+    assert dict(config["tensor_parallel"])["autotp_size"] == 2

@@ -4,7 +4,7 @@
 import json
 import re
 
-from deepspeed_autotp._core import Plan
+from deepspeed_autotp._core import Model, Plan, Rules
 from tests.support.core_llama import llama, preset
 
 
@@ -38,3 +38,23 @@ def test_the_rule_to_write_is_json_whose_pattern_matches_the_largest() -> None:
 def test_nothing_is_said_where_a_rank_gains_or_is_alone() -> None:
     assert Plan(llama(), preset(), ranks=2).replicated_warning() is None
     assert mostly_replicated(ranks=1).replicated_warning() is None
+
+
+def test_letters_of_other_alphabets_stand_for_themselves_in_the_rule() -> None:
+    modules = [
+        ("", "Net", "other", {}),
+        ("größe", "Linear", "linear", {}),
+        ("up", "Linear", "linear", {}),
+    ]
+    parameters = [
+        ("größe.weight", "weight", 1, (64, 64), "float32", 4, -1),
+        ("up.weight", "weight", 2, (4, 4), "float32", 4, -1),
+    ]
+    rules = Rules()
+    rules.add(["up"], {"partition_type": "column"}, label="a")
+    warning = Plan(Model(modules, parameters), rules, ranks=2).replicated_warning()
+    assert warning is not None
+    written = re.search(r"\{.*?\}", warning)
+    assert written is not None
+    (pattern,) = json.loads(written[0])["patterns"]
+    assert re.match(pattern, "größe.weight")

@@ -70,7 +70,9 @@ def test_a_tp_size_has_to_divide_the_ranks_unless_the_group_is_given() -> None:
 
 
 def test_no_tp_size_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="no TP size is given; pass tp_size, tp_group or mesh"):
+    with pytest.raises(
+        ValueError, match="no TP size is given; pass tp_size, tp_group, mesh or config"
+    ):
         settled({"preset_model": "llama"})
 
 

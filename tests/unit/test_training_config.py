@@ -117,8 +117,8 @@ def test_two_equal_spellings_are_fine_and_different_ones_are_not() -> None:
     both = TPTrainingConfig(tp={"tp_size": 2}, tensor_parallel={"tp_size": 2})
     assert both.tensor_parallel.tp_size == 2
     assert message_of(TPTrainingConfig, tp={"tp_size": 2}, tensor_parallel={"tp_size": 4}) == (
-        "tensor_parallel.tp: got {'tp_size': 2} (dict), but another spelling of this key has "
-        "another value; write one of them"
+        "tensor_parallel.tensor_parallel: got {'tp_size': 4} (dict), but tp, another spelling of "
+        "it, is {'tp_size': 2} (dict); write one of them"
     )
 
 
@@ -191,14 +191,14 @@ def test_a_key_that_resembles_nothing_gets_the_whole_list() -> None:
     ("key", "value", "expected"),
     [
         ("autotp_size", -1, "an integer of at least 0"),
-        ("autotp_size", "4", "an integer"),
-        ("autotp_size", 4.0, "an integer"),
-        ("autotp_size", True, "an integer"),
-        ("autotp_size", None, "an integer"),
+        ("autotp_size", "4", "an integer of at least 0"),
+        ("autotp_size", 4.0, "an integer of at least 0"),
+        ("autotp_size", True, "an integer of at least 0"),
+        ("autotp_size", None, "an integer of at least 0"),
         ("autotp_size", 2**40, "an integer of at most 2147483647"),
         ("vocab_parallel_lm_head", 0, "true or false"),
         ("partition_config", [], "a dictionary"),
-        ("preset_model", 7, "a string"),
+        ("preset_model", 7, "the name of a preset"),
         ("self_check", "always", "'auto', true or false"),
         ("self_check", 1, "'auto', true or false"),
     ],
@@ -484,3 +484,11 @@ def test_reading_a_configuration_imports_neither_deepspeed_nor_transformers() ->
         "assert not {'deepspeed', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_contradictions_are_told_beside_unknown_keys() -> None:
+    rules = {"layer_specs": [], "use_default_specs": False}
+    with pytest.raises(ValueError) as caught:
+        TPTrainingConfig(bogus=1, preset_model="llama", partition_config=rules)
+    assert "bogus: unknown key" in str(caught.value)
+    assert "preset_model: 'llama' has no effect" in str(caught.value)

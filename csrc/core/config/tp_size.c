@@ -33,23 +33,29 @@ tp_size_differs(const tp_size_source *sources, int count)
     return false;
 }
 
+/* Those that state `size`, or those that state another one. */
+static void
+add_sources(tp_text *text, const tp_size_source *sources, int count, int64_t size,
+            bool equal, const char *before)
+{
+    for (int i = 0; i < count; i++) {
+        if (sources[i].size < 0 || (effective(sources[i].size) == size) != equal)
+            continue;
+        tp_text_add(text, "%s%s is %" PRId64, before, sources[i].where,
+                    sources[i].size);
+        before = ", ";
+    }
+}
+
 void
 tp_size_add_sources(tp_text *text, const tp_size_source *sources, int count)
 {
     const tp_size_source *first = first_stated(sources, count);
-    bool has_turned = false;
     tp_text_add(text, "TP size: ");
-    for (int i = 0; i < count; i++) {
-        if (sources[i].size < 0)
-            continue;
-        const char *before = &sources[i] == first ? "" : ", ";
-        if (!has_turned && effective(sources[i].size) != effective(first->size)) {
-            before = ", but ";
-            has_turned = true;
-        }
-        tp_text_add(text, "%s%s is %" PRId64, before, sources[i].where,
-                    sources[i].size);
-    }
+    if (first == NULL)
+        return;
+    add_sources(text, sources, count, effective(first->size), true, "");
+    add_sources(text, sources, count, effective(first->size), false, ", but ");
 }
 
 int

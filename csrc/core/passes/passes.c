@@ -176,10 +176,10 @@ static const tp_pass passes[] = {
      LAYERS | LAYOUTS},
     {"siblings", tp_siblings_make, LAYERS, SIBLINGS},
     {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
-    {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
     {"local integers", tp_local_integers_make, STACKED | DECISIONS | EXPERTS, INTEGERS},
     {"nothing sharded", tp_nothing_sharded_refuse, ENTRIES | MESSAGES, 0},
-    {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS, HASH},
+    {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
+    {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS | LOGITS, HASH},
 };
 
 int

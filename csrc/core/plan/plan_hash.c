@@ -124,6 +124,7 @@ tp_plan_hash_make(const tp_plan *plan)
     hash = tp_hash_int(hash, plan->layer_count);
     for (int i = 0; i < plan->layer_count; i++)
         hash = hash_layer(hash, plan, &plan->layers[i], &kept);
+    hash = tp_hash_int(hash, plan->logits_layer);
     hash = tp_hash_int(hash, plan->integer_count);
     for (int i = 0; i < plan->integer_count; i++)
         hash = hash_integer(hash, plan, &plan->integers[i]);

@@ -2,7 +2,6 @@
 /* rank_share.c -- how much of a model a rank holds, and what it holds in vain. */
 #include "plan/rank_share.h"
 
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,11 +90,15 @@ sort_largest(group *groups, int count)
 }
 
 /* A pattern of names as a regular expression inside of JSON. */
+static const char words[] =
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+
 static void
 add_expression(tp_text *out, const char *pattern)
 {
     for (const char *at = pattern; *at != '\0'; at++) {
-        const bool is_word = isalnum((unsigned char)*at) || *at == '_';
+        /* Bytes of other letters than ASCII's stand for themselves. */
+        const bool is_word = (*at & 0x80) != 0 || strchr(words, *at) != NULL;
         if (*at == '*')
             tp_text_add(out, "[0-9]+");
         else
