@@ -55,10 +55,13 @@ LIBC = {
 }  # fmt: skip
 # What opens libraries and waits for other ranks needs of POSIX besides.
 POSIX = {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "unistd.h", "sys/mman.h", "sys/stat.h"}
-TORCH = re.compile(r"(torch/(csrc|headeronly)|ATen|c10|caffe2)/")
-CUDA = re.compile(r"(cuda_|cuda\.h|cub/|cooperative_groups|nccl\.h|thrust)")
-# Tests of their own say where these may stand.
+TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
+CUDA = re.compile(r"(cuda|cub/|cooperative_groups|nccl|thrust)")
+# Tests of their own say where those of torch and CUDA may stand.
 OTHERS = re.compile(f"{TORCH.pattern}|{CUDA.pattern}")
+# Headers of C++ have neither a folder nor an ending.
+CXX = re.compile(r"[a-z_]+$")
+CXX_FOLDERS = ("torch", "cuda")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What the files of a folder of csrc/ may include: system headers, and folders.
@@ -107,12 +110,10 @@ def strangers(text: str, folder: str) -> list[str]:
     return [
         name
         for quoted, name in includes(text)
-        if (quoted and not name.startswith(tuple(f"{each}/" for each in folders)))
-        or (
-            not quoted
-            and "." in name
-            and name not in system
-            and not (TORCH.match(name) or CUDA.match(name))
+        if not (
+            name.startswith(tuple(f"{each}/" for each in folders))
+            if quoted
+            else name in system or OTHERS.match(name) or (folder in CXX_FOLDERS and CXX.match(name))
         )
     ]
 
@@ -199,7 +200,8 @@ def test_the_walls_notice_a_breach() -> None:
         "cuda/api.h",
         "core/plan/plan.h",
     ]
-    assert strangers("#include <zlib.h>\n", "pack") == ["zlib.h"]
+    assert strangers("#include <zlib.h>\n#include <vector>\n", "pack") == ["zlib.h", "vector"]
+    assert strangers("#include <vector>\n", "torch") == []
     assert torch_headers("#include <torch/csrc/stable/tensor.h>\n") == [
         "torch/csrc/stable/tensor.h"
     ]
