@@ -257,8 +257,8 @@ class Layer:
     @property
     def split_input(self) -> bool: ...
     @property
-    def is_individual(self) -> bool:
-        """A large layer that nothing else shards."""
+    def is_large(self) -> bool:
+        """A large layer that nothing else shards, sharded individually."""
     @property
     def divided(self) -> tuple[int, ...]:
         """Of experts: entries that are added to the sum, of which each rank adds its share."""
@@ -306,15 +306,15 @@ class Stack:
     @property
     def owner(self) -> str: ...
     @property
-    def stages(self) -> tuple[str, ...]: ...
+    def layers(self) -> tuple[str, ...]: ...
     @property
-    def inlets(self) -> tuple[str, ...]:
+    def gather_input(self) -> tuple[str, ...]:
         """These gather all tokens first."""
     @property
-    def outlets(self) -> tuple[str, ...]:
+    def reduce_scatter_output(self) -> tuple[str, ...]:
         """Row layers that give each rank the sum for its own tokens."""
     @property
-    def islands(self) -> tuple[str, ...]:
+    def gather_scatter(self) -> tuple[str, ...]:
         """These gather all tokens first and shard them again behind."""
 
 @final
@@ -365,7 +365,7 @@ class Plan:
         families: where no rule speaks, blocks are sharded that names and sizes tell.
         heuristics: also in models of a type that was never tried.
         large_layers: large layers that nothing else shards are sharded individually.
-        sequence_parallel: between blocks each rank has a part of the tokens; ValueError, naming
+        sequence_parallel: between blocks each rank has a shard of the tokens; ValueError, naming
         the module, where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
         must_shard: ValueError, saying which rules to write, where nothing is sharded.

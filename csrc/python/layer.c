@@ -65,10 +65,10 @@ index_tuple(const int *indices, int count)
 }
 
 static PyObject *
-layer_get_is_individual(PyObject *self, void *closure)
+layer_get_is_large(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyBool_FromLong(get(self)->individual);
+    return PyBool_FromLong(get(self)->is_large);
 }
 
 static PyObject *
@@ -209,8 +209,9 @@ static PyGetSetDef getters[] = {
      "Whether every rank gets the full output.", NULL},
     {"split_input", layer_get_split_input, NULL,
      "Whether the input is full and each rank takes its features.", NULL},
-    {"is_individual", layer_get_is_individual, NULL,
-     "Whether it is a large layer that nothing else shards.", NULL},
+    {"is_large", layer_get_is_large, NULL,
+     "Whether it is a large layer that nothing else shards, sharded individually.",
+     NULL},
     {"divided", layer_get_divided, NULL,
      "Indices of the entries of which each rank adds its share.", NULL},
     {"siblings", layer_get_siblings, NULL,

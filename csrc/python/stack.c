@@ -43,8 +43,8 @@ stack_repr(PyObject *self)
     PyObject *owner = name_of(self, get(self)->owner);
     PyObject *repr = owner == NULL
                          ? NULL
-                         : PyUnicode_FromFormat("<Stack of %d stages in %R>",
-                                                get(self)->stages.count, owner);
+                         : PyUnicode_FromFormat("<Stack of %d layers in %R>",
+                                                get(self)->layers.count, owner);
     Py_XDECREF(owner);
     return repr;
 }
@@ -52,16 +52,17 @@ stack_repr(PyObject *self)
 #define OFFSET(list) ((void *)(uintptr_t)offsetof(tp_stack, list))
 
 static PyGetSetDef getters[] = {
-    {"owner", stack_get_owner, NULL, "Name of the module that runs the stages.", NULL},
-    {"stages", stack_get_modules, NULL, "Names of the layers, in order.",
-     OFFSET(stages)},
-    {"inlets", stack_get_modules, NULL, "Modules that gather all tokens first.",
-     OFFSET(inlets)},
-    {"outlets", stack_get_modules, NULL,
-     "Row layers that give each rank the sum for its own tokens.", OFFSET(outlets)},
-    {"islands", stack_get_modules, NULL,
+    {"owner", stack_get_owner, NULL, "Name of the module that runs the layers.", NULL},
+    {"layers", stack_get_modules, NULL, "Names of the layers, in order.",
+     OFFSET(layers)},
+    {"gather_input", stack_get_modules, NULL, "Modules that gather all tokens first.",
+     OFFSET(gather_input)},
+    {"reduce_scatter_output", stack_get_modules, NULL,
+     "Row layers that give each rank the sum for its own tokens.",
+     OFFSET(reduce_scatter_output)},
+    {"gather_scatter", stack_get_modules, NULL,
      "Modules that gather all tokens first and shard them again behind.",
-     OFFSET(islands)},
+     OFFSET(gather_scatter)},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -144,8 +144,11 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
             f"heads={layer.heads}"
         )
     for number, stack in enumerate(plan.stacks):
-        gathering = f"inlets={stack.inlets} outlets={stack.outlets} islands={stack.islands}"
-        lines[f"stack {number}"] = f"{stack.owner} stages={stack.stages} {gathering}"
+        lines[f"stack {number}"] = (
+            f"{stack.owner} layers={stack.layers} gather_input={stack.gather_input} "
+            f"reduce_scatter_output={stack.reduce_scatter_output} "
+            f"gather_scatter={stack.gather_scatter}"
+        )
     lines["the layer that keeps logits sharded"] = str(plan.logits_layer)
     for integer in plan.integers:
         lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"

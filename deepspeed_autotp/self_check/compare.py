@@ -43,9 +43,9 @@ class Comparison:
         self._sharded = {
             layer.module: layer for layer in plan.layers if layer.kind is not Kind.HEADS
         }
-        self._individual = {layer.module for layer in plan.layers if layer.is_individual}
+        self._large = {layer.module for layer in plan.layers if layer.is_large}
         self._order = full.order()
-        self._outlets = {name for stack in plan.stacks for name in stack.outlets}
+        self._reduce_scatter = {n for stack in plan.stacks for n in stack.reduce_scatter_output}
 
     def first(self, sharded: Run) -> Difference | None:
         """The first difference, in the order in which the model runs, or None."""
@@ -61,7 +61,7 @@ class Comparison:
         where = where or "the model"
         last = [name for name in sharded.order() if name in self._sharded][-_NAMED:]
         # An individually sharded layer fails itself, or not at all.
-        bound = [name for name in last if name not in self._individual] or last
+        bound = [name for name in last if name not in self._large] or last
         culprit = where if where in self._sharded else bound[-1] if bound else None
         return self._due_to(
             culprit,
@@ -85,7 +85,7 @@ class Comparison:
 
     def _own(self, expected: Output | None) -> Output | None:
         """What this rank has of an output of the full model: where tokens are sharded, its own."""
-        if expected is None or expected.module not in self._outlets:
+        if expected is None or expected.module not in self._reduce_scatter:
             return expected
         ranks = self._plan.ranks
         own = (local_rows(x, SequenceLayout.of(x, ranks), self._rank) for x in expected.tensors)
@@ -99,7 +99,7 @@ class Comparison:
         return self._due_to(last, f"{what}; sharded on the way: {self._rules(ran)}")
 
     def _due_to(self, culprit: str | None, text: str) -> Difference:
-        if culprit in self._individual:
+        if culprit in self._large:
             return Difference(text, (index_pattern(culprit),), replicate=True, quiet=True)
         return Difference(text, self._sharded[culprit].block if culprit else ())
 
@@ -143,7 +143,7 @@ class Comparison:
         order = self._order
         at = order.index(module) if module in order else 0
         reached = [*order[at:], *reversed(order[:at])]
-        bound = (name for name in reached if name in self._sharded and name not in self._individual)
+        bound = (name for name in reached if name in self._sharded and name not in self._large)
         return next(bound, None) or next((name for name in reached if name in self._sharded), None)
 
     def _rules(self, modules: Iterable[str]) -> str:

@@ -18,16 +18,16 @@ def heuristic(plan: Plan) -> list[str]:
     return [layer.module for layer in plan.layers if layer.is_heuristic]
 
 
-def individual(plan: Plan) -> list[str]:
-    """The layers that are sharded individually because nothing else shards them."""
-    return [layer.module for layer in plan.layers if layer.is_individual]
+def large_layers(plan: Plan) -> list[str]:
+    """The large layers that are sharded individually, because nothing else shards them."""
+    return [layer.module for layer in plan.layers if layer.is_large]
 
 
 def idle(plan: Plan, modules: Mapping[str, nn.Module], ran: Sequence[str]) -> list[str]:
-    """Those of :func:`individual` that did not run, with ``*`` for each index. Some are used
+    """Those of :func:`large_layers` that did not run, with ``*`` for each index. Some are used
     without being called, others only by inputs that the self-check does not know."""
     places = {_place(modules, name) for name in ran}
-    never = [name for name in individual(plan) if _place(modules, name) not in places]
+    never = [name for name in large_layers(plan) if _place(modules, name) not in places]
     return list(dict.fromkeys(map(index_pattern, never)))
 
 

@@ -27,7 +27,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.transformers import other_modalities, output_tensors
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.compare import Comparison, Difference
-from deepspeed_autotp.self_check.coverage import heuristic, idle, individual, never_ran
+from deepspeed_autotp.self_check.coverage import heuristic, idle, large_layers, never_ran
 from deepspeed_autotp.self_check.fallback import Fallback, Replan
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import drop_frames, fix_rng, isolated
@@ -90,7 +90,7 @@ class SelfCheck:
         parts = other_modalities(self._model)
         with isolated(self._model, self._device):
             full = self._full = self._run_full(inputs, agreement)
-            if full is None and replan is not None and heuristic(plan) + individual(plan):
+            if full is None and replan is not None and heuristic(plan) + large_layers(plan):
                 return replan((), (), heuristics=False)
             if full is not None and replan is not None:
                 plan = self._without_idle(plan, full, fallback, replan, agreement)

@@ -101,24 +101,24 @@ def shard_sequence(
     )
     for planned in plan.stacks:
         stack = Stack(planned.owner, group=group, input=input)
-        for name in planned.stages:
+        for name in planned.layers:
             layer = StackLayer(
                 name=name,
                 argument=_first_argument(modules[name], name),
-                is_first=name == planned.stages[0],
-                is_last=name == planned.stages[-1],
+                is_first=name == planned.layers[0],
+                is_last=name == planned.layers[-1],
             )
             changes.assign(modules[name], "tp_stack_layer", (stack, layer, run))
             changes.set_class(modules[name], mixed_class(SequenceParallelLayer, modules[name]))
         for names, key, mixin in (
-            (planned.inlets, "tp_gather_input", GatherInput),
-            (planned.islands, "tp_gather_scatter", GatherInputScatterOutput),
+            (planned.gather_input, "tp_gather_input", GatherInput),
+            (planned.gather_scatter, "tp_gather_scatter", GatherInputScatterOutput),
         ):
             for name in names:
                 argument = _first_argument(modules[name], name)
                 changes.assign(modules[name], key, (stack, argument, name))
                 changes.set_class(modules[name], mixed_class(mixin, modules[name]))
-        for name in planned.outlets:
+        for name in planned.reduce_scatter_output:
             sharding: LayerSharding = vars(modules[name])["sharding"]
             reduce = _StackReduce(stack, name)
             changes.assign(modules[name], "sharding", dataclasses.replace(sharding, reduce=reduce))

@@ -24,13 +24,13 @@ test_tokens_come_together_in_the_block_of_a_row_layer(void)
     f.options.sequence = true;
     if (make_plan(&f) && CHECK(tp_plan_stack_count(f.plan) == 1)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
-        check_modules(&f, &stack->stages, NAMES("model.layers.0"));
-        check_modules(&f, &stack->inlets,
+        check_modules(&f, &stack->layers, NAMES("model.layers.0"));
+        check_modules(&f, &stack->gather_input,
                       NAMES("model.layers.0.self_attn", "model.layers.0.mlp"));
         check_modules(
-            &f, &stack->outlets,
+            &f, &stack->reduce_scatter_output,
             NAMES("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"));
-        CHECK_INT_EQ(stack->islands.count, 0);
+        CHECK_INT_EQ(stack->gather_scatter.count, 0);
         CHECK_INT_EQ(entry_of(&f, "model.layers.0.input_layernorm.weight")->kind,
                      TP_REPLICATED_SUM);
     }
@@ -82,7 +82,7 @@ add_behind(fixture *f, const char *name)
     add_shaped(f, norm, "weight", 1, (int64_t[]){16}, -1);
 }
 
-/* As in BERT, where a residual is added to a part of the tokens behind the row layer,
+/* As in BERT, where a residual is added to a shard of the tokens behind the row layer,
  * and in OPT, whose feed-forward layers are in the layer itself. */
 static void
 test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
@@ -103,8 +103,9 @@ test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens(void)
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
         CHECK_INT_EQ(stack->owner, 0);
-        check_modules(&f, &stack->inlets, NAMES("list.0.attention.self", "list.0.up"));
-        check_modules(&f, &stack->outlets,
+        check_modules(&f, &stack->gather_input,
+                      NAMES("list.0.attention.self", "list.0.up"));
+        check_modules(&f, &stack->reduce_scatter_output,
                       NAMES("list.0.attention.output.dense", "list.0.down"));
         CHECK_INT_EQ(entry_of(&f, "list.0.attention.output.norm.weight")->kind,
                      TP_REPLICATED_SUM);
@@ -138,10 +139,10 @@ test_a_block_with_a_full_matrix_is_given_all_tokens(void)
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);
-        check_modules(&f, &stack->islands,
+        check_modules(&f, &stack->gather_scatter,
                       NAMES("list.0.mixer", "list.0.apart", "list.0.experts"));
-        CHECK_INT_EQ(stack->inlets.count, 0);
-        CHECK_INT_EQ(stack->outlets.count, 0);
+        CHECK_INT_EQ(stack->gather_input.count, 0);
+        CHECK_INT_EQ(stack->reduce_scatter_output.count, 0);
         CHECK_INT_EQ(entry_of(&f, "list.0.experts.router.weight")->kind, TP_REPLICATED);
     }
     fixture_free(&f);

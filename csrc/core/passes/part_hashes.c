@@ -113,7 +113,7 @@ hash_layers(const tp_plan *plan)
         hash = tp_hash_int(hash, at->bias);
         hash = tp_hash_int(hash, at->gather_output);
         hash = tp_hash_int(hash, at->split_input);
-        hash = tp_hash_int(hash, at->individual);
+        hash = tp_hash_int(hash, at->is_large);
         hash = hash_ints(hash, at->divided, at->divided_count);
         hash = tp_hash_int(hash, at->run_start);
         hash = tp_hash_int(hash, at->run_length);
@@ -142,8 +142,9 @@ hash_stacks(const tp_plan *plan)
     uint64_t hash = TP_HASH_START;
     for (int i = 0; i < plan->stack_count; i++) {
         const tp_stack *at = &plan->stacks[i];
-        const tp_modules *const lists[] = {&at->stages, &at->inlets, &at->outlets,
-                                           &at->islands};
+        const tp_modules *const lists[] = {&at->layers, &at->gather_input,
+                                           &at->reduce_scatter_output,
+                                           &at->gather_scatter};
         hash = tp_hash_int(hash, at->owner);
         for (size_t j = 0; j < sizeof(lists) / sizeof(lists[0]); j++)
             hash = hash_ints(hash, lists[j]->items, lists[j]->count);

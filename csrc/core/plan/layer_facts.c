@@ -75,11 +75,11 @@ tp_layer_is_heuristic(const tp_plan *plan, int layer)
 }
 
 /* Whether a block may go by this layer: attention that only takes its own heads is
- * sharded by its layers, and an individual layer is a block of its own. */
+ * sharded by its layers, and an individually sharded layer is a block of its own. */
 static bool
 is_bound(const tp_layer *layer)
 {
-    return layer->kind != TP_HEADS && !layer->individual;
+    return layer->kind != TP_HEADS && !layer->is_large;
 }
 
 static int

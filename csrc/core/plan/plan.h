@@ -58,7 +58,7 @@ typedef struct {
     int bias;   /* entry index or -1 */
     bool gather_output;
     bool split_input;
-    bool individual;    /* nobody asked to shard it, and nothing else depends on it */
+    bool is_large; /* a large layer that nothing else shards, sharded individually */
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
     const int
@@ -84,14 +84,15 @@ typedef struct {
     int count;
 } tp_modules;
 
-/* A list of layers between which each rank has a part of the tokens. */
+/* A list of layers between which each rank has a shard of the tokens. */
 typedef struct {
-    int owner; /* the module that runs the stages */
-    tp_modules
-        stages; /* tokens are sharded at the first and gathered behind the last */
-    tp_modules inlets;  /* given all tokens, gathered where they begin */
-    tp_modules outlets; /* row layers that give each rank the sum for its own tokens */
-    tp_modules islands; /* as inlets, with tokens sharded where they end */
+    int owner; /* the module that runs the layers */
+    /* Tokens are sharded at the first and gathered behind the last. */
+    tp_modules layers;
+    tp_modules gather_input;   /* given all tokens, gathered where they begin */
+    tp_modules gather_scatter; /* so are these, and tokens are sharded where they end */
+    /* Row layers that give each rank the sum for its own tokens. */
+    tp_modules reduce_scatter_output;
 } tp_stack;
 
 /* A line for the user: a rule that matched nothing, a tie that keeps a weight

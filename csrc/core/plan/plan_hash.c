@@ -107,10 +107,10 @@ static uint64_t
 hash_stack(uint64_t hash, const tp_stack *stack)
 {
     hash = tp_hash_int(hash, stack->owner);
-    hash = hash_modules(hash, &stack->stages);
-    hash = hash_modules(hash, &stack->inlets);
-    hash = hash_modules(hash, &stack->outlets);
-    return hash_modules(hash, &stack->islands);
+    hash = hash_modules(hash, &stack->layers);
+    hash = hash_modules(hash, &stack->gather_input);
+    hash = hash_modules(hash, &stack->reduce_scatter_output);
+    return hash_modules(hash, &stack->gather_scatter);
 }
 
 uint64_t

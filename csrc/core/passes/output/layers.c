@@ -24,7 +24,7 @@ find_sharded(const tp_build *build, int module, tp_layer *out)
     out->bias = tp_model_find_parameter(build->model, module, "bias");
     out->gather_output = decision->gather_output;
     out->split_input = decision->split_input;
-    out->individual = build->choices[weight].reason == TP_REASON_LARGE;
+    out->is_large = build->choices[weight].reason == TP_REASON_LARGE;
     return true;
 }
 

@@ -8,8 +8,8 @@
 
 typedef enum {
     NOWHERE,
-    INLET, /* all tokens are gathered where it begins */
-    ISLAND /* and sharded again where it ends */
+    GATHER_INPUT,  /* all tokens are gathered where it begins */
+    GATHER_SCATTER /* and sharded again where it ends */
 } role;
 
 typedef struct {
@@ -27,24 +27,24 @@ refuse(const places *at, int module, const char *why, tp_error *err)
                    is->name[0] == '\0' ? is->class_name : is->name, why);
 }
 
-/* The nearest module below its stage that has a role and that a module is or is inside
- * of; -1 for none. */
+/* The nearest module that has a role and that a module is or is inside of, below its
+ * layer of the stack; -1 for none. */
 static int
 around(const places *at, int module)
 {
-    const int stage = tp_stacks_stage(&at->stacks, module);
-    for (int m = module; m != stage; m = tp_stacks_parent(&at->stacks, m)) {
+    const int layer = tp_stacks_layer(&at->stacks, module);
+    for (int m = module; m != layer; m = tp_stacks_parent(&at->stacks, m)) {
         if (at->roles[m] != NOWHERE)
             return m;
     }
     return -1;
 }
 
-/* Give all tokens to the child of the stage that `module` is or is inside of. */
+/* Give all tokens to the child of the layer that `module` is or is inside of. */
 static void
-mark_island(const places *at, int module)
+mark_gather_scatter(const places *at, int module)
 {
-    at->roles[tp_stacks_block(&at->stacks, module)] = ISLAND;
+    at->roles[tp_stacks_block(&at->stacks, module)] = GATHER_SCATTER;
 }
 
 static int
@@ -53,37 +53,37 @@ mark_layers(const places *at, tp_error *err)
     const tp_plan *plan = at->stacks.build->plan;
     for (int i = 0; i < plan->layer_count; i++) {
         const int module = plan->layers[i].module;
-        const int stage = tp_stacks_stage(&at->stacks, module);
+        const int layer = tp_stacks_layer(&at->stacks, module);
         const tp_kind kind = plan->layers[i].kind;
-        if (stage < 0)
+        if (layer < 0)
             continue;
-        if (module == stage || kind == TP_VOCABULARY || kind == TP_HIDDEN)
+        if (module == layer || kind == TP_VOCABULARY || kind == TP_HIDDEN)
             return refuse(at, module, "is no layer around which tokens can be sharded",
                           err);
         if (kind == TP_EXPERTS || kind == TP_EXPERTS_COLUMN || kind == TP_EXPERTS_ROW)
-            mark_island(at, module);
+            mark_gather_scatter(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;
         /* Full outputs that no row layer sums. */
         if (plan->layers[i].gather_output &&
             at->stacks.rows[tp_stacks_block(&at->stacks, module)] == 0)
-            mark_island(at, module);
-        const int inlet = tp_stacks_inlet(&at->stacks, &plan->layers[i]);
-        if (at->roles[inlet] == NOWHERE)
-            at->roles[inlet] = INLET;
+            mark_gather_scatter(at, module);
+        const int gathering = tp_stacks_gather_input(&at->stacks, &plan->layers[i]);
+        if (at->roles[gathering] == NOWHERE)
+            at->roles[gathering] = GATHER_INPUT;
     }
     return 0;
 }
 
-/* Whether a parameter of a stage is used on a part of the tokens. */
+/* Whether a parameter of a stack is used on this rank's own tokens alone. */
 static bool
 is_local(const places *at, const tp_parameter *parameter)
 {
     const int role_of = around(at, parameter->module);
-    if (role_of >= 0 && at->roles[role_of] == ISLAND)
+    if (role_of >= 0 && at->roles[role_of] == GATHER_SCATTER)
         return false;
     const int top =
-        role_of >= 0 ? role_of : tp_stacks_stage(&at->stacks, parameter->module);
+        role_of >= 0 ? role_of : tp_stacks_layer(&at->stacks, parameter->module);
     return role_of < 0 || tp_stacks_is_behind_row(&at->stacks, parameter->module, top);
 }
 
@@ -95,23 +95,23 @@ mark_replicated_blocks(const places *at)
     const tp_plan *plan = at->stacks.build->plan;
     for (int i = 0; i < plan->entry_count; i++) {
         const tp_parameter *is = tp_model_parameter(at->stacks.build->model, i);
-        const int stage = tp_stacks_stage(&at->stacks, is->module);
-        if (stage >= 0 && stage != is->module && plan->entries[i].layout == NULL &&
+        const int layer = tp_stacks_layer(&at->stacks, is->module);
+        if (layer >= 0 && layer != is->module && plan->entries[i].layout == NULL &&
             is->dims > 1 && is_local(at, is) &&
-            !tp_stacks_is_behind_row(&at->stacks, is->module, stage))
-            mark_island(at, is->module);
+            !tp_stacks_is_behind_row(&at->stacks, is->module, layer))
+            mark_gather_scatter(at, is->module);
     }
 }
 
-/* What is in an inlet or island has no role of its own. */
+/* What is in a module that gathers all tokens has no role of its own. */
 static void
 drop_nested(const places *at)
 {
     for (int m = tp_model_module_count(at->stacks.build->model) - 1; m >= 0; m--) {
-        const int stage = tp_stacks_stage(&at->stacks, m);
-        if (at->roles[m] != NOWHERE && m != stage) {
+        const int layer = tp_stacks_layer(&at->stacks, m);
+        if (at->roles[m] != NOWHERE && m != layer) {
             const int parent = tp_stacks_parent(&at->stacks, m);
-            if (parent != stage && around(at, parent) >= 0)
+            if (parent != layer && around(at, parent) >= 0)
                 at->roles[m] = NOWHERE;
         }
     }
@@ -121,12 +121,12 @@ static bool
 is_summed(const places *at, int entry)
 {
     const tp_parameter *is = tp_model_parameter(at->stacks.build->model, entry);
-    return tp_stacks_stage(&at->stacks, is->module) >= 0 &&
+    return tp_stacks_layer(&at->stacks, is->module) >= 0 &&
            at->stacks.build->plan->entries[entry].layout == NULL && is_local(at, is);
 }
 
-/* Let the gradients be summed of what is used on a part of the tokens. One tensor has
- * one gradient, whatever its names are. */
+/* Let the gradients be summed of what is used on own tokens alone. One tensor has one
+ * gradient, whatever its names are. */
 static int
 settle_parameters(const places *at, tp_error *err)
 {
@@ -148,30 +148,30 @@ settle_parameters(const places *at, tp_error *err)
 typedef bool (*choice)(const places *at, int module);
 
 static bool
-is_stage(const places *at, int module)
+is_stack_layer(const places *at, int module)
 {
-    return tp_stacks_stage(&at->stacks, module) == module;
+    return tp_stacks_layer(&at->stacks, module) == module;
 }
 
 static bool
-is_inlet(const places *at, int module)
+gathers_input(const places *at, int module)
 {
-    return at->roles[module] == INLET;
+    return at->roles[module] == GATHER_INPUT;
 }
 
 static bool
-is_island(const places *at, int module)
+gathers_and_scatters(const places *at, int module)
 {
-    return at->roles[module] == ISLAND;
+    return at->roles[module] == GATHER_SCATTER;
 }
 
 static bool
-is_outlet(const places *at, int module)
+reduces_and_scatters(const places *at, int module)
 {
     if (at->stacks.rows[module] != TP_IS_ROW)
         return false;
     const int role_of = around(at, module);
-    return role_of < 0 || at->roles[role_of] == INLET;
+    return role_of < 0 || at->roles[role_of] == GATHER_INPUT;
 }
 
 /* The modules of the stack in `list` that are what is wanted. */
@@ -185,7 +185,7 @@ choose(const places *at, int list, choice wanted, tp_modules *out, tp_error *err
         return -1;
     *out = (tp_modules){items, 0};
     for (int m = list + 1; m < count && tp_stacks_parent(&at->stacks, m) >= list; m++) {
-        if (tp_stacks_stage(&at->stacks, m) >= 0 && wanted(at, m))
+        if (tp_stacks_layer(&at->stacks, m) >= 0 && wanted(at, m))
             items[out->count++] = m;
     }
     return 0;
@@ -205,10 +205,11 @@ write_stacks(const places *at, int lists, tp_error *err)
         tp_stack *stack = &plan->stacks[plan->stack_count++];
         const int parent = tp_stacks_parent(&at->stacks, m);
         stack->owner = parent < 0 ? m : parent;
-        if (choose(at, m, is_stage, &stack->stages, err) < 0 ||
-            choose(at, m, is_inlet, &stack->inlets, err) < 0 ||
-            choose(at, m, is_outlet, &stack->outlets, err) < 0 ||
-            choose(at, m, is_island, &stack->islands, err) < 0)
+        if (choose(at, m, is_stack_layer, &stack->layers, err) < 0 ||
+            choose(at, m, gathers_input, &stack->gather_input, err) < 0 ||
+            choose(at, m, reduces_and_scatters, &stack->reduce_scatter_output, err) <
+                0 ||
+            choose(at, m, gathers_and_scatters, &stack->gather_scatter, err) < 0)
             return -1;
     }
     return 0;

@@ -14,10 +14,10 @@ tp_stacks_parent(const tp_stacks *stacks, int module)
 }
 
 int
-tp_stacks_stage(const tp_stacks *stacks, int module)
+tp_stacks_layer(const tp_stacks *stacks, int module)
 {
-    const int stage = stacks->numbered[module];
-    return stage >= 0 && stacks->lists[tp_stacks_parent(stacks, stage)] ? stage : -1;
+    const int layer = stacks->numbered[module];
+    return layer >= 0 && stacks->lists[tp_stacks_parent(stacks, layer)] ? layer : -1;
 }
 
 /* Modules come after their parents. */
@@ -64,12 +64,12 @@ find_lists(const tp_stacks *stacks)
     int count = 0;
     for (int i = 0; i < plan->layer_count; i++) {
         mark_layer(stacks, &plan->layers[i]);
-        const int stage = stacks->numbered[plan->layers[i].module];
+        const int layer = stacks->numbered[plan->layers[i].module];
         /* Linear layers in a row, as in a head, are no blocks. */
-        if (stage < 0 || plan->layers[i].kind != TP_ROW ||
-            stage == plan->layers[i].module)
+        if (layer < 0 || plan->layers[i].kind != TP_ROW ||
+            layer == plan->layers[i].module)
             continue;
-        bool *is_list = &stacks->lists[tp_stacks_parent(stacks, stage)];
+        bool *is_list = &stacks->lists[tp_stacks_parent(stacks, layer)];
         count += !*is_list;
         *is_list = true;
     }
@@ -115,9 +115,9 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
 int
 tp_stacks_block(const tp_stacks *stacks, int module)
 {
-    const int stage = tp_stacks_stage(stacks, module);
+    const int layer = tp_stacks_layer(stacks, module);
     int block = module;
-    while (tp_stacks_parent(stacks, block) != stage)
+    while (tp_stacks_parent(stacks, block) != layer)
         block = tp_stacks_parent(stacks, block);
     return block;
 }
@@ -138,14 +138,14 @@ holds_siblings(const tp_stacks *stacks, const tp_layer *column, int module)
 }
 
 int
-tp_stacks_inlet(const tp_stacks *stacks, const tp_layer *column)
+tp_stacks_gather_input(const tp_stacks *stacks, const tp_layer *column)
 {
-    const int stage = tp_stacks_stage(stacks, column->module);
+    const int layer = tp_stacks_layer(stacks, column->module);
     int below = column->module;
     int module = tp_stacks_parent(stacks, below);
-    while (module != stage && stacks->rows[module] == 0) {
+    while (module != layer && stacks->rows[module] == 0) {
         below = module;
         module = tp_stacks_parent(stacks, module);
     }
-    return module == stage || holds_siblings(stacks, column, below) ? below : module;
+    return module == layer || holds_siblings(stacks, column, below) ? below : module;
 }
