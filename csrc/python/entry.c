@@ -133,7 +133,7 @@ entry_width(PyObject *self, PyObject *arg)
         return NULL;
     const tp_layout *layout = get(self)->layout;
     return PyLong_FromLongLong(layout == NULL ? full_size(self)
-                                              : layout->parts[rank].width);
+                                              : layout->shards[rank].width);
 }
 
 static PyObject *
@@ -145,12 +145,12 @@ entry_runs(PyObject *self, PyObject *arg)
     const tp_layout *layout = get(self)->layout;
     if (layout == NULL)
         return PyTuple_New(0);
-    const tp_part *part = &layout->parts[rank];
-    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)part->count);
-    for (Py_ssize_t i = 0; tuple != NULL && i < part->count; i++) {
-        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(part->runs[i].start));
+    const tp_shard *shard = &layout->shards[rank];
+    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)shard->count);
+    for (Py_ssize_t i = 0; tuple != NULL && i < shard->count; i++) {
+        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(shard->runs[i].start));
         if (tuple != NULL)
-            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(part->runs[i].length));
+            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(shard->runs[i].length));
     }
     return tuple;
 }
@@ -165,11 +165,11 @@ entry_shared(PyObject *self, PyObject *arg)
         return NULL;
     PyObject *list = PyList_New(0);
     const tp_layout *layout = get(self)->layout;
-    const tp_part *part = layout == NULL ? NULL : &layout->parts[rank];
+    const tp_shard *shard = layout == NULL ? NULL : &layout->shards[rank];
     if (list == NULL)
         return NULL;
-    for (int i = 0; part != NULL && i < part->count; i++) {
-        const tp_run *run = &part->runs[i];
+    for (int i = 0; shard != NULL && i < shard->count; i++) {
+        const tp_run *run = &shard->runs[i];
         const int64_t start = offset;
         offset += run->length;
         if (run->holders <= 1)
@@ -254,7 +254,7 @@ static PyGetSetDef getters[] = {
      "it is replicated.",
      NULL},
     {"is_sharded", entry_get_is_sharded, NULL,
-     "Whether each rank has a part of it; replicated otherwise.", NULL},
+     "Whether each rank has a shard of it; replicated otherwise.", NULL},
     {"is_tied", entry_get_is_tied, NULL,
      "Whether an earlier entry has the same tensor.", NULL},
     {"tied_to", entry_get_tied_to, NULL,

@@ -101,7 +101,7 @@ layer_get_heads(PyObject *self, void *closure)
     const int ranks = heads == NULL ? 0 : heads->ranks;
     PyObject *tuple = PyTuple_New(ranks);
     for (int i = 0; tuple != NULL && i < ranks; i++) {
-        const tp_run *run = &heads->parts[i].runs[0];
+        const tp_run *run = &heads->shards[i].runs[0];
         py_tuple_put(&tuple, i, py_int_tuple((int64_t[]){run->start, run->length}, 2));
     }
     return tuple;
@@ -130,11 +130,11 @@ layer_get_features(PyObject *self, void *closure)
     PyObject *widths = PyTuple_New(ranks);
     PyObject *runs = PyTuple_New(ranks);
     for (int rank = 0; widths != NULL && runs != NULL && rank < ranks; rank++) {
-        const tp_part one = {&features.run, 1, features.run.length};
-        const tp_part *part =
-            features.layout == NULL ? &one : &features.layout->parts[rank];
-        py_tuple_put(&widths, rank, PyLong_FromLongLong(part->width));
-        py_tuple_put(&runs, rank, runs_tuple(part->runs, part->count));
+        const tp_shard one = {&features.run, 1, features.run.length};
+        const tp_shard *shard =
+            features.layout == NULL ? &one : &features.layout->shards[rank];
+        py_tuple_put(&widths, rank, PyLong_FromLongLong(shard->width));
+        py_tuple_put(&runs, rank, runs_tuple(shard->runs, shard->count));
     }
     if (widths != NULL && runs != NULL)
         result = Py_BuildValue("LOO", (long long)features.size, widths, runs);

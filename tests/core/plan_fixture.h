@@ -214,9 +214,9 @@ runs_of(const fixture *f, const char *name, int rank)
     const tp_entry *entry = entry_of(f, name);
     size_t used = 0;
     text[0] = '\0';
-    for (int i = 0; entry->layout != NULL && i < entry->layout->parts[rank].count;
+    for (int i = 0; entry->layout != NULL && i < entry->layout->shards[rank].count;
          i++) {
-        const tp_run *run = &entry->layout->parts[rank].runs[i];
+        const tp_run *run = &entry->layout->shards[rank].runs[i];
         used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%lld+%lld",
                                  i > 0 ? " " : "", (long long)run->start,
                                  (long long)run->length);

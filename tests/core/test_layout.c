@@ -57,12 +57,12 @@ check_cover(const tp_layout *layout)
     int *holders = calloc((size_t)layout->size, sizeof(*holders));
     int *lowest = calloc((size_t)layout->size, sizeof(*lowest));
     for (int rank = 0; rank < layout->ranks; rank++) {
-        const tp_part *part = &layout->parts[rank];
+        const tp_shard *shard = &layout->shards[rank];
         int64_t width = 0;
         int64_t end = -1;
-        CHECK(part->count > 0);
-        for (int i = 0; i < part->count; i++) {
-            const tp_run *run = &part->runs[i];
+        CHECK(shard->count > 0);
+        for (int i = 0; i < shard->count; i++) {
+            const tp_run *run = &shard->runs[i];
             CHECK(run->length > 0 && run->start >= end);
             CHECK(run->start + run->length <= layout->size);
             CHECK(rank >= run->owner && rank < run->owner + run->holders);
@@ -73,13 +73,13 @@ check_cover(const tp_layout *layout)
                     lowest[at] = rank;
             }
         }
-        CHECK_INT_EQ(part->width, width);
+        CHECK_INT_EQ(shard->width, width);
     }
     bool held = true;
     for (int rank = 0; rank < layout->ranks; rank++) {
-        const tp_part *part = &layout->parts[rank];
-        for (int i = 0; i < part->count; i++) {
-            const tp_run *run = &part->runs[i];
+        const tp_shard *shard = &layout->shards[rank];
+        for (int i = 0; i < shard->count; i++) {
+            const tp_run *run = &shard->runs[i];
             for (int64_t at = run->start; at < run->start + run->length; at++)
                 held &= holders[at] == run->holders && lowest[at] == run->owner;
         }
@@ -129,9 +129,9 @@ test_plain_pieces_follow_one_another_from_rank_to_rank(void)
             &err);
         int64_t end = 0;
         for (int rank = 0; rank < ranks; rank++) {
-            CHECK_INT_EQ(layout->parts[rank].count, 1);
-            CHECK_INT_EQ(layout->parts[rank].runs[0].start, end);
-            end += layout->parts[rank].width;
+            CHECK_INT_EQ(layout->shards[rank].count, 1);
+            CHECK_INT_EQ(layout->shards[rank].runs[0].start, end);
+            end += layout->shards[rank].width;
         }
         CHECK_INT_EQ(end, piece.size);
     }
@@ -152,8 +152,8 @@ test_units_are_never_split(void)
             tp_layout_new(arena, &piece, 1, (tp_heads){0, 0}, ranks, &layout, &err),
             &err);
         for (int rank = 0; rank < ranks; rank++) {
-            CHECK_INT_EQ(layout->parts[rank].runs[0].start % unit, 0);
-            CHECK_INT_EQ(layout->parts[rank].width % unit, 0);
+            CHECK_INT_EQ(layout->shards[rank].runs[0].start % unit, 0);
+            CHECK_INT_EQ(layout->shards[rank].width % unit, 0);
         }
     }
     tp_arena_free(arena);
@@ -181,11 +181,11 @@ test_local_query_heads_attend_to_the_key_heads_they_had(void)
         for (int rank = 0; rank < ranks; rank++) {
             tp_heads own = {0, 0};
             CHECK_OK(tp_heads_of_rank(heads, ranks, rank, &own, &err), &err);
-            CHECK_INT_EQ(own.query, query->parts[rank].width);
-            CHECK_INT_EQ(own.key, held->parts[rank].width);
+            CHECK_INT_EQ(own.query, query->shards[rank].width);
+            CHECK_INT_EQ(own.key, held->shards[rank].width);
             CHECK_INT_EQ(own.query % own.key, 0);
-            const int64_t start = query->parts[rank].runs[0].start;
-            const int64_t first_key = held->parts[rank].runs[0].start;
+            const int64_t start = query->shards[rank].runs[0].start;
+            const int64_t first_key = held->shards[rank].runs[0].start;
             CHECK_INT_EQ(start, next);
             for (int64_t i = 0; i < own.query; i++) {
                 const int64_t local = i / (own.query / own.key);
@@ -220,7 +220,7 @@ test_key_heads_fewer_than_ranks_are_held_by_several(void)
     const tp_layout *layout = NULL;
     CHECK_OK(tp_layout_new(arena, &piece, 1, (tp_heads){8, 2}, 4, &layout, &err), &err);
     for (int rank = 0; rank < 4; rank++) {
-        const tp_run *run = &layout->parts[rank].runs[0];
+        const tp_run *run = &layout->shards[rank].runs[0];
         CHECK_INT_EQ(run->start, rank / 2 * 16);
         CHECK_INT_EQ(run->length, 16);
         CHECK_INT_EQ(run->owner, rank / 2 * 2);
@@ -237,11 +237,11 @@ test_neighbouring_runs_of_one_rank_are_joined(void)
     const tp_piece pieces[] = {{8, 1, TP_PIECE_PLAIN}, {6, 1, TP_PIECE_PLAIN}};
     const tp_layout *layout = NULL;
     CHECK_OK(tp_layout_new(arena, pieces, 2, (tp_heads){0, 0}, 1, &layout, &err), &err);
-    CHECK_INT_EQ(layout->parts[0].count, 1);
-    CHECK_INT_EQ(layout->parts[0].width, 14);
+    CHECK_INT_EQ(layout->shards[0].count, 1);
+    CHECK_INT_EQ(layout->shards[0].width, 14);
     CHECK_OK(tp_layout_new(arena, pieces, 2, (tp_heads){0, 0}, 2, &layout, &err), &err);
-    CHECK_INT_EQ(layout->parts[0].count, 2);
-    CHECK_INT_EQ(layout->parts[1].runs[1].start, 11);
+    CHECK_INT_EQ(layout->shards[0].count, 2);
+    CHECK_INT_EQ(layout->shards[1].runs[1].start, 11);
     tp_arena_free(arena);
 }
 

@@ -70,8 +70,8 @@ test_the_local_key_value_groups_are_those_of_the_local_heads(void)
         CHECK(integer_of(&f, attention, "head_dim") == NULL);
         const tp_layout *layout =
             entry_of(&f, "model.layers.0.self_attn.k_proj.weight")->layout;
-        CHECK_INT_EQ(layout->parts[3].runs[0].owner, 2);
-        CHECK_INT_EQ(layout->parts[3].runs[0].holders, 2);
+        CHECK_INT_EQ(layout->shards[3].runs[0].owner, 2);
+        CHECK_INT_EQ(layout->shards[3].runs[0].holders, 2);
     }
     fixture_free(&f);
 }
@@ -99,7 +99,7 @@ test_one_rank_holds_everything(void)
             int64_t shape[TP_MAX_DIMS];
             tp_plan_local_shape(f.plan, i, 0, shape);
             CHECK_INT_EQ(shape[0], tp_model_parameter(f.model, i)->shape[0]);
-            CHECK(entry->layout == NULL || entry->layout->parts[0].count == 1);
+            CHECK(entry->layout == NULL || entry->layout->shards[0].count == 1);
         }
         CHECK_INT_EQ(tp_plan_integer_count(f.plan), 0);
     }

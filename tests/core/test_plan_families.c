@@ -243,8 +243,8 @@ test_what_is_given_per_head_is_sharded_to_the_heads_of_a_rank(void)
         const tp_layer *layer = layer_of(&f, "attn");
         CHECK(layer != NULL && layer->kind == TP_HEADS);
         CHECK_INT_EQ(layer->heads->size, 3);
-        CHECK_INT_EQ(layer->heads->parts[0].runs[0].length, 2);
-        CHECK_INT_EQ(layer->heads->parts[1].runs[0].start, 2);
+        CHECK_INT_EQ(layer->heads->shards[0].runs[0].length, 2);
+        CHECK_INT_EQ(layer->heads->shards[1].runs[0].start, 2);
     }
     fixture_free(&f);
 }

@@ -101,11 +101,11 @@ check_entry(const fixture *f, int index)
         tp_plan_local_shape(f->plan, index, rank, shape);
         for (int i = 0; i < at->dims; i++)
             shard *= shape[i];
-        const tp_part *part = &entry->layout->parts[rank];
-        CHECK_INT_EQ(shard, entry->outer * part->width * entry->inner);
-        for (int i = 0; i < part->count; i++) {
-            if (part->runs[i].owner == rank)
-                own += part->runs[i].length;
+        const tp_shard *held = &entry->layout->shards[rank];
+        CHECK_INT_EQ(shard, entry->outer * held->width * entry->inner);
+        for (int i = 0; i < held->count; i++) {
+            if (held->runs[i].owner == rank)
+                own += held->runs[i].length;
         }
     }
     CHECK_INT_EQ(own, entry->layout->size);

@@ -28,8 +28,8 @@ check_piece(const tp_piece *piece, tp_heads heads, tp_error *err)
 
 /* The run of every rank, counted from the start of the piece. */
 static int
-cut_by_size(const tp_piece *piece, int ranks, tp_run *runs, int64_t *widths,
-            tp_error *err)
+shard_by_size(const tp_piece *piece, int ranks, tp_run *runs, int64_t *widths,
+              tp_error *err)
 {
     const bool plain = piece->role == TP_PIECE_PLAIN;
     const int result =
@@ -52,7 +52,8 @@ cut_by_size(const tp_piece *piece, int ranks, tp_run *runs, int64_t *widths,
 }
 
 static void
-cut_by_heads(const tp_piece *piece, const tp_head_span *spans, int ranks, tp_run *runs)
+shard_by_heads(const tp_piece *piece, const tp_head_span *spans, int ranks,
+               tp_run *runs)
 {
     const int64_t unit = piece->unit;
     for (int rank = 0; rank < ranks; rank++) {
@@ -68,8 +69,8 @@ cut_by_heads(const tp_piece *piece, const tp_head_span *spans, int ranks, tp_run
 
 /* `runs` is [count][ranks], counted from the start of the dimension. */
 static int
-cut_pieces(const tp_piece *pieces, int count, tp_heads heads, int ranks, tp_run *runs,
-           tp_error *err)
+shard_pieces(const tp_piece *pieces, int count, tp_heads heads, int ranks, tp_run *runs,
+             tp_error *err)
 {
     int result = -1;
     bool by_heads = false;
@@ -92,8 +93,8 @@ cut_pieces(const tp_piece *pieces, int count, tp_heads heads, int ranks, tp_run 
         tp_run *row = runs + (ptrdiff_t)i * ranks;
         const tp_piece_role role = pieces[i].role;
         if (role == TP_PIECE_QUERY || role == TP_PIECE_KEY)
-            cut_by_heads(&pieces[i], spans, ranks, row);
-        else if (cut_by_size(&pieces[i], ranks, row, widths, err) < 0)
+            shard_by_heads(&pieces[i], spans, ranks, row);
+        else if (shard_by_size(&pieces[i], ranks, row, widths, err) < 0)
             goto done;
         for (int rank = 0; rank < ranks; rank++)
             row[rank].start += offset;
@@ -107,21 +108,21 @@ done:
 }
 
 /* One rank's column of `runs`, neighbours joined. `out` has room for `count`. */
-static tp_part
+static tp_shard
 join_runs(const tp_run *runs, int count, int ranks, int rank, tp_run *out)
 {
-    tp_part part = {out, 0, 0};
+    tp_shard shard = {out, 0, 0};
     for (int i = 0; i < count; i++) {
         const tp_run run = runs[(ptrdiff_t)i * ranks + rank];
-        tp_run *last = part.count > 0 ? &out[part.count - 1] : NULL;
-        part.width += run.length;
+        tp_run *last = shard.count > 0 ? &out[shard.count - 1] : NULL;
+        shard.width += run.length;
         if (last != NULL && last->start + last->length == run.start &&
             last->owner == run.owner && last->holders == run.holders)
             last->length += run.length;
         else
-            out[part.count++] = run;
+            out[shard.count++] = run;
     }
-    return part;
+    return shard;
 }
 
 int
@@ -136,21 +137,21 @@ tp_layout_new(tp_arena *arena, const tp_piece *pieces, int count, tp_heads heads
     tp_run *runs = calloc(cells, sizeof(*runs));
     if (runs == NULL)
         return tp_fail_memory(err);
-    if (cut_pieces(pieces, count, heads, ranks, runs, err) < 0)
+    if (shard_pieces(pieces, count, heads, ranks, runs, err) < 0)
         goto done;
 
     tp_layout *layout = tp_arena_take(arena, 1, sizeof(*layout), err);
-    tp_part *parts = tp_arena_take(arena, (size_t)ranks, sizeof(*parts), err);
+    tp_shard *shards = tp_arena_take(arena, (size_t)ranks, sizeof(*shards), err);
     tp_run *kept = tp_arena_take(arena, cells, sizeof(*kept), err);
-    if (layout == NULL || parts == NULL || kept == NULL)
+    if (layout == NULL || shards == NULL || kept == NULL)
         goto done;
     for (int rank = 0; rank < ranks; rank++)
-        parts[rank] =
+        shards[rank] =
             join_runs(runs, count, ranks, rank, kept + (ptrdiff_t)rank * count);
     for (int i = 0; i < count; i++)
         layout->size += pieces[i].size;
     layout->ranks = ranks;
-    layout->parts = parts;
+    layout->shards = shards;
     *out = layout;
     result = 0;
 done:

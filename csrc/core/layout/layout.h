@@ -39,12 +39,12 @@ typedef struct {
     const tp_run *runs;
     int count;
     int64_t width; /* sum of the lengths */
-} tp_part;
+} tp_shard;
 
 typedef struct {
     int64_t size; /* full extent of the sharded dimension */
     int ranks;
-    const tp_part *parts; /* one per rank */
+    const tp_shard *shards; /* one per rank */
 } tp_layout;
 
 /* Lay `count` pieces, which follow one another along the sharded dimension, over

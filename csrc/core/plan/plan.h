@@ -23,7 +23,7 @@ typedef enum {
     TP_HIDDEN,     /* columns of an embedding */
     TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
     TP_EXPERTS_COLUMN, /* only of a layer: one layer of all experts, of which each rank
-                        * gives a part of the features */
+                        * gives a shard of the features */
     TP_EXPERTS_ROW,    /* only of a layer: as above, and takes it */
     TP_SHARE, /* only of a layer inside of experts: each rank gives its share */
     TP_ROPE,  /* only of a layer: ranks use a run of its output for their heads */

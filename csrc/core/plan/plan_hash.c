@@ -19,10 +19,10 @@ hash_runs(const tp_layout *layout)
 {
     uint64_t hash = tp_hash_int(TP_HASH_START, layout->size);
     for (int rank = 0; rank < layout->ranks; rank++) {
-        const tp_part *part = &layout->parts[rank];
-        hash = tp_hash_int(hash, part->count);
-        for (int i = 0; i < part->count; i++) {
-            const tp_run *run = &part->runs[i];
+        const tp_shard *shard = &layout->shards[rank];
+        hash = tp_hash_int(hash, shard->count);
+        for (int i = 0; i < shard->count; i++) {
+            const tp_run *run = &shard->runs[i];
             hash = tp_hash_int(hash, run->start);
             hash = tp_hash_int(hash, run->length);
             hash = tp_hash_int(hash, run->owner);

@@ -113,7 +113,7 @@ tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape)
         shape[i] = parameter->shape[i];
     if (at->layout != NULL)
         shape[at->dim] =
-            shape[at->dim] / at->layout->size * at->layout->parts[rank].width;
+            shape[at->dim] / at->layout->size * at->layout->shards[rank].width;
 }
 
 bool
@@ -122,9 +122,9 @@ tp_plan_is_counted(const tp_plan *plan, int entry, int rank)
     const tp_layout *layout = plan->entries[entry].layout;
     if (layout == NULL)
         return false;
-    const tp_part *part = &layout->parts[rank];
-    for (int i = 0; i < part->count; i++)
-        if (part->runs[i].owner != rank)
+    const tp_shard *shard = &layout->shards[rank];
+    for (int i = 0; i < shard->count; i++)
+        if (shard->runs[i].owner != rank)
             return false;
     return true;
 }

@@ -37,8 +37,8 @@ typedef struct {
     int dim; /* sharded dimension of the (viewed) weight; -1: by `partition` */
     tp_shape shape;
     bool gather_output; /* column: every rank gets the full output */
-    bool split_input;   /* row: the input is full, take the own part of it */
-    bool sum_gradient;  /* skip: the gradient is a part on every rank */
+    bool split_input;   /* row: the input is full, take the own shard of it */
+    bool sum_gradient;  /* skip: the gradient is partial on every rank */
 } tp_spec;
 
 #define TP_NO_SPEC                                                     \

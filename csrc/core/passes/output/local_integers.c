@@ -192,7 +192,7 @@ add_features(const tp_build *build, int module, tp_error *err)
     if (widths == NULL)
         return -1;
     for (int rank = 0; rank < plan->ranks; rank++)
-        widths[rank] = layout->parts[rank].width;
+        widths[rank] = layout->shards[rank].width;
     for (int i = 0; i < at->integer_count; i++) {
         const tp_integer *integer = &at->integers[i];
         if (integer->value == layout->size && has_own_key(keys, integer->key))

@@ -24,7 +24,7 @@ static bool
 is_one_run_each(const tp_layout *layout)
 {
     for (int rank = 0; rank < layout->ranks; rank++)
-        if (layout->parts[rank].count != 1)
+        if (layout->shards[rank].count != 1)
             return false;
     return true;
 }

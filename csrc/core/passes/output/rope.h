@@ -2,7 +2,8 @@
 /* rope.h -- the projection of latent attention that also makes positions.
  *
  * Its weight stays replicated. A column layer reads the latent part of its output, and
- * the heads of each rank read the last features, whose gradient is therefore a part. */
+ * the heads of each rank read the last features, whose gradient is therefore partial.
+ */
 #ifndef TP_ROPE_H
 #define TP_ROPE_H
 

@@ -83,7 +83,7 @@ weight_of(const tp_build *build, const tp_parameter *bias)
 }
 
 /* The bias of features that are sharded is sharded alike; one of the output is added
- * once, each rank giving its share, so that each has a part of its gradient. */
+ * once, each rank giving its share, so that its gradient is partial on each. */
 static void
 decide_bias(tp_build *build, int index)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* experts.h -- modules that hold the weights of all their experts as tensors.
  *
- * Each rank runs its part of every expert, and the module's output is the sum over
+ * Each rank runs its shard of every expert, and the module's output is the sum over
  * the ranks. */
 #ifndef TP_EXPERTS_H
 #define TP_EXPERTS_H

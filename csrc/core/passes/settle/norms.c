@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* norms.c -- norms over features of which each rank holds a part. */
+/* norms.c -- norms over features that are sharded. */
 #include "passes/settle/norms.h"
 
 #include <string.h>

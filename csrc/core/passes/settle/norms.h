@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* norms.h -- norms over features of which each rank holds a part.
+/* norms.h -- norms over features that are sharded.
  *
  * Between a column and a row a norm over all features needs those of all ranks. Its
  * weight stays replicated; what it works on is laid out like the weight beside it. */

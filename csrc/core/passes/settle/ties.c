@@ -7,7 +7,7 @@
 #include "passes/choose/rules.h"
 
 static bool
-same_part(const tp_part *a, const tp_part *b)
+same_shard(const tp_shard *a, const tp_shard *b)
 {
     bool same = a->count == b->count;
     for (int i = 0; same && i < a->count; i++)
@@ -23,7 +23,7 @@ same_runs(const tp_layout *a, const tp_layout *b)
 {
     bool same = a == b || (a->size == b->size && a->ranks == b->ranks);
     for (int rank = 0; same && a != b && rank < a->ranks; rank++)
-        same = same_part(&a->parts[rank], &b->parts[rank]);
+        same = same_shard(&a->shards[rank], &b->shards[rank]);
     return same;
 }
 
