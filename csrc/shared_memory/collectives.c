@@ -41,8 +41,8 @@ name_of(tp_collective kind)
 }
 
 static int
-post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds,
-           tp_error *err)
+post_chunk(tp_shm *shm, const tp_collective_message *message, size_t offset,
+           double seconds, tp_error *err)
 {
     _Atomic uint64_t *posted = &shm->counters[shm->rank].posted;
     const uint64_t chunk = atomic_load_explicit(posted, memory_order_relaxed);
@@ -61,7 +61,7 @@ post_chunk(tp_shm *shm, const tp_message *message, size_t offset, double seconds
 }
 
 int
-tp_collective_post(tp_shm *shm, const tp_message *message, double seconds,
+tp_collective_post(tp_shm *shm, const tp_collective_message *message, double seconds,
                    tp_error *err)
 {
     const size_t room = smaller(message->bytes, TP_SHM_SLOTS * shm->slot);
@@ -78,7 +78,8 @@ tp_collective_post(tp_shm *shm, const tp_message *message, double seconds,
 
 /* Fails where another rank has posted another size or for another collective. */
 static int
-check_same(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *err)
+check_same(tp_shm *shm, const tp_collective_message *message, uint64_t chunk,
+           tp_error *err)
 {
     for (int rank = 0; rank < shm->ranks; rank++) {
         const tp_shm_tag *tag = &shm->counters[rank].tags[chunk % TP_SHM_SLOTS];
@@ -98,8 +99,8 @@ check_same(tp_shm *shm, const tp_message *message, uint64_t chunk, tp_error *err
 
 /* Read chunk after chunk, and post what there was no room for. */
 static int
-read_chunks(tp_shm *shm, const tp_message *message, use_chunk use, void *context,
-            double seconds, tp_error *err)
+read_chunks(tp_shm *shm, const tp_collective_message *message, use_chunk use,
+            void *context, double seconds, tp_error *err)
 {
     _Atomic uint64_t *chunks_read = &shm->counters[shm->rank].read;
     const size_t ahead = TP_SHM_SLOTS * shm->slot;
@@ -211,8 +212,8 @@ item_bytes(tp_collective kind)
 }
 
 int
-tp_collective_sum(tp_shm *shm, const tp_message *message, size_t first, size_t count,
-                  void *to, double seconds, tp_error *err)
+tp_collective_sum(tp_shm *shm, const tp_collective_message *message, size_t first,
+                  size_t count, void *to, double seconds, tp_error *err)
 {
     const size_t item = item_bytes(message->kind);
     wanted_sum want = {message->kind, item, first * item, (first + count) * item, to};
@@ -237,8 +238,8 @@ use_all(const tp_shm *shm, uint64_t chunk, size_t offset, size_t bytes, void *co
 }
 
 int
-tp_collective_gather(tp_shm *shm, const tp_message *message, void *to, double seconds,
-                     tp_error *err)
+tp_collective_gather(tp_shm *shm, const tp_collective_message *message, void *to,
+                     double seconds, tp_error *err)
 {
     wanted_all want = {message->bytes, to};
 

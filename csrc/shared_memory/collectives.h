@@ -20,21 +20,21 @@ typedef struct {
     const void *from;   /* borrowed */
     size_t bytes;       /* the same on every rank */
     tp_collective kind; /* likewise */
-} tp_message;
+} tp_collective_message;
 
 /* Post as much of a message as there is room for. Fails as tp_wait does, as do the
  * others; they also fail, on all ranks, where messages differ. */
-int tp_collective_post(tp_shm *shm, const tp_message *message, double seconds,
-                       tp_error *err);
+int tp_collective_post(tp_shm *shm, const tp_collective_message *message,
+                       double seconds, tp_error *err);
 
 /* Write items [first, first + count) of the sum of all ranks' messages to `to`, which
  * may be the place of these very items in the message. bfloat16 is summed in float32.
  */
-int tp_collective_sum(tp_shm *shm, const tp_message *message, size_t first,
+int tp_collective_sum(tp_shm *shm, const tp_collective_message *message, size_t first,
                       size_t count, void *to, double seconds, tp_error *err);
 
 /* Write all ranks' messages to `to`, one after the other. */
-int tp_collective_gather(tp_shm *shm, const tp_message *message, void *to,
+int tp_collective_gather(tp_shm *shm, const tp_collective_message *message, void *to,
                          double seconds, tp_error *err);
 
 #endif

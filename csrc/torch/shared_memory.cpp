@@ -65,7 +65,7 @@ collective_of(const Tensor &x)
     }
 }
 
-tp_message
+tp_collective_message
 message_of(const Tensor &x, tp_collective use)
 {
     require(x.is_cpu() && x.is_contiguous(),
@@ -74,10 +74,10 @@ message_of(const Tensor &x, tp_collective use)
 }
 
 // The message of a sum of which `sum` gets as many items as it holds, from `first` on.
-tp_message
+tp_collective_message
 summand(const Tensor &x, const Tensor &sum, int64_t first)
 {
-    const tp_message message = message_of(x, collective_of(x));
+    const tp_collective_message message = message_of(x, collective_of(x));
     require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
             "sum: expected a contiguous tensor on the CPU, of the dtype of x");
     require(first >= 0 && first <= x.numel() && sum.numel() <= x.numel() - first,
@@ -91,7 +91,7 @@ void
 shm_start_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
               double seconds)
 {
-    const tp_message message = summand(x, sum, first);
+    const tp_collective_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
     if (tp_collective_post(open_memory().find(handle).get(), &message, seconds, &err) <
         0)
@@ -102,7 +102,7 @@ void
 shm_take_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
              double seconds)
 {
-    const tp_message message = summand(x, sum, first);
+    const tp_collective_message message = summand(x, sum, first);
     tp_error err = TP_NO_ERROR;
     if (tp_collective_sum(open_memory().find(handle).get(), &message,
                           static_cast<size_t>(first), static_cast<size_t>(sum.numel()),
@@ -113,7 +113,7 @@ shm_take_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
 void
 shm_gather(int64_t handle, const Tensor &x, const Tensor &all, double seconds)
 {
-    const tp_message message = message_of(x, TP_GATHER);
+    const tp_collective_message message = message_of(x, TP_GATHER);
     const std::shared_ptr<tp_shm> shm = open_memory().find(handle);
     require(
         all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&

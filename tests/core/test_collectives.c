@@ -101,7 +101,7 @@ sum_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 200; round++) {
         const size_t count = count_of(round);
-        const tp_message message = {x, count * sizeof(float), TP_SUM_F32};
+        const tp_collective_message message = {x, count * sizeof(float), TP_SUM_F32};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -126,7 +126,7 @@ sum_doubles_for_each(tp_shm *shm, int rank, int ranks)
         const size_t count = count_of(round);
         const size_t first = count * (size_t)rank / (size_t)ranks;
         const size_t mine = count * (size_t)(rank + 1) / (size_t)ranks - first;
-        const tp_message message = {x, count * sizeof(double), TP_SUM_F64};
+        const tp_collective_message message = {x, count * sizeof(double), TP_SUM_F64};
         for (size_t i = 0; i < count; i++)
             x[i] = item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -149,7 +149,7 @@ gather_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 40; round++) {
         const size_t count = count_of(round);
-        const tp_message message = {x, count * sizeof(float), TP_GATHER};
+        const tp_collective_message message = {x, count * sizeof(float), TP_GATHER};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -199,7 +199,7 @@ sum_bf16_numbers(tp_shm *shm, int rank, int ranks)
     static const uint16_t expected[] = {0x3f80, 0x4000, 0x7fc0, 0x7fc0, 0x3f81};
     tp_error err = TP_NO_ERROR;
     uint16_t sum[5];
-    const tp_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
+    const tp_collective_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
 
     (void)ranks;
     if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
@@ -215,7 +215,8 @@ test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest(void)
 }
 
 static int
-fails_with(tp_shm *shm, const tp_message *message, float *x, const char *words)
+fails_with(tp_shm *shm, const tp_collective_message *message, float *x,
+           const char *words)
 {
     const size_t count = message->bytes / sizeof(float);
     tp_error err = TP_NO_ERROR;
@@ -243,7 +244,7 @@ static int
 lose_a_rank(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
-    const tp_message message = {x, sizeof(x), TP_SUM_F32};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32};
     const struct timespec pause = {1, 0};
     tp_error err = TP_NO_ERROR;
     char words[64];
@@ -274,7 +275,8 @@ static int
 give_more(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
-    const tp_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float), TP_SUM_F32};
+    const tp_collective_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float),
+                                           TP_SUM_F32};
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
@@ -293,8 +295,8 @@ static int
 do_something_else(tp_shm *shm, int rank, int ranks)
 {
     static float x[4];
-    const tp_message message = {x, rank == 1 ? 0 : sizeof(x),
-                                rank == 0 ? TP_GATHER : TP_SUM_F32};
+    const tp_collective_message message = {x, rank == 1 ? 0 : sizeof(x),
+                                           rank == 0 ? TP_GATHER : TP_SUM_F32};
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
@@ -315,7 +317,7 @@ static int
 lose_patience(tp_shm *shm, int rank, int ranks)
 {
     float x[3] = {0};
-    const tp_message message = {x, sizeof(x), TP_SUM_F32};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32};
     const struct timespec pause = {2, 0};
     tp_error err = TP_NO_ERROR;
 
