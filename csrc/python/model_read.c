@@ -74,7 +74,7 @@ read_kind(PyObject *object, tp_module_kind *out)
     tp_error err = TP_NO_ERROR;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "unknown kind '%s'", name);
-    tp_near_add(&text, name, kinds, count);
+    tp_did_you_mean_add(&text, name, kinds, count);
     tp_text_fail(&text, TP_VALUE, &err);
     py_raise(&err);
     return -1;

@@ -31,7 +31,7 @@ read_source(PyObject *object, tp_source *out)
     tp_error err = TP_NO_ERROR;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "source: unknown source '%s'", name);
-    tp_near_add(&text, name, known, TP_FROM_NOTHING);
+    tp_did_you_mean_add(&text, name, known, TP_FROM_NOTHING);
     tp_text_fail(&text, TP_VALUE, &err);
     py_raise(&err);
     return -1;

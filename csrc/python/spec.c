@@ -163,7 +163,7 @@ read_key(PyObject *key, PyObject *value, tp_spec *spec)
     tp_error err = TP_NO_ERROR;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "unknown key '%s'", name);
-    tp_near_add(&text, name, keys, KEY_COUNT);
+    tp_did_you_mean_add(&text, name, keys, KEY_COUNT);
     tp_text_fail(&text, TP_VALUE, &err);
     py_raise(&err);
     return -1;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // embedding_lookup.cpp -- the operator that looks up rows of a sharded embedding, on a
 // CPU and on a GPU.
+#include "torch/cpu_copies.h"
 #include "torch/device.h"
-#include "torch/parallel.h"
 
 extern "C" {
 #include "pack/embedding_lookup.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // pack.cpp -- the operators that copy the runs of a full tensor to a new shard, on a
 // CPU and on a GPU.
+#include "torch/cpu_copies.h"
 #include "torch/device_copies.h"
-#include "torch/parallel.h"
 
 namespace
 {
@@ -12,7 +12,7 @@ using namespace tp;
 void
 pack_pages(int64_t begin, int64_t end, void *context) noexcept
 {
-    const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
+    const CpuCopy &copy = *static_cast<const CpuCopy *>(context);
     tp_shard_pack(&copy.view, copy.source, copy.target, begin * kPage,
                   copy.end_of(end));
 }
@@ -20,7 +20,7 @@ pack_pages(int64_t begin, int64_t end, void *context) noexcept
 void
 pack_part_pages(int64_t begin, int64_t end, void *context) noexcept
 {
-    const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
+    const CpuCopy &copy = *static_cast<const CpuCopy *>(context);
     tp_shard_part(&copy.view, copy.source,
                   static_cast<char *>(copy.target) + begin * kPage,
                   copy.begin + begin * kPage, copy.begin + copy.end_of(end));
@@ -31,8 +31,8 @@ pack_checked(const Tensor &full, const tp_shard_view &view,
              const std::vector<int64_t> &shape)
 {
     Tensor shard = new_like(full, shape);
-    ParallelCopy copy = {view, full.const_data_ptr(), shard.mutable_data_ptr(),
-                         tp_shard_bytes(&view)};
+    CpuCopy copy = {view, full.const_data_ptr(), shard.mutable_data_ptr(),
+                    tp_shard_bytes(&view)};
     tp_shard_expect(copy.target, copy.bytes);
     copy.run(pack_pages);
     return shard;
@@ -74,8 +74,8 @@ pack_part_on_cpu(const Tensor &part, const Tensor &full, int64_t outer, int64_t 
             "part and begin: expected bytes of the shard, got some after its end");
     require(!share_memory(full, part),
             "part shares memory with full; expected memory of its own");
-    ParallelCopy copy = {view, full.const_data_ptr(), part.mutable_data_ptr(),
-                         part.numel(), begin};
+    CpuCopy copy = {view, full.const_data_ptr(), part.mutable_data_ptr(), part.numel(),
+                    begin};
     copy.run(pack_part_pages);
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // unpack.cpp -- the operator that writes a shard back to its runs of the full tensor,
 // on a CPU and on a GPU.
+#include "torch/cpu_copies.h"
 #include "torch/device_copies.h"
-#include "torch/parallel.h"
 
 namespace
 {
@@ -28,7 +28,7 @@ view_to_unpack(const Tensor &full, const Tensor &shard, int64_t outer, int64_t s
 void
 unpack_pages(int64_t begin, int64_t end, void *context) noexcept
 {
-    const ParallelCopy &copy = *static_cast<const ParallelCopy *>(context);
+    const CpuCopy &copy = *static_cast<const CpuCopy *>(context);
     tp_shard_unpack(&copy.view, copy.target, copy.source, begin * kPage,
                     copy.end_of(end));
 }
@@ -38,8 +38,8 @@ unpack_on_cpu(const Tensor &full, const Tensor &shard, int64_t outer, int64_t si
               int64_t inner, std::vector<int64_t> runs)
 {
     const tp_shard_view view = view_to_unpack(full, shard, outer, size, inner, runs);
-    ParallelCopy copy = {view, shard.const_data_ptr(), full.mutable_data_ptr(),
-                         tp_shard_bytes(&view)};
+    CpuCopy copy = {view, shard.const_data_ptr(), full.mutable_data_ptr(),
+                    tp_shard_bytes(&view)};
     copy.run(unpack_pages);
 }
 

@@ -113,7 +113,7 @@ check_added(const char *name, const char *const *names, int count, const char *w
     tp_error err = TP_NO_ERROR;
     tp_text text = TP_NO_TEXT;
     char *out = NULL;
-    tp_near_add(&text, name, names, count);
+    tp_did_you_mean_add(&text, name, names, count);
     CHECK_OK(tp_text_take(&text, &out, &err), &err);
     CHECK_TEXT_EQ(out, want);
     free(out);

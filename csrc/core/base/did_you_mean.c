@@ -109,7 +109,8 @@ tp_did_you_mean(const char *name, const char *const *names, int count, int limit
 }
 
 void
-tp_near_add(tp_text *text, const char *name, const char *const *names, int count)
+tp_did_you_mean_add(tp_text *text, const char *name, const char *const *names,
+                    int count)
 {
     int found[SUGGESTIONS];
     const int near = tp_did_you_mean(name, names, count, SUGGESTIONS, found);

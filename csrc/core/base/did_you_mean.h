@@ -17,6 +17,7 @@ int tp_did_you_mean(const char *name, const char *const *names, int count, int l
 
 /* Append `; did you mean 'a' or 'b'?` where anything is near, else the whole
  * list as `; known: a, b, c`. */
-void tp_near_add(tp_text *text, const char *name, const char *const *names, int count);
+void tp_did_you_mean_add(tp_text *text, const char *name, const char *const *names,
+                         int count);
 
 #endif

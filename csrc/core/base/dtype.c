@@ -52,7 +52,7 @@ fail_unknown(const char *spelling, const char *core, size_t size, const char *wh
     if (tp_text_take(&bare, &name, err) < 0)
         return -1;
     tp_text_add(&text, "%s: '%s' is not a dtype", where, spelling);
-    tp_near_add(&text, name, spellings, SPELLINGS);
+    tp_did_you_mean_add(&text, name, spellings, SPELLINGS);
     free(name);
     return tp_text_fail(&text, TP_VALUE, err);
 }

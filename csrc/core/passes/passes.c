@@ -4,13 +4,13 @@
 
 #include <stdlib.h>
 
+#include "passes/choose/choose.h"
 #include "passes/choose/defaults.h"
 #include "passes/choose/fallback.h"
 #include "passes/choose/family_blocks.h"
 #include "passes/choose/family_experts.h"
 #include "passes/choose/large_layers.h"
 #include "passes/choose/module_styles.h"
-#include "passes/choose/rules.h"
 #include "passes/output/entries.h"
 #include "passes/output/layers.h"
 #include "passes/output/local_integers.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan_hash.c -- one number for a plan, to compare it over ranks. */
+/* plan_hash.c -- one hash of a plan, to compare it over ranks. */
 #include "plan/plan_hash.h"
 
 #include "base/hash.h"

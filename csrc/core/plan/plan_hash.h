@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan_hash.h -- one number for a plan, to compare it over ranks. */
+/* plan_hash.h -- one hash of a plan, to compare it over ranks. */
 #ifndef TP_PLAN_HASH_H
 #define TP_PLAN_HASH_H
 

@@ -75,7 +75,7 @@ unknown_style(const char *style, const char *pattern, tp_error *err)
 
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "tp_plan['%s']: unknown style '%s'", pattern, style);
-    tp_near_add(&text, style, names, STYLE_COUNT);
+    tp_did_you_mean_add(&text, style, names, STYLE_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 

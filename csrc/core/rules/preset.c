@@ -116,6 +116,6 @@ tp_preset_find(const char *name, const tp_preset **out, tp_error *err)
     }
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "preset_model: unknown preset '%s'", name);
-    tp_near_add(&text, name, names, PRESET_COUNT);
+    tp_did_you_mean_add(&text, name, names, PRESET_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }

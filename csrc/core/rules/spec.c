@@ -24,7 +24,7 @@ tp_partition_parse(const char *name, const char *where, tp_partition *out,
     }
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "%s: unknown partition type '%s'", where, name);
-    tp_near_add(&text, name, partition_names, CUT_COUNT);
+    tp_did_you_mean_add(&text, name, partition_names, CUT_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 

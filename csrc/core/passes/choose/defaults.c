@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "model/names.h"
-#include "passes/choose/rules.h"
+#include "passes/choose/choose.h"
 #include "passes/resolve/resolve.h"
 #include "passes/settle/norms.h"
 #include "rules/families.h"
@@ -125,7 +125,7 @@ is_head_norm(const tp_build *build, int index, const char *sharded)
 static const char *const activations[] = {"act", "act_fn", "activation",
                                           "activation_fn"};
 
-/* Whether `index` is one number that an activation between two sharded layers has for
+/* Whether `index` is one scalar that an activation between two sharded layers has for
  * all features. */
 static bool
 is_activation(const tp_build *build, int index, const char *sharded)

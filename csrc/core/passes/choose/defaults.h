@@ -14,7 +14,7 @@
 int tp_defaults_choose(tp_build *build, tp_error *err);
 
 /* Choose for norms over one head that are in an attention module with a column
- * layer, and for the numbers of an activation beside one, and decide. Their gradient
+ * layer, and for the scalar of an activation beside one, and decide. Their gradient
  * is partial on each rank, because each works on the rank's own heads or features
  * only. */
 int tp_defaults_inside(tp_build *build, tp_error *err);

@@ -7,8 +7,8 @@
 
 #include "base/text.h"
 #include "model/names.h"
+#include "passes/choose/choose.h"
 #include "passes/choose/family_blocks.h"
-#include "passes/choose/rules.h"
 #include "rules/families.h"
 
 enum { MATRIX_DIMS = 3, STACKED_DIMS = 2 };

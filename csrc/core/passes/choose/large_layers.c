@@ -7,8 +7,8 @@
 
 #include "base/map.h"
 #include "model/names.h"
+#include "passes/choose/choose.h"
 #include "passes/choose/family_blocks.h"
-#include "passes/choose/rules.h"
 #include "rules/families.h"
 
 /* Layers called alike that hold less than this part of the parameters stay replicated.

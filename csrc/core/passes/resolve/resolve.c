@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "passes/choose/rules.h"
+#include "passes/choose/choose.h"
 #include "passes/resolve/pieces.h"
 #include "passes/resolve/raw.h"
 #include "plan/view.h"

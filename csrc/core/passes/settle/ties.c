@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "passes/choose/rules.h"
+#include "passes/choose/choose.h"
 
 static bool
 same_shard(const tp_shard *a, const tp_shard *b)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rules.c -- which rule decides over which parameter. */
-#include "passes/choose/rules.h"
+/* choose.c -- which rule decides over which parameter. */
+#include "passes/choose/choose.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// parallel.h -- copies between a full tensor and a shard, by torch's CPU threads.
-#ifndef TP_PARALLEL_H
-#define TP_PARALLEL_H
+// cpu_copies.h -- copies between a full tensor and a shard, by torch's CPU threads.
+#ifndef TP_CPU_COPIES_H
+#define TP_CPU_COPIES_H
 
 #include <algorithm>
 
@@ -16,7 +16,7 @@ constexpr int64_t kGrainBytes = 1 << 20;
 constexpr int64_t kPage = 4096;
 
 // One copy as torch's threads see it; lives on the stack of the operator.
-struct ParallelCopy {
+struct CpuCopy {
     tp_shard_view view;
     const void *source;  // borrowed
     void *target;        // borrowed

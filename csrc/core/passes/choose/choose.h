@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rules.h -- which rule decides over which parameter.
+/* choose.h -- which rule decides over which parameter.
  *
  * Asks the rules by name, once for each weight and each other parameter.
  * Knows nothing of shapes. */
-#ifndef TP_CHOOSE_RULES_H
-#define TP_CHOOSE_RULES_H
+#ifndef TP_CHOOSE_H
+#define TP_CHOOSE_H
 
 #include "plan/plan_build.h"
 
