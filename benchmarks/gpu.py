@@ -90,7 +90,7 @@ def copy_bandwidth(repeats: int, gib: int) -> float:
 
 
 def copies(features: int) -> Iterator[Case]:
-    """Cuts of [features, features] weights over four ranks, for the last rank."""
+    """Shards of [features, features] weights over four ranks, for the last rank."""
     full = torch.randn(features, features, dtype=torch.bfloat16, device="cuda")
     width = features // 4
     start = features - width
@@ -136,11 +136,11 @@ def copies(features: int) -> Iterator[Case]:
 def many(count: int) -> Iterator[Case]:
     """Small tensors of a MoE, their shards made anew."""
     fulls = [torch.empty(256, 64, device="cuda").bfloat16() for _ in range(count)]
-    cuts = [packing.ShardSlice(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
+    slices = [packing.ShardSlice(view=(1, 256, 64), runs=(64, 64), shape=(64, 64))] * count
     yield Case(
         f"pack {count} tensors",
         count * 2 * 64 * 64 * 2,
-        lambda: packing.pack_many(fulls, cuts),
+        lambda: packing.pack_many(fulls, slices),
         lambda: [full.narrow(0, 64, 64).clone() for full in fulls],
         "narrow().clone() each",
         ahead=False,

@@ -124,8 +124,8 @@ def main() -> None:
     table = Table(
         title=f"shard of {weight.nbytes / 2**30:.2f} GiB float32, {options.threads} threads"
     )
-    for column in ("cut", "against", "ours ms", "torch ms", "ratio", "peak / shard"):
-        table.add_column(column, justify="left" if column in ("cut", "against") else "right")
+    for column in ("shard", "against", "ours ms", "torch ms", "ratio", "peak / shard"):
+        table.add_column(column, justify="left" if column in ("shard", "against") else "right")
     for case in cases:
         ours, theirs, size = compare(case, repeats=options.repeats)
         table.add_row(

@@ -34,7 +34,7 @@ py_raise(tp_error *err)
 {
     const bool raised = err->code == TP_RAISED && PyErr_Occurred() != NULL;
     if (!raised) {
-        /* A name may have been cut in the middle of a character. */
+        /* A name may have been truncated in the middle of a character. */
         const char *message = tp_error_text(err);
         PyObject *text =
             PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace");

@@ -11,7 +11,7 @@
 #include "python/args.h"
 
 static int
-read_cut(PyObject *value, const char *key, tp_spec *spec)
+read_partition(PyObject *value, const char *key, tp_spec *spec)
 {
     const char *name = NULL;
     if (py_read_text(value, key, &name) < 0)
@@ -146,7 +146,7 @@ static const char *const keys[KEY_COUNT] = {
 };
 
 static int (*const readers[KEY_COUNT])(PyObject *, const char *, tp_spec *) = {
-    read_cut,           read_dim,         read_shape,
+    read_partition,     read_dim,         read_shape,
     read_gather_output, read_split_input, read_sum_gradient,
 };
 

@@ -47,9 +47,9 @@ pack_on_cpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
 }
 
 std::vector<Tensor>
-pack_many_on_cpu(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
+pack_many_on_cpu(std::vector<Tensor> fulls, std::vector<int64_t> slices)
 {
-    RunsTable table(cuts);
+    RunsTable table(slices);
     std::vector<Tensor> shards;
     shards.reserve(fulls.size());
     for (const Tensor &full : fulls) {
@@ -93,9 +93,9 @@ pack_on_gpu(const Tensor &full, int64_t outer, int64_t size, int64_t inner,
 }
 
 std::vector<Tensor>
-pack_many_on_gpu(std::vector<Tensor> fulls, std::vector<int64_t> cuts)
+pack_many_on_gpu(std::vector<Tensor> fulls, std::vector<int64_t> slices)
 {
-    RunsTable table(cuts);
+    RunsTable table(slices);
     std::vector<Tensor> shards;
     if (fulls.empty())
         return shards;
@@ -120,7 +120,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
     m.def(
         "pack(Tensor full, int outer, int size, int inner, int[] runs, int[] shape)"
         " -> Tensor");
-    m.def("pack_many(Tensor[] fulls, int[] cuts) -> Tensor[]");
+    m.def("pack_many(Tensor[] fulls, int[] slices) -> Tensor[]");
     m.def(
         "pack_part_(Tensor(a!) part, Tensor full, int outer, int size, int inner,"
         " int[] runs, int[] shape, int begin) -> ()");

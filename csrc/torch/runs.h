@@ -79,7 +79,7 @@ class RunsTable
     void require_end() const
     {
         require(at_ == values_.size(),
-                "cuts has entries for more tensors than fulls has");
+                "slices has entries for more tensors than fulls has");
     }
 
     std::vector<int64_t> shape;
@@ -88,7 +88,7 @@ class RunsTable
     std::vector<int64_t> read(int64_t count)
     {
         require(count >= 0 && static_cast<uint64_t>(count) <= values_.size() - at_,
-                "cuts has entries for fewer tensors than fulls has");
+                "slices has entries for fewer tensors than fulls has");
         const auto from = values_.begin() + static_cast<std::ptrdiff_t>(at_);
         at_ += static_cast<size_t>(count);
         return {from, from + static_cast<std::ptrdiff_t>(count)};

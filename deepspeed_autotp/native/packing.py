@@ -51,12 +51,12 @@ def _unpack_fake(
 
 
 @torch.library.register_fake("deepspeed_autotp::pack_many")  # type: ignore[untyped-decorator]
-def _pack_many_fake(fulls: Sequence[Tensor], cuts: Sequence[int]) -> list[Tensor]:
+def _pack_many_fake(fulls: Sequence[Tensor], slices: Sequence[int]) -> list[Tensor]:
     shards = []
     for full in fulls:
-        values, dims = cuts[3:5]
-        shards.append(full.new_empty(cuts[5 + values : 5 + values + dims]))
-        cuts = cuts[5 + values + dims :]
+        values, dims = slices[3:5]
+        shards.append(full.new_empty(slices[5 + values : 5 + values + dims]))
+        slices = slices[5 + values + dims :]
     return shards
 
 

@@ -52,15 +52,15 @@ def check_memory(size: int, tensors: int, device: torch.device) -> None:
 def shard_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
     """Replace every parameter's data by the shard of its entry on ``rank``."""
     for several in _batches(parameters):
-        cuts = [_cut(entry, rank) for _, entry in several]
+        slices = [_shard_slice(entry, rank) for _, entry in several]
         try:
-            shards = packing.pack_many([parameter.data for parameter, _ in several], cuts)
+            shards = packing.pack_many([parameter.data for parameter, _ in several], slices)
         except (RuntimeError, MemoryError) as error:
             if not _is_no_memory(error):
                 raise
             shards = [
-                _in_place(parameter.data, cut, entry, error)
-                for (parameter, entry), cut in zip(several, cuts, strict=True)
+                _in_place(parameter.data, shard_slice, entry, error)
+                for (parameter, entry), shard_slice in zip(several, slices, strict=True)
             ]
         for (parameter, _), shard in zip(several, shards, strict=True):
             parameter.data = shard
@@ -74,12 +74,12 @@ def move_parameters(
         if entry.is_tied:
             continue
         if entry.is_sharded:
-            parameter.data = copy.shard(parameter.data, _cut(entry, rank))
+            parameter.data = copy.shard(parameter.data, _shard_slice(entry, rank))
         else:
             parameter.data = copy.full(parameter.data)
 
 
-def _cut(entry: Entry, rank: int) -> packing.ShardSlice:
+def _shard_slice(entry: Entry, rank: int) -> packing.ShardSlice:
     return packing.ShardSlice(view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank))
 
 
@@ -108,7 +108,9 @@ def _is_no_memory(error: Exception) -> bool:
     )
 
 
-def _in_place(full: Tensor, cut: packing.ShardSlice, entry: Entry, error: Exception) -> Tensor:
+def _in_place(
+    full: Tensor, shard_slice: packing.ShardSlice, entry: Entry, error: Exception
+) -> Tensor:
     _log.warning(
         "%s: no memory for the shard beside the full weight (%s); the shard is packed at the front "
         "of the full weight's memory, which overwrites other tensors that share that memory",
@@ -116,9 +118,13 @@ def _in_place(full: Tensor, cut: packing.ShardSlice, entry: Entry, error: Except
         " ".join(str(error).split()) or type(error).__name__,
     )
     try:
-        return packing.compact_(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+        return packing.compact_(
+            full, view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape
+        )
     except ValueError:  # runs in an order, or strides, that would overwrite what is still needed
-        shard = packing.pack(full.cpu(), view=cut.view, runs=cut.runs, shape=cut.shape)
+        shard = packing.pack(
+            full.cpu(), view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape
+        )
         if full.is_contiguous() or full.untyped_storage().nbytes() == full.nbytes:
             return full.as_strided(shard.shape, shard.stride()).copy_(shard)
         # What is between its elements is not its own.

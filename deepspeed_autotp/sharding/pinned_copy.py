@@ -35,15 +35,15 @@ class PinnedCopy:
         self._left: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
-    def shard(self, full: Tensor, cut: packing.ShardSlice) -> Tensor:
+    def shard(self, full: Tensor, shard_slice: packing.ShardSlice) -> Tensor:
         """The shard of a tensor on the CPU; complete in the device's current stream."""
-        shard = torch.empty(list(cut.shape), dtype=full.dtype, device=self._device)
+        shard = torch.empty(list(shard_slice.shape), dtype=full.dtype, device=self._device)
         source = full.detach().resolve_conj().resolve_neg().contiguous()
         target = shard.view(-1).view(torch.uint8)
         begin = 0
         for piece in target.split(self._buffers[0].numel()):
             part = self._next_buffer()[: piece.numel()]
-            packing.pack_part_(part, source, cut, begin=begin)
+            packing.pack_part_(part, source, shard_slice, begin=begin)
             piece.copy_(part, non_blocking=self._pinned)
             self._sent()
             begin += piece.numel()

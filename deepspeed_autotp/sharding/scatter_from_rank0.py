@@ -63,13 +63,13 @@ class ScatterFromRank0(Conversion):
 
         Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
         """
-        with failure_barrier(self._nearby), open_transport(self._nearby, self._device) as parts:
+        with failure_barrier(self._nearby), open_transport(self._nearby, self._device) as transport:
             for parameter, entry in self._own_entries():
                 if not entry.is_sharded:
                     self._broadcast(parameter)
                     parameter.data = parameter.data.to(self._device)
                 else:
-                    self._scatter(parameter, entry, parts)
+                    self._scatter(parameter, entry, transport)
             for buffer in self._modules[""].buffers():
                 self._broadcast(buffer)
             self._broadcast_modes()
@@ -82,14 +82,16 @@ class ScatterFromRank0(Conversion):
         pairs = zip(self._parameters, self._plan.entries, strict=True)
         return [(parameter, entry) for parameter, entry in pairs if not entry.is_tied]
 
-    def _scatter(self, parameter: nn.Parameter, entry: Entry, parts: Transport) -> None:
-        kind = shard_sizes(parameter, entry, self._nearby.size)
+    def _scatter(self, parameter: nn.Parameter, entry: Entry, transport: Transport) -> None:
+        sizes = shard_sizes(parameter, entry, self._nearby.size)
         if self._nearby.rank > 0:
-            parts.scatter(None, parameter.data, kind)
+            transport.scatter(None, parameter.data, sizes)
             return
         own = shard_of(parameter.data, entry=entry, rank=0)
-        others = [_part(parameter.data, entry, rank) for rank in range(1, self._nearby.size)]
-        parts.scatter([own, *others], own, kind)
+        others = [
+            _shard_to_send(parameter.data, entry, rank) for rank in range(1, self._nearby.size)
+        ]
+        transport.scatter([own, *others], own, sizes)
         replace_data(parameter, own.to(self._device))
 
     def _broadcast(self, tensor: Tensor) -> None:
@@ -135,7 +137,7 @@ class ScatterFromRank0(Conversion):
         self._undo.append(lambda: torch.utils.swap_tensors(tensor, held))
 
 
-def _part(full: Tensor, entry: Entry, rank: int) -> Tensor:
+def _shard_to_send(full: Tensor, entry: Entry, rank: int) -> Tensor:
     """The shard of ``rank``, which it is sent; a view where its bytes lie one after the other."""
     view = packing.narrow(
         full, view=entry.view, runs=entry.runs(rank), shape=entry.local_shape(rank)

@@ -142,9 +142,9 @@ add_spec(fixture *f, const char *label, const char *pattern, tp_spec spec)
 }
 
 static inline void
-add_rule(fixture *f, const char *label, const char *pattern, tp_partition cut)
+add_rule(fixture *f, const char *label, const char *pattern, tp_partition partition)
 {
-    add_spec(f, label, pattern, (tp_spec){.partition = cut, .dim = -1});
+    add_spec(f, label, pattern, (tp_spec){.partition = partition, .dim = -1});
 }
 
 static inline void

@@ -63,7 +63,7 @@ with_one_layer(void)
 }
 
 static void
-cut_up_and_down(fixture *f)
+shard_up_and_down(fixture *f)
 {
     add_rule(f, "a", ".*up\\.weight", TP_PARTITION_COLUMN);
     add_rule(f, "b", ".*down\\.weight", TP_PARTITION_ROW);
@@ -132,7 +132,7 @@ test_a_block_with_a_full_matrix_is_given_all_tokens(void)
     add_module(&f, "list.0.experts.shared", TP_MODULE_OTHER, 0);
     add_linear(&f, "list.0.experts.shared.up", 16, 16);
     add_linear(&f, "list.0.experts.shared.down", 16, 16);
-    cut_up_and_down(&f);
+    shard_up_and_down(&f);
     add_spec(
         &f, "c", ".*gathered\\.weight",
         (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
@@ -169,7 +169,7 @@ test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name(void)
     add_matrix(&f, "list.0.table", TP_MODULE_EMBEDDING, 8, 16);
     add_linear(&f, "list.0.up", 16, 16);
     add_linear(&f, "list.0.down", 16, 16);
-    cut_up_and_down(&f);
+    shard_up_and_down(&f);
     add_style(&f, "list.*.table", "embedding_rowwise");
     f.options.sequence = true;
     CHECK_REFUSED(&f, "'list.0.table' is no layer around which tokens can be sharded");
@@ -185,7 +185,7 @@ test_a_norm_that_is_given_all_tokens_elsewhere_is_refused_by_name(void)
     add_linear(&f, "list.0.down", 16, 16);
     const int final = add_module(&f, "final", TP_MODULE_OTHER, 0);
     add_shaped(&f, final, "weight", 1, (int64_t[]){16}, weight);
-    cut_up_and_down(&f);
+    shard_up_and_down(&f);
     f.options.sequence = true;
     CHECK_REFUSED(
         &f, "'final' has a weight in common with a module that is given other tokens");
@@ -199,7 +199,7 @@ test_plans_that_differ_in_the_shards_of_tokens_alone_have_other_hashes(void)
         fixture f = with_one_layer();
         add_linear(&f, "list.0.up", 16, 16);
         add_linear(&f, "list.0.down", 16, 16);
-        cut_up_and_down(&f);
+        shard_up_and_down(&f);
         f.options.sequence = sequence == 1;
         if (make_plan(&f))
             hashes[sequence] = tp_plan_hash(f.plan);

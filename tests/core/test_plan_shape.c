@@ -15,9 +15,9 @@ one_weight(tp_module_kind kind, tp_spec spec)
 }
 
 static tp_spec
-shaped(tp_partition cut, int dim, tp_shape shape)
+shaped(tp_partition partition, int dim, tp_shape shape)
 {
-    return (tp_spec){.partition = cut, .dim = dim, .shape = shape};
+    return (tp_spec){.partition = partition, .dim = dim, .shape = shape};
 }
 
 static void

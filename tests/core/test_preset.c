@@ -89,7 +89,7 @@ test_every_preset_shards_the_weights_of_its_family(void)
     const struct {
         const char *preset;
         const char *parameter;
-        const char *cut; /* NULL: no row */
+        const char *partition; /* NULL: no row */
     } rows[] = {
         {"llama", "model.layers.0.self_attn.q_proj.weight", "column"},
         {"llama", "model.layers.0.self_attn.k_proj.weight", "column"},
@@ -131,7 +131,7 @@ test_every_preset_shards_the_weights_of_its_family(void)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const tp_spec *spec = spec_for(preset_of(rows[i].preset), rows[i].parameter);
         CHECK_TEXT_EQ(spec == NULL ? NULL : tp_partition_name(spec->partition),
-                      rows[i].cut);
+                      rows[i].partition);
     }
 }
 

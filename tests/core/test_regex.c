@@ -229,7 +229,7 @@ test_a_deep_match_needs_no_deep_stack(void)
 }
 
 static void
-test_a_long_pattern_and_a_long_subject_are_cut_in_messages(void)
+test_a_long_pattern_and_a_long_subject_are_truncated_in_messages(void)
 {
     tp_error err = TP_NO_ERROR;
     tp_regex *regex = NULL;
@@ -256,6 +256,6 @@ main(void)
     RUN(test_a_runaway_pattern_is_an_error_within_a_second);
     RUN(test_a_missing_required_text_ends_a_runaway_pattern_before_it_starts);
     RUN(test_a_deep_match_needs_no_deep_stack);
-    RUN(test_a_long_pattern_and_a_long_subject_are_cut_in_messages);
+    RUN(test_a_long_pattern_and_a_long_subject_are_truncated_in_messages);
     return check_result();
 }

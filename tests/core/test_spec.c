@@ -29,9 +29,9 @@ test_every_partition_type_is_read_in_any_case_and_written_back(void)
     const char *const given[] = {"column", "Row", "SKIP"};
     const char *const named[] = {"column", "row", "skip"};
     for (int i = 0; i < 3; i++) {
-        tp_partition cut = TP_PARTITION_COLUMN;
-        CHECK_OK(tp_partition_parse(given[i], WHERE, &cut, &err), &err);
-        CHECK_TEXT_EQ(tp_partition_name(cut), named[i]);
+        tp_partition partition = TP_PARTITION_COLUMN;
+        CHECK_OK(tp_partition_parse(given[i], WHERE, &partition, &err), &err);
+        CHECK_TEXT_EQ(tp_partition_name(partition), named[i]);
     }
 }
 
@@ -39,13 +39,13 @@ static void
 test_an_unknown_partition_type_names_the_place_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
-    tp_partition cut = TP_PARTITION_ROW;
+    tp_partition partition = TP_PARTITION_ROW;
     CHECK_FAILS(
-        tp_partition_parse("colum", WHERE, &cut, &err), TP_VALUE, &err,
+        tp_partition_parse("colum", WHERE, &partition, &err), TP_VALUE, &err,
         "layer_specs[2]: unknown partition type 'colum'; did you mean 'column'?");
-    CHECK_FAILS(tp_partition_parse("replicated", WHERE, &cut, &err), TP_VALUE, &err,
-                "known: column, row, skip");
-    CHECK_INT_EQ(cut, TP_PARTITION_ROW);
+    CHECK_FAILS(tp_partition_parse("replicated", WHERE, &partition, &err), TP_VALUE,
+                &err, "known: column, row, skip");
+    CHECK_INT_EQ(partition, TP_PARTITION_ROW);
 }
 
 static void
@@ -80,16 +80,17 @@ test_each_flag_is_accepted_with_its_partition_type_and_refused_with_the_others(v
     const char *const messages[] = {
         "gather_output needs partition_type 'column'",
         "split_input needs partition_type 'row'",
-        "sum_gradient (grad_allreduce) needs partition_type 'skip'",
+        "grad_allreduce needs partition_type 'skip'",
     };
     for (int flag = 0; flag < 3; flag++) {
-        for (int cut = TP_PARTITION_COLUMN; cut <= TP_PARTITION_SKIP; cut++) {
-            const tp_spec spec = {.partition = (tp_partition)cut,
+        for (int partition = TP_PARTITION_COLUMN; partition <= TP_PARTITION_SKIP;
+             partition++) {
+            const tp_spec spec = {.partition = (tp_partition)partition,
                                   .dim = -1,
                                   .gather_output = flag == 0,
                                   .split_input = flag == 1,
                                   .sum_gradient = flag == 2};
-            if (flag == cut)
+            if (flag == partition)
                 check_accepted(&spec);
             else
                 check_refused(&spec, messages[flag]);

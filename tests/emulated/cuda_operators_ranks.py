@@ -16,11 +16,11 @@ from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 from tests.support.cross_entropy_kernels import batch, exact
 from tests.support.emulated_cuda import ORDERS, Library
-from tests.support.packing_examples import CUTS
+from tests.support.packing_examples import SLICES
 from tests.support.raised_error import raised_error
 from tests.support.random_bits import random_bits
 
-Cut = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
+Slice = tuple[tuple[int, ...], tuple[int, int, int], tuple[int, ...], tuple[int, ...]]
 PLACES = (
     (torch.bfloat16, 0),
     (torch.float32, 1),
@@ -57,7 +57,7 @@ def same(a: object, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def drawn_cuts(count: int) -> Iterator[Cut]:
+def drawn_slices(count: int) -> Iterator[Slice]:
     """Shards of one row or of many, shorter and longer than a tile, with one run or several."""
     draw = random.Random(count)
     for _ in range(count):
@@ -70,8 +70,8 @@ def drawn_cuts(count: int) -> Iterator[Cut]:
         yield (outer, size, inner), (outer, size, inner), runs, (outer, width, inner)
 
 
-def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
-    shape, view, runs, part = cut
+def check_slice(shard_slice: Slice, dtype: torch.dtype, full_off: int, shard_off: int) -> None:
+    shape, view, runs, part = shard_slice
     full = random_bits(shape, dtype, offset=full_off)
     want = packing.pack(full, view=view, runs=runs, shape=part)
     assert same(on_gpu("pack", full, *view, runs, part), want)
@@ -90,11 +90,11 @@ def check_cut(cut: Cut, dtype: torch.dtype, full_off: int, shard_off: int) -> No
 def copies() -> None:
     for order, (dtype, offset) in enumerate(PLACES):
         _LIBRARY.order(order % len(ORDERS))
-        for cut in CUTS:
-            check_cut(cut, dtype, offset, offset)
-    for index, cut in enumerate(drawn_cuts(48)):
+        for shard_slice in SLICES:
+            check_slice(shard_slice, dtype, offset, offset)
+    for index, shard_slice in enumerate(drawn_slices(48)):
         _LIBRARY.order(index % len(ORDERS))
-        check_cut(cut, torch.uint8, index % 16, index // 4)
+        check_slice(shard_slice, torch.uint8, index % 16, index // 4)
 
 
 def many() -> None:

@@ -69,7 +69,7 @@ def test_operators_give_what_the_cpu_gives_and_refuse_what_does_not_fit(
     expected = (
         "ValueError: run 0 (start 3, length 2) is outside the sharded dimension of size 4",
         "ValueError: full is not contiguous; call full.contiguous() first",
-        "ValueError: cuts has entries for fewer tensors than fulls has",
+        "ValueError: slices has entries for fewer tensors than fulls has",
         "ValueError: run 1 (start 0, length 1) starts before the end of the run before it",
         "ValueError: shard has another dtype than full; call shard.to(full.dtype) first",
         "ValueError: expected logits [tokens, width] and columns [tokens]",

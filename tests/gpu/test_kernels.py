@@ -14,7 +14,7 @@ from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.vocab_parallel import cross_entropy, cross_entropy_kernels
 from tests.support.column_shards import layout_of
 from tests.support.cross_entropy_kernels import ROUNDING, batch, exact
-from tests.support.packing_examples import CUTS
+from tests.support.packing_examples import SLICES
 from tests.support.random_bits import random_bits
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +38,7 @@ def kernels_are_there() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_shards_are_those_of_the_cpu(dtype: torch.dtype, offset: int) -> None:
-    for shape, view, runs, part in CUTS:
+    for shape, view, runs, part in SLICES:
         full = drawn(shape, dtype, offset)
         expected = packing.pack(full.cpu(), view=view, runs=runs, shape=part)
         shard = packing.pack(full, view=view, runs=runs, shape=part)
@@ -73,9 +73,9 @@ def test_a_large_weight_is_packed_in_its_own_memory(
 
 
 def test_thousands_of_tensors_are_packed_together() -> None:
-    cut = packing.ShardSlice(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
+    shard_slice = packing.ShardSlice(view=(1, 64, 48), runs=(16, 16), shape=(16, 48))
     fulls = [drawn((64, 48), torch.bfloat16, index % 3) for index in range(1500)]
-    for full, shard in zip(fulls, packing.pack_many(fulls, [cut] * 1500), strict=True):
+    for full, shard in zip(fulls, packing.pack_many(fulls, [shard_slice] * 1500), strict=True):
         assert torch.equal(full[16:32].view(torch.int16), shard.view(torch.int16))
 
 

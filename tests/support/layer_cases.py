@@ -279,7 +279,7 @@ def distances(name: str) -> dict[str, float]:
     for (key, parameter), own in zip(unsharded.named_parameters(), state.parameters, strict=True):
         entry = state.entry(own)
         assert entry is not None and parameter.grad is not None and own.grad is not None
-        assert entry.dim < 0 or own.shape != parameter.shape, f"{key} is not cut"
+        assert entry.dim < 0 or own.shape != parameter.shape, f"{key} is not sharded"
         grad = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
         found[key] = distance(grad, parameter.grad)
     return found

@@ -2,7 +2,7 @@
 """Shapes and runs to pack: column, row, fused, stacked, odd, tiny and empty ones."""
 
 # (full shape, view, ascending runs, shard shape): column, row, fused, stacked, odd, tiny, empty.
-CUTS = [
+SLICES = [
     ((1024, 768), (1, 1024, 768), (256, 256), (256, 768)),
     ((768, 1024), (768, 1024, 1), (512, 256), (768, 256)),
     ((768, 512), (1, 768, 512), (64, 64, 320, 64, 576, 64), (192, 512)),

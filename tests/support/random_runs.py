@@ -13,7 +13,7 @@ from tests.support.random_bits import bits
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Slice:
     """A full shape, how it is seen around the sharded dimension, and the shape of a shard."""
 
     full: tuple[int, ...]
@@ -38,7 +38,7 @@ def any_runs(draw: st.DrawFn, size: int) -> list[int]:
 
 
 @st.composite
-def cuts(draw: st.DrawFn, *, disjoint: bool = False) -> Cut:
+def slices(draw: st.DrawFn, *, disjoint: bool = False) -> Slice:
     """Any rank from 1 to 5, sizes from 0; sometimes the sharded dimension is stacked in another."""
     sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
     dim = draw(st.integers(0, len(sizes) - 1))
@@ -48,13 +48,16 @@ def cuts(draw: st.DrawFn, *, disjoint: bool = False) -> Cut:
     view = (math.prod(sizes[:dim]) * stacked, size, math.prod(sizes[dim + 1 :]))
     full = (*sizes[:dim], stacked * size, *sizes[dim + 1 :])
     shape = (*sizes[:dim], stacked * sum(runs[1::2]), *sizes[dim + 1 :])
-    return Cut(full, view, tuple(runs), shape)
+    return Slice(full, view, tuple(runs), shape)
 
 
-def reference(full: Tensor, cut: Cut) -> Tensor:
+def reference(full: Tensor, shard_slice: Slice) -> Tensor:
     """The bytes of the shard, from torch alone."""
-    outer, size, inner = cut.view
+    outer, size, inner = shard_slice.view
     seen = bits(full).reshape(outer, size, inner * full.element_size())
-    parts = [seen.narrow(1, *run) for run in zip(cut.runs[::2], cut.runs[1::2], strict=True)]
+    parts = [
+        seen.narrow(1, *run)
+        for run in zip(shard_slice.runs[::2], shard_slice.runs[1::2], strict=True)
+    ]
     empty = seen.narrow(1, 0, 0)
-    return torch.cat([empty, *parts], 1).reshape(*cut.shape, full.element_size())
+    return torch.cat([empty, *parts], 1).reshape(*shard_slice.shape, full.element_size())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepspeed_autotp.native import packing
 from tests.support.random_bits import DTYPES, bits, random_bits
-from tests.support.random_runs import Cut, cuts, reference
+from tests.support.random_runs import Slice, reference, slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -25,8 +25,8 @@ def permuted(full: Tensor, order: Sequence[int]) -> Tensor:
     return full.permute(list(order)).contiguous().permute(inverse)
 
 
-def pack(full: Tensor, cut: Cut) -> Tensor:
-    return packing.pack(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+def pack(full: Tensor, shard_slice: Slice) -> Tensor:
+    return packing.pack(full, view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape)
 
 
 @pytest.fixture
@@ -37,59 +37,67 @@ def threads() -> Iterator[None]:
 
 
 @settings(deadline=None, max_examples=200)
-@given(cut=cuts(), dtype=st.sampled_from(DTYPES))
-def test_pack_equals_the_concatenated_narrows_bitwise(cut: Cut, dtype: torch.dtype) -> None:
-    full = random_bits(cut.full, dtype)
-    shard = pack(full, cut)
+@given(shard_slice=slices(), dtype=st.sampled_from(DTYPES))
+def test_pack_equals_the_concatenated_narrows_bitwise(
+    shard_slice: Slice, dtype: torch.dtype
+) -> None:
+    full = random_bits(shard_slice.full, dtype)
+    shard = pack(full, shard_slice)
     assert shard.dtype == dtype
-    assert shard.shape == cut.shape
+    assert shard.shape == shard_slice.shape
     assert shard.is_contiguous()
-    assert torch.equal(bits(shard), reference(full, cut))
+    assert torch.equal(bits(shard), reference(full, shard_slice))
 
 
 @settings(deadline=None, max_examples=200)
-@given(cut=cuts(disjoint=True), dtype=st.sampled_from(DTYPES))
-def test_unpack_restores_the_runs_and_touches_nothing_else(cut: Cut, dtype: torch.dtype) -> None:
-    source, target = random_bits(cut.full, dtype), random_bits(cut.full, dtype)
-    outer, size, inner = cut.view
+@given(shard_slice=slices(disjoint=True), dtype=st.sampled_from(DTYPES))
+def test_unpack_restores_the_runs_and_touches_nothing_else(
+    shard_slice: Slice, dtype: torch.dtype
+) -> None:
+    source, target = random_bits(shard_slice.full, dtype), random_bits(shard_slice.full, dtype)
+    outer, size, inner = shard_slice.view
     expected = bits(target).reshape(outer, size, inner * dtype.itemsize)
     seen = bits(source).reshape(expected.shape)
-    for start, length in zip(cut.runs[::2], cut.runs[1::2], strict=True):
+    for start, length in zip(shard_slice.runs[::2], shard_slice.runs[1::2], strict=True):
         expected.narrow(1, start, length).copy_(seen.narrow(1, start, length))
 
     result = target.clone()
-    packing.unpack_(result, pack(source, cut), view=cut.view, runs=cut.runs)
-    assert torch.equal(bits(result), expected.reshape(*cut.full, dtype.itemsize))
-    assert torch.equal(bits(pack(result, cut)), bits(pack(source, cut)))
+    packing.unpack_(result, pack(source, shard_slice), view=shard_slice.view, runs=shard_slice.runs)
+    assert torch.equal(bits(result), expected.reshape(*shard_slice.full, dtype.itemsize))
+    assert torch.equal(bits(pack(result, shard_slice)), bits(pack(source, shard_slice)))
 
 
 @settings(deadline=None, max_examples=200)
-@given(cut=cuts(disjoint=True), data=st.data())
-def test_memory_of_another_order_packs_and_unpacks_the_same(cut: Cut, data: st.DataObject) -> None:
-    order = data.draw(st.permutations(range(len(cut.full))))
-    full = random_bits(cut.full, torch.int32)
-    shard = pack(permuted(full, order), cut)
-    assert torch.equal(shard, pack(full, cut))
+@given(shard_slice=slices(disjoint=True), data=st.data())
+def test_memory_of_another_order_packs_and_unpacks_the_same(
+    shard_slice: Slice, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(shard_slice.full))))
+    full = random_bits(shard_slice.full, torch.int32)
+    shard = pack(permuted(full, order), shard_slice)
+    assert torch.equal(shard, pack(full, shard_slice))
     assert shard.is_contiguous()
 
     target = permuted(torch.zeros_like(full), order)
-    packing.unpack_(target, shard, view=cut.view, runs=cut.runs)
+    packing.unpack_(target, shard, view=shard_slice.view, runs=shard_slice.runs)
     expected = torch.zeros_like(full)
-    packing.unpack_(expected, shard, view=cut.view, runs=cut.runs)
+    packing.unpack_(expected, shard, view=shard_slice.view, runs=shard_slice.runs)
     assert torch.equal(target, expected)
 
 
 @settings(deadline=None, max_examples=200)
-@given(cut=cuts(), data=st.data())
-def test_narrow_is_a_view_that_equals_pack_or_none(cut: Cut, data: st.DataObject) -> None:
-    order = data.draw(st.permutations(range(len(cut.full))))
-    full = permuted(random_bits(cut.full, torch.int32), order)
-    view = packing.narrow(full, view=cut.view, runs=cut.runs, shape=cut.shape)
+@given(shard_slice=slices(), data=st.data())
+def test_narrow_is_a_view_that_equals_pack_or_none(shard_slice: Slice, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(shard_slice.full))))
+    full = permuted(random_bits(shard_slice.full, torch.int32), order)
+    view = packing.narrow(
+        full, view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape
+    )
     if view is None:
         return
-    assert len(cut.runs) == 2
-    assert torch.equal(view, pack(full, cut))
-    assert view.shape == cut.shape
+    assert len(shard_slice.runs) == 2
+    assert torch.equal(view, pack(full, shard_slice))
+    assert view.shape == shard_slice.shape
     assert view.untyped_storage().data_ptr() == full.untyped_storage().data_ptr()
 
 
@@ -175,10 +183,15 @@ def test_a_view_of_another_size_raises_value_error(transposed: bool) -> None:
 def test_overlapping_runs_pack_but_do_not_unpack(transposed: bool) -> None:
     full = torch.arange(20).view(10, 2)
     weight = permuted(full, (1, 0)) if transposed else full
-    cut = Cut((10, 2), (1, 10, 2), (5, 2, 0, 1, 6, 1), (4, 2))
-    assert torch.equal(pack(weight, cut), full[[5, 6, 0, 6]])
+    shard_slice = Slice((10, 2), (1, 10, 2), (5, 2, 0, 1, 6, 1), (4, 2))
+    assert torch.equal(pack(weight, shard_slice), full[[5, 6, 0, 6]])
     with pytest.raises(ValueError, match=r"\(start 5, length 2\) and \(start 6, length 1\) overl"):
-        packing.unpack_(weight, torch.zeros(4, 2, dtype=torch.int64), view=cut.view, runs=cut.runs)
+        packing.unpack_(
+            weight,
+            torch.zeros(4, 2, dtype=torch.int64),
+            view=shard_slice.view,
+            runs=shard_slice.runs,
+        )
 
 
 def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> None:
@@ -195,10 +208,10 @@ def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> N
 
 def test_a_view_that_joins_dimensions_needs_contiguous_memory() -> None:
     full = torch.arange(24).view(2, 3, 4)
-    cut = Cut((2, 3, 4), (1, 6, 4), (1, 3), (3, 4))
-    assert torch.equal(pack(full, cut), full.view(6, 4)[1:4])
+    shard_slice = Slice((2, 3, 4), (1, 6, 4), (1, 3), (3, 4))
+    assert torch.equal(pack(full, shard_slice), full.view(6, 4)[1:4])
     with pytest.raises(ValueError, match=r"merges dimensions of a tensor of shape \(2, 3, 4\)"):
-        pack(permuted(full, (1, 0, 2)), cut)
+        pack(permuted(full, (1, 0, 2)), shard_slice)
 
 
 def test_meta_tensors_give_meta_shards() -> None:
@@ -265,15 +278,15 @@ def test_the_number_of_threads_does_not_change_the_result(
 ) -> None:
     full = random_bits((3001, 1021), torch.float32)
     shape = (view[0] * sum(runs[1::2]) * view[2],)
-    cut = Cut((3001, 1021), view, runs, shape)
+    shard_slice = Slice((3001, 1021), view, runs, shape)
     results = []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
-        shard = pack(full, cut)
+        shard = pack(full, shard_slice)
         target = torch.zeros_like(full)
         packing.unpack_(target, shard, view=view, runs=runs)
         results.append((shard, target))
-        assert torch.equal(bits(shard), reference(full, cut))
+        assert torch.equal(bits(shard), reference(full, shard_slice))
     for shard, target in results[1:]:
         assert torch.equal(bits(shard), bits(results[0][0]))
         assert torch.equal(bits(target), bits(results[0][1]))

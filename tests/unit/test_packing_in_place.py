@@ -8,42 +8,46 @@ from hypothesis import strategies as st
 
 from deepspeed_autotp.native import packing
 from tests.support.random_bits import DTYPES, bits, random_bits
-from tests.support.random_runs import Cut, cuts, reference
+from tests.support.random_runs import Slice, reference, slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
-def of(cut: Cut) -> packing.ShardSlice:
-    return packing.ShardSlice(view=cut.view, runs=cut.runs, shape=cut.shape)
+def of(shard_slice: Slice) -> packing.ShardSlice:
+    return packing.ShardSlice(view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(cuts(), st.sampled_from(DTYPES)), max_size=5))
-def test_many_shards_are_those_of_each(drawn: list[tuple[Cut, torch.dtype]]) -> None:
-    fulls = [random_bits(cut.full, dtype) for cut, dtype in drawn]
-    shards = packing.pack_many(fulls, [of(cut) for cut, _ in drawn])
+@given(st.lists(st.tuples(slices(), st.sampled_from(DTYPES)), max_size=5))
+def test_many_shards_are_those_of_each(drawn: list[tuple[Slice, torch.dtype]]) -> None:
+    fulls = [random_bits(shard_slice.full, dtype) for shard_slice, dtype in drawn]
+    shards = packing.pack_many(fulls, [of(shard_slice) for shard_slice, _ in drawn])
     assert len(shards) == len(drawn)
-    for shard, full, (cut, dtype) in zip(shards, fulls, drawn, strict=True):
-        assert shard.dtype == dtype and shard.shape == cut.shape
-        assert torch.equal(bits(shard), reference(full, cut))
+    for shard, full, (shard_slice, dtype) in zip(shards, fulls, drawn, strict=True):
+        assert shard.dtype == dtype and shard.shape == shard_slice.shape
+        assert torch.equal(bits(shard), reference(full, shard_slice))
 
 
 def test_many_shards_of_tensors_in_any_layout() -> None:
     full = torch.randn(6, 4)
-    cut = packing.ShardSlice(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
-    shards = packing.pack_many([full, full.t().contiguous().t()], [cut, cut])
+    shard_slice = packing.ShardSlice(view=(6, 4, 1), runs=(1, 2), shape=(6, 2))
+    shards = packing.pack_many([full, full.t().contiguous().t()], [shard_slice, shard_slice])
     assert all(torch.equal(shard, full[:, 1:3]) for shard in shards)
 
 
 @settings(max_examples=100, deadline=None)
-@given(cuts(disjoint=True), st.sampled_from(DTYPES))
-def test_a_shard_in_place_is_the_shard(cut: Cut, dtype: torch.dtype) -> None:
-    runs = tuple(n for run in sorted(zip(cut.runs[::2], cut.runs[1::2], strict=True)) for n in run)
-    ordered = Cut(cut.full, cut.view, runs, cut.shape)
-    full = random_bits(cut.full, dtype)
+@given(slices(disjoint=True), st.sampled_from(DTYPES))
+def test_a_shard_in_place_is_the_shard(shard_slice: Slice, dtype: torch.dtype) -> None:
+    runs = tuple(
+        n
+        for run in sorted(zip(shard_slice.runs[::2], shard_slice.runs[1::2], strict=True))
+        for n in run
+    )
+    ordered = Slice(shard_slice.full, shard_slice.view, runs, shard_slice.shape)
+    full = random_bits(shard_slice.full, dtype)
     expected = reference(full, ordered)
     version = full._version
-    shard = packing.compact_(full, view=cut.view, runs=runs, shape=cut.shape)
+    shard = packing.compact_(full, view=shard_slice.view, runs=runs, shape=shard_slice.shape)
     assert torch.equal(bits(shard), expected)
     assert shard.data_ptr() in (full.data_ptr(), 0) and full._version > version
 

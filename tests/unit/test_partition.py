@@ -48,9 +48,9 @@ def test_small_tensors_on_a_gpu_are_packed_together(monkeypatch: pytest.MonkeyPa
     calls: list[int] = []
     pack_many = packing.pack_many
 
-    def counted(fulls: list[torch.Tensor], cuts: list[packing.ShardSlice]) -> list[torch.Tensor]:
+    def counted(fulls: list[torch.Tensor], slices: list[packing.ShardSlice]) -> list[torch.Tensor]:
         calls.append(len(fulls))
-        return pack_many(fulls, cuts)
+        return pack_many(fulls, slices)
 
     monkeypatch.setattr(operators, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(packing, "pack_many", counted)
@@ -75,7 +75,7 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
     kind: type[Exception],
     taken: tuple[int, ...],
 ) -> None:
-    def full(fulls: object, cuts: object) -> None:
+    def full(fulls: object, slices: object) -> None:
         raise kind("tried to take 12 GiB")
 
     monkeypatch.setattr(packing, "pack_many", full)
@@ -92,7 +92,7 @@ def test_without_memory_a_shard_keeps_its_weights_memory(
 
 
 def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fulls: object, cuts: object) -> None:
+    def full(fulls: object, slices: object) -> None:
         raise torch.OutOfMemoryError("tried to take 12 GiB")
 
     monkeypatch.setattr(packing, "pack_many", full)
@@ -106,7 +106,7 @@ def test_without_memory_neighbours_keep_their_values(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_not_about_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(fulls: object, cuts: object) -> None:
+    def broken(fulls: object, slices: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(packing, "pack_many", broken)
@@ -140,7 +140,9 @@ def test_sharded_and_replicated_parameters_go_to_a_device() -> None:
     partition.move_parameters(pairs, rank=1, copy=pinned)  # type: ignore[arg-type]
     assert torch.equal(parameters[0], originals[0][4:])
     assert torch.equal(parameters[1], originals[1])
-    assert torch.equal(parameters[2], originals[2]), "its partner is cut, and is the same object"
+    assert torch.equal(parameters[2], originals[2]), (
+        "its partner is sharded, and is the same object"
+    )
 
 
 def test_a_gpu_without_room_is_named_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,47 +9,50 @@ from hypothesis import strategies as st
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from tests.support.random_bits import DTYPES, bits, random_bits
-from tests.support.random_runs import Cut, cuts, reference
+from tests.support.random_runs import Slice, reference, slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 HOST = torch.device("cpu")
 
 
 @settings(max_examples=60, deadline=None)
-@given(cuts(), st.sampled_from(DTYPES), st.integers(1, 40), st.booleans())
+@given(slices(), st.sampled_from(DTYPES), st.integers(1, 40), st.booleans())
 def test_a_shard_through_buffers_is_the_shard(
-    cut: Cut, dtype: torch.dtype, buffer: int, transposed: bool
+    shard_slice: Slice, dtype: torch.dtype, buffer: int, transposed: bool
 ) -> None:
-    full = random_bits(cut.full, dtype)
+    full = random_bits(shard_slice.full, dtype)
     given_full = full.transpose(0, -1).contiguous().transpose(0, -1) if transposed else full
     pinned = PinnedCopy(HOST, buffer=buffer)
     for _ in range(2):
-        wanted = packing.ShardSlice(view=cut.view, runs=cut.runs, shape=cut.shape)
+        wanted = packing.ShardSlice(
+            view=shard_slice.view, runs=shard_slice.runs, shape=shard_slice.shape
+        )
         shard = pinned.shard(given_full, wanted)
-        assert shard.dtype == dtype and shard.shape == cut.shape
-        assert torch.equal(bits(shard), reference(full, cut))
+        assert shard.dtype == dtype and shard.shape == shard_slice.shape
+        assert torch.equal(bits(shard), reference(full, shard_slice))
     assert torch.equal(bits(pinned.full(given_full)), bits(full))
 
 
 def test_the_device_holds_only_the_shard_and_no_view_of_a_buffer() -> None:
     pinned = PinnedCopy(HOST, buffer=16)
     full = torch.arange(12.0).view(3, 4)
-    cut = packing.ShardSlice(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
-    first = pinned.shard(full, cut)
-    pinned.shard(full + 1, cut)
+    shard_slice = packing.ShardSlice(view=(3, 4, 1), runs=(2, 2), shape=(3, 2))
+    first = pinned.shard(full, shard_slice)
+    pinned.shard(full + 1, shard_slice)
     assert first.tolist() == [[2, 3], [6, 7], [10, 11]]
     assert first.untyped_storage().nbytes() == first.nbytes
 
 
 def test_a_piece_behind_the_shard_is_refused() -> None:
-    full, cut = torch.arange(6.0), packing.ShardSlice(view=(1, 6, 1), runs=(1, 2), shape=(2,))
+    full = torch.arange(6.0)
+    shard_slice = packing.ShardSlice(view=(1, 6, 1), runs=(1, 2), shape=(2,))
     part = torch.zeros(8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="expected bytes of the shard, got some after its end"):
-        packing.pack_part_(part, full, cut, begin=1)
+        packing.pack_part_(part, full, shard_slice, begin=1)
     with pytest.raises(ValueError, match="expected bytes of the shard, got some after its end"):
-        packing.pack_part_(part, full, cut, begin=-1)
+        packing.pack_part_(part, full, shard_slice, begin=-1)
     with pytest.raises(ValueError, match="contiguous tensor of bytes on the CPU"):
-        packing.pack_part_(part.float(), full, cut, begin=0)
+        packing.pack_part_(part.float(), full, shard_slice, begin=0)
     assert not part.any()
 
 

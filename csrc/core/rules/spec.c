@@ -10,13 +10,13 @@ static const char *const partition_names[] = {
     [TP_PARTITION_SKIP] = "skip",
 };
 
-enum { CUT_COUNT = sizeof(partition_names) / sizeof(partition_names[0]) };
+enum { PARTITION_COUNT = sizeof(partition_names) / sizeof(partition_names[0]) };
 
 int
 tp_partition_parse(const char *name, const char *where, tp_partition *out,
                    tp_error *err)
 {
-    for (int i = 0; i < CUT_COUNT; i++) {
+    for (int i = 0; i < PARTITION_COUNT; i++) {
         if (tp_text_same(name, partition_names[i])) {
             *out = (tp_partition)i;
             return 0;
@@ -24,7 +24,7 @@ tp_partition_parse(const char *name, const char *where, tp_partition *out,
     }
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "%s: unknown partition type '%s'", where, name);
-    tp_did_you_mean_add(&text, name, partition_names, CUT_COUNT);
+    tp_did_you_mean_add(&text, name, partition_names, PARTITION_COUNT);
     return tp_text_fail(&text, TP_VALUE, err);
 }
 
@@ -44,7 +44,7 @@ check_flags(const tp_spec *spec, const char *where, tp_error *err)
     } flags[] = {
         {spec->gather_output, "gather_output", TP_PARTITION_COLUMN},
         {spec->split_input, "split_input", TP_PARTITION_ROW},
-        {spec->sum_gradient, "sum_gradient (grad_allreduce)", TP_PARTITION_SKIP},
+        {spec->sum_gradient, "grad_allreduce", TP_PARTITION_SKIP},
     };
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
         if (flags[i].set && flags[i].needs != spec->partition)
