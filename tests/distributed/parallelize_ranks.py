@@ -320,10 +320,10 @@ def sharded_alike(family: str, wrapped: list[str], saved: list[str]) -> dict[str
         )
         factor = re.sub(r"\.lora_([AB])\.default", "", name)
         own = expected[factor]
-        cut_in = {"row": ".lora_A", "column": ".lora_B"}.get(own.kind, "")
+        sharded_factor = {"row": ".lora_A", "column": ".lora_B"}.get(own.kind, "")
         if name == factor:
             found[entry.name] = entry.dim == own.dim and _same_runs(entry, own)
-        elif cut_in and cut_in in entry.name:
+        elif sharded_factor and sharded_factor in entry.name:
             found[entry.name] = _same_runs(entry, own)
         else:
             found[entry.name] = entry.dim < 0

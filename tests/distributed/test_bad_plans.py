@@ -47,7 +47,7 @@ REFUSED = {
         ],
         styles={"model.layers.*.mlp.up_porj": "colwise"},
     ),
-    "a tied tensor that two rules cut along two dimensions": Bad(
+    "a tied tensor that two rules shard along two dimensions": Bad(
         ["model.embed_tokens.weight", "layer_specs[0]", "lm_head.weight", "layer_specs[1]"],
         tied=True,
         specs=[_spec(r".*embed_tokens", "column"), _spec(r"lm_head", "column")],
@@ -86,7 +86,7 @@ WARNED = {
             _spec(r".*up_porj\.weight", "column"),
         ],
     ),
-    "a tied tensor that the model's plan cuts along two dimensions": Bad(
+    "a tied tensor that the model's plan shards along two dimensions": Bad(
         ["model.embed_tokens.weight", "lm_head.weight", "one tensor"],
         tied=True,
         styles={

@@ -110,9 +110,9 @@ def test_a_term_from_the_logits_trains_through_the_engine(pool: Pool, zero: int)
 
 
 def test_insisting_says_why_a_model_has_no_such_head(pool: Pool) -> None:
-    headless, uncut = pool.run(output_head_ranks.refused)[0]
+    headless, unsharded = pool.run(output_head_ranks.refused)[0]
     start = "ValueError: tensor_parallel.vocab_parallel_lm_head: got true, but "
     assert headless.startswith(start)
     assert "Headless.get_output_embeddings() names no output head" in headless
-    assert "the plan does not shard lm_head along the vocabulary and gather its output" in uncut
+    assert "the plan does not shard lm_head along the vocabulary and gather its output" in unsharded
     assert pool.run(output_head_ranks.quiet) == [True, True]

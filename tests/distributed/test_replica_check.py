@@ -11,7 +11,7 @@ from tests.support.worker_pool import Pool
 
 NORM = "model.layers.1.input_layernorm.weight"
 SHARED = "model.layers.0.self_attn.k_proj.weight"
-CUT = "model.layers.0.mlp.up_proj.weight"
+SHARDED = "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -34,7 +34,7 @@ def test_a_drifted_parameter_is_named_on_every_rank(
 
 
 def test_a_weight_that_is_sharded_may_differ(pool: Pool) -> None:
-    assert pool.run(replica_check_ranks.drifts, [CUT]) == [["all equal", "all equal"]] * 2
+    assert pool.run(replica_check_ranks.drifts, [SHARDED]) == [["all equal", "all equal"]] * 2
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
