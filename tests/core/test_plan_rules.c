@@ -67,6 +67,18 @@ test_a_rule_that_matches_nothing_is_told_with_near_names(void)
 }
 
 static void
+test_a_rule_that_is_refused_is_told_what_to_do_before_near_names(void)
+{
+    fixture f = fixture_new(2);
+    add_mlps(&f);
+    add_rule(&f, "layer_specs[0]", ".*\\.mlp\\.up_porj\\.weight$", TP_PARTITION_COLUMN);
+    f.options.strict = true;
+    CHECK_REFUSED(&f,
+                  "; correct it, or switch strict_mode off; did you mean "
+                  "'mlp.up_proj.weight' or 'mlp.down_proj.weight'?");
+}
+
+static void
 test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names(void)
 {
     fixture f = fixture_new(2);
@@ -274,6 +286,7 @@ main(void)
     RUN(test_the_first_rule_that_matches_decides_and_one_message_names_the_other);
     RUN(test_rules_that_ask_for_the_same_need_no_message);
     RUN(test_a_rule_that_matches_nothing_is_told_with_near_names);
+    RUN(test_a_rule_that_is_refused_is_told_what_to_do_before_near_names);
     RUN(test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names);
     RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told);
     RUN(test_rules_for_other_model_types_are_not_told);

@@ -111,15 +111,15 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
                 rule->label, tp_source_name(rule->source), pattern);
     if (rule->pattern_count > 1)
         tp_text_add(&text, " and %d more", rule->pattern_count - 1);
+    if (refuse)
+        tp_text_add(&text, rule->required ? "; correct it, or take it out of the plan"
+                                          : "; correct it, or switch strict_mode off");
     if (add_nearest(arena, names, rule, &text, err) < 0) {
         tp_text_free(&text);
         return -1;
     }
-    if (refuse) {
-        tp_text_add(&text, rule->required ? "; correct it, or take it out of the plan"
-                                          : "; correct it, or switch strict_mode off");
+    if (refuse)
         return tp_text_fail(&text, TP_VALUE, err);
-    }
     return tp_build_message(build, &text, err);
 }
 
