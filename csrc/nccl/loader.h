@@ -2,7 +2,7 @@
 /* loader.h -- NCCL, opened at run time: where it is, its version, its functions.
  *
  * Opening it touches no device. A library that is missing or too old is no error here:
- * whoever asks is told why. What was opened stays open, since NCCL has threads. */
+ * the caller is told why. What was opened stays open, since NCCL has threads. */
 #ifndef TP_NCCL_LOADER_H
 #define TP_NCCL_LOADER_H
 

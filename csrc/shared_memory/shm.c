@@ -2,7 +2,7 @@
 /* shm.c -- making, joining and leaving the memory.
  *
  * A rank holds a lock on its byte of the file, which the kernel drops when the process
- * ends, whatever ends it, and also when nobody has waited for the process yet. */
+ * ends, whatever ends it, and also when the process was not waited for yet. */
 #define _GNU_SOURCE /* sched_getaffinity */
 
 #include "shared_memory/shm.h"

@@ -12,7 +12,7 @@
 
 typedef struct tp_shm tp_shm;
 
-/* Rank 0 makes the memory under a `name` as of shm_open(3), which nobody may have made
+/* Rank 0 makes the memory under a `name` as of shm_open(3), which must not exist
  * before, with slots of `slot` bytes for `ranks` ranks, and reserves it all, so that
  * nothing fails later where /dev/shm is small. Then the others join. */
 int tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slot,

@@ -2,7 +2,7 @@
 /* cuda_library.h -- libautotp_cuda.so, opened when it is first asked for.
  *
  * Opening it touches no device and needs no driver. A library that is missing or does
- * not fit is no error here: whoever asks is told why, and does without. */
+ * not fit is no error here: the caller is told why, and does without. */
 #ifndef TP_CUDA_LIBRARY_H
 #define TP_CUDA_LIBRARY_H
 

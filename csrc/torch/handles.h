@@ -12,7 +12,7 @@
 namespace tp
 {
 
-// The open objects of one type by their handles. Whoever uses an object keeps it open
+// The open objects of one type by their handles. Its user keeps an object open
 // meanwhile.
 template <typename Item>
 class Handles

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor", help="say what is installed, how it was built and what would be used here"
     )
     parser.parse_args(arguments)
-    # Where nobody looks at a terminal, as in a report that is pasted, lines are not folded.
+    # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(examined_table())
     return 0

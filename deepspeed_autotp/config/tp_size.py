@@ -37,7 +37,7 @@ def stated_size(section: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def group_size(tp_group: Any, dist_module: Any, where: str) -> int:
-    """Ranks of a process group; 0 when there is no group, or nobody to ask.
+    """Ranks of a process group; 0 when there is no group, or no torch.distributed to ask.
 
     ValueError starting with ``where`` for what is no group, or not one of this rank.
     """

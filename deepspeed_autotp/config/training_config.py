@@ -162,7 +162,7 @@ class TPTrainingConfig(Section):
     @property
     def overlaps(self) -> bool:
         """Whether communication overlaps with computation: the default is DeepSpeed's false, but
-        only a false that somebody wrote counts."""
+        only a false that was written counts."""
         return self.tp_overlap_comm or "tp_overlap_comm" not in self.model_fields_set
 
     def get_partition_config_object(self) -> AutoTPConfig | None:

@@ -81,7 +81,7 @@ def _with_dims_of(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _reshaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows that nobody else has in another shape: no view, which models could not write into."""
+    """Rows of its own in another shape: no view, which models could not write into."""
     reshaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
     return reshaped
 

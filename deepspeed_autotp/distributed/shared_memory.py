@@ -91,7 +91,7 @@ class SharedMemory:
             self._finish_pending()
 
     def _finish_pending(self) -> None:
-        """Sums complete in order: one that nobody has waited for, maybe since the caller failed
+        """Sums complete in order: one that was not waited for, maybe since the caller failed
         in between, completes before the next collective starts."""
         if (work := self._pending) is not None:
             self._pending = None

@@ -104,7 +104,7 @@ class _Enter(torch.autograd.Function):
             work, dx = group.start_reduce_scatter(_tokens(dx), ctx.layout.widths)
             dx = dx.reshape(ctx.shape)
         elif dx is not None:
-            # From the layers' matmuls, or autograd's sum of them: nobody else holds it.
+            # From the layers' matmuls, or autograd's sum of them: nothing else refers to it.
             dx = dx.contiguous()
             work = group.start_all_reduce(dx)
         try:

@@ -52,7 +52,7 @@ class Derivative:
         """The result of the steps on ``x``, which is not changed."""
         for step in self.steps:
             if step.operation is torch.tanh:
-                # In place of the quotient, which nobody else holds.
+                # In place of the quotient, which nothing else refers to.
                 x = self.tanh = x.tanh_()
             else:
                 x = step.operation(x, step.number)

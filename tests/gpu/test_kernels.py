@@ -182,7 +182,9 @@ def test_copies_follow_the_current_stream() -> None:
 def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
     full = torch.arange(12.0, device="cuda").view(3, 4)
     view = (3, 4, 1)
-    with pytest.raises(ValueError, match=r"float32 on cpu, expected torch\.float32 on cuda:0 as the "):
+    with pytest.raises(
+        ValueError, match=r"float32 on cpu, expected torch\.float32 on cuda:0 as the "
+    ):
         packing.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
     with pytest.raises(ValueError, match="is outside the sharded dimension"):
         packing.pack(full, view=view, runs=(3, 2), shape=(3, 2))

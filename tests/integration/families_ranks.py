@@ -183,7 +183,7 @@ def wrong_guess() -> Outcome:
 
 
 def never_ran() -> Outcome:
-    """A block that no input reaches is not sharded as a pair, as nobody has seen what it does."""
+    """A block that no input reaches is not sharded as a pair, as its output was not compared."""
 
     class Half(Stack):
         def forward(self, x: Tensor) -> Tensor:

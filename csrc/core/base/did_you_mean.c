@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* did_you_mean.c -- the names closest to a name that nobody knows. */
+/* did_you_mean.c -- the names closest to an unknown name. */
 #include "base/did_you_mean.h"
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* did_you_mean.h -- the names closest to a name that nobody knows.
+/* did_you_mean.h -- the names closest to an unknown name.
  *
  * Distance is the optimal string alignment distance (insert, delete, replace,
  * swap neighbours), without regard to case. */

@@ -33,7 +33,7 @@ typedef struct {
     int64_t autotp_size;
     int64_t tp_size;
     bool tp_group;    /* write the recorded group */
-    bool make_groups; /* nobody gave a group, an mpu or a mesh: create groups */
+    bool make_groups; /* no group, mpu or mesh was given: create groups */
 } tp_merge_fill;
 
 /* `record` may be NULL: then only the configuration is checked against itself

@@ -2,7 +2,7 @@
 /* recorded_args.h -- the arguments that tp_model_init recorded.
  *
  * A record lives as long as its model; the caller removes it by its key when
- * the model dies. The list belongs to whoever holds it: there is no global. */
+ * the model dies. The list belongs to its holder: there is no global. */
 #ifndef TP_RECORDED_ARGS_H
 #define TP_RECORDED_ARGS_H
 

@@ -13,7 +13,7 @@
 enum { TP_LONGEST_NAME = 512 }; /* of those that are looked at for adapters */
 
 typedef enum {
-    TP_ADAPTED_NONE,  /* the name is nobody's but the model's */
+    TP_ADAPTED_NONE,  /* the name is the model's own */
     TP_ADAPTED_ROOT,  /* the same, within a model with adapters */
     TP_ADAPTED_LAYER, /* the layer itself, or a copy of it */
     TP_ADAPTED_DOWN,  /* lora_A: from the layer's input to few features */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* layer_facts.h -- what follows from a layer of a plan.
  *
- * Read by whoever converts modules and by the self-check, so that neither derives it.
+ * Read by the conversion of modules and by the self-check, so that neither derives it.
  */
 #ifndef TP_LAYER_FACTS_H
 #define TP_LAYER_FACTS_H

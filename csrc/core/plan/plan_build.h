@@ -92,7 +92,7 @@ typedef struct {
     bool *experts;          /* one per module: its output is a sum over ranks */
     int *stacked;    /* one per module: a weight of experts that it views, or -1 */
     int *attentions; /* one per module: the module whose heads its weight has, -1
-                      * for none, TP_ATTENTION_NEAR where nobody has said */
+                      * for none, TP_ATTENTION_NEAR where it is not known */
     int paired;      /* blocks of the family table that are sharded */
     tp_layout_cache *layouts;
     tp_geometries *geometries;

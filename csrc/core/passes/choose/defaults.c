@@ -25,7 +25,7 @@ choose(tp_build *build, int parameter, const tp_spec *spec, const char *rule)
         (tp_choice){spec, TP_FROM_DEFAULT, rule, TP_REASON_DEFAULT};
 }
 
-/* Whether nobody else says what happens to embeddings and heads. */
+/* Whether nothing else says what happens to embeddings and heads. */
 static bool
 is_asked(const tp_build *build)
 {

@@ -84,7 +84,7 @@ shard_individually(tp_build *build, int parameter)
     tp_choice *choice = &build->choices[parameter];
     const tp_partition partition =
         choice->spec == NULL ? TP_PARTITION_SKIP : choice->spec->partition;
-    /* A layer that nobody speaks of is replicated, or individually sharded. */
+    /* A layer without a rule is replicated, or individually sharded. */
     if (module->kind == TP_MODULE_EMBEDDING ||
         (choice->spec == NULL && !tp_raw_is(build->model, parameter)))
         return;

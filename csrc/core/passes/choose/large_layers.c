@@ -150,8 +150,8 @@ choose(const search *with, tp_source source)
     }
 }
 
-/* Whether a rule or a pair shards anything: or else nobody knows the model, and
- * somebody should be told. */
+/* Whether a rule or a pair shards anything: or else the model is unknown, and
+ * the user should be told. */
 static bool
 is_known(const tp_build *build)
 {

@@ -10,7 +10,7 @@
 #include "plan/plan_build.h"
 
 /* Fill `out` and return 1 where a rule says that `module` is one, 0 where it is not.
- * Fails with TP_VALUE where nobody says how many features are for positions. */
+ * Fails with TP_VALUE where it is unknown how many features are for positions. */
 int tp_rope_layer(const tp_build *build, int module, tp_layer *out, tp_error *err);
 
 #endif

@@ -122,7 +122,8 @@ shard_weight(tp_build *build, const tp_parameter *weight, const tp_spec *spec,
     return 0;
 }
 
-/* Turn the error into a message: nobody asked for what a transformers plan says. */
+/* Turn the error into a message: the user did not ask for what a transformers plan
+ * says. */
 static int
 replicate(tp_build *build, int parameter, tp_error *err)
 {
