@@ -54,11 +54,7 @@ def failure_barrier(group: TPGroup) -> Iterator[None]:
         if ok and not all(row[0] for row in rows):
             raise PeerFailed("another rank failed")
         if ok and any(row != rows[0] for row in rows):
-            here = f": rank {group.global_ranks[group.rank]} is at {what}" if what else ""
-            raise CollectiveMismatch(
-                f"mismatch between collectives on the ranks{here}; make the same calls on every "
-                "rank, in the same order"
-            )
+            raise CollectiveMismatch(_mismatch(group, what))
 
     def before_collective(what: str) -> None:
         nonlocal position
@@ -84,3 +80,11 @@ def _digest(text: str) -> int:
     if not text:
         return 0
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+
+
+def _mismatch(group: TPGroup, what: str) -> str:
+    here = f": rank {group.global_ranks[group.rank]} is at {what}" if what else ""
+    return (
+        f"mismatch between collectives on the ranks{here}; make the same calls on every rank, in "
+        "the same order"
+    )

@@ -24,8 +24,8 @@ __all__ = ["NcclTransport", "ProcessGroupTransport", "ShardSizes", "Transport", 
 # Bytes in flight to or from a rank at once. Over gloo on one machine 256 MiB take 0.20 s in chunks
 # of 1 MiB, 0.07 s in these, and 0.06 s in chunks of 64 MiB.
 _CHUNK = 16 << 20
-# Shards of at most this many bytes are all-gathered at once, also where one rank needs them: a message to each
-# rank takes longer than the bytes do.
+# Shards of at most this many bytes are all-gathered at once, also where one rank needs them: a
+# message to each rank takes longer than the bytes do.
 _SMALL = 64 << 10
 
 
