@@ -76,7 +76,7 @@ def test_sources_that_differ_about_the_tp_size_are_all_named() -> None:
     with pytest.raises(ValueError) as caught:
         _core.settle_tp_size([("a", 4), ("b", 4), ("c", 2), ("d", 4)])
     assert str(caught.value) == (
-        "TP size: a is 4, b is 4, but c is 2, d is 4; give it in one place, or the same size "
+        "TP size: a is 4, b is 4, d is 4, but c is 2; give it in one place, or the same size "
         "everywhere"
     )
 
