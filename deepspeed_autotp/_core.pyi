@@ -266,12 +266,6 @@ class Layer:
     def siblings(self) -> tuple[int, ...]:
         """Of a column layer: the layers, it among them, likely to be given the same input."""
     @property
-    def run(self) -> tuple[int, int]:
-        """Of rope: start and length of the features that the heads of all ranks use."""
-    @property
-    def heads(self) -> tuple[tuple[int, int], ...]:
-        """Of heads: start and length of the query heads of each rank."""
-    @property
     def features(self) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]:
         """Of the sharded dimension: its size, widths and runs by rank."""
     @property

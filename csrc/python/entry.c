@@ -146,13 +146,7 @@ entry_runs(PyObject *self, PyObject *arg)
     if (layout == NULL)
         return PyTuple_New(0);
     const tp_shard *shard = &layout->shards[rank];
-    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)shard->count);
-    for (Py_ssize_t i = 0; tuple != NULL && i < shard->count; i++) {
-        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(shard->runs[i].start));
-        if (tuple != NULL)
-            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(shard->runs[i].length));
-    }
-    return tuple;
+    return py_runs_tuple(shard->runs, shard->count);
 }
 
 static PyObject *

@@ -95,3 +95,15 @@ const PyType_Spec py_holder_spec = {
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = slots,
 };
+
+PyObject *
+py_runs_tuple(const tp_run *runs, int count)
+{
+    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)count);
+    for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
+        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(runs[i].start));
+        if (tuple != NULL)
+            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(runs[i].length));
+    }
+    return tuple;
+}

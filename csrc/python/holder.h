@@ -36,6 +36,9 @@ PyObject *py_view_tuple(py_state *state, py_type which, PyObject *holder, int co
 /* tp_dealloc of the three types. */
 void py_view_dealloc(PyObject *self);
 
+/* start, length, start, length, ... New, or NULL. */
+PyObject *py_runs_tuple(const tp_run *runs, int count);
+
 const tp_plan *py_view_plan(PyObject *self);
 const tp_model *py_view_model(PyObject *self);
 

@@ -86,40 +86,6 @@ layer_get_siblings(PyObject *self, void *closure)
 }
 
 static PyObject *
-layer_get_run(PyObject *self, void *closure)
-{
-    (void)closure;
-    const int64_t run[] = {get(self)->run_start, get(self)->run_length};
-    return py_int_tuple(run, 2);
-}
-
-static PyObject *
-layer_get_heads(PyObject *self, void *closure)
-{
-    (void)closure;
-    const tp_layout *heads = get(self)->heads;
-    const int ranks = heads == NULL ? 0 : heads->ranks;
-    PyObject *tuple = PyTuple_New(ranks);
-    for (int i = 0; tuple != NULL && i < ranks; i++) {
-        const tp_run *run = &heads->shards[i].runs[0];
-        py_tuple_put(&tuple, i, py_int_tuple((int64_t[]){run->start, run->length}, 2));
-    }
-    return tuple;
-}
-
-static PyObject *
-runs_tuple(const tp_run *runs, int count)
-{
-    PyObject *tuple = PyTuple_New(2 * (Py_ssize_t)count);
-    for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
-        py_tuple_put(&tuple, 2 * i, PyLong_FromLongLong(runs[i].start));
-        if (tuple != NULL)
-            py_tuple_put(&tuple, 2 * i + 1, PyLong_FromLongLong(runs[i].length));
-    }
-    return tuple;
-}
-
-static PyObject *
 layer_get_features(PyObject *self, void *closure)
 {
     (void)closure;
@@ -134,7 +100,7 @@ layer_get_features(PyObject *self, void *closure)
         const tp_shard *shard =
             features.layout == NULL ? &one : &features.layout->shards[rank];
         py_tuple_put(&widths, rank, PyLong_FromLongLong(shard->width));
-        py_tuple_put(&runs, rank, runs_tuple(shard->runs, shard->count));
+        py_tuple_put(&runs, rank, py_runs_tuple(shard->runs, shard->count));
     }
     if (widths != NULL && runs != NULL)
         result = Py_BuildValue("LOO", (long long)features.size, widths, runs);
@@ -216,10 +182,6 @@ static PyGetSetDef getters[] = {
      "Indices of the entries of which each rank adds its share.", NULL},
     {"siblings", layer_get_siblings, NULL,
      "Indices of the layers that are likely to be given the same input.", NULL},
-    {"run", layer_get_run, NULL, "Start and length of the features for all heads.",
-     NULL},
-    {"heads", layer_get_heads, NULL,
-     "Start and length of the query heads of each rank, or empty.", NULL},
     {"features", layer_get_features, NULL,
      "Of the sharded dimension: its size, and the widths and runs of each rank.", NULL},
     {"has_full_output", layer_get_has_full_output, NULL,

@@ -140,8 +140,7 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
     for layer in plan.layers:
         lines[f"{layer.module} (layer)"] = (
             f"{layer.kind} gather_output={layer.gather_output} split_input={layer.split_input} "
-            f"divided={layer.divided} siblings={layer.siblings} run={layer.run} "
-            f"heads={layer.heads}"
+            f"divided={layer.divided} siblings={layer.siblings} features={layer.features}"
         )
     for number, stack in enumerate(plan.stacks):
         lines[f"stack {number}"] = (
