@@ -228,7 +228,7 @@ static PyMethodDef methods[] = {
     {"is_counted", entry_is_counted, METH_O,
      "is_counted($self, rank, /)\n--\n\n"
      "Whether ``rank`` counts its shard in a sum over all ranks: it owns all of its "
-     "runs."},
+     "runs. False for a replicated parameter."},
     {NULL, NULL, 0, NULL},
 };
 

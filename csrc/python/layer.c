@@ -165,10 +165,7 @@ layer_repr(PyObject *self)
 static PyGetSetDef getters[] = {
     {"module", layer_get_module, NULL, "Name of the module.", NULL},
     {"kind", layer_get_kind, NULL,
-     "column, row, vocabulary, hidden, experts, experts column, experts row, share, "
-     "rope, "
-     "norm or heads.",
-     NULL},
+     "What its forward does, one of the members of Kind from COLUMN on.", NULL},
     {"weight", layer_get_weight, NULL, "Index of the weight's entry, or -1.", NULL},
     {"bias", layer_get_bias, NULL, "Index of the bias's entry, or -1.", NULL},
     {"gather_output", layer_get_gather_output, NULL,
