@@ -36,13 +36,12 @@ read_texts(PyObject *given, const char *what, py_texts *kept, const char *const 
 static int
 read_choice(PyObject *object, const char *what, int *out)
 {
-    bool flag = false;
     *out = -1;
     if (object == NULL || object == Py_None)
         return 0;
-    if (py_read_flag(object, what, &flag) < 0)
-        return -1;
-    *out = flag;
+    if (!PyBool_Check(object))
+        return py_wrong_type(object, what, "True, False or None");
+    *out = object == Py_True;
     return 0;
 }
 

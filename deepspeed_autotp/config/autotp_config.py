@@ -42,10 +42,10 @@ _DICTIONARIES = "dictionaries"
 
 
 def _spec(value: object, info: ValidationInfo) -> TPLayerSpec:
-    if isinstance(value, TPLayerSpec):
-        return value
     if info.context == _DICTIONARIES:
         return read_dataclass(TPLayerSpec, value, where="TPLayerSpec")
+    if isinstance(value, TPLayerSpec):
+        return value
     raise ValueError(
         f"got {shown(value)}, expected TPLayerSpec; AutoTPConfig.from_dict reads dictionaries"
     )

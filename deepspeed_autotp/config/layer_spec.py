@@ -40,8 +40,11 @@ _SIZE, _SIZES = TypeAdapter(_Size), TypeAdapter(tuple[_Size, ...])
 
 def _size_or_sizes(value: object) -> int | tuple[int, ...]:
     # A union of the two would tell both errors of every wrong value.
-    is_listed = isinstance(value, list | tuple)
-    return _SIZES.validate_python(value) if is_listed else _SIZE.validate_python(value)
+    if isinstance(value, list | tuple):
+        return _SIZES.validate_python(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong(value, "an integer or a list of sizes")
+    return _SIZE.validate_python(value)
 
 
 def _as_tuple(value: object) -> object:
@@ -63,10 +66,13 @@ class PartitionType(enum.Enum):
     SKIP = "skip"  # none: the layer is replicated
 
 
-def _name(value: object) -> object:
-    """The name of a member, also of another library's enumeration, in small letters."""
+def _partition_type(value: object) -> PartitionType:
+    """A member by its name in any case, also one of another library's enumeration."""
     name = value.value if isinstance(value, enum.Enum) else value
-    return name.lower() if isinstance(name, str) else name
+    try:
+        return PartitionType(name.lower() if isinstance(name, str) else name)
+    except ValueError:
+        raise wrong(value, "'column', 'row' or 'skip'") from None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -107,7 +113,7 @@ class TPLayerSpec:
     """
 
     patterns: Annotated[list[StrictStr], list_of("patterns"), AfterValidator(_compiles)]
-    partition_type: Annotated[PartitionType, BeforeValidator(_name)] = PartitionType.COLUMN
+    partition_type: Annotated[PartitionType, PlainValidator(_partition_type)] = PartitionType.COLUMN
     shape: _Shape | None = None
     partition_dim: NonNegative | None = None
     model_types: Annotated[list[StrictStr], list_of("model types")] | None = None

@@ -110,7 +110,10 @@ def readable(cls: type[T]) -> type[T]:
     create, signature = cls.__init__, inspect.signature(cls)
 
     def init(self: T, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from None
         try:
             create(self, **given)
         except ValidationError as error:

@@ -230,7 +230,8 @@ def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig
     """The section of a DeepSpeed configuration; its defaults where there is none."""
     if not isinstance(ds_config, Mapping):
         raise ConfigProblems("the configuration", [f": {wrong(ds_config, 'a dictionary')}"])
-    return TPTrainingConfig.read(ds_config.get("tensor_parallel"))
+    section = ds_config.get("tensor_parallel")
+    return TPTrainingConfig(**dictionary({} if section is None else section, "tensor_parallel"))
 
 
 def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ typedef struct {
     tp_choice choice;
     tp_decision decision;
     bool matched, experts;
-    int module_rule, attention, stacked;
+    int module_rule, attention, stacked, next_name;
     tp_entry entry;
     tp_layer layer;
     tp_local_integer integer;
@@ -41,6 +41,7 @@ fill(everything *parts, const fixture *f)
                               .options = &f->options,
                               .plan = &parts->plan,
                               .choices = &parts->choice,
+                              .next_name = &parts->next_name,
                               .decisions = &parts->decision,
                               .matched = &parts->matched,
                               .module_rules = &parts->module_rule,
@@ -79,6 +80,7 @@ static unsigned char *
 byte_of(everything *parts, tp_build_part part)
 {
     void *const bytes[TP_PART_COUNT] = {
+        [TP_PART_FIXED] = &parts->next_name,
         [TP_PART_CHOICES] = &parts->choice.reason,
         [TP_PART_MATCHED] = &parts->matched,
         [TP_PART_MODULE_RULES] = &parts->module_rule,

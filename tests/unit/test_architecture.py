@@ -40,12 +40,12 @@ LEVELS = {
 }
 CORE_LEVELS = {
     "base": 0,
-    "layout": 1,
     "config": 1,
-    "model": 2,
-    "rules": 3,
-    "plan": 4,
-    "passes": 5,
+    "layout": 2,
+    "model": 3,
+    "rules": 4,
+    "plan": 5,
+    "passes": 6,
 }
 
 LIBC = {
@@ -99,7 +99,7 @@ def strangers_of_core(text: str, level: int) -> list[str]:
     return [
         name
         for quoted, name in includes(text)
-        if (quoted and CORE_LEVELS.get(name.split("/")[0], level + 1) > level)
+        if (quoted and (".." in name or CORE_LEVELS.get(name.split("/")[0], level + 1) > level))
         or (not quoted and name not in LIBC | {"pcre2.h"})
     ]
 
@@ -111,7 +111,7 @@ def strangers(text: str, folder: str) -> list[str]:
         name
         for quoted, name in includes(text)
         if not (
-            name.startswith(tuple(f"{each}/" for each in folders))
+            name.startswith(tuple(f"{each}/" for each in folders)) and ".." not in name
             if quoted
             else name in system or OTHERS.match(name) or (folder in CXX_FOLDERS and CXX.match(name))
         )
@@ -130,8 +130,10 @@ def imported_names(source: str, package: str) -> list[list[str]]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
+            names = [str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
         parts = [name.split(".") for name in names]
         found += [part[1:] for part in parts if part[0] == package and len(part) > 1]
     return found
@@ -195,13 +197,18 @@ def attribute_guesses(source: str) -> list[int]:
 def test_the_walls_notice_a_breach() -> None:
     core = '#include <Python.h>\n# include "base/map.h"\n#include "plan/plan.h"\n'
     assert strangers_of_core(core, CORE_LEVELS["model"]) == ["Python.h", "plan/plan.h"]
-    assert strangers_of_core('#include "../torch/tensor.h"\n', 5) == ["../torch/tensor.h"]
+    assert strangers_of_core('#include "../torch/tensor.h"\n', 6) == ["../torch/tensor.h"]
     assert strangers('#include "cuda/api.h"\n#include "core/plan/plan.h"\n', "nccl") == [
         "cuda/api.h",
         "core/plan/plan.h",
     ]
     assert strangers("#include <zlib.h>\n#include <vector>\n", "pack") == ["zlib.h", "vector"]
     assert strangers("#include <vector>\n", "torch") == []
+    assert strangers('#include "pack/../torch/tensor.h"\n', "pack") == ["pack/../torch/tensor.h"]
+    assert strangers_of_core('#include "config/tp_size.h"\n', CORE_LEVELS["layout"]) == []
+    assert strangers_of_core('#include "layout/split.h"\n', CORE_LEVELS["config"]) == [
+        "layout/split.h"
+    ]
     assert torch_headers("#include <torch/csrc/stable/tensor.h>\n") == [
         "torch/csrc/stable/tensor.h"
     ]
@@ -247,6 +254,17 @@ def test_every_room_has_a_level_and_is_packaged() -> None:
     assert sorted(packages) == sorted(".".join(p.relative_to(ROOT).parts) for p in there)
 
 
+def test_every_module_is_in_a_room_and_imports_by_full_names() -> None:
+    for path in [*PY_FILES, *TEST_FILES]:
+        assert (path.parent / "__init__.py").exists(), label(path)
+        relative = [
+            node.lineno
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.level > 0
+        ]
+        assert relative == [], label(path)
+
+
 def test_no_module_stands_beside_the_rooms() -> None:
     assert [p.name for p in PACKAGE.glob("*.py")] == ["__init__.py"]
 
@@ -270,11 +288,9 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PY_FILES}
     needs = {}
     for name, path in modules.items():
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                found |= {node.module or "", *(f"{node.module}.{a.name}" for a in node.names)}
-        needs[name] = found & set(modules) - {name}
+        found = [[PACKAGE.name, *each] for each in imported_names(path.read_text(), PACKAGE.name)]
+        needed = {".".join(each[:count]) for each in found for count in range(2, len(each) + 1)}
+        needs[name] = needed & set(modules) - {name}
     assert list(TopologicalSorter(needs).static_order())
 
 

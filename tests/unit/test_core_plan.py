@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from deepspeed_autotp._core import Kind, Plan, Rules, Source, index_pattern
+from deepspeed_autotp._core import Kind, Model, Plan, Rules, Source, index_pattern
 from tests.support.core_llama import HEADS, LAYERS, llama, preset
 
 
@@ -263,3 +263,13 @@ def test_the_layout_hash_is_of_the_runs_and_not_of_the_rules() -> None:
         Plan(llama(), preset(), ranks=2, replicated=["lm_head"]),
     ]
     assert by_preset.layout_hash not in {plan.layout_hash for plan in others}
+
+
+def test_a_model_without_modules_has_no_plan() -> None:
+    with pytest.raises(ValueError, match="the model has no modules"):
+        Plan(Model([], []), Rules(), ranks=2)
+
+
+def test_vocab_parallel_lm_head_is_one_of_three() -> None:
+    with pytest.raises(TypeError, match="vocab_parallel_lm_head: expected True, False or None"):
+        Plan(llama(), preset(), ranks=2, vocab_parallel_lm_head=1)  # type: ignore[arg-type]

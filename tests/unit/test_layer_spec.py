@@ -415,3 +415,11 @@ def test_an_error_with_several_problems_survives_pickling() -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
     assert type(again) is type(caught.value)
+
+
+def test_a_wrong_call_names_the_class_and_a_wrong_value_is_shown_as_given() -> None:
+    with pytest.raises(TypeError, match="TPLayerSpec: missing a required argument: 'patterns'"):
+        TPLayerSpec()  # type: ignore[call-arg]
+    assert "got 'COLUM' (str), expected 'column', 'row' or 'skip'" in message_of(
+        TPLayerSpec, ["a"], partition_type="COLUM"
+    )

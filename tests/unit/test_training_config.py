@@ -14,6 +14,7 @@ from deepspeed.runtime.tensor_parallel.config import TPTrainingConfig as DeepSpe
 from pydantic import BaseModel
 
 from deepspeed_autotp.config.autotp_config import AutoTPPresets
+from deepspeed_autotp.config.layer_spec import TPLayerSpec
 from deepspeed_autotp.config.training_config import (
     TPConfig,
     TPTrainingConfig,
@@ -492,3 +493,13 @@ def test_contradictions_are_told_beside_unknown_keys() -> None:
         TPTrainingConfig(bogus=1, preset_model="llama", partition_config=rules)
     assert "bogus: unknown key" in str(caught.value)
     assert "preset_model: 'llama' has no effect" in str(caught.value)
+
+
+def test_a_specification_object_in_a_dictionary_is_refused() -> None:
+    text = message_of(TPTrainingConfig, partition_config={"layer_specs": [TPLayerSpec(["a"])]})
+    assert "layer_specs[0]" in text and "expected a dictionary" in text
+
+
+def test_a_section_is_a_dictionary_and_no_object_that_others_may_write_to() -> None:
+    with pytest.raises(ValueError, match="tensor_parallel: got .*, expected a dictionary"):
+        get_tensor_parallel_config({"tensor_parallel": TPTrainingConfig(autotp_size=2)})

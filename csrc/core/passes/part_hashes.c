@@ -7,6 +7,7 @@
 #include "passes/pass.h"
 
 static const char *const names[] = {
+    [TP_PART_FIXED] = "fixed",
     [TP_PART_CHOICES] = "choices",
     [TP_PART_MATCHED] = "matched",
     [TP_PART_MODULE_RULES] = "module_rules",
@@ -42,6 +43,13 @@ static uint64_t
 hash_ints(uint64_t hash, const int *values, int count)
 {
     return tp_hash_bytes(hash, values, (size_t)count * sizeof(*values));
+}
+
+/* With its length, so that two lists in a row are not one. */
+static uint64_t
+hash_list(uint64_t hash, const int *values, int count)
+{
+    return hash_ints(tp_hash_int(hash, count), values, count);
 }
 
 static uint64_t
@@ -114,7 +122,7 @@ hash_layers(const tp_plan *plan)
         hash = tp_hash_int(hash, at->gather_output);
         hash = tp_hash_int(hash, at->split_input);
         hash = tp_hash_int(hash, at->is_large);
-        hash = hash_ints(hash, at->divided, at->divided_count);
+        hash = hash_list(hash, at->divided, at->divided_count);
         hash = tp_hash_int(hash, at->run_start);
         hash = tp_hash_int(hash, at->run_length);
         hash = hash_pointer(hash, at->heads);
@@ -131,7 +139,7 @@ hash_siblings(const tp_plan *plan)
         if (at->sibling_count == 0)
             continue; /* as a layer is that was just made */
         hash = tp_hash_int(hash, i);
-        hash = hash_ints(hash, at->siblings, at->sibling_count);
+        hash = hash_list(hash, at->siblings, at->sibling_count);
     }
     return hash;
 }
@@ -147,7 +155,7 @@ hash_stacks(const tp_plan *plan)
                                            &at->gather_scatter};
         hash = tp_hash_int(hash, at->owner);
         for (size_t j = 0; j < sizeof(lists) / sizeof(lists[0]); j++)
-            hash = hash_ints(hash, lists[j]->items, lists[j]->count);
+            hash = hash_list(hash, lists[j]->items, lists[j]->count);
     }
     return hash;
 }
@@ -164,6 +172,14 @@ hash_integers(const tp_plan *plan)
         hash = hash_pointer(hash, at->values);
     }
     return hash;
+}
+
+static uint64_t
+hash_fixed(const tp_build *build)
+{
+    const int count = tp_model_parameter_count(build->model);
+    const uint64_t hash = tp_hash_int(TP_HASH_START, build->plan->ranks);
+    return hash_ints(hash, build->next_name, count);
 }
 
 static uint64_t
@@ -186,6 +202,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_PAIRED] = hash_ints(TP_HASH_START, &build->paired, 1);
     out[TP_PART_STACKED] = hash_ints(TP_HASH_START, build->stacked, modules);
     out[TP_PART_DECISIONS] = hash_decisions(build);
+    out[TP_PART_FIXED] = hash_fixed(build);
     out[TP_PART_LAYOUTS] = (uint64_t)tp_layout_cache_count(build->layouts);
     out[TP_PART_EXPERTS] = hash_flags(build->experts, modules);
     out[TP_PART_ENTRIES] = hash_entries(build->plan);

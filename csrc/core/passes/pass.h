@@ -10,6 +10,7 @@
 /* The parts of a build and its plan that passes hand to each other. The model, the
  * rules and the options are there from the start, and no pass changes them. */
 typedef enum {
+    TP_PART_FIXED, /* ranks and names of tensors: no pass may write them */
     TP_PART_CHOICES,
     TP_PART_MATCHED,
     TP_PART_MODULE_RULES,
@@ -39,7 +40,8 @@ typedef struct {
 
 /* Run the passes in their order, up to the first that fails. With `check`, fails with
  * TP_BUG where a pass reads what no earlier one writes, or changes what it does not
- * declare. */
+ * declare. What it reads is taken at its word, and of layouts, which are made once, only
+ * the number is compared. */
 int tp_passes_run(tp_build *build, const tp_pass *passes, int count, bool check,
                   tp_error *err);
 

@@ -189,6 +189,8 @@ tp_plan_new(const tp_model *model, const tp_rules *rules,
     *out = NULL;
     if (check_options(options, err) < 0)
         return -1;
+    if (tp_model_module_count(model) == 0)
+        return tp_fail(err, TP_VALUE, "the model has no modules, expected at least ''");
     tp_plan *plan = calloc(1, sizeof(*plan));
     if (plan == NULL)
         return tp_fail_memory(err);

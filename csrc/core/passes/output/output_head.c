@@ -46,7 +46,9 @@ find(const tp_build *build, tp_text *why)
     }
     const tp_module *at = tp_model_module(build->model, head);
     if (at->kind != TP_MODULE_LINEAR) {
-        tp_text_add(why, "%s is a %s, not an nn.Linear", at->name, at->class_name);
+        tp_text_add(why, "%s is a %s, not an nn.Linear",
+                    at->name[0] == '\0' ? "the model itself" : at->name,
+                    at->class_name);
         return -1;
     }
     const int layer = find_layer(build->plan, head);
