@@ -40,8 +40,8 @@ typedef struct {
 
 /* Run the passes in their order, up to the first that fails. With `check`, fails with
  * TP_BUG where a pass reads what no earlier one writes, or changes what it does not
- * declare. What it reads is taken at its word, and of layouts, which are made once, only
- * the number is compared. */
+ * declare. What it reads is taken at its word, and of layouts, which are made once,
+ * only the number is compared. */
 int tp_passes_run(tp_build *build, const tp_pass *passes, int count, bool check,
                   tp_error *err);
 
