@@ -3,4 +3,6 @@
 
 Every function reads an attribute that another library defines, or writes one that it reads. A new
 version of such a library needs changes only here.
+
+Internal: the public names are those of ``deepspeed_autotp`` itself.
 """
