@@ -58,6 +58,19 @@ test_where_a_text_ends_counts(void)
 }
 
 static void
+test_where_a_list_ends_counts(void)
+{
+    const int values[] = {1, 2, 3};
+    const uint64_t one =
+        tp_hash_list(tp_hash_list(TP_HASH_START, values, 2), values + 2, 1);
+    const uint64_t other =
+        tp_hash_list(tp_hash_list(TP_HASH_START, values, 1), values + 1, 2);
+    CHECK(one != other);
+    CHECK(one != tp_hash_list(TP_HASH_START, values, 3));
+    CHECK(tp_hash_list(TP_HASH_START, NULL, 0) == tp_hash_int(TP_HASH_START, 0));
+}
+
+static void
 test_no_text_differs_from_an_empty_one(void)
 {
     CHECK(tp_hash_text(TP_HASH_START, NULL) != tp_hash_text(TP_HASH_START, ""));
@@ -73,6 +86,7 @@ main(void)
     RUN(test_bytes_that_are_zero_count);
     RUN(test_many_names_have_as_many_hashes_in_their_low_bits);
     RUN(test_where_a_text_ends_counts);
+    RUN(test_where_a_list_ends_counts);
     RUN(test_no_text_differs_from_an_empty_one);
     return check_result();
 }

@@ -36,6 +36,15 @@ tp_hash_int(uint64_t hash, int64_t value)
 }
 
 uint64_t
+tp_hash_list(uint64_t hash, const int *values, int count)
+{
+    hash = tp_hash_int(hash, count);
+    for (int i = 0; i < count; i++)
+        hash = tp_hash_int(hash, values[i]);
+    return hash;
+}
+
+uint64_t
 tp_hash_bytes(uint64_t hash, const void *data, size_t size)
 {
     const unsigned char *bytes = data;

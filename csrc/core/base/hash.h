@@ -14,6 +14,9 @@
 /* Mixes the value in, whatever the byte order of the machine. */
 uint64_t tp_hash_int(uint64_t hash, int64_t value);
 
+/* Mixes the values and their number in, so that two lists in a row are not one. */
+uint64_t tp_hash_list(uint64_t hash, const int *values, int count);
+
 /* Mixes the bytes and their number in, so that "ab","c" differs from "a","bc". */
 uint64_t tp_hash_bytes(uint64_t hash, const void *data, size_t size);
 

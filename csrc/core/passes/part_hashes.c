@@ -45,13 +45,6 @@ hash_ints(uint64_t hash, const int *values, int count)
     return tp_hash_bytes(hash, values, (size_t)count * sizeof(*values));
 }
 
-/* With its length, so that two lists in a row are not one. */
-static uint64_t
-hash_list(uint64_t hash, const int *values, int count)
-{
-    return hash_ints(tp_hash_int(hash, count), values, count);
-}
-
 static uint64_t
 hash_flags(const bool *values, int count)
 {
@@ -122,7 +115,7 @@ hash_layers(const tp_plan *plan)
         hash = tp_hash_int(hash, at->gather_output);
         hash = tp_hash_int(hash, at->split_input);
         hash = tp_hash_int(hash, at->is_large);
-        hash = hash_list(hash, at->divided, at->divided_count);
+        hash = tp_hash_list(hash, at->divided, at->divided_count);
         hash = tp_hash_int(hash, at->run_start);
         hash = tp_hash_int(hash, at->run_length);
         hash = hash_pointer(hash, at->heads);
@@ -139,7 +132,7 @@ hash_siblings(const tp_plan *plan)
         if (at->sibling_count == 0)
             continue; /* as a layer is that was just made */
         hash = tp_hash_int(hash, i);
-        hash = hash_list(hash, at->siblings, at->sibling_count);
+        hash = tp_hash_list(hash, at->siblings, at->sibling_count);
     }
     return hash;
 }
@@ -155,7 +148,7 @@ hash_stacks(const tp_plan *plan)
                                            &at->gather_scatter};
         hash = tp_hash_int(hash, at->owner);
         for (size_t j = 0; j < sizeof(lists) / sizeof(lists[0]); j++)
-            hash = hash_list(hash, lists[j]->items, lists[j]->count);
+            hash = tp_hash_list(hash, lists[j]->items, lists[j]->count);
     }
     return hash;
 }

@@ -72,16 +72,11 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer, kept_hashe
     hash = tp_hash_int(hash, layer->bias);
     hash = tp_hash_int(hash, layer->gather_output);
     hash = tp_hash_int(hash, layer->split_input);
-    hash = tp_hash_int(hash, layer->divided_count);
-    for (int i = 0; i < layer->divided_count; i++)
-        hash = tp_hash_int(hash, layer->divided[i]);
-    hash = tp_hash_int(hash, layer->sibling_count);
-    for (int i = 0; i < layer->sibling_count; i++)
-        hash = tp_hash_int(hash, layer->siblings[i]);
+    hash = tp_hash_list(hash, layer->divided, layer->divided_count);
+    hash = tp_hash_list(hash, layer->siblings, layer->sibling_count);
     hash = tp_hash_int(hash, layer->run_start);
     hash = tp_hash_int(hash, layer->run_length);
-    return tp_hash_int(
-        hash, layer->heads == NULL ? 0 : (int64_t)hash_layout(kept, layer->heads));
+    return tp_hash_int(hash, (int64_t)hash_layout(kept, layer->heads));
 }
 
 static uint64_t
@@ -97,10 +92,7 @@ hash_integer(uint64_t hash, const tp_plan *plan, const tp_local_integer *integer
 static uint64_t
 hash_modules(uint64_t hash, const tp_modules *modules)
 {
-    hash = tp_hash_int(hash, modules->count);
-    for (int i = 0; i < modules->count; i++)
-        hash = tp_hash_int(hash, modules->items[i]);
-    return hash;
+    return tp_hash_list(hash, modules->items, modules->count);
 }
 
 static uint64_t
