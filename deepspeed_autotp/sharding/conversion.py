@@ -23,6 +23,7 @@ from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shard_sequence
+from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
@@ -57,7 +58,7 @@ class Conversion:
             value = integer.values[self._group.rank]
             owner, _, key = integer.key.rpartition(".")
             if owner:  # "config.<key>", as describe names what the module's configuration says
-                value = _with_integer(vars(module)[owner], key, value)
+                value = with_local_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
         if any(layer.gathers_weight for layer in layers):
             self._undo.extend(
@@ -218,11 +219,3 @@ def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     other = torch.float32 if data.dtype == torch.float64 else torch.float64
     parameter.data = data.new_empty(0, dtype=other)
     parameter.data = data
-
-
-def _with_integer(config: Any, key: str, value: int) -> Any:
-    """``config`` with another value under ``key``; all else is shared, also what is set later."""
-    cls = type(config)
-    local: Any = object.__new__(type(cls.__name__, (cls,), {key: property(lambda _: value)}))
-    object.__setattr__(local, "__dict__", vars(config))
-    return local
