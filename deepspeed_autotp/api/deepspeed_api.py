@@ -9,6 +9,7 @@ the meta device, as in ``parallelize``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from deepspeed_autotp.interop.deepspeed.engine import (
 )
 from deepspeed_autotp.interop.deepspeed.groups import engine_group, init_distributed
 from deepspeed_autotp.planning.model_description import dtype_name
+from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 
 
 def tp_model_init(
@@ -109,16 +111,26 @@ def initialize(
     config: Any = None,
     mesh_param: Any = None,
     config_params: Any = None,
+    *,
+    example_inputs: Mapping[str, object] | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """``deepspeed.initialize`` on a model that is sharded first; see the module's docstring.
 
-    Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler. Raises
+    Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler;
+    ``example_inputs``, keyword arguments of ``model`` for the self-check, is ours. Raises
     one ValueError on every rank, with the model as it was, when the configuration has conflicts,
     the TP size does not fit the ranks, the model cannot be sharded or the ranks differ.
     """
     start = engine_initialize()
     init_distributed(port=distributed_port, required=dist_init_required)
-    setup = EngineSetup(model, mpu=mpu, mesh_param=mesh_param, optimizer=optimizer)
+    setup = EngineSetup(
+        model,
+        mpu=mpu,
+        mesh_param=mesh_param,
+        optimizer=optimizer,
+        example_inputs=example_inputs,
+        data=None if training_data is None else TrainingData(training_data, collate_fn),
+    )
     engine_config = setup.shard(lambda: config_argument(args, config, config_params))
     result: tuple[Any, Any, Any, Any] = start(
         args=without_config(args),

@@ -45,6 +45,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_param
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.state.replica_check import check_first_call
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel, tensor_parallel
 
@@ -76,8 +77,19 @@ class _Prepared:
 class EngineSetup:
     """What is done around the making of one engine, on all ranks of the run together."""
 
-    def __init__(self, model: Any, *, mpu: Any, mesh_param: Any, optimizer: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        mpu: Any,
+        mesh_param: Any,
+        optimizer: Any,
+        example_inputs: Mapping[str, object] | None,
+        data: TrainingData | None,
+    ) -> None:
         self._model = model
+        self._example_inputs = example_inputs
+        self._data = data
         self._mpu = mpu
         self._mesh_param = mesh_param
         self._optimizer = optimizer
@@ -91,13 +103,30 @@ class EngineSetup:
         self._agreement.same(prepared.compared, "the configuration")
         if prepared.settings is not None:
             self._shards = True
-            _shard(self._model, settings=prepared.settings, agreement=self._agreement)
+            self._shard(prepared.settings)
         return prepared.config
 
     def finish(self, engine: Any) -> None:
         """Let ``engine`` save and load what a sharded model needs."""
         if self._shards:
             _finish(engine, self._model, agreement=self._agreement)
+
+    def _shard(self, settings: TPTrainingConfig) -> None:
+        """Shard the model over the engine's group, unless it is, and tell DeepSpeed so."""
+        model = self._model
+        handle = engine_group(tp_size=settings.autotp_size)
+        state = find_tensor_parallel(model)
+        if state is None:
+            state = shard(
+                model,
+                settings=settings,
+                group=TPGroup(handle),
+                agreement=self._agreement,
+                example_inputs=self._example_inputs,
+                data=self._data,
+            )
+        mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
+        mark_model(model)
 
     def _prepare(self, given: Any) -> _Prepared:
         """Read, merge and check everything that does not need the model's weights.
@@ -156,16 +185,6 @@ def _compared(config: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
     values["zero_optimization.stage"] = str(zero.get("stage") if isinstance(zero, dict) else zero)
     values["the model"] = "unsharded" if find_tensor_parallel(model) is None else "sharded"
     return values
-
-
-def _shard(model: nn.Module, *, settings: TPTrainingConfig, agreement: Agreement) -> None:
-    """Shard ``model`` over the engine's group, unless it is, and tell DeepSpeed so."""
-    handle = engine_group(tp_size=settings.autotp_size)
-    state = find_tensor_parallel(model)
-    if state is None:
-        state = shard(model, settings=settings, group=TPGroup(handle), agreement=agreement)
-    mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
-    mark_model(model)
 
 
 def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:

@@ -27,6 +27,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioni
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
+from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.self_check.self_check import SelfCheck
 from deepspeed_autotp.sharding.conversion import Conversion
@@ -50,6 +51,7 @@ def shard(
     group: TPGroup,
     agreement: Agreement,
     example_inputs: Mapping[str, object] | None = None,
+    data: TrainingData | None = None,
     device: torch.device | None = None,
 ) -> TensorParallel:
     """Shard ``model`` over ``group``, keeping every Parameter object.
@@ -60,7 +62,7 @@ def shard(
     description = agreement.together(lambda: _described(model))
     location = locate_weights(description, group, agreement)
     inputs = agreed_inputs(
-        model, description, settings, example_inputs, agreement, location=location
+        model, description, settings, example_inputs, agreement, location=location, data=data
     )
     is_checked = inputs is not None
     plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)

@@ -45,7 +45,7 @@ def never_ran(
         within = [name for name in never if name.startswith(f"{part}.")]
         if within:
             return Difference(
-                f"{_NEVER}; deepspeed_autotp.parallelize takes example_inputs that reach it",
+                f"{_NEVER}; pass example_inputs that do to initialize or parallelize",
                 _block(plan, part, within),
                 replicate=True,
             )

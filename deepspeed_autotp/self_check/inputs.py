@@ -14,6 +14,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.self_check.inferred_inputs import TrainingData, inferred_inputs
 from deepspeed_autotp.sharding.weight_location import WeightLocation
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -39,6 +40,7 @@ def agreed_inputs(
     agreement: Agreement,
     *,
     location: WeightLocation,
+    data: TrainingData | None,
 ) -> Inputs | None:
     """The inputs of the self-check, the same on every rank, or None for no self-check.
 
@@ -52,7 +54,7 @@ def agreed_inputs(
         )
         return None
     inputs = agreement.together(
-        lambda: _inputs(model, description, settings, given, warn=agreement.is_first)
+        lambda: _inputs(model, description, settings, given, data=data, warn=agreement.is_first)
     )
     values = {} if inputs is None else inputs.values
     said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
@@ -66,6 +68,7 @@ def _inputs(
     settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
     *,
+    data: TrainingData | None,
     warn: bool,
 ) -> Inputs | None:
     name = type(model).__name__
@@ -78,8 +81,13 @@ def _inputs(
         return None
     insist = settings.self_check is True or given is not None or settings.sequence_parallel
     values = given
+    device = description.parameters[0].device
     if values is None:
-        values = token_inputs(model, device=description.parameters[0].device)
+        values = token_inputs(model, device=device)
+    if values is None and data is not None:
+        values = data.inputs(model, device=device)
+    if values is None:
+        values = inferred_inputs(model, device=device)
     if values is None:
         _without_inputs(name, settings, insist=insist, warn=warn)
         return None
@@ -131,13 +139,13 @@ def _without_inputs(name: str, settings: TPTrainingConfig, *, insist: bool, warn
         key = "sequence_parallel" if settings.sequence_parallel else "self_check"
         raise ValueError(
             f"tensor_parallel.{key}: got true, which needs a self-check, but the inputs of {name} "
-            "are not known; pass example_inputs to deepspeed_autotp.parallelize"
+            "are not known; pass example_inputs to initialize or parallelize"
         )
     if warn:
         _log.warning(
             "no self-check of the plan for %s, since its inputs are not known: a wrong rule would "
-            "train wrongly without an error. Pass example_inputs to deepspeed_autotp.parallelize, "
-            "which may come before initialize, or set tensor_parallel.self_check to false.",
+            "train wrongly without an error. Pass example_inputs, keyword arguments of its "
+            "forward, to initialize or parallelize, or set tensor_parallel.self_check to false.",
             name,
         )
 

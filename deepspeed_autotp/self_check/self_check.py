@@ -150,7 +150,7 @@ class SelfCheck:
             if problem and (inputs.insist or not all(problems)):
                 raise ValueError(
                     f"the self-check cannot run the model before it is sharded: {problem}; pass "
-                    "example_inputs that it takes to deepspeed_autotp.parallelize, or set "
+                    "example_inputs that it takes to initialize or parallelize, or set "
                     "tensor_parallel.self_check to false"
                 )
 

@@ -95,17 +95,21 @@ test_a_layer_of_an_individually_sharded_block_is_sharded_alone_where_no_rule_spe
     fixture_free(&f);
 }
 
-/* Somebody should be told that nobody knows what the layers are. */
 static void
-test_a_model_of_unknown_names_alone_is_not_sharded(void)
+test_a_model_of_unknown_names_alone_is_individually_sharded_and_that_is_said(void)
 {
     fixture f = fixture_new(2);
     f.options.families = f.options.heuristics = f.options.large_layers = true;
+    f.options.must_shard = true;
     add_linear(&f, "give", 48, 16);
     add_linear(&f, "take", 16, 48);
-    add_style(&f, "layers.*.up", "colwise"); /* as of a model that is wrapped */
-    if (make_plan(&f))
-        CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
+    if (make_plan(&f)) {
+        CHECK(layer_of(&f, "give")->gather_output);
+        CHECK(layer_of(&f, "take")->split_input);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
+        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text,
+                       "no layers whose names are known");
+    }
     fixture_free(&f);
 }
 
@@ -139,7 +143,7 @@ main(void)
     RUN(test_what_is_small_stays_replicated_unless_many_are_called_alike);
     RUN(test_nothing_is_individually_sharded_where_somebody_else_decides);
     RUN(test_a_layer_of_an_individually_sharded_block_is_sharded_alone_where_no_rule_speaks_of_it);
-    RUN(test_a_model_of_unknown_names_alone_is_not_sharded);
+    RUN(test_a_model_of_unknown_names_alone_is_individually_sharded_and_that_is_said);
     RUN(test_a_layer_without_features_for_every_rank_stays_replicated);
     RUN(test_a_tensor_of_two_layers_is_not_individually_sharded);
     return check_result();

@@ -75,7 +75,14 @@ write_layout(tp_build *build, tp_error *err)
                                err);
 }
 
-/* A byte of each part, but for the layouts; NULL there. */
+static void
+write_geometry(tp_build *build)
+{
+    const tp_geometry guessed = {.heads = {4, 4}, .head_size = 2, .guessed = true};
+    tp_geometries_set(build->geometries, 0, &guessed);
+}
+
+/* A byte of each part, but for layouts and geometries; NULL there. */
 static unsigned char *
 byte_of(everything *parts, tp_build_part part)
 {
@@ -121,12 +128,15 @@ test_every_part_is_seen_to_change_alone(void)
     fill(&parts, &f);
     CHECK_OK(tp_arena_new(&arena, &f.err), &f.err);
     CHECK_OK(tp_layout_cache_new(arena, 2, &parts.build.layouts, &f.err), &f.err);
+    CHECK_OK(tp_geometries_new(f.model, &parts.build.geometries, &f.err), &f.err);
     int written = 0;
     for (int part = 0; part < TP_PART_COUNT; part++) {
         uint64_t before[TP_PART_COUNT], after[TP_PART_COUNT];
         tp_parts_hash(&parts.build, before);
         unsigned char *byte = byte_of(&parts, (tp_build_part)part);
-        if (byte == NULL) {
+        if (part == TP_PART_GEOMETRIES) {
+            write_geometry(&parts.build);
+        } else if (byte == NULL) {
             CHECK_OK(write_layout(&parts.build, &f.err), &f.err);
         } else {
             *byte ^= 1;
@@ -136,7 +146,8 @@ test_every_part_is_seen_to_change_alone(void)
         for (int other = 0; other < TP_PART_COUNT; other++)
             CHECK((before[other] != after[other]) == (other == part));
     }
-    CHECK_INT_EQ(written, TP_PART_COUNT - 1);
+    CHECK_INT_EQ(written, TP_PART_COUNT - 2);
+    tp_geometries_free(parts.build.geometries);
     tp_layout_cache_free(parts.build.layouts);
     tp_arena_free(arena);
     fixture_free(&f);
@@ -151,7 +162,9 @@ run_with_layouts(const tp_pass *passes, int count, bool check, tp_error *err)
     fill(&parts, &f);
     CHECK_OK(tp_arena_new(&arena, err), err);
     CHECK_OK(tp_layout_cache_new(arena, 2, &parts.build.layouts, err), err);
+    CHECK_OK(tp_geometries_new(f.model, &parts.build.geometries, err), err);
     const int result = tp_passes_run(&parts.build, passes, count, check, err);
+    tp_geometries_free(parts.build.geometries);
     tp_layout_cache_free(parts.build.layouts);
     tp_arena_free(arena);
     fixture_free(&f);

@@ -118,7 +118,10 @@ def test_a_guess_that_cannot_be_tried_is_refused(pool: Pool) -> None:
     assert "without a self-check" in text and "example_inputs" in text
 
 
-def test_names_that_nobody_knows_are_refused_with_an_example(pool: Pool) -> None:
+def test_names_that_nobody_knows_are_refused_with_an_example_without_a_self_check(
+    pool: Pool,
+) -> None:
     text = same_error(pool.run(families_ranks.without_inputs, ("take", ("give",), False)))
     assert "Stack has no tensor-parallel plan of its own" in text
+    assert "without a self-check large ones are not sharded individually" in text
     assert "llama, bloom" in text and '"partition_type": "column"' in text

@@ -92,7 +92,7 @@ static tp_geometry
 make_geometry(const counts *own, const counts *config)
 {
     static const counts nothing = {-1, -1, -1, -1, -1};
-    const tp_geometry none = {{0, 0}, 0, false};
+    const tp_geometry none = {{0, 0}, 0, false, false};
     if (own->head_size < 0 && own->query < 0)
         return none;
     const int64_t query = own->query > 0 ? own->query : config->query;
@@ -110,7 +110,7 @@ make_geometry(const counts *own, const counts *config)
     if (__builtin_mul_overflow(query, head_size, &product) ||
         __builtin_mul_overflow(key, head_size, &product) || product > INT64_MAX / 4)
         return none;
-    return (tp_geometry){{query, key}, head_size, false};
+    return (tp_geometry){{query, key}, head_size, false, false};
 }
 
 static void
@@ -192,6 +192,12 @@ tp_geometries_at(const tp_geometries *geometries, int module)
     if (module < 0 || geometries->modules[module].head_size == 0)
         return NULL;
     return &geometries->modules[module];
+}
+
+void
+tp_geometries_set(tp_geometries *geometries, int module, const tp_geometry *guessed)
+{
+    geometries->modules[module] = *guessed;
 }
 
 bool

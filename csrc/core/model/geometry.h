@@ -21,6 +21,7 @@ typedef struct {
     int64_t head_size;
     bool separate_keys; /* a layer of its own makes the keys: there is no fused q|k|v.
                          * False where that cannot be told from the queries. */
+    bool guessed;       /* the counts have names that are not known: head_counts.h */
 } tp_geometry;
 
 typedef struct tp_geometries tp_geometries;
@@ -35,6 +36,10 @@ int tp_geometries_find(const tp_geometries *geometries, int module);
 
 /* NULL unless `module` is an attention module. */
 const tp_geometry *tp_geometries_at(const tp_geometries *geometries, int module);
+
+/* Take `module` for an attention module, with what was guessed of it. */
+void tp_geometries_set(tp_geometries *geometries, int module,
+                       const tp_geometry *guessed);
 
 /* Whether the fused q|k|v weight of a module called `leaf` holds them head
  * by head (or group by group) in models of this type. */

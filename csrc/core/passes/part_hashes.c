@@ -7,23 +7,15 @@
 #include "passes/pass.h"
 
 static const char *const names[] = {
-    [TP_PART_FIXED] = "fixed",
-    [TP_PART_CHOICES] = "choices",
-    [TP_PART_MATCHED] = "matched",
-    [TP_PART_MODULE_RULES] = "module_rules",
-    [TP_PART_ATTENTIONS] = "attentions",
-    [TP_PART_PAIRED] = "paired",
-    [TP_PART_STACKED] = "stacked",
-    [TP_PART_DECISIONS] = "decisions",
-    [TP_PART_LAYOUTS] = "layouts",
-    [TP_PART_EXPERTS] = "experts",
-    [TP_PART_ENTRIES] = "entries",
-    [TP_PART_LAYERS] = "layers",
-    [TP_PART_SIBLINGS] = "siblings",
-    [TP_PART_STACKS] = "stacks",
-    [TP_PART_INTEGERS] = "integers",
-    [TP_PART_LOGITS] = "logits",
-    [TP_PART_HASH] = "hash",
+    [TP_PART_FIXED] = "fixed",           [TP_PART_CHOICES] = "choices",
+    [TP_PART_MATCHED] = "matched",       [TP_PART_MODULE_RULES] = "module_rules",
+    [TP_PART_ATTENTIONS] = "attentions", [TP_PART_GEOMETRIES] = "geometries",
+    [TP_PART_PAIRED] = "paired",         [TP_PART_STACKED] = "stacked",
+    [TP_PART_DECISIONS] = "decisions",   [TP_PART_LAYOUTS] = "layouts",
+    [TP_PART_EXPERTS] = "experts",       [TP_PART_ENTRIES] = "entries",
+    [TP_PART_LAYERS] = "layers",         [TP_PART_SIBLINGS] = "siblings",
+    [TP_PART_STACKS] = "stacks",         [TP_PART_INTEGERS] = "integers",
+    [TP_PART_LOGITS] = "logits",         [TP_PART_HASH] = "hash",
     [TP_PART_MESSAGES] = "messages",
 };
 
@@ -61,6 +53,22 @@ hash_choices(const tp_build *build)
         hash = hash_pointer(hash, at->rule);
         hash = tp_hash_int(hash, at->source);
         hash = tp_hash_int(hash, at->reason);
+    }
+    return hash;
+}
+
+static uint64_t
+hash_geometries(const tp_build *build)
+{
+    uint64_t hash = TP_HASH_START;
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        const tp_geometry *at = tp_geometries_at(build->geometries, i);
+        if (at == NULL)
+            continue;
+        hash = tp_hash_int(hash, i);
+        hash = tp_hash_int(hash, at->heads.query);
+        hash = tp_hash_int(hash, at->heads.key);
+        hash = tp_hash_int(hash, at->head_size);
     }
     return hash;
 }
@@ -192,6 +200,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_MATCHED] = hash_flags(build->matched, tp_rules_count(build->rules));
     out[TP_PART_MODULE_RULES] = hash_ints(TP_HASH_START, build->module_rules, modules);
     out[TP_PART_ATTENTIONS] = hash_ints(TP_HASH_START, build->attentions, modules);
+    out[TP_PART_GEOMETRIES] = hash_geometries(build);
     out[TP_PART_PAIRED] = hash_ints(TP_HASH_START, &build->paired, 1);
     out[TP_PART_STACKED] = hash_ints(TP_HASH_START, build->stacked, modules);
     out[TP_PART_DECISIONS] = hash_decisions(build);

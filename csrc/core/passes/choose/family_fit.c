@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#include "model/head_counts.h"
+
 int
 tp_family_weight(const tp_build *build, int module)
 {
@@ -24,11 +26,31 @@ features(const tp_build *build, int module, bool given)
     return at->shape[first ? 0 : 1];
 }
 
+/* Guess the heads of attention whose counts have names that are not known. */
+static void
+guess_heads(const tp_build *build, tp_family_found *at)
+{
+    const int64_t query = features(build, at->output, false);
+    const int64_t first = features(build, at->inputs[0], true);
+    const int64_t key =
+        at->count == 1 ? (first - query) / 2 : features(build, at->inputs[1], true);
+    const int parent = tp_model_module(build->model, at->inputs[0])->parent;
+    tp_geometry found = {.separate_keys = at->count > 1 && key != query,
+                         .guessed = true};
+    if (parent < 0 || !tp_head_counts_guess(tp_model_module(build->model, parent),
+                                            query, key, &found.heads, &found.head_size))
+        return;
+    tp_geometries_set(build->geometries, parent, &found);
+    at->attention = parent;
+}
+
 /* Whether the sizes of an attention block are those of its heads. */
 static bool
 heads_fit(const tp_build *build, tp_family_found *at)
 {
     at->attention = tp_geometries_find(build->geometries, at->inputs[0]);
+    if (tp_geometries_at(build->geometries, at->attention) == NULL)
+        guess_heads(build, at);
     const tp_geometry *geometry = tp_geometries_at(build->geometries, at->attention);
     if (geometry == NULL)
         return false;

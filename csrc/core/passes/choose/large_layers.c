@@ -135,9 +135,11 @@ count_elements(const tp_model *model)
     return total;
 }
 
-static void
+/* Whether there was something to choose. */
+static bool
 choose(const search *with, tp_source source)
 {
+    bool any = false;
     const tp_build *build = with->build;
     const int64_t least = count_elements(build->model) / LEAST_PART;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
@@ -147,11 +149,12 @@ choose(const search *with, tp_source source)
         const tp_parameter *at = tp_model_parameter(build->model, weight);
         build->choices[weight] =
             (tp_choice){spec_of(build, i, at), source, label, TP_REASON_LARGE};
+        any = true;
     }
+    return any;
 }
 
-/* Whether a rule or a pair shards anything: or else the model is unknown, and
- * the user should be told. */
+/* Whether a rule or a pair shards anything. */
 static bool
 is_known(const tp_build *build)
 {
@@ -164,18 +167,33 @@ is_known(const tp_build *build)
     return false;
 }
 
+/* The plan of a model of unknown names is right, but not as fast as it could be. */
+static int
+advise(tp_build *build, tp_error *err)
+{
+    tp_text text = TP_NO_TEXT;
+    tp_text_add(&text,
+                "%s has no layers whose names are known, so its large layers are "
+                "individually sharded, with full activations between them; for less "
+                "communication list pairs of column and row layers in "
+                "tensor_parallel.partition_config",
+                tp_model_module(build->model, 0)->class_name);
+    return tp_build_message(build, &text, err);
+}
+
 int
 tp_large_layers_choose(tp_build *build, tp_error *err)
 {
     const char *type = tp_model_get_facts(build->model)->model_type;
     const bool tried = tp_family_is_tried(type);
-    if (!build->options->large_layers || !tp_family_may_choose(build) ||
-        !(tried || is_known(build)))
+    if (!build->options->large_layers || !tp_family_may_choose(build))
         return 0;
+    const bool known = tried || is_known(build);
     search with = {.build = build};
-    const int result = find_groups(&with, err);
-    if (result == 0)
-        choose(&with, tried ? TP_FROM_FAMILY : TP_FROM_HEURISTIC);
+    int result = find_groups(&with, err);
+    if (result == 0 && choose(&with, tried ? TP_FROM_FAMILY : TP_FROM_HEURISTIC) &&
+        !known)
+        result = advise(build, err);
     tp_map_free(with.names);
     free(with.elements);
     free(with.groups);

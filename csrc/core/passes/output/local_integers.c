@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/head_counts.h"
 #include "model/names.h"
 
 /* The heads of each rank, for modules with the same counts and the same sharded heads.
@@ -13,11 +14,7 @@ typedef struct {
     tp_heads heads;
     int64_t head_size;
     bool shards_keys;
-    const int64_t *query; /* one per rank, as all below */
-    const int64_t *key;
-    const int64_t *group;
-    const int64_t *query_width; /* features of all heads */
-    const int64_t *key_width;
+    const int64_t *values[TP_COUNTS_KINDS]; /* of each count, one per rank */
 } spread;
 
 /* What the features of all query heads are called in attention modules, and those of
@@ -82,12 +79,13 @@ static int
 make_spread(const tp_build *build, int module, spread *out, tp_error *err)
 {
     const int ranks = build->options->ranks;
-    int64_t *values[5];
-    for (int i = 0; i < 5; i++) {
+    int64_t *values[TP_COUNTS_KINDS] = {NULL};
+    for (int i = TP_COUNTS_QUERY_HEADS; i < TP_COUNTS_KINDS; i++) {
         values[i] =
             tp_arena_take(build->plan->arena, (size_t)ranks, sizeof(int64_t), err);
         if (values[i] == NULL)
             return -1;
+        out->values[i] = values[i];
     }
     for (int rank = 0; rank < ranks; rank++) {
         tp_heads own;
@@ -103,17 +101,12 @@ make_spread(const tp_build *build, int module, spread *out, tp_error *err)
                 "shard keys and values, too, or skip the weights of this module",
                 tp_model_module(build->model, module)->name, rank, ranks,
                 (long long)own.query, (long long)own.key);
-        values[0][rank] = own.query;
-        values[1][rank] = own.key;
-        values[2][rank] = own.query / own.key;
-        values[3][rank] = own.query * out->head_size;
-        values[4][rank] = own.key * out->head_size;
+        values[TP_COUNTS_QUERY_HEADS][rank] = own.query;
+        values[TP_COUNTS_KEY_HEADS][rank] = own.key;
+        values[TP_COUNTS_GROUP][rank] = own.query / own.key;
+        values[TP_COUNTS_QUERY_WIDTH][rank] = own.query * out->head_size;
+        values[TP_COUNTS_KEY_WIDTH][rank] = own.key * out->head_size;
     }
-    out->query = values[0];
-    out->key = values[1];
-    out->group = values[2];
-    out->query_width = values[3];
-    out->key_width = values[4];
     return 0;
 }
 
@@ -151,25 +144,23 @@ find_spread(const tp_build *build, int module, workspace *work, const spread **o
     return 0;
 }
 
-/* The values of one integer on each rank, or NULL where it stays. */
-static const int64_t *
-local_values(const spread *heads, const tp_integer *integer)
+/* What an integer says of a module with these heads, by its name. */
+static tp_head_count
+meaning_of(const tp_integer *integer, tp_heads heads, int64_t head_size)
 {
     const int64_t full = integer->value;
-    if (full == heads->heads.query && has_key(tp_geometry_query_keys, integer->key))
-        return heads->query;
-    if (full == heads->heads.key && has_key(tp_geometry_key_keys, integer->key))
-        return heads->key;
-    if (full == heads->heads.query / heads->heads.key &&
+    if (full == heads.query && has_key(tp_geometry_query_keys, integer->key))
+        return TP_COUNTS_QUERY_HEADS;
+    if (full == heads.key && has_key(tp_geometry_key_keys, integer->key))
+        return TP_COUNTS_KEY_HEADS;
+    if (full == heads.query / heads.key &&
         has_key(tp_geometry_group_keys, integer->key))
-        return heads->group;
-    if (full == heads->heads.query * heads->head_size &&
-        has_own_key(query_width_keys, integer->key))
-        return heads->query_width;
-    if (full == heads->heads.key * heads->head_size &&
-        has_own_key(key_width_keys, integer->key))
-        return heads->key_width;
-    return NULL;
+        return TP_COUNTS_GROUP;
+    if (full == heads.query * head_size && has_own_key(query_width_keys, integer->key))
+        return TP_COUNTS_QUERY_WIDTH;
+    if (full == heads.key * head_size && has_own_key(key_width_keys, integer->key))
+        return TP_COUNTS_KEY_WIDTH;
+    return TP_COUNTS_NOTHING;
 }
 
 /* Whether the module views tensors as experts of so many features. */
@@ -257,9 +248,13 @@ add_integers(const tp_build *build, int module, const spread *heads)
 {
     tp_plan *plan = build->plan;
     const tp_module *at = tp_model_module(build->model, module);
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, module);
     for (int i = 0; i < at->integer_count; i++) {
         const tp_integer *integer = &at->integers[i];
-        const int64_t *values = local_values(heads, integer);
+        const tp_head_count meaning =
+            (geometry->guessed ? tp_head_counts_meaning : meaning_of)(
+                integer, heads->heads, heads->head_size);
+        const int64_t *values = heads->values[meaning];
         if (values != NULL && differs(values, plan->ranks, integer->value))
             plan->integers[plan->integer_count++] =
                 (tp_local_integer){module, integer->key, integer->value, values};

@@ -33,6 +33,20 @@ add_presets(tp_text *text)
         tp_text_add(text, "%s%s", i == 0 ? "" : ", ", names[i]);
 }
 
+/* Why names and sizes shard nothing either. */
+static const char *
+reason(const tp_plan_options *options)
+{
+    if (!options->heuristics)
+        return "without a self-check its layers are not sharded by their names alone "
+               "(load the weights on every rank and pass example_inputs, keyword "
+               "arguments of its forward, to initialize or parallelize)";
+    if (!options->large_layers)
+        return "its layers have no names by which they could be sharded, and without "
+               "a self-check large ones are not sharded individually";
+    return "none of its layers is large enough to be sharded";
+}
+
 static void
 add_no_plan(const tp_build *build, const char *model, tp_text *text)
 {
@@ -40,12 +54,7 @@ add_no_plan(const tp_build *build, const char *model, tp_text *text)
         text,
         "%s has no tensor-parallel plan of its own, the configuration gives none, and "
         "%s. Set tensor_parallel.preset_model to a preset that fits (",
-        model,
-        build->options->heuristics
-            ? "its layers have no names by which they could be sharded"
-            : "without a self-check its layers are not sharded by their names alone "
-              "(load the weights on every rank and pass example_inputs to "
-              "deepspeed_autotp.parallelize)");
+        model, reason(build->options));
     add_presets(text);
     tp_text_add(text,
                 "), or list the layers to shard in tensor_parallel.partition_config, "

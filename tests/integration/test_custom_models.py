@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that no library knows train through initialize with nothing but a TP size."""
+
+import pytest
+
+from tests.integration.custom_models_ranks import kinds_with, refused_without_inputs, train
+from tests.support.custom_models import MODELS
+from tests.support.worker_pool import Pool
+
+BOUND = 1e-5
+
+
+@pytest.mark.parametrize("tp", [2, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_custom_model_trains_as_in_one_process(pool: Pool, name: str, tp: int) -> None:
+    for found in pool.run(train, name, tp, ranks=tp):
+        assert found["worst"] < BOUND
+        assert found["part"] < 1 / tp + 0.02
+
+
+def test_head_counts_are_found_under_names_of_the_users_own(pool: Pool) -> None:
+    [found, _] = pool.run(train, "grouped attention", 2)
+    assert found["kinds"]["blocks.0.attention.to_k.weight"] == "column"
+    assert found["kinds"]["blocks.0.attention.to_out.weight"] == "row"
+    assert found["warnings"] == []
+
+
+def test_a_wrong_guess_of_the_layout_is_found_by_the_self_check(pool: Pool) -> None:
+    [found, _] = pool.run(train, "interleaved q|k|v", 2)
+    [warning] = found["warnings"]
+    assert "blocks.*.attention is sharded layer by layer" in warning
+
+
+def test_a_model_of_unknown_names_alone_is_sharded_individually_and_that_is_said(
+    pool: Pool,
+) -> None:
+    [found, _] = pool.run(train, "two linears", 2)
+    assert any("has no layers whose names are known" in text for text in found["warnings"])
+    assert found["kinds"]["blocks.0.network.q.weight"] == "column"
+
+
+def test_without_inputs_the_error_says_what_to_pass(pool: Pool) -> None:
+    for text in pool.run(refused_without_inputs):
+        assert "pass example_inputs, keyword arguments of its forward, to initialize" in text
+
+
+@pytest.mark.parametrize(
+    "way", ["example_inputs", "data set of tuples", "data set of dictionaries", "collate_fn"]
+)
+def test_inputs_come_by_keyword_or_from_the_training_data(pool: Pool, way: str) -> None:
+    for kinds in pool.run(kinds_with, way):
+        assert kinds == ["column", "column", "row", "replicated"]
