@@ -25,6 +25,7 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
+from deepspeed_autotp.native import operators
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -144,6 +145,7 @@ def _checked(
 
 
 def _described(model: nn.Module) -> Description:
+    operators.loaded()  # or an error here, on every rank
     shared_memory.check_environment()
     nccl.check_environment()
     _refuse(model)

@@ -28,8 +28,6 @@ _VARIABLE = "AUTOTP_NCCL"
 
 _log = logging.getLogger("deepspeed_autotp")
 
-_ops = operators.loaded()
-
 
 @dataclass(frozen=True, slots=True)
 class NcclLibrary:
@@ -48,7 +46,7 @@ class NcclLibrary:
 
 def find() -> NcclLibrary:
     """The NCCL of this process. Finding it uses no device and starts nothing."""
-    reason, path, code, version, stand_in = _ops.nccl_find(_wheel_path())
+    reason, path, code, version, stand_in = operators.loaded().nccl_find(_wheel_path())
     return NcclLibrary(reason, path, version, version_code=code, is_cpu_stand_in=stand_in)
 
 
@@ -77,7 +75,7 @@ def connect(group: TPGroup, device: torch.device) -> Communicator | None:
         on_all_ranks = all(map(bool, group.all_gather(ok, [ok.shape] * group.size)))
     finally:
         if handle is not None and not on_all_ranks:
-            _ops.nccl_close(handle)
+            operators.loaded().nccl_close(handle)
     if handle is not None and on_all_ranks:
         return Communicator(handle, device)
     if problem:
@@ -121,7 +119,7 @@ class Communicator:
         """
         try:
             with torch.no_grad():
-                _ops.nccl_exchange(
+                operators.loaded().nccl_exchange(
                     self._handle,
                     what,
                     list(sent.values()),
@@ -135,7 +133,7 @@ class Communicator:
 
     def close(self) -> None:
         """Destroy the communicator; later calls fail. All ranks call it."""
-        _ops.nccl_close(self._handle)
+        operators.loaded().nccl_close(self._handle)
 
 
 def _is_wanted(device: torch.device) -> bool:
@@ -195,7 +193,7 @@ def _create(group: TPGroup, device: torch.device) -> tuple[int | None, str]:
     unique_id, path, problem = torch.zeros(_ID_BYTES, dtype=torch.uint8), _wheel_path(), ""
     if group.rank == 0:
         try:
-            _ops.nccl_id_(unique_id, path)
+            operators.loaded().nccl_id_(unique_id, path)
         except RuntimeError as error:
             problem = str(error)  # the others see zeros
     group.announce()
@@ -206,6 +204,8 @@ def _create(group: TPGroup, device: torch.device) -> tuple[int | None, str]:
     assert timeout is not None
     seconds = timeout.total_seconds() / 2
     try:
-        return _ops.nccl_make(path, unique_id, group.rank, group.size, index, seconds), ""
+        return operators.loaded().nccl_make(
+            path, unique_id, group.rank, group.size, index, seconds
+        ), ""
     except RuntimeError as error:
         return None, str(error)

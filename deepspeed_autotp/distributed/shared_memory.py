@@ -30,8 +30,6 @@ _CPU = torch.device("cpu")
 
 _log = logging.getLogger("deepspeed_autotp")
 
-_ops = operators.loaded()
-
 
 class Work(Protocol):
     """A collective that was started, as torch.distributed.Work."""
@@ -51,7 +49,7 @@ class SharedMemory:
         self._seconds = seconds
         self._pending: _Reduction | None = None
         self._is_open = True
-        self._close = weakref.finalize(self, _ops.shm_close, handle)
+        self._close = weakref.finalize(self, operators.loaded().shm_close, handle)
 
     def can_reduce(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be summed."""
@@ -66,14 +64,14 @@ class SharedMemory:
         ``x``, with the elements of the sum from ``first`` on."""
         self._finish_pending()
         work = _Reduction(self, x.detach(), into.detach(), first)
-        _ops.shm_start_sum(self._handle, work.x, work.into, first, self._seconds)
+        operators.loaded().shm_start_sum(self._handle, work.x, work.into, first, self._seconds)
         self._pending = work
         return work
 
     def all_gather(self, x: Tensor, *, into: Tensor) -> None:
         """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``."""
         self._finish_pending()
-        _ops.shm_gather(self._handle, x.detach(), into.detach(), self._seconds)
+        operators.loaded().shm_gather(self._handle, x.detach(), into.detach(), self._seconds)
 
     def replace_with(self, other: SharedMemory | None) -> None:
         """Take over the memory of ``other``; None leaves all collectives to the group."""
@@ -83,7 +81,7 @@ class SharedMemory:
         if other is not None:
             other._close.detach()
             self._handle = other._handle
-            self._close = weakref.finalize(self, _ops.shm_close, self._handle)
+            self._close = weakref.finalize(self, operators.loaded().shm_close, self._handle)
 
     def finish(self, work: _Reduction) -> None:
         """Wait for a sum, unless that was done."""
@@ -95,7 +93,9 @@ class SharedMemory:
         in between, completes before the next collective starts."""
         if (work := self._pending) is not None:
             self._pending = None
-            _ops.shm_take_sum(self._handle, work.x, work.into, work.first, self._seconds)
+            operators.loaded().shm_take_sum(
+                self._handle, work.x, work.into, work.first, self._seconds
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +154,7 @@ def _open_on_all_ranks(process_group: dist.ProcessGroup) -> SharedMemory | None:
         dist.all_reduce(on_all_ranks, dist.ReduceOp.MIN, group=process_group)
     finally:
         if process_group.rank() == 0:
-            _ops.shm_unlink(_name(token))
+            operators.loaded().shm_unlink(_name(token))
     return memory if on_all_ranks else None
 
 
@@ -167,7 +167,9 @@ def _open(name: str, process_group: dist.ProcessGroup, seconds: float) -> Shared
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
         return None
     try:
-        handle: int = _ops.shm_open(name, process_group.rank(), process_group.size(), _SLOT)
+        handle: int = operators.loaded().shm_open(
+            name, process_group.rank(), process_group.size(), _SLOT
+        )
     except RuntimeError as error:
         # Expected for a rank on another machine, where there is no memory of that name.
         _log.info(

@@ -26,8 +26,6 @@ from deepspeed_autotp.native import operators
 
 __all__ = ["lookup"]
 
-_ops = operators.loaded()
-
 
 def lookup(
     weight: Tensor, ids: Tensor, *, start: int, size: int, padding: int | None = None
@@ -43,7 +41,8 @@ def lookup(
     """
     padding_id = -1 if padding is None else padding
     if weight.device.type == "cpu" or operators.on_gpu(weight):
-        rows: Tensor = _ops.lookup(weight.contiguous(), ids.contiguous(), start, size, padding_id)
+        ids = ids.contiguous()
+        rows: Tensor = operators.loaded().lookup(weight.contiguous(), ids, start, size, padding_id)
         return rows
     found: Tensor = _TorchLookup.apply(weight, ids, start, size, padding_id)  # type: ignore[no-untyped-call]
     return found
@@ -58,7 +57,7 @@ def _local(ids: Tensor, rows: int, start: int, padding: int = -1) -> Tensor:
     return local.masked_fill_(skipped, rows)
 
 
-@torch.library.register_fake("deepspeed_autotp::lookup")  # type: ignore[untyped-decorator]
+@operators.fake("lookup")
 def _lookup_fake(weight: Tensor, ids: Tensor, start: int, size: int, padding: int) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1])
 
@@ -110,4 +109,9 @@ class _TorchLookup(torch.autograd.Function):
         return _gradient(ctx, dy)
 
 
-torch.library.register_autograd("deepspeed_autotp::lookup", _gradient, setup_context=_remember)
+def _register_gradient() -> None:
+    name = "deepspeed_autotp::lookup"
+    torch.library.register_autograd(name, _gradient, setup_context=_remember)
+
+
+operators.when_loaded(_register_gradient)

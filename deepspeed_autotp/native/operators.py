@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators in C, and the CUDA library behind those that run on a GPU.
 
-Loads ``_ops``, which opens ``libautotp_cuda.so`` at the first use. Where that library is missing or
-does not run on a device, torch's own operations are used.
+``_ops`` is loaded at the first use and opens ``libautotp_cuda.so`` at the first use of a GPU. Where
+that library is missing or does not run on a device, torch's own operations are used.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +22,17 @@ __all__ = [
     "Library",
     "build_info",
     "devices",
+    "fake",
     "find_library",
     "loaded",
-    "unavailable_reason",
     "on_gpu",
+    "unavailable_reason",
+    "when_loaded",
 ]
 
 _log = logging.getLogger("deepspeed_autotp")
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,56 @@ class Devices:
     message: str
 
 
+class _Operators:
+    """``_ops``, loaded once, and what Python adds to its operators then."""
+
+    def __init__(self) -> None:
+        self.are_loaded = False
+        self._added: list[Callable[[], object]] = []
+
+    def add(self, register: Callable[[], object]) -> None:
+        if self.are_loaded:
+            register()
+        else:
+            self._added.append(register)
+
+    def load(self) -> None:
+        spec = find_spec("deepspeed_autotp._ops")
+        if spec is None or spec.origin is None:
+            raise ImportError(
+                "deepspeed_autotp._ops is not built; compile it for the installed torch with "
+                "'pip install --no-build-isolation .'"
+            )
+        torch.ops.load_library(spec.origin)
+        self.are_loaded = True
+        for register in self._added:
+            register()
+        self._added.clear()
+
+
+_OPERATORS = _Operators()
+
+
 def loaded() -> torch._ops._OpNamespace:
     """``torch.ops.deepspeed_autotp``; ImportError where it is not built."""
-    spec = find_spec("deepspeed_autotp._ops")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "deepspeed_autotp._ops is not built; compile it for the installed torch with "
-            "'pip install --no-build-isolation .'"
-        )
-    torch.ops.load_library(spec.origin)
+    if not _OPERATORS.are_loaded:
+        _OPERATORS.load()
     return torch.ops.deepspeed_autotp
+
+
+def when_loaded(register: Callable[[], object]) -> None:
+    """Call ``register``, which tells torch more about an operator, once that is loaded."""
+    _OPERATORS.add(register)
+
+
+def fake(name: str) -> Callable[[_Function], _Function]:
+    """A decorator: the function gives the operator's result without its values."""
+
+    def add(function: _Function) -> _Function:
+        when_loaded(lambda: torch.library.register_fake(f"deepspeed_autotp::{name}", function))
+        return function
+
+    return add
 
 
 def build_info() -> tuple[str, str, str]:
@@ -92,13 +138,19 @@ def on_gpu(tensor: Tensor) -> bool:
     """Whether ``tensor`` is on a GPU that the kernels run on."""
     if tensor.device.type != "cuda" or torch.version.cuda is None:
         return False
-    runs: bool = _runs(tensor.get_device())
+    return _runs(tensor.get_device())
+
+
+def _runs(index: int) -> bool:
+    """Constant during the process, so a compiled graph may rely on it."""
+    # It imports torch's compiler, for which only a process with a GPU has to wait.
+    from deepspeed_autotp.native.constant_result import constant_result
+
+    runs: bool = constant_result(_asked, index)
     return runs
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _runs(index: int) -> bool:
-    """Constant during the process, so a compiled graph may rely on it."""
+def _asked(index: int) -> bool:
     return _is_available(index)
 
 

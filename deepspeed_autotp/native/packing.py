@@ -24,8 +24,6 @@ __all__ = ["ShardSlice", "compact_", "narrow", "pack", "pack_many", "pack_part_"
 
 View = tuple[int, int, int]
 
-_ops = operators.loaded()
-
 
 @dataclass(frozen=True, slots=True)
 class ShardSlice:
@@ -36,21 +34,21 @@ class ShardSlice:
     shape: Sequence[int]
 
 
-@torch.library.register_fake("deepspeed_autotp::pack")  # type: ignore[untyped-decorator]
+@operators.fake("pack")
 def _pack_fake(
     full: Tensor, outer: int, size: int, inner: int, runs: Sequence[int], shape: Sequence[int]
 ) -> Tensor:
     return full.new_empty(shape)
 
 
-@torch.library.register_fake("deepspeed_autotp::unpack_")  # type: ignore[untyped-decorator]
+@operators.fake("unpack_")
 def _unpack_fake(
     full: Tensor, shard: Tensor, outer: int, size: int, inner: int, runs: Sequence[int]
 ) -> None:
     return None
 
 
-@torch.library.register_fake("deepspeed_autotp::pack_many")  # type: ignore[untyped-decorator]
+@operators.fake("pack_many")
 def _pack_many_fake(fulls: Sequence[Tensor], slices: Sequence[int]) -> list[Tensor]:
     shards = []
     for full in fulls:
@@ -60,7 +58,7 @@ def _pack_many_fake(fulls: Sequence[Tensor], slices: Sequence[int]) -> list[Tens
     return shards
 
 
-@torch.library.register_fake("deepspeed_autotp::pack_part_")  # type: ignore[untyped-decorator]
+@operators.fake("pack_part_")
 def _pack_part_fake(
     part: Tensor,
     full: Tensor,
@@ -74,14 +72,14 @@ def _pack_part_fake(
     return None
 
 
-@torch.library.register_fake("deepspeed_autotp::compact_")  # type: ignore[untyped-decorator]
+@operators.fake("compact_")
 def _compact_fake(
     full: Tensor, outer: int, size: int, inner: int, runs: Sequence[int], shape: Sequence[int]
 ) -> None:
     return None
 
 
-@torch.library.register_fake("deepspeed_autotp::check")  # type: ignore[untyped-decorator]
+@operators.fake("check")
 def _check_fake(
     outer: int,
     size: int,
@@ -103,8 +101,8 @@ def pack(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int])
     """
     with torch.no_grad():
         if _has_operator_layout(full):
-            return _ops.pack(full, *view, runs, shape)  # type: ignore[no-any-return]
-        _ops.check(*view, runs, full.numel(), math.prod(shape), False)
+            return operators.loaded().pack(full, *view, runs, shape)  # type: ignore[no-any-return]
+        operators.loaded().check(*view, runs, full.numel(), math.prod(shape), False)
         shard = full.new_empty(shape)
         for source, target in _pairs(full, shard, view=view, runs=runs):
             target.copy_(source)
@@ -122,7 +120,7 @@ def pack_many(fulls: Sequence[Tensor], slices: Sequence[ShardSlice]) -> list[Ten
             table: list[int] = []
             for s in slices:
                 table += (*s.view, len(s.runs), len(s.shape), *s.runs, *s.shape)
-            return _ops.pack_many(fulls, table)  # type: ignore[no-any-return]
+            return operators.loaded().pack_many(fulls, table)  # type: ignore[no-any-return]
     return [
         pack(full, view=s.view, runs=s.runs, shape=s.shape)
         for full, s in zip(fulls, slices, strict=True)
@@ -132,7 +130,7 @@ def pack_many(fulls: Sequence[Tensor], slices: Sequence[ShardSlice]) -> list[Ten
 def pack_part_(part: Tensor, full: Tensor, of: ShardSlice, *, begin: int) -> None:
     """Fill ``part``, bytes on the CPU, with those of the shard of ``full`` from ``begin`` on."""
     with torch.no_grad():
-        _ops.pack_part_(part, full, *of.view, of.runs, of.shape, begin)
+        operators.loaded().pack_part_(part, full, *of.view, of.runs, of.shape, begin)
 
 
 def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -145,7 +143,7 @@ def compact_(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[i
         raise ValueError("packing in place needs a contiguous tensor")
     with torch.no_grad():
         if _has_operator_layout(full):
-            _ops.compact_(full, *view, runs, shape)
+            operators.loaded().compact_(full, *view, runs, shape)
             torch.autograd.graph.increment_version(full)
         else:
             _check_ascending(runs)
@@ -160,7 +158,7 @@ def narrow(full: Tensor, *, view: View, runs: Sequence[int], shape: Sequence[int
     It is a view when there is one run and the strides of ``full`` allow ``shape``.
     ValueError as for ``pack``.
     """
-    _ops.check(*view, runs, full.numel(), math.prod(shape), False)
+    operators.loaded().check(*view, runs, full.numel(), math.prod(shape), False)
     if len(runs) != 2:
         return None
     seen, dim = _split_view(full, view)
@@ -183,11 +181,11 @@ def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> 
         )
     with torch.no_grad():
         if _has_operator_layout(full) and _has_operator_layout(shard):
-            _ops.unpack_(full, shard, *view, runs)
+            operators.loaded().unpack_(full, shard, *view, runs)
             # Autograd does not see the writes of the operator.
             torch.autograd.graph.increment_version(full)
             return
-        _ops.check(*view, runs, full.numel(), shard.numel(), True)
+        operators.loaded().check(*view, runs, full.numel(), shard.numel(), True)
         for target, source in _pairs(full, shard, view=view, runs=runs):
             target.copy_(source)
 

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
+from deepspeed_autotp._core import Plan
 
-from deepspeed_autotp._core import Entry, Plan, Source
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def plan_table(plan: Plan) -> Table:
@@ -19,59 +17,7 @@ def plan_table(plan: Plan) -> Table:
     ``rich.print(plan_table(plan))`` prints it. Where ranks have different sizes, these are
     given one after the other, each once: ``6|5x64``. The last row is the sum over the model.
     """
-    table = Table(
-        title=f"Sharding plan over {plan.ranks} ranks",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_footer=True,
-    )
-    rows = plan.table()
-    everything = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
-    table.add_column("parameters", "full model", overflow="fold")
-    table.add_column("kind", no_wrap=True)
-    for name, total in (
-        ("full", decimal(sum(row.full_bytes for row in rows))),
-        ("per rank", ""),
-        ("bytes/rank", _bytes(everything)),
-    ):
-        table.add_column(name, total, justify="right", no_wrap=True)
-    for row in rows:
-        entry = row.entry
-        shapes = [entry.local_shape(rank) for rank in range(plan.ranks)]
-        table.add_row(
-            escape(row.pattern) + (f" x{row.count}" if row.count > 1 else "") + _why(entry, plan),
-            entry.kind,
-            _shape(entry.shape),
-            "x".join(_once(map(str, sizes)) for sizes in zip(*shapes, strict=True)),
-            _bytes(row.local_bytes) if not entry.is_tied else "",
-        )
-    return table
+    # Only who prints a plan waits for rich.
+    from deepspeed_autotp.planning.rich_table import rich_table
 
-
-def _why(entry: Entry, plan: Plan) -> str:
-    """What decided, on a line of its own: the rule without the pattern, which repeats the name."""
-    if entry.is_tied:
-        reason = f"tied to {plan.entries[entry.tied_to].name}"
-    elif entry.rule:
-        style = entry.rule.rpartition(": ")[2] if entry.source is Source.TP_PLAN else entry.rule
-        reason = f"{entry.source}: {style}"
-    else:
-        return ""
-    return f"\n[dim]  {escape(reason)}[/]"
-
-
-def _bytes(sizes: Sequence[int]) -> str:
-    """``25.2|16.8 MB``; the unit once where all have the same."""
-    words = list(dict.fromkeys(decimal(size) for size in sizes))
-    units = {word.partition(" ")[2] for word in words}
-    if len(units) > 1:
-        return "|".join(words)
-    return "|".join(word.partition(" ")[0] for word in words) + f" {units.pop()}"
-
-
-def _once(words: Iterable[str]) -> str:
-    return "|".join(dict.fromkeys(words))
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+    return rich_table(plan)

@@ -30,8 +30,6 @@ _DEVICE_CHUNK = 64 << 20
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_ops = operators.loaded()
-
 
 def statistics(logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
     """[3, T]: the largest logit, the sum of exponentials below it, and the label's logit or 0.
@@ -39,7 +37,7 @@ def statistics(logits: Tensor, columns: Tensor, *, cap: float = 0.0) -> Tensor:
     In float32, and in float64 for float64 logits.
     """
     if _has_kernel(logits):
-        found: Tensor = _ops.vocab_statistics(logits, columns.contiguous(), cap)
+        found: Tensor = operators.loaded().vocab_statistics(logits, columns.contiguous(), cap)
         return found
     return _statistics(logits, columns, cap)
 
@@ -54,7 +52,7 @@ def differentiate_(
     """
     if _has_kernel(logits):
         rows = (logsumexp.contiguous(), columns.contiguous(), scale.contiguous())
-        _ops.vocab_gradient_(logits, *rows, cap)
+        operators.loaded().vocab_gradient_(logits, *rows, cap)
         torch.autograd.graph.increment_version(logits)
     else:
         _differentiate_(logits, logsumexp, columns, scale, cap)
@@ -123,16 +121,20 @@ def _write_gradient(
         gradient[rows] = space.masked_fill_(nothing[rows], 0)
 
 
-torch.library.register_kernel("deepspeed_autotp::vocab_statistics", "cpu", _statistics)
-torch.library.register_kernel("deepspeed_autotp::vocab_gradient_", "cpu", _differentiate_)
+def _register_cpu_kernels() -> None:
+    torch.library.impl("deepspeed_autotp::vocab_statistics", "cpu", _statistics)
+    torch.library.impl("deepspeed_autotp::vocab_gradient_", "cpu", _differentiate_)
 
 
-@torch.library.register_fake("deepspeed_autotp::vocab_statistics")  # type: ignore[untyped-decorator]
+operators.when_loaded(_register_cpu_kernels)
+
+
+@operators.fake("vocab_statistics")
 def _statistics_fake(logits: Tensor, columns: Tensor, cap: float) -> Tensor:
     return logits.new_empty(3, logits.shape[0], dtype=_summed(logits))
 
 
-@torch.library.register_fake("deepspeed_autotp::vocab_gradient_")  # type: ignore[untyped-decorator]
+@operators.fake("vocab_gradient_")
 def _differentiate_fake(
     logits: Tensor, logsumexp: Tensor, columns: Tensor, scale: Tensor, cap: float
 ) -> None:

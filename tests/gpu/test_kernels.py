@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_an_error_and_leaves_the_device_usable() -> None:
         packing.unpack_(full, torch.zeros(3, 2), view=view, runs=(0, 2))
     with pytest.raises(ValueError, match="is outside the sharded dimension"):
         packing.pack(full, view=view, runs=(3, 2), shape=(3, 2))
-    named = torch.ops.deepspeed_autotp
+    named = operators.loaded()
     with pytest.raises(ValueError, match="columns: expected int64"):
         named.vocab_statistics(full, torch.zeros(3, device="cuda"), 0.0)
     with pytest.raises(ValueError, match="different devices"):

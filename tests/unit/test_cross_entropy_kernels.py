@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from deepspeed_autotp.native import operators
 from deepspeed_autotp.vocab_parallel import cross_entropy_kernels
 from tests.support.cross_entropy_kernels import ROUNDING, TYPES, EmulatedKernels, batch, exact
 from tests.support.emulated_cuda import Library, build
@@ -73,7 +74,7 @@ def test_values_are_read_and_rounded_as_torch_does(
 
 @pytest.mark.usefixtures("compile_cache")
 def test_opcheck_accepts_the_operators() -> None:
-    named = torch.ops.deepspeed_autotp
+    named = operators.loaded()
     logits, columns = torch.randn(4, 9), torch.tensor([0, 8, -1, 9])
     for cap in (0.0, 5.0):
         torch.library.opcheck(named.vocab_statistics.default, (logits, columns, cap))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepspeed_autotp.layers import embedding_lookup as module
 from deepspeed_autotp.layers.embedding_lookup import lookup
+from deepspeed_autotp.native import operators
 from tests.support.peak_memory import PeakMemory
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -146,13 +147,13 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match="inside of the vocabulary"):
             lookup(weight, ids, start=start, size=SIZE)
     with pytest.raises(ValueError, match="ids are not contiguous"):
-        torch.ops.deepspeed_autotp.lookup(weight, torch.arange(4)[::2], 0, SIZE, -1)
+        operators.loaded().lookup(weight, torch.arange(4)[::2], 0, SIZE, -1)
 
 
 @pytest.mark.usefixtures("compile_cache")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck_accepts_the_operator(dtype: torch.dtype) -> None:
-    named = torch.ops.deepspeed_autotp.lookup.default
+    named = operators.loaded().lookup.default
     for padding in (-1, 33):
         torch.library.opcheck(named, (rows_of(dtype), every_id(2, 5), 30, SIZE, padding))
     torch.library.opcheck(named, (rows_of(dtype).detach(), every_id(5).int(), 0, SIZE, -1))

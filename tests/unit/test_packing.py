@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepspeed_autotp.native import packing
+from deepspeed_autotp.native import operators, packing
 from tests.support.random_bits import DTYPES, bits, random_bits
 from tests.support.random_runs import Slice, reference, slices
 
@@ -203,7 +203,7 @@ def test_a_shard_of_another_dtype_device_or_of_the_same_memory_is_refused() -> N
     with pytest.raises(ValueError, match="shares memory with full"):
         packing.unpack_(full, full[1:3], view=(1, 4, 2), runs=(0, 2))
     with pytest.raises(ValueError, match="another dtype than full"):
-        torch.ops.deepspeed_autotp.unpack_(full, torch.zeros(2, 2).int(), 1, 4, 2, [0, 2])
+        operators.loaded().unpack_(full, torch.zeros(2, 2).int(), 1, 4, 2, [0, 2])
 
 
 def test_a_view_that_joins_dimensions_needs_contiguous_memory() -> None:
@@ -244,9 +244,9 @@ def test_parameters_keep_no_history_and_count_the_write() -> None:
 def test_opcheck_accepts_both_operators(dtype: torch.dtype) -> None:
     full = torch.randn(4, 6, dtype=dtype)
     args = (full, 4, 6, 1, [4, 2, 0, 1])
-    torch.library.opcheck(torch.ops.deepspeed_autotp.pack.default, (*args, [4, 3]))
+    torch.library.opcheck(operators.loaded().pack.default, (*args, [4, 3]))
     shard = torch.randn(4, 3, dtype=dtype)
-    torch.library.opcheck(torch.ops.deepspeed_autotp.unpack_.default, (full, shard, *args[1:]))
+    torch.library.opcheck(operators.loaded().unpack_.default, (full, shard, *args[1:]))
 
 
 @pytest.mark.usefixtures("compile_cache")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepspeed_autotp.native import packing
+from deepspeed_autotp.native import operators, packing
 from tests.support.random_bits import DTYPES, bits, random_bits
 from tests.support.random_runs import Slice, reference, slices
 
@@ -65,7 +65,7 @@ def test_runs_that_do_not_ascend_cannot_be_packed_in_place() -> None:
 
 
 def test_a_table_that_does_not_fit_is_refused() -> None:
-    named = torch.ops.deepspeed_autotp
+    named = operators.loaded()
     full = torch.arange(6.0)
     for table, words in (
         ([1, 6, 1, 2], "entries for fewer tensors"),
@@ -79,7 +79,7 @@ def test_a_table_that_does_not_fit_is_refused() -> None:
 
 @pytest.mark.usefixtures("compile_cache")
 def test_opcheck_accepts_the_operators() -> None:
-    named = torch.ops.deepspeed_autotp
+    named = operators.loaded()
     full = torch.randn(4, 6)
     table = [4, 6, 1, 4, 2, 0, 1, 3, 2, 4, 3]
     torch.library.opcheck(named.pack_many.default, ([full], table))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepspeed_autotp.native import packing
+from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from tests.support.random_bits import DTYPES, bits, random_bits
 from tests.support.random_runs import Slice, reference, slices
@@ -58,7 +58,7 @@ def test_a_piece_behind_the_shard_is_refused() -> None:
 
 @pytest.mark.usefixtures("compile_cache")
 def test_opcheck_accepts_the_operator() -> None:
-    named = torch.ops.deepspeed_autotp.pack_part_.default
+    named = operators.loaded().pack_part_.default
     arguments = (torch.zeros(6, dtype=torch.uint8), torch.randn(4, 6), 4, 6, 1, [4, 2], [4, 2], 3)
     torch.library.opcheck(named, arguments)
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What importing the package costs."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+# torch's compiler, which takes as long to import as torch, and what it needs; other frameworks; and
+# what only some users of the package need.
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch._functorch",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.fx.experimental",
+    "torch.onnx",
+    "accelerate",
+    "deepspeed",
+    "mpmath",
+    "numpy",
+    "peft",
+    "rich.table",
+    "safetensors",
+    "sympy",
+    "transformers",
+    "triton",
+    "trl",
+)
+
+IMPORT = """
+import json, sys, time
+start = time.process_time()
+import torch
+torch_at = time.process_time()
+before = set(sys.modules)
+import deepspeed_autotp
+package_at = time.process_time()
+print(json.dumps({
+    "torch": torch_at - start,
+    "package": package_at - torch_at,
+    "modules": sorted(set(sys.modules) - before),
+    "libraries": sorted(torch.ops.loaded_libraries),
+}))
+"""
+
+
+def imported() -> dict[str, Any]:
+    """Seconds of the processor for torch and for the package, and what the package brought."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    return imported()
+
+
+def test_importing_imports_neither_the_compiler_nor_another_framework(
+    fresh: dict[str, Any],
+) -> None:
+    heavy = [
+        name for name in fresh["modules"] if f"{name}.".startswith(tuple(f"{h}." for h in HEAVY))
+    ]
+    assert heavy == []
+
+
+def test_importing_loads_no_operators(fresh: dict[str, Any]) -> None:
+    assert fresh["libraries"] == []
+
+
+def test_importing_takes_a_small_part_of_what_torch_takes() -> None:
+    runs = [imported() for _ in range(5)]
+    torch, package = (min(run[key] for run in runs) for key in ("torch", "package"))
+    # Measured are 0.2 seconds, and 0.9 for torch; a slow machine is slow at both.
+    assert package < max(0.3, torch / 3), f"{package:.2f} s of {torch:.2f} s for torch"
