@@ -233,7 +233,7 @@ class Entry:
     def runs(self, rank: int, /) -> tuple[int, ...]:
         """start, length, start, length, ...; empty when it is replicated."""
     def is_counted(self, rank: int, /) -> bool:
-        """Whether `rank` counts its shard in a sum over all ranks: it owns all of its runs."""
+        """Whether `rank` counts some of its shard in a sum over all ranks: it owns a run of it."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
         """Runs that other ranks hold too: (offset in the shard, length, owner, holders)."""
 

@@ -227,8 +227,8 @@ static PyMethodDef methods[] = {
      "Ranks owner to owner + holders - 1 hold the run."},
     {"is_counted", entry_is_counted, METH_O,
      "is_counted($self, rank, /)\n--\n\n"
-     "Whether ``rank`` counts its shard in a sum over all ranks: it owns all of its "
-     "runs. False for a replicated parameter."},
+     "Whether ``rank`` counts some of its shard in a sum over all ranks: it owns a run "
+     "of it. False for a replicated parameter."},
     {NULL, NULL, 0, NULL},
 };
 

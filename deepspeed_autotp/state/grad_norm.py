@@ -1,12 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient norm of a sharded model, for training loops without DeepSpeed."""
+"""The gradient norm of a sharded model: each weight counts once however many ranks hold it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel
+from deepspeed_autotp._core import Entry
+from deepspeed_autotp.state.sharded_model import TensorParallel, find_nested_tensor_parallel
+
+
+class GradNorm:
+    """The norm of one sharded model's gradients, and the part of it that this rank counts.
+
+    A parameter that was added after the model was sharded counts as replicated.
+    """
+
+    def __init__(self, state: TensorParallel) -> None:
+        self._state = state
+
+    def counted(self, gradient: Tensor, parameter: Tensor, *, first: int = 0) -> Tensor:
+        """The part of a gradient that this rank is the lowest to hold; the rest of it is zero.
+
+        ``gradient`` has the elements of this rank's shard of ``parameter`` in order, or those from
+        ``first`` on, as ZeRO partitions it; zeros may follow them.
+        """
+        entry, rank = self._state.entry(parameter), self._state.group.rank
+        if entry is None or not entry.is_sharded:
+            return gradient if rank == 0 else gradient.new_zeros(0)
+        others = [(offset, n) for offset, n, owner, _ in entry.shared(rank) if owner != rank]
+        if not others:
+            return gradient
+        drop = torch.zeros(entry.local_shape(rank), dtype=torch.bool, device=gradient.device)
+        for offset, length in others:
+            drop.narrow(entry.dim, offset, length).fill_(True)
+        drop = drop.view(-1)[first : first + gradient.numel()]
+        kept = gradient.flatten().clone()
+        kept[: drop.numel()].masked_fill_(drop, 0)
+        return kept
+
+    def is_partly_counted(self, parameter: Tensor) -> bool:
+        """Whether some rank counts a part of its shard only, as of fused weights with few
+        key/value heads."""
+        entry = self._state.entry(parameter)
+        ranks = range(self._state.group.size)
+        return entry is not None and any(_counts_a_part(entry, rank) for rank in ranks)
+
+    def of(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """The norm of the unsharded model, in float64; ``pairs`` are parameters with gradients.
+
+        All ranks of the TP group call it. Squares are formed in float32, or in float64 where the
+        gradient is.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self._state.parameters[0].device)
+        for parameter, gradient in pairs:
+            counted = self.counted(gradient, parameter)
+            total += counted.to(_square_dtype(gradient)).square().sum()
+        return self._state.group.all_reduce(total).sqrt()
 
 
 @torch.no_grad()
@@ -22,17 +74,21 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     if state is None:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     state.check_identity(model)
-    square = torch.zeros((), dtype=torch.float64, device=state.parameters[0].device)
+    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
     dtype = torch.float32
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            continue
-        gradients.append(parameter.grad)
-        dtype = torch.promote_types(dtype, parameter.grad.dtype)
-        square += state.local_grad_square(parameter.grad, entry=state.entry(parameter))
-    norm = state.group.all_reduce(square).sqrt().to(dtype)
+    for _, gradient in pairs:
+        dtype = torch.promote_types(dtype, gradient.dtype)
+    norm = GradNorm(state).of(pairs).to(dtype)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    for _, gradient in pairs:
         gradient.mul_(scale.to(gradient.device))
     return norm
+
+
+def _square_dtype(gradient: Tensor) -> torch.dtype:
+    return torch.promote_types(gradient.dtype, torch.float32)
+
+
+def _counts_a_part(entry: Entry, rank: int) -> bool:
+    shared = any(owner != rank for _, _, owner, _ in entry.shared(rank))
+    return shared and entry.is_counted(rank)

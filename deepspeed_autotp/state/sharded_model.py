@@ -69,26 +69,12 @@ class TensorParallel:
                 )
 
     def counts_in_norm(self, index: int) -> bool:
-        """Whether this rank counts parameter ``index`` in the gradient norm.
+        """Whether this rank counts some of parameter ``index`` in the gradient norm.
 
-        A shard counts on its rank, one that several ranks hold on the lowest of them. A
+        A shard counts on its rank, a run that several ranks hold on the lowest of them. A
         replicated parameter counts on none here: DeepSpeed counts that of TP rank 0 anyway.
         """
         return self.plan.entries[index].is_counted(self.group.rank)
-
-    def local_grad_square(self, gradient: Tensor, *, entry: Entry | None) -> Tensor:
-        """Sum of squares of the part of a gradient that this rank is the lowest to hold.
-
-        In float32, or in float64 where the gradient is. A tensor without an entry is replicated.
-        """
-        rank = self.group.rank
-        square = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
-        if entry is None or not entry.is_sharded:
-            return square.sum() * (rank == 0)
-        for offset, length, owner, _ in entry.shared(rank):
-            if owner != rank:
-                square.narrow(entry.dim, offset, length).zero_()
-        return square.sum()
 
     def gather(self, shard: Tensor, *, entry: Entry) -> Tensor:
         """The full tensor on every rank. Every rank calls it, in the same order."""

@@ -143,8 +143,8 @@ const tp_message *tp_plan_message(const tp_plan *plan, int index);
 /* Shape of the shard on `rank`; `shape` has room for TP_MAX_DIMS values. */
 void tp_plan_local_shape(const tp_plan *plan, int entry, int rank, int64_t *shape);
 
-/* Whether `rank` counts its shard in a sum over all ranks: it owns every run of it. Of
- * a replicated parameter no rank does. */
+/* Whether `rank` counts some of its shard in a sum over all ranks: it owns a run of it,
+ * or all of them. Of a replicated parameter no rank does. */
 bool tp_plan_is_counted(const tp_plan *plan, int entry, int rank);
 
 /* Equal plans of equal models have equal hashes, on every machine: covers ranks, names,

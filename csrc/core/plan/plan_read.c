@@ -124,9 +124,9 @@ tp_plan_is_counted(const tp_plan *plan, int entry, int rank)
         return false;
     const tp_shard *shard = &layout->shards[rank];
     for (int i = 0; i < shard->count; i++)
-        if (shard->runs[i].owner != rank)
-            return false;
-    return true;
+        if (shard->runs[i].owner == rank)
+            return true;
+    return false;
 }
 
 void

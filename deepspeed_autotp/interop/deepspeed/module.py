@@ -4,8 +4,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from types import ModuleType
+
+TESTED = "0.19.8"
+
+
+def tested_and_found() -> str:
+    """The version that this folder is written for and tested with, and the one installed."""
+    return f"tested with DeepSpeed {TESTED}, found {importlib.metadata.version('deepspeed')}"
 
 
 def deepspeed_module() -> ModuleType:

@@ -81,7 +81,8 @@ def mark_parameters(
     """Give every parameter the attributes that DeepSpeed 0.19.8 reads.
 
     ``counted(i)`` says whether this rank counts parameter ``i`` in the gradient norm although
-    it is not TP rank 0; DeepSpeed counts all parameters of TP rank 0.
+    it is not TP rank 0; DeepSpeed counts all parameters of TP rank 0. Which part of a fused
+    weight it counts is settled in grad_norm.py.
     """
     for index, parameter in enumerate(parameters):
         written: Any = parameter
