@@ -80,8 +80,15 @@ def shard(
                 broadcast_weights(description, nearby, agreement=agreement, keep=is_checked)
             )
         if inputs is not None:
-            check = SelfCheck(model, description, plan, group=nearby, overlap=settings.overlaps)
-            plan = _checked(check, inputs, plan, plans, settings, agreement)
+            check = SelfCheck(
+                model,
+                description,
+                plan,
+                group=nearby,
+                overlap=settings.overlaps,
+                agreement=agreement,
+            )
+            plan = _checked(check, inputs, plans, settings)
         elif settings.sequence_parallel:
             plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
@@ -127,20 +134,17 @@ def _compare_rest(model: nn.Module, agreement: Agreement) -> None:
 
 
 def _checked(
-    check: SelfCheck,
-    inputs: Inputs,
-    plan: Plan,
-    plans: AgreedPlans,
-    settings: TPTrainingConfig,
-    agreement: Agreement,
+    check: SelfCheck, inputs: Inputs, plans: AgreedPlans, settings: TPTrainingConfig
 ) -> Plan:
     """The plan that the self-check found to be right."""
-    replan = None if plans.rules_are_users else plans.make
-    plan = check.run(inputs, plan, replan=replan, agreement=agreement)
+    plan = check.run(
+        inputs,
+        replan=plans.make,
+        rules_are_users=plans.rules_are_users,
+        keep_logits=settings.vocab_parallel_lm_head is True,
+    )
     if settings.sequence_parallel:
-        plan = check.check_sequence_parallel(
-            inputs, plans.with_sequence_parallel(), agreement=agreement
-        )
+        plan = check.check_sequence_parallel(plans.with_sequence_parallel())
     return plan
 
 

@@ -25,13 +25,15 @@ class PlanRequest:
     those whose layers are sharded one by one, with full activations between them. ``heuristics``
     says whether layers are sharded because of their names in a model of a type that was never
     tried, and ``large_layers`` whether large ones are sharded individually that nothing else
-    shards. ``sequence_parallel``: ValueError, naming the module, where the model does not allow it.
+    shards. ``gather_logits``: the output head keeps no shard of them. ``sequence_parallel``:
+    ValueError, naming the module, where the model does not allow it.
     """
 
     replicated: tuple[str, ...] = ()
     individual: tuple[str, ...] = ()
     heuristics: bool = True
     large_layers: bool = True
+    gather_logits: bool = False
     sequence_parallel: bool = False
 
 
@@ -63,7 +65,7 @@ def make_plan(
         heuristics=request.heuristics,
         large_layers=request.large_layers,
         sequence_parallel=request.sequence_parallel,
-        vocab_parallel_lm_head=settings.vocab_parallel_lm_head,
+        vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
         must_shard=True,
     )
 
@@ -124,6 +126,7 @@ class AgreedPlans:
         individual: Sequence[str] = (),
         *,
         heuristics: bool = True,
+        gather_logits: bool = False,
     ) -> Plan:
         """ValueError on every rank where one cannot plan, or plans otherwise than another."""
         first = self._first
@@ -132,6 +135,7 @@ class AgreedPlans:
             individual=tuple(individual),
             heuristics=heuristics and first.heuristics,
             large_layers=heuristics and first.large_layers,
+            gather_logits=gather_logits,
         )
         plan = self._agreed(request)
         self._last = request

@@ -12,7 +12,7 @@ from torch import Tensor
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan, index_pattern
 from deepspeed_autotp.distributed.sequence_collectives import SequenceLayout, local_rows
 from deepspeed_autotp.self_check.rounding import differs, root_mean_square
-from deepspeed_autotp.self_check.trace import Output, Run
+from deepspeed_autotp.self_check.trace import Dropout, Output, Run
 from deepspeed_autotp.state.sharded_model import shard_of
 
 # A gradient that is this much smaller than the largest may be rounding alone, as that of a key
@@ -24,21 +24,25 @@ _NAMED = 4
 @dataclass(frozen=True, slots=True)
 class Difference:
     """``block`` names the modules to plan anew, with ``*`` for each index; empty where unknown.
-    ``replicate``: not even their layers are sharded individually; ``quiet``: without a warning."""
+    ``replicate``: not even their layers are sharded individually; ``quiet``: without a warning;
+    ``logits``: it may come of sharded logits."""
 
     text: str
     block: tuple[str, ...]
     replicate: bool = False
     quiet: bool = False
+    logits: bool = False
 
 
 class Comparison:
-    """One run of the model sharded by ``plan``, on ``rank``, against the run of the full model."""
+    """One run of the model sharded by ``plan``, on ``rank``, against the run of the full model;
+    ``rounded`` is one that was rounded otherwise, as a 16-bit model needs."""
 
-    def __init__(self, plan: Plan, *, rank: int, full: Run) -> None:
+    def __init__(self, plan: Plan, *, rank: int, full: Run, rounded: Run | None = None) -> None:
         self._plan = plan
         self._rank = rank
         self._full = full
+        self._rounded = _no_longer(Run() if rounded is None else rounded, full)
         # Attention that only takes its own heads of an input is sharded by its layers.
         self._sharded = {
             layer.module: layer for layer in plan.layers if layer.kind is not Kind.HEADS
@@ -49,7 +53,9 @@ class Comparison:
 
     def first(self, sharded: Run) -> Difference | None:
         """The first difference, in the order in which the model runs, or None."""
-        found = self._outputs(sharded) or self._gradients(sharded.gradients)
+        found = self._outputs(sharded)
+        if found is None and (ends := self._ends(sharded) or self._gradients(sharded.gradients)):
+            found = replace(ends, logits=self._plan.logits_layer is not None)
         if found is None:
             return None
         return replace(found, text=f"the sharded model differs from the full model: {found.text}")
@@ -57,30 +63,58 @@ class Comparison:
     def failure(self, sharded: Run, error: Exception) -> Difference:
         """What to say of a run that ended with ``error``."""
         running = sharded.running
-        where = "the backward pass" if sharded.finals else running[-1] if running else ""
+        where = "the backward pass" if sharded.in_backward else running[-1] if running else ""
         where = where or "the model"
         last = [name for name in sharded.order() if name in self._sharded][-_NAMED:]
         # An individually sharded layer fails itself, or not at all.
         bound = [name for name in last if name not in self._large] or last
         culprit = where if where in self._sharded else bound[-1] if bound else None
-        return self._due_to(
+        found = self._due_to(
             culprit,
             f"the model cannot run with this plan: {where} failed with "
             f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}",
         )
+        return replace(found, logits=self._plan.logits_layer is not None)
+
+    def replicated_dropouts(self, sharded: Run) -> dict[int, Dropout]:
+        """Dropout of activations that every rank has in full, by the number of its call."""
+        pairs = enumerate(zip(sharded.dropouts, self._full.dropouts, strict=False))
+        return {at: own for at, (own, full) in pairs if own.shape == full.shape}
+
+    def dropout(self, module: str) -> Difference:
+        """What to say of dropout within ``module`` that is not the same on all ranks."""
+        return self._due_to(
+            self._blamed(f"{module}."),
+            f"the dropout in {module or 'the model'} draws other numbers on each rank, of an "
+            "activation that all ranks have in full; sharded on the way: "
+            f"{self._rules(self._order[: self._at(module) + 1])}",
+        )
 
     def _outputs(self, sharded: Run) -> Difference | None:
-        full = self._full
-        for got, expected in zip_longest(sharded.outputs, full.outputs):
-            if problem := _unlike(got, self._own(expected)):
+        triples = zip_longest(sharded.outputs, self._full.outputs, self._rounded.outputs)
+        for got, expected, rounded in triples:
+            if problem := _unlike(got, self._own(expected), self._own(rounded)):
                 ran = [] if expected is None else [*expected.since, expected.module]
                 return self._said(problem, ran)
+        return None
+
+    def _ends(self, sharded: Run) -> Difference | None:
+        """The loss and the other outputs of the model."""
+        full, rounded = self._full, self._rounded
+        ran = full.ran or self._order
+        if (sharded.loss is None) != (full.loss is None):
+            return self._said("it returns a loss in one of the two only", ran)
         if len(sharded.finals) != len(full.finals):
             counts = f"{len(sharded.finals)} outputs instead of {len(full.finals)}"
             return self._said(f"it returns {counts}", self._order)
-        for a, b in zip(sharded.finals, full.finals, strict=True):
-            if difference := differs(a, b):
-                return self._said(f"the model's output {difference}", full.ran or self._order)
+        # The logits, which say more, come first.
+        for a, b, other in zip_longest(sharded.finals, full.finals, rounded.finals):
+            if problem := differs(a, b, rounded=other):
+                return self._said(f"the model's output {problem}", ran)
+        if sharded.loss is not None and full.loss is not None:
+            problem = differs(sharded.loss, full.loss, rounded=rounded.loss)
+            if problem:
+                return self._said(f"the model's loss {problem}", ran)
         return None
 
     def _own(self, expected: Output | None) -> Output | None:
@@ -116,7 +150,10 @@ class Comparison:
             expected = (
                 full if not entry.is_sharded else shard_of(full, entry=entry, rank=self._rank)
             )
-            if difference := differs(sharded[index], expected, least=least):
+            other = self._rounded.gradients.get(index)
+            if other is not None and entry.is_sharded:
+                other = shard_of(other, entry=entry, rank=self._rank)
+            if problem := differs(sharded[index], expected, least=least, rounded=other):
                 rule = f"rule {entry.rule} from {entry.source}" if entry.rule else "no rule"
                 advice = (
                     ". If each rank uses this weight for its own heads or features only, its "
@@ -124,7 +161,7 @@ class Comparison:
                     if not entry.is_sharded
                     else ""
                 )
-                text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {difference}{advice}"
+                text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {problem}{advice}"
                 return self._of_gradient(entry, text)
         return None
 
@@ -140,11 +177,14 @@ class Comparison:
         module = parameter.rpartition(".")[0]
         if module in self._sharded:
             return module
-        order = self._order
-        at = order.index(module) if module in order else 0
+        order, at = self._order, self._at(module)
         reached = [*order[at:], *reversed(order[:at])]
         bound = (name for name in reached if name in self._sharded and name not in self._large)
         return next(bound, None) or next((name for name in reached if name in self._sharded), None)
+
+    def _at(self, module: str) -> int:
+        """The place of a module in the order of the run; 0 where it did not run."""
+        return self._order.index(module) if module in self._order else 0
 
     def _rules(self, modules: Iterable[str]) -> str:
         """The sharded layers among ``modules``, each with its rule."""
@@ -158,7 +198,7 @@ class Comparison:
         return f"{layer.module} ({layer.kind}; rule {entry.rule} from {entry.source})"
 
 
-def _unlike(got: Output | None, expected: Output | None) -> str | None:
+def _unlike(got: Output | None, expected: Output | None, rounded: Output | None) -> str | None:
     """How one output in the order of a run differs from that of the full model."""
     if got is None or expected is None or got.module != expected.module:
         names = ["nothing" if each is None else each.module for each in (got, expected)]
@@ -166,10 +206,20 @@ def _unlike(got: Output | None, expected: Output | None) -> str | None:
     if len(got.tensors) != len(expected.tensors):
         counts = f"{len(got.tensors)} tensors instead of {len(expected.tensors)}"
         return f"the output of {expected.module} has {counts}"
-    for a, b in zip(got.tensors, expected.tensors, strict=True):
-        if difference := differs(a, b):
-            return f"the output of {expected.module} {difference}"
+    same = rounded is not None and rounded.module == expected.module
+    others = rounded.tensors if rounded is not None and same else ()
+    rows = zip_longest(got.tensors, expected.tensors, others[: len(expected.tensors)])
+    for a, b, other in rows:
+        if problem := differs(a, b, rounded=other):
+            return f"the output of {expected.module} {problem}"
     return None
+
+
+def _no_longer(run: Run, full: Run) -> Run:
+    """``run`` without what comes behind the end of ``full``."""
+    return replace(
+        run, outputs=run.outputs[: len(full.outputs)], finals=run.finals[: len(full.finals)]
+    )
 
 
 def covers(block: Sequence[str], name: str) -> bool:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData, inferred_inputs
@@ -24,12 +26,14 @@ _log = logging.getLogger("deepspeed_autotp")
 _LARGEST_CHECKED = 2_000_000_000
 
 
+@dataclass(frozen=True, slots=True)
 class Inputs:
-    """Keyword arguments of the model; ``insist``: a self-check that cannot run is an error."""
+    """Keyword arguments of the model, and the same with labels, or None where none are known;
+    ``insist``: a self-check that cannot run is an error."""
 
-    def __init__(self, values: Mapping[str, object], *, insist: bool) -> None:
-        self.values = values
-        self.insist = insist
+    values: Mapping[str, object]
+    labelled: Mapping[str, object] | None
+    insist: bool
 
 
 def agreed_inputs(
@@ -98,7 +102,7 @@ def _inputs(
                 "no self-check of a model of this size; tensor_parallel.self_check: true runs it"
             )
         return None
-    return Inputs(values, insist=insist)
+    return Inputs(values, with_labels(model, values), insist)
 
 
 def _without_weights(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import traceback
 from collections import OrderedDict
@@ -10,28 +11,37 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 _SEED = 20
+# A probability at which nothing is ever dropped, and which is still one of dropout.
+_NEVER = 1e-30
 
 
 @contextmanager
-def isolated(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without autocast; afterwards model and RNG state are as before.
+def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -> Iterator[None]:
+    """Training mode without autocast; afterwards model and RNG state are as before.
 
-    The flags are set without calling ``eval``: some modules merge weights there.
+    The flags are set without calling ``train``: some modules merge weights there. Probabilities of
+    dropout that modules keep, for kernels of their own or for skipping layers, are next to 0.
     """
     saved = [_Saved(module) for module in model.modules()]
-    state = random.getstate()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with _forked(device), torch.autocast(device.type, enabled=False):
             for module in model.modules():
-                module.training = False
+                module.training = training
+                attributes = vars(module)
+                for key, value in attributes.items():
+                    if type(value) is float and value > 0 and "drop" in key:
+                        attributes[key] = _NEVER
             yield
     finally:
-        random.setstate(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
         for one in saved:
             one.restore()
 
@@ -48,10 +58,17 @@ def drop_frames(error: BaseException) -> None:
 def fix_rng(device: torch.device) -> None:
     """Give every run and every rank the same RNG state."""
     random.seed(_SEED)
+    np.random.seed(_SEED)
     torch.default_generator.manual_seed(_SEED)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(_SEED)
+
+
+def rng_digest(device: torch.device) -> int:
+    """Equal for equal RNG states of ``device``."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return int.from_bytes(hashlib.blake2b(state.numpy().tobytes(), digest_size=7).digest())
 
 
 def _forked(device: torch.device) -> AbstractContextManager[None]:

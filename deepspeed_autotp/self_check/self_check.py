@@ -2,9 +2,11 @@
 """The self-check: the sharded model against the full one, before any tensor is sharded.
 
 A few tokens go through the full model and through the model with a view of its shard in the place
-of every sharded weight. Outputs of the layers that have full outputs, the model's outputs, and the
-gradients of two parameters of each pattern of names are compared; the first module that differs is
-named. Where the user did not write the rule for it, it is sharded layer by layer, or replicated.
+of every sharded weight, as in training: with labels where the model takes them, the logits sharded
+where the plan says so, and everything random fixed. Outputs of the layers that have full outputs,
+the model's outputs, its loss, and the gradients of two parameters of each pattern of names are
+compared; the first module that differs is named. Where the user did not write the rule for it, it
+is sharded layer by layer, or replicated.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from deepspeed_autotp._core import Plan
@@ -24,20 +25,18 @@ from deepspeed_autotp.distributed.failure_barrier import (
     failure_barrier,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.transformers import other_modalities, output_tensors
+from deepspeed_autotp.interop.transformers import other_modalities
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.compare import Comparison, Difference
 from deepspeed_autotp.self_check.coverage import heuristic, idle, large_layers, never_ran
 from deepspeed_autotp.self_check.fallback import Fallback, Replan
 from deepspeed_autotp.self_check.inputs import Inputs
-from deepspeed_autotp.self_check.isolation import drop_frames, fix_rng, isolated
-from deepspeed_autotp.self_check.trace import Run, Trace
+from deepspeed_autotp.self_check.isolation import drop_frames, isolated
+from deepspeed_autotp.self_check.runs import Reference, Runs, Way
+from deepspeed_autotp.self_check.trace import Dropout, Run, Trace
 from deepspeed_autotp.sharding.conversion import Conversion
 
 _log = logging.getLogger("deepspeed_autotp")
-
-# The gradient of a full weight is formed for the comparison; above this size it is left out.
-_LARGEST_GRADIENT = 1 << 26
 
 
 class SelfCheck:
@@ -54,66 +53,61 @@ class SelfCheck:
         *,
         group: TPGroup,
         overlap: bool,
+        agreement: Agreement,
     ) -> None:
         self._model = model
         self._description = description
+        self._first = plan
         self._group = group
         self._overlap = overlap
-        self._device = description.parameters[0].device
-        self._full: Run | None = None
-        self._exits = {layer.module for layer in plan.layers if layer.has_full_output}
-        self._sampled = [
-            index
-            for index in plan.samples
-            if not plan.entries[index].is_tied
-            and description.parameters[index].requires_grad
-            and description.parameters[index].numel() <= _LARGEST_GRADIENT
-        ]
+        self._agreement = agreement
+        self._runs = Runs(model, description, plan)
+        self._full: Reference | None = None
 
     def run(
-        self,
-        inputs: Inputs,
-        plan: Plan,
-        *,
-        replan: Replan | None,
-        agreement: Agreement,
+        self, inputs: Inputs, *, replan: Replan, rules_are_users: bool, keep_logits: bool
     ) -> Plan:
-        """A plan under which the sharded model equals the full one: ``plan``, or with ``replan``
-        one in which the blocks that differed are sharded layer by layer, or replicated, and so are
-        heuristic ones that did not run. Without a run there are no heuristics.
+        """A plan under which the sharded model equals the full one: the first, or one in which the
+        blocks that differed are sharded layer by layer, or replicated, and so are heuristic ones
+        that did not run; not where the rules are the user's. Without a run there are no heuristics.
+        Logits are gathered where that helps; ``keep_logits``: the user does not want that.
 
-        ValueError on every rank of ``agreement`` when there is none. Nothing is compared where
+        ValueError on every rank when there is none. Nothing is compared where
         the full model cannot take inputs that were inferred, or its outputs are not finite, as with
         weights that are not loaded yet.
         """
-        fallback = Fallback()
-        parts = other_modalities(self._model)
-        with isolated(self._model, self._device):
-            full = self._full = self._run_full(inputs, agreement)
-            if full is None and replan is not None and heuristic(plan) + large_layers(plan):
-                return replan((), (), heuristics=False)
-            if full is not None and replan is not None:
-                plan = self._without_idle(plan, full, fallback, replan, agreement)
-            while full is not None:
-                found = self._check(inputs.values, plan, full, agreement)
-                if found is None and replan is not None:
-                    own = never_ran(plan, self._description.modules, full.order(), parts=parts)
-                    found = _agreed(own, agreement)
-                if found is None:
-                    break
-                if replan is None or not found.block:
+        fallback, plan = Fallback(replan), self._first
+        with isolated(self._model, self._runs.device):
+            full = self._full = self._run_full(inputs)
+            if full is None:
+                guessed = heuristic(plan) + large_layers(plan)
+                unguessed = guessed and not rules_are_users
+                return replan((), (), heuristics=False) if unguessed else plan
+            if not rules_are_users:
+                plan = self._without_idle(plan, full.run, fallback)
+            while found := self._wrong(plan, full, rules_are_users=rules_are_users):
+                if found.logits and self._is_right_with_gathered_logits(full, fallback):
+                    if keep_logits:
+                        raise ValueError(
+                            f"tensor_parallel.vocab_parallel_lm_head: got true, but {found.text}; "
+                            "leave the key out"
+                        )
+                    fallback.gather_logits(found)
+                    plan = fallback.plan()
+                elif rules_are_users or not found.block:
                     raise ValueError(found.text)
-                plan = fallback.plan_without(found, replan)
-        if agreement.is_first:
+                else:
+                    plan = fallback.plan_without(found)
+        if self._agreement.is_first:
             for warning in fallback.warnings():
                 _log.warning("%s", warning)
         return plan
 
-    def check_sequence_parallel(self, inputs: Inputs, plan: Plan, *, agreement: Agreement) -> Plan:
+    def check_sequence_parallel(self, plan: Plan) -> Plan:
         """``plan``, which also shards tokens; or a ValueError on every rank. Follows ``run``."""
         assert self._full is not None  # sequence_parallel insists on a self-check
-        with isolated(self._model, self._device):
-            found = self._check(inputs.values, plan, self._full, agreement)
+        with isolated(self._model, self._runs.device):
+            found = self._check(plan, self._full)
         if found is not None:
             raise ValueError(
                 "tensor_parallel.sequence_parallel: got true, but with the tokens sharded between "
@@ -121,30 +115,39 @@ class SelfCheck:
             )
         return plan
 
-    def _without_idle(
-        self, plan: Plan, full: Run, fallback: Fallback, replan: Replan, agreement: Agreement
-    ) -> Plan:
+    def _wrong(self, plan: Plan, full: Reference, *, rules_are_users: bool) -> Difference | None:
+        """What is wrong with the plan, the same on every rank."""
+        found = self._check(plan, full)
+        if found is None and not rules_are_users:
+            parts = other_modalities(self._model)
+            own = never_ran(plan, self._description.modules, full.run.order(), parts=parts)
+            found = self._agreed(own)
+        return found
+
+    def _is_right_with_gathered_logits(self, full: Reference, fallback: Fallback) -> bool:
+        return self._check(fallback.plan(gather_logits=True), full) is None
+
+    def _without_idle(self, plan: Plan, full: Run, fallback: Fallback) -> Plan:
         """The plan without the individually sharded layers that did not run."""
         own = idle(plan, self._description.modules, full.order())
-        names: list[str] = agreement.exchange(own)[0]
+        names: list[str] = self._agreement.exchange(own)[0]
         if not names:
             return plan
         fallback.replicate(names)
-        return replan(names, ())
+        return fallback.plan()
 
-    def _run_full(self, inputs: Inputs, agreement: Agreement) -> Run | None:
+    def _run_full(self, inputs: Inputs) -> Reference | None:
         """The run of the full model, or None where there is nothing to compare with."""
-        trace = self._trace()
-        try:
-            self._pass(trace, inputs.values)
-            finite = all(bool(t.isfinite().all()) for t in trace.run.finals)
-            problem = "" if finite else "its outputs are not finite"
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        problems = agreement.exchange(problem)
-        if not any(problems):
-            self._warn_of_nothing(trace.run, agreement)
-            return trace.run
+        problem = ""
+        for way in self._runs.ways(inputs):
+            found, problem = self._try_full(way)
+            problems = self._agreement.exchange(problem)
+            if not any(problems):
+                assert found is not None
+                self._warn_of_nothing(found.run)
+                return found
+            if not all(problems):
+                break
 
         def refuse() -> None:
             if problem and (inputs.insist or not all(problems)):
@@ -154,75 +157,88 @@ class SelfCheck:
                     "tensor_parallel.self_check to false"
                 )
 
-        agreement.together(refuse)
+        self._agreement.together(refuse)
         _log.info(
             "no self-check: %s does not run unsharded: %s", type(self._model).__name__, problem
         )
         return None
 
-    def _warn_of_nothing(self, run: Run, agreement: Agreement) -> None:
-        if not run.finals and agreement.is_first:
+    def _try_full(self, way: Way) -> tuple[Reference | None, str]:
+        """The full model run in that way, and why it cannot be."""
+        try:
+            found = self._runs.reference(way)
+        except Exception as error:
+            return None, f"{type(error).__name__}: {error}"
+        if not found.run.is_finite():
+            return None, "its outputs are not finite"
+        if way.labelled and found.run.loss is None:
+            return None, "its output has no loss"
+        return found, ""
+
+    def _warn_of_nothing(self, run: Run) -> None:
+        if run.loss is None and not run.finals and self._agreement.is_first:
             _log.warning(
                 "the self-check sees no tensor in the output of %s, and so compares inner layers "
                 "and no gradient; return tensors, or a mapping, sequence or dataclass of them",
                 type(self._model).__name__,
             )
 
-    def _check(
-        self, inputs: Mapping[str, object], plan: Plan, full: Run, agreement: Agreement
-    ) -> Difference | None:
+    def _check(self, plan: Plan, full: Reference) -> Difference | None:
         """The first difference that the lowest rank with one sees, the same on every rank."""
         conversion = Conversion(
             self._description, plan=plan, group=self._group, overlap=self._overlap
         )
-        comparison = Comparison(plan, rank=self._group.rank, full=full)
-        trace = self._trace()
+        comparison = Comparison(plan, rank=self._group.rank, full=full.run, rounded=full.rounded)
+        trace = self._runs.trace(full.way)
         found: Difference | None = None
-        try:
-            with failure_barrier(self._group):
-                conversion.switch()
-                conversion.swap_in_views()
-                try:
-                    self._pass(trace, inputs)
-                except (PeerFailed, CollectiveMismatch):
-                    raise
-                except Exception as error:
+        with self._runs.cast(full.way):
+            try:
+                found = self._compared(conversion, comparison, trace, full.way)
+            except Exception as error:
+                if isinstance(error, CollectiveMismatch):
+                    found = Difference(f"the model runs other modules on each rank: {error}", ())
+                elif not isinstance(error, PeerFailed):  # which has the words
                     found = comparison.failure(trace.run, error)
-                    raise
-            found = comparison.first(trace.run)
-        except Exception as error:
-            if isinstance(error, CollectiveMismatch):
-                found = Difference(f"the model runs other modules on each rank: {error}", ())
-            elif found is None and not isinstance(error, PeerFailed):  # which has the words
-                found = Difference(str(error), ())
-            drop_frames(error)
-        finally:
-            conversion.undo()
-        found = _agreed(found, agreement)
+                drop_frames(error)
+            finally:
+                conversion.undo()
+        found = self._agreed(found, comparison, comparison.replicated_dropouts(trace.run))
         if found is not None:  # maybe in the middle of a collective
             self._group.recover()
         return found
 
-    def _trace(self) -> Trace:
-        return Trace(self._description.modules, exits=self._exits)
+    def _compared(
+        self, conversion: Conversion, comparison: Comparison, trace: Trace, way: Way
+    ) -> Difference | None:
+        with failure_barrier(self._group):
+            conversion.switch()
+            conversion.keep_logits()
+            conversion.swap_in_views()
+            self._runs.go(trace, way)
+        return comparison.first(trace.run)
 
-    def _pass(self, trace: Trace, inputs: Mapping[str, object]) -> None:
-        """Forward and backward."""
-        parameters = {i: self._description.parameters[i] for i in self._sampled}
-        fix_rng(self._device)
-        # What a module keeps of one run, as a recurrent state, is no input of the next.
-        with isolated(self._model, self._device), torch.enable_grad(), trace:
-            trace.run.finals = output_tensors(self._model(**inputs))
-            trace.differentiate(parameters)
+    def _agreed(
+        self,
+        found: Difference | None,
+        comparison: Comparison | None = None,
+        dropouts: Mapping[int, Dropout] | None = None,
+    ) -> Difference | None:
+        """What the lowest rank with a difference found, also in the RNG states of dropout."""
+        said = self._agreement.exchange((found, dict(dropouts or {})))
+        failed = [(rank, each) for rank, (each, _) in enumerate(said) if each is not None]
+        if not failed:
+            states = [each for _, each in said]
+            return None if comparison is None else _other_dropout(states, comparison)
+        _, first = failed[0]
+        if len(failed) == len(said):
+            return first
+        names = ", ".join(str(rank) for rank, _ in failed)
+        return replace(first, text=f"on rank {names} of {len(said)}: {first.text}")
 
 
-def _agreed(found: Difference | None, agreement: Agreement) -> Difference | None:
-    said = agreement.exchange(found)
-    failed = [(rank, each) for rank, each in enumerate(said) if each is not None]
-    if not failed:
-        return None
-    _, first = failed[0]
-    if len(failed) == len(said):
-        return first
-    names = ", ".join(str(rank) for rank, _ in failed)
-    return replace(first, text=f"on rank {names} of {len(said)}: {first.text}")
+def _other_dropout(ranks: list[dict[int, Dropout]], comparison: Comparison) -> Difference | None:
+    """The first dropout of a replicated activation that differs between ranks."""
+    for at, own in ranks[0].items():
+        if any(at in each and each[at].rng != own.rng for each in ranks):
+            return comparison.dropout(own.module)
+    return None

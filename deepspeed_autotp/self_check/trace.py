@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from deepspeed_autotp.interop.labels import loss_of
 from deepspeed_autotp.interop.transformers import output_tensors
+from deepspeed_autotp.self_check.isolation import rng_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +25,39 @@ class Output:
     since: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """An activation that dropout is applied to within ``module``, and the RNG state then."""
+
+    module: str
+    shape: tuple[int, ...]
+    rng: int
+
+
 @dataclass(slots=True)
 class Run:
-    """``gradients`` by the index of the parameter; ``running`` is innermost last."""
+    """``gradients`` by the index of the parameter; ``running`` is innermost last.
+
+    ``loss`` is what the gradients are of, or None where they are of a fixed weighted sum of the
+    ``finals``, the model's outputs. ``in_backward``: the forward has ended.
+    """
 
     outputs: list[Output] = field(default_factory=list)
+    loss: Tensor | None = None
     finals: list[Tensor] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
+    dropouts: list[Dropout] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    in_backward: bool = False
 
     def order(self) -> list[str]:
         """Every module that ran, a module called twice twice, in order."""
         return [name for output in self.outputs for name in output.since] + self.ran
+
+    def is_finite(self) -> bool:
+        ends = self.finals if self.loss is None else [self.loss, *self.finals]
+        return all(bool(t.isfinite().all()) for t in ends)
 
 
 class Trace:
@@ -62,27 +84,43 @@ class Trace:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def differentiate(self, parameters: Mapping[int, nn.Parameter]) -> None:
-        """Gradients of a fixed weighted sum of the outputs."""
+    def dropped(self, x: Tensor) -> None:
+        """Note what dropout is applied to."""
         run = self.run
-        ends = [t for t in run.finals if t.requires_grad]
+        if not run.in_backward:
+            within = run.running[-1] if run.running else ""
+            run.dropouts.append(Dropout(within, tuple(x.shape), rng_digest(x.device)))
+
+    def differentiate(
+        self, output: object, parameters: Mapping[int, nn.Parameter], *, labelled: bool
+    ) -> None:
+        """Keep the model's ``output``, and gradients of its loss where it is ``labelled``."""
+        run = self.run
+        finals = output_tensors(output)
+        loss = loss_of(output) if labelled else None
+        # Sharded logits are gathered for who reads them, and before the backward.
+        run.finals = [_plain(t) for t in finals if t is not loss]
+        run.loss = None if loss is None else loss.detach().clone()
+        run.in_backward = True
+        ends = [t for t in (finals if loss is None else [loss]) if t.requires_grad]
         if ends and parameters:
-            found = torch.autograd.grad(
-                ends, list(parameters.values()), [_weights(t) for t in ends], allow_unused=True
-            )
+            weights = [_weights(t) for t in ends] if loss is None else None
+            found = torch.autograd.grad(ends, list(parameters.values()), weights, allow_unused=True)
             run.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
-        run.finals = [t.detach() for t in run.finals]
 
     def _enter(self, name: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:
-            self.run.running.append(name)
-            self.run.ran.append(name)
+            if not self.run.in_backward:  # or else it is a recomputation
+                self.run.running.append(name)
+                self.run.ran.append(name)
 
         return hook
 
     def _leave(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             run = self.run
+            if run.in_backward:
+                return
             run.running.pop()
             if name in self._exits:
                 tensors = tuple(t.detach().clone() for t in output_tensors(output))
@@ -90,6 +128,12 @@ class Trace:
                 run.ran.clear()
 
         return hook
+
+
+@torch.no_grad()
+def _plain(t: Tensor) -> Tensor:
+    """A copy that is an ordinary tensor."""
+    return torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _weights(t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tests.support.worker_pool import Pool
         ("fails", "model.layers.*.mlp", "down_proj failed with RuntimeError"),
         ("differs", "model.layers.*.mlp", "the output of"),
         ("gradient", "model.layers.*.self_attn", "the gradient of"),
-        ("head", "lm_head", "the model's output"),
+        ("head", "lm_head", "the model cannot run with this plan: the model failed"),
     ],
 )
 def test_the_layers_of_a_wrong_block_are_sharded_individually(

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a model that are compared: in which ways it is run, and the run of the full model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.self_check.inputs import Inputs
+from deepspeed_autotp.self_check.isolation import fix_rng, isolated
+from deepspeed_autotp.self_check.precision import in_float32, is_16_bit, rounded_otherwise
+from deepspeed_autotp.self_check.trace import Run, Trace
+from deepspeed_autotp.self_check.without_randomness import WithoutRandomness
+
+# The gradient of a full weight is formed for the comparison; above this size it is left out.
+_LARGEST_GRADIENT = 1 << 26
+# Beyond this many elements there may be no room for the weights of a 16-bit model in 32 bits.
+_LARGEST_IN_FLOAT32 = 4_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model is run.
+
+    labelled  labels are among the ``inputs``, and the gradients are those of the loss
+    float32   whatever its data type; or else a second run shows what rounding does
+    training  in training mode
+    """
+
+    inputs: Mapping[str, object]
+    labelled: bool
+    float32: bool
+    training: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A run of the full model, how it was run, and for a 16-bit one a run rounded otherwise."""
+
+    way: Way
+    run: Run
+    rounded: Run | None
+
+
+class Runs:
+    """Runs of one model, forward and backward, of which nothing stays.
+
+    ``plan`` is the first one to be checked: what it shards says what is compared.
+    """
+
+    def __init__(self, model: nn.Module, description: Description, plan: Plan) -> None:
+        self._model = model
+        self._description = description
+        self.device = description.parameters[0].device
+        self._head = plan.logits_layer
+        self._exits = {layer.module for layer in plan.layers if layer.has_full_output}
+        tensors = [*model.parameters(), *model.buffers()]
+        self._is_16_bit = is_16_bit(tensors)
+        self._fits = sum(t.numel() for t in tensors) <= _LARGEST_IN_FLOAT32
+        self._sampled = [
+            index
+            for index in plan.samples
+            if not plan.entries[index].is_tied
+            and description.parameters[index].requires_grad
+            and description.parameters[index].numel() <= _LARGEST_GRADIENT
+        ]
+
+    def ways(self, inputs: Inputs) -> Iterator[Way]:
+        """From the one that shows most; the next one is for a model that cannot run in this."""
+        given = [(inputs.labelled, True)] if inputs.labelled is not None else []
+        if inputs.labelled != inputs.values:
+            given.append((inputs.values, False))
+        for values, labelled in given:
+            if self._is_16_bit and self._fits:
+                yield Way(values, labelled, float32=True)
+            yield Way(values, labelled, float32=False)
+        yield Way(inputs.values, labelled=False, float32=False, training=False)
+
+    def cast(self, way: Way) -> ExitStack:
+        """A context in which the weights have the data type of ``way``."""
+        stack = ExitStack()
+        stack.enter_context(in_float32(self._model) if way.float32 else nullcontext())
+        return stack
+
+    def reference(self, way: Way) -> Reference:
+        """The full model, run in that way; raises what it raises."""
+        with self.cast(way):
+            trace = self.trace(way)
+            self.go(trace, way)
+            rounded = None
+            if self._is_16_bit and not way.float32:
+                other = self.trace(way)
+                with rounded_otherwise(self._model):
+                    self.go(other, way)
+                rounded = other.run
+        return Reference(way, trace.run, rounded)
+
+    def trace(self, way: Way) -> Trace:
+        # What the output head gives is compared behind it: it may keep its shard.
+        head = {self._head.module} if way.labelled and self._head is not None else set()
+        return Trace(self._description.modules, exits=self._exits - head)
+
+    def go(self, trace: Trace, way: Way) -> None:
+        """Forward and backward."""
+        parameters = {i: self._description.parameters[i] for i in self._sampled}
+        fix_rng(self.device)
+        # What a module keeps of one run, as a recurrent state, is no input of the next.
+        with (
+            isolated(self._model, self.device, training=way.training),
+            torch.enable_grad(),
+            WithoutRandomness(trace.dropped),
+            trace,
+        ):
+            output = self._model(**way.inputs)
+            trace.differentiate(output, parameters, labelled=way.labelled)
