@@ -27,6 +27,7 @@ from deepspeed_autotp.config.training_config import (
 )
 from deepspeed_autotp.planning.plan_table import plan_table
 from deepspeed_autotp.state.grad_norm import clip_grad_norm_
+from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_replicas
 from deepspeed_autotp.state.sharded_model import tensor_parallel
 
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoTPConfig",
     "AutoTPPresets",
+    "GradScaler",
     "PartitionType",
     "TPConfig",
     "TPLayerSpec",

@@ -42,12 +42,14 @@ from deepspeed_autotp.interop.deepspeed.engine import (
 )
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group, engine_group_size
+from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
+from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_first_call
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel, tensor_parallel
 
@@ -194,6 +196,7 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     save_full_weights(engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen))
     state = tensor_parallel(model)
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
+    scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
 
     def saving(folder: Path | None) -> None:
         if folder is not None:

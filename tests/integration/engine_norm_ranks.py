@@ -17,7 +17,7 @@ from tests.support.small_models import build, tokens
 
 CLIP = 0.5
 STEPS = 3
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,11 @@ class Case:
 
 def model_of(case: Case) -> nn.Module:
     """With weights that the 16-bit type of the case represents."""
-    model = build(case.family, tied=case.tied, **case.changes).to(DTYPES[case.precision]).float()
+    model = (
+        build(case.family, tied=case.tied, **case.changes)
+        .to(DTYPES.get(case.precision, torch.float32))
+        .float()
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(case.trained, name) is not None)
     return model
@@ -76,6 +80,8 @@ def config_of(case: Case, *, tp: int) -> dict[str, Any]:
         config["bf16"] = {"enabled": True}
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "initial_scale_power": 8}
+    if case.precision == "autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "float16"}
     if case.accumulation:
         config["data_types"] = {"grad_accum_dtype": case.accumulation}
     if case.optimizer != "SGD":
@@ -115,8 +121,14 @@ def gathered_norm(engine: Any, model: nn.Module) -> float:
             shape = entry.local_shape(state.group.rank)
             gradient = state.gather(gradient.reshape(shape), entry=entry)
         square += gradient.double().square().sum()
-    scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
-    return float(square.sqrt()) / float(scale)
+    return float(square.sqrt()) / loss_scale(engine)
+
+
+def loss_scale(engine: Any) -> float:
+    scaler = engine.torch_autocast_z0_gradscaler
+    if scaler is not None:
+        return float(scaler.get_scale())
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
 
 
 def of_engine(case: Case, *, tp: int) -> dict[str, Any]:
@@ -170,8 +182,7 @@ def overflow(case: Case) -> dict[str, Any]:
         engine.step()
         after = deepspeed_autotp.full_state_dict(engine)
         found["skipped"].append(engine.skipped_steps)
-        fp16 = case.precision == "fp16"
-        found["scales"].append(float(engine.optimizer.loss_scale) if fp16 else 1.0)
+        found["scales"].append(loss_scale(engine))
         found["moved"].append(any(not torch.equal(after[n], t) for n, t in before.items()))
         if hook is not None:
             hook.remove()

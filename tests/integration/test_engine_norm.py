@@ -76,6 +76,27 @@ def test_an_infinite_gradient_of_one_rank_skips_the_step_of_all(pool: Pool, case
     assert found[0]["moved"] == [True, False, True]
 
 
+def test_autocast_in_float16_takes_one_decision(pool: Pool) -> None:
+    found = pool.run(engine_norm_ranks.overflow, Case(zero=0, precision="autocast"))
+    assert found[0] == found[1]
+    assert found[0]["moved"] == [True, False, True]
+    first, second, third = found[0]["scales"]
+    assert first == third * 2 == second * 2
+
+
+def test_the_norm_of_autocast_in_float16_is_unscaled(pool: Pool) -> None:
+    found = pool.run(engine_norm_ranks.compare, Case(zero=0, precision="autocast"), 2)
+    for rank in found:
+        assert rank["norms"] == found[0]["norms"]
+        assert rank["norms"] == pytest.approx(rank["gathered"], rel=1e-5)
+        assert rank["norms"] == pytest.approx(rank["expected"], rel=1e-2)
+
+
+def test_autocast_in_float16_with_zero_is_refused(pool: Pool) -> None:
+    text = same_error(pool.run(engine_norm_ranks.refused, Case(zero=1, precision="autocast"), {}))
+    assert text.startswith("ValueError: initialize: torch_autocast.dtype: got float16 with ZeRO")
+
+
 def test_offloaded_norms_of_partly_shared_weights_are_refused(pool: Pool) -> None:
     case = Case(zero=1, family="falcon", changes=MULTI_QUERY, offload=True)
     text = same_error(pool.run(engine_norm_ranks.refused, case, {}))

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from deepspeed_autotp.interop.deepspeed.module import deepspeed_module, tested_and_found
+from deepspeed_autotp.interop.deepspeed.loss_scale import refuse_wrong_loss_scale
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def refuse_engine_record() -> None:
@@ -80,22 +81,10 @@ def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
         checked = deepspeed_module().DeepSpeedConfig(config, mpu)
     except Exception as error:  # assertions, pydantic's errors and DeepSpeed's own
         raise ValueError(f"DeepSpeed refuses the configuration: {error}") from error
-    _refuse_unscaled_loss(checked)
+    refuse_wrong_loss_scale(checked)
     config.pop("train_batch_size", None)
     config["train_micro_batch_size_per_gpu"] = checked.train_micro_batch_size_per_gpu
     config["gradient_accumulation_steps"] = checked.gradient_accumulation_steps
-
-
-def _refuse_unscaled_loss(checked: Any) -> None:
-    """ValueError for float16 without ZeRO: DeepSpeed 0.19.8 divides the gradients by a loss scale
-    that it did not multiply the loss with."""
-    if checked.float16_config.enabled and checked.zero_optimization_stage == 0:
-        raise ValueError(
-            "initialize: fp16.enabled: got true with ZeRO stage 0, expected ZeRO: there DeepSpeed "
-            f"({tested_and_found()}) divides the gradients "
-            "by a loss scale that the loss was not multiplied with; set zero_optimization.stage to "
-            "1, 2 or 3, or use bf16"
-        )
 
 
 def gather_weights_on_save(config: dict[str, Any]) -> None:
