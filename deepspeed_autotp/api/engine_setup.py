@@ -36,6 +36,7 @@ from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
     gather_weights_on_save,
     has_stepped,
+    optimizer_type,
     refuse_engine_record,
     refuse_pipeline,
     settle_engine_config,
@@ -45,6 +46,7 @@ from deepspeed_autotp.interop.deepspeed.groups import engine_group, engine_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
+from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -148,7 +150,7 @@ class EngineSetup:
             return _Prepared(config, None, {"tensor_parallel.autotp_size": "0 or 1"})
         refuse_pipeline(model)
         _check_groups(settings, mpu)
-        _check_optimizer(self._optimizer)
+        _check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
         settle_engine_config(config, mpu=mpu)
         return _Prepared(config, settings, compared(settings) | _compared(config, model))
@@ -195,6 +197,8 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
     save_full_weights(engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen))
     state = tensor_parallel(model)
+    # Where DeepSpeed was given a function that makes the optimizer, its class is known only now.
+    refuse_optimizer_over_tensors(engine.basic_optimizer, before="initialize: optimizer")
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
 
@@ -248,7 +252,11 @@ def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
             )
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer: Any, config: Mapping[str, Any]) -> None:
+    if optimizer is not None:
+        refuse_optimizer_over_tensors(optimizer, before="initialize: optimizer")
+    else:
+        refuse_optimizer_over_tensors(optimizer_type(config), before="initialize: optimizer.type")
     if has_stepped(optimizer):
         raise ValueError(
             "the optimizer holds state of the full weights already; build it anew, or load its "

@@ -33,6 +33,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
 from deepspeed_autotp.interop.process_groups import mesh_group
 from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
 
 
@@ -71,7 +72,7 @@ def parallelize(
     if settings.autotp_size <= 1:
         return model if device is None else model.to(device)
     group = TPGroup(_new_group(settings.autotp_size) if handle is None else handle)
-    shard(
+    state = shard(
         model,
         settings=settings,
         group=group,
@@ -79,6 +80,7 @@ def parallelize(
         example_inputs=example_inputs,
         device=_numbered(device),
     )
+    check_optimizers(state)
     check_first_call(model, group)
     return model
 

@@ -200,3 +200,25 @@ def refused(case: Case, more: dict[str, Any]) -> str:
             model=model, optimizer=optimizer_of(case, model), config=config
         )
     )
+
+
+def refused_optimizer(kind: str) -> tuple[str, bool]:
+    """What ``initialize`` raises for an optimizer, and whether the model is sharded then."""
+    model = build("llama", tied=False)
+    config = config_of(Case(zero=1), tp=2)
+    optimizer: Any = None
+    if kind == "instance":
+        optimizer = torch.optim.Muon([p for p in model.parameters() if p.ndim == 2])
+    elif kind == "function":
+        optimizer = torch.optim.Adafactor
+    else:
+        config["optimizer"] = {"type": kind, "params": {"lr": 1e-3}}
+    text = raised_error(
+        lambda: deepspeed_autotp.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=list(model.parameters()),
+            config=config,
+        )
+    )
+    return text, model.lm_head.weight.shape != (96, 64)

@@ -107,3 +107,18 @@ def test_fp16_without_zero_is_refused(pool: Pool) -> None:
     text = same_error(pool.run(engine_norm_ranks.refused, Case(zero=0, precision="fp16"), {}))
     assert text.startswith("ValueError: initialize: fp16.enabled: got true with ZeRO stage 0")
     assert "0.19.8" in text and "zero_optimization.stage to 1, 2 or 3" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("instance", "initialize: optimizer: got Muon, which forms"),
+        ("function", "initialize: optimizer: got Adafactor, which forms"),
+        ("Lamb", "initialize: optimizer.type: got Lamb, which forms"),
+        ("LBFGS", "initialize: optimizer.type: got LBFGS, which forms"),
+    ],
+)
+def test_an_optimizer_over_tensors_is_refused(pool: Pool, kind: str, words: str) -> None:
+    found = pool.run(engine_norm_ranks.refused_optimizer, kind)
+    assert same_error([text for text, _ in found]).startswith(f"ValueError: {words}")
+    assert all(sharded == (kind == "function") for _, sharded in found)

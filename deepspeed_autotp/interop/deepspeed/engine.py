@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -96,6 +96,13 @@ def gather_weights_on_save(config: dict[str, Any]) -> None:
     zero = config.setdefault("zero_optimization", {})
     if isinstance(zero, dict):
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+
+
+def optimizer_type(config: Mapping[str, Any]) -> str | None:
+    """The optimizer that a configuration names."""
+    section = config.get("optimizer")
+    found = section.get("type") if isinstance(section, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def has_stepped(optimizer: Any) -> bool:

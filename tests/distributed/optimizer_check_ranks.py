@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of test_optimizer_check.py do."""
+
+import gc
+import importlib
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import deepspeed_autotp
+from tests.support.raised_error import raised_error
+from tests.support.small_models import build, tokens
+
+
+def stepped(model: nn.Module, cls: type[torch.optim.Optimizer], trained: str) -> tuple[str, bool]:
+    """What a step raises, and whether a weight moved."""
+    own = [p for name, p in model.named_parameters() if trained in name]
+    optimizer = cls(own)  # type: ignore[call-arg]
+    model(input_ids=tokens(0), labels=tokens(0)).loss.backward()
+    before = [p.detach().clone() for p in own]
+    text = raised_error(optimizer.step)
+    return text, any(not torch.equal(a, b) for a, b in zip(before, own, strict=True))
+
+
+def steps() -> list[tuple[str, bool]]:
+    """Of a sharded model: all weights, replicated ones only, another optimizer; an unsharded one;
+    and one after the sharded model is gone."""
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    unsharded = build("llama", tied=False)
+    return [
+        stepped(model, torch.optim.Adafactor, ""),
+        stepped(model, torch.optim.Adafactor, "norm"),
+        stepped(model, torch.optim.AdamW, ""),
+        stepped(unsharded, torch.optim.Adafactor, ""),
+    ]
+
+
+def hooks() -> tuple[int, int, int]:
+    """Hooks of all optimizers before, with and after a sharded model."""
+    held = vars(importlib.import_module("torch.optim.optimizer"))["_global_optimizer_pre_hooks"]
+    before = len(held)
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    during = len(held)
+    del model
+    gc.collect()
+    return before, during, len(held)
