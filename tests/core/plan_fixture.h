@@ -19,6 +19,8 @@ typedef struct {
     tp_plan_options options;
     tp_model_facts facts;
     tp_integer integers[8]; /* of the configuration */
+    const char *dtype;      /* of the parameters that are added */
+    int itemsize;
     tp_error err;
 } fixture;
 
@@ -34,6 +36,8 @@ fixture_new(int ranks)
                              .embedding_dim = 1,
                              .head_patterns = fixture_heads,
                              .head_pattern_count = 2},
+                 .dtype = "float32",
+                 .itemsize = 4,
                  .err = TP_NO_ERROR};
     CHECK_OK(tp_model_new(&f.model, &f.err), &f.err);
     CHECK_OK(tp_rules_new(&f.rules, &f.err), &f.err);
@@ -90,8 +94,8 @@ add_shaped(fixture *f, int module, const char *leaf, int dims, const int64_t *sh
                               .leaf = leaf,
                               .module = module,
                               .dims = dims,
-                              .dtype = "float32",
-                              .itemsize = 4,
+                              .dtype = f->dtype,
+                              .itemsize = f->itemsize,
                               .tied_to = tied_to};
     for (int i = 0; i < dims; i++)
         parameter.shape[i] = shape[i];

@@ -69,7 +69,7 @@ test_features_are_those_of_the_weight(void)
         tp_features found;
         tp_layer_features(f.plan, index_of(&f, "lm_head"), &found);
         CHECK_INT_EQ(found.size, 33);
-        CHECK_INT_EQ(found.layout->shards[0].width, 17);
+        CHECK_INT_EQ(found.layout->shards[0].width, 16);
         CHECK(tp_layer_gathers_weight(layer_of(&f, "lm_head")));
         CHECK(tp_layer_has_full_output(layer_of(&f, "lm_head")));
         CHECK(tp_layer_has_full_output(layer_of(&f, "model.layers.0.mlp.down_proj")));

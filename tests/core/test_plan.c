@@ -19,8 +19,8 @@ test_a_llama_with_its_transformers_plan_is_sharded_everywhere(void)
         CHECK_TEXT_EQ(local_of(&f, "model.layers.0.input_layernorm.weight", 1),
                       "replicated [16]");
         CHECK_TEXT_EQ(local_of(&f, "model.embed_tokens.weight", 0),
-                      "vocabulary [17, 16]");
-        CHECK_TEXT_EQ(local_of(&f, "lm_head.weight", 1), "column [16, 16]");
+                      "vocabulary [16, 16]");
+        CHECK_TEXT_EQ(local_of(&f, "lm_head.weight", 1), "column [17, 16]");
         CHECK(layer_of(&f, "lm_head")->gather_output);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 16);
         CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);

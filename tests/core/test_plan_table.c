@@ -38,8 +38,8 @@ test_the_table_has_one_row_for_names_that_differ_in_indices(void)
         const tp_plan_row *embedding = tp_plan_table_row(table, 0);
         CHECK_TEXT_EQ(embedding->pattern, "model.embed_tokens.weight");
         CHECK_INT_EQ(embedding->full_bytes, 33 * 16 * 4);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 0), 17 * 16 * 4);
-        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 1), 16 * 16 * 4);
+        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 0), 16 * 16 * 4);
+        CHECK_INT_EQ(tp_plan_table_bytes(table, 0, 1), 17 * 16 * 4);
         const tp_plan_row *query = tp_plan_table_row(table, 1);
         CHECK_TEXT_EQ(query->pattern, "model.layers.*.self_attn.q_proj.weight");
         CHECK_INT_EQ(query->count, 3);

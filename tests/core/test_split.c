@@ -92,9 +92,30 @@ test_grained_widths_sum_to_the_size_and_every_rank_gets_one(void)
                 if (!CHECK_OK(tp_split_grain(size, grain, ranks, widths, &err), &err))
                     return;
                 const summary s = summarise(widths, ranks);
+                const int64_t unit = tp_split_fit(size, grain, ranks);
                 CHECK_INT_EQ(s.sum, size);
                 CHECK(s.least > 0);
-                CHECK(s.most - s.least <= grain);
+                CHECK(s.most - s.least <= unit);
+                for (int rank = 0; rank < ranks - 1; rank++)
+                    CHECK_INT_EQ(widths[rank] % unit, 0);
+                CHECK_INT_EQ(widths[ranks - 1] % unit, size % unit);
+            }
+}
+
+static void
+test_a_unit_fits_when_every_rank_gets_one_and_is_the_largest_half_that_does(void)
+{
+    for (int64_t unit = 1; unit <= 70; unit++)
+        for (int ranks = 1; ranks <= MOST_RANKS; ranks++)
+            for (int64_t size = 0; size <= 150; size++) {
+                const int64_t fit = tp_split_fit(size, unit, ranks);
+                CHECK(fit == 1 || size / fit >= ranks);
+                int64_t larger = unit;
+                while (larger > fit) {
+                    CHECK(size / larger < ranks);
+                    larger /= 2;
+                }
+                CHECK_INT_EQ(larger, fit);
             }
 }
 
@@ -133,6 +154,7 @@ main(void)
     RUN(test_what_cannot_be_sharded_is_refused_with_its_sizes);
     RUN(test_the_largest_sizes_do_not_overflow);
     RUN(test_grained_widths_sum_to_the_size_and_every_rank_gets_one);
+    RUN(test_a_unit_fits_when_every_rank_gets_one_and_is_the_largest_half_that_does);
     RUN(test_a_grain_that_divides_is_kept_and_the_rest_goes_last);
     RUN(test_a_grain_is_halved_until_every_rank_gets_one);
     return check_result();

@@ -25,7 +25,7 @@ GOLDEN = """
 
  parameters                                         kind            full    per rank      bytes/rank
  ────────────────────────────────────────────────────────────────────────────────────────────────────
- model.embed_tokens.weight                          vocabulary    257x96  129|128x96    49.5|49.2 kB
+ model.embed_tokens.weight                          vocabulary    257x96  128|129x96    49.2|49.5 kB
    tp_plan: embedding_rowwise
  model.layers.*.self_attn.q_proj.weight x2          column         96x96    64|32x96    49.2|24.6 kB
    tp_plan: colwise
@@ -44,10 +44,10 @@ GOLDEN = """
  model.layers.*.input_layernorm.weight x2           replicated        96          96       768 bytes
  model.layers.*.post_attention_layernorm.weight x2  replicated        96          96       768 bytes
  model.norm.weight                                  replicated        96          96       384 bytes
- lm_head.weight                                     vocabulary    257x96  129|128x96
+ lm_head.weight                                     vocabulary    257x96  128|129x96
    tied to model.embed_tokens.weight
 
- full model                                                     543.0 kB              303.4|241.5 kB
+ full model                                                     543.0 kB              303.0|241.9 kB
 """
 
 

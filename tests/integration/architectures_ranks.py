@@ -135,7 +135,8 @@ class Trained:
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = shrink.build(name.partition(",")[0]) if name in INCOMPLETE else _model(name)
+    of_sweep = name in INCOMPLETE or "," in name
+    model = shrink.build(name.partition(",")[0]) if of_sweep else _model(name)
     with torch.no_grad():  # what starts at zero would hide its own gradient
         for parameter in model.parameters():
             if not parameter.any():
@@ -171,6 +172,20 @@ def train(name: str) -> Trained:
         kinds=frozenset(layer.kind for layer in layers),
         left=[text for text in texts if not text.startswith("rule ")],
     )
+
+
+def train_experts(name: str) -> tuple[Trained, float]:
+    """As ``train`` with the sizes of the sweep, and how far the loss of both models differs once
+    they are cast to bfloat16, as an engine does that is given one in float32."""
+    trained = train(f"{name}, no rules")
+    losses = []
+    for sharded in (False, True):
+        model = build(f"{name}, no rules")
+        if sharded:
+            with logged_warnings():
+                deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+        losses += single_losses(model.bfloat16(), clip=0.0, steps=1)
+    return trained, abs(losses[1] / losses[0] - 1)
 
 
 def _size(model: nn.Module) -> int:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.integration.architectures_ranks import ARCHITECTURES, INCOMPLETE, train
+from tests.integration.architectures_ranks import ARCHITECTURES, INCOMPLETE, train, train_experts
 from tests.support.worker_pool import Pool
 
 
@@ -28,3 +28,13 @@ def test_a_model_whose_plan_lacks_something_is_sharded_all_the_same(pool: Pool, 
         assert trained.apart < 1e-5
         assert trained.weights < 1e-4
         assert trained.share < most
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_grouped_gemms_take_the_shards_of_three_ranks(pool: Pool, name: str) -> None:
+    for trained, apart in pool.run(train_experts, name, ranks=3, timeout=110):
+        assert trained.left == []
+        assert trained.apart < 1e-5
+        assert trained.weights < 1e-4
+        assert trained.share < 0.4
+        assert apart < 0.01

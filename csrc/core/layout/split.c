@@ -20,6 +20,14 @@ tp_split(int64_t size, int64_t unit, int ranks, int64_t *widths, tp_error *err)
     return 0;
 }
 
+int64_t
+tp_split_fit(int64_t size, int64_t unit, int ranks)
+{
+    while (unit > 1 && size / unit < ranks)
+        unit /= 2;
+    return unit;
+}
+
 int
 tp_split_grain(int64_t size, int64_t grain, int ranks, int64_t *widths, tp_error *err)
 {
@@ -32,9 +40,7 @@ tp_split_grain(int64_t size, int64_t grain, int ranks, int64_t *widths, tp_error
             "size %lld cannot be sharded over %d ranks: a rank would get nothing",
             (long long)size, ranks);
 
-    /* Ends at 1 at the latest, because there is an element for every rank. */
-    while (size / grain < ranks)
-        grain /= 2;
+    grain = tp_split_fit(size, grain, ranks);
     const int64_t rest = size % grain;
     if (tp_split(size - rest, grain, ranks, widths, err) < 0)
         return -1;

@@ -17,10 +17,13 @@
  * Fails with TP_VALUE unless `unit` divides `size`. */
 int tp_split(int64_t size, int64_t unit, int ranks, int64_t *widths, tp_error *err);
 
+/* `unit`, halved until `size` has one for every rank; 1 where nothing larger does. */
+int64_t tp_split_fit(int64_t size, int64_t unit, int ranks);
+
 /* As tp_split, for a grain that is a wish and not a boundary of meaning: what
  * is left over when `grain` does not divide `size` goes to the last rank, and
- * the grain is halved until every rank gets one. Fails with TP_VALUE when
- * there are more ranks than elements. */
+ * the grain is that of tp_split_fit. Fails with TP_VALUE when there are more ranks than
+ * elements. */
 int tp_split_grain(int64_t size, int64_t grain, int ranks, int64_t *widths,
                    tp_error *err);
 

@@ -71,6 +71,27 @@ link_names(tp_build *build)
     }
 }
 
+/* Grouped GEMMs take rows of a multiple of 16 bytes, and others are fastest with them.
+ * One value for the whole model, because the layers of a block may have several dtypes,
+ * and for 16 bits where weights have more, because an engine may cast them afterwards.
+ */
+static int64_t
+aligned_grain(const tp_build *build)
+{
+    enum { ALIGNMENT = 16 };
+    int itemsize = 2;
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const int own = tp_model_parameter(build->model, i)->itemsize;
+        itemsize = own < itemsize ? own : itemsize;
+    }
+    const int64_t grain = build->options->grain, unit = ALIGNMENT / itemsize;
+    int64_t common = unit; /* a power of two, as what it has in common with the grain */
+    while (grain % common != 0)
+        common /= 2;
+    int64_t result;
+    return __builtin_mul_overflow(grain, unit / common, &result) ? grain : result;
+}
+
 static int
 open_build(tp_build *build, tp_error *err)
 {
@@ -94,6 +115,7 @@ open_build(tp_build *build, tp_error *err)
         build->stacked[i] = -1;
     }
     link_names(build);
+    build->aligned = aligned_grain(build);
     if (tp_layout_cache_new(build->plan->arena, build->options->ranks, &build->layouts,
                             err) < 0)
         return -1;
@@ -159,7 +181,7 @@ static const tp_pass passes[] = {
     {"defaults", tp_defaults_choose, CHOICES | GEOMETRIES | PAIRED, CHOICES},
     {"large layers", tp_large_layers_choose, CHOICES | MODULE_RULES,
      CHOICES | MESSAGES},
-    {"weights", tp_resolve_weights, CHOICES | ATTENTIONS | GEOMETRIES,
+    {"weights", tp_resolve_weights, CHOICES | MODULE_RULES | ATTENTIONS | GEOMETRIES,
      DECISIONS | LAYOUTS | MESSAGES},
     {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | MESSAGES},
     {"experts", tp_experts_settle, CHOICES | MODULE_RULES | STACKED | DECISIONS,

@@ -14,6 +14,17 @@ tp_build_first(const tp_build *build, int parameter)
     return first >= 0 ? first : parameter;
 }
 
+bool
+tp_build_in_experts(const tp_build *build, int module)
+{
+    for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
+        const int rule = build->module_rules[i];
+        if (rule >= 0 && tp_rules_at(build->rules, rule)->style == TP_STYLE_EXPERTS)
+            return true;
+    }
+    return false;
+}
+
 /* The list doubles inside the arena, which gives nothing back: messages are few. */
 static int
 reserve_message(tp_plan *plan, tp_error *err)

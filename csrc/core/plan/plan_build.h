@@ -94,12 +94,18 @@ typedef struct {
     int *attentions; /* one per module: the module whose heads its weight has, -1
                       * for none, TP_ATTENTION_NEAR where it is not known */
     int paired;      /* blocks of the family table that are sharded */
+    int64_t
+        aligned; /* elements: a multiple of the grain that is 16 bytes of a weight */
     tp_layout_cache *layouts;
     tp_geometries *geometries;
 } tp_build;
 
 /* The name that comes first of those that share the parameter's tensor. */
 int tp_build_first(const tp_build *build, int parameter);
+
+/* Whether a rule names the module, or one around it, as experts, whose output is a sum
+ * over the ranks. */
+bool tp_build_in_experts(const tp_build *build, int module);
 
 /* Take the text over as a message of the plan; the text is empty afterwards. */
 int tp_build_message(tp_build *build, tp_text *text, tp_error *err);

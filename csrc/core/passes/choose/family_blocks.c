@@ -36,12 +36,7 @@ is_free(const search *with, int module)
             (i == weight || build->choices[i].source != with->source))
             return false;
     }
-    for (int i = module; i >= 0; i = tp_model_module(build->model, i)->parent) {
-        const int rule = build->module_rules[i];
-        if (rule >= 0 && tp_rules_at(build->rules, rule)->style == TP_STYLE_EXPERTS)
-            return false;
-    }
-    return true;
+    return !tp_build_in_experts(build, module);
 }
 
 /* The module `name` beside the output, whose own name ends in `tail` bytes. -1: none.

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "layout/split.h"
 #include "model/adapters.h"
 #include "model/names.h"
 
@@ -11,6 +12,18 @@ static void
 add_piece(tp_pieces *out, int64_t size, int64_t unit, tp_piece_role role)
 {
     out->piece[out->count++] = (tp_piece){size, unit, role};
+}
+
+/* What `size` features are sharded in. Those that the ranks divide stay equal, but
+ * experts', which grouped GEMMs may not take then: these are in aligned units wherever
+ * each rank gets one. */
+static int64_t
+unit_of(const tp_build *build, int64_t size, bool experts)
+{
+    const int ranks = build->options->ranks;
+    const int64_t aligned = build->aligned;
+    const bool fits = experts && size / aligned >= ranks;
+    return size % ranks == 0 && !fits ? build->options->grain : aligned;
 }
 
 static void
@@ -122,7 +135,6 @@ int
 tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
                const tp_view *view, tp_pieces *out, tp_error *err)
 {
-    const int64_t grain = build->options->grain;
     out->count = 0;
     out->heads = (tp_heads){0, 0};
     out->attention = -1;
@@ -148,7 +160,8 @@ tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
         if (geometry == NULL ||
             (!add_heads(geometry, attention, view->piece[i], out) &&
              !(given && add_some_heads(geometry, attention, view->piece[i], out))))
-            add_piece(out, view->piece[i], grain, TP_PIECE_PLAIN);
+            add_piece(out, view->piece[i], unit_of(build, view->piece[i], false),
+                      TP_PIECE_PLAIN);
     }
     return 0;
 }
@@ -167,9 +180,19 @@ tp_pieces_paired(const char *leaf)
     return false;
 }
 
+/* Pairs of features that take turns: as the features themselves, twice as long. */
+static void
+add_pairs(const tp_build *build, int64_t size, bool experts, tp_pieces *out)
+{
+    const int ranks = build->options->ranks;
+    const int64_t unit =
+        tp_split_fit(size / 2, unit_of(build, size / 2, experts), ranks);
+    add_piece(out, size, 2 * unit, size / 2 < ranks ? TP_PIECE_UNITS : TP_PIECE_PLAIN);
+}
+
 void
 tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attention,
-              const tp_view *view, tp_pieces *out)
+              const tp_view *view, bool experts, tp_pieces *out)
 {
     const tp_geometry *geometry = tp_geometries_at(build->geometries, attention);
     *out = (tp_pieces){.attention = -1};
@@ -183,9 +206,11 @@ tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attentio
         return;
     }
     /* In one piece gate and up can only take turns. */
-    const bool paired =
-        view->count == 1 && view->size % 2 == 0 && tp_pieces_paired(parameter->leaf);
+    if (view->count == 1 && view->size % 2 == 0 && tp_pieces_paired(parameter->leaf)) {
+        add_pairs(build, view->size, experts, out);
+        return;
+    }
     for (int i = 0; i < view->count; i++)
-        add_piece(out, view->piece[i], build->options->grain * (paired ? 2 : 1),
+        add_piece(out, view->piece[i], unit_of(build, view->piece[i], experts),
                   TP_PIECE_PLAIN);
 }

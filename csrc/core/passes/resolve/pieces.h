@@ -25,8 +25,8 @@ int tp_pieces_make(const tp_build *build, int module, const tp_spec *spec,
 bool tp_pieces_paired(const char *leaf);
 
 /* As tp_pieces_make, for a parameter that is no layer's weight: `attention` is the
- * module whose heads it may follow, or -1. */
+ * module whose heads it may follow, or -1; `experts`: it is one of experts. */
 void tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attention,
-                   const tp_view *view, tp_pieces *out);
+                   const tp_view *view, bool experts, tp_pieces *out);
 
 #endif

@@ -116,7 +116,9 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
     if (tp_view_weight(&spec, at, dim, &view, err) < 0)
         return -1;
     part_pair(at, choice, &view);
-    tp_pieces_raw(build, at, attention_of(build, at), &view, &pieces);
+    const bool experts = at->dims > 1 && (choice->reason == TP_REASON_FAMILY ||
+                                          tp_build_in_experts(build, at->module));
+    tp_pieces_raw(build, at, attention_of(build, at), &view, experts, &pieces);
     if (tp_layout_cache_get(build->layouts, pieces.piece, pieces.count, pieces.heads,
                             &out->layout, err) < 0)
         return -1;
