@@ -92,7 +92,8 @@ def shard(
         elif settings.sequence_parallel:
             plan = plans.with_sequence_parallel()
         conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
-        _switch(conversion, agreement=agreement, device=device)
+        insist = settings.vocab_parallel_lm_head is True
+        _switch(conversion, agreement=agreement, device=device, insist=insist)
         if warning := plan.replicated_warning():
             _warn(agreement, [f"{type(model).__name__}: {warning}"])
         on_failure.pop_all()
@@ -156,11 +157,16 @@ def _described(model: nn.Module) -> Description:
     return describe(model)
 
 
-def _switch(conversion: Conversion, *, agreement: Agreement, device: torch.device | None) -> None:
-    """Do everything of the conversion but shard the weights; undone where any rank fails."""
+def _switch(
+    conversion: Conversion, *, agreement: Agreement, device: torch.device | None, insist: bool
+) -> None:
+    """Do everything of the conversion but shard the weights; undone where any rank fails.
+
+    ``insist``: it is an error where the logits cannot stay sharded.
+    """
 
     def finish() -> None:
-        conversion.keep_logits()
+        conversion.keep_logits(insist=insist)
         conversion.check_memory(device)
 
     try:

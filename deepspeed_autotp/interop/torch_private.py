@@ -1,19 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Underscored names of torch, one function each, checked at first use."""
+"""Every name of torch that begins with an underscore: one function for each.
+
+RuntimeError, from each of them, where the installed torch does not have the name.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any
+
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-TESTED = "2.13.0"
+from deepspeed_autotp.interop.versions import required
+
+_required = functools.partial(required, project="torch")
 
 
-def _missing(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"tested with torch {TESTED}, found {torch.__version__}; this needs {name}, which is not "
-        f"there; install torch=={TESTED}"
+def version_counter(x: Tensor) -> int:
+    """A number that every write to ``x`` in place increases."""
+    found: int = _required(x, "_version", needed_for="finding writes in place")
+    return found
+
+
+def backward_id() -> int:
+    """The number of the backward pass that runs on this thread; negative outside of one."""
+    read = _required(torch._C, "_current_graph_task_id", needed_for="the overlap of gradients")
+    found: int = read()
+    return found
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that runs was called with ``retain_graph=True``."""
+    name = "_get_current_graph_task_keep_graph"
+    read = _required(torch._C._autograd, name, needed_for="the loss over a sharded vocabulary")
+    found: bool = read()
+    return found
+
+
+def reshaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``x``, to which nothing else refers, in another shape, and not as a view of it."""
+    reshape = _required(torch.ops.aten, "_unsafe_view", needed_for="sequence parallelism")
+    y: Tensor = reshape(x, shape)
+    return y
+
+
+def submodules(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """The direct submodules; None for one that was assigned None."""
+    found: Mapping[str, nn.Module | None] = _required(
+        module, "_modules", needed_for="reading a model"
     )
+    return found
+
+
+def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """The parameters of the module itself; None for one that was registered as None."""
+    found: Mapping[str, nn.Parameter | None] = _required(
+        module, "_parameters", needed_for="reading a model"
+    )
+    return found
+
+
+def forward_pre_hooks(module: nn.Module) -> Collection[Any]:
+    """The hooks that run before the module's forward."""
+    hooks = _required(module, "_forward_pre_hooks", needed_for="registering a hook once")
+    found: Collection[Any] = hooks.values()
+    return found
+
+
+def has_gradient_hooks(x: Tensor) -> bool:
+    """Whether hooks are registered for the gradient of ``x``."""
+    return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
+
+
+def takes_device(handle: dist.ProcessGroup, kind: str) -> bool:
+    """Whether collectives of ``handle`` take tensors that are on a device of ``kind``."""
+    found = _required(handle, "_device_types", needed_for="choosing a process group")
+    return torch.device(kind) in found
+
+
+def group_timeout(handle: dist.ProcessGroup, kind: str) -> timedelta | None:
+    """The timeout of collectives on a device of ``kind``; None where the backend has none."""
+    backend = _required(handle, "_get_backend", needed_for="a group's timeout")(torch.device(kind))
+    limit = getattr(getattr(backend, "options", None), "_timeout", None)
+    return limit if isinstance(limit, timedelta) else None
+
+
+def in_autograd_function() -> bool:
+    """Whether the forward of a ``torch.autograd.Function`` is running, which knows the gradient
+    of its tensors alone. Unlike ``no_grad`` it switches forward-mode differentiation off."""
+    read = _required(torch._C, "_is_fwd_grad_enabled", needed_for="the logits of an output")
+    enabled: bool = read()
+    return not enabled and not torch.is_inference_mode_enabled()
 
 
 def found_inf_per_device(
@@ -21,8 +102,6 @@ def found_inf_per_device(
 ) -> dict[torch.device, Tensor]:
     """What ``unscale_`` found in the gradients of ``optimizer``: on each device a number that is
     not 0 where one is not finite. Empty before ``unscale_``; what is written to it counts."""
-    method = getattr(scaler, "_found_inf_per_device", None)
-    if method is None:
-        raise _missing("torch.amp.GradScaler._found_inf_per_device")
-    found: dict[torch.device, Tensor] = method(optimizer)
+    read = _required(scaler, "_found_inf_per_device", needed_for="deepspeed_autotp.GradScaler")
+    found: dict[torch.device, Tensor] = read(optimizer)
     return found

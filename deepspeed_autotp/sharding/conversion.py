@@ -71,12 +71,14 @@ class Conversion:
         hooks = register_grad_hooks(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
 
-    def keep_logits(self) -> None:
+    def keep_logits(self, *, insist: bool = False) -> None:
         """Let the output head keep its shard of the logits where labels are given, if the plan says
-        so. Follows ``switch``."""
+        so and the model can. Follows ``switch``; ``undo`` undoes it. ValueError with ``insist``
+        where the model cannot."""
         head = self._plan.logits_layer
         if head is not None:
-            self._undo.append(keep_logits_sharded(self._modules[""], self._modules[head.module]))
+            model, module = self._modules[""], self._modules[head.module]
+            self._undo.append(keep_logits_sharded(model, module, insist=insist))
 
     def swap_in_views(self) -> None:
         """Let every sharded parameter be a view of its shard in the full weight.

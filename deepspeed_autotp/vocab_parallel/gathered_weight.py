@@ -27,9 +27,22 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
-from deepspeed_autotp.vocab_parallel import logits_rules as rules
 
-_ABOUT = rules.ABOUT - {Tensor.detach, torch.detach}
+# What a tensor says of itself without its values.
+_TENSOR: Mapping[str, Any] = {**vars(torch._C.TensorBase), **vars(Tensor)}
+_ABOUT: frozenset[Any] = frozenset(
+    _TENSOR[name].__get__
+    for name in (
+        "shape",
+        "ndim",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "grad_fn",
+        "is_leaf",
+    )
+) | {_TENSOR[name] for name in ("size", "dim", "numel", "is_floating_point", "register_hook")}
 
 
 class GatheredWeight(Tensor):

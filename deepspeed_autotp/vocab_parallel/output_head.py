@@ -1,63 +1,184 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output head of a model that is given labels: its logits stay sharded.
+"""The output head of a transformers model in training with labels: its logits stay sharded.
 
-In training with labels the head gives sharded logits; in evaluation, and without labels, it gathers
-them.
+The head then gives this rank's columns of the logits, an ordinary tensor, and the model's
+``loss_function`` forms the loss from those of all ranks. In evaluation, without labels, under
+torch.compile and where somebody watches the output of the head, it gathers them. So does a model of
+which it is not known that it computes the same on any columns (interop/loss_route.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepspeed_autotp.interop.labels import LabelsArgument, labels_argument
+from deepspeed_autotp.interop.labels import labels_argument
+from deepspeed_autotp.interop.loss_route import (
+    LossRoute,
+    has_user_hooks,
+    loss_route,
+    replace_loss,
+)
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output
-from deepspeed_autotp.vocab_parallel.logits import logits_from_shard
+from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
+
+_log = logging.getLogger("deepspeed_autotp")
+
+
+@dataclasses.dataclass(slots=True)
+class _Step:
+    """One forward with sharded logits: its soft cap, and what the loss was given."""
+
+    soft_cap: float
+    heads: int = 0
+    shard: Tensor | None = None
+    logits: LazyLogits | None = None
 
 
 class OutputHead:
-    """Whether the output head keeps its logits sharded in the forward that runs."""
+    """Stands before the forward of a model, as its ``forward`` and its ``loss_function``."""
 
-    def __init__(self, labels: LabelsArgument) -> None:
-        self._labels = labels
-        self._keeps_sharded = False
+    def __init__(self, route: LossRoute, head: nn.Module) -> None:
+        labels = labels_argument(route.model)
+        assert labels is not None
+        self._labels, self._route, self._head = labels, route, head
+        self._sharding: LayerSharding = vars(head)["sharding"]
+        self._loss: Callable[..., Any] = route.model.loss_function
+        self._step: _Step | None = None
+        functools.update_wrapper(self, route.model.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the model."""
+        model = self._route.model
+        forward = type(model).forward
+        if not self._keeps_sharded(args, kwargs):
+            return forward(model, *args, **kwargs)
+        with self._route.without_soft_cap() as cap:
+            step = self._step = _Step(cap)
+            try:
+                outputs = forward(model, *args, **kwargs)
+            finally:
+                self._step = None
+        if step.heads and step.logits is None:
+            raise RuntimeError(
+                f"{type(model).__name__} was given labels and did not give its logits to "
+                "self.loss_function; set tensor_parallel.vocab_parallel_lm_head to false"
+            )
+        return _replaced(outputs, step.shard, step.logits)
 
     def gather(self, shard: Tensor, sharding: LayerSharding) -> Tensor:
-        """The logits [..., V] of a shard [..., V/R]."""
-        if self._keeps_sharded and not torch.compiler.is_compiling():
-            return logits_from_shard(shard, sharding.layout, sharding.group)
-        return all_gather_output(shard, sharding)
+        """The logits [..., V] of a shard [..., V/R], or the shard."""
+        if self._step is None:
+            return all_gather_output(shard, sharding)
+        self._step.heads += 1
+        return shard
 
-    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A compiled forward is traced with plain tensors.
-        is_compiled = torch.compiler.is_compiling()
-        is_given = self._labels.is_given(args, kwargs)
-        self._keeps_sharded = model.training and not is_compiled and is_given
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the model's ``loss_function``."""
+        if self._step is None:
+            return self._loss(*args, **kwargs)
+        return self._sharded_loss(self._step, *args, **kwargs)
 
-    def leave(self, model: nn.Module, args: object, output: object) -> None:
-        self._keeps_sharded = False
+    def _keeps_sharded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        model = self._route.model
+        # A compiled forward is traced with full logits.
+        if torch.compiler.is_compiling() or not model.training:
+            return False
+        return (
+            self._labels.is_given(args, kwargs)
+            and model.loss_function == self.loss
+            and not has_user_hooks(self._head)
+        )
+
+    def _sharded_loss(
+        self,
+        step: _Step,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int,
+        num_items_in_batch: Tensor | float | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **unused: object,
+    ) -> Tensor:
+        """As transformers' ForCausalLMLoss and ForMaskedLMLoss, which ignore other arguments."""
+        layout, group = self._sharding.layout, self._sharding.group
+        width = layout.widths[group.rank]
+        if step.heads != 1 or logits.shape[-1] != width or vocab_size != layout.size:
+            raise RuntimeError(
+                f"{type(self._route.model).__name__}.loss_function: got logits with "
+                f"{logits.shape[-1]} columns and vocab_size {vocab_size}, expected this rank's "
+                f"{width} of {layout.size}; set tensor_parallel.vocab_parallel_lm_head to false"
+            )
+        if self._route.shifts and shift_labels is not None:
+            labels = shift_labels
+        elif self._route.shifts:
+            labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        labels = labels.reshape(-1).to(logits.device)
+        kept = LazyLogits(logits, layout, group, soft_cap=step.soft_cap)
+        step.shard, step.logits = logits, kept
+        losses = vocabulary_cross_entropy(
+            logits.view(-1, width),
+            labels,
+            layout=layout,
+            group=group,
+            ignore_index=ignore_index,
+            overwrite=lambda: not self._route.ends_in_tanh and kept.overwrite(),
+            soft_cap=step.soft_cap,
+        )
+        total = losses.sum().float()
+        if num_items_in_batch is None:
+            return total / (labels != ignore_index).sum()
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(total.device)
+        return total / num_items_in_batch
 
 
-def keep_logits_sharded(model: nn.Module, head: nn.Module) -> Callable[[], None]:
-    """Let ``head``, a sharded layer, give sharded logits in training with labels; returns the
-    undo."""
-    labels = labels_argument(model)
-    assert labels is not None
-    state = OutputHead(labels)
+def _replaced(outputs: Any, shard: Tensor | None, logits: LazyLogits | None) -> Any:
+    """``outputs``, a tuple or mapping, with ``logits`` in the place of the shard."""
+    if isinstance(outputs, tuple):
+        return tuple(logits if value is shard else value for value in outputs)
+    for key, value in list(outputs.items()):
+        if value is shard:
+            outputs[key] = logits
+    return outputs
+
+
+def keep_logits_sharded(
+    model: nn.Module, head: nn.Module, *, insist: bool = False
+) -> Callable[[], None]:
+    """Let ``head``, a sharded layer, give its shard of the logits in training with labels; returns
+    the undo. A model that may need full logits keeps them: ValueError if ``insist``."""
+    route = loss_route(model, head)
+    if route is None:
+        name = type(model).__name__
+        why = (
+            f"{name}.forward is not known to do nothing with its logits but scale or cap them by "
+            "numbers, give them to self.loss_function and return them"
+        )
+        if insist:
+            raise ValueError(
+                f"tensor_parallel.vocab_parallel_lm_head: got true, but {why}; leave the key out"
+            )
+        _log.info("the logits of %s are gathered in training: %s", name, why)
+        return lambda: None
+    state = OutputHead(route, head)
     before: LayerSharding = vars(head)["sharding"]
     vars(head)["sharding"] = dataclasses.replace(before, gather=state.gather)
-    hooks = (
-        model.register_forward_pre_hook(state.enter, with_kwargs=True),
-        model.register_forward_hook(state.leave, always_call=True),
-    )
+    replaced = replace_loss(route.model, state.loss)
+    vars(route.model)["forward"] = state
 
     def back() -> None:
         vars(head)["sharding"] = before
-        for hook in hooks:
-            hook.remove()
+        replaced()
+        del vars(route.model)["forward"]
 
     return back

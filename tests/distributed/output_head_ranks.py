@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.vocab_parallel.logits import Logits
+from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
+from tests.support import logit_forwards
 from tests.support.engine_config import Setting, engine_config, initialize
 from tests.support.loss_curves import RATE, own_rows
 from tests.support.model_snapshot import refusal
@@ -20,6 +21,7 @@ from tests.support.output_head_models import (
     batch,
     build,
     gradient_difference,
+    section,
     shard,
     soft_cap,
 )
@@ -53,9 +55,31 @@ def against_one_process(family: str, tied: bool, more: Mapping[str, Any]) -> dic
     return {
         "loss": abs(float((outputs.loss - expected).detach())),
         "gradients": gradient_difference(model, unsharded),
-        "kind": type(outputs.logits) is Logits,
+        "kind": type(outputs.logits) is LazyLogits,
         "gathers": gathers == [FIRST_BATCH, 3 * count * 4],
         "caps": found_caps == [soft_cap(family)],
+    }
+
+
+def between_head_and_loss(name: str) -> dict[str, Any]:
+    """As above, with a model that does something with its logits before or beside the loss."""
+    inputs = batch()
+    unsharded, model = (logit_forwards.build(name, VOCABULARY) for _ in range(2))
+    shard(model, "llama")
+    found: dict[str, Any] = {}
+    for one in (unsharded, model):
+        outputs = one(**inputs)
+        loss, logits = outputs[:2] if isinstance(outputs, tuple) else (outputs.loss, outputs.logits)
+        found["lazy"] = type(logits) is LazyLogits
+        seen = logits.detach() + 0
+        loss.backward()
+        found.setdefault("before", (float(loss.detach()), seen))
+    expected, expected_logits = found.pop("before")
+    return {
+        **found,
+        "loss": abs(float(loss.detach()) - expected),
+        "gradients": gradient_difference(model, unsharded),
+        "logits": torch.allclose(seen, expected_logits, atol=1e-5),
     }
 
 
@@ -68,7 +92,7 @@ def positional() -> dict[str, Any]:
     loss, logits, *_ = model(*places, return_dict=False)
     return {
         "loss": abs(float(loss.detach() / expected[0].detach()) - 1) < 1e-6,
-        "kind": type(logits) is Logits,
+        "kind": type(logits) is LazyLogits,
         "logits": torch.allclose(logits.detach() + 0, expected[1].detach(), atol=1e-5),
     }
 
@@ -83,7 +107,7 @@ def full_logits(wanted: bool | None) -> dict[str, bool]:
     except (ValueError, IndexError):
         failed = True
     after = model(input_ids=inputs["input_ids"]).logits
-    kept = type(model(**inputs).logits) is Logits
+    kept = type(model(**inputs).logits) is LazyLogits
     model.eval()
     return {
         "failed": failed,
@@ -239,7 +263,7 @@ def through_engine(zero: int, family: str) -> dict[str, Any]:
             dist.all_reduce(total)
             mean = float(total) / dist.get_world_size()
             worst = max(worst, abs(mean / expected[step] - 1))
-    kind = type(outputs.logits) is Logits
+    kind = type(outputs.logits) is LazyLogits
     engine.destroy()
     return {
         "worst": worst,
@@ -306,7 +330,9 @@ def refused() -> list[str]:
     """vocab_parallel_lm_head: true where there is no head that could do it."""
     headless, llama = Headless(), build("llama", tied=False)
     insisting = {"autotp_size": 2, "vocab_parallel_lm_head": True}
+    bert = build("bert", tied=False)
     return [
+        refusal(bert, lambda: initialize(bert, insisting | section("bert"))),
         refusal(headless, lambda: initialize(headless, insisting | {"partition_config": _PAIR})),
         refusal(llama, lambda: initialize(llama, insisting | {"partition_config": _NO_HEAD})),
     ]

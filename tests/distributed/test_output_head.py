@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.distributed import output_head_ranks
+from tests.support import logit_forwards
 from tests.support.output_head_models import FAMILIES, VOCABULARY
 from tests.support.small_models import tokens
 from tests.support.worker_pool import Pool
@@ -16,7 +17,7 @@ def right(found: dict[str, Any]) -> bool:
     return found["loss"] < 1e-6 and found["gradients"] < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
@@ -24,6 +25,26 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
 ) -> None:
     for found in pool.run(output_head_ranks.against_one_process, family, tied, {}, ranks=ranks):
         assert right(found) and found["kind"] and found["gathers"] and found["caps"], found
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_model_with_a_loss_of_its_own_gathers_its_logits(pool: Pool, tied: bool) -> None:
+    for found in pool.run(output_head_ranks.against_one_process, "bert", tied, {}):
+        assert right(found) and not found["kind"], found
+
+
+@pytest.mark.parametrize(
+    ("kind", "lazy"),
+    [
+        *((kind.__name__, True) for kind in logit_forwards.SHARDED),
+        *((kind.__name__, False) for kind in logit_forwards.GATHERED),
+    ],
+)
+def test_what_a_model_does_between_head_and_loss_is_right(
+    pool: Pool, kind: str, lazy: bool
+) -> None:
+    for found in pool.run(output_head_ranks.between_head_and_loss, kind):
+        assert right(found) and found["logits"] and found["lazy"] is lazy, found
 
 
 @pytest.mark.parametrize(
@@ -110,9 +131,10 @@ def test_a_term_from_the_logits_trains_through_the_engine(pool: Pool, zero: int)
 
 
 def test_insisting_says_why_a_model_has_no_such_head(pool: Pool) -> None:
-    headless, unsharded = pool.run(output_head_ranks.refused)[0]
+    bert, headless, unsharded = pool.run(output_head_ranks.refused)[0]
     start = "ValueError: tensor_parallel.vocab_parallel_lm_head: got true, but "
     assert headless.startswith(start)
     assert "Headless.get_output_embeddings() names no output head" in headless
     assert "the plan does not shard lm_head along the vocabulary and gather its output" in unsharded
+    assert bert.startswith(f"{start}BertForMaskedLM.forward is not known to do nothing with")
     assert pool.run(output_head_ranks.quiet) == [True, True]
