@@ -9,6 +9,7 @@
 #include "passes/choose/fallback.h"
 #include "passes/choose/family_blocks.h"
 #include "passes/choose/family_experts.h"
+#include "passes/choose/few_heads.h"
 #include "passes/choose/large_layers.h"
 #include "passes/choose/module_styles.h"
 #include "passes/output/entries.h"
@@ -173,6 +174,8 @@ static const tp_pass passes[] = {
     {"rules", tp_choose_rules, 0, CHOICES | MATCHED | MESSAGES},
     {"module styles", tp_module_styles_choose, 0, MODULE_RULES | MATCHED | MESSAGES},
     {"replicated by option", tp_fallback_replicate, CHOICES, CHOICES},
+    {"few heads", tp_few_heads_replicate, CHOICES | MODULE_RULES,
+     CHOICES | DECISIONS | LAYOUTS | MESSAGES},
     {"family blocks", tp_family_blocks_choose, CHOICES | MODULE_RULES,
      CHOICES | ATTENTIONS | GEOMETRIES | PAIRED | DECISIONS | LAYOUTS | MESSAGES},
     {"family experts", tp_family_experts_choose,

@@ -67,8 +67,8 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
 static const tp_choice replicated = {&skipped, TP_FROM_NOTHING, "replicated",
                                      TP_REASON_FALLBACK_REPLICATED};
 
-static void
-replicate_tensor(tp_build *build, int parameter)
+void
+tp_fallback_replicate_tensor(tp_build *build, int parameter)
 {
     const int first = tp_build_first(build, parameter);
     for (int i = first; i >= 0; i = build->next_name[i])
@@ -125,7 +125,7 @@ tp_fallback_replicate(tp_build *build, tp_error *err)
     const tp_plan_options *options = build->options;
     const named modules = {"replicated", options->replicated,
                            options->replicated_count};
-    return choose(build, &modules, replicate_tensor, err);
+    return choose(build, &modules, tp_fallback_replicate_tensor, err);
 }
 
 int

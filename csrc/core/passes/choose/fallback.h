@@ -14,6 +14,9 @@
  * other name of their tensors. Fails with TP_VALUE for a name that no module has. */
 int tp_fallback_replicate(tp_build *build, tp_error *err);
 
+/* The same for one parameter. */
+void tp_fallback_replicate_tensor(tp_build *build, int parameter);
+
 /* Shard the layers under the modules of the options' `individual` individually; what is
  * no layer is replicated there. Fails as tp_fallback_replicate. */
 int tp_fallback_individual(tp_build *build, tp_error *err);
