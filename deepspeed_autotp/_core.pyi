@@ -257,8 +257,11 @@ class Layer:
     @property
     def split_input(self) -> bool: ...
     @property
-    def is_large(self) -> bool:
-        """A large layer that nothing else shards, sharded individually."""
+    def opens_region(self) -> bool: ...  # each rank has its own features behind it
+    @property
+    def closes_region(self) -> bool: ...  # it is given these features
+    @property
+    def is_large(self) -> bool: ...  # nothing else shards it: sharded individually
     @property
     def divided(self) -> tuple[int, ...]:
         """Of experts: entries that are added to the sum, of which each rank adds its share."""
@@ -302,14 +305,11 @@ class Stack:
     @property
     def layers(self) -> tuple[str, ...]: ...
     @property
-    def gather_input(self) -> tuple[str, ...]:
-        """These gather all tokens first."""
+    def gather_input(self) -> tuple[str, ...]: ...  # these gather all tokens first
     @property
-    def reduce_scatter_output(self) -> tuple[str, ...]:
-        """Row layers that give each rank the sum for its own tokens."""
+    def reduce_scatter_output(self) -> tuple[str, ...]: ...  # the sum for own tokens
     @property
-    def gather_scatter(self) -> tuple[str, ...]:
-        """These gather all tokens first and shard them again behind."""
+    def gather_scatter(self) -> tuple[str, ...]: ...  # and shard them again behind
 
 @final
 class Row:
@@ -378,6 +378,12 @@ class Plan:
     def integers(self) -> tuple[LocalInteger, ...]: ...
     @property
     def stacks(self) -> tuple[Stack, ...]: ...
+    @property
+    def region_blocks(self) -> tuple[str, ...]: ...  # in whose forwards regions are
+    @property
+    def replicated_dropouts(self) -> tuple[str, ...]: ...  # within a region
+    @property
+    def sharded_dropouts(self) -> tuple[str, ...]: ...  # outside of one
     @property
     def logits_layer(self) -> Layer | None:
         """The one that keeps its shard of the logits where labels are given."""

@@ -56,6 +56,20 @@ layer_get_split_input(PyObject *self, void *closure)
 }
 
 static PyObject *
+layer_get_opens_region(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->opens_region);
+}
+
+static PyObject *
+layer_get_closes_region(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->closes_region);
+}
+
+static PyObject *
 index_tuple(const int *indices, int count)
 {
     PyObject *tuple = PyTuple_New(count);
@@ -172,6 +186,10 @@ static PyGetSetDef getters[] = {
      "Whether every rank gets the full output.", NULL},
     {"split_input", layer_get_split_input, NULL,
      "Whether the input is full and each rank takes its features.", NULL},
+    {"opens_region", layer_get_opens_region, NULL,
+     "Whether each rank has its own features behind it.", NULL},
+    {"closes_region", layer_get_closes_region, NULL,
+     "Whether it is given these features.", NULL},
     {"is_large", layer_get_is_large, NULL,
      "Whether it is a large layer that nothing else shards, sharded individually.",
      NULL},

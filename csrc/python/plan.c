@@ -2,6 +2,8 @@
 /* plan.c -- the type Plan: what happens to every parameter. */
 #include "python/module.h"
 
+#include <stddef.h>
+
 #include "core/plan/rank_share.h"
 #include "core/plan/samples.h"
 #include "python/args.h"
@@ -128,6 +130,23 @@ plan_get_stacks(PyObject *self, void *closure)
                          tp_plan_stack_count(get(self)));
 }
 
+/* `closure` is the offset of the list in a tp_regions. */
+static PyObject *
+plan_get_region_modules(PyObject *self, void *closure)
+{
+    const char *regions = (const char *)tp_plan_regions(get(self));
+    const tp_modules *modules =
+        (const tp_modules *)(regions + (size_t)(uintptr_t)closure);
+    const py_holder *holder = (const py_holder *)((py_plan *)self)->holder;
+    const tp_model *model = py_model_get(holder->model);
+    PyObject *tuple = PyTuple_New(modules->count);
+    for (int i = 0; tuple != NULL && i < modules->count; i++)
+        py_tuple_put(
+            &tuple, i,
+            PyUnicode_FromString(tp_model_module(model, modules->items[i])->name));
+    return tuple;
+}
+
 static PyObject *
 plan_get_logits_layer(PyObject *self, void *closure)
 {
@@ -203,6 +222,8 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+#define OFFSET(list) ((void *)(uintptr_t)offsetof(tp_regions, list))
+
 static PyGetSetDef getters[] = {
     {"ranks", plan_get_ranks, NULL, "Ranks the model is sharded over.", NULL},
     {"hash", plan_get_hash, NULL,
@@ -214,6 +235,15 @@ static PyGetSetDef getters[] = {
      "One Stack per list of layers between which the "
      "tokens are sharded.",
      NULL},
+    {"region_blocks", plan_get_region_modules, NULL,
+     "Names of the modules in whose forward layers open and close a sharded region.",
+     OFFSET(blocks)},
+    {"replicated_dropouts", plan_get_region_modules, NULL,
+     "Names of dropouts within a sharded region, of what all ranks have.",
+     OFFSET(replicated_dropouts)},
+    {"sharded_dropouts", plan_get_region_modules, NULL,
+     "Names of dropouts outside of one, of a rank's own features.",
+     OFFSET(sharded_dropouts)},
     {"logits_layer", plan_get_logits_layer, NULL,
      "The Layer that keeps its shard of the logits where labels are given, or None.",
      NULL},

@@ -100,6 +100,7 @@ byte_of(everything *parts, tp_build_part part)
         [TP_PART_LAYERS] = &parts->layer.run_length,
         [TP_PART_SIBLINGS] = &parts->layer.sibling_count,
         [TP_PART_STACKS] = &parts->stack.owner,
+        [TP_PART_REGIONS] = &parts->layer.opens_region,
         [TP_PART_INTEGERS] = &parts->integer.full,
         [TP_PART_LOGITS] = &parts->plan.logits_layer,
         [TP_PART_HASH] = &parts->plan.hash,

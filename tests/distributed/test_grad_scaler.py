@@ -36,7 +36,9 @@ def test_another_torch_is_told_what_is_missing() -> None:
         pass
 
     bare, optimizer = Bare(), torch.optim.SGD([torch.ones(1)])
-    with pytest.raises(RuntimeError, match=r"_found_inf_per_device is missing: tested with torch 2"):
+    with pytest.raises(
+        RuntimeError, match=r"_found_inf_per_device is missing: tested with torch 2"
+    ):
         found_inf_per_device(bare, optimizer)  # type: ignore[arg-type]
 
 

@@ -80,3 +80,9 @@ tp_adapters_is_list(const char *name)
     const adapter_row *row = find_row(leaf, strlen(leaf));
     return row != NULL && row->named;
 }
+
+bool
+tp_adapters_is_dropouts(const char *leaf)
+{
+    return strcmp(leaf, "lora_dropout") == 0;
+}

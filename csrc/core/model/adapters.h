@@ -33,4 +33,8 @@ const char *tp_adapters_plain(const char *name, char *out, tp_adapted *part);
  */
 bool tp_adapters_is_list(const char *name);
 
+/* Whether a module of that leaf name holds the dropouts that adapters have for the
+ * input of a layer. */
+bool tp_adapters_is_dropouts(const char *leaf);
+
 #endif

@@ -7,15 +7,25 @@
 #include "passes/pass.h"
 
 static const char *const names[] = {
-    [TP_PART_FIXED] = "fixed",           [TP_PART_CHOICES] = "choices",
-    [TP_PART_MATCHED] = "matched",       [TP_PART_MODULE_RULES] = "module_rules",
-    [TP_PART_ATTENTIONS] = "attentions", [TP_PART_GEOMETRIES] = "geometries",
-    [TP_PART_PAIRED] = "paired",         [TP_PART_STACKED] = "stacked",
-    [TP_PART_DECISIONS] = "decisions",   [TP_PART_LAYOUTS] = "layouts",
-    [TP_PART_EXPERTS] = "experts",       [TP_PART_ENTRIES] = "entries",
-    [TP_PART_LAYERS] = "layers",         [TP_PART_SIBLINGS] = "siblings",
-    [TP_PART_STACKS] = "stacks",         [TP_PART_INTEGERS] = "integers",
-    [TP_PART_LOGITS] = "logits",         [TP_PART_HASH] = "hash",
+    [TP_PART_FIXED] = "fixed",
+    [TP_PART_CHOICES] = "choices",
+    [TP_PART_MATCHED] = "matched",
+    [TP_PART_MODULE_RULES] = "module_rules",
+    [TP_PART_ATTENTIONS] = "attentions",
+    [TP_PART_GEOMETRIES] = "geometries",
+    [TP_PART_PAIRED] = "paired",
+    [TP_PART_STACKED] = "stacked",
+    [TP_PART_DECISIONS] = "decisions",
+    [TP_PART_LAYOUTS] = "layouts",
+    [TP_PART_EXPERTS] = "experts",
+    [TP_PART_ENTRIES] = "entries",
+    [TP_PART_LAYERS] = "layers",
+    [TP_PART_SIBLINGS] = "siblings",
+    [TP_PART_STACKS] = "stacks",
+    [TP_PART_INTEGERS] = "integers",
+    [TP_PART_REGIONS] = "regions",
+    [TP_PART_LOGITS] = "logits",
+    [TP_PART_HASH] = "hash",
     [TP_PART_MESSAGES] = "messages",
 };
 
@@ -162,6 +172,26 @@ hash_stacks(const tp_plan *plan)
 }
 
 static uint64_t
+hash_regions(const tp_plan *plan)
+{
+    const tp_modules *const lists[] = {&plan->regions.blocks,
+                                       &plan->regions.replicated_dropouts,
+                                       &plan->regions.sharded_dropouts};
+    uint64_t hash = TP_HASH_START;
+    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
+        hash = tp_hash_list(hash, lists[i]->items, lists[i]->count);
+    for (int i = 0; i < plan->layer_count; i++) {
+        const tp_layer *at = &plan->layers[i];
+        if (!at->opens_region && !at->closes_region)
+            continue; /* as a layer is that was just made */
+        hash = tp_hash_int(hash, i);
+        hash = tp_hash_int(hash, at->opens_region);
+        hash = tp_hash_int(hash, at->closes_region);
+    }
+    return hash;
+}
+
+static uint64_t
 hash_integers(const tp_plan *plan)
 {
     uint64_t hash = TP_HASH_START;
@@ -211,6 +241,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
     out[TP_PART_LAYERS] = hash_layers(build->plan);
     out[TP_PART_SIBLINGS] = hash_siblings(build->plan);
     out[TP_PART_STACKS] = hash_stacks(build->plan);
+    out[TP_PART_REGIONS] = hash_regions(build->plan);
     out[TP_PART_INTEGERS] = hash_integers(build->plan);
     out[TP_PART_LOGITS] = (uint64_t)build->plan->logits_layer;
     out[TP_PART_HASH] = build->plan->hash;

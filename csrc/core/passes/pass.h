@@ -22,9 +22,10 @@ typedef enum {
     TP_PART_LAYOUTS,
     TP_PART_EXPERTS,
     TP_PART_ENTRIES,
-    TP_PART_LAYERS, /* but for their siblings */
+    TP_PART_LAYERS, /* but for their siblings and regions */
     TP_PART_SIBLINGS,
     TP_PART_STACKS,
+    TP_PART_REGIONS, /* with what layers open and close */
     TP_PART_INTEGERS,
     TP_PART_LOGITS,
     TP_PART_HASH,

@@ -17,6 +17,7 @@
 #include "passes/output/local_integers.h"
 #include "passes/output/nothing_sharded.h"
 #include "passes/output/output_head.h"
+#include "passes/output/regions.h"
 #include "passes/output/sequence.h"
 #include "passes/output/siblings.h"
 #include "passes/output/unmatched.h"
@@ -154,6 +155,7 @@ enum {
     LAYERS = 1 << TP_PART_LAYERS,
     SIBLINGS = 1 << TP_PART_SIBLINGS,
     STACKS = 1 << TP_PART_STACKS,
+    REGIONS = 1 << TP_PART_REGIONS,
     INTEGERS = 1 << TP_PART_INTEGERS,
     LOGITS = 1 << TP_PART_LOGITS,
     HASH = 1 << TP_PART_HASH,
@@ -202,12 +204,14 @@ static const tp_pass passes[] = {
     {"layers", tp_layers_make,
      CHOICES | MODULE_RULES | GEOMETRIES | DECISIONS | EXPERTS, LAYERS | LAYOUTS},
     {"siblings", tp_siblings_make, LAYERS, SIBLINGS},
+    {"regions", tp_regions_make, LAYERS, REGIONS},
     {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
     {"local integers", tp_local_integers_make,
      GEOMETRIES | STACKED | DECISIONS | EXPERTS, INTEGERS},
     {"nothing sharded", tp_nothing_sharded_refuse, ENTRIES | MESSAGES, 0},
     {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
-    {"hash", make_hash, ENTRIES | LAYERS | SIBLINGS | STACKS | INTEGERS | LOGITS, HASH},
+    {"hash", make_hash,
+     ENTRIES | LAYERS | SIBLINGS | REGIONS | STACKS | INTEGERS | LOGITS, HASH},
 };
 
 int

@@ -59,6 +59,8 @@ typedef struct {
     bool gather_output;
     bool split_input;
     bool is_large; /* a large layer that nothing else shards, sharded individually */
+    bool opens_region;  /* behind it a rank has its own features, up to the next that */
+    bool closes_region; /* is given these */
     const int *divided; /* entries of which each rank adds its share to the sum */
     int divided_count;
     const int
@@ -94,6 +96,13 @@ typedef struct {
     /* Row layers that give each rank the sum for its own tokens. */
     tp_modules reduce_scatter_output;
 } tp_stack;
+
+/* Where activations are sharded between layers that open and close a region. */
+typedef struct {
+    tp_modules blocks; /* the nearest around the layers that open and close one */
+    tp_modules replicated_dropouts; /* within a region, of what all ranks have */
+    tp_modules sharded_dropouts;    /* outside of one, of a rank's own features */
+} tp_regions;
 
 /* A line for the user: a rule that matched nothing, a tie that keeps a weight
  * replicated. */
@@ -134,6 +143,7 @@ int tp_plan_integer_count(const tp_plan *plan);
 const tp_local_integer *tp_plan_integer(const tp_plan *plan, int index);
 int tp_plan_stack_count(const tp_plan *plan); /* 0 unless tokens are sharded */
 const tp_stack *tp_plan_stack(const tp_plan *plan, int index);
+const tp_regions *tp_plan_regions(const tp_plan *plan);
 /* The layer that keeps its shard of the logits where labels are given, or -1. */
 int tp_plan_logits_layer(const tp_plan *plan);
 

@@ -26,6 +26,7 @@ struct tp_plan {
     int integer_count;
     tp_stack *stacks;
     int stack_count;
+    tp_regions regions;
     int logits_layer; /* -1: none */
     tp_message *messages;
     int message_count;

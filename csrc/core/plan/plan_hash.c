@@ -72,6 +72,8 @@ hash_layer(uint64_t hash, const tp_plan *plan, const tp_layer *layer, kept_hashe
     hash = tp_hash_int(hash, layer->bias);
     hash = tp_hash_int(hash, layer->gather_output);
     hash = tp_hash_int(hash, layer->split_input);
+    hash = tp_hash_int(hash, layer->opens_region);
+    hash = tp_hash_int(hash, layer->closes_region);
     hash = tp_hash_list(hash, layer->divided, layer->divided_count);
     hash = tp_hash_list(hash, layer->siblings, layer->sibling_count);
     hash = tp_hash_int(hash, layer->run_start);
@@ -116,6 +118,9 @@ tp_plan_hash_make(const tp_plan *plan)
     hash = tp_hash_int(hash, plan->layer_count);
     for (int i = 0; i < plan->layer_count; i++)
         hash = hash_layer(hash, plan, &plan->layers[i], &kept);
+    hash = hash_modules(hash, &plan->regions.blocks);
+    hash = hash_modules(hash, &plan->regions.replicated_dropouts);
+    hash = hash_modules(hash, &plan->regions.sharded_dropouts);
     hash = tp_hash_int(hash, plan->logits_layer);
     hash = tp_hash_int(hash, plan->integer_count);
     for (int i = 0; i < plan->integer_count; i++)

@@ -68,6 +68,12 @@ tp_plan_integer(const tp_plan *plan, int index)
     return &plan->integers[index];
 }
 
+const tp_regions *
+tp_plan_regions(const tp_plan *plan)
+{
+    return &plan->regions;
+}
+
 int
 tp_plan_stack_count(const tp_plan *plan)
 {

@@ -166,11 +166,14 @@ static const char *const give_heads[] = {
     "mpt",
 };
 
+/* DeBERTa's embeddings of relative positions, behind the queries of a token. */
+static const char *const drop_shared[] = {"pos_dropout"};
+
 static bool
-has_type(const char *const *types, size_t count, const char *model_type)
+has_text(const char *const *texts, size_t count, const char *text)
 {
-    for (size_t i = 0; model_type != NULL && i < count; i++) {
-        if (tp_text_same(types[i], model_type))
+    for (size_t i = 0; text != NULL && i < count; i++) {
+        if (tp_text_same(texts[i], text))
             return true;
     }
     return false;
@@ -179,13 +182,19 @@ has_type(const char *const *types, size_t count, const char *model_type)
 bool
 tp_family_is_tried(const char *model_type)
 {
-    return has_type(tried, sizeof(tried) / sizeof(tried[0]), model_type);
+    return has_text(tried, sizeof(tried) / sizeof(tried[0]), model_type);
 }
 
 bool
 tp_family_gives_heads(const char *model_type)
 {
-    return has_type(give_heads, sizeof(give_heads) / sizeof(give_heads[0]),
+    return has_text(give_heads, sizeof(give_heads) / sizeof(give_heads[0]),
                     model_type) ||
            !tp_family_is_tried(model_type);
+}
+
+bool
+tp_family_drops_shared(const char *leaf)
+{
+    return has_text(drop_shared, sizeof(drop_shared) / sizeof(drop_shared[0]), leaf);
 }

@@ -51,4 +51,8 @@ bool tp_family_is_tried(const char *model_type);
  * made outside of it: a position bias. Not known of a type that was never tried. */
 bool tp_family_gives_heads(const char *model_type);
 
+/* Whether a module of that leaf name within attention drops what all heads are given.
+ */
+bool tp_family_drops_shared(const char *leaf);
+
 #endif
