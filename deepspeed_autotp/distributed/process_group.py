@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
-from deepspeed_autotp.distributed.dropout_rng import TensorParallelRNG
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
 from deepspeed_autotp.interop.process_groups import backend_timeout
 
@@ -48,7 +47,6 @@ class TPGroup:
             _pause_at_exit()
         self.before_collective: Callable[[str], None] | None = None
         self._memory: SharedMemory | None = None
-        self.rng = TensorParallelRNG(self.rank)
         self._subgroups: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
 
     def share_memory(self) -> None:

@@ -16,6 +16,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     copy_to_tp_region,
     reduce_from_tp_region,
 )
+from deepspeed_autotp.distributed.rng_observation import run_without_draws
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 
@@ -36,7 +37,11 @@ class Experts(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args = tuple(_copied_to_region(value, self.sharding) for value in args)
         kwargs = {key: _copied_to_region(value, self.sharding) for key, value in kwargs.items()}
-        return reduce_from_tp_region(super().forward(*args, **kwargs), self.sharding.group)
+        if self.training and self.sharding.rng.is_active:
+            y = run_without_draws(super().forward, args, kwargs)
+        else:
+            y = super().forward(*args, **kwargs)
+        return reduce_from_tp_region(y, self.sharding.group)
 
 
 class ExpertsColumn(nn.Module):
@@ -54,6 +59,8 @@ class ExpertsColumn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args = tuple(_copied_to_region(value, self.sharding) for value in args)
         kwargs = {key: _copied_to_region(value, self.sharding) for key, value in kwargs.items()}
+        given = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        self.sharding.enter_region(given, training=self.training)
         return super().forward(*args, **kwargs)
 
 
@@ -70,6 +77,7 @@ class ExpertsRow(nn.Module):
     sharding: LayerSharding
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.sharding.leave_region(training=self.training)
         return reduce_from_tp_region(super().forward(*args, **kwargs), self.sharding.group)
 
 

@@ -49,7 +49,7 @@ class RowLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.sharding
-        s.leave_region(x)
+        s.leave_region(training=self.training)
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)
         y = s.reduce(F.linear(x, self.weight), s.group)
@@ -80,7 +80,7 @@ class RowConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.sharding
-        s.leave_region(x)
+        s.leave_region(training=self.training)
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)
         y = s.reduce(F.linear(x, self.weight.t()), s.group)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.autograd_collectives import reduce_from_tp_region
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_collectives import (
     GatheredSequence,
@@ -101,8 +102,9 @@ def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, 
 class Stack:
     """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
-    def __init__(self, owner: str, *, group: TPGroup, input: SharedInput) -> None:
+    def __init__(self, owner: str, *, group: TPGroup, input: SharedInput, rng: DropoutRNG) -> None:
         self.group = group
+        self._rng = rng
         self._owner = owner or "the model"
         self._input = input
         self._is_sharding = False
@@ -118,7 +120,12 @@ class Stack:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
-        made = Stack(self._owner, group=self.group, input=copy.deepcopy(self._input, memo))
+        made = Stack(
+            self._owner,
+            group=self.group,
+            input=copy.deepcopy(self._input, memo),
+            rng=copy.deepcopy(self._rng, memo),
+        )
         memo[id(self)] = made
         return made
 
@@ -198,7 +205,7 @@ class Stack:
         try:
             output = forward(*args, **kwargs)
         finally:
-            self._leave_rng_region(x.device)
+            self._leave_rng_region()
             self._within, self._training = before
             self._input.forget()
         if not layer.is_last:
@@ -211,7 +218,7 @@ class Stack:
         layout = self._layout_within(name)
         if layout is None:
             return x
-        self._leave_rng_region(x.device)
+        self._leave_rng_region()
         full = gather_from_sequence_region(x, layout, self.group)
         self._input.set_gathered(GatheredSequence(x, full, full._version, layout))
         return full
@@ -258,9 +265,9 @@ class Stack:
     # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.
 
     def _enter_rng_region(self, device: torch.device) -> None:
-        if self._training:
-            self.group.rng.enter_region(device)
+        if self._training and self._rng.is_active:
+            self._rng.enter(device, of_tokens=True)
 
-    def _leave_rng_region(self, device: torch.device) -> None:
-        if self._training:
-            self.group.rng.leave_region(device)
+    def _leave_rng_region(self) -> None:
+        if self._training and self._rng.is_active:
+            self._rng.leave()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.class_swap import mixed_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
@@ -91,6 +92,7 @@ def shard_sequence(
     *,
     group: TPGroup,
     input: SharedInput,
+    rng: DropoutRNG,
     changes: ModuleChanges,
 ) -> None:
     """Let the stacks of ``plan`` shard their tokens. The plan's layers are sharded before."""
@@ -100,7 +102,7 @@ def shard_sequence(
         Stack.run, reason="tensor_parallel.sequence_parallel: layers are not compiled in training"
     )
     for planned in plan.stacks:
-        stack = Stack(planned.owner, group=group, input=input)
+        stack = Stack(planned.owner, group=group, input=input, rng=rng)
         for name in planned.layers:
             layer = StackLayer(
                 name=name,

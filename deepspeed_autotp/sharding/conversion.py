@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.dropout import declares_dropout
 from deepspeed_autotp.layers.attention import takes_per_head_bias
 from deepspeed_autotp.layers.class_swap import WRAPPERS, mixed_class, sharded_class, wrapper_class
+from deepspeed_autotp.layers.dropout import RegionBlock, ReplicatedDropout, ShardedDropout
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.native import packing
@@ -44,6 +47,15 @@ class Conversion:
         self._group = group
         self._input = SharedInput(group, overlap=overlap)
         self._weight_access = WeightAccess()
+        self._rng = DropoutRNG(
+            group.rank,
+            declared=declares_dropout(description.modules[""]),
+            uneven=any(
+                ShardLayout(*layer.features).is_uneven
+                for layer in plan.layers
+                if layer.opens_region
+            ),
+        )
         self._undo: list[Callable[[], None]] = []
         self._copy: PinnedCopy | None = None
 
@@ -66,10 +78,32 @@ class Conversion:
             )
         changes = ModuleChanges(self._set_class, self._assign, self._undo)
         shard_sequence(
-            self._plan, self._modules, group=self._group, input=self._input, changes=changes
+            self._plan,
+            self._modules,
+            group=self._group,
+            input=self._input,
+            rng=self._rng,
+            changes=changes,
         )
+        self._open_regions()
         hooks = register_grad_hooks(self._plan, self._parameters, self._group)
         self._undo.extend(hook.remove for hook in hooks)
+
+    def _open_regions(self) -> None:
+        """Give modules around sharded regions, and dropouts, the classes that know of these."""
+        plan = self._plan
+        for names, mixin in (
+            # The model itself has hooks: its class is what a checkpoint names.
+            ([name for name in plan.region_blocks if name], RegionBlock),
+            (plan.replicated_dropouts, ReplicatedDropout),
+            (plan.sharded_dropouts, ShardedDropout),
+        ):
+            for name in names:
+                self._assign(self._modules[name], "tp_dropout_rng", self._rng)
+                self._set_class(self._modules[name], mixed_class(mixin, self._modules[name]))
+        if plan.region_blocks:
+            hooks = self._rng.register_hooks(self._modules[""])
+            self._undo.extend(hook.remove for hook in hooks)
 
     def keep_logits(self, *, insist: bool = False) -> None:
         """Let the output head keep its shard of the logits where labels are given, if the plan says
@@ -169,6 +203,9 @@ class Conversion:
                 split_input=layer.split_input,
                 input=self._input,
                 siblings=tuple(siblings),
+                rng=self._rng,
+                opens_region=layer.opens_region,
+                closes_region=layer.closes_region,
             ),
         )
         if layer.gathers_weight:

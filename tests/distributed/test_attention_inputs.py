@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Kind
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.layers.class_swap import wrapper_class
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
@@ -28,7 +29,10 @@ def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     module = Attention()
     module.__class__ = wrapper_class(module, Kind.HEADS)
     vars(module)["sharding"] = LayerSharding(
-        group=group, input=SharedInput(group, overlap=False), layout=layout_of(even_widths(HEADS))
+        group=group,
+        input=SharedInput(group, overlap=False),
+        layout=layout_of(even_widths(HEADS)),
+        rng=DropoutRNG(group.rank, declared=False, uneven=False),
     )
     alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)

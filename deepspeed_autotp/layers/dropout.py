@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that know of sharded regions: those that hold one, and dropouts that stand elsewhere.
+
+Each is mixed into the class of the module it replaces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+
+
+class RegionBlock(nn.Module):
+    """A module whose forward runs column layers and the row layers behind them.
+
+    A sharded region that begins in its forward ends there, also by an exception.
+    """
+
+    tp_dropout_rng: DropoutRNG
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        rng = self.tp_dropout_rng
+        if not (self.training and rng.is_active):
+            return super().forward(*args, **kwargs)
+        return rng.run_block(super().forward, args, kwargs)
+
+
+class ReplicatedDropout(nn.Module):
+    """Dropout of what all ranks have, within a sharded region: all ranks draw one mask.
+
+    An adapter drops the input of a column layer behind it, and DeBERTa its position embeddings
+    behind the queries.
+    """
+
+    tp_dropout_rng: DropoutRNG
+
+    def forward(self, x: Tensor) -> Any:
+        rng = self.tp_dropout_rng
+        if not (self.training and rng.is_active):
+            return super().forward(x)
+        return rng.run_dropout(super().forward, x, sharded=False)
+
+
+class ShardedDropout(nn.Module):
+    """Dropout of a rank's own features, outside of a region: each rank draws its own mask.
+
+    An adapter drops the input of a row layer behind it.
+    """
+
+    tp_dropout_rng: DropoutRNG
+
+    def forward(self, x: Tensor) -> Any:
+        rng = self.tp_dropout_rng
+        if not (self.training and rng.is_active):
+            return super().forward(x)
+        return rng.run_dropout(super().forward, x, sharded=True)

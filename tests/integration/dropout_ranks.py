@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout under DeepSpeed's activation checkpointing."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import deepspeed_autotp
+from tests.support.dropout_model import PARTITION, build_dropout_model, inputs
+
+
+def checkpointed(heads: int) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]], list[float]]:
+    """Gradients without and with checkpoints, masks with, and random numbers behind each."""
+    import deepspeed
+
+    deepspeed.init_distributed()
+    deepspeed.checkpointing.configure(None)
+    model = build_dropout_model(heads)
+    deepspeed_autotp.parallelize(
+        model,
+        tp_size=dist.get_world_size(),
+        config={"partition_config": PARTITION},
+        example_inputs={"x": inputs(heads)},
+    )
+    grads, behind = [], []
+    for checkpoint in (None, deepspeed.checkpointing.checkpoint):
+        model.checkpoint = checkpoint
+        for _, dropout in model.dropouts():
+            dropout.seen.clear()
+        model.zero_grad()
+        torch.manual_seed(5)
+        model(inputs(heads)).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        behind.append(float(torch.rand(())))
+    masks = [dropout.seen for name, dropout in model.dropouts() if name.startswith("blocks")]
+    return grads[0], grads[1], masks, behind
