@@ -80,7 +80,7 @@ def parallelize(
         example_inputs=example_inputs,
         device=_numbered(device),
     )
-    check_optimizers(state)
+    check_optimizers(model, state)
     check_first_call(model, group)
     return model
 

@@ -1,37 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A check of the optimizers that step the shards of a model in a loop without DeepSpeed."""
+"""Checks of the optimizer steps of a sharded model in a loop without DeepSpeed."""
 
 from __future__ import annotations
 
 import weakref
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
 
-class _OptimizerCheck:
-    """Before each step of any optimizer: ValueError where it would update a shard by a number over
-    the tensor, or over all parameters of this rank. All ranks have the same optimizer."""
+class _BeforeStep:
+    """A hook of every optimizer, for those that step parameters of one sharded model.
+
+    ValueError where the optimizer would update a shard by a number over the tensor, or over all
+    parameters of this rank: all ranks have the same optimizer. Else the step is noted: how many
+    there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
+    """
 
     def __init__(self, state: TensorParallel) -> None:
         self._state = weakref.ref(state)
+        self.steps = 0
+        self.norm: Tensor | None = None
 
+    @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         state = self._state()
-        if state is not None and _has_shard(optimizer, state):
+        if state is None:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
+        if any(entry.is_sharded for _, entry in entries):
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
+        self.steps += bool(entries)
+        replicated = [p for p, entry in entries if not entry.is_sharded and p.grad is not None]
+        if replicated:
+            smallest: Tensor = min(replicated, key=torch.numel)
+            assert smallest.grad is not None
+            self.norm = torch.linalg.vector_norm(smallest.grad.float())
 
 
-def _has_shard(optimizer: Optimizer, state: TensorParallel) -> bool:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    entries = (state.entry(parameter) for parameter in parameters)
-    return any(entry is not None and entry.is_sharded for entry in entries)
+class _CompareSteps:
+    """A forward pre-hook: in calls 2, 4, 8, ... the ranks compare their last optimizer step.
+
+    ValueError on every rank where one clipped by the norm of its shards, or skipped a step, which
+    would let the ranks drift apart. Not in each call, and in no optimizer step: a rank that skips
+    it would be missing.
+    """
+
+    def __init__(self, group: TPGroup, steps: _BeforeStep) -> None:
+        self._group = group
+        self._steps = steps
+        self._calls = 0
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        if torch.compiler.is_compiling():  # the comparison would break the graph
+            return
+        self._calls += 1
+        if self._calls < 2 or self._calls.bit_count() > 1:
+            return
+        group, norm = self._group, self._steps.norm
+        sent = torch.zeros(2, dtype=torch.float64, device=next(module.parameters()).device)
+        sent[0] = self._steps.steps
+        if norm is not None:
+            sent[1] = norm
+        found = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
+        # Kernels may sum in another order on another rank; clipping by shards differs by more.
+        if torch.allclose(found, found[:1], rtol=1e-4, atol=0.0, equal_nan=True):
+            return
+        steps, norms = found.unbind(1)
+        raise ValueError(
+            f"the ranks {list(group.global_ranks)} of the TP group of {type(module).__name__} took "
+            f"{[int(n) for n in steps]} optimizer steps, the last with gradients of a replicated "
+            f"parameter of the norms {norms.tolist()}, expected equal ones; clip with "
+            "deepspeed_autotp.clip_grad_norm_(model, max_norm), scale a float16 loss with "
+            "deepspeed_autotp.GradScaler: those of torch see the shards of one rank"
+        )
 
 
-def check_optimizers(state: TensorParallel) -> None:
-    """Check every step from now on, as long as ``state`` is there."""
-    handle = register_optimizer_step_pre_hook(_OptimizerCheck(state))
+def check_optimizers(model: nn.Module, state: TensorParallel) -> None:
+    """Check the steps of ``model`` from now on, as long as ``state`` is there."""
+    before_step = _BeforeStep(state)
+    handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
+    model.register_forward_pre_hook(_CompareSteps(state.group, before_step))

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
+from tests.support.loss_curves import RATE
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
 
@@ -35,6 +36,32 @@ def steps() -> list[tuple[str, bool]]:
         stepped(model, torch.optim.AdamW, ""),
         stepped(unsharded, torch.optim.Adafactor, ""),
     ]
+
+
+def drift(kind: str) -> tuple[int, str]:
+    """How many steps a loop takes, at most 16, and what ends it."""
+    model = build("llama", tied=False)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    steps = 0
+
+    def step() -> None:
+        model(input_ids=tokens(steps), labels=tokens(steps)).loss.backward()
+        if kind == "torch's clipping":
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        elif kind == "our clipping":
+            deepspeed_autotp.clip_grad_norm_(model, 0.5)
+        if not (kind == "a skipped step" and steps == 5 and dist.get_rank() == 1):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    text = "nothing"
+    while steps < 16 and text == "nothing":
+        text = raised_error(step)
+        steps += text == "nothing"
+    assert weight.isfinite().all()
+    return steps, text
 
 
 def hooks() -> tuple[int, int, int]:

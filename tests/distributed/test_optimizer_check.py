@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Without DeepSpeed an optimizer that forms a number over a tensor may not step shards."""
 
+import pytest
+
 from tests.distributed import optimizer_check_ranks
+from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
 
@@ -11,6 +14,19 @@ def test_a_step_of_shards_is_refused_and_others_are_not(pool: Pool) -> None:
         assert text.startswith("ValueError: the optimizer of a sharded model: got Adafactor, which")
         assert not moved
         assert [replicated, other, unsharded] == [("nothing", True)] * 3
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("torch's clipping", 1), ("a skipped step", 7)])
+def test_ranks_that_drift_apart_are_told(pool: Pool, kind: str, steps: int) -> None:
+    found = pool.run(optimizer_check_ranks.drift, kind)
+    text = same_error([text for _, text in found])
+    assert text.startswith("ValueError: the ranks [0, 1] of the TP group of LlamaForCausalLM took")
+    assert "deepspeed_autotp.clip_grad_norm_(model" in text and "GradScaler" in text
+    assert [taken for taken, _ in found] == [steps] * 2
+
+
+def test_ranks_that_clip_together_are_left_alone(pool: Pool) -> None:
+    assert pool.run(optimizer_check_ranks.drift, "our clipping") == [(16, "nothing")] * 2
 
 
 def test_the_check_ends_with_the_model(pool: Pool) -> None:
