@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights that are used outside of their layer's forward.
 
-A loss that never materializes the logits multiplies by ``lm_head.weight`` itself, as TRL's trainers
-do. In the forward of the model, but outside of the layer's own, ``weight`` and ``bias`` of a layer
-with ``gather_output`` read as full tensors, which are gathered where their values are used. What is
-trained is this rank's shard. Elsewhere, as for an optimizer or a user, the shard is what is read.
+A loss that never materializes the logits multiplies by ``lm_head.weight`` itself. In the forward of
+the model, but outside of the layer's own, ``weight`` and ``bias`` of a layer with ``gather_output``
+read as full tensors, which are gathered where their values are used. What is trained is this rank's
+shard. Elsewhere, as for an optimizer or a user, the shard is what is read. TRL's fused head takes
+the shard itself: no rank gathers the weight, or forms all logits.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,34 +25,31 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     gradient_shard,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status
+from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
+from deepspeed_autotp.interop.trl import replace_head_kernel
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
 
 # What a tensor says of itself without its values.
 _TENSOR: Mapping[str, Any] = {**vars(torch._C.TensorBase), **vars(Tensor)}
+_PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "grad_fn", "is_leaf")
+_METHODS = ("size", "dim", "numel", "is_floating_point", "register_hook")
 _ABOUT: frozenset[Any] = frozenset(
-    _TENSOR[name].__get__
-    for name in (
-        "shape",
-        "ndim",
-        "dtype",
-        "device",
-        "layout",
-        "requires_grad",
-        "grad_fn",
-        "is_leaf",
-    )
-) | {_TENSOR[name] for name in ("size", "dim", "numel", "is_floating_point", "register_hook")}
+    [*(_TENSOR[name].__get__ for name in _PROPERTIES), *(_TENSOR[name] for name in _METHODS)]
+)
 
 
 class GatheredWeight(Tensor):
-    """A full weight or bias of which this rank has a shard; gathered at the first use.
+    """A full weight or bias of which this rank has ``shard``; gathered at the first use.
 
     Reading shape, dtype or device gathers nothing, as models ask for them to cast what they
     multiply. Any use of the values gathers them first, which every rank does.
     """
 
-    _gather: Callable[[], Tensor]
+    shard: Tensor
+    layout_of_shard: ShardLayout
+    group: TPGroup
+    sharded_dim: int
     _full: Tensor | None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -63,7 +60,9 @@ class GatheredWeight(Tensor):
         """The full tensor, gathered at the first call. Every rank calls it."""
         if self._full is None:
             with torch.enable_grad():
-                self._full = self._gather()
+                self._full = gather_from_tp_region(
+                    self.shard, self.layout_of_shard, self.group, dim=self.sharded_dim
+                )
         return self._full
 
     @classmethod
@@ -77,7 +76,8 @@ class GatheredWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ABOUT:
                 return func(*args, **(kwargs or {}))
-        return _on_full(cls.full, func, args, kwargs)
+        args, named = tree_map_only(cls, cls.full, (tuple(args), dict(kwargs or {})))
+        return func(*args, **named)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -88,17 +88,10 @@ class GatheredWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls below autograd that did not come from Python."""
-        return _on_full(lambda x: x.full().detach(), func, args, kwargs)
-
-
-def _on_full(
-    full: Callable[[GatheredWeight], Tensor],
-    func: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-) -> Any:
-    args, named = tree_map_only(GatheredWeight, full, (tuple(args), dict(kwargs or {})))
-    return func(*args, **named)
+        args, named = tree_map_only(
+            cls, lambda x: x.full().detach(), (tuple(args), dict(kwargs or {}))
+        )
+        return func(*args, **named)
 
 
 class _Gather(torch.autograd.Function):
@@ -120,15 +113,36 @@ class _Gather(torch.autograd.Function):
         return gradient_shard(dw, ctx.layout, ctx.group.rank, ctx.dim), None, None, None
 
 
-def gathered_weight(
-    shard: Tensor, layout: ShardLayout, group: TPGroup, *, dim: int
-) -> GatheredWeight:
+def gathered_weight(shard: Tensor, sharding: LayerSharding, *, dim: int) -> GatheredWeight:
     """The full tensor of ``shard``, which is sharded along ``dim``."""
+    layout, group = sharding.layout, sharding.group
     made: GatheredWeight = _Gather.apply(shard, layout, group, dim)  # type: ignore[no-untyped-call]
-    made._gather = functools.partial(gather_from_tp_region, shard, layout, group, dim=dim)
+    made.shard, made.layout_of_shard, made.group, made.sharded_dim = shard, layout, group, dim
     made._full = None
     copy_zero_status(made, shard)
     return made
+
+
+def statistics_of_shard(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    temperature: float,
+    soft_cap: float,
+    scale: float,
+) -> tuple[Tensor, ...] | None:
+    """As ``token_statistics``; None where the shard of the weight is not at hand: for other
+    weights, and under ZeRO 3, which has it in the forward alone."""
+    if not isinstance(weight, GatheredWeight) or is_partitioned(weight.shard):
+        return None
+    if weight.sharded_dim != 0 or not (bias is None or isinstance(bias, GatheredWeight)):
+        return None
+    task = HeadTask(weight.layout_of_shard, weight.group, temperature, soft_cap, scale)
+    shift = None if bias is None else bias.shard
+    found = token_statistics(hidden, weight.shard, shift, labels, task)
+    rest = (found.log_sum_sq_probs, found.mean_logits, found.is_top1)
+    return (found.log_probs, found.entropy, *rest)
 
 
 class WeightAccess:
@@ -151,6 +165,8 @@ class WeightAccess:
 
     def _begin(self, model: nn.Module, args: object) -> None:
         self._depth += 1
+        if not torch.compiler.is_compiling():
+            replace_head_kernel(statistics_of_shard)
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
         # Also called where a hook before ours has failed, and ours was not reached.
@@ -178,15 +194,14 @@ class WeightAccess:
 
     def _full(self, layer: nn.Module, key: str, shard: Tensor) -> Tensor:
         sharding: LayerSharding = vars(layer)["sharding"]
-        layout, group = sharding.layout, sharding.group
         dim = 0 if isinstance(layer, nn.Linear) else -1
         if torch.compiler.is_compiling():
-            return gather_from_tp_region(shard, layout, group, dim=dim)
+            return gather_from_tp_region(shard, sharding.layout, sharding.group, dim=dim)
         if self._depth == 0:
-            return gathered_weight(shard, layout, group, dim=dim)
+            return gathered_weight(shard, sharding, dim=dim)
         request = layer, key, torch.is_grad_enabled()
         if request not in self._gathered:
-            self._gathered[request] = gathered_weight(shard, layout, group, dim=dim)
+            self._gathered[request] = gathered_weight(shard, sharding, dim=dim)
         return self._gathered[request]
 
 

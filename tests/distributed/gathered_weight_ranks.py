@@ -181,6 +181,31 @@ def peculiar() -> list[str]:
     return said
 
 
+def trl_head(family: str, tied: bool) -> dict[str, Any]:
+    """A step with TRL's fused head, imported before or after sharding, and what it gathers."""
+    models: list[Any] = [build(family, tied=tied) for _ in range(2)]
+    shard(models[1], family)
+    from trl.trainer.utils import add_fused_lm_head
+
+    found = []
+    for model in models:
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        with recorded_collectives() as calls:
+            outputs = model(**batch(), fused_lm_head=True)
+            loss = outputs.loss - 0.1 * outputs.entropy.mean()
+            loss.backward()
+        found.append((float(loss.detach()), outputs))
+    (expected, theirs), (loss, ours) = found
+    return {
+        "loss": abs(loss / expected - 1),
+        "gradients": gradient_difference(models[1], models[0]),
+        "top1": torch.equal(theirs.is_top1, ours.is_top1),
+        "entropy": float((theirs.entropy - ours.entropy).detach().abs().max()),
+        "gathers": [size for kind, size in calls if kind == "all-gather"],
+        "tokens": ours.log_probs.numel(),
+    }
+
+
 def with_engine(zero: int) -> float:
     """The worst relative difference of three losses to those of one process."""
     unsharded, model = (model_with("fused", tied=False, bias=False) for _ in range(2))

@@ -37,6 +37,16 @@ def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> No
         assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_trls_fused_head_takes_the_shard(pool: Pool, family: str, tied: bool) -> None:
+    for found in pool.run(gathered_weight_ranks.trl_head, family, tied):
+        assert found["loss"] < 1e-6 and found["gradients"] < 1e-5, found
+        assert found["top1"] and found["entropy"] < 1e-5
+        # The first call compares the batches; then seven numbers a token.
+        assert found["gathers"] == [32, 7 * 4 * found["tokens"]]
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_zero_stage_trains_alike(pool: Pool, zero: int) -> None:
     assert max(pool.run(gathered_weight_ranks.with_engine, zero)) < 1e-5
