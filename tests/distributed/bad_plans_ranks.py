@@ -11,7 +11,7 @@ import deepspeed_autotp
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import single_losses, worst_difference
 from tests.support.model_snapshot import refusal
-from tests.support.small_models import build
+from tests.support.small_models import build, tokens
 
 
 def make(
@@ -51,3 +51,58 @@ def warned(
     with logged_warnings() as texts:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
     return texts, worst_difference(single_losses(model, clip=0.0), expected)
+
+
+_LAYER = {
+    "self_attn.q_proj": "colwise",
+    "self_attn.k_proj": "colwise",
+    "self_attn.v_proj": "colwise",
+    "self_attn.o_proj": "rowwise",
+    "self_attn.q_norm": "replicated_with_grad_allreduce",
+    "self_attn.k_norm": "replicated_with_grad_allreduce",
+    "mlp.gate_proj": "colwise",
+    "mlp.up_proj": "colwise",
+    "mlp.down_proj": "rowwise",
+}
+
+
+class SmallTower(nn.Module):
+    """A language model of 8 heads whose embeddings a tower of 3 heads adds to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
+        self.main = build("qwen3", tied=False)
+        self.tower = build("qwen3", tied=False, head_dim=8, **sizes).get_submodule("model")
+        for layer in self.tower.get_submodule("layers").children():
+            vars(layer.get_submodule("self_attn"))["num_heads"] = 3
+        self.joint = nn.Linear(24, 64)
+        self._tp_plan = {
+            f"{where}.layers.*.{name}": style
+            for where in ("main.model", "tower")
+            for name, style in _LAYER.items()
+        }
+
+    def forward(self, input_ids: Any, labels: Any = None) -> Any:
+        embedding = self.main.get_submodule("model.embed_tokens")
+        seen = self.joint(self.tower(input_ids=input_ids).last_hidden_state)
+        return self.main(inputs_embeds=embedding(input_ids) + seen, labels=labels)
+
+
+def with_small_tower(sequence_parallel: bool) -> tuple[list[str], float, list[str]]:
+    """What is warned of, the worst difference of a loss, and the sharded weights in a layer of the
+    tower."""
+    expected = single_losses(SmallTower(), clip=0.0)
+    model = SmallTower()
+    with logged_warnings() as texts:
+        deepspeed_autotp.parallelize(
+            model,
+            tp_size=dist.get_world_size(),
+            config={"sequence_parallel": sequence_parallel},
+            example_inputs={"input_ids": tokens(9), "labels": tokens(9)},
+        )
+    losses = single_losses(model, clip=0.0)
+    deepspeed_autotp.check_replicas(model)
+    entries = deepspeed_autotp.tensor_parallel(model).plan.entries
+    found = [e.name for e in entries if e.name.startswith("tower.layers.0.") and e.dim >= 0]
+    return texts, worst_difference(losses, expected), found

@@ -128,3 +128,20 @@ def test_what_a_plan_says_too_much_is_warned_of_once(pool: Pool, name: str) -> N
     assert len(texts) == 1, texts
     assert [word for word in bad.words if word not in texts[0]] == [], texts
     assert max(apart for _, apart in found) < 1e-5
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_a_small_tower_with_fewer_heads_than_ranks_stays_replicated(
+    pool: Pool, sequence_parallel: bool
+) -> None:
+    found = pool.run(bad_plans_ranks.with_small_tower, sequence_parallel, ranks=4, timeout=110)
+    said = [text for texts, _, _ in found for text in texts]
+    assert said == [
+        "tower.layers.*.self_attn stays replicated: it has 3 query and 3 key/value heads, and "
+        "cannot be sharded over 4 ranks"
+    ]
+    for _, apart, sharded in found:
+        assert apart < 1e-5
+        assert sharded == [
+            f"tower.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
+        ]
