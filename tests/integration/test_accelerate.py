@@ -81,3 +81,29 @@ def test_loop_at_tp2_dp2_equals_the_loop_at_dp2(pool: Pool, zero: int, tmp_path:
     (found,) = pool.run(saved_loss, f"{sharded}/final", ranks=1)
     (expected,) = pool.run(saved_loss, f"{plain}/final", ranks=1)
     assert abs(found - expected) <= 1e-4 * expected
+
+
+def scaled() -> tuple[float, bool]:
+    """The scale after a step through Accelerate with an infinite gradient on rank 1, and whether
+    Accelerate says that it was skipped."""
+    import torch.distributed as dist
+    from accelerate import Accelerator
+
+    import deepspeed_autotp
+
+    accelerator = Accelerator(cpu=True)
+    model = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
+    scaler = deepspeed_autotp.GradScaler("cpu", init_scale=2.0**10, model=model)
+    accelerator.scaler = scaler
+    optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    ids = torch.arange(12).view(1, 12)
+    accelerator.backward(model(input_ids=ids, labels=ids).loss)
+    if dist.get_rank() == 1:
+        weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+        weight.grad = torch.full_like(weight, torch.inf)
+    optimizer.step()
+    return float(scaler.get_scale()), bool(optimizer.step_was_skipped)
+
+
+def test_a_scaler_of_ours_goes_into_accelerate(pool: Pool) -> None:
+    assert pool.run(scaled) == [(2.0**9, True)] * 2
