@@ -29,7 +29,7 @@ from deepspeed_autotp.planning.plan_table import plan_table
 from deepspeed_autotp.state.grad_norm import clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_replicas
-from deepspeed_autotp.state.sharded_model import tensor_parallel
+from deepspeed_autotp.state.sharded_model import destroy, tensor_parallel
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "TPTrainingConfig",
     "check_replicas",
     "clip_grad_norm_",
+    "destroy",
     "full_state_dict",
     "get_tensor_parallel_config",
     "infer_config_dtype",

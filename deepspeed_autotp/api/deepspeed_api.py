@@ -123,30 +123,30 @@ def initialize(
     """
     start = engine_initialize()
     init_distributed(port=distributed_port, required=dist_init_required)
-    setup = EngineSetup(
+    with EngineSetup(
         model,
         mpu=mpu,
         mesh_param=mesh_param,
         optimizer=optimizer,
         example_inputs=example_inputs,
         data=None if training_data is None else TrainingData(training_data, collate_fn),
-    )
-    engine_config = setup.shard(lambda: config_argument(args, config, config_params))
-    result: tuple[Any, Any, Any, Any] = start(
-        args=without_config(args),
-        model=model,
-        optimizer=optimizer,
-        model_parameters=model_parameters,
-        training_data=training_data,
-        lr_scheduler=lr_scheduler,
-        distributed_port=distributed_port,
-        mpu=mpu,
-        dist_init_required=dist_init_required,
-        collate_fn=collate_fn,
-        config=engine_config,
-        mesh_param=mesh_param,
-    )
-    setup.finish(result[0])
+    ) as setup:
+        engine_config = setup.shard(lambda: config_argument(args, config, config_params))
+        result: tuple[Any, Any, Any, Any] = start(
+            args=without_config(args),
+            model=model,
+            optimizer=optimizer,
+            model_parameters=model_parameters,
+            training_data=training_data,
+            lr_scheduler=lr_scheduler,
+            distributed_port=distributed_port,
+            mpu=mpu,
+            dist_init_required=dist_init_required,
+            collate_fn=collate_fn,
+            config=engine_config,
+            mesh_param=mesh_param,
+        )
+        setup.finish(result[0])
     return result
 
 

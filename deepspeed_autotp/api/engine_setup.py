@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.api.pipeline import shard
+from deepspeed_autotp.api.pipeline import described, shard
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
 from deepspeed_autotp.config.load_config import load_ds_config
@@ -30,12 +31,15 @@ from deepspeed_autotp.config.training_config import (
     refuse_misspelt_section,
 )
 from deepspeed_autotp.config.validation import wrong
-from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.comparison import Values
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups, close_dropped, groups_in_use
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
     gather_weights_on_save,
     has_stepped,
+    on_destroy,
     optimizer_type,
     refuse_engine_record,
     refuse_pipeline,
@@ -48,12 +52,18 @@ from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_param
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.process_groups import mpu_group
+from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
+from deepspeed_autotp.sharding.weight_location import RankReport, report
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_first_call
-from deepspeed_autotp.state.sharded_model import find_tensor_parallel, tensor_parallel
+from deepspeed_autotp.state.sharded_model import (
+    TensorParallel,
+    find_tensor_parallel,
+    tensor_parallel,
+)
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -72,16 +82,21 @@ _COMPARED = (
 class _Prepared:
     """``settings`` is None where there is nothing to shard; ``config`` is DeepSpeed's.
 
-    ``compared`` has to be the same on every rank.
+    ``compared`` has to be the same on every rank. ``description`` is of a model that is not sharded
+    yet.
     """
 
     config: dict[str, Any]
     settings: TPTrainingConfig | None
     compared: Mapping[str, str]
+    description: Description | None = None
 
 
 class EngineSetup:
-    """What is done around the making of one engine, on all ranks of the run together."""
+    """What is done around the making of one engine, on all ranks of the run together.
+
+    A context in which an error closes what was made.
+    """
 
     def __init__(
         self,
@@ -99,40 +114,80 @@ class EngineSetup:
         self._mpu = mpu
         self._mesh_param = mesh_param
         self._optimizer = optimizer
-        self._agreement = world_agreement()
+        self._owned = OwnedGroups()
+        self._agreement = world_agreement(self._owned)
         self._shards = False
+        self._on_close = ExitStack()
+        self._on_close.callback(self._owned.close)
+
+    def __enter__(self) -> EngineSetup:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.close()
 
     def shard(self, given: Callable[[], Any]) -> dict[str, Any]:
         """Check everything, shard the model over the engine's group, and return DeepSpeed's
         configuration; ``given()`` is the user's. ValueError as of ``initialize``."""
-        prepared: _Prepared = self._agreement.together(lambda: self._prepare(given()))
-        self._agreement.same(prepared.compared, "the configuration")
+
+        def prepare() -> Outcome[_Prepared]:
+            ready = self._prepare(given())
+            told = None if ready.description is None else report(ready.description)
+            alike = [Values(ready.compared, "the configuration")]
+            return Outcome(ready, alike, (told, groups_in_use()))
+
+        prepared, told = self._agreement.conclude(prepare)
+        close_dropped([name for _, names in told for name in names], self._agreement.ranks)
         if prepared.settings is not None:
             self._shards = True
-            self._shard(prepared.settings)
+            self._shard(prepared.settings, prepared.description, [each for each, _ in told])
         return prepared.config
 
     def finish(self, engine: Any) -> None:
-        """Let ``engine`` save and load what a sharded model needs."""
+        """Let ``engine`` save and load what a sharded model needs, and close with it what was made
+        for it."""
         if self._shards:
             _finish(engine, self._model, agreement=self._agreement)
+            on_destroy(engine, self.close)
+        else:
+            self.close()
 
-    def _shard(self, settings: TPTrainingConfig) -> None:
+    def close(self) -> None:
+        """Close the process groups that were made for this engine. All ranks call it."""
+        self._on_close.close()
+
+    def _shard(
+        self,
+        settings: TPTrainingConfig,
+        description: Description | None,
+        reports: Sequence[RankReport],
+    ) -> None:
         """Shard the model over the engine's group, unless it is, and tell DeepSpeed so."""
-        model = self._model
         handle = engine_group(tp_size=settings.autotp_size)
-        state = find_tensor_parallel(model)
-        if state is None:
-            state = shard(
-                model,
-                settings=settings,
-                group=TPGroup(handle),
-                agreement=self._agreement,
-                example_inputs=self._example_inputs,
-                data=self._data,
-            )
+        if description is None:
+            state = tensor_parallel(self._model)
+            if state.group.is_closed:  # with an engine before this one
+                state.group.reopen(handle)
+                self._on_close.callback(state.group.leave, state)
+        else:
+            with ExitStack() as on_failure:
+                group = TPGroup(handle)
+                on_failure.callback(group.close)
+                state = shard(
+                    description,
+                    settings=settings,
+                    group=group,
+                    agreement=self._agreement,
+                    reports=reports,
+                    example_inputs=self._example_inputs,
+                    data=self._data,
+                )
+                on_failure.pop_all()
+            self._on_close.callback(group.leave, state)
+        state.group.join(state)  # anew, where it has left
         mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
-        mark_model(model)
+        mark_model(self._model)
 
     def _prepare(self, given: Any) -> _Prepared:
         """Read, merge and check everything that does not need the model's weights.
@@ -153,7 +208,13 @@ class EngineSetup:
         _check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
         settle_engine_config(config, mpu=mpu)
-        return _Prepared(config, settings, compared(settings) | _compared(config, model))
+        found = find_tensor_parallel(model)
+        return _Prepared(
+            config,
+            settings,
+            compared(settings) | _compared(config) | {"the model": _state_of(found)},
+            described(model) if found is None else None,
+        )
 
     def _merged(self, config: dict[str, Any]) -> TPTrainingConfig:
         """The section with what was recorded; in ``config`` it becomes DeepSpeed's."""
@@ -185,11 +246,15 @@ def _record_of(model: nn.Module, *, warn: bool) -> Recorded | None:
     return recorded
 
 
-def _compared(config: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
+def _state_of(state: TensorParallel | None) -> str:
+    where = "sharded, and destroyed" if state is not None and state.group.is_closed else "sharded"
+    return "unsharded" if state is None else where
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, str]:
     values = {key: str(config[key]) for key in _COMPARED if key in config}
     zero = config["zero_optimization"]
     values["zero_optimization.stage"] = str(zero.get("stage") if isinstance(zero, dict) else zero)
-    values["the model"] = "unsharded" if find_tensor_parallel(model) is None else "sharded"
     return values
 
 

@@ -4,6 +4,10 @@
 Until the commit nothing about the model has changed, and every failure is one error on every
 rank. In the commit nothing can fail but the scatter of weights that only TP rank 0 has, after which
 no rank has a model.
+
+The ranks of a TP group agree among themselves. All ranks of the run exchange what they have come to
+at the start, once there is a plan, before the commit, and after a scatter: the more ranks there are
+the longer that takes.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +25,10 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
-from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.comparison import Compared, Values
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
-from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.native import operators
@@ -34,6 +40,7 @@ from deepspeed_autotp.self_check.self_check import SelfCheck
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
 from deepspeed_autotp.sharding.weight_location import (
+    RankReport,
     WeightLocation,
     locate_weights,
     refuse_partly_there,
@@ -45,60 +52,75 @@ from deepspeed_autotp.state.sharded_model import TensorParallel, attach, find_te
 _log = logging.getLogger("deepspeed_autotp")
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One model to be sharded over one group. Shards go to ``device``, or where the weights are."""
+
+    description: Description
+    settings: TPTrainingConfig
+    group: TPGroup
+    location: WeightLocation
+    device: torch.device | None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.description.modules[""]
+
+    @property
+    def insists_on_sharded_logits(self) -> bool:
+        """Whether it is an error where the logits cannot stay sharded."""
+        return self.settings.vocab_parallel_lm_head is True
+
+    def plans(self, agreement: Agreement, inputs: Inputs | None) -> AgreedPlans:
+        size, checked = self.group.size, inputs is not None
+        return AgreedPlans(self.description, self.settings, size, agreement, is_checked=checked)
+
+
+def described(model: nn.Module) -> Description:
+    """What a model is; ValueError where it cannot be sharded, whatever the configuration."""
+    operators.loaded()  # or an error here, on every rank
+    shared_memory.check_environment()
+    nccl.check_environment()
+    _refuse(model)
+    return describe(model)
+
+
 def shard(
-    model: nn.Module,
+    description: Description,
     *,
     settings: TPTrainingConfig,
     group: TPGroup,
     agreement: Agreement,
+    reports: Sequence[RankReport],
     example_inputs: Mapping[str, object] | None = None,
     data: TrainingData | None = None,
     device: torch.device | None = None,
 ) -> TensorParallel:
-    """Shard ``model`` over ``group``, keeping every Parameter object.
+    """Shard a model over ``group``, keeping every Parameter object.
 
-    Shards go to ``device``, or where the weights are. ``agreement`` spans all ranks: ValueError on
-    all, with the model unchanged, where one cannot plan, plans differently, or a check differs.
+    Shards go to ``device``, or where the weights are. ``agreement`` spans all ranks, and
+    ``reports`` are theirs: ValueError on all, with the model unchanged, where one cannot plan,
+    plans differently, or a check differs.
     """
-    description = agreement.together(lambda: _described(model))
-    location = locate_weights(description, group, agreement)
-    inputs = agreed_inputs(
-        model, description, settings, example_inputs, agreement, location=location, data=data
-    )
-    is_checked = inputs is not None
-    plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
-    plan = _first_plan(plans, settings)
-    _compare_rest(model, agreement)
+    location = locate_weights(description, group, reports)
+    task = _Task(description, settings, group, location, device)
+    local = agreement.within(group)
+    first = functools.partial(_first_plan, task, example_inputs, data, local)
+    (inputs, plan), _ = agreement.conclude(first)
     _warn(agreement, plan.messages)
     remove_zero_partitioning(description.parameters)
-    nearby = _nearby(group, location.device)
-    _share_memory((nearby, location.device), (group, device or location.device))
-    make = _conversion_maker(location, nearby, device)
+    if "cpu" in (location.device.type, (device or location.device).type):
+        group.share_memory()
     with ExitStack() as on_failure:
         if not location.only_on_rank0:
-            on_failure.callback(
-                broadcast_weights(description, nearby, agreement=agreement, keep=is_checked)
-            )
-        if inputs is not None:
-            check = SelfCheck(
-                model,
-                description,
-                plan,
-                group=nearby,
-                overlap=settings.overlaps,
-                agreement=agreement,
-            )
-            plan = _checked(check, inputs, plans, settings)
-        elif settings.sequence_parallel:
-            plan = plans.with_sequence_parallel()
-        conversion = make(description, plan=plan, group=group, overlap=settings.overlaps)
-        insist = settings.vocab_parallel_lm_head is True
-        _switch(conversion, agreement=agreement, device=device, insist=insist)
+            keep = inputs is not None
+            on_failure.callback(broadcast_weights(description, group, agreement=local, keep=keep))
+        plan, conversion = _converted(task, plan, inputs, agreement, local)
         if warning := plan.replicated_warning():
-            _warn(agreement, [f"{type(model).__name__}: {warning}"])
+            _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
         on_failure.pop_all()
     _commit(conversion, agreement, device)
-    return _attached(description, plan, group=group, nearby=nearby)
+    return _attached(task, plan)
 
 
 def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
@@ -107,67 +129,117 @@ def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
             _log.warning("%s", warning)
 
 
-def _conversion_maker(
-    location: WeightLocation, nearby: TPGroup, device: torch.device | None
-) -> Callable[..., Conversion]:
-    if location.only_on_rank0:
-        return functools.partial(ScatterFromRank0, nearby=nearby, device=device or location.device)
-    return Conversion
+def _first_plan(
+    task: _Task,
+    example_inputs: Mapping[str, object] | None,
+    data: TrainingData | None,
+    local: Agreement,
+) -> Outcome[tuple[Inputs | None, Plan]]:
+    """The inputs of the self-check, if there is one, and the plan that it starts from."""
+    inputs = agreed_inputs(
+        task.model,
+        task.description,
+        task.settings,
+        example_inputs,
+        local,
+        location=task.location,
+        data=data,
+    )
+    plan, planned = task.plans(local, inputs).first()
+    there_is = Values({"a self-check": str(inputs is not None)}, "the self-check")
+    return Outcome((inputs, plan), [there_is, *planned, *_rest(task.model)])
 
 
-def _first_plan(plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
-    plan = plans.make()
-    if settings.sequence_parallel:
-        plans.with_sequence_parallel()  # refused before the self-check where it cannot be
-    return plan
-
-
-def _compare_rest(model: nn.Module, agreement: Agreement) -> None:
-    """ValueError where the ranks' models differ in what no plan tells."""
+def _rest(model: nn.Module) -> list[Compared]:
+    """What of the ranks' models has to be the same and no plan tells."""
     buffers = {name: f"{list(b.shape)} {b.dtype}" for name, b in model.named_buffers()}
-    agreement.same(buffers, "the model's buffers")
     modules = {
         name or "the model": f"{type(module).__name__}({module.extra_repr()})"
         for name, module in model.named_modules()
     }
-    agreement.same(modules, "what the model is made of")
-    agreement.same(config_values(model), "the model's configuration")
+    return [
+        Values(buffers, "the model's buffers"),
+        Values(modules, "what the model is made of"),
+        Values(config_values(model), "the model's configuration"),
+    ]
+
+
+def _converted(
+    task: _Task, first: Plan, inputs: Inputs | None, agreement: Agreement, local: Agreement
+) -> tuple[Plan, Conversion]:
+    """The plan that the self-check found to be right, and the model converted but for its weights;
+    undone where any rank fails.
+
+    Where the TP groups have come to different plans, as with weights that differ between them, all
+    ranks of the run check together.
+    """
+    for checking in (local, agreement):
+        with ExitStack() as on_failure:
+            work = functools.partial(_convert, task, first, inputs, checking, on_failure)
+            found, plans = agreement.conclude(work)
+            if len(set(plans)) == 1:
+                on_failure.pop_all()
+                return found
+    raise AssertionError("ranks that agree about every step have different plans")
+
+
+def _convert(
+    task: _Task, plan: Plan, inputs: Inputs | None, agreement: Agreement, on_failure: ExitStack
+) -> Outcome[tuple[Plan, Conversion]]:
+    plans = task.plans(agreement, inputs)
+    if inputs is not None:
+        plan = _checked(task, plan, inputs, plans, agreement)
+    elif task.settings.sequence_parallel:
+        plan = plans.with_sequence_parallel()
+    conversion = _conversion(task, plan)
+    _switch(task, conversion, agreement=agreement)
+    on_failure.callback(conversion.undo)
+    return Outcome((plan, conversion), told=plan.hash)
 
 
 def _checked(
-    check: SelfCheck, inputs: Inputs, plans: AgreedPlans, settings: TPTrainingConfig
+    task: _Task, plan: Plan, inputs: Inputs, plans: AgreedPlans, agreement: Agreement
 ) -> Plan:
     """The plan that the self-check found to be right."""
+    check = SelfCheck(
+        task.model,
+        task.description,
+        plan,
+        group=task.group,
+        overlap=task.settings.overlaps,
+        agreement=agreement,
+    )
     plan = check.run(
         inputs,
         replan=plans.make,
         rules_are_users=plans.rules_are_users,
-        keep_logits=settings.vocab_parallel_lm_head is True,
+        keep_logits=task.insists_on_sharded_logits,
     )
-    if settings.sequence_parallel:
+    if task.settings.sequence_parallel:
         plan = check.check_sequence_parallel(plans.with_sequence_parallel())
     return plan
 
 
-def _described(model: nn.Module) -> Description:
-    operators.loaded()  # or an error here, on every rank
-    shared_memory.check_environment()
-    nccl.check_environment()
-    _refuse(model)
-    return describe(model)
+def _conversion(task: _Task, plan: Plan) -> Conversion:
+    overlap = task.settings.overlaps
+    if not task.location.only_on_rank0:
+        return Conversion(task.description, plan=plan, group=task.group, overlap=overlap)
+    return ScatterFromRank0(
+        task.description,
+        plan=plan,
+        group=task.group,
+        overlap=overlap,
+        source=task.location.device,
+        device=task.device or task.location.device,
+    )
 
 
-def _switch(
-    conversion: Conversion, *, agreement: Agreement, device: torch.device | None, insist: bool
-) -> None:
-    """Do everything of the conversion but shard the weights; undone where any rank fails.
-
-    ``insist``: it is an error where the logits cannot stay sharded.
-    """
+def _switch(task: _Task, conversion: Conversion, *, agreement: Agreement) -> None:
+    """Do everything of the conversion but shard the weights; undone where any rank fails."""
 
     def finish() -> None:
-        conversion.keep_logits(insist=insist)
-        conversion.check_memory(device)
+        conversion.keep_logits(insist=task.insists_on_sharded_logits)
+        conversion.check_memory(task.device)
 
     try:
         agreement.together(conversion.switch)
@@ -196,14 +268,15 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
     agreement.together(scatter)
 
 
-def _attached(
-    description: Description, plan: Plan, *, group: TPGroup, nearby: TPGroup
-) -> TensorParallel:
-    place = description.parameters[0].device
-    broadcast_rng_state(nearby, device=group.device if place.type == "cpu" else place)
-    state = TensorParallel(plan=plan, group=group, parameters=description.parameters)
-    attach(description.modules[""], state)
-    guard_save_pretrained(description.modules[""])
+def _attached(task: _Task, plan: Plan) -> TensorParallel:
+    group, parameters = task.group, task.description.parameters
+    device = parameters[0].device
+    if device.type == "cpu" and group.cpu_handle is not group.handle:
+        device = torch.device("cuda")
+    broadcast_rng_state(group, device=device)
+    state = TensorParallel(plan=plan, group=group, parameters=parameters)
+    attach(task.model, state)
+    guard_save_pretrained(task.model)
     return state
 
 
@@ -241,17 +314,3 @@ def _is_dtensor(tensor: Tensor) -> bool:
     # Without the module there is none, and importing it to ask would cost a second.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
-
-
-def _share_memory(*groups: tuple[TPGroup, torch.device]) -> None:
-    """Let groups that move tensors on the CPU do so through memory that they share."""
-    for group, place in groups:
-        if place.type == "cpu":
-            group.share_memory()
-
-
-def _nearby(group: TPGroup, place: torch.device) -> TPGroup:
-    """A group over the same ranks that can move tensors that are on ``place``."""
-    if place.type == "cpu" and group.device.type != "cpu":
-        return TPGroup(cpu_group(group.global_ranks))
-    return group

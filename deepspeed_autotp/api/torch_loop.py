@@ -18,21 +18,27 @@ else all ranks of a machine take cuda:0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.api.pipeline import shard
+from deepspeed_autotp.api.pipeline import described, shard
 from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
-from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
-from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
+from deepspeed_autotp.distributed.comparison import Values
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
+from deepspeed_autotp.distributed.model_groups import group_timeout
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups, close_dropped, groups_in_use
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.process_groups import mesh_group
+from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.sharding.weight_location import report
 from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
 
@@ -59,56 +65,82 @@ def parallelize(
     Raises one ValueError on every rank, with the model unchanged. What the loop has to do is in
     the docstring of the module, deepspeed_autotp.api.torch_loop.
     """
-    handle, agreement = _group_and_agreement(tp_group, mesh)
+    given = _given_group(tp_group, mesh)
 
-    def settle() -> TPTrainingConfig:
+    def settle() -> Outcome[tuple[TPTrainingConfig, Description | None]]:
         _check_model(model)
         _check_one(tp_size, tp_group, mesh)
         _check_device(device)
-        return _settings(config, tp_size, handle)
+        settings = _settings(config, tp_size, given)
+        description = described(model) if settings.autotp_size > 1 else None
+        told = None if description is None else report(description)
+        alike = [Values(compared(settings), "the configuration")]
+        return Outcome((settings, description), alike, (told, groups_in_use()))
 
-    settings = agreement.together(settle)
-    agreement.same(compared(settings), "the configuration")
-    if settings.autotp_size <= 1:
+    group = _sharded_over(given, settle, example_inputs=example_inputs, device=device)
+    if group is None:
         return model if device is None else model.to(device)
-    group = TPGroup(_new_group(settings.autotp_size) if handle is None else handle)
-    state = shard(
-        model,
-        settings=settings,
-        group=group,
-        agreement=agreement,
-        example_inputs=example_inputs,
-        device=_numbered(device),
-    )
-    check_optimizers(model, state)
     check_first_call(model, group)
     return model
 
 
-def _group_and_agreement(
-    tp_group: dist.ProcessGroup | None, mesh: Any
-) -> tuple[dist.ProcessGroup | None, Agreement]:
-    """The process group that the user gives, and the ranks that make this call.
+def _sharded_over(
+    given: dist.ProcessGroup | None,
+    settle: Callable[[], Outcome[tuple[TPTrainingConfig, Description | None]]],
+    *,
+    example_inputs: Mapping[str, object] | None,
+    device: torch.device | str | None,
+) -> TPGroup | None:
+    """Shard what ``settle`` describes, and return over which group; None where there is nothing
+    to shard. What was made is closed where any rank fails."""
+    with ExitStack() as on_failure, closing(OwnedGroups()) as for_this_call:
+        group = None if given is None else _closed_by(on_failure, TPGroup(given))
+        # Which ranks agree has to be known before they can; everything else all of them check.
+        agreement = world_agreement(for_this_call) if group is None else Agreement(group.cpu_handle)
+        (settings, description), told = agreement.conclude(settle)
+        close_dropped([name for _, names in told for name in names], agreement.ranks)
+        if description is None:
+            return None
+        if group is None:
+            group = _closed_by(on_failure, _new_group(settings.autotp_size))
+        state = shard(
+            description,
+            settings=settings,
+            group=group,
+            agreement=agreement,
+            reports=[each for each, _ in told],
+            example_inputs=example_inputs,
+            device=_numbered(device),
+        )
+        check_optimizers(description.modules[""], state)
+        on_failure.pop_all()
+    return group
 
-    Which ranks agree has to be known before they can; everything else all of them check.
-    """
+
+def _closed_by(stack: ExitStack, group: TPGroup) -> TPGroup:
+    stack.callback(group.close)
+    return group
+
+
+def _given_group(tp_group: dist.ProcessGroup | None, mesh: Any) -> dist.ProcessGroup | None:
+    """The process group that the user gives."""
     if not dist.is_initialized():
         raise ValueError(
             "parallelize needs torch.distributed: call torch.distributed.init_process_group and "
             "start the script with torchrun"
         )
     handle = tp_group if mesh is None else mesh_group(mesh)
-    if handle is None:
-        return None, world_agreement()
-    group_size(handle, dist, "parallelize: tp_group")
-    return handle, Agreement(handle)
-
-
-def _new_group(tp_size: int) -> dist.ProcessGroup:
-    assert dist.group.WORLD is not None
-    handle: dist.ProcessGroup
-    handle, _ = dist.new_subgroups(group_size=tp_size, timeout=group_timeout(dist.group.WORLD))
+    if handle is not None:
+        group_size(handle, dist, "parallelize: tp_group")
     return handle
+
+
+def _new_group(tp_size: int) -> TPGroup:
+    """The group of consecutive ranks that this rank belongs to."""
+    assert dist.group.WORLD is not None
+    owned = OwnedGroups()
+    handle, _ = dist.new_subgroups(group_size=tp_size, timeout=group_timeout(dist.group.WORLD))
+    return TPGroup(owned.adopt(handle), owned)
 
 
 def _check_model(model: object) -> None:

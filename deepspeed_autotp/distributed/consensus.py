@@ -1,44 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that succeed together or fail together.
 
-A rank that fails says so to the others, so that all raise the same error and none waits.
+A rank that fails says so to the others, so that all raise the same error and none waits. An
+exchange takes longer the more ranks there are: what a TP group does is agreed upon within it, and
+:meth:`Agreement.conclude` tells all ranks of the run how it went, once.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.distributed.process_group import cpu_group, supports_cpu_tensors
+from deepspeed_autotp.distributed.comparison import Compared, Planned, Values
+from deepspeed_autotp.distributed.model_groups import world_cpu_group
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 T = TypeVar("T")
 
-# How many names or values an error lists.
-_NAMED = 3
+# What an agreement notes on the error that it raises: the failure of this rank, or None.
+_SHARE = "_autotp_failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What some work came to: its ``result``, what of it has to be ``compared`` with the other
+    ranks, and what they are ``told``."""
+
+    result: T
+    compared: Sequence[Compared] = ()
+    told: object = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
     text: str
     is_user_error: bool  # a ValueError, TypeError or OSError: the user can correct it
+    names_ranks: bool = False
 
 
 class Agreement:
-    """Exchanges Python objects, not tensors, over the ranks of ``handle``."""
+    """Exchanges Python objects, not tensors, over the ranks of ``handle``, which takes CPU tensors.
 
-    def __init__(self, handle: dist.ProcessGroup) -> None:
-        self._ranks = dist.get_process_group_ranks(handle)
-        self._handle = handle if supports_cpu_tensors(handle) else cpu_group(self._ranks)
-        self.is_first = dist.get_rank(handle) == 0
+    ``is_first`` is true on one rank of the run, which warns for all.
+    """
+
+    def __init__(self, handle: dist.ProcessGroup, *, is_first: bool | None = None) -> None:
+        self.ranks = tuple(dist.get_process_group_ranks(handle))
+        self.is_first = dist.get_rank(handle) == 0 if is_first is None else is_first
+        self._handle = handle
+
+    def within(self, group: TPGroup) -> Agreement:
+        """Agreement over the ranks of a TP group, which are some of these."""
+        if self.ranks == group.global_ranks:
+            return self
+        return Agreement(group.cpu_handle, is_first=self.is_first)
 
     def exchange(self, mine: T) -> list[T]:
         """Every rank's ``mine``, in rank order."""
-        everyone = [mine] * len(self._ranks)
+        everyone = [mine] * len(self.ranks)
         dist.all_gather_object(everyone, mine, group=self._handle)
         return everyone
 
@@ -48,126 +72,73 @@ class Agreement:
         All ranks raise one text: that of the lowest rank that failed, with the ranks named
         when only some failed. A RuntimeError keeps the failing rank's own exception as cause.
         """
+        return self.conclude(lambda: Outcome(work()))[0]
+
+    def conclude(self, work: Callable[[], Outcome[T]]) -> tuple[T, list[Any]]:
+        """As :meth:`together`, and what each rank told. ValueError on all ranks where what has to
+        be compared differs. One exchange, and another one where something differs.
+
+        ``work`` may agree with some of the ranks. Where that fails, the error says here which
+        ranks of all these have failed.
+        """
         own: Exception | None = None
-        result: T
+        failure: _Failure | None = None
+        outcome: Outcome[T] | None = None
         try:
-            result = work()
+            outcome = work()
         except Exception as error:
-            own = error
-        failures = self.exchange(None if own is None else _failure(own))
-        failed = [(rank, failure) for rank, failure in enumerate(failures) if failure is not None]
-        if not failed:
-            return result
-        raised = self._error(failed)
-        # An error of the user is complete in its message; one of ours needs its traceback.
-        raise raised from (own if isinstance(raised, RuntimeError) else None)
+            own, failure = error, _failure(error)
+        digests = [] if outcome is None else [each.digest() for each in outcome.compared]
+        told = None if outcome is None else outcome.told
+        said = self.exchange((outcome is None, failure, digests, told))
+        if outcome is None or any(has_failed for has_failed, *_ in said):
+            raised = self._error([each for _, each, *_ in said])
+            vars(raised)[_SHARE] = failure
+            # An error of the user is complete in its message; one of ours needs its traceback.
+            raise raised from (own if isinstance(raised, RuntimeError) else None)
+        for index, mine in enumerate(outcome.compared):
+            if len({theirs[index] for _, _, theirs, _ in said}) > 1:
+                self._refuse_different(mine)
+        return outcome.result, [each for *_, each in said]
 
     def same(self, mine: Mapping[str, str], what: str) -> None:
         """ValueError on every rank, listing what differs, unless all ranks have equal values."""
-        # The values may be a line for each module: they are exchanged only where digests differ.
-        if len(set(self.exchange(_digest(f"{key}: {mine[key]}" for key in sorted(mine))))) == 1:
-            return
-        everyone = self.exchange(dict(mine))
-        keys = dict.fromkeys(key for values in everyone for key in values)
-        lines = []
-        for key in keys:
-            holders: dict[str, list[int]] = {}
-            for rank, values in zip(self._ranks, everyone, strict=True):
-                holders.setdefault(values.get(key, "missing"), []).append(rank)
-            if len(holders) > 1:
-                lines.append(f"{key}: {_by_rank(holders)}")
-        if lines:
-            raise ValueError(
-                "\n  - ".join([f"{what} differs between the ranks:", *lines])
-                + "\nGive every rank the same values."
-            )
+        self.conclude(lambda: Outcome(None, [Values(mine, what)]))
 
     def same_plan(self, plan: Plan, traits: Sequence[str]) -> None:
         """ValueError on every rank unless all ranks made the same plan.
 
         ``traits[i]`` describes what else has to be equal of the parameter of entry ``i``.
         """
-        if len(set(self.exchange((plan.hash, _digest(traits))))) == 1:
-            return
-        first, *others = self.exchange(_lines(plan, traits))
-        for rank, theirs in zip(self._ranks[1:], others, strict=True):
-            if theirs != first:
-                raise ValueError(_different(first, theirs, ranks=(self._ranks[0], rank)))
-        raise AssertionError("the hashes of equal plans differ")
+        self.conclude(lambda: Outcome(None, [Planned(plan, traits)]))
 
-    def _error(self, failed: list[tuple[int, _Failure]]) -> Exception:
-        rank, failure = failed[0]
+    def _refuse_different(self, mine: Compared) -> None:
+        text = mine.difference(self.exchange(mine.detail()), self.ranks)
+        if text:
+            raised = ValueError(text)
+            vars(raised)[_SHARE] = _Failure(text, is_user_error=True, names_ranks=True)
+            raise raised
+
+    def _error(self, failures: Sequence[_Failure | None]) -> Exception:
+        failed = [(r, f) for r, f in zip(self.ranks, failures, strict=True) if f is not None]
+        _, failure = failed[0]
         text = failure.text
-        if len(failed) < len(self._ranks):
-            names = ", ".join(str(self._ranks[rank]) for rank, _ in failed)
-            text = f"on rank {names} of {len(self._ranks)}: {text}"
+        if len(failed) < len(self.ranks) and not failure.names_ranks:
+            names = ", ".join(str(rank) for rank, _ in failed)
+            text = f"on rank {names} of {len(self.ranks)}: {text}"
         return ValueError(text) if failure.is_user_error else RuntimeError(text)
 
 
-def world_agreement() -> Agreement:
+def world_agreement(owned: OwnedGroups) -> Agreement:
     """Agreement over all ranks of the default process group."""
-    assert dist.group.WORLD is not None
-    return Agreement(dist.group.WORLD)
+    return Agreement(world_cpu_group(owned))
 
 
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
-
-
-def _failure(error: Exception) -> _Failure:
+def _failure(error: Exception) -> _Failure | None:
+    """Why this rank raised ``error``; None where an agreement did because of other ranks."""
+    if _SHARE in vars(error):
+        share: _Failure | None = vars(error)[_SHARE]
+        return share
     is_user_error = isinstance(error, (ValueError, TypeError, OSError))
     text = str(error) if is_user_error else f"{type(error).__name__}: {error}"
     return _Failure(text, is_user_error)
-
-
-def _by_rank(holders: Mapping[str, Sequence[int]]) -> str:
-    """``2 on rank 0, but 4 on ranks 1, 2``."""
-    phrases = []
-    for value, ranks in holders.items():
-        named = ", ".join(map(str, ranks[:_NAMED])) + (", ..." if len(ranks) > _NAMED else "")
-        phrases.append(f"{value} on rank{'s' if len(ranks) > 1 else ''} {named}")
-    return ", but ".join(phrases)
-
-
-def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
-    """What a plan says of each parameter, layer, stack and integer, by its name."""
-    lines = {
-        entry.name: f"{entry.kind} {list(entry.shape)} {trait} "
-        f"{[entry.runs(rank) for rank in range(plan.ranks)]}"
-        + (f" tied to {plan.entries[entry.tied_to].name}" if entry.is_tied else "")
-        for entry, trait in zip(plan.entries, traits, strict=True)
-    }
-    for layer in plan.layers:
-        lines[f"{layer.module} (layer)"] = (
-            f"{layer.kind} gather_output={layer.gather_output} split_input={layer.split_input} "
-            f"divided={layer.divided} siblings={layer.siblings} features={layer.features}"
-        )
-    for number, stack in enumerate(plan.stacks):
-        lines[f"stack {number}"] = (
-            f"{stack.owner} layers={stack.layers} gather_input={stack.gather_input} "
-            f"reduce_scatter_output={stack.reduce_scatter_output} "
-            f"gather_scatter={stack.gather_scatter}"
-        )
-    lines["the layer that keeps logits sharded"] = str(plan.logits_layer)
-    for integer in plan.integers:
-        lines[f"{integer.module}.{integer.key}"] = f"{integer.full} {integer.values}"
-    return lines
-
-
-def _different(
-    first: Mapping[str, str], other: Mapping[str, str], *, ranks: tuple[int, int]
-) -> str:
-    lines = []
-    for here, there, rank in ((first, other, ranks[0]), (other, first, ranks[1])):
-        only = [name for name in here if name not in there]
-        if only:
-            more = f" and {len(only) - _NAMED} more" if len(only) > _NAMED else ""
-            lines.append(f"only rank {rank} has {', '.join(only[:_NAMED])}{more}")
-    if not lines:
-        name = next(name for name in first if first[name] != other[name])
-        lines = [f"{name} on rank {ranks[0]}: {first[name]}"]
-        lines.append(f"{name} on rank {ranks[1]}: {other[name]}")
-    return (
-        "\n  - ".join(["the ranks made different plans:", *lines])
-        + "\nBuild the same model and give the same configuration on every rank."
-    )

@@ -12,6 +12,7 @@ import torch
 
 from deepspeed_autotp.distributed.process_group import TPGroup
 
+_CPU = torch.device("cpu")
 # The position of a rank that has reached the end; no run has this many collectives.
 _END = 2**31 - 2
 
@@ -40,7 +41,7 @@ def failure_barrier(group: TPGroup) -> Iterator[None]:
 
     def exchange_status(ok: bool, position: int, what: str) -> None:
         status = [int(ok), position, _digest(what)]
-        mine = torch.tensor(status, dtype=torch.int64, device=group.device)
+        mine = torch.tensor(status, dtype=torch.int64, device=_CPU)
         gathered = mine.new_empty(group.size, len(status))
         try:
             group.all_gather_into(mine, into=gathered)

@@ -18,11 +18,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from deepspeed_autotp.distributed.process_group import TPGroup, group_timeout
+from deepspeed_autotp.distributed.model_groups import group_timeout
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.native import operators
 
 __all__ = ["Communicator", "NcclLibrary", "check_environment", "connect", "find"]
 
+_CPU = torch.device("cpu")
 _ID_BYTES = 128
 _VARIABLE = "AUTOTP_NCCL"
 
@@ -71,7 +73,7 @@ def connect(group: TPGroup, device: torch.device) -> Communicator | None:
     handle, problem = _create(group, device)
     on_all_ranks = False
     try:
-        ok = torch.tensor([handle is not None], dtype=torch.int64, device=group.device)
+        ok = torch.tensor([handle is not None], dtype=torch.int64, device=_CPU)
         on_all_ranks = all(map(bool, group.all_gather(ok, [ok.shape] * group.size)))
     finally:
         if handle is not None and not on_all_ranks:
@@ -148,7 +150,7 @@ def _is_usable_by_all(group: TPGroup, device: torch.device) -> bool:
     if group_timeout(group.handle) is None:
         reason = reason or "the backend of the process group has no timeout"
     local = [0, 0] if reason else [found.version_code, _device_id(device, group.rank)]
-    sent = torch.tensor(local, device=group.device)
+    sent = torch.tensor(local, device=_CPU)
     gathered = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
     reason = reason or _mismatch(*gathered.T.tolist())
     if reason and device.type != "cpu":
@@ -190,7 +192,11 @@ def _mismatch(versions: Sequence[int], devices: Sequence[int]) -> str:
 
 def _create(group: TPGroup, device: torch.device) -> tuple[int | None, str]:
     """The handle of a communicator; or None and the error, where this rank knows it."""
-    unique_id, path, problem = torch.zeros(_ID_BYTES, dtype=torch.uint8), _wheel_path(), ""
+    unique_id, path, problem = (
+        torch.zeros(_ID_BYTES, dtype=torch.uint8, device=_CPU),
+        _wheel_path(),
+        "",
+    )
     if group.rank == 0:
         try:
             operators.loaded().nccl_id_(unique_id, path)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tensor-parallel process group and its collectives; knows nothing of autograd or of layers."""
+"""A tensor-parallel process group and its collectives; knows nothing of autograd or of layers.
+
+A tensor is moved on the device that it is on, also by a group with a backend for each device, as
+torch's default ``cpu:gloo,cuda:nccl``. A group that takes no CPU tensors, as NCCL's, is given one
+beside it that does.
+"""
 
 from __future__ import annotations
 
-import atexit
-import functools
 import math
-import time
+import weakref
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -16,11 +18,12 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
+from deepspeed_autotp.distributed.model_groups import ModelGroups, Subgroups
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
-from deepspeed_autotp.interop.process_groups import backend_timeout
+from deepspeed_autotp.interop.torch_private import is_gloo
 
-# Seconds that the end of a process waits for gloo's threads.
-_EXIT_PAUSE = 0.1
+_CPU = torch.device("cpu")
 
 
 def _collective(name: str, deprecated: str) -> Callable[..., Any]:
@@ -31,31 +34,81 @@ def _collective(name: str, deprecated: str) -> Callable[..., Any]:
 
 
 class TPGroup:
-    """One tensor-parallel process group.
+    """One tensor-parallel process group, and what was made for it: ``owned``, and shared memory.
 
     ``before_collective`` is called before every collective with its description, or an empty one;
     a rank that fails between two collectives can then tell the others (failure_barrier.py).
     """
 
-    def __init__(self, handle: dist.ProcessGroup) -> None:
-        self.handle = handle
+    def __init__(self, handle: dist.ProcessGroup, owned: OwnedGroups | None = None) -> None:
         self.rank = dist.get_rank(handle)
         self.size = dist.get_world_size(handle)
         self.global_ranks = tuple(dist.get_process_group_ranks(handle))
-        self.device = torch.device("cpu") if supports_cpu_tensors(handle) else torch.device("cuda")
-        if supports_cpu_tensors(handle):
-            _pause_at_exit()
         self.before_collective: Callable[[str], None] | None = None
+        self._groups = ModelGroups(handle, OwnedGroups() if owned is None else owned)
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._is_sharing_memory = False
         self._memory: SharedMemory | None = None
-        self._subgroups: dict[tuple[tuple[int, int], ...], dist.ProcessGroup] = {}
+
+    @property
+    def handle(self) -> dist.ProcessGroup:
+        """The process group itself."""
+        return self._groups.opened().own
+
+    @property
+    def cpu_handle(self) -> dist.ProcessGroup:
+        """A process group over the same ranks that takes CPU tensors, and so objects."""
+        return self._groups.opened().cpu
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._groups.is_closed
+
+    def reopen(self, handle: dist.ProcessGroup) -> None:
+        """After :meth:`close`, go on with a group of the same ranks. All ranks call it."""
+        self._groups.open(handle)
+        if self._is_sharing_memory:
+            self.share_memory()
+
+    def join(self, user: object) -> None:
+        """Note a model that uses this group, as a copy does that of its original."""
+        self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """As :meth:`close`, unless another model uses this group. All ranks call it."""
+        self._users.discard(user)
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        """Close what was made for this group; later collectives are a RuntimeError. All ranks
+        call it."""
+        self._memory = None
+        self._groups.close()
 
     def share_memory(self) -> None:
         """Use shared memory for CPU tensors where that is possible. All ranks call it."""
-        self._memory = shared_memory(self.handle)
+        self._is_sharing_memory = True
+        self._memory = shared_memory(self.cpu_handle)
 
     def recover(self) -> None:
         """Make collectives possible again after one has failed on some rank. All ranks call it."""
-        reopen(self.handle)
+        if self._memory is not None:
+            reopen(self._memory, self.cpu_handle)
+
+    def handle_for(self, device: torch.device) -> dist.ProcessGroup:
+        """The process group that moves tensors that are on ``device``."""
+        return self._groups.opened().on(device)
+
+    def point_to_point_device(self, device: torch.device) -> torch.device:
+        """Where tensors on ``device`` have to be to be sent to one rank: gloo takes CPU tensors
+        only."""
+        return _CPU if is_gloo(self.handle_for(device), device) else device
+
+    def open_subgroups(self, wanted: Sequence[Subgroups]) -> None:
+        """Make what :meth:`all_reduce_in` needs, unless it was made. All ranks call it."""
+        self._groups.open_subgroups(wanted)
 
     def announce(self, what: str = "") -> None:
         """Call ``before_collective``; ``what`` describes the collective, equal on all ranks."""
@@ -66,14 +119,15 @@ class TPGroup:
         """Sum ``x`` over the ranks and return it: in place where it is contiguous, and as a new
         tensor under torch.compile, which has functional collectives only."""
         if torch.compiler.is_compiling():
-            summed: Tensor = functional.all_reduce(x.contiguous(), "sum", self.handle)
+            handle = self.handle_for(x.device)
+            summed: Tensor = functional.all_reduce(x.contiguous(), "sum", handle)
             return summed
         x = x.contiguous()
         self.announce()
         if self._memory is not None and self._memory.can_reduce(x):
             self._memory.start_reduce(x, into=x).wait()
         else:
-            dist.all_reduce(x, group=self.handle)
+            dist.all_reduce(x, group=self.handle_for(x.device))
         return x
 
     def start_all_reduce(self, x: Tensor) -> Work:
@@ -81,7 +135,7 @@ class TPGroup:
         self.announce()
         if self._memory is not None and self._memory.can_reduce(x):
             return self._memory.start_reduce(x, into=x)
-        work: Work = dist.all_reduce(x, group=self.handle, async_op=True)
+        work: Work = dist.all_reduce(x, group=self.handle_for(x.device), async_op=True)
         return work
 
     def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -95,7 +149,8 @@ class TPGroup:
         if sent.numel() < longest:
             sent = torch.cat([sent, sent.new_zeros(longest - sent.numel())])
         if torch.compiler.is_compiling():
-            received = functional.all_gather_tensor(sent.contiguous(), 0, self.handle)
+            handle = self.handle_for(x.device)
+            received = functional.all_gather_tensor(sent.contiguous(), 0, handle)
             return _unpadded(received.view(self.size, longest), sizes, shapes)
         self.announce()
         received = sent.new_empty(self.size, longest)
@@ -125,7 +180,9 @@ class TPGroup:
             return
         # As bytes: gloo has no all-gather for every dtype, and copies need no arithmetic.
         _collective("all_gather_single", "all_gather_into_tensor")(
-            into.view(-1).view(torch.uint8), x.view(-1).view(torch.uint8), group=self.handle
+            into.view(-1).view(torch.uint8),
+            x.view(-1).view(torch.uint8),
+            group=self.handle_for(x.device),
         )
 
     def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[Work, Tensor]:
@@ -147,42 +204,29 @@ class TPGroup:
                 row[: part.shape[0]].copy_(part)
         received = x.new_empty(longest, *x.shape[1:])
         work: Work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
-            received, sent.view(self.size * longest, *x.shape[1:]), group=self.handle, async_op=True
+            received,
+            sent.view(self.size * longest, *x.shape[1:]),
+            group=self.handle_for(x.device),
+            async_op=True,
         )
         return work, received[: widths[self.rank]]
 
-    def broadcast(self, x: Tensor) -> None:
-        """Overwrite ``x`` with the value of TP rank 0."""
-        sent = x.detach().reshape(-1).to(self.device)
-        dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=self.handle)
+    def broadcast(self, x: Tensor, *, via: torch.device | None = None) -> None:
+        """Overwrite ``x`` with the value of TP rank 0. ``via`` is of one type on all ranks, as the
+        device of ``x`` has to be without it."""
+        sent = x.detach().reshape(-1)
+        if via is not None:
+            sent = sent.to(via)
+        handle = self.handle_for(sent.device)
+        dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=handle)
         if self.rank > 0:  # TP rank 0 may have it in memory that must not be written to
             x.detach().copy_(sent.reshape(x.shape))
 
-    def all_reduce_in(self, subgroup: dist.ProcessGroup, x: Tensor) -> Tensor:
-        """Sum ``x`` over the ranks of ``subgroup``, of which this is one."""
+    def all_reduce_in(self, subgroups: Subgroups, x: Tensor) -> Tensor:
+        """Sum ``x`` over the ranks that hold the same runs as this one, of which there are more."""
         x = x.contiguous()
-        dist.all_reduce(x, group=subgroup)
+        dist.all_reduce(x, group=self._groups.subgroup(subgroups).on(x.device))
         return x
-
-    def subgroup(self, subgroups: tuple[tuple[int, int], ...]) -> dist.ProcessGroup:
-        """The process group of the ranks that hold the same runs as this one.
-
-        ``subgroups[rank]`` is the lowest rank and the number of ranks of that rank's subgroup. All
-        ranks call it, also one that is alone in its subgroup: torch names a group made by its
-        members alone after the number of groups that they have, which must stay the same on
-        all ranks or the next such group is never found.
-        """
-        owner, holders = subgroups[self.rank]
-        if holders == self.size:
-            return self.handle
-        if subgroups not in self._subgroups:
-            self._subgroups[subgroups] = dist.new_group(
-                list(self.global_ranks[owner : owner + holders]),
-                backend="gloo" if dist.get_backend(self.handle) == "gloo" else None,
-                timeout=group_timeout(self.handle),
-                use_local_synchronization=True,
-            )
-        return self._subgroups[subgroups]
 
     def __deepcopy__(self, memo: object) -> TPGroup:
         """The same object: a copy of a model is on the same ranks."""
@@ -203,42 +247,3 @@ def _unpadded(
     return [
         row[:size].reshape(shape) for row, size, shape in zip(received, sizes, shapes, strict=True)
     ]
-
-
-def cpu_group(ranks: Sequence[int]) -> dist.ProcessGroup:
-    """A gloo group over ``ranks`` (global, this rank among them), for CPU tensors and objects.
-
-    Only those ranks have to call it.
-    """
-    everyone = len(ranks) == dist.get_world_size()
-    world = dist.group.WORLD
-    # NCCL's default timeout is shorter than gloo's, and not meant for loading a model.
-    timeout = group_timeout(world) if world is not None and supports_cpu_tensors(world) else None
-    made: dist.ProcessGroup = dist.new_group(
-        list(ranks), backend="gloo", timeout=timeout, use_local_synchronization=not everyone
-    )
-    _pause_at_exit()
-    return made
-
-
-def group_timeout(handle: dist.ProcessGroup) -> timedelta | None:
-    """The timeout of collectives; None where the backend does not say."""
-    device = torch.device("cpu") if supports_cpu_tensors(handle) else torch.device("cuda")
-    return backend_timeout(handle._get_backend(device))
-
-
-def supports_cpu_tensors(handle: dist.ProcessGroup) -> bool:
-    """Whether collectives of ``handle`` take CPU tensors."""
-    return torch.device("cpu") in handle._device_types
-
-
-@functools.cache
-def _pause_at_exit() -> None:
-    """Let gloo's threads release the tensors of the last collectives before Python finalizes.
-
-    A gloo thread takes the GIL to release a tensor. One that asks for it after finalization has
-    begun is killed by CPython inside a destructor, which aborts a run that has succeeded.
-    DeepSpeed's module globals keep groups past ``destroy_process_group``, so their threads
-    cannot be joined; sleeping releases the GIL.
-    """
-    atexit.register(time.sleep, _EXIT_PAUSE)

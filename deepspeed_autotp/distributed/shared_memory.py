@@ -20,6 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.distributed.owned_groups import supports_cpu_tensors
+from deepspeed_autotp.interop.process_groups import backend_timeout
+from deepspeed_autotp.interop.torch_private import is_gloo
 from deepspeed_autotp.native import operators
 
 # Bytes of one of a rank's two slots; a larger tensor goes in chunks. Larger slots gain nothing, and
@@ -44,12 +47,17 @@ class SharedMemory:
     gives a tensor of another size or dtype than the others.
     """
 
-    def __init__(self, handle: int, seconds: float) -> None:
+    def __init__(self, handle: int, process_group: dist.ProcessGroup, seconds: float) -> None:
+        self.seconds = seconds
         self._handle = handle
-        self._seconds = seconds
+        self._process_group = weakref.ref(process_group)
         self._pending: _Reduction | None = None
         self._is_open = True
         self._close = weakref.finalize(self, operators.loaded().shm_close, handle)
+
+    def belongs_to(self, process_group: dist.ProcessGroup) -> bool:
+        """Whether it is the memory of a group."""
+        return self._process_group() is process_group
 
     def can_reduce(self, x: Tensor) -> bool:
         """Whether tensors like ``x`` can be summed."""
@@ -64,14 +72,14 @@ class SharedMemory:
         ``x``, with the elements of the sum from ``first`` on."""
         self._finish_pending()
         work = _Reduction(self, x.detach(), into.detach(), first)
-        operators.loaded().shm_start_sum(self._handle, work.x, work.into, first, self._seconds)
+        operators.loaded().shm_start_sum(self._handle, work.x, work.into, first, self.seconds)
         self._pending = work
         return work
 
     def all_gather(self, x: Tensor, *, into: Tensor) -> None:
         """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``."""
         self._finish_pending()
-        operators.loaded().shm_gather(self._handle, x.detach(), into.detach(), self._seconds)
+        operators.loaded().shm_gather(self._handle, x.detach(), into.detach(), self.seconds)
 
     def replace_with(self, other: SharedMemory | None) -> None:
         """Take over the memory of ``other``; None leaves all collectives to the group."""
@@ -93,9 +101,7 @@ class SharedMemory:
         in between, completes before the next collective starts."""
         if (work := self._pending) is not None:
             self._pending = None
-            operators.loaded().shm_take_sum(
-                self._handle, work.x, work.into, work.first, self._seconds
-            )
+            operators.loaded().shm_take_sum(self._handle, work.x, work.into, work.first, self.seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,65 +117,73 @@ class _Reduction:
         self.memory.finish(self)
 
 
-# The memory of each group that asked for it; None where it uses sockets.
-_by_group: weakref.WeakKeyDictionary[dist.ProcessGroup, SharedMemory | None] = (
-    weakref.WeakKeyDictionary()
-)
+# All memories that somebody has, by the integer in their names.
+_open_memories: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()
 
 
 def shared_memory(process_group: dist.ProcessGroup) -> SharedMemory | None:
-    """The memory of a group, or None where some rank cannot open it. All its ranks call it.
+    """Memory for a group, or None where some rank cannot open it. All its ranks call it.
 
-    None also for a group of one rank, and for a backend other than gloo.
+    Callers that have one at the same time have the same one. It is closed when none has it. None
+    also for a group of one rank, and for a backend other than gloo.
     """
-    if process_group not in _by_group:
-        _by_group[process_group] = _open_on_all_ranks(process_group)
-    return _by_group[process_group]
+    seconds = _timeout_seconds(process_group)
+    if seconds is None or process_group.size() == 1:
+        return None
+    # A rank may still have a memory that others have closed: rank 0 offers its own one.
+    found = (token for token, memory in _open_memories.items() if memory.belongs_to(process_group))
+    offered = torch.tensor(next(found, 0), device=_CPU)
+    dist.broadcast(offered, dist.get_global_rank(process_group, 0), group=process_group)
+    memory = _open_memories.get(int(offered))
+    if _is_true_on_all_ranks(memory is not None, process_group):
+        return memory
+    return _open_on_all_ranks(process_group, seconds)
 
 
-def reopen(process_group: dist.ProcessGroup) -> None:
+def reopen(memory: SharedMemory, process_group: dist.ProcessGroup) -> None:
     """Give all users of the memory of a group a new one. All its ranks call it.
 
     After a collective has failed, the ranks disagree about what is in the slots.
     """
-    memory = _by_group.get(process_group)
-    if memory is not None:
-        memory.replace_with(_open_on_all_ranks(process_group))
+    memory.replace_with(_open_on_all_ranks(process_group, memory.seconds))
 
 
-def _open_on_all_ranks(process_group: dist.ProcessGroup) -> SharedMemory | None:
-    seconds = _timeout_seconds(process_group)
-    if seconds is None or process_group.size() == 1:
-        return None
+def _open_on_all_ranks(process_group: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
     # Not a process id: those of two containers can be equal.
     token = torch.tensor(secrets.randbits(62), device=_CPU)
     memory = None
     if process_group.rank() == 0:  # creates the memory, before the others open it
-        memory = _open(_name(token), process_group, seconds)
+        memory = _open(token, process_group, seconds)
     try:
         dist.broadcast(token, dist.get_global_rank(process_group, 0), group=process_group)
         if process_group.rank() > 0:
-            memory = _open(_name(token), process_group, seconds)
-        on_all_ranks = torch.tensor(memory is not None, dtype=torch.int32, device=_CPU)
-        dist.all_reduce(on_all_ranks, dist.ReduceOp.MIN, group=process_group)
+            memory = _open(token, process_group, seconds)
+        on_all_ranks = _is_true_on_all_ranks(memory is not None, process_group)
     finally:
         if process_group.rank() == 0:
             operators.loaded().shm_unlink(_name(token))
-    return memory if on_all_ranks else None
+    if memory is None or not on_all_ranks:
+        return None
+    _open_memories[int(token)] = memory
+    return memory
+
+
+def _is_true_on_all_ranks(mine: bool, process_group: dist.ProcessGroup) -> bool:
+    flag = torch.tensor(mine, dtype=torch.int32, device=_CPU)
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=process_group)
+    return bool(flag)
 
 
 def _name(token: Tensor) -> str:
     return f"/autotp-{int(token):016x}"
 
 
-def _open(name: str, process_group: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
+def _open(token: Tensor, process_group: dist.ProcessGroup, seconds: float) -> SharedMemory | None:
     """None where the memory cannot be opened or is disabled."""
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
         return None
     try:
-        handle: int = operators.loaded().shm_open(
-            name, process_group.rank(), process_group.size(), _SLOT
-        )
+        handle: int = operators.loaded().shm_open(_name(token), process_group.rank(), process_group.size(), _SLOT)
     except RuntimeError as error:
         # Expected for a rank on another machine, where there is no memory of that name.
         _log.info(
@@ -178,7 +192,7 @@ def _open(name: str, process_group: dist.ProcessGroup, seconds: float) -> Shared
             error,
         )
         return None
-    return SharedMemory(handle, seconds)
+    return SharedMemory(handle, process_group, seconds)
 
 
 def check_environment() -> None:
@@ -203,10 +217,7 @@ def describe_use() -> str:
 
 def _timeout_seconds(process_group: dist.ProcessGroup) -> float | None:
     """The timeout of collectives on CPU tensors; None where their backend is not gloo."""
-    if _CPU not in process_group._device_types or not dist.is_gloo_available():
+    if not supports_cpu_tensors(process_group) or not is_gloo(process_group, _CPU):
         return None
-    backend = process_group._get_backend(_CPU)
-    if not isinstance(backend, dist.ProcessGroupGloo):
-        return None
-    seconds: float = backend.options._timeout.total_seconds()
-    return seconds
+    timeout = backend_timeout(process_group._get_backend(_CPU))
+    return None if timeout is None else timeout.total_seconds()

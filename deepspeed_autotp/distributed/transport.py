@@ -30,15 +30,18 @@ _SMALL = 64 << 10
 
 
 @contextmanager
-def open_transport(group: TPGroup, device: torch.device) -> Iterator[Transport]:
+def open_transport(
+    group: TPGroup, device: torch.device, *, via: torch.device | None = None
+) -> Iterator[Transport]:
     """The transport between the ranks of ``group``, which all enter and leave together.
 
     ``device`` is where this rank has its shards. NCCL moves them between GPUs, each of another
-    rank; where some rank cannot use it, the group's own backend does.
+    rank; where some rank cannot use it, the group's own backend does, on ``via``: a device of one
+    type on all ranks, as ``device`` has to be without it.
     """
     communicator = nccl.connect(group, device)
     if communicator is None:
-        yield ProcessGroupTransport(group)
+        yield ProcessGroupTransport(group, device if via is None else via)
         return
     try:
         yield NcclTransport(group, communicator)
@@ -204,10 +207,10 @@ class _Buffer:
 
 
 class ProcessGroupTransport(Transport):
-    """Sends and receives of the group's own backend."""
+    """Sends and receives of the group's own backend for ``device``."""
 
-    def __init__(self, group: TPGroup, *, chunk: int = _CHUNK) -> None:
-        super().__init__(group, group.device, chunk=chunk)
+    def __init__(self, group: TPGroup, device: torch.device, *, chunk: int = _CHUNK) -> None:
+        super().__init__(group, group.point_to_point_device(device), chunk=chunk)
 
     def _gather(
         self,
@@ -245,8 +248,8 @@ class ProcessGroupTransport(Transport):
             ) from error
 
     def _p2p(self, op: Callable[..., dist.Work | None], peer: int, chunk: Tensor) -> dist.P2POp:
-        group = self._group
-        return dist.P2POp(op, chunk, peer=group.global_ranks[peer], group=group.handle)
+        group, handle = self._group, self._group.handle_for(chunk.device)
+        return dist.P2POp(op, chunk, peer=group.global_ranks[peer], group=handle)
 
 
 class NcclTransport(Transport):

@@ -7,13 +7,14 @@ RuntimeError, from each of them, where the installed torch does not have the nam
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
 
 from deepspeed_autotp.interop.versions import required
 
@@ -76,17 +77,66 @@ def has_gradient_hooks(x: Tensor) -> bool:
     return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
 
 
-def takes_device(handle: dist.ProcessGroup, kind: str) -> bool:
-    """Whether collectives of ``handle`` take tensors that are on a device of ``kind``."""
-    found = _required(handle, "_device_types", needed_for="choosing a process group")
-    return torch.device(kind) in found
+def device_types(handle: dist.ProcessGroup) -> list[torch.device]:
+    """The types of the devices on which collectives of ``handle`` take tensors."""
+    found: list[torch.device] = _required(handle, "_device_types", needed_for="process groups")
+    return found
 
 
-def group_timeout(handle: dist.ProcessGroup, kind: str) -> timedelta | None:
-    """The timeout of collectives on a device of ``kind``; None where the backend has none."""
-    backend = _required(handle, "_get_backend", needed_for="a group's timeout")(torch.device(kind))
-    limit = getattr(getattr(backend, "options", None), "_timeout", None)
+def is_gloo(handle: dist.ProcessGroup, device: torch.device) -> bool:
+    """Whether gloo moves the tensors of ``handle`` that are on ``device``."""
+    if not dist.is_gloo_available():
+        return False
+    return isinstance(_backend(handle, device), dist.ProcessGroupGloo)
+
+
+def group_timeout(handle: dist.ProcessGroup, device: torch.device) -> timedelta | None:
+    """The timeout of collectives on such a device; None where the backend does not say."""
+    limit = getattr(getattr(_backend(handle, device), "options", None), "_timeout", None)
     return limit if isinstance(limit, timedelta) else None
+
+
+def _backend(handle: dist.ProcessGroup, device: torch.device) -> Any:
+    return _required(handle, "_get_backend", needed_for="process groups")(device)
+
+
+def new_named_group(
+    ranks: Sequence[int], *, name: str, backend: str, timeout: timedelta | None
+) -> dist.ProcessGroup:
+    """A process group of ``ranks`` (global, this rank among them), which alone have to call it.
+
+    ``name`` is equal on them, and never used twice. ``torch.distributed.new_group`` derives a name
+    from the number of groups that a process has, which is another one on each rank where groups
+    were closed, and may come again.
+    """
+    make = _required(c10d, "_new_process_group_helper", needed_for="process groups")
+    made: dist.ProcessGroup
+    made, _ = make(
+        len(ranks),
+        list(ranks).index(dist.get_rank()),
+        list(ranks),
+        dist.Backend(backend),
+        default_store(),
+        name,
+        timeout=c10d.default_pg_timeout if timeout is None else timeout,
+    )
+    _world().pg_group_ranks[made] = {rank: i for i, rank in enumerate(ranks)}
+    return made
+
+
+def default_store() -> c10d.Store:
+    """What the ranks of the run met through."""
+    store: c10d.Store = _required(c10d, "_get_default_store", needed_for="process groups")()
+    return store
+
+
+def is_registered(handle: dist.ProcessGroup) -> bool:
+    """Whether torch.distributed knows a group: neither it nor the default group was destroyed."""
+    return handle in _world().pg_map
+
+
+def _world() -> Any:
+    return _required(c10d, "_world", needed_for="process groups")
 
 
 def in_autograd_function() -> bool:

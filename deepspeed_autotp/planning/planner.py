@@ -11,6 +11,7 @@ from torch import nn
 from deepspeed_autotp._core import Plan, Rules
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
+from deepspeed_autotp.distributed.comparison import Compared, Planned
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.interop.peft import unsupported_adapter
 from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
@@ -95,7 +96,7 @@ def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
 
 
 class AgreedPlans:
-    """Makes plans of one model, each of them on every rank and compared over the ranks.
+    """Makes plans of one model, each of them on every rank of ``agreement`` and compared there.
 
     ``is_checked``: a self-check follows. Without one there are heuristics only where the user
     switched it off, and no large layers are sharded individually: only a run shows that they can.
@@ -119,6 +120,18 @@ class AgreedPlans:
         )
         self._last = self._first
         self.rules_are_users = settings.get_partition_config_object() is not None
+
+    def first(self) -> tuple[Plan, list[Compared]]:
+        """The plan of the rules alone, and what has to be the same on all ranks, not compared yet;
+        ValueError where there is none. It is what the self-check starts from."""
+        plans = [self._own(self._first)]
+        if self._settings.sequence_parallel:  # refused before the self-check where it cannot be
+            plans.append(self._own(replace(self._first, sequence_parallel=True)))
+        return plans[0], [self.compared(plan) for plan in plans]
+
+    def compared(self, plan: Plan) -> Compared:
+        """``plan`` as it has to be on every rank."""
+        return Planned(plan, self._traits())
 
     def make(
         self,
@@ -147,8 +160,11 @@ class AgreedPlans:
 
     def _agreed(self, request: PlanRequest) -> Plan:
         plan = self._agreement.together(lambda: self._own(request))
-        self._agreement.same_plan(plan, [_traits(p) for p in self._description.parameters])
+        self._agreement.same_plan(plan, self._traits())
         return plan
+
+    def _traits(self) -> list[str]:
+        return [_traits(parameter) for parameter in self._description.parameters]
 
     def _own(self, request: PlanRequest) -> Plan:
         plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)

@@ -29,14 +29,14 @@ from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shar
 from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
-from deepspeed_autotp.state.grad_sync import register_grad_hooks
+from deepspeed_autotp.state.grad_sync import open_subgroups, register_grad_hooks
 from deepspeed_autotp.state.sharded_model import shard_of
 from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight, WeightAccess
 from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
 
 
 class Conversion:
-    """One model, one plan, one group."""
+    """One model, one plan, one group. All ranks of the group make it."""
 
     def __init__(
         self, description: Description, *, plan: Plan, group: TPGroup, overlap: bool
@@ -57,6 +57,7 @@ class Conversion:
             ),
         )
         self._undo: list[Callable[[], None]] = []
+        open_subgroups(plan, group)
         self._copy: PinnedCopy | None = None
 
     def switch(self) -> None:

@@ -24,8 +24,7 @@ from deepspeed_autotp.state.sharded_model import shard_of, shard_sizes
 class ScatterFromRank0(Conversion):
     """A conversion in which every rank but TP rank 0 begins with tensors on the meta device.
 
-    ``nearby`` is a group that can move tensors from where TP rank 0 has them, and this rank's
-    shards go to ``device``.
+    ``source`` is like the device where TP rank 0 has them, and this rank's shards go to ``device``.
     """
 
     def __init__(
@@ -35,11 +34,11 @@ class ScatterFromRank0(Conversion):
         plan: Plan,
         group: TPGroup,
         overlap: bool,
-        nearby: TPGroup,
+        source: torch.device,
         device: torch.device,
     ) -> None:
         super().__init__(description, plan=plan, group=group, overlap=overlap)
-        self._nearby = nearby
+        self._source = source
         self._device = device
 
     def switch(self) -> None:
@@ -63,7 +62,8 @@ class ScatterFromRank0(Conversion):
 
         Where a rank fails the others leave with PeerFailed, and no rank has a model any more.
         """
-        with failure_barrier(self._nearby), open_transport(self._nearby, self._device) as transport:
+        group, source = self._group, self._source
+        with failure_barrier(group), open_transport(group, self._device, via=source) as transport:
             for parameter, entry in self._own_entries():
                 if not entry.is_sharded:
                     self._broadcast(parameter)
@@ -83,21 +83,21 @@ class ScatterFromRank0(Conversion):
         return [(parameter, entry) for parameter, entry in pairs if not entry.is_tied]
 
     def _scatter(self, parameter: nn.Parameter, entry: Entry, transport: Transport) -> None:
-        sizes = shard_sizes(parameter, entry, self._nearby.size)
-        if self._nearby.rank > 0:
+        sizes = shard_sizes(parameter, entry, self._group.size)
+        if self._group.rank > 0:
             transport.scatter(None, parameter.data, sizes)
             return
         own = shard_of(parameter.data, entry=entry, rank=0)
         others = [
-            _shard_to_send(parameter.data, entry, rank) for rank in range(1, self._nearby.size)
+            _shard_to_send(parameter.data, entry, rank) for rank in range(1, self._group.size)
         ]
         transport.scatter([own, *others], own, sizes)
         replace_data(parameter, own.to(self._device))
 
     def _broadcast(self, tensor: Tensor) -> None:
-        self._nearby.announce()
+        self._group.announce()
         if tensor.numel():
-            self._nearby.broadcast(tensor)
+            self._group.broadcast(tensor, via=self._source)
 
     def _broadcast_modes(self) -> None:
         """Training or evaluation as on TP rank 0, where a loader may have chosen it."""

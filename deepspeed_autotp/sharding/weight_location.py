@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.planning.model_description import Description
@@ -35,54 +34,53 @@ class WeightLocation:
 
 
 @dataclass(frozen=True, slots=True)
-class _RankReport:
-    """What a rank tells the others of itself."""
+class RankReport:
+    """What a rank tells the others of its weights."""
 
     rank: int
-    group: tuple[int, ...]
     device: str
     partitioned: bool
-
-    @property
-    def is_tp_rank0(self) -> bool:
-        return self.rank == self.group[0]
 
     @property
     def has_none(self) -> bool:
         return self.device == "meta"
 
 
-def locate_weights(
-    description: Description, group: TPGroup, agreement: Agreement
-) -> WeightLocation:
-    """Who has the weights, on every rank; ValueError on all of them as the module says."""
-    own = description.parameters[0].device
-    said = agreement.exchange(
-        _RankReport(
-            rank=dist.get_rank(),
-            group=group.global_ranks,
-            device=own.type,
-            partitioned=any(is_partitioned(p) for p in description.parameters),
-        )
+def report(description: Description) -> RankReport:
+    """What this rank has."""
+    return RankReport(
+        rank=dist.get_rank(),
+        device=description.parameters[0].device.type,
+        partitioned=any(is_partitioned(p) for p in description.parameters),
     )
-    if not any(each.has_none for each in said):
+
+
+def locate_weights(
+    description: Description, group: TPGroup, reports: Sequence[RankReport]
+) -> WeightLocation:
+    """Who has the weights, on every rank; ValueError on all of them as the module says.
+
+    ``reports`` are those of all ranks, one TP group after the other.
+    """
+    own = description.parameters[0].device
+    if not any(each.has_none for each in reports):
         return WeightLocation(own, only_on_rank0=False)
-    _refuse(said)
-    (kind,) = {each.device for each in said if each.rank == group.global_ranks[0]}
+    _refuse(reports, group.size)
+    (kind,) = {each.device for each in reports if each.rank == group.global_ranks[0]}
     if group.rank == 0:
         return WeightLocation(own, only_on_rank0=True)
     place = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else kind
     return WeightLocation(torch.device(place), only_on_rank0=True)
 
 
-def _refuse(said: Sequence[_RankReport]) -> None:
+def _refuse(reports: Sequence[RankReport], tp_size: int) -> None:
     """ValueError where some weights are on the meta device and others would have to be."""
-    if empty := [each for each in said if each.is_tp_rank0 and each.has_none]:
+    if empty := [each for each in reports[::tp_size] if each.has_none]:
         raise ValueError(
             f"all weights are on the meta device on {_ranks(empty)}, which {_are_rank0(empty)} of "
             "a TP group and scatters the shards to the other ranks: load them there before sharding"
         )
-    others = [each for each in said if not each.is_tp_rank0]
+    others = [each for index, each in enumerate(reports) if index % tp_size]
     if full := [each for each in others if not each.has_none]:
         none = [each for each in others if each.has_none]
         raise ValueError(
@@ -90,7 +88,7 @@ def _refuse(said: Sequence[_RankReport]) -> None:
             "load them on every rank, or leave them on the meta device on every rank but TP rank 0 "
             "of each group"
         )
-    if held := [each for each in said if each.partitioned]:
+    if held := [each for each in reports if each.partitioned]:
         raise ValueError(
             f"deepspeed.zero.Init has partitioned the weights on {_ranks(held)}, and they are on "
             "the meta device on other ranks: build the model under one of the two on all ranks, or "
@@ -98,12 +96,12 @@ def _refuse(said: Sequence[_RankReport]) -> None:
         )
 
 
-def _ranks(said: Sequence[_RankReport]) -> str:
+def _ranks(said: Sequence[RankReport]) -> str:
     named = ", ".join(str(each.rank) for each in said[:_NAMED])
     return f"rank{'s' if len(said) > 1 else ''} {named}" + (", ..." if len(said) > _NAMED else "")
 
 
-def _are_rank0(said: Sequence[_RankReport]) -> str:
+def _are_rank0(said: Sequence[RankReport]) -> str:
     return "are each TP rank 0" if len(said) > 1 else "is TP rank 0"
 
 

@@ -44,15 +44,13 @@ def broadcast_weights(
 ) -> Callable[[], None]:
     """Give every rank the weights of TP rank 0, where the ranks have different ones.
 
-    As data parallelism does; shards of different models would make no model. The function
+    As data parallelism does; shards of different models would make no model. ``agreement`` is over
+    the ranks of ``group``, whatever other groups hold. The function
     returned restores the ranks' own weights, of which a copy was kept with ``keep``.
     """
     model = description.modules[""]
     tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
-    mine = (group.global_ranks[0], _digest(tensors))
-    everyone = agreement.exchange(mine)
-    # The same answer on every rank of a group, whatever other groups hold.
-    if len({digest for first, digest in everyone if first == mine[0]}) == 1:
+    if len(set(agreement.exchange(_digest(tensors)))) == 1:
         return _nothing
     if group.rank == 0:
         _log.warning(

@@ -35,10 +35,17 @@ def register_grad_hooks(
     return hooks
 
 
+def open_subgroups(plan: Plan, group: TPGroup) -> None:
+    """Make the process groups that the hooks of a plan use. All ranks call it, before a hook is
+    called."""
+    shared = [e for e in plan.entries if not e.is_tied and _is_shared(e, group.size)]
+    group.open_subgroups([_holders(entry, group.size) for entry in shared])
+
+
 def _grad_hook(entry: Entry, group: TPGroup) -> Callable[[Tensor | None], Tensor | None] | None:
     if entry.kind is Kind.REPLICATED_SUM:
         return _AllReduceGrad(group, entry)
-    if any(entry.shared(rank) for rank in range(group.size)):
+    if _is_shared(entry, group.size):
         return _AllReduceSharedRuns(group, entry)
     return None
 
@@ -81,20 +88,28 @@ class _AllReduceSharedRuns:
         self._name = entry.name
         self._dim = entry.dim
         self._runs = entry.shared(group.rank)
-        self._holders = tuple(_holders_of(entry, rank) for rank in range(group.size))
+        self._holders = _holders(entry, group.size)
 
     def __call__(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:  # a layer that was not called, beside others of its input
             return None
         _refuse_second_order(gradient, self._name)
         self._group.announce()  # also ranks without a shared run, as every collective
-        subgroup = self._group.subgroup(self._holders)
         summed = gradient.clone()
         for offset, length, _, _ in self._runs:
             run = summed.narrow(self._dim, offset, length)
-            reduce = functools.partial(self._group.all_reduce_in, subgroup)
+            reduce = functools.partial(self._group.all_reduce_in, self._holders)
             run.copy_(_in_float32(run, reduce))
         return summed
+
+
+def _is_shared(entry: Entry, ranks: int) -> bool:
+    """Whether several ranks hold the same runs of a parameter, and not all of all of it."""
+    return entry.kind is not Kind.REPLICATED_SUM and any(map(entry.shared, range(ranks)))
+
+
+def _holders(entry: Entry, ranks: int) -> tuple[tuple[int, int], ...]:
+    return tuple(_holders_of(entry, rank) for rank in range(ranks))
 
 
 def _holders_of(entry: Entry, rank: int) -> tuple[int, int]:

@@ -28,15 +28,15 @@ _NAMED = 5
 def broadcast_rng_state(group: TPGroup, *, device: torch.device) -> None:
     """Give every rank the RNG state of TP rank 0, of the CPU and of ``device``.
 
-    ``device`` is where training will be, also while ``group`` and the model are on the CPU.
+    ``device`` is where training will be, also while the model is on the CPU.
     """
-    sent = torch.get_rng_state().to(group.device)
-    group.broadcast(sent)
-    torch.set_rng_state(sent.cpu())
+    state = torch.get_rng_state()
+    group.broadcast(state)
+    torch.set_rng_state(state)
     if device.type == "cuda":
-        sent = torch.cuda.get_rng_state(device).to(group.device)
-        group.broadcast(sent)
-        torch.cuda.set_rng_state(sent.cpu(), device)
+        state = torch.cuda.get_rng_state(device)
+        group.broadcast(state)
+        torch.cuda.set_rng_state(state, device)
 
 
 class FirstCallCheck:
@@ -65,7 +65,7 @@ class FirstCallCheck:
                 digest.update(f"{name} {list(value.shape)} {value.dtype} {_hash(value)};".encode())
         device = next(module.parameters()).device
         local = digest.digest() + _rng_digest(device)
-        sent = torch.frombuffer(bytearray(local), dtype=torch.uint8).to(group.device)
+        sent = torch.frombuffer(bytearray(local), dtype=torch.uint8)
         gathered = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
         batches, states = (gathered == gathered[0]).split(_DIGEST, dim=1)
         if not batches.all():
@@ -115,7 +115,7 @@ def check_replicas(model: nn.Module) -> None:
     naming the parameters that differ.
     """
     state = tensor_parallel(model)
-    agreement = Agreement(state.group.handle)
+    agreement = Agreement(state.group.cpu_handle)
     local: dict[tuple[str, int, int], str] = {}  # by name, owner and index of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
         shared = entry.shared(state.group.rank)

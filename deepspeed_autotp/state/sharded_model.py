@@ -47,6 +47,7 @@ class TensorParallel:
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
         self._shards: dict[int, tuple[Tensor, int]] = {}
+        group.join(self)
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +168,18 @@ def tensor_parallel(model: nn.Module) -> TensorParallel:
             "deepspeed_autotp.parallelize first"
         )
     return found
+
+
+def destroy(model: nn.Module) -> None:
+    """Close the process groups and the shared memory that were made for a sharded model.
+
+    Every rank calls it, for every copy of the model; groups that you gave, or that DeepSpeed made,
+    stay open. The model keeps its shards, and runs no more: save it before. The ``destroy`` of
+    DeepSpeed's engine does this for the model that its ``initialize`` has sharded. ValueError when
+    ``model`` is not sharded.
+    """
+    state = tensor_parallel(model)
+    state.group.leave(state)
 
 
 def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:

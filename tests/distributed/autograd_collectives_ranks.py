@@ -14,7 +14,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     reduce_from_tp_region,
     scatter_to_tp_region,
 )
-from deepspeed_autotp.distributed.process_group import TPGroup, cpu_group
+from deepspeed_autotp.distributed.process_group import TPGroup
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -155,18 +155,19 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def in_blocks(subgroups: tuple[tuple[int, int], ...]) -> tuple[list[float], float]:
-    """Sums over the subgroups of a group, and over another group made afterwards, which torch
-    finds by the number of groups that a rank has."""
+    """Sums over the subgroups of a group, and over other groups made afterwards, some of which
+    torch finds by the number of groups that a rank has."""
     group, rank = world_group(), dist.get_rank()
     sums = []
     for _ in range(2):
-        subgroup = group.subgroup(subgroups)
-        assert group.subgroup(subgroups) is subgroup
-        sums.append(float(group.all_reduce_in(subgroup, torch.tensor([2.0**rank]))))
-    everyone = cpu_group(range(dist.get_world_size()))
+        group.open_subgroups([subgroups])
+        sums.append(float(group.all_reduce_in(subgroups, torch.tensor([2.0**rank]))))
+    everyone = dist.new_group(use_local_synchronization=True)
     total = torch.ones(())
     dist.all_reduce(total, group=everyone)
-    pair = cpu_group([0, dist.get_world_size() - 1]) if rank in _ends() else None
+    pair = None
+    if rank in _ends():
+        pair = dist.new_group(list(_ends()), use_local_synchronization=True)
     if pair is not None:
         dist.barrier(group=pair)
     return sums, float(total)

@@ -7,6 +7,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import deepspeed_autotp
 from deepspeed_autotp.api import torch_loop
-from deepspeed_autotp.distributed.process_group import cpu_group, group_timeout
+from deepspeed_autotp.distributed.model_groups import group_timeout
+from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.sharding import conversion
 from tests.support.engine_config import Setting, engine_config
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
@@ -228,10 +230,13 @@ def on_device(name: str) -> tuple[float, bool]:
 
 def timeouts() -> list[float]:
     """Seconds of the groups that are made for a model, and of the one that the user made."""
-    model = deepspeed_autotp.parallelize(make(), tp_size=2)
-    made = (deepspeed_autotp.tensor_parallel(model).group.handle, cpu_group([0, 1]))
     assert dist.group.WORLD is not None
-    limits = [group_timeout(handle) for handle in (*made, dist.group.WORLD)]
+    device_only = dist.new_group(backend="cuda:gloo", timeout=timedelta(seconds=7))
+    of_world, of_device = (TPGroup(handle) for handle in (dist.group.WORLD, device_only))
+    model = deepspeed_autotp.parallelize(make(), tp_size=2)
+    made = deepspeed_autotp.tensor_parallel(model).group
+    handles = (made.handle, of_device.cpu_handle, of_world.cpu_handle)
+    limits = [group_timeout(handle) for handle in handles]
     return [0.0 if limit is None else limit.total_seconds() for limit in limits]
 
 

@@ -162,7 +162,7 @@ def recovered() -> list[float]:
 
 def opened_with(case: str) -> tuple[str, bool, int]:
     """What ``parallelize`` logs in a bad environment, and what is left of the memory."""
-    said, began = "", _held_before()
+    said, began, group = "", _held_before(), world_group()
     if case == "variable":
         os.environ["AUTOTP_SHARED_MEMORY"] = "off"
     if case == "device":
@@ -185,7 +185,7 @@ def opened_with(case: str) -> tuple[str, bool, int]:
         if case == "variable":
             deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
         else:
-            world_group().share_memory()
+            group.share_memory()
     except (RuntimeError, ValueError) as error:
         said = str(error)
     finally:
@@ -196,16 +196,22 @@ def opened_with(case: str) -> tuple[str, bool, int]:
     return said, any(Path(f"/dev/shm{name}").exists() for name in names), _mapped() - began
 
 
-def mapped_after_use() -> tuple[int, int]:
-    """How many shared memories this process has mapped: with a group, and once it is gone."""
+def mapped_after_use() -> list[int]:
+    """How many shared memories this process has mapped: with two users in a group; with one, on
+    rank 0 only; with another one then; and once all are gone, while the group is not."""
     began = _held_before()
     handle = dist.new_group()
-    assert shared_memory(handle) is shared_memory(handle) is not None
-    held = _mapped() - began
-    dist.destroy_process_group(handle)
-    del handle
-    gc.collect()
-    return held, _mapped() - began
+    first, second = shared_memory(handle), shared_memory(handle)
+    assert first is second is not None
+    found = [_mapped() - began]
+    del first
+    if dist.get_rank() == 1:
+        second = None
+    found.append(_mapped() - began)
+    third = shared_memory(handle)
+    found.append(_mapped() - began)
+    del second, third
+    return [*found, _mapped() - began]
 
 
 def _held_before() -> int:

@@ -228,11 +228,11 @@ def test_a_rank_that_fails_in_planning_fails_all(pool: Pool, rank: int) -> None:
     assert f"on rank {rank} of 4: ZeroDivisionError" in text
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int) -> None:
-    assert f"on rank {rank} of 2: KeyError" in same_error(
-        pool.run(refusals_ranks.fail_to_switch, rank)
-    )
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 2), (1, 2), (0, 4), (3, 4)])
+def test_a_rank_that_fails_to_change_a_module_fails_all(pool: Pool, rank: int, ranks: int) -> None:
+    # Of four ranks, those of the other TP group hear of it, too.
+    texts = pool.run(refusals_ranks.fail_to_switch, rank, ranks=ranks)
+    assert f"on rank {rank} of {ranks}: KeyError" in same_error(texts)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ def _shapes(unit: int) -> list[tuple[int, ...]]:
     return drawn[: len(shapes)]
 
 
+CPU = torch.device("cpu")
+
+
 class Elsewhere(transport.ProcessGroupTransport):
     """As if the tensors were on a device that the backend does not reach."""
 
@@ -56,7 +59,7 @@ def scatter_and_gather(unit: int, chunk: int, small: int, here: bool) -> int:
     """Shards scattered and gathered again, checked bit by bit; how often a step was announced."""
     group, steps = world_group(), 0
     group.share_memory()
-    moving = (transport.ProcessGroupTransport if here else Elsewhere)(group, chunk=chunk)
+    moving = (transport.ProcessGroupTransport if here else Elsewhere)(group, CPU, chunk=chunk)
 
     def before(what: str) -> None:
         nonlocal steps
@@ -86,7 +89,7 @@ def a_transposed_shard() -> bool:
     into = torch.empty(2, 3)
     parts = list(full.chunk(2))
     given = parts if group.rank == 0 else None
-    transport.ProcessGroupTransport(group).scatter(given, into, sizes_like(parts))
+    transport.ProcessGroupTransport(group, CPU).scatter(given, into, sizes_like(parts))
     return torch.equal(into, full.chunk(2)[group.rank])
 
 
@@ -97,7 +100,7 @@ def other_size() -> str:
     into = [torch.zeros(2), torch.zeros(3)] if group.rank == 0 else None
     try:
         with failure_barrier(group):
-            transport.ProcessGroupTransport(group).gather(part, into, sizes)
+            transport.ProcessGroupTransport(group, CPU).gather(part, into, sizes)
     except (ValueError, PeerFailed) as error:
         return str(error)
     return "nothing was raised"
@@ -110,7 +113,7 @@ def other_weights() -> str:
     try:
         with failure_barrier(group):
             sizes = transport.ShardSizes(name, sizes_like(parts).nbytes)
-            transport.ProcessGroupTransport(group).all_gather(parts[0], parts, sizes)
+            transport.ProcessGroupTransport(group, CPU).all_gather(parts[0], parts, sizes)
     except CollectiveMismatch as error:
         return str(error)
     return "nothing was raised"
@@ -126,7 +129,7 @@ def one_fails(rank: int) -> str:
                 if number == 1 and group.rank == rank:
                     raise OSError("no more")
                 parts = [torch.ones(4)] * group.size if group.rank == 0 else None
-                transport.ProcessGroupTransport(group).scatter(parts, torch.empty(4), sizes)
+                transport.ProcessGroupTransport(group, CPU).scatter(parts, torch.empty(4), sizes)
     except PeerFailed:
         return "another rank failed"
     except OSError as error:
@@ -148,7 +151,7 @@ def no_memory(rank: int) -> str:
     into = torch.zeros(4)
     try:
         with failure_barrier(group), mock.patch.object(torch, "empty", empty):
-            Elsewhere(group).scatter(parts, into, sizes_like([into] * group.size))
+            Elsewhere(group, CPU).scatter(parts, into, sizes_like([into] * group.size))
     except PeerFailed:
         return "another rank failed"
     except MemoryError as error:

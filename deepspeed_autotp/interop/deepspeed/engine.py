@@ -110,6 +110,19 @@ def has_stepped(optimizer: Any) -> bool:
     return bool(getattr(optimizer, "state", None))
 
 
+def on_destroy(engine: Any, then: Callable[[], None]) -> None:
+    """Call ``then`` after ``engine.destroy()``."""
+    destroy = engine.destroy
+
+    def destroy_all() -> None:
+        try:
+            destroy()
+        finally:
+            then()
+
+    engine.destroy = destroy_all
+
+
 def set_engine_mode(*, training: bool) -> None:
     """DeepSpeed's AutoTP mode; nothing without DeepSpeed."""
     if importlib.util.find_spec("deepspeed") is not None:
