@@ -16,6 +16,7 @@ SMALL = {
         ["--tokens=8", "--vocabulary=64", "--features=16", "--repeats=1"],
         "[8, 16] of 16 rows, 4 ranks, bfloat16",
     ),
+    "exchanges": (["2", "3"], "exchange   3 ranks"),
     "shard": (["--features=64", "--repeats=1", "--threads=1"], "fused, TP 4"),
 }
 
