@@ -30,6 +30,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
+from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.native import operators
 from deepspeed_autotp.planning.model_description import Description, describe
@@ -283,7 +284,7 @@ def _attached(task: _Task, plan: Plan) -> TensorParallel:
 def _refuse(model: nn.Module) -> None:
     """ValueError for a model whose weights are not there, are sharded or on several devices."""
     what = type(model).__name__
-    if "_orig_mod" in model._modules:
+    if "_orig_mod" in submodules(model):
         raise ValueError("the model is compiled already; shard it first, then call torch.compile")
     if any(find_tensor_parallel(module) is not None for module in model.modules()):
         raise ValueError(f"{what} is sharded already; shard a model once")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups, supports_cpu_tensors
-from deepspeed_autotp.interop.process_groups import backend_timeout
+from deepspeed_autotp.interop.torch_private import backend_timeout
 
 # By rank of a TP group, the lowest rank and the number of ranks that hold the same runs.
 Subgroups = tuple[tuple[int, int], ...]
@@ -131,7 +131,7 @@ def _object_timeout() -> timedelta | None:
 def group_timeout(handle: dist.ProcessGroup) -> timedelta | None:
     """The timeout of collectives; None where the backend does not say."""
     device = torch.device("cpu") if supports_cpu_tensors(handle) else torch.device("cuda")
-    return backend_timeout(handle._get_backend(device))
+    return backend_timeout(handle, device)
 
 
 @functools.cache

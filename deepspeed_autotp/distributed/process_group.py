@@ -15,13 +15,16 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from deepspeed_autotp.distributed.model_groups import ModelGroups, Subgroups
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
-from deepspeed_autotp.interop.torch_private import is_gloo
+from deepspeed_autotp.interop.torch_private import (
+    is_gloo,
+    traced_all_gather,
+    traced_all_reduce,
+)
 
 _CPU = torch.device("cpu")
 
@@ -119,9 +122,7 @@ class TPGroup:
         """Sum ``x`` over the ranks and return it: in place where it is contiguous, and as a new
         tensor under torch.compile, which has functional collectives only."""
         if torch.compiler.is_compiling():
-            handle = self.handle_for(x.device)
-            summed: Tensor = functional.all_reduce(x.contiguous(), "sum", handle)
-            return summed
+            return traced_all_reduce(x.contiguous(), self.handle_for(x.device))
         x = x.contiguous()
         self.announce()
         if self._memory is not None and self._memory.can_reduce(x):
@@ -149,8 +150,7 @@ class TPGroup:
         if sent.numel() < longest:
             sent = torch.cat([sent, sent.new_zeros(longest - sent.numel())])
         if torch.compiler.is_compiling():
-            handle = self.handle_for(x.device)
-            received = functional.all_gather_tensor(sent.contiguous(), 0, handle)
+            received = traced_all_gather(sent.contiguous(), self.handle_for(x.device))
             return _unpadded(received.view(self.size, longest), sizes, shapes)
         self.announce()
         received = sent.new_empty(self.size, longest)

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp._core import split
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.torch_private import reshaped, version_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class GatheredSequence:
 
     def is_full(self, x: Tensor) -> bool:
         """Whether ``x`` is that very tensor, and not written to since."""
-        return self.full is x and self.version == x._version
+        return self.full is x and self.version == version_counter(x)
 
 
 def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
@@ -77,18 +78,12 @@ def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
 
 
 def _with_dims_of(rows: Tensor, like: Tensor) -> Tensor:
-    return _reshaped(rows, (*(1,) * (like.dim() - 2), *rows.shape))
-
-
-def _reshaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows of its own in another shape: no view, which models could not write into."""
-    reshaped: Tensor = torch.ops.aten._unsafe_view(rows, shape)
-    return reshaped
+    return reshaped(rows, (*(1,) * (like.dim() - 2), *rows.shape))
 
 
 def _all_rows(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
     rows = group.all_gather_rows(x.reshape(-1, x.shape[-1]), layout.widths)
-    return _reshaped(rows, layout.full_shape(x))
+    return reshaped(rows, layout.full_shape(x))
 
 
 class _ScatterToRegion(torch.autograd.Function):

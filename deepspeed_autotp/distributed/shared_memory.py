@@ -21,8 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepspeed_autotp.distributed.owned_groups import supports_cpu_tensors
-from deepspeed_autotp.interop.process_groups import backend_timeout
-from deepspeed_autotp.interop.torch_private import is_gloo
+from deepspeed_autotp.interop.torch_private import backend_timeout, is_gloo
 from deepspeed_autotp.native import operators
 
 # Bytes of one of a rank's two slots; a larger tensor goes in chunks. Larger slots gain nothing, and
@@ -101,7 +100,8 @@ class SharedMemory:
         in between, completes before the next collective starts."""
         if (work := self._pending) is not None:
             self._pending = None
-            operators.loaded().shm_take_sum(self._handle, work.x, work.into, work.first, self.seconds)
+            take_sum = operators.loaded().shm_take_sum
+            take_sum(self._handle, work.x, work.into, work.first, self.seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +183,8 @@ def _open(token: Tensor, process_group: dist.ProcessGroup, seconds: float) -> Sh
     if os.environ.get("AUTOTP_SHARED_MEMORY") == "0":
         return None
     try:
-        handle: int = operators.loaded().shm_open(_name(token), process_group.rank(), process_group.size(), _SLOT)
+        rank, size = process_group.rank(), process_group.size()
+        handle: int = operators.loaded().shm_open(_name(token), rank, size, _SLOT)
     except RuntimeError as error:
         # Expected for a rank on another machine, where there is no memory of that name.
         _log.info(
@@ -219,5 +220,5 @@ def _timeout_seconds(process_group: dist.ProcessGroup) -> float | None:
     """The timeout of collectives on CPU tensors; None where their backend is not gloo."""
     if not supports_cpu_tensors(process_group) or not is_gloo(process_group, _CPU):
         return None
-    timeout = backend_timeout(process_group._get_backend(_CPU))
+    timeout = backend_timeout(process_group, _CPU)
     return None if timeout is None else timeout.total_seconds()

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from deepspeed_autotp.interop.peft import without_adapters
+from deepspeed_autotp.interop.torch_private import output_hooks
 
 _SHIFTS = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}
 _LOSS = "self.loss_function"
@@ -93,12 +94,9 @@ def replace_loss(model: Any, loss: Callable[..., Any]) -> Callable[[], None]:
 
 def has_user_hooks(module: nn.Module) -> bool:
     """Whether others than DeepSpeed and this package watch the output of ``module``."""
-    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
     own = ("deepspeed.", "deepspeed_autotp.")
     return any(
-        not str(getattr(hook, "__module__", "")).startswith(own)
-        for registered in hooks
-        for hook in registered.values()
+        not str(getattr(hook, "__module__", "")).startswith(own) for hook in output_hooks(module)
     )
 
 

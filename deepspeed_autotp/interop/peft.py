@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from deepspeed_autotp.interop.torch_private import own_parameters, submodules
+
 
 def without_adapters(model: nn.Module) -> nn.Module:
     """The model inside of a PEFT model, at "base_model.model"; any other model itself."""
@@ -23,10 +25,10 @@ def unsupported_adapter(model: nn.Module) -> str:
     """The name of a layer with an adapter that is not plain LoRA; empty where there is none."""
     name: str
     for name, module in model.named_modules():
-        if "base_layer" not in module._modules:
+        if "base_layer" not in submodules(module):
             continue
-        is_plain = not module._parameters and all(
-            _is_lora(key, child) for key, child in module._modules.items() if child is not None
+        is_plain = not own_parameters(module) and all(
+            _is_lora(key, child) for key, child in submodules(module).items() if child is not None
         )
         if not is_plain:
             return name

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process groups of others: of a Megatron-like mpu, of a DeviceMesh; timeouts of backends."""
+"""Process groups of others: of a Megatron-like mpu, of a DeviceMesh."""
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -18,12 +17,6 @@ def mpu_group(mpu: Any) -> dist.ProcessGroup | None:
             handle: dist.ProcessGroup = method()
             return handle
     return None
-
-
-def backend_timeout(backend: Any) -> timedelta | None:
-    """The timeout of collectives of a backend, or None where it does not say."""
-    limit = getattr(getattr(backend, "options", None), "_timeout", None)
-    return limit if isinstance(limit, timedelta) else None
 
 
 def mesh_group(mesh: Any) -> dist.ProcessGroup:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
@@ -43,7 +44,7 @@ def keeps_graph() -> bool:
 
 
 def reshaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``x``, to which nothing else refers, in another shape, and not as a view of it."""
+    """``x``, to which nothing else refers, in another shape; no view, as models write into it."""
     reshape = _required(torch.ops.aten, "_unsafe_view", needed_for="sequence parallelism")
     y: Tensor = reshape(x, shape)
     return y
@@ -72,6 +73,13 @@ def forward_pre_hooks(module: nn.Module) -> Collection[Any]:
     return found
 
 
+def output_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that see what the module's forward returns, or its gradient."""
+    names = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found = [_required(module, name, needed_for="the logits of an output") for name in names]
+    return [hook for registered in found for hook in registered.values()]
+
+
 def has_gradient_hooks(x: Tensor) -> bool:
     """Whether hooks are registered for the gradient of ``x``."""
     return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
@@ -90,7 +98,7 @@ def is_gloo(handle: dist.ProcessGroup, device: torch.device) -> bool:
     return isinstance(_backend(handle, device), dist.ProcessGroupGloo)
 
 
-def group_timeout(handle: dist.ProcessGroup, device: torch.device) -> timedelta | None:
+def backend_timeout(handle: dist.ProcessGroup, device: torch.device) -> timedelta | None:
     """The timeout of collectives on such a device; None where the backend does not say."""
     limit = getattr(getattr(_backend(handle, device), "options", None), "_timeout", None)
     return limit if isinstance(limit, timedelta) else None
@@ -155,3 +163,15 @@ def found_inf_per_device(
     read = _required(scaler, "_found_inf_per_device", needed_for="deepspeed_autotp.GradScaler")
     found: dict[torch.device, Tensor] = read(optimizer)
     return found
+
+
+def traced_all_reduce(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
+    """The sum of contiguous ``x`` over the ranks, for torch.compile, as a new tensor."""
+    summed: Tensor = functional.all_reduce(x, "sum", handle)
+    return summed
+
+
+def traced_all_gather(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
+    """The ranks' contiguous ``x`` along dimension 0, for torch.compile."""
+    gathered: Tensor = functional.all_gather_tensor(x, 0, handle)
+    return gathered

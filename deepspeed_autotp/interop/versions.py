@@ -15,6 +15,11 @@ from typing import Any
 TESTED = {"torch": "2.13.0", "deepspeed": "0.19.8"}
 
 
+def tested_and_found(project: str) -> str:
+    """The version that this package is tested with, and the one that is installed."""
+    return f"tested with {project} {TESTED[project]}, found {version(project)}"
+
+
 def required(owner: object, name: str, *, project: str, needed_for: str) -> Any:
     """The attribute ``name`` of an object, a class or a module of ``project``.
 
@@ -25,7 +30,6 @@ def required(owner: object, name: str, *, project: str, needed_for: str) -> Any:
     except AttributeError:
         where = owner if isinstance(owner, (ModuleType, type)) else type(owner)
         raise RuntimeError(
-            f"{where.__name__}.{name} is missing: tested with {project} {TESTED[project]}, found "
-            f"{version(project)}; {needed_for} needs it. Install a version of {project} near the "
-            "tested one"
+            f"{where.__name__}.{name} is missing: {tested_and_found(project)}; {needed_for} needs "
+            f"it. Install a version of {project} near the tested one"
         ) from None

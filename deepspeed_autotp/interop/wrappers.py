@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from deepspeed_autotp.interop.torch_private import submodules
+
 
 def unwrapped(engine_or_model: Any) -> Iterator[nn.Module]:
     """``engine_or_model`` and, from the outside in, the modules it wraps."""
     inner = engine_or_model
     while isinstance(inner, nn.Module):
         yield inner
-        inner = inner._modules.get("_orig_mod") or getattr(inner, "module", None)
+        inner = submodules(inner).get("_orig_mod") or getattr(inner, "module", None)

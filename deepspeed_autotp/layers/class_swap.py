@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Kind
+from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.interop.transformers import is_plain_linear
 from deepspeed_autotp.layers.attention import PerHeadBias, ReplicatedRope
 from deepspeed_autotp.layers.embedding import HeadEmbedding, HiddenEmbedding, VocabularyEmbedding
@@ -106,7 +107,7 @@ def _wrapped(
 
 def _divided(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:
     def read(module: nn.Module) -> Tensor | None:
-        parameter = module._parameters[name]
+        parameter = own_parameters(module)[name]
         return None if parameter is None else parameter / ranks
 
     return read

@@ -32,6 +32,7 @@ from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_collectives import GatheredSequence
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
+from deepspeed_autotp.interop.torch_private import backward_id, version_counter
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class _DeferredGradients:
         self._deferred: list[tuple[int, Tensor, bool]] = []
 
     def put(self, index: int, dy: Tensor, *, transposed: bool) -> None:
-        current = torch._C._current_graph_task_id()
+        current = backward_id()
         if current != self._pass:
             self._pass = current
             self._deferred.clear()
@@ -63,7 +64,7 @@ class _DeferredGradients:
     def weight_gradients(self, x: Tensor) -> list[Tensor | None]:
         """Of this backward pass, in the order of the weights; None where there is none."""
         gradients: list[Tensor | None] = [None] * len(self.index)
-        if self._pass != torch._C._current_graph_task_id():
+        if self._pass != backward_id():
             self._deferred.clear()
         x = _tokens(x)
         while self._deferred:
@@ -209,7 +210,7 @@ class SharedInput:
     def _enter(self, x: Tensor, siblings: Sequence[Mapping[str, Tensor | None]]) -> _EntryRecord:
         last = self._last
         # The same tensor, not only equal values, and not written to in between.
-        if last is None or last.x is not x or last.version != x._version:
+        if last is None or last.x is not x or last.version != version_counter(x):
             weights = _deferrable_weights(siblings, x) if self._overlap else []
             deferred = _DeferredGradients(weights)
             gathered = self._gathered
@@ -217,7 +218,7 @@ class SharedInput:
                 y = _Enter.apply(x, self, deferred, None, *weights)  # type: ignore[no-untyped-call]
             else:
                 y = _Enter.apply(gathered.shard, self, deferred, gathered, *weights)  # type: ignore[no-untyped-call]
-            last = _EntryRecord(x, x._version, y, deferred)
+            last = _EntryRecord(x, version_counter(x), y, deferred)
             self._last, self._remaining = last, len(siblings)
         self._remaining -= 1
         if self._remaining <= 0:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class _Operators:
 _OPERATORS = _Operators()
 
 
-def loaded() -> torch._ops._OpNamespace:
+def loaded() -> Any:
     """``torch.ops.deepspeed_autotp``; ImportError where it is not built."""
     if not _OPERATORS.are_loaded:
         _OPERATORS.load()

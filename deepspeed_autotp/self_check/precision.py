@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.sharding.conversion import replace_data
 
 _16_BIT = (torch.bfloat16, torch.float16)
@@ -51,7 +52,7 @@ def rounded_otherwise(model: nn.Module) -> Iterator[None]:
         signs = torch.randint(0, 2, output.shape, generator=draw) * 2 - 1
         return output * (1 + signs * torch.finfo(output.dtype).eps).to(output)
 
-    leaves = [module for module in model.modules() if not module._modules]
+    leaves = [module for module in model.modules() if not submodules(module)]
     hooks = [module.register_forward_hook(hook) for module in leaves]
     try:
         yield

@@ -45,6 +45,7 @@ from deepspeed_autotp.distributed.sequence_collectives import (
     reduce_scatter_to_sequence_region,
     scatter_to_sequence_region,
 )
+from deepspeed_autotp.interop.torch_private import version_counter
 from deepspeed_autotp.interop.transformers import wants_hidden_states
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
@@ -220,7 +221,7 @@ class Stack:
             return x
         self._leave_rng_region()
         full = gather_from_sequence_region(x, layout, self.group)
-        self._input.set_gathered(GatheredSequence(x, full, full._version, layout))
+        self._input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
         return full
 
     def run_on_all_tokens(

@@ -18,6 +18,7 @@ from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.dropout import declares_dropout
+from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.layers.attention import takes_per_head_bias
 from deepspeed_autotp.layers.class_swap import WRAPPERS, mixed_class, sharded_class, wrapper_class
 from deepspeed_autotp.layers.dropout import RegionBlock, ReplicatedDropout, ShardedDropout
@@ -64,7 +65,7 @@ class Conversion:
         """Give modules their sharded classes, local integers and gradient hooks."""
         layers = self._plan.layers
         for layer in layers:
-            siblings = [self._modules[layers[i].module]._parameters for i in layer.siblings]
+            siblings = [own_parameters(self._modules[layers[i].module]) for i in layer.siblings]
             self._switch_layer(layer, siblings)
         for integer in self._plan.integers:
             module = self._modules[integer.module]

@@ -15,6 +15,7 @@ from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.failure_barrier import failure_barrier
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import Transport, open_transport
+from deepspeed_autotp.interop.torch_private import has_gradient_hooks
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
@@ -118,7 +119,7 @@ class ScatterFromRank0(Conversion):
                 f"{name} is a {type(tensor).__name__} on the meta device, expected a plain "
                 "parameter or buffer; load the model on every rank"
             )
-        if tensor._backward_hooks:
+        if has_gradient_hooks(tensor):
             raise ValueError(
                 f"{name} is on the meta device and has a gradient hook, which would be lost; "
                 "register it after sharding"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
+from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.state.sharded_model import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -101,7 +102,7 @@ def check_first_call(model: nn.Module, group: TPGroup) -> None:
 
     Only once, though an engine may be built around a model that ``parallelize`` has sharded.
     """
-    if any(isinstance(hook, FirstCallCheck) for hook in model._forward_pre_hooks.values()):
+    if any(isinstance(hook, FirstCallCheck) for hook in forward_pre_hooks(model)):
         return
     model.register_forward_pre_hook(FirstCallCheck(group), prepend=True, with_kwargs=True)
 

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.torch_private import keeps_graph
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
     differentiate,
     differentiate_,
@@ -105,7 +106,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels, logsumexp = ctx.saved_tensors
         task: _Task = ctx.task
         # A retained graph may run again, and would read gradients where logits were.
-        retained = torch._C._autograd._get_current_graph_task_keep_graph()
+        retained = keeps_graph()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)
         columns = labels - task.start
         if retained or not task.overwrite():

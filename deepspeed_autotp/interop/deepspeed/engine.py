@@ -13,13 +13,15 @@ from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.loss_scale import refuse_wrong_loss_scale
 from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
+from deepspeed_autotp.interop.versions import required
 
 
 def refuse_engine_record() -> None:
     """ValueError where DeepSpeed's own ``tp_model_init`` was called: its ``initialize`` would
     shard by DeepSpeed's rules what ours has not sharded."""
     recorded = importlib.import_module("deepspeed.runtime.tensor_parallel.init_utils")
-    if recorded._TP_MODEL_INIT_ARGS is not None:
+    name = "_TP_MODEL_INIT_ARGS"
+    if required(recorded, name, project="deepspeed", needed_for="initialize") is not None:
         raise ValueError(
             "deepspeed.tp_model_init was called, expected deepspeed_autotp.tp_model_init; "
             "call that one, or deepspeed_autotp.install() first"

@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp.interop.deepspeed.module import TESTED, tested_and_found
-
 
 class GradNorm(Protocol):
     """What is known of the gradients of a sharded model; state/grad_norm.py has it."""
@@ -55,7 +53,7 @@ def count_weights_once(engine: Any, norm: GradNorm, *, clip: Callable[[float], T
         raise ValueError(
             f"initialize: the gradient norm of DeepSpeed's {name} is not known under tensor "
             f"parallelism{', without its ' + ', '.join(missing) if missing else ''}: "
-            f"{tested_and_found()}; use ZeRO stage 0 to 3 "
+            f"{tested_and_found('deepspeed')}; use ZeRO stage 0 to 3 "
             "without ZenFlow and SuperOffload"
         )
     found.replace(engine, norm)
@@ -181,7 +179,7 @@ def _has_partly_counted(engine: Any, groups: Iterable[Iterable[Tensor]], norm: G
     if found is not None and engine.zero_use_cpu_optimizer():
         raise ValueError(
             "initialize: zero_optimization.offload_optimizer: several ranks hold the key/value "
-            f"heads of {engine.param_names[found]}, a fused weight, and DeepSpeed {TESTED} would "
+            f"heads of {engine.param_names[found]}, a fused weight, and DeepSpeed would "
             "count them several times or not at all in the gradient norm; leave offload_optimizer "
             "out, or use a TP size that is at most the number of key/value heads"
         )

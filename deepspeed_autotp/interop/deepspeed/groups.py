@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import torch.distributed as dist
 
 from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
+from deepspeed_autotp.interop.versions import required
+
+_required = functools.partial(required, project="deepspeed", needed_for="initialize")
 
 
 def init_distributed(*, port: int, required: bool | None) -> None:
@@ -32,7 +36,8 @@ def init_distributed(*, port: int, required: bool | None) -> None:
 def engine_group(*, tp_size: int) -> dist.ProcessGroup:
     """The TP group of DeepSpeed's engine: ``tp_size`` consecutive ranks, created at first use."""
     groups = importlib.import_module("deepspeed.utils.groups")
-    groups._init_tp_mesh_device(tensor_model_parallel_size=tp_size)
+    make = _required(groups, "_init_tp_mesh_device")
+    make(tensor_model_parallel_size=tp_size)
     handle: dist.ProcessGroup = groups.get_tensor_model_parallel_group()
     return handle
 
@@ -40,5 +45,5 @@ def engine_group(*, tp_size: int) -> dist.ProcessGroup:
 def engine_group_size() -> int | None:
     """The size of the TP group of DeepSpeed's engine, or None where it has not created one."""
     groups = importlib.import_module("deepspeed.utils.groups")
-    made = groups._TENSOR_MODEL_PARALLEL_GROUP
+    made = _required(groups, "_TENSOR_MODEL_PARALLEL_GROUP")
     return None if made is None else dist.get_world_size(made)

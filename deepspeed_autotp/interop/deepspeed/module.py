@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from types import ModuleType
 
-TESTED = "0.19.8"
+from deepspeed_autotp.interop.versions import tested_and_found
 
 
-def tested_and_found() -> str:
-    """The version that this folder is written for and tested with, and the one installed."""
-    return f"tested with DeepSpeed {TESTED}, found {importlib.metadata.version('deepspeed')}"
+def versions() -> str:
+    """The version of DeepSpeed that is tested, and the one that is installed."""
+    return tested_and_found("deepspeed")
 
 
 def deepspeed_module() -> ModuleType:
