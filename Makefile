@@ -113,7 +113,7 @@ fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
 check: format-check lint types asan ## What is green at every commit
 
 bench: $(stamp) ## Run the benchmarks, one after the other
-	@set -e; for name in plan shard layers lookup; do $(python) -m benchmarks.$$name; done
+	@set -e; for name in plan self_check shard layers lookup; do $(python) -m benchmarks.$$name; done
 
 # Further options of the step benchmark: make bench-step STEP="--sequence 512 --hidden 1024"
 STEP ?=

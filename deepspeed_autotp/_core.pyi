@@ -349,6 +349,7 @@ class Plan:
         families: bool = True,
         heuristics: bool = True,
         large_layers: bool = True,
+        large_names: Sequence[str] | None = None,
         sequence_parallel: bool = False,
         vocab_parallel_lm_head: bool | None = None,
         must_shard: bool = False,
@@ -359,6 +360,7 @@ class Plan:
         families: where no rule speaks, blocks are sharded that names and sizes tell.
         heuristics: also in models of a type that was never tried.
         large_layers: large layers that nothing else shards are sharded individually.
+        large_names: these are large, ``*`` for each index, and not those that hold much.
         sequence_parallel: between blocks each rank has a shard of the tokens; ValueError, naming
         the module, where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
@@ -396,5 +398,7 @@ class Plan:
     @property
     def messages(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...
+    def form_difference(self, other: Plan, /) -> str | None:
+        """What only one of the plans says of what is called alike, whatever its size, or None."""
     def replicated_warning(self) -> str | None:
         """What to tell the user where a rank holds nearly everything."""

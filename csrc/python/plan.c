@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "core/plan/plan_form.h"
 #include "core/plan/rank_share.h"
 #include "core/plan/samples.h"
 #include "python/args.h"
@@ -198,6 +199,26 @@ plan_replicated_warning(PyObject *self, PyObject *unused)
 }
 
 static PyObject *
+plan_form_difference(PyObject *self, PyObject *other)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_text why = TP_NO_TEXT;
+    PyObject *result = NULL;
+    if (Py_TYPE(other) != Py_TYPE(self)) {
+        py_wrong_type(other, "other", "a Plan");
+        return NULL;
+    }
+    if (tp_plan_form_difference(get(self), get(other), &why, &err) < 0)
+        py_raise(&err);
+    else if (why.failed)
+        PyErr_NoMemory();
+    else
+        result = why.size == 0 ? Py_NewRef(Py_None) : PyUnicode_FromString(why.data);
+    tp_text_free(&why);
+    return result;
+}
+
+static PyObject *
 plan_table(PyObject *self, PyObject *unused)
 {
     (void)unused;
@@ -219,6 +240,10 @@ static PyMethodDef methods[] = {
     {"replicated_warning", plan_replicated_warning, METH_NOARGS,
      "replicated_warning($self)\n--\n\n"
      "What to tell the user where a rank holds nearly everything, or None."},
+    {"form_difference", plan_form_difference, METH_O,
+     "form_difference($self, other, /)\n--\n\n"
+     "What only one of the plans says of what is called alike, whatever its size, or "
+     "None."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -260,7 +285,7 @@ static PyType_Slot slots[] = {
      (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
              "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), replicated=(), "
              "individual=(), families=True, heuristics=True, large_layers=True, "
-             "sequence_parallel=False, vocab_parallel_lm_head=None, "
+             "large_names=None, sequence_parallel=False, vocab_parallel_lm_head=None, "
              "must_shard=False)\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},

@@ -6,7 +6,8 @@
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
     PyObject *head_patterns, *replicated, *individual, *families, *heuristics;
-    PyObject *large_layers, *sequence_parallel, *vocab_parallel_lm_head, *must_shard;
+    PyObject *large_layers, *large_names, *sequence_parallel, *vocab_parallel_lm_head;
+    PyObject *must_shard;
 } arguments;
 
 static int
@@ -61,6 +62,22 @@ read_flags(const arguments *given, tp_plan_options *options)
                        &options->vocab_parallel_lm_head);
 }
 
+/* A sequence of names or None; an empty one is not None. */
+static int
+read_large(const arguments *given, py_plan_arguments *out)
+{
+    static const char *const nothing[] = {""};
+    tp_plan_options *options = &out->options;
+    if (given->large_names == NULL || given->large_names == Py_None)
+        return 0;
+    if (read_texts(given->large_names, "large_names", &out->large,
+                   &options->large_names, &options->large_name_count) < 0)
+        return -1;
+    if (options->large_name_count == 0)
+        options->large_names = nothing;
+    return 0;
+}
+
 static int
 read_options(const arguments *given, py_plan_arguments *out)
 {
@@ -82,7 +99,8 @@ read_options(const arguments *given, py_plan_arguments *out)
         read_texts(given->replicated, "replicated", &out->replicated,
                    &options->replicated, &options->replicated_count) < 0 ||
         read_texts(given->individual, "individual", &out->individual,
-                   &options->individual, &options->individual_count) < 0)
+                   &options->individual, &options->individual_count) < 0 ||
+        read_large(given, out) < 0)
         return -1;
     return read_texts(given->head_patterns, "head_patterns", &out->heads,
                       &options->head_patterns, &options->head_pattern_count);
@@ -104,17 +122,19 @@ parse(PyObject *args, PyObject *kwargs, arguments *given)
                                         "families",
                                         "heuristics",
                                         "large_layers",
+                                        "large_names",
                                         "sequence_parallel",
                                         "vocab_parallel_lm_head",
                                         "must_shard",
                                         NULL};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
+            args, kwargs, "OO|$OOOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
             &given->rules, &given->ranks, &given->grain, &given->strict,
             &given->defaults, &given->embedding_dim, &given->head_patterns,
             &given->replicated, &given->individual, &given->families,
-            &given->heuristics, &given->large_layers, &given->sequence_parallel,
-            &given->vocab_parallel_lm_head, &given->must_shard))
+            &given->heuristics, &given->large_layers, &given->large_names,
+            &given->sequence_parallel, &given->vocab_parallel_lm_head,
+            &given->must_shard))
         return -1;
     return py_check_required(given->ranks, "ranks");
 }
@@ -137,4 +157,5 @@ py_plan_arguments_clear(py_plan_arguments *given)
     py_texts_clear(&given->heads);
     py_texts_clear(&given->replicated);
     py_texts_clear(&given->individual);
+    py_texts_clear(&given->large);
 }

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.api.checked_plan import CheckedPlan, plan_to_check
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.comparison import Compared, Values
@@ -34,10 +35,7 @@ from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.native import operators
 from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.planner import AgreedPlans
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
-from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
-from deepspeed_autotp.self_check.self_check import SelfCheck
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
 from deepspeed_autotp.sharding.weight_location import (
@@ -72,10 +70,6 @@ class _Task:
         """Whether it is an error where the logits cannot stay sharded."""
         return self.settings.vocab_parallel_lm_head is True
 
-    def plans(self, agreement: Agreement, inputs: Inputs | None) -> AgreedPlans:
-        size, checked = self.group.size, inputs is not None
-        return AgreedPlans(self.description, self.settings, size, agreement, is_checked=checked)
-
 
 def described(model: nn.Module) -> Description:
     """What a model is; ValueError where it cannot be sharded, whatever the configuration."""
@@ -107,16 +101,16 @@ def shard(
     task = _Task(description, settings, group, location, device)
     local = agreement.within(group)
     first = functools.partial(_first_plan, task, example_inputs, data, local)
-    (inputs, plan), _ = agreement.conclude(first)
-    _warn(agreement, plan.messages)
+    to_check, _ = agreement.conclude(first)
+    _warn(agreement, to_check.plan.messages)
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
     with ExitStack() as on_failure:
         if not location.only_on_rank0:
-            keep = inputs is not None
+            keep = to_check.inputs is not None
             on_failure.callback(broadcast_weights(description, group, agreement=local, keep=keep))
-        plan, conversion = _converted(task, plan, inputs, agreement, local)
+        plan, conversion = _converted(task, to_check, agreement, local)
         if warning := plan.replicated_warning():
             _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
         on_failure.pop_all()
@@ -135,20 +129,18 @@ def _first_plan(
     example_inputs: Mapping[str, object] | None,
     data: TrainingData | None,
     local: Agreement,
-) -> Outcome[tuple[Inputs | None, Plan]]:
-    """The inputs of the self-check, if there is one, and the plan that it starts from."""
-    inputs = agreed_inputs(
-        task.model,
+) -> Outcome[CheckedPlan]:
+    """The first plan, and what its self-check will run on."""
+    found = plan_to_check(
         task.description,
         task.settings,
         example_inputs,
-        local,
+        data,
+        ranks=task.group.size,
+        agreement=local,
         location=task.location,
-        data=data,
     )
-    plan, planned = task.plans(local, inputs).first()
-    there_is = Values({"a self-check": str(inputs is not None)}, "the self-check")
-    return Outcome((inputs, plan), [there_is, *planned, *_rest(task.model)])
+    return Outcome(found.result, [*found.compared, *_rest(task.model)])
 
 
 def _rest(model: nn.Module) -> list[Compared]:
@@ -166,7 +158,7 @@ def _rest(model: nn.Module) -> list[Compared]:
 
 
 def _converted(
-    task: _Task, first: Plan, inputs: Inputs | None, agreement: Agreement, local: Agreement
+    task: _Task, to_check: CheckedPlan, agreement: Agreement, local: Agreement
 ) -> tuple[Plan, Conversion]:
     """The plan that the self-check found to be right, and the model converted but for its weights;
     undone where any rank fails.
@@ -176,7 +168,7 @@ def _converted(
     """
     for checking in (local, agreement):
         with ExitStack() as on_failure:
-            work = functools.partial(_convert, task, first, inputs, checking, on_failure)
+            work = functools.partial(_convert, task, to_check, checking, on_failure)
             found, plans = agreement.conclude(work)
             if len(set(plans)) == 1:
                 on_failure.pop_all()
@@ -185,40 +177,13 @@ def _converted(
 
 
 def _convert(
-    task: _Task, plan: Plan, inputs: Inputs | None, agreement: Agreement, on_failure: ExitStack
+    task: _Task, to_check: CheckedPlan, agreement: Agreement, on_failure: ExitStack
 ) -> Outcome[tuple[Plan, Conversion]]:
-    plans = task.plans(agreement, inputs)
-    if inputs is not None:
-        plan = _checked(task, plan, inputs, plans, agreement)
-    elif task.settings.sequence_parallel:
-        plan = plans.with_sequence_parallel()
+    plan = to_check.checked(task.description, task.settings, group=task.group, agreement=agreement)
     conversion = _conversion(task, plan)
     _switch(task, conversion, agreement=agreement)
     on_failure.callback(conversion.undo)
     return Outcome((plan, conversion), told=plan.hash)
-
-
-def _checked(
-    task: _Task, plan: Plan, inputs: Inputs, plans: AgreedPlans, agreement: Agreement
-) -> Plan:
-    """The plan that the self-check found to be right."""
-    check = SelfCheck(
-        task.model,
-        task.description,
-        plan,
-        group=task.group,
-        overlap=task.settings.overlaps,
-        agreement=agreement,
-    )
-    plan = check.run(
-        inputs,
-        replan=plans.make,
-        rules_are_users=plans.rules_are_users,
-        keep_logits=task.insists_on_sharded_logits,
-    )
-    if task.settings.sequence_parallel:
-        plan = check.check_sequence_parallel(plans.with_sequence_parallel())
-    return plan
 
 
 def _conversion(task: _Task, plan: Plan) -> Conversion:

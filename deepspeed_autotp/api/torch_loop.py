@@ -8,8 +8,8 @@ given the same batches, which the first call checks.
 The self-check knows the inputs of transformers models without ``example_inputs``.
 
 All ranks but TP rank 0 may have built their model under ``torch.device("meta")``: rank 0 scatters
-its weights, buffers and modes, and there is no self-check. Parameters stay the objects that they
-are; a fused optimizer, which asks which device they are on, is built afterwards.
+its weights, buffers and modes; the self-check then needs a twin of the model. Parameters stay the
+objects that they are; a fused optimizer, which asks which device they are on, is built afterwards.
 
 ``device`` is for example "cuda": from the CPU each rank copies what it holds alone, so that the
 full model is never there. "cuda" is the GPU that torch.cuda.set_device chose, which comes before:

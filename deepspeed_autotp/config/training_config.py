@@ -111,8 +111,10 @@ class TPTrainingConfig(Section):
                       unless false is written, see ``overlaps``. In a forward the all-reduce could
                       overlap only with the layer's own GEMM, in chunks of tokens, which did not pay
                       where it was measured
-    self_check        compare a few tokens with the unsharded model before the weights are sharded;
-                      "auto" does so where the inputs are known and the model is not too large
+    self_check        compare a few tokens with the unsharded model before the weights are sharded:
+                      "auto" on a small model of its kind where there is one, or else on the model
+                      itself where its inputs are known and it is not too large; True always on the
+                      model itself; False never
     vocab_parallel_lm_head
                       in training with labels each rank keeps its shard of the logits, and the loss
                       is computed from the shards; None: where the output head allows it, True:

@@ -175,3 +175,8 @@ def traced_all_gather(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
     """The ranks' contiguous ``x`` along dimension 0, for torch.compile."""
     gathered: Tensor = functional.all_gather_tensor(x, 0, handle)
     return gathered
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anybody registered a hook of the forward or backward of ``module`` itself."""
+    return bool(output_hooks(module) or forward_pre_hooks(module))

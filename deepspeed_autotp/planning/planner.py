@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from deepspeed_autotp._core import Plan, Rules
+from deepspeed_autotp._core import Plan, Rules, index_pattern
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.comparison import Compared, Planned
@@ -26,7 +26,8 @@ class PlanRequest:
     those whose layers are sharded one by one, with full activations between them. ``heuristics``
     says whether layers are sharded because of their names in a model of a type that was never
     tried, and ``large_layers`` whether large ones are sharded individually that nothing else
-    shards. ``gather_logits``: the output head keeps no shard of them. ``sequence_parallel``:
+    shards; ``large_names`` names them, with ``*`` for each index, whatever they hold.
+    ``gather_logits``: the output head keeps no shard of them. ``sequence_parallel``:
     ValueError, naming the module, where the model does not allow it.
     """
 
@@ -34,6 +35,7 @@ class PlanRequest:
     individual: tuple[str, ...] = ()
     heuristics: bool = True
     large_layers: bool = True
+    large_names: tuple[str, ...] | None = None
     gather_logits: bool = False
     sequence_parallel: bool = False
 
@@ -65,6 +67,7 @@ def make_plan(
         families=given is None,
         heuristics=request.heuristics,
         large_layers=request.large_layers,
+        large_names=request.large_names,
         sequence_parallel=request.sequence_parallel,
         vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
         must_shard=True,
@@ -100,6 +103,7 @@ class AgreedPlans:
 
     ``is_checked``: a self-check follows. Without one there are heuristics only where the user
     switched it off, and no large layers are sharded individually: only a run shows that they can.
+    ``large_names`` as in a request.
     """
 
     def __init__(
@@ -110,13 +114,16 @@ class AgreedPlans:
         agreement: Agreement,
         *,
         is_checked: bool,
+        large_names: tuple[str, ...] | None = None,
     ) -> None:
         self._description = description
         self._settings = settings
         self._ranks = ranks
         self._agreement = agreement
         self._first = PlanRequest(
-            heuristics=is_checked or settings.self_check is False, large_layers=is_checked
+            heuristics=is_checked or settings.self_check is False,
+            large_layers=is_checked,
+            large_names=large_names,
         )
         self._last = self._first
         self.rules_are_users = settings.get_partition_config_object() is not None
@@ -143,7 +150,8 @@ class AgreedPlans:
     ) -> Plan:
         """ValueError on every rank where one cannot plan, or plans otherwise than another."""
         first = self._first
-        request = PlanRequest(
+        request = replace(
+            first,
             replicated=tuple(replicated),
             individual=tuple(individual),
             heuristics=heuristics and first.heuristics,
@@ -153,6 +161,37 @@ class AgreedPlans:
         plan = self._agreed(request)
         self._last = request
         return plan
+
+    def as_for(self, small: AgreedPlans, found: Plan) -> Plan:
+        """As ``found``, the last one of a small model that stands for this one. ValueError where it
+        has another form here."""
+        sharded = self._settings.sequence_parallel
+        names = self._first.large_names
+        plan = self._agreed(replace(small._last, large_names=names, sequence_parallel=sharded))
+        if problem := plan.form_difference(found):
+            raise ValueError(
+                "the self-check found blocks to replicate in a small model of the same class and "
+                f"configuration, but in the model itself that does not do the same ({problem}); "
+                "set tensor_parallel.self_check to true"
+            )
+        return plan
+
+    def of_twin(self, description: Description, plan: Plan) -> AgreedPlans:
+        """Those of a small model with this description; ``plan`` is that of the large one."""
+        return AgreedPlans(
+            description,
+            self._settings,
+            self._ranks,
+            self._agreement,
+            is_checked=True,
+            large_names=_large_names(plan),
+        )
+
+    def plan_of_twin(self, description: Description, plan: Plan) -> Plan:
+        """The first of them, on this rank alone."""
+        return self.of_twin(description, plan)._own(
+            replace(self._first, large_names=_large_names(plan))
+        )
 
     def with_sequence_parallel(self) -> Plan:
         """As the last one, with the tokens sharded between blocks. ValueError as above."""
@@ -170,6 +209,11 @@ class AgreedPlans:
         plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)
         _refuse_dropped_layers(self._description, plan)
         return plan
+
+
+def _large_names(plan: Plan) -> tuple[str, ...]:
+    names = (index_pattern(layer.module) for layer in plan.layers if layer.is_large)
+    return tuple(dict.fromkeys(names))
 
 
 def _traits(parameter: nn.Parameter) -> str:

@@ -46,6 +46,19 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
             one.restore()
 
 
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The RNG state of :func:`fix_rng` on the CPU; afterwards it is as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            fix_rng(torch.device("cpu"))
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 def drop_frames(error: BaseException) -> None:
     """Drop what the frames of a failed run hold: its graph would keep the parameters in the shapes
     of their views, and refuse their gradients in the next run."""

@@ -82,6 +82,21 @@ class Runs:
             yield Way(values, labelled, float32=False)
         yield Way(inputs.values, labelled=False, float32=False, training=False)
 
+    def attempt(self, way: Way) -> tuple[Reference | None, str]:
+        """The full model run in that way, and why it cannot be, or not be compared with."""
+        try:
+            found = self.reference(way)
+        except Exception as error:
+            return None, f"{type(error).__name__}: {error}"
+        if not found.run.is_finite():
+            return None, "its outputs are not finite"
+        if way.labelled and found.run.loss is None:
+            return None, "its output has no loss"
+        return found, ""
+
+    def can_run(self, inputs: Inputs) -> bool:
+        return any(self.attempt(way)[0] is not None for way in self.ways(inputs))
+
     def cast(self, way: Way) -> ExitStack:
         """A context in which the weights have the data type of ``way``."""
         stack = ExitStack()

@@ -140,7 +140,7 @@ class SelfCheck:
         """The run of the full model, or None where there is nothing to compare with."""
         problem = ""
         for way in self._runs.ways(inputs):
-            found, problem = self._try_full(way)
+            found, problem = self._runs.attempt(way)
             problems = self._agreement.exchange(problem)
             if not any(problems):
                 assert found is not None
@@ -162,18 +162,6 @@ class SelfCheck:
             "no self-check: %s does not run unsharded: %s", type(self._model).__name__, problem
         )
         return None
-
-    def _try_full(self, way: Way) -> tuple[Reference | None, str]:
-        """The full model run in that way, and why it cannot be."""
-        try:
-            found = self._runs.reference(way)
-        except Exception as error:
-            return None, f"{type(error).__name__}: {error}"
-        if not found.run.is_finite():
-            return None, "its outputs are not finite"
-        if way.labelled and found.run.loss is None:
-            return None, "its output has no loss"
-        return found, ""
 
     def _warn_of_nothing(self, run: Run) -> None:
         if run.loss is None and not run.finals and self._agreement.is_first:

@@ -136,9 +136,25 @@ test_a_tensor_of_two_layers_is_not_individually_sharded(void)
     fixture_free(&f);
 }
 
+static void
+test_layers_that_are_named_are_large_whatever_they_hold(void)
+{
+    static const char *const names[] = {"layers.*.gate", "positions"};
+    fixture f = mixer_new(2);
+    f.options.large_names = names;
+    f.options.large_name_count = 2;
+    if (make_plan(&f)) {
+        CHECK(layer_of(&f, "layers.0.gate")->is_large);
+        CHECK(layer_of(&f, "positions")->is_large);
+        CHECK(layer_of(&f, "layers.0.expand") == NULL);
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_layers_that_are_named_are_large_whatever_they_hold);
     RUN(test_what_nothing_shards_is_sharded_with_full_activations_around_it);
     RUN(test_what_is_small_stays_replicated_unless_many_are_called_alike);
     RUN(test_nothing_is_individually_sharded_where_somebody_else_decides);

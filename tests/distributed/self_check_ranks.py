@@ -288,6 +288,7 @@ def messages_of(kind: str) -> list[str]:
             model = build("llama", tied=False)
             with torch.no_grad():
                 model.model.norm.weight.fill_(float("nan"))
+            model.register_forward_hook(lambda module, args, output: None)  # no twin
             initialize(model, {"autotp_size": 2})
         elif kind == "wrong guess":
             model = build("llama", tied=False)

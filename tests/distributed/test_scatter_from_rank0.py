@@ -123,7 +123,6 @@ def test_models_of_other_settings_are_refused(pool: Pool, states: list[str], wor
     ("key", "config", "more"),
     [
         ("self_check", {"self_check": True}, {}),
-        ("sequence_parallel", {"sequence_parallel": True}, {}),
         ("example_inputs", {}, {"example_inputs": {"input_ids": torch.zeros(1, 4).long()}}),
     ],
 )

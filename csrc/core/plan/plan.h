@@ -119,6 +119,10 @@ typedef struct {
     bool heuristics; /* also in models of a type that was never tried with it */
     bool
         large_layers; /* large layers that nothing else shards are sharded one by one */
+    const char *const
+        *large_names; /* these are large whatever they hold, and no others:
+                       * `*` stands for one index; NULL: by what they hold */
+    int large_name_count;
     int embedding_dim; /* 0 vocabulary, 1 hidden: where a default rule shards */
     const char *const *head_patterns; /* substrings of a head's module name */
     int head_pattern_count;

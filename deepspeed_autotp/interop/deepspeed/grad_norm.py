@@ -53,7 +53,7 @@ def count_weights_once(engine: Any, norm: GradNorm, *, clip: Callable[[float], T
         raise ValueError(
             f"initialize: the gradient norm of DeepSpeed's {name} is not known under tensor "
             f"parallelism{', without its ' + ', '.join(missing) if missing else ''}: "
-            f"{tested_and_found('deepspeed')}; use ZeRO stage 0 to 3 "
+            f"{versions()}; use ZeRO stage 0 to 3 "
             "without ZenFlow and SuperOffload"
         )
     found.replace(engine, norm)

@@ -22,13 +22,13 @@ def refuse_wrong_loss_scale(checked: Any) -> None:
     if checked.float16_config.enabled and stage == 0:
         raise ValueError(
             "initialize: fp16.enabled: got true with ZeRO stage 0, expected ZeRO: there DeepSpeed "
-            f"({tested_and_found('deepspeed')}) divides the gradients by a loss scale that the loss was not "
+            f"({versions()}) divides the gradients by a loss scale that the loss was not "
             "multiplied with; set zero_optimization.stage to 1, 2 or 3, or use bf16"
         )
     if checked.torch_autocast_enabled and checked.torch_autocast_dtype is torch.float16 and stage:
         raise ValueError(
             f"initialize: torch_autocast.dtype: got float16 with ZeRO stage {stage}: there each "
-            f"rank of DeepSpeed ({tested_and_found('deepspeed')}) has a loss scale of its own, and gradients "
+            f"rank of DeepSpeed ({versions()}) has a loss scale of its own, and gradients "
             "are clipped before they are divided by it; use bfloat16, fp16.enabled, or ZeRO stage 0"
         )
 

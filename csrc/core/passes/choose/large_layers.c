@@ -27,6 +27,7 @@ typedef struct {
     const tp_build *build;
     tp_map *names;     /* to indices of `elements` */
     int64_t *elements; /* of the weights of each group */
+    bool *named;       /* whether the options name the group */
     int *groups;       /* one per module: its group, or -1 */
     int count;
 } search;
@@ -84,6 +85,15 @@ find_weight(const tp_build *build, int module)
     return weight;
 }
 
+static bool
+is_named(const tp_plan_options *options, const char *starred)
+{
+    for (int i = 0; i < options->large_name_count; i++)
+        if (strcmp(options->large_names[i], starred) == 0)
+            return true;
+    return false;
+}
+
 /* Add the layer to those called alike. */
 static int
 join(search *with, int module, int weight, tp_error *err)
@@ -97,6 +107,7 @@ join(search *with, int module, int weight, tp_error *err)
     int group = tp_map_find(with->names, starred, strlen(starred));
     if (group < 0) {
         group = with->count++;
+        with->named[group] = is_named(build->options, starred);
         if (tp_map_add(with->names, starred, group, err) < 0)
             return -1;
     }
@@ -111,7 +122,8 @@ find_groups(search *with, tp_error *err)
     const int count = tp_model_module_count(with->build->model);
     with->elements = calloc((size_t)count + 1, sizeof(*with->elements));
     with->groups = calloc((size_t)count + 1, sizeof(*with->groups));
-    if (with->elements == NULL || with->groups == NULL)
+    with->named = calloc((size_t)count + 1, sizeof(*with->named));
+    if (with->elements == NULL || with->groups == NULL || with->named == NULL)
         return tp_fail_memory(err);
     if (tp_map_new((size_t)count, &with->names, err) < 0)
         return -1;
@@ -143,7 +155,13 @@ choose(const search *with, tp_source source)
     const tp_build *build = with->build;
     const int64_t least = count_elements(build->model) / LEAST_PART;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
-        if (with->groups[i] < 0 || with->elements[with->groups[i]] < least)
+        const int group = with->groups[i];
+        if (group < 0)
+            continue;
+        const bool is_large = build->options->large_names == NULL
+                                  ? with->elements[group] >= least
+                                  : with->named[group];
+        if (!is_large)
             continue;
         const int weight = tp_model_find_parameter(build->model, i, "weight");
         const tp_parameter *at = tp_model_parameter(build->model, weight);
@@ -197,5 +215,6 @@ tp_large_layers_choose(tp_build *build, tp_error *err)
     tp_map_free(with.names);
     free(with.elements);
     free(with.groups);
+    free(with.named);
     return result;
 }

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first plan of a model, and what of it is checked: on its twin, or on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.config.training_config import TPTrainingConfig
+from deepspeed_autotp.distributed.comparison import Compared, Values
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.planning.planner import AgreedPlans
+from deepspeed_autotp.self_check.inferred_inputs import TrainingData
+from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
+from deepspeed_autotp.self_check.self_check import SelfCheck
+from deepspeed_autotp.self_check.twin import Twin, find_twin
+from deepspeed_autotp.sharding.weight_location import WeightLocation
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPlan:
+    """``plan`` is the first one. At most one of ``twin`` and ``inputs`` is there: what the
+    self-check runs on, the second with the model's own weights."""
+
+    plan: Plan
+    twin: Twin | None
+    inputs: Inputs | None
+
+    def checked(
+        self,
+        description: Description,
+        settings: TPTrainingConfig,
+        *,
+        group: TPGroup,
+        agreement: Agreement,
+    ) -> Plan:
+        """The plan that the self-check found to be right, or without one the first; ValueError on
+        every rank of ``agreement`` where none is right."""
+        is_checked = self.twin is not None or self.inputs is not None
+        plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
+        if self.twin is not None:
+            return self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
+        if self.inputs is None:
+            return plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
+        check = SelfCheck(
+            description.modules[""],
+            description,
+            self.plan,
+            group=group,
+            overlap=settings.overlaps,
+            agreement=agreement,
+        )
+        return _run(check, self.inputs, plans, settings)
+
+    def _on_twin(
+        self,
+        twin: Twin,
+        plans: AgreedPlans,
+        settings: TPTrainingConfig,
+        *,
+        group: TPGroup,
+        agreement: Agreement,
+    ) -> Plan:
+        small = plans.of_twin(twin.description, self.plan)
+        check = SelfCheck(
+            twin.model,
+            twin.description,
+            small.make(),
+            group=group,
+            overlap=settings.overlaps,
+            agreement=agreement,
+        )
+        try:
+            found = _run(check, twin.inputs, small, settings)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (seen in a small model of the same class and configuration; "
+                "tensor_parallel.self_check: true checks the model itself)"
+            ) from error
+        return self.plan if found.hash == twin.plan.hash else plans.as_for(small, found)
+
+
+def plan_to_check(
+    description: Description,
+    settings: TPTrainingConfig,
+    given: Mapping[str, object] | None,
+    data: TrainingData | None,
+    *,
+    ranks: int,
+    agreement: Agreement,
+    location: WeightLocation,
+) -> Outcome[CheckedPlan]:
+    """The first plan of the model, and what its self-check will run on, the same on every rank of
+    ``agreement``. ValueError on each of them, as of ``agreed_inputs``."""
+    # Ranks that are given different inputs are told so below.
+    if settings.self_check == "auto" and all(agreement.exchange(given is None)):
+        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=True)
+        found = _with_twin(description, plans, agreement, location)
+        if found is not None:
+            return found
+    inputs = agreed_inputs(
+        description.modules[""],
+        description,
+        settings,
+        given,
+        agreement,
+        location=location,
+        data=data,
+    )
+    is_checked = inputs is not None
+    plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
+    plan, planned = plans.first()
+    return Outcome(CheckedPlan(plan, None, inputs), [_kind_of_check(str(is_checked)), *planned])
+
+
+def _with_twin(
+    description: Description, plans: AgreedPlans, agreement: Agreement, location: WeightLocation
+) -> Outcome[CheckedPlan] | None:
+    """None where not every rank has a first plan, and the same twin."""
+    try:
+        plan, planned = agreement.together(plans.first)
+    except ValueError:  # said later, unless it is not so without a self-check
+        return None
+
+    def make_plan(small: Description) -> Plan:
+        return plans.plan_of_twin(small, plan)
+
+    twin = agreement.together(lambda: find_twin(description, plan, make_plan, location.device))
+    hashes = set(agreement.exchange(None if twin is None else twin.plan.hash))
+    if twin is None or len(hashes) > 1:
+        return None
+    return Outcome(CheckedPlan(plan, twin, None), [_kind_of_check("on a twin"), *planned])
+
+
+def _kind_of_check(kind: str) -> Compared:
+    return Values({"a self-check": kind}, "the self-check")
+
+
+def _run(check: SelfCheck, inputs: Inputs, plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:
+    plan = check.run(
+        inputs,
+        replan=plans.make,
+        rules_are_users=plans.rules_are_users,
+        keep_logits=settings.vocab_parallel_lm_head is True,
+    )
+    if settings.sequence_parallel:
+        plan = check.check_sequence_parallel(plans.with_sequence_parallel())
+    return plan
