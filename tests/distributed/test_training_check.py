@@ -24,10 +24,12 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
         ("misplaced_dropout", "the dropout in outer draws other numbers on each rank"),
     ],
 )
+@pytest.mark.parametrize("self_check", ["auto", True])
 def test_a_fault_of_training_is_found(
-    pool: Pool, fault: str, words: str, dtype: torch.dtype
+    pool: Pool, fault: str, words: str, dtype: torch.dtype, self_check: Any
 ) -> None:
-    assert words in same_error(pool.run(f"{training_check_ranks.__name__}:{fault}", dtype))
+    run = f"{training_check_ranks.__name__}:{fault}"
+    assert words in same_error(pool.run(run, dtype, self_check))
 
 
 @DTYPES

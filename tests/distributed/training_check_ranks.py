@@ -64,7 +64,7 @@ def _with_wrong_head(weight: Tensor) -> Tensor:
     return weight
 
 
-def wrong_head(dtype: torch.dtype) -> str:
+def wrong_head(dtype: torch.dtype, self_check: Any) -> str:
     """The refusal of a model in which one of its heads is another one."""
     model = build(
         "llama",
@@ -74,23 +74,23 @@ def wrong_head(dtype: torch.dtype) -> str:
         num_key_value_heads=HEADS,
     ).to(dtype)
     with _views_with(VALUES, "weight", _with_wrong_head):
-        return _refused(model, {"preset_model": "llama"})
+        return _refused(model, {"preset_model": "llama", "self_check": self_check})
 
 
-def repeated_bias(dtype: torch.dtype) -> str:
+def repeated_bias(dtype: torch.dtype, self_check: Any) -> str:
     """The refusal of a model in which every rank adds the bias of a row layer."""
     model: Any = build("llama", tied=False, attention_bias=True).to(dtype)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.bias.normal_(std=BIAS * 0.02)
     with _views_with(OUTPUT, "bias", lambda bias: bias * dist.get_world_size()):
-        return _refused(model, {"preset_model": "llama"})
+        return _refused(model, {"preset_model": "llama", "self_check": self_check})
 
 
-def missing_sum(dtype: torch.dtype) -> str:
+def missing_sum(dtype: torch.dtype, self_check: Any) -> str:
     """The refusal of a model in which no rank sums the gradient of a norm of the keys."""
     model = build("qwen3", tied=False).to(dtype)
-    return _refused(model, {"partition_config": NO_NORM_SUM})
+    return _refused(model, {"partition_config": NO_NORM_SUM, "self_check": self_check})
 
 
 class Sparse(nn.Module):
@@ -113,12 +113,14 @@ class Sparse(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def other_router_loss(dtype: torch.dtype) -> str:
+def other_router_loss(dtype: torch.dtype, self_check: Any) -> str:
     """The refusal of a model whose auxiliary loss each rank forms from its own shard."""
     torch.manual_seed(0)
     ids = torch.arange(12).reshape(2, 6)
     return _refused(
-        Sparse().to(dtype), {"partition_config": PAIR}, {"input_ids": ids, "labels": ids}
+        Sparse().to(dtype),
+        {"partition_config": PAIR, "self_check": self_check},
+        {"input_ids": ids, "labels": ids},
     )
 
 
@@ -141,11 +143,15 @@ class Noisy(nn.Module):
         return result
 
 
-def misplaced_dropout(dtype: torch.dtype) -> str:
+def misplaced_dropout(dtype: torch.dtype, self_check: Any) -> str:
     """The refusal of a model of which each rank would drop other elements of one activation."""
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    return _refused(Noisy(dist.get_rank).to(dtype), {"partition_config": PAIR}, {"x": x})
+    return _refused(
+        Noisy(dist.get_rank).to(dtype),
+        {"partition_config": PAIR, "self_check": self_check},
+        {"x": x},
+    )
 
 
 def dropout_in_place(dtype: torch.dtype) -> list[str]:
