@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.interop.deepspeed.module import versions
+
 
 class GradNorm(Protocol):
     """What is known of the gradients of a sharded model; state/grad_norm.py has it."""

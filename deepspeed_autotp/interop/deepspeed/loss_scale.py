@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
+from deepspeed_autotp.interop.deepspeed.module import deepspeed_module, versions
 
 
 def refuse_wrong_loss_scale(checked: Any) -> None:
