@@ -30,6 +30,7 @@ from deepspeed_autotp.state.grad_norm import clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_replicas
 from deepspeed_autotp.state.sharded_model import destroy, tensor_parallel
+from deepspeed_autotp.vocab_parallel.loss import vocab_parallel_cross_entropy
 
 __version__ = "0.1.0"
 
@@ -61,4 +62,5 @@ __all__ = [
     "tensor_parallel",
     "tp_model_init",
     "uninstall",
+    "vocab_parallel_cross_entropy",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only package that uses objects of DeepSpeed, transformers, PEFT, Megatron's mpu and meshes.
+"""The only package that uses objects of DeepSpeed, transformers, PEFT, TRL, mpu and meshes.
 
 Every function reads an attribute that another library defines, or writes one that it reads. A new
 version of such a library needs changes only here.

@@ -126,7 +126,7 @@ class OutputHead:
         kept = LazyLogits(logits, layout, group, soft_cap=step.soft_cap)
         step.shard, step.logits = logits, kept
         losses = vocabulary_cross_entropy(
-            logits.view(-1, width),
+            logits.reshape(labels.numel(), width),
             labels,
             layout=layout,
             group=group,
