@@ -36,26 +36,21 @@ def vocab_parallel_cross_entropy(
     widths            columns of every rank, in rank order; default: as many as this rank has
     reduction         "mean" over the labels that are not ignored, "sum", or "none": [...]
     soft_cap          c, to take the loss of c tanh(x / c); 0 for none
-    overwrite_logits  the backward writes the gradient over the logits, which saves their
-                      size in memory; what else reads them afterwards reads gradients
+    overwrite_logits  the backward writes the gradient over the logits, which saves memory; what
+                      else reads them afterwards reads gradients
 
         loss = log(sum over ranks of s_r exp(m_r - m)) + m - x[label],
         m_r = max x on rank r, s_r = sum over its columns of exp(x - m_r), m = max of all m_r
 
-    In nats, in float32, or float64 for float64 logits, with the same bits on every rank. The
-    forward takes one all-gather of three numbers a token, the backward nothing: the gradient is
-    that of this rank's columns. The gradient of the head's input has to be summed over the ranks,
-    as a column layer of this package does.
-
-    ValueError for shapes, dtypes or options that do not fit, and on the CPU for labels outside of
-    the vocabulary; on other devices their loss is NaN. Every rank calls it.
+    In nats, in float32, or float64 for float64 logits; the same bits on every rank, of which each
+    calls it. One all-gather of three numbers a token, and nothing in the backward: the gradient of
+    the head's input has to be summed over the ranks, as a column layer does.
+    ValueError for arguments that do not fit, and on the CPU for labels outside of [0, V); on other
+    devices their loss is NaN.
     """
-    if not isinstance(group, (TPGroup, dist.ProcessGroup)):
-        raise ValueError(f"group: got {type(group).__name__}, expected a process group")
+    _check(group, reduction)
     ranks = group if isinstance(group, TPGroup) else TPGroup(group)
     layout = _layout(logits, labels, ranks, widths)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(_REDUCTIONS)}")
     losses = vocabulary_cross_entropy(
         logits.reshape(labels.numel(), logits.shape[-1]),
         labels.reshape(-1),
@@ -65,10 +60,21 @@ def vocab_parallel_cross_entropy(
         overwrite=lambda: overwrite_logits,
         soft_cap=soft_cap,
     )
+    return _reduced(losses.view(labels.shape), labels != ignore_index, reduction)
+
+
+def _reduced(losses: Tensor, counts: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
-        return losses.view(labels.shape)
+        return losses
     total = losses.sum()
-    return total / (labels != ignore_index).sum() if reduction == "mean" else total
+    return total / counts.sum() if reduction == "mean" else total
+
+
+def _check(group: object, reduction: str) -> None:
+    if not isinstance(group, (TPGroup, dist.ProcessGroup)):
+        raise ValueError(f"group: got {type(group).__name__}, expected a process group")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(_REDUCTIONS)}")
 
 
 def _layout(
