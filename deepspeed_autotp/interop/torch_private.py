@@ -7,17 +7,21 @@ RuntimeError, from each of them, where the installed torch does not have the nam
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
+from torch.utils import _pytree as pytree
 
 from deepspeed_autotp.interop.versions import required
+
+T = TypeVar("T")
 
 _required = functools.partial(required, project="torch")
 
@@ -83,6 +87,36 @@ def output_hooks(module: nn.Module) -> list[Any]:
 def has_gradient_hooks(x: Tensor) -> bool:
     """Whether hooks are registered for the gradient of ``x``."""
     return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
+
+
+def with_leaves(kind: type[T], change: Callable[[T], Any], tree: Any) -> Any:
+    """``tree``, of mappings and sequences, with every leaf of ``kind`` changed."""
+    tree_map = _required(pytree, "tree_map_only", needed_for="the logits of an output")
+    return tree_map(kind, change, tree)
+
+
+def tensor_without_memory(
+    kind: type[Tensor], shape: Sequence[int], *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A tensor of a subclass that has no values."""
+    make = _required(kind, "_make_wrapper_subclass", needed_for="the weight of an output head")
+    made: Tensor = make(kind, shape, dtype=dtype, device=device)
+    return made
+
+
+def without_torch_function() -> AbstractContextManager[None]:
+    """A context in which functions of torch take subclasses of Tensor for plain tensors."""
+    name = "DisableTorchFunctionSubclass"
+    disabled: AbstractContextManager[None] = _required(
+        torch._C, name, needed_for="the weight of an output head"
+    )()
+    return disabled
+
+
+def tensor_members() -> Mapping[str, Any]:
+    """Attributes and methods of a tensor by name, those of its C base class among them."""
+    base = _required(torch._C, "TensorBase", needed_for="the weight of an output head")
+    return {**vars(base), **vars(Tensor)}
 
 
 def device_types(handle: dist.ProcessGroup) -> list[torch.device]:

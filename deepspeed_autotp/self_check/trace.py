@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.interop.labels import loss_of
+from deepspeed_autotp.interop.torch_private import with_leaves
 from deepspeed_autotp.interop.transformers import output_tensors
 from deepspeed_autotp.self_check.isolation import rng_digest
+from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,10 @@ class Trace:
     ) -> None:
         """Keep the model's ``output``, and gradients of its loss where it is ``labelled``."""
         run = self.run
+        # Sharded logits are gathered for who reads them, and before the backward.
+        output = with_leaves(LazyLogits, LazyLogits.full, output)
         finals = output_tensors(output)
         loss = loss_of(output) if labelled else None
-        # Sharded logits are gathered for who reads them, and before the backward.
         run.finals = [_plain(t) for t in finals if t is not loss]
         run.loss = None if loss is None else loss.detach().clone()
         run.in_backward = True

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.autograd_collectives import (
@@ -26,12 +25,20 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
+from deepspeed_autotp.interop.torch_private import (
+    backward_id,
+    own_parameters,
+    tensor_members,
+    tensor_without_memory,
+    with_leaves,
+    without_torch_function,
+)
 from deepspeed_autotp.interop.trl import replace_head_kernel
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
 
 # What a tensor says of itself without its values.
-_TENSOR: Mapping[str, Any] = {**vars(torch._C.TensorBase), **vars(Tensor)}
+_TENSOR = tensor_members()
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "grad_fn", "is_leaf")
 _METHODS = ("size", "dim", "numel", "is_floating_point", "register_hook")
 _ABOUT: frozenset[Any] = frozenset(
@@ -73,10 +80,10 @@ class GatheredWeight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_torch_function():
             if func in _ABOUT:
                 return func(*args, **(kwargs or {}))
-        args, named = tree_map_only(cls, cls.full, (tuple(args), dict(kwargs or {})))
+        args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
         return func(*args, **named)
 
     @classmethod
@@ -88,7 +95,7 @@ class GatheredWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls below autograd that did not come from Python."""
-        args, named = tree_map_only(
+        args, named = with_leaves(
             cls, lambda x: x.full().detach(), (tuple(args), dict(kwargs or {}))
         )
         return func(*args, **named)
@@ -102,7 +109,7 @@ class _Gather(torch.autograd.Function):
         ctx.layout, ctx.group, ctx.dim = layout, group, dim
         shape = list(shard.shape)
         shape[dim] = layout.size
-        made: Tensor = GatheredWeight._make_wrapper_subclass(
+        made: Tensor = tensor_without_memory(
             GatheredWeight, shape, dtype=shard.dtype, device=shard.device
         )
         return made
@@ -176,9 +183,9 @@ class WeightAccess:
 
     def read(self, layer: nn.Module, key: str) -> Tensor | None:
         """The parameter ``key`` of a layer, full for any code but the layer's own forward."""
-        if key not in layer._parameters:
+        if key not in own_parameters(layer):
             raise AttributeError(key)  # which nn.Module turns into its own message
-        shard = layer._parameters[key]
+        shard = own_parameters(layer)[key]
         if shard is None or vars(layer)["tp_in_own_forward"] or not self._is_in_forward():
             return shard
         try:
@@ -190,7 +197,7 @@ class WeightAccess:
     def _is_in_forward(self) -> bool:
         if self._depth > 0 or torch.compiler.is_compiling():
             return self._depth > 0
-        return torch._C._current_graph_task_id() >= 0  # a checkpoint that runs again
+        return backward_id() >= 0  # a checkpoint that runs again
 
     def _full(self, layer: nn.Module, key: str, shard: Tensor) -> Tensor:
         sharding: LayerSharding = vars(layer)["sharding"]

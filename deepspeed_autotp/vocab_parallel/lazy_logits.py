@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout, gather_from_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.torch_private import in_autograd_function
+from deepspeed_autotp.interop.torch_private import in_autograd_function, with_leaves
 
 _OVERWRITTEN = (
     "these logits are used for the first time after the backward pass, which has overwritten them "
@@ -138,7 +137,7 @@ class LazyLogits:
     ) -> Any:
         if func in (torch.autograd.grad, torch.autograd.backward):
             raise RuntimeError(_GRADIENT.format(f"torch.autograd.{func.__name__}"))
-        args, named = tree_map_only(LazyLogits, LazyLogits.full, (tuple(args), dict(kwargs or {})))
+        args, named = with_leaves(LazyLogits, LazyLogits.full, (tuple(args), dict(kwargs or {})))
         return func(*args, **named)
 
 

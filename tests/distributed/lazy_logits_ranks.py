@@ -224,7 +224,8 @@ def used_in_time(family: str) -> dict[str, bool]:
     """Logits that were used before the backward are there after it, and gathered once; a retained
     graph keeps them."""
     unsharded, model = build(family, tied=False), shard(build(family, tied=False), family)
-    model(**batch())  # the first call compares the batches
+    for _ in range(2):  # which compare the batches and the last steps of the ranks
+        model(**batch())
     with recorded_collectives() as calls:
         outputs = model(**batch())
         gathers = [name for name, _ in calls]
@@ -301,6 +302,7 @@ def through_wrappers() -> dict[str, bool]:
 
 def undone() -> dict[str, bool]:
     """What a model has once the sharded logits are switched off again."""
+    from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
     from deepspeed_autotp.interop.loss_route import loss_route
     from deepspeed_autotp.layers.grad_overlap import SharedInput
     from deepspeed_autotp.layers.layer_sharding import LayerSharding
@@ -313,6 +315,7 @@ def undone() -> dict[str, bool]:
         group=group,
         layout=layout_of(even_widths(model.config.vocab_size)),
         input=SharedInput(group, overlap=False),
+        rng=DropoutRNG(group.rank, declared=False, uneven=False),
         gather_output=True,
     )
     back = keep_logits_sharded(model, model.lm_head)

@@ -137,7 +137,8 @@ def test_a_self_check_leaves_no_trace(pool: Pool) -> None:
             "gradients": [True, False, True, True, True, True],
             "grad": [True] * 6,
             "numbers": True,
-            "hooks": 3,  # that compares the first batches, and those around sharded regions
+            # Those that compare batches and optimizer steps, and those around sharded regions.
+            "hooks": 4,
             "classes": ["Peculiar", "ColumnLinear", "RowLinear", "Linear"],
         }
 

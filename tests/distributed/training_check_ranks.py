@@ -184,7 +184,7 @@ def _shard_used_as_full() -> Iterator[None]:
     """The output head hands out its shard of the logits, and the model takes it for all."""
     own = Conversion.keep_logits
 
-    def keep_logits(self: Conversion) -> None:
+    def keep_logits(self: Conversion, *, insist: bool = False) -> None:
         head = self._plan.logits_layer
         if head is None:
             return
