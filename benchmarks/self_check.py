@@ -25,6 +25,7 @@ from torch import nn
 from deepspeed_autotp.api.checked_plan import plan_to_check
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import world_agreement
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.sharding.weight_location import WeightLocation
@@ -78,7 +79,7 @@ def measure(name: str) -> Cost:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **MODELS[name]))
     settings = TPTrainingConfig(autotp_size=RANKS)
-    agreement = world_agreement()
+    agreement = world_agreement(OwnedGroups())
     assert dist.group.WORLD is not None
     group = TPGroup(dist.group.WORLD)
     group.share_memory()
@@ -86,16 +87,16 @@ def measure(name: str) -> Cost:
     began = time.perf_counter()
     description = describe(model)
     to_check = plan_to_check(
-        model,
         description,
         settings,
+        None,
         None,
         ranks=RANKS,
         agreement=agreement,
         location=WeightLocation(torch.device("cpu"), only_on_rank0=True),
-    )
+    ).result
     assert to_check.twin is not None
-    plan = to_check.checked_on_twin(settings, group=group, agreement=agreement)
+    plan = to_check.checked(description, settings, group=group, agreement=agreement)
     seconds = time.perf_counter() - began
     assert plan is to_check.plan
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

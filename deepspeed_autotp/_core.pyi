@@ -269,16 +269,13 @@ class Layer:
     def siblings(self) -> tuple[int, ...]:
         """Of a column layer: the layers, it among them, likely to be given the same input."""
     @property
-    def features(self) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]:
-        """Of the sharded dimension: its size, widths and runs by rank."""
+    def features(self) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]: ...
     @property
     def has_full_output(self) -> bool: ...
     @property
-    def gathers_weight(self) -> bool:
-        """Whether who reads its weight outside of its forward expects the full one."""
+    def gathers_weight(self) -> bool: ...  # for who reads its weight outside of its forward
     @property
-    def is_heuristic(self) -> bool:
-        """Whether names or sizes alone say to shard it, in a model of an untried type."""
+    def is_heuristic(self) -> bool: ...  # names or sizes alone say so, in an untried type
     @property
     def block(self) -> tuple[str, ...]:
         """Names of the modules to plan anew where it is wrong, with ``*`` for each index."""
@@ -400,5 +397,4 @@ class Plan:
     def table(self) -> tuple[Row, ...]: ...
     def form_difference(self, other: Plan, /) -> str | None:
         """What only one of the plans says of what is called alike, whatever its size, or None."""
-    def replicated_warning(self) -> str | None:
-        """What to tell the user where a rank holds nearly everything."""
+    def replicated_warning(self) -> str | None: ...  # where a rank holds nearly everything

@@ -92,11 +92,14 @@ def plan_to_check(
     ranks: int,
     agreement: Agreement,
     location: WeightLocation,
+    on_twin: bool = True,
 ) -> Outcome[CheckedPlan]:
     """The first plan of the model, and what its self-check will run on, the same on every rank of
-    ``agreement``. ValueError on each of them, as of ``agreed_inputs``."""
+    ``agreement``; all ranks are told whether that is a twin, which it is only with ``on_twin``.
+    ValueError on each of them, as of ``agreed_inputs``."""
+    may_have_twin = on_twin and settings.self_check == "auto"
     # Ranks that are given different inputs are told so below.
-    if settings.self_check == "auto" and all(agreement.exchange(given is None)):
+    if may_have_twin and all(agreement.exchange(given is None)):
         plans = AgreedPlans(description, settings, ranks, agreement, is_checked=True)
         found = _with_twin(description, plans, agreement, location)
         if found is not None:
@@ -113,7 +116,7 @@ def plan_to_check(
     is_checked = inputs is not None
     plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
     plan, planned = plans.first()
-    return Outcome(CheckedPlan(plan, None, inputs), [_kind_of_check(str(is_checked)), *planned])
+    return Outcome(CheckedPlan(plan, None, inputs), [_there_is(is_checked), *planned], False)
 
 
 def _with_twin(
@@ -132,11 +135,11 @@ def _with_twin(
     hashes = set(agreement.exchange(None if twin is None else twin.plan.hash))
     if twin is None or len(hashes) > 1:
         return None
-    return Outcome(CheckedPlan(plan, twin, None), [_kind_of_check("on a twin"), *planned])
+    return Outcome(CheckedPlan(plan, twin, None), [_there_is(True), *planned], True)
 
 
-def _kind_of_check(kind: str) -> Compared:
-    return Values({"a self-check": kind}, "the self-check")
+def _there_is(check: bool) -> Compared:
+    return Values({"a self-check": str(check)}, "the self-check")
 
 
 def _run(check: SelfCheck, inputs: Inputs, plans: AgreedPlans, settings: TPTrainingConfig) -> Plan:

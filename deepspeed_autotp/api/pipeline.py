@@ -101,7 +101,9 @@ def shard(
     task = _Task(description, settings, group, location, device)
     local = agreement.within(group)
     first = functools.partial(_first_plan, task, example_inputs, data, local)
-    to_check, _ = agreement.conclude(first)
+    to_check, on_twins = agreement.conclude(first)
+    if any(on_twins) and not all(on_twins):  # TP groups whose models differ
+        to_check, _ = agreement.conclude(functools.partial(first, on_twin=False))
     _warn(agreement, to_check.plan.messages)
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
@@ -124,6 +126,8 @@ def _first_plan(
     example_inputs: Mapping[str, object] | None,
     data: TrainingData | None,
     local: Agreement,
+    *,
+    on_twin: bool = True,
 ) -> Outcome[CheckedPlan]:
     """The first plan, and what its self-check will run on."""
     found = plan_to_check(
@@ -134,8 +138,9 @@ def _first_plan(
         ranks=task.group.size,
         agreement=local,
         location=task.location,
+        on_twin=on_twin,
     )
-    return Outcome(found.result, [*found.compared, *_rest(task.model)])
+    return Outcome(found.result, [*found.compared, *_rest(task.model)], found.told)
 
 
 def _rest(model: nn.Module) -> list[Compared]:

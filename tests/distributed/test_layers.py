@@ -99,6 +99,6 @@ def test_a_second_derivative_of_a_summed_gradient_names_the_parameter(pool: Pool
 
 def test_a_sharded_layer_shows_its_own_sizes(pool: Pool) -> None:
     first, second = pool.run(layers_ranks.faces)
-    assert (first["column"], second["column"]) == ((10, 7, (7, 10)), (10, 6, (6, 10)))
-    assert (first["row"], second["row"]) == ((7, 6, (6, 7)), (6, 6, (6, 6)))
-    assert "ColumnLinear(in_features=10, out_features=7" in first["repr"]
+    assert (first["column"], second["column"]) == ((10, 8, (8, 10)), (10, 5, (5, 10)))
+    assert (first["row"], second["row"]) == ((8, 6, (6, 8)), (5, 6, (6, 5)))
+    assert "ColumnLinear(in_features=10, out_features=8" in first["repr"]

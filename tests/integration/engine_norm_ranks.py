@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks of test_engine_norm.py do."""
 
+import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +59,30 @@ def model_of(case: Case) -> nn.Module:
     return model
 
 
-def optimizer_of(case: Case, model: nn.Module) -> torch.optim.Optimizer | None:
+def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Plain SGD that DeepSpeed wraps as it does its FusedAdam, whose kernel takes minutes to be
+    compiled for a CPU."""
+    from deepspeed.ops.adam import FusedAdam
+
+    class FusedSGD(FusedAdam):  # type: ignore[misc]
+        def __init__(self) -> None:
+            torch.optim.Optimizer.__init__(self, parameters, {"lr": RATE})
+
+        @torch.no_grad()
+        def step(self, *_: object) -> None:
+            for parameter in (p for group in self.param_groups for p in group["params"]):
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=RATE)
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            torch.optim.Optimizer.zero_grad(self, set_to_none)
+
+    return FusedSGD()
+
+
+def optimizer_of(case: Case, model: nn.Module) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(trained, lr=RATE) if case.optimizer == "SGD" else None
+    return fused(trained) if case.optimizer == "FusedSGD" else torch.optim.SGD(trained, lr=RATE)
 
 
 def config_of(case: Case, *, tp: int) -> dict[str, Any]:
@@ -84,8 +107,6 @@ def config_of(case: Case, *, tp: int) -> dict[str, Any]:
         config["torch_autocast"] = {"enabled": True, "dtype": "float16"}
     if case.accumulation:
         config["data_types"] = {"grad_accum_dtype": case.accumulation}
-    if case.optimizer != "SGD":
-        config["optimizer"] = {"type": case.optimizer, "params": {"lr": 1e-3}}
     return config
 
 
@@ -93,7 +114,7 @@ def of_one_process(case: Case) -> tuple[list[float], dict[str, Tensor]]:
     """Norms before clipping, and the weights after the last step, in float32."""
     model = model_of(case)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optimizer_of(case, model) or torch.optim.AdamW(parameters, lr=1e-3)
+    optimizer = optimizer_of(case, model)
     norms = []
     for step in range(STEPS):
         ids = tokens(step)
@@ -157,6 +178,17 @@ def of_engine(case: Case, *, tp: int) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def autocast_of_one_engine() -> Iterator[None]:
+    """DeepSpeed keeps ``torch_autocast`` for the engines that a process makes later."""
+    autocast = importlib.import_module("deepspeed.runtime.torch_autocast")
+    try:
+        yield
+    finally:
+        autocast.TORCH_AUTOCAST_INITIALIZED = False
+
+
+@autocast_of_one_engine()
 def compare(case: Case, tp: int) -> dict[str, Any]:
     """The engine against one process, and against the gradients that the ranks hold."""
     norms, weights = of_one_process(case)
@@ -166,6 +198,7 @@ def compare(case: Case, tp: int) -> dict[str, Any]:
     return {**found, "expected": norms, "weights": worst}
 
 
+@autocast_of_one_engine()
 def overflow(case: Case) -> dict[str, Any]:
     """Skipped steps, loss scales and weights around a gradient of rank 1 that is infinite."""
     model = model_of(case)
@@ -191,6 +224,7 @@ def overflow(case: Case) -> dict[str, Any]:
     return found
 
 
+@autocast_of_one_engine()
 def refused(case: Case, more: dict[str, Any]) -> str:
     """What ``initialize`` raises for a case with more keys in its configuration."""
     model = model_of(case)

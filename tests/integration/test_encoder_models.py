@@ -125,7 +125,7 @@ def test_a_vision_encoder_is_sharded_where_the_self_check_is_given_images(
 def test_an_engine_trains_other_kinds_as_one_process_does(pool: Pool, name: str) -> None:
     for trained in pool.run(encoder_models_ranks.train_engine, name, timeout=110):
         _check(trained)
-        assert trained.share < 0.62
+        assert trained.share < 0.63
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -142,7 +142,7 @@ def test_two_engines_train_in_turn(pool: Pool) -> None:
     for found in pool.run(encoder_models_ranks.engines_in_turn, "t5", "llava", timeout=110):
         for trained in found:
             _check(trained)
-            assert trained.share < 0.62
+            assert trained.share < 0.63
 
 
 def test_parts_and_places_of_other_senses_are_known(pool: Pool) -> None:

@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "model/head_counts.h"
+#include "rules/families.h"
 
 int
 tp_family_weight(const tp_build *build, int module)
@@ -26,7 +27,8 @@ features(const tp_build *build, int module, bool given)
     return at->shape[first ? 0 : 1];
 }
 
-/* Guess the heads of attention whose counts have names that are not known. */
+/* Guess the heads of attention whose counts have names that are not known, in a model
+ * of a type that was never tried. */
 static void
 guess_heads(const tp_build *build, tp_family_found *at)
 {
@@ -35,10 +37,12 @@ guess_heads(const tp_build *build, tp_family_found *at)
     const int64_t key =
         at->count == 1 ? (first - query) / 2 : features(build, at->inputs[1], true);
     const int parent = tp_model_module(build->model, at->inputs[0])->parent;
+    const char *type = tp_model_get_facts(build->model)->model_type;
     tp_geometry found = {.separate_keys = at->count > 1 && key != query,
                          .guessed = true};
-    if (parent < 0 || !tp_head_counts_guess(tp_model_module(build->model, parent),
-                                            query, key, &found.heads, &found.head_size))
+    if (parent < 0 || tp_family_is_tried(type) ||
+        !tp_head_counts_guess(tp_model_module(build->model, parent), query, key,
+                              &found.heads, &found.head_size))
         return;
     tp_geometries_set(build->geometries, parent, &found);
     at->attention = parent;
