@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -109,6 +109,8 @@ def shard(
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
     plan, conversion = _converted(task, to_check, agreement, local)
+    if to_check.inputs is None and not location.only_on_rank0:
+        broadcast_weights(description, group, agreement=local, keep=False)
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
@@ -179,26 +181,16 @@ def _converted(
 def _convert(
     task: _Task, to_check: CheckedPlan, agreement: Agreement, on_failure: ExitStack
 ) -> Outcome[tuple[Plan, Conversion]]:
-    def share(*, keep: bool) -> None:
-        if not task.location.only_on_rank0:
-            on_failure.callback(_shared_weights(task, agreement, keep=keep))
-
-    on_model = to_check.inputs is not None
-    if on_model:  # which the ranks run with the same weights
-        share(keep=True)
+    if to_check.inputs is not None:  # a run of the model itself, for which ranks have one model
+        local = agreement.within(task.group)
+        on_failure.callback(
+            broadcast_weights(task.description, task.group, agreement=local, keep=True)
+        )
     plan = to_check.checked(task.description, task.settings, group=task.group, agreement=agreement)
-    if not on_model:
-        share(keep=False)
     conversion = _conversion(task, plan)
     _switch(task, conversion, agreement=agreement)
     on_failure.callback(conversion.undo)
     return Outcome((plan, conversion), told=plan.hash)
-
-
-def _shared_weights(task: _Task, agreement: Agreement, *, keep: bool) -> Callable[[], None]:
-    """Give the ranks of the TP group the same weights; the undo."""
-    local = agreement.within(task.group)
-    return broadcast_weights(task.description, task.group, agreement=local, keep=keep)
 
 
 def _conversion(task: _Task, plan: Plan) -> Conversion:

@@ -17,12 +17,13 @@ from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData, inferred_inputs
+from deepspeed_autotp.self_check.isolation import seeded
 from deepspeed_autotp.sharding.weight_location import WeightLocation
 
 _log = logging.getLogger("deepspeed_autotp")
 
-# A self-check runs the full model three times over sixteen tokens. Beyond this many parameters that
-# takes minutes on a CPU, so it runs only where it is asked for, or where no rules were written.
+# A self-check of the model itself runs it a few times, forward and backward. Beyond this many
+# parameters that takes minutes on a CPU: it runs where it is asked for, or no rules were written.
 _LARGEST_CHECKED = 2_000_000_000
 
 
@@ -89,7 +90,7 @@ def _inputs(
     if values is None:
         values = token_inputs(model, device=device)
     if values is None and data is not None:
-        values = data.inputs(model, device=device)
+        values = _first_batch(data, model, device)
     if values is None:
         values = inferred_inputs(model, device=device)
     if values is None:
@@ -103,6 +104,18 @@ def _inputs(
             )
         return None
     return Inputs(values, with_labels(model, values), insist)
+
+
+def _first_batch(
+    data: TrainingData, model: nn.Module, device: torch.device
+) -> dict[str, object] | None:
+    """The same on every rank, also where samples are drawn; None where there is none."""
+    try:
+        with seeded():
+            return data.inputs(model, device=device)
+    except Exception as error:  # whatever the samples of a user raise, which training will show
+        _log.info("no batch of the training data for the self-check: %s", error)
+        return None
 
 
 def _without_weights(

@@ -74,8 +74,7 @@ class Runs:
     def ways(self, inputs: Inputs) -> Iterator[Way]:
         """From the one that shows most; the next one is for a model that cannot run in this."""
         given = [(inputs.labelled, True)] if inputs.labelled is not None else []
-        if inputs.labelled != inputs.values:
-            given.append((inputs.values, False))
+        given.append((inputs.values, False))
         for values, labelled in given:
             if self._is_16_bit and self._fits:
                 yield Way(values, labelled, float32=True)
@@ -118,7 +117,8 @@ class Runs:
 
     def trace(self, way: Way) -> Trace:
         # What the output head gives is compared behind it: it may keep its shard.
-        head = {self._head.module} if way.labelled and self._head is not None else set()
+        keeps = self._head is not None and way.training and "labels" in way.inputs
+        head = {self._head.module} if self._head is not None and keeps else set()
         return Trace(self._description.modules, exits=self._exits - head)
 
     def go(self, trace: Trace, way: Way) -> None:

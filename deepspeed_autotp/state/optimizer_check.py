@@ -70,8 +70,8 @@ class _CompareSteps:
         if norm is not None:
             sent[1] = norm
         found = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
-        # Kernels may sum in another order on another rank; clipping by shards differs by more.
-        if torch.allclose(found, found[:1], rtol=1e-4, atol=0.0, equal_nan=True):
+        # Kernels may round in another place on another rank; clipping by shards differs by more.
+        if torch.allclose(found, found[:1], rtol=1e-2, atol=0.0, equal_nan=True):
             return
         steps, norms = found.unbind(1)
         raise ValueError(

@@ -17,14 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
-from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.torch_private import keeps_graph
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
     differentiate,
@@ -33,13 +32,22 @@ from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
 )
 
 
+class Ranks(Protocol):
+    """What the loss needs of a TP group."""
+
+    rank: int
+    size: int
+
+    def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """``start`` and ``size``: this rank's first column, and V."""
 
     start: int
     size: int
-    group: TPGroup
+    group: Ranks
     ignore_index: int
     overwrite: Callable[[], bool]
     soft_cap: float
@@ -50,7 +58,7 @@ def vocabulary_cross_entropy(
     labels: Tensor,
     *,
     layout: ShardLayout,
-    group: TPGroup,
+    group: Ranks,
     ignore_index: int = -100,
     overwrite: Callable[[], bool] = lambda: True,
     soft_cap: float = 0.0,

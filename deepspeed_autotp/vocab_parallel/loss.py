@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.cross_entropy import Ranks, vocabulary_cross_entropy
 
 _REDUCTIONS = ("none", "mean", "sum")
 
@@ -49,7 +49,7 @@ def vocab_parallel_cross_entropy(
     devices their loss is NaN.
     """
     _check(group, reduction)
-    ranks = group if isinstance(group, TPGroup) else TPGroup(group)
+    ranks = group if isinstance(group, TPGroup) else _Ranks(group)
     layout = _layout(logits, labels, ranks, widths)
     losses = vocabulary_cross_entropy(
         logits.reshape(labels.numel(), logits.shape[-1]),
@@ -61,6 +61,19 @@ def vocab_parallel_cross_entropy(
         soft_cap=soft_cap,
     )
     return _reduced(losses.view(labels.shape), labels != ignore_index, reduction)
+
+
+class _Ranks:
+    """A process group of the user, beside which nothing is made."""
+
+    def __init__(self, handle: dist.ProcessGroup) -> None:
+        self.rank, self.size = dist.get_rank(handle), dist.get_world_size(handle)
+        self._handle = handle
+
+    def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        received = [x.new_empty(shape) for shape in shapes]
+        dist.all_gather(received, x.contiguous(), group=self._handle)
+        return received
 
 
 def _reduced(losses: Tensor, counts: Tensor, reduction: str) -> Tensor:
@@ -78,7 +91,7 @@ def _check(group: object, reduction: str) -> None:
 
 
 def _layout(
-    logits: Tensor, labels: Tensor, group: TPGroup, widths: Sequence[int] | None
+    logits: Tensor, labels: Tensor, group: Ranks, widths: Sequence[int] | None
 ) -> ShardLayout:
     """One run a rank, one after the other; ValueError where the arguments do not fit."""
     if not logits.is_floating_point() or labels.dtype != torch.int64:

@@ -171,16 +171,33 @@ HELD: list[nn.Module] = []
 
 
 def lives(how: str, times: int) -> list[dict[str, int]]:
-    """What is open after two models, after more of them, and of one kind of group of a user."""
-    found = []
+    """What is open after two models, and the least after each of the last three of more of them: a
+    model that Python collects late is no leak. And a group of a user can be made."""
+    counts = []
     for number in range(times + 2):
-        if number in (2, times + 1):
-            found.append(open_resources())
+        counts.append(open_resources())
         _one_life(how, number)
+    last = counts[-3:]
+    found = [counts[2], {key: min(count[key] for count in last) for key in counts[2]}]
     # torch names it by the groups that a rank has.
     dist.barrier(dist.new_group(use_local_synchronization=True))
     HELD.clear()
     return found
+
+
+def collected_engine() -> list[float]:
+    """Losses before and after one rank has lost its engine, but not its model."""
+    model = made(**SHARED_HEADS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine, *_ = deepspeed_autotp.initialize(
+        model=model, optimizer=optimizer, config=engine_config(Setting(tp=2, zero=0, clip=0.0))
+    )
+    losses = [step(model)]
+    if dist.get_rank() == 1:
+        del engine
+        gc.collect()
+    deepspeed_autotp.check_replicas(model)
+    return [*losses, step(model)]
 
 
 def copies() -> tuple[list[float], list[str]]:

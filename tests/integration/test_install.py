@@ -142,5 +142,5 @@ def test_transformers_may_be_imported_before_or_after(first: str, tmp_path: Path
 def test_without_deepspeed_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for call in (deepspeed_autotp.install, deepspeed_autotp.initialize):
-        with pytest.raises(ImportError, match="pip install 'deepspeed>=0.19'.*parallelize"):
+        with pytest.raises(ImportError, match="pip install 'deepspeed>=0.19,<0.20'.*parallelize"):
             call()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -113,14 +114,20 @@ def has_stepped(optimizer: Any) -> bool:
 
 
 def on_destroy(engine: Any, then: Callable[[], None]) -> None:
-    """Call ``then`` after ``engine.destroy()``."""
+    """Call ``then`` after ``engine.destroy()``, which the engine's own ``__del__`` calls as well.
+
+    Not then: Python collects an engine at another time on each rank.
+    """
     destroy = engine.destroy
 
     def destroy_all() -> None:
+        frame = inspect.currentframe()
+        caller = None if frame is None else frame.f_back
         try:
             destroy()
         finally:
-            then()
+            if caller is None or caller.f_code.co_name != "__del__":
+                then()
 
     engine.destroy = destroy_all
 

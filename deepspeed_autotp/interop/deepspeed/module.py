@@ -19,7 +19,7 @@ def deepspeed_module() -> ModuleType:
     """The deepspeed module; ImportError says what to install."""
     if importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
-            "initialize and install need DeepSpeed: pip install 'deepspeed>=0.19'. "
+            "initialize and install need DeepSpeed: pip install 'deepspeed>=0.19,<0.20'. "
             "A training loop without DeepSpeed can use deepspeed_autotp.parallelize(model, ...)."
         )
     return importlib.import_module("deepspeed")
