@@ -55,7 +55,7 @@ from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
-from deepspeed_autotp.sharding.weight_location import RankReport, report
+from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike, report
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_first_call
@@ -164,6 +164,8 @@ class EngineSetup:
         reports: Sequence[RankReport],
     ) -> None:
         """Shard the model over the engine's group, unless it is, and tell DeepSpeed so."""
+        if description is not None:
+            refuse_unlike(reports, settings.autotp_size)
         handle = engine_group(tp_size=settings.autotp_size)
         if description is None:
             state = tensor_parallel(self._model)

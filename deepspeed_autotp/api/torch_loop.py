@@ -38,7 +38,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.process_groups import mesh_group
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
-from deepspeed_autotp.sharding.weight_location import report
+from deepspeed_autotp.sharding.weight_location import refuse_unlike, report
 from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
 
@@ -101,6 +101,8 @@ def _sharded_over(
         close_dropped([name for _, names in told for name in names], agreement.ranks)
         if description is None:
             return None
+        reports = [each for each, _ in told]
+        refuse_unlike(reports, settings.autotp_size)
         if group is None:
             group = _closed_by(on_failure, _new_group(settings.autotp_size))
         state = shard(
@@ -108,7 +110,7 @@ def _sharded_over(
             settings=settings,
             group=group,
             agreement=agreement,
-            reports=[each for each, _ in told],
+            reports=reports,
             example_inputs=example_inputs,
             device=_numbered(device),
         )

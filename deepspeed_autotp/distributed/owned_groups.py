@@ -56,8 +56,8 @@ class OwnedGroups:
         return handle
 
     def names(self) -> list[str]:
-        """Of the groups that are open."""
-        return [handle.group_name for handle in self._handles]
+        """Of the groups that are open; names of a run that was ended are given again."""
+        return [handle.group_name for handle in self._handles if is_registered(handle)]
 
     def close(self) -> None:
         """Destroy the groups. All their ranks call it, before they make another one."""

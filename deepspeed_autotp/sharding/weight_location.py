@@ -58,14 +58,10 @@ def report(description: Description) -> RankReport:
 def locate_weights(
     description: Description, group: TPGroup, reports: Sequence[RankReport]
 ) -> WeightLocation:
-    """Who has the weights, on every rank; ValueError on all of them as the module says.
-
-    ``reports`` are those of all ranks, one TP group after the other.
-    """
+    """Who has the weights, on every rank; ``reports`` are those that were not refused."""
     own = description.parameters[0].device
     if not any(each.has_none for each in reports):
         return WeightLocation(own, only_on_rank0=False)
-    _refuse(reports, group.size)
     (kind,) = {each.device for each in reports if each.rank == group.global_ranks[0]}
     if group.rank == 0:
         return WeightLocation(own, only_on_rank0=True)
@@ -73,8 +69,15 @@ def locate_weights(
     return WeightLocation(torch.device(place), only_on_rank0=True)
 
 
-def _refuse(reports: Sequence[RankReport], tp_size: int) -> None:
-    """ValueError where some weights are on the meta device and others would have to be."""
+def refuse_unlike(reports: Sequence[RankReport], tp_size: int) -> None:
+    """ValueError on every rank where some weights are on the meta device and others would have to
+    be. ``reports`` are those of all ranks, one TP group after the other.
+
+    Before a process group is made: a rank that closes one at once breaks the connections of those
+    that are still making it.
+    """
+    if not any(each.has_none for each in reports):
+        return
     if empty := [each for each in reports[::tp_size] if each.has_none]:
         raise ValueError(
             f"all weights are on the meta device on {_ranks(empty)}, which {_are_rank0(empty)} of "

@@ -122,6 +122,15 @@ def groups_while_training(device: bool) -> tuple[int, int, int]:
     return sharding.groups, training.groups, checking.groups
 
 
+def groups_of_refusal() -> tuple[str, int]:
+    """What is said where only rank 0 of four has weights, and the groups that were made."""
+    with torch.device("meta" if dist.get_rank() else "cpu"):
+        model = made()
+    with Watch() as seen:
+        said = raised_error(lambda: deepspeed_autotp.parallelize(model, tp_size=2))
+    return said, seen.groups
+
+
 def left_by_checks(times: int) -> tuple[dict[str, int], dict[str, int]]:
     """What is open before and after many checks of replicas."""
     with device_only() as handle:
@@ -171,18 +180,29 @@ HELD: list[nn.Module] = []
 
 
 def lives(how: str, times: int) -> list[dict[str, int]]:
-    """What is open after two models, and the least after each of the last three of more of them: a
-    model that Python collects late is no leak. And a group of a user can be made."""
-    counts = []
+    """What is open after two models, after more of them, and of one kind of group of a user."""
+    found = []
     for number in range(times + 2):
-        counts.append(open_resources())
+        if number in (2, times + 1):
+            found.append(open_resources())
         _one_life(how, number)
-    last = counts[-3:]
-    found = [counts[2], {key: min(count[key] for count in last) for key in counts[2]}]
     # torch names it by the groups that a rank has.
     dist.barrier(dist.new_group(use_local_synchronization=True))
     HELD.clear()
     return found
+
+
+# Models of runs that were ended.
+LEFT: list[nn.Module] = []
+
+
+def left_models(number: int) -> None:
+    """Keep models of this run, whose groups end with it, or with 0 forget all that were kept."""
+    if not number:
+        LEFT.clear()
+        gc.collect()
+    for _ in range(number):
+        LEFT.append(deepspeed_autotp.parallelize(made(), tp_size=dist.get_world_size()))
 
 
 def collected_engine() -> list[float]:

@@ -27,6 +27,12 @@ def test_groups_are_made_while_sharding_only(pool: Pool, device: bool) -> None:
         assert (training, checking) == (0, 0)
 
 
+def test_weights_on_some_ranks_are_refused_before_a_group_is_made(pool: Pool) -> None:
+    for said, groups in pool.run(groups_life_ranks.groups_of_refusal, ranks=4):
+        assert "on rank 2, which is TP rank 0 of a TP group" in said
+        assert groups == 0
+
+
 def test_checks_of_replicas_leave_nothing_open(pool: Pool) -> None:
     for before, after in pool.run(groups_life_ranks.left_by_checks, 20):
         assert after == before
@@ -45,7 +51,16 @@ def test_checks_of_replicas_leave_nothing_open(pool: Pool) -> None:
 )
 def test_a_model_leaves_nothing_open(pool: Pool, how: str) -> None:
     for before, after in pool.run(groups_life_ranks.lives, how, 5):
-        assert all(after[what] <= count for what, count in before.items()), (before, after)
+        assert after == before
+
+
+def test_a_model_of_an_ended_run_keeps_no_group_of_this_one(pool: Pool) -> None:
+    pool.run(groups_life_ranks.left_models, 5)
+    try:
+        for before, after in pool.run(groups_life_ranks.lives, "collected", 5):
+            assert after == before
+    finally:
+        pool.run(groups_life_ranks.left_models, 0)
 
 
 def test_an_engine_that_python_collects_closes_nothing(pool: Pool) -> None:
