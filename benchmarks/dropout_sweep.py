@@ -18,13 +18,12 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from benchmarks.shrink import MODEL_TYPES, batch, build
-from benchmarks.sizes import INPUTS, STREAMS
+from benchmarks.shrink import MODEL_TYPES, batch, build, example_inputs
 from tests.support.worker_pool import Pool, PoolError
 
 RATE = 0.1
 STEPS = 3
-# Whole layers that are dropped, and what is no probability.
+# Layers that are dropped, and what is no probability.
 _OTHERS = ("layerdrop", "layer_drop", "drop_path", "embedding_dropout_position")
 
 
@@ -49,8 +48,7 @@ def measure(model_type: str) -> str:
     except Exception as error:
         return f"unable: {error}"
     model.zero_grad()
-    special = model_type in INPUTS or model_type in STREAMS
-    inputs = {k: v for k, v in batch(model_type, 0).items() if k != "labels"} if special else None
+    inputs = example_inputs(model_type)
     try:
         deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
     except ValueError as error:
@@ -64,16 +62,16 @@ def measure(model_type: str) -> str:
         deepspeed_autotp.check_replicas(model)
     except RuntimeError as error:
         return f"differs: {error}"
-    numbers: list[float] = [0.0] * dist.get_world_size()
-    dist.all_gather_object(numbers, float(torch.rand(())))
-    return "equal" if len(set(numbers)) == 1 else "differs: the RNG states"
+    draws: list[float] = [0.0] * dist.get_world_size()
+    dist.all_gather_object(draws, float(torch.rand(())))
+    return "equal" if len(set(draws)) == 1 else "differs: the RNG states"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tp", type=int, default=2, help="ranks that share a model")
+    parser.add_argument("--tp", type=int, default=2, help="TP size")
     parser.add_argument("--only", help="model types, separated by commas")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else MODEL_TYPES

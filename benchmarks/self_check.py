@@ -10,10 +10,8 @@ largest rank; the targets are 3 s and 300 MiB.
 """
 
 import argparse
-import resource
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.shard import memory
 from deepspeed_autotp.api.checked_plan import plan_to_check
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import world_agreement
@@ -83,7 +82,7 @@ def measure(name: str) -> Cost:
     assert dist.group.WORLD is not None
     group = TPGroup(dist.group.WORLD)
     group.share_memory()
-    before = _resident()
+    before = memory("VmRSS")
     began = time.perf_counter()
     description = describe(model)
     to_check = plan_to_check(
@@ -99,18 +98,13 @@ def measure(name: str) -> Cost:
     plan = to_check.checked(description, settings, group=group, agreement=agreement)
     seconds = time.perf_counter() - began
     assert plan is to_check.plan
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Cost(seconds, peak - before, _size(model), _size(to_check.twin.model))
+    peak = memory("VmHWM")
+    small = to_check.twin.description.modules[""]
+    return Cost(seconds, peak - before, _size(model), _size(small))
 
 
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def main() -> None:

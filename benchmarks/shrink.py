@@ -145,3 +145,10 @@ def _shrink_value(
 def _is_noise(key: str) -> bool:
     """Whether an attribute is the probability or size of something random."""
     return any(word in key for word in ("drop", "jitter", "mask_time_prob", "mask_feature_prob"))
+
+
+def example_inputs(model_type: str) -> dict[str, Tensor] | None:
+    """Inputs that the self-check cannot infer; None where tokens are all."""
+    if model_type not in INPUTS and model_type not in STREAMS:
+        return None
+    return {key: value for key, value in batch(model_type, 0).items() if key != "labels"}

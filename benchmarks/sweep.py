@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tp", type=int, default=2, help="ranks that share a model")
+    parser.add_argument("--tp", type=int, default=2, help="TP size")
     parser.add_argument("--clip", type=float, help="one clipping norm; 0 is none (default: both)")
     parser.add_argument("--only", help="model types, separated by commas")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a model type")

@@ -20,8 +20,7 @@ from torch.autograd.profiler import profile
 from torch.nn.utils import clip_grad_norm_
 
 import deepspeed_autotp
-from benchmarks.shrink import batch, build
-from benchmarks.sizes import INPUTS, STREAMS
+from benchmarks.shrink import batch, build, example_inputs
 
 STEPS = 4
 RATE = 0.1
@@ -108,8 +107,7 @@ def _measure_sharded(
 ) -> Measured:
     model = build(model_type)
     parameters = _size(model)
-    special = model_type in INPUTS or model_type in STREAMS
-    inputs = {k: v for k, v in batch(model_type, 0).items() if k != "labels"} if special else None
+    inputs = example_inputs(model_type)
     warnings = Warnings()
     log = logging.getLogger("deepspeed_autotp")
     log.addHandler(warnings)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from deepspeed_autotp._core import Plan
@@ -45,14 +46,8 @@ class CheckedPlan:
             return self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
         if self.inputs is None:
             return plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
-        check = SelfCheck(
-            description.modules[""],
-            description,
-            self.plan,
-            group=group,
-            overlap=settings.overlaps,
-            agreement=agreement,
-        )
+        overlap = settings.overlaps
+        check = SelfCheck(description, self.plan, group=group, overlap=overlap, agreement=agreement)
         return _run(check, self.inputs, plans, settings)
 
     def _on_twin(
@@ -65,13 +60,9 @@ class CheckedPlan:
         agreement: Agreement,
     ) -> Plan:
         small = plans.of_twin(twin.description, self.plan)
+        overlap = settings.overlaps
         check = SelfCheck(
-            twin.model,
-            twin.description,
-            small.make(),
-            group=group,
-            overlap=settings.overlaps,
-            agreement=agreement,
+            twin.description, twin.plan, group=group, overlap=overlap, agreement=agreement
         )
         try:
             found = _run(check, twin.inputs, small, settings)
@@ -98,12 +89,15 @@ def plan_to_check(
     ``agreement``; all ranks are told whether that is a twin, which it is only with ``on_twin``.
     ValueError on each of them, as of ``agreed_inputs``."""
     may_have_twin = on_twin and settings.self_check == "auto"
+    first = None
     # Ranks that are given different inputs are told so below.
     if may_have_twin and all(agreement.exchange(given is None)):
         plans = AgreedPlans(description, settings, ranks, agreement, is_checked=True)
-        found = _with_twin(description, plans, agreement, location)
-        if found is not None:
-            return found
+        with suppress(ValueError):  # said below, unless it is not so without a self-check
+            first = agreement.together(plans.first)
+        twin = None if first is None else _agreed_twin(description, first[0], plans, location)
+        if first is not None and twin is not None:
+            return Outcome(CheckedPlan(first[0], twin, None), [_there_is(True), *first[1]], True)
     inputs = agreed_inputs(
         description.modules[""],
         description,
@@ -114,28 +108,25 @@ def plan_to_check(
         data=data,
     )
     is_checked = inputs is not None
-    plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
-    plan, planned = plans.first()
+    if first is None or not is_checked:
+        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
+        first = plans.first()
+    plan, planned = first
     return Outcome(CheckedPlan(plan, None, inputs), [_there_is(is_checked), *planned], False)
 
 
-def _with_twin(
-    description: Description, plans: AgreedPlans, agreement: Agreement, location: WeightLocation
-) -> Outcome[CheckedPlan] | None:
-    """None where not every rank has a first plan, and the same twin."""
-    try:
-        plan, planned = agreement.together(plans.first)
-    except ValueError:  # said later, unless it is not so without a self-check
-        return None
+def _agreed_twin(
+    description: Description, plan: Plan, plans: AgreedPlans, location: WeightLocation
+) -> Twin | None:
+    """The twin, where every rank that agrees about ``plans`` has the same."""
 
     def make_plan(small: Description) -> Plan:
         return plans.plan_of_twin(small, plan)
 
+    agreement = plans.agreement
     twin = agreement.together(lambda: find_twin(description, plan, make_plan, location.device))
     hashes = set(agreement.exchange(None if twin is None else twin.plan.hash))
-    if twin is None or len(hashes) > 1:
-        return None
-    return Outcome(CheckedPlan(plan, twin, None), [_there_is(True), *planned], True)
+    return twin if len(hashes) == 1 else None
 
 
 def _there_is(check: bool) -> Compared:

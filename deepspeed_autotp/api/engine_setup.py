@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.api.pipeline import described, shard
+from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
 from deepspeed_autotp.config.load_config import load_ds_config
@@ -31,9 +31,8 @@ from deepspeed_autotp.config.training_config import (
     refuse_misspelt_section,
 )
 from deepspeed_autotp.config.validation import wrong
-from deepspeed_autotp.distributed.comparison import Values
-from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
-from deepspeed_autotp.distributed.owned_groups import OwnedGroups, close_dropped, groups_in_use
+from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
@@ -55,7 +54,7 @@ from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
-from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike, report
+from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_first_call
@@ -131,17 +130,14 @@ class EngineSetup:
         """Check everything, shard the model over the engine's group, and return DeepSpeed's
         configuration; ``given()`` is the user's. ValueError as of ``initialize``."""
 
-        def prepare() -> Outcome[_Prepared]:
+        def prepare() -> tuple[_Prepared, Mapping[str, str], Description | None]:
             ready = self._prepare(given())
-            told = None if ready.description is None else report(ready.description)
-            alike = [Values(ready.compared, "the configuration")]
-            return Outcome(ready, alike, (told, groups_in_use()))
+            return ready, ready.compared, ready.description
 
-        prepared, told = self._agreement.conclude(prepare)
-        close_dropped([name for _, names in told for name in names], self._agreement.ranks)
+        prepared, description, reports = settled(self._agreement, prepare)
         if prepared.settings is not None:
             self._shards = True
-            self._shard(prepared.settings, prepared.description, [each for each, _ in told])
+            self._shard(prepared.settings, description, reports)
         return prepared.config
 
     def finish(self, engine: Any) -> None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.comparison import Compared, Values
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
+from deepspeed_autotp.distributed.owned_groups import close_dropped, groups_in_use
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 from deepspeed_autotp.interop.torch_private import submodules
@@ -43,10 +45,13 @@ from deepspeed_autotp.sharding.weight_location import (
     WeightLocation,
     locate_weights,
     refuse_partly_there,
+    report,
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_weights
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach, find_tensor_parallel
+
+T = TypeVar("T")
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -78,6 +83,27 @@ def described(model: nn.Module) -> Description:
     nccl.check_environment()
     _refuse(model)
     return describe(model)
+
+
+def settled(
+    agreement: Agreement, work: Callable[[], tuple[T, Mapping[str, str], Description | None]]
+) -> tuple[T, Description | None, list[RankReport]]:
+    """The first exchange of all ranks: what ``work`` has settled, the model as it described it, and
+    what each rank has of it. ``work`` also gives what has to be the same of the configuration.
+
+    ValueError on every rank where one fails or has another configuration. Groups of models that are
+    gone are closed.
+    """
+
+    def outcome() -> Outcome[tuple[T, Description | None]]:
+        result, alike, description = work()
+        told = None if description is None else report(description)
+        compared = [Values(alike, "the configuration")]
+        return Outcome((result, description), compared, (told, groups_in_use()))
+
+    (result, description), told = agreement.conclude(outcome)
+    close_dropped([name for _, names in told for name in names], agreement.ranks)
+    return result, description, [each for each, _ in told]
 
 
 def shard(

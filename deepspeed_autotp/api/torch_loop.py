@@ -26,21 +26,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.api.pipeline import described, shard
+from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
-from deepspeed_autotp.distributed.comparison import Values
-from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
+from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.model_groups import group_timeout
-from deepspeed_autotp.distributed.owned_groups import OwnedGroups, close_dropped, groups_in_use
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.process_groups import mesh_group
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
-from deepspeed_autotp.sharding.weight_location import refuse_unlike, report
+from deepspeed_autotp.sharding.weight_location import refuse_unlike
 from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
+
+# The configuration, what of it is the same on all ranks, and the model where there is one to shard.
+Settled = tuple[TPTrainingConfig, Mapping[str, str], Description | None]
 
 
 def parallelize(
@@ -67,15 +69,13 @@ def parallelize(
     """
     given = _given_group(tp_group, mesh)
 
-    def settle() -> Outcome[tuple[TPTrainingConfig, Description | None]]:
+    def settle() -> Settled:
         _check_model(model)
         _check_one(tp_size, tp_group, mesh)
         _check_device(device)
         settings = _settings(config, tp_size, given)
         description = described(model) if settings.autotp_size > 1 else None
-        told = None if description is None else report(description)
-        alike = [Values(compared(settings), "the configuration")]
-        return Outcome((settings, description), alike, (told, groups_in_use()))
+        return settings, compared(settings), description
 
     group = _sharded_over(given, settle, example_inputs=example_inputs, device=device)
     if group is None:
@@ -86,7 +86,7 @@ def parallelize(
 
 def _sharded_over(
     given: dist.ProcessGroup | None,
-    settle: Callable[[], Outcome[tuple[TPTrainingConfig, Description | None]]],
+    settle: Callable[[], Settled],
     *,
     example_inputs: Mapping[str, object] | None,
     device: torch.device | str | None,
@@ -97,11 +97,9 @@ def _sharded_over(
         group = None if given is None else _closed_by(on_failure, TPGroup(given))
         # Which ranks agree has to be known before they can; everything else all of them check.
         agreement = world_agreement(for_this_call) if group is None else Agreement(group.cpu_handle)
-        (settings, description), told = agreement.conclude(settle)
-        close_dropped([name for _, names in told for name in names], agreement.ranks)
+        settings, description, reports = settled(agreement, settle)
         if description is None:
             return None
-        reports = [each for each, _ in told]
         refuse_unlike(reports, settings.autotp_size)
         if group is None:
             group = _closed_by(on_failure, _new_group(settings.autotp_size))

@@ -8,14 +8,13 @@ exchange takes longer the more ranks there are: what a TP group does is agreed u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
-from deepspeed_autotp._core import Plan
-from deepspeed_autotp.distributed.comparison import Compared, Planned, Values
+from deepspeed_autotp.distributed.comparison import Compared
 from deepspeed_autotp.distributed.model_groups import world_cpu_group
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -100,17 +99,6 @@ class Agreement:
             if len({theirs[index] for _, _, theirs, _ in said}) > 1:
                 self._refuse_different(mine)
         return outcome.result, [each for *_, each in said]
-
-    def same(self, mine: Mapping[str, str], what: str) -> None:
-        """ValueError on every rank, listing what differs, unless all ranks have equal values."""
-        self.conclude(lambda: Outcome(None, [Values(mine, what)]))
-
-    def same_plan(self, plan: Plan, traits: Sequence[str]) -> None:
-        """ValueError on every rank unless all ranks made the same plan.
-
-        ``traits[i]`` describes what else has to be equal of the parameter of entry ``i``.
-        """
-        self.conclude(lambda: Outcome(None, [Planned(plan, traits)]))
 
     def _refuse_different(self, mine: Compared) -> None:
         text = mine.difference(self.exchange(mine.detail()), self.ranks)

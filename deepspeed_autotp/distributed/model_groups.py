@@ -67,7 +67,7 @@ class ModelGroups:
         self.open_subgroups(list(self._subgroups))
 
     def close(self) -> None:
-        """Close what is owned; whoever asks for a group later is told so."""
+        """Close what is owned; asking for a group later is an error."""
         self._handles = None
         self._subgroups = dict.fromkeys(self._subgroups)
         self._owned.close()
@@ -83,15 +83,15 @@ class ModelGroups:
 
     def open_subgroups(self, wanted: Sequence[Subgroups]) -> None:
         """Make groups of the ranks that hold the same runs, unless they were made."""
-        whole = self.opened()
+        handles = self.opened()
         for subgroups in wanted:
             is_trivial = all(count in (1, len(subgroups)) for _, count in subgroups)
             if is_trivial or self._subgroups.get(subgroups) is not None:
                 continue
             lowest, count = subgroups[self._rank]
             ranks = self._ranks[lowest : lowest + count]
-            own = self._make_subgroup(whole.own, ranks)
-            cpu = own if whole.cpu is whole.own else self._make_subgroup(whole.cpu, ranks)
+            own = self._make_subgroup(handles.own, ranks)
+            cpu = own if handles.cpu is handles.own else self._make_subgroup(handles.cpu, ranks)
             self._subgroups[subgroups] = Handles(own, cpu)
 
     def subgroup(self, subgroups: Subgroups) -> Handles:
@@ -99,9 +99,9 @@ class ModelGroups:
 
         RuntimeError after :meth:`close`.
         """
-        whole = self.opened()
+        handles = self.opened()
         _, count = subgroups[self._rank]
-        found = whole if count == len(subgroups) else self._subgroups[subgroups]
+        found = handles if count == len(subgroups) else self._subgroups[subgroups]
         assert found is not None
         return found
 

@@ -43,18 +43,23 @@ class Observation:
         self._expected = self.generator.get_state()
 
 
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Of the arguments of a forward."""
+    return next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+
+
 def run_without_draws(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """``forward`` of experts whose outputs the ranks sum; RuntimeError where it draws random
     numbers, which may be meant for a rank's own features or for the sum."""
-    given = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+    given = first_tensor(args, kwargs)
     if torch.compiler.is_compiling() or is_capturing(given.device):
         return forward(*args, **kwargs)
-    generator = default_generator(given.device)
-    before = generator.get_state()
+    observed = Observation(default_generator(given.device))
     output = forward(*args, **kwargs)
-    if not torch.equal(generator.get_state(), before):
+    observed.look()
+    if observed.has_drawn:
         raise RuntimeError(
             "experts whose features are sharded drew random numbers in their forward, and it "
             "is not known whether for the features of a rank or for the output of all; set "

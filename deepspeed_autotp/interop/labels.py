@@ -29,12 +29,17 @@ class LabelsArgument:
         return at is not None and at < len(args) and args[at] is not None
 
 
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the forward by name; none where it has no signature to read."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
 def labels_argument(model: nn.Module) -> LabelsArgument | None:
     """None where the forward takes no labels, or has no signature to read."""
-    try:
-        parameters = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return None
+    parameters = forward_parameters(model)
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positions = [name for name, p in parameters.items() if p.kind in by_position]
     if _LABELS in parameters:

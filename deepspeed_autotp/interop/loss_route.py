@@ -205,8 +205,8 @@ class _Forward:
             case ast.If(test=ast.Compare(left=x, ops=[ast.IsNot()]), body=body, orelse=[]):
                 name = self._full_name(x)
                 steps = [step for at in last for step in self._steps[at]]
-                whole = [("/", name), ("tanh", ""), ("*", name)]
-                return name if body == last and steps == whole else ""
+                cap_steps = [("/", name), ("tanh", ""), ("*", name)]
+                return name if body == last and steps == cap_steps else ""
         return ""
 
     def _calls(self, call: ast.Call, head: nn.Module) -> bool:

@@ -99,7 +99,7 @@ def with_layers(model: nn.Module, layers: int) -> Any:
     config = copy.deepcopy(model.config)
     for part in _parts(config):
         values = vars(part)
-        for count in {v for k, v in values.items() if k in _LAYERS and type(v) is int}:
+        for count in _layer_counts(values):
             for key, value in list(values.items()):
                 if isinstance(value, (list, tuple)) and len(value) == count > layers:
                     values[key] = value[:layers]
@@ -118,7 +118,7 @@ def layers_to_try(model: nn.Module, most: int) -> Iterator[int]:
     fewest = 2
     for part in _parts(model.config):
         values = vars(part)
-        counts = {v for k, v in values.items() if k in _LAYERS and type(v) is int}
+        counts = _layer_counts(values)
         for value in values.values():
             if isinstance(value, (list, tuple)) and len(value) in counts:
                 first = {str(each): at for at, each in reversed(list(enumerate(value)))}
@@ -149,7 +149,7 @@ def narrowed(config: Any, factor: int, *, ranks: int) -> Any:
     largest = max(_widths(config)[0], default=0) // factor
     for part in _parts(config):
         values = vars(part)
-        full = max((v for k, v in values.items() if k in _VOCABULARIES and _is_count(v)), default=0)
+        full = _vocabulary_size(values)
         for key, value in list(values.items()):
             values[key] = _narrowed(key, value, factor)
             if key in _VOCABULARIES and _is_count(value):
@@ -158,12 +158,19 @@ def narrowed(config: Any, factor: int, *, ranks: int) -> Any:
                 values[key] = min(value, _MOST_POSITIONS)
             elif key in _SPREADS:
                 values[key] = _SPREAD
-        small = max(
-            (v for k, v in values.items() if k in _VOCABULARIES and _is_count(v)), default=0
-        )
+        small = _vocabulary_size(values)
         if 0 < small < full:
             _move_tokens(values, small)
     return config
+
+
+def _layer_counts(values: Mapping[str, Any]) -> set[int]:
+    return {v for k, v in values.items() if k in _LAYERS and type(v) is int}
+
+
+def _vocabulary_size(values: Mapping[str, Any]) -> int:
+    """The largest one; 0 without any."""
+    return max((v for k, v in values.items() if k in _VOCABULARIES and _is_count(v)), default=0)
 
 
 def _narrowed(key: str, value: Any, factor: int) -> Any:

@@ -6,7 +6,7 @@ Each is mixed into the class of the module it replaces.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,32 +28,33 @@ class RegionBlock(nn.Module):
         return rng.run_block(super().forward, args, kwargs)
 
 
-class ReplicatedDropout(nn.Module):
+class _PlacedDropout(nn.Module):
+    """Dropout whose activation is not what its place in or outside of a region says."""
+
+    tp_dropout_rng: DropoutRNG
+    sharded: ClassVar[bool]
+
+    def forward(self, x: Tensor) -> Any:
+        rng = self.tp_dropout_rng
+        if not (self.training and rng.is_active):
+            return super().forward(x)
+        return rng.run_dropout(super().forward, x, sharded=self.sharded)
+
+
+class ReplicatedDropout(_PlacedDropout):
     """Dropout of what all ranks have, within a sharded region: all ranks draw one mask.
 
     An adapter drops the input of a column layer behind it, and DeBERTa its position embeddings
     behind the queries.
     """
 
-    tp_dropout_rng: DropoutRNG
-
-    def forward(self, x: Tensor) -> Any:
-        rng = self.tp_dropout_rng
-        if not (self.training and rng.is_active):
-            return super().forward(x)
-        return rng.run_dropout(super().forward, x, sharded=False)
+    sharded = False
 
 
-class ShardedDropout(nn.Module):
+class ShardedDropout(_PlacedDropout):
     """Dropout of a rank's own features, outside of a region: each rank draws its own mask.
 
     An adapter drops the input of a row layer behind it.
     """
 
-    tp_dropout_rng: DropoutRNG
-
-    def forward(self, x: Tensor) -> Any:
-        rng = self.tp_dropout_rng
-        if not (self.training and rng.is_active):
-            return super().forward(x)
-        return rng.run_dropout(super().forward, x, sharded=True)
+    sharded = True

@@ -16,7 +16,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     copy_to_tp_region,
     reduce_from_tp_region,
 )
-from deepspeed_autotp.distributed.rng_observation import run_without_draws
+from deepspeed_autotp.distributed.rng_observation import first_tensor, run_without_draws
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 
 
@@ -59,8 +59,7 @@ class ExpertsColumn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args = tuple(_copied_to_region(value, self.sharding) for value in args)
         kwargs = {key: _copied_to_region(value, self.sharding) for key, value in kwargs.items()}
-        given = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        self.sharding.enter_region(given, training=self.training)
+        self.sharding.enter_region(first_tensor(args, kwargs), training=self.training)
         return super().forward(*args, **kwargs)
 
 

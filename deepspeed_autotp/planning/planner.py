@@ -12,7 +12,7 @@ from deepspeed_autotp._core import Plan, Rules, index_pattern
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.comparison import Compared, Planned
-from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.interop.peft import unsupported_adapter
 from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
 from deepspeed_autotp.planning.model_description import Description
@@ -119,7 +119,7 @@ class AgreedPlans:
         self._description = description
         self._settings = settings
         self._ranks = ranks
-        self._agreement = agreement
+        self.agreement = agreement
         self._first = PlanRequest(
             heuristics=is_checked or settings.self_check is False,
             large_layers=is_checked,
@@ -182,25 +182,26 @@ class AgreedPlans:
             description,
             self._settings,
             self._ranks,
-            self._agreement,
+            self.agreement,
             is_checked=True,
             large_names=_large_names(plan),
         )
 
     def plan_of_twin(self, description: Description, plan: Plan) -> Plan:
-        """The first of them, on this rank alone."""
-        return self.of_twin(description, plan)._own(
-            replace(self._first, large_names=_large_names(plan))
-        )
+        """The first of them, not compared with those of other ranks."""
+        small = self.of_twin(description, plan)
+        return small._own(small._first)
 
     def with_sequence_parallel(self) -> Plan:
         """As the last one, with the tokens sharded between blocks. ValueError as above."""
         return self._agreed(replace(self._last, sequence_parallel=True))
 
     def _agreed(self, request: PlanRequest) -> Plan:
-        plan = self._agreement.together(lambda: self._own(request))
-        self._agreement.same_plan(plan, self._traits())
-        return plan
+        def work() -> Outcome[Plan]:
+            plan = self._own(request)
+            return Outcome(plan, [self.compared(plan)])
+
+        return self.agreement.conclude(work)[0]
 
     def _traits(self) -> list[str]:
         return [_traits(parameter) for parameter in self._description.parameters]

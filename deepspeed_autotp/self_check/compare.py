@@ -206,8 +206,7 @@ def _unlike(got: Output | None, expected: Output | None, rounded: Output | None)
     if len(got.tensors) != len(expected.tensors):
         counts = f"{len(got.tensors)} tensors instead of {len(expected.tensors)}"
         return f"the output of {expected.module} has {counts}"
-    same = rounded is not None and rounded.module == expected.module
-    others = rounded.tensors if rounded is not None and same else ()
+    others = () if rounded is None or rounded.module != expected.module else rounded.tensors
     rows = zip_longest(got.tensors, expected.tensors, others[: len(expected.tensors)])
     for a, b, other in rows:
         if problem := differs(a, b, rounded=other):

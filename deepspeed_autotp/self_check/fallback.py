@@ -33,7 +33,6 @@ class Fallback:
         self._replan = replan
         self._individual: list[str] = []
         self._replicated: list[str] = []
-        self._gather_logits = False
         self._reasons: dict[tuple[str, ...], str] = {}
         self._logits_reason = ""
 
@@ -42,12 +41,11 @@ class Fallback:
         return self._replan(
             self._replicated,
             self._individual,
-            gather_logits=gather_logits or self._gather_logits,
+            gather_logits=gather_logits or bool(self._logits_reason),
         )
 
     def gather_logits(self, found: Difference) -> None:
         """From now on the logits are gathered, since ``found`` is due to their shards."""
-        self._gather_logits = True
         self._logits_reason = found.text
 
     def plan_without(self, found: Difference) -> Plan:

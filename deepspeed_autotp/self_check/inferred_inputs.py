@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from deepspeed_autotp.interop.labels import forward_parameters
+
 # Rows and tokens of what is inferred.
 _SHAPE = (2, 8)
 # What an optional argument is called where it changes training: the ids to predict.
@@ -78,13 +80,9 @@ def _arguments_of_ids(model: nn.Module) -> list[str]:
 
 
 def _positional(model: nn.Module) -> list[inspect.Parameter]:
-    """The named arguments of the forward; none where it has no signature to read."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
+    """The named arguments of the forward."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [parameter for parameter in parameters if parameter.kind not in several]
+    return [each for each in forward_parameters(model).values() if each.kind not in several]
 
 
 def _may_be_tensor(annotation: Any) -> bool:

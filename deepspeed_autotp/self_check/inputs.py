@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from deepspeed_autotp.config.training_config import TPTrainingConfig
-from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.comparison import Values
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.transformers import token_inputs, tp_plan
 from deepspeed_autotp.planning.model_description import Description
@@ -58,13 +59,16 @@ def agreed_inputs(
             lambda: _without_weights(model, settings, given, warn=agreement.is_first)
         )
         return None
-    inputs = agreement.together(
-        lambda: _inputs(model, description, settings, given, data=data, warn=agreement.is_first)
-    )
-    values = {} if inputs is None else inputs.values
-    said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
-    agreement.same({"a self-check": str(inputs is not None), **said}, "the self-check")
-    return inputs
+
+    def work() -> Outcome[Inputs | None]:
+        warn = agreement.is_first
+        inputs = _inputs(model, description, settings, given, data=data, warn=warn)
+        values = {} if inputs is None else inputs.values
+        said = {f"example_inputs[{key!r}]": _digest(value) for key, value in values.items()}
+        said["a self-check"] = str(inputs is not None)
+        return Outcome(inputs, [Values(said, "the self-check")])
+
+    return agreement.conclude(work)[0]
 
 
 def _inputs(

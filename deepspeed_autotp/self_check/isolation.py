@@ -29,9 +29,8 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
     dropout that modules keep, for kernels of their own or for skipping layers, are next to 0.
     """
     saved = [_Saved(module) for module in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()
     try:
-        with _forked(device), torch.autocast(device.type, enabled=False):
+        with _rng_kept(device), torch.autocast(device.type, enabled=False):
             for module in model.modules():
                 module.training = training
                 attributes = vars(module)
@@ -40,8 +39,6 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
                         attributes[key] = _NEVER
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
         for one in saved:
             one.restore()
 
@@ -49,10 +46,18 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
 @contextmanager
 def seeded() -> Iterator[None]:
     """The RNG state of :func:`fix_rng` on the CPU; afterwards it is as before."""
+    cpu = torch.device("cpu")
+    with _rng_kept(cpu):
+        fix_rng(cpu)
+        yield
+
+
+@contextmanager
+def _rng_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards the RNG states of Python, numpy, the CPU and ``device`` are as before."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
-            fix_rng(torch.device("cpu"))
+        with _forked(device):
             yield
     finally:
         random.setstate(python)

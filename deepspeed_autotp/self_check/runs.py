@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.planning.model_description import Description
@@ -54,8 +53,8 @@ class Runs:
     ``plan`` is the first one to be checked: what it shards says what is compared.
     """
 
-    def __init__(self, model: nn.Module, description: Description, plan: Plan) -> None:
-        self._model = model
+    def __init__(self, description: Description, plan: Plan) -> None:
+        self._model = model = description.modules[""]
         self._description = description
         self.device = description.parameters[0].device
         self._head = plan.logits_layer
@@ -96,11 +95,9 @@ class Runs:
     def can_run(self, inputs: Inputs) -> bool:
         return any(self.attempt(way)[0] is not None for way in self.ways(inputs))
 
-    def cast(self, way: Way) -> ExitStack:
+    def cast(self, way: Way) -> AbstractContextManager[None]:
         """A context in which the weights have the data type of ``way``."""
-        stack = ExitStack()
-        stack.enter_context(in_float32(self._model) if way.float32 else nullcontext())
-        return stack
+        return in_float32(self._model) if way.float32 else nullcontext()
 
     def reference(self, way: Way) -> Reference:
         """The full model, run in that way; raises what it raises."""
@@ -117,9 +114,10 @@ class Runs:
 
     def trace(self, way: Way) -> Trace:
         # What the output head gives is compared behind it: it may keep its shard.
-        keeps = self._head is not None and way.training and "labels" in way.inputs
-        head = {self._head.module} if self._head is not None and keeps else set()
-        return Trace(self._description.modules, exits=self._exits - head)
+        head = self._head
+        keeps = head is not None and way.training and "labels" in way.inputs
+        exits = self._exits - {head.module} if head is not None and keeps else self._exits
+        return Trace(self._description.modules, exits=exits)
 
     def go(self, trace: Trace, way: Way) -> None:
         """Forward and backward."""

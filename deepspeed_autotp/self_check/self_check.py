@@ -15,8 +15,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
-
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import (
@@ -47,7 +45,6 @@ class SelfCheck:
 
     def __init__(
         self,
-        model: nn.Module,
         description: Description,
         plan: Plan,
         *,
@@ -55,13 +52,13 @@ class SelfCheck:
         overlap: bool,
         agreement: Agreement,
     ) -> None:
-        self._model = model
+        self._model = description.modules[""]
         self._description = description
         self._first = plan
         self._group = group
         self._overlap = overlap
         self._agreement = agreement
-        self._runs = Runs(model, description, plan)
+        self._runs = Runs(description, plan)
         self._full: Reference | None = None
 
     def run(
@@ -86,14 +83,15 @@ class SelfCheck:
             if not rules_are_users:
                 plan = self._without_idle(plan, full.run, fallback)
             while found := self._wrong(plan, full, rules_are_users=rules_are_users):
-                if found.logits and self._is_right_with_gathered_logits(full, fallback):
+                gathered = self._with_gathered_logits(full, fallback) if found.logits else None
+                if gathered is not None:
                     if keep_logits:
                         raise ValueError(
                             f"tensor_parallel.vocab_parallel_lm_head: got true, but {found.text}; "
                             "leave the key out"
                         )
                     fallback.gather_logits(found)
-                    plan = fallback.plan()
+                    plan = gathered
                 elif rules_are_users or not found.block:
                     raise ValueError(found.text)
                 else:
@@ -124,8 +122,10 @@ class SelfCheck:
             found = self._agreed(own)
         return found
 
-    def _is_right_with_gathered_logits(self, full: Reference, fallback: Fallback) -> bool:
-        return self._check(fallback.plan(gather_logits=True), full) is None
+    def _with_gathered_logits(self, full: Reference, fallback: Fallback) -> Plan | None:
+        """The plan with gathered logits, if that one is right."""
+        plan = fallback.plan(gather_logits=True)
+        return plan if self._check(plan, full) is None else None
 
     def _without_idle(self, plan: Plan, full: Run, fallback: Fallback) -> Plan:
         """The plan without the individually sharded layers that did not run."""

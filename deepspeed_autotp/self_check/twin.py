@@ -45,10 +45,9 @@ MakePlan = Callable[[Description], Plan]
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """``description`` is of ``model``, which takes ``inputs``; its ``plan`` has the form of the
+    """``description`` is of a small model, which takes ``inputs``; its ``plan`` has the form of the
     large model's."""
 
-    model: nn.Module
     description: Description
     plan: Plan
     inputs: Inputs
@@ -135,9 +134,9 @@ def _made(
     if own is None or values is None:
         return None
     inputs = Inputs(values, with_labels(twin, values), insist=True)
-    runs = Runs(twin, description, own)
+    runs = Runs(description, own)
     with isolated(twin, device):
-        return Twin(twin, description, own, inputs) if runs.can_run(inputs) else None
+        return Twin(description, own, inputs) if runs.can_run(inputs) else None
 
 
 @torch.no_grad()

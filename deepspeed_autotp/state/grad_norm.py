@@ -13,7 +13,7 @@ from deepspeed_autotp.state.sharded_model import TensorParallel, find_nested_ten
 
 
 class GradNorm:
-    """The norm of one sharded model's gradients, and the part of it that this rank counts.
+    """The norm of one sharded model's gradients, and what of it this rank counts.
 
     A parameter that was added after the model was sharded counts as replicated.
     """
@@ -22,7 +22,7 @@ class GradNorm:
         self._state = state
 
     def counted(self, gradient: Tensor, parameter: Tensor, *, first: int = 0) -> Tensor:
-        """The part of a gradient that this rank is the lowest to hold; the rest of it is zero.
+        """A gradient with zeros in the runs that a lower rank holds, too.
 
         ``gradient`` has the elements of this rank's shard of ``parameter`` in order, or those from
         ``first`` on, as ZeRO partitions it; zeros may follow them.
@@ -42,11 +42,11 @@ class GradNorm:
         return kept
 
     def is_partly_counted(self, parameter: Tensor) -> bool:
-        """Whether some rank counts a part of its shard only, as of fused weights with few
+        """Whether some rank counts only some runs of its shard, as of fused weights with few
         key/value heads."""
         entry = self._state.entry(parameter)
         ranks = range(self._state.group.size)
-        return entry is not None and any(_counts_a_part(entry, rank) for rank in ranks)
+        return entry is not None and any(_counts_some_runs(entry, rank) for rank in ranks)
 
     def of(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """The norm of the unsharded model, in float64; ``pairs`` are parameters with gradients.
@@ -89,6 +89,6 @@ def _square_dtype(gradient: Tensor) -> torch.dtype:
     return torch.promote_types(gradient.dtype, torch.float32)
 
 
-def _counts_a_part(entry: Entry, rank: int) -> bool:
+def _counts_some_runs(entry: Entry, rank: int) -> bool:
     shared = any(owner != rank for _, _, owner, _ in entry.shared(rank))
     return shared and entry.is_counted(rank)

@@ -139,37 +139,41 @@ def _in_bf16(engine: Any, norm: GradNorm) -> None:
 
 def _in_zero_1_and_2(engine: Any, norm: GradNorm) -> None:
     optimizer = engine.optimizer
-    if not _has_partly_counted(engine, optimizer.bit16_groups, norm):
-        return
-    direct = optimizer.get_grad_norm_direct
 
-    def get_grad_norm_direct(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+    def counted(gradients: Any, params: Any) -> list[Tensor]:
         group = next(i for i, own in enumerate(optimizer.params_in_partition) if own is params)
         rank = dist.get_rank(optimizer.real_dp_process_group[group])
         starts = optimizer.grad_start_offset[group][rank]
         filled = [g for g in gradients if not getattr(g, "_zero_padding", False)]
-        counted = [
+        return [
             norm.counted(gradient, p, first=starts[optimizer.get_param_id(p)])
             for gradient, p in zip(filled, params, strict=False)  # padding may follow
         ]
-        return direct(counted, params, norm_type)
 
-    optimizer.get_grad_norm_direct = get_grad_norm_direct
+    if _has_partly_counted(engine, optimizer.bit16_groups, norm):
+        _count_in_direct_norm(optimizer, counted)
 
 
 def _in_zero_3(engine: Any, norm: GradNorm) -> None:
     optimizer = engine.optimizer
-    if not _has_partly_counted(engine, optimizer.fp16_groups, norm):
-        return
-    direct = optimizer.get_grad_norm_direct
 
-    def get_grad_norm_direct(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+    def counted(gradients: Any, params: Any) -> list[Tensor]:
         rank = dist.get_rank(optimizer.dp_process_group)
-        counted = [
+        return [
             norm.counted(gradient, p, first=rank * p.partition_numel())
             for gradient, p in zip(gradients, params, strict=True)
         ]
-        return direct(counted, params, norm_type)
+
+    if _has_partly_counted(engine, optimizer.fp16_groups, norm):
+        _count_in_direct_norm(optimizer, counted)
+
+
+def _count_in_direct_norm(optimizer: Any, counted: Callable[[Any, Any], list[Tensor]]) -> None:
+    """Let ZeRO form its norm of what ``counted(gradients, params)`` leaves of the gradients."""
+    direct = optimizer.get_grad_norm_direct
+
+    def get_grad_norm_direct(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        return direct(counted(gradients, params), params, norm_type)
 
     optimizer.get_grad_norm_direct = get_grad_norm_direct
 
