@@ -70,6 +70,17 @@ py_view_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+PyObject *
+py_module_names(const tp_model *model, const tp_modules *modules)
+{
+    PyObject *tuple = PyTuple_New(modules->count);
+    for (int i = 0; tuple != NULL && i < modules->count; i++)
+        py_tuple_put(
+            &tuple, i,
+            PyUnicode_FromString(tp_model_module(model, modules->items[i])->name));
+    return tuple;
+}
+
 const tp_plan *
 py_view_plan(PyObject *self)
 {

@@ -39,6 +39,9 @@ void py_view_dealloc(PyObject *self);
 /* start, length, start, length, ... New, or NULL. */
 PyObject *py_runs_tuple(const tp_run *runs, int count);
 
+/* New: the names of the modules, in order. */
+PyObject *py_module_names(const tp_model *model, const tp_modules *modules);
+
 const tp_plan *py_view_plan(PyObject *self);
 const tp_model *py_view_model(PyObject *self);
 

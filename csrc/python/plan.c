@@ -139,13 +139,7 @@ plan_get_region_modules(PyObject *self, void *closure)
     const tp_modules *modules =
         (const tp_modules *)(regions + (size_t)(uintptr_t)closure);
     const py_holder *holder = (const py_holder *)((py_plan *)self)->holder;
-    const tp_model *model = py_model_get(holder->model);
-    PyObject *tuple = PyTuple_New(modules->count);
-    for (int i = 0; tuple != NULL && i < modules->count; i++)
-        py_tuple_put(
-            &tuple, i,
-            PyUnicode_FromString(tp_model_module(model, modules->items[i])->name));
-    return tuple;
+    return py_module_names(py_model_get(holder->model), modules);
 }
 
 static PyObject *

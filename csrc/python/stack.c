@@ -31,10 +31,7 @@ stack_get_modules(PyObject *self, void *closure)
 {
     const tp_modules *modules =
         (const tp_modules *)((const char *)get(self) + (size_t)(uintptr_t)closure);
-    PyObject *tuple = PyTuple_New(modules->count);
-    for (int i = 0; tuple != NULL && i < modules->count; i++)
-        py_tuple_put(&tuple, i, name_of(self, modules->items[i]));
-    return tuple;
+    return py_module_names(py_view_model(self), modules);
 }
 
 static PyObject *

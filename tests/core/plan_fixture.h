@@ -157,6 +157,20 @@ add_style(fixture *f, const char *pattern, const char *style)
     CHECK_OK(tp_rules_add_style(f->rules, pattern, style, false, &f->err), &f->err);
 }
 
+/* The projections of an attention module, as plans of transformers shard them. */
+static inline void
+add_attention_styles(fixture *f, const char *attention)
+{
+    static const char *const columns[] = {"q_proj", "k_proj", "v_proj"};
+    char name[128];
+    for (int i = 0; i < 3; i++) {
+        snprintf(name, sizeof(name), "%s.%s", attention, columns[i]);
+        add_style(f, name, "colwise");
+    }
+    snprintf(name, sizeof(name), "%s.o_proj", attention);
+    add_style(f, name, "rowwise");
+}
+
 static inline void
 add_preset(fixture *f, const char *name)
 {
@@ -257,6 +271,21 @@ integer_of(const fixture *f, const char *module, const char *key)
             return integer->values;
     }
     return NULL;
+}
+
+/* Names for the function below. */
+#define NAMES(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+/* Whether these are exactly the modules, NULL at the end. */
+static inline void
+check_modules(const fixture *f, const tp_modules *modules, const char *const *names)
+{
+    int count = 0;
+    while (names[count] != NULL)
+        count++;
+    CHECK_INT_EQ(modules->count, count);
+    for (int i = 0; i < count && i < modules->count; i++)
+        CHECK_TEXT_EQ(tp_model_module(f->model, modules->items[i])->name, names[i]);
 }
 
 #endif

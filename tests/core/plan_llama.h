@@ -53,10 +53,7 @@ static inline void
 add_llama_styles(fixture *f)
 {
     add_style(f, "model.embed_tokens", "embedding_rowwise");
-    add_style(f, "layers.*.self_attn.q_proj", "colwise");
-    add_style(f, "layers.*.self_attn.k_proj", "colwise");
-    add_style(f, "layers.*.self_attn.v_proj", "colwise");
-    add_style(f, "layers.*.self_attn.o_proj", "rowwise");
+    add_attention_styles(f, "layers.*.self_attn");
     add_style(f, "layers.*.mlp.gate_proj", "colwise");
     add_style(f, "layers.*.mlp.up_proj", "colwise");
     add_style(f, "layers.*.mlp.down_proj", "rowwise");

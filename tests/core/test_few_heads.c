@@ -33,10 +33,7 @@ add_tower(fixture *f, int layers, int head)
 static void
 add_tower_styles(fixture *f)
 {
-    add_style(f, "tower.*.self_attn.q_proj", "colwise");
-    add_style(f, "tower.*.self_attn.k_proj", "colwise");
-    add_style(f, "tower.*.self_attn.v_proj", "colwise");
-    add_style(f, "tower.*.self_attn.o_proj", "rowwise");
+    add_attention_styles(f, "tower.*.self_attn");
     add_style(f, "tower.*.self_attn.q_norm", "replicated_with_grad_allreduce");
     add_style(f, "tower.*.up", "colwise");
     add_style(f, "tower.*.down", "rowwise");

@@ -41,10 +41,7 @@ test_the_gradient_of_a_norm_over_all_features_is_never_summed(void)
 {
     fixture f = fixture_new(2);
     add_attention(&f, 4, 2, 16, 8);
-    add_style(&f, "attn.q_proj", "colwise");
-    add_style(&f, "attn.k_proj", "colwise");
-    add_style(&f, "attn.v_proj", "colwise");
-    add_style(&f, "attn.o_proj", "rowwise");
+    add_attention_styles(&f, "attn");
     add_style(&f, "attn.q_norm", "replicated_with_grad_allreduce");
     if (make_plan(&f))
         CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_REPLICATED);

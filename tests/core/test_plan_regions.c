@@ -1,18 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plan_llama.h"
 
-/* Whether exactly these modules, NULL at the end, are in the list. */
-static void
-check_modules(const fixture *f, const tp_modules *modules, const char *const *names)
-{
-    int count = 0;
-    while (names[count] != NULL)
-        count++;
-    CHECK_INT_EQ(modules->count, count);
-    for (int i = 0; i < count && i < modules->count; i++)
-        CHECK_TEXT_EQ(tp_model_module(f->model, modules->items[i])->name, names[i]);
-}
-
 static void
 check_region(const fixture *f, const char *name, bool opens, bool closes)
 {
@@ -48,9 +36,8 @@ test_columns_open_a_region_and_the_row_of_their_block_closes_it(void)
         check_region(&f, "lm_head", false, false);
         check_region(&f, "model.embed_tokens", false, false);
         check_modules(&f, &regions->blocks,
-                      (const char *const[]){
-                          "model.layers.0.self_attn", "model.layers.0.mlp",
-                          "model.layers.1.self_attn", "model.layers.1.mlp", NULL});
+                      NAMES("model.layers.0.self_attn", "model.layers.0.mlp",
+                            "model.layers.1.self_attn", "model.layers.1.mlp"));
         CHECK_INT_EQ(regions->replicated_dropouts.count, 0);
         CHECK_INT_EQ(regions->sharded_dropouts.count, 0);
     }
@@ -81,10 +68,9 @@ test_a_block_is_the_nearest_module_with_a_forward_around_column_and_row(void)
     add_rule(&f, "b", ".*down\\.weight", TP_PARTITION_ROW);
     if (make_plan(&f)) {
         const tp_regions *regions = tp_plan_regions(f.plan);
-        check_modules(&f, &regions->blocks,
-                      (const char *const[]){"block", "runs", NULL});
+        check_modules(&f, &regions->blocks, NAMES("block", "runs"));
         check_modules(&f, &regions->replicated_dropouts,
-                      (const char *const[]){"block.self.pos_dropout", NULL});
+                      NAMES("block.self.pos_dropout"));
     }
     fixture_free(&f);
 }
@@ -118,11 +104,11 @@ test_adapters_drop_full_inputs_of_columns_and_sharded_ones_of_rows(void)
     if (make_plan(&f)) {
         const tp_regions *regions = tp_plan_regions(f.plan);
         check_region(&f, "mlp.down.lora_A.default", false, true);
-        check_modules(&f, &regions->blocks, (const char *const[]){"mlp", NULL});
+        check_modules(&f, &regions->blocks, NAMES("mlp"));
         check_modules(&f, &regions->replicated_dropouts,
-                      (const char *const[]){"mlp.up.lora_dropout.default", NULL});
+                      NAMES("mlp.up.lora_dropout.default"));
         check_modules(&f, &regions->sharded_dropouts,
-                      (const char *const[]){"mlp.down.lora_dropout.default", NULL});
+                      NAMES("mlp.down.lora_dropout.default"));
     }
     fixture_free(&f);
 }

@@ -1,20 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plan_llama.h"
 
-/* Whether these are exactly the modules, NULL at the end. */
-static void
-check_modules(const fixture *f, const tp_modules *modules, const char *const *names)
-{
-    int count = 0;
-    while (names[count] != NULL)
-        count++;
-    CHECK_INT_EQ(modules->count, count);
-    for (int i = 0; i < count && i < modules->count; i++)
-        CHECK_TEXT_EQ(tp_model_module(f->model, modules->items[i])->name, names[i]);
-}
-
-#define NAMES(...) ((const char *const[]){__VA_ARGS__, NULL})
-
 static void
 test_tokens_come_together_in_the_block_of_a_row_layer(void)
 {

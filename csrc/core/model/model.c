@@ -229,6 +229,27 @@ tp_model_get_facts(const tp_model *model)
     return &model->facts;
 }
 
+int64_t
+tp_parameter_elements(const tp_parameter *parameter)
+{
+    int64_t result = 1;
+    for (int i = 0; i < parameter->dims; i++)
+        result *= parameter->shape[i];
+    return result;
+}
+
+int64_t
+tp_model_elements(const tp_model *model)
+{
+    int64_t total = 0;
+    for (int i = 0; i < tp_model_parameter_count(model); i++) {
+        const tp_parameter *at = tp_model_parameter(model, i);
+        if (at->tied_to < 0)
+            total += tp_parameter_elements(at);
+    }
+    return total;
+}
+
 int
 tp_model_find_parameter(const tp_model *model, int module, const char *leaf)
 {

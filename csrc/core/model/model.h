@@ -81,6 +81,10 @@ const tp_module *tp_model_module(const tp_model *model, int index);
 const tp_parameter *tp_model_parameter(const tp_model *model, int index);
 const tp_model_facts *tp_model_get_facts(const tp_model *model);
 
+/* Elements of a parameter, and of all of them, a tensor of several names once. */
+int64_t tp_parameter_elements(const tp_parameter *parameter);
+int64_t tp_model_elements(const tp_model *model);
+
 /* The parameter `leaf` of module `index`, or -1. */
 int tp_model_find_parameter(const tp_model *model, int module, const char *leaf);
 

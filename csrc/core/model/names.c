@@ -40,6 +40,15 @@ tp_names_pattern(const char *name, char *out)
     *out = '\0';
 }
 
+char *
+tp_names_starred(tp_arena *arena, const char *name, tp_error *err)
+{
+    char *starred = tp_arena_text(arena, name, strlen(name), err);
+    if (starred != NULL)
+        tp_names_pattern(name, starred);
+    return starred;
+}
+
 bool
 tp_names_are_alike(const char *a, const char *b)
 {

@@ -18,6 +18,9 @@ bool tp_names_is_index(const char *name);
  * name's length and a NUL; the result is never longer than the name. */
 void tp_names_pattern(const char *name, char *out);
 
+/* The same in the arena, or NULL with `err` filled. */
+char *tp_names_starred(tp_arena *arena, const char *name, tp_error *err);
+
 /* Whether two names have the same pattern: they differ in indices only. */
 bool tp_names_are_alike(const char *a, const char *b);
 

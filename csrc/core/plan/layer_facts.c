@@ -85,10 +85,9 @@ is_bound(const tp_layer *layer)
 static int
 add_pattern(const char *name, tp_arena *arena, tp_names *out, tp_error *err)
 {
-    char *pattern = tp_arena_text(arena, name, strlen(name), err);
+    char *pattern = tp_names_starred(arena, name, err);
     if (pattern == NULL)
         return -1;
-    tp_names_pattern(name, pattern);
     for (int i = 0; i < out->count; i++)
         if (strcmp(out->names[i], pattern) == 0)
             return 0;

@@ -52,10 +52,9 @@ add(form *into, tp_text *line, tp_error *err)
 static int
 begin(form *into, tp_text *line, const char *name, tp_error *err)
 {
-    char *pattern = tp_arena_text(into->arena, name, strlen(name), err);
+    char *pattern = tp_names_starred(into->arena, name, err);
     if (pattern == NULL)
         return -1;
-    tp_names_pattern(name, pattern);
     tp_text_add(line, "%s", pattern[0] == '\0' ? "the model" : pattern);
     return 0;
 }

@@ -31,13 +31,7 @@ elements_of(const int64_t *shape, int dims)
 int64_t
 tp_plan_parameters(const tp_plan *plan)
 {
-    int64_t total = 0;
-    for (int i = 0; i < plan->entry_count; i++) {
-        const tp_parameter *at = tp_model_parameter(plan->model, i);
-        if (at->tied_to < 0)
-            total += elements_of(at->shape, at->dims);
-    }
-    return total;
+    return tp_model_elements(plan->model);
 }
 
 int64_t
@@ -70,7 +64,7 @@ add_to_group(group *groups, int *count, tp_map *map, const tp_parameter *at,
     else
         free(pattern);
     if (held >= 0)
-        groups[held].elements += elements_of(at->shape, at->dims);
+        groups[held].elements += tp_parameter_elements(at);
     return held < 0 ? -1 : 0;
 }
 

@@ -18,10 +18,9 @@ number_patterns(const tp_plan *plan, tp_arena *arena, tp_map *map, int *pattern,
     int known = 0;
     for (int i = 0; i < plan->entry_count; i++) {
         const char *name = tp_model_parameter(plan->model, i)->name;
-        char *starred = tp_arena_text(arena, name, strlen(name), err);
+        char *starred = tp_names_starred(arena, name, err);
         if (starred == NULL)
             return -1;
-        tp_names_pattern(name, starred);
         pattern[i] = tp_map_add(map, starred, known, err);
         if (pattern[i] < 0)
             return -1;

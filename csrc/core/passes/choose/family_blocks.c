@@ -107,10 +107,9 @@ warn_once(search *with, const tp_family_found *at, const char *why, tp_error *er
 {
     tp_build *build = with->build;
     const char *name = tp_model_module(build->model, at->output)->name;
-    char *starred = tp_arena_text(build->plan->arena, name, strlen(name), err);
+    char *starred = tp_names_starred(build->plan->arena, name, err);
     if (starred == NULL)
         return -1;
-    tp_names_pattern(name, starred);
     if (tp_map_find(with->warned, starred, strlen(starred)) >= 0)
         return 0;
     if (tp_map_add(with->warned, starred, 0, err) < 0)

@@ -77,16 +77,13 @@ mark_inside(const tp_build *build, char *found)
 static bool
 is_small(const tp_build *build, const char *found)
 {
-    int64_t total = 0, inside = 0;
+    int64_t inside = 0;
     for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
         const tp_parameter *at = tp_model_parameter(build->model, i);
-        int64_t elements = at->tied_to < 0 ? 1 : 0;
-        for (int dim = 0; dim < at->dims; dim++)
-            elements *= at->shape[dim];
-        total += elements;
-        inside += found[at->module] ? elements : 0;
+        if (at->tied_to < 0 && found[at->module])
+            inside += tp_parameter_elements(at);
     }
-    return inside <= total / MOST_PART;
+    return inside <= tp_model_elements(build->model) / MOST_PART;
 }
 
 static int
@@ -94,10 +91,9 @@ add_message(tp_build *build, int module, tp_map *said, tp_error *err)
 {
     const tp_module *at = tp_model_module(build->model, module);
     const tp_heads heads = tp_geometries_at(build->geometries, module)->heads;
-    char *starred = tp_arena_text(build->plan->arena, at->name, strlen(at->name), err);
+    char *starred = tp_names_starred(build->plan->arena, at->name, err);
     if (starred == NULL)
         return -1;
-    tp_names_pattern(at->name, starred);
     if (tp_map_find(said, starred, strlen(starred)) >= 0)
         return 0;
     if (tp_map_add(said, starred, 0, err) < 0)

@@ -27,19 +27,9 @@ typedef struct {
     const tp_build *build;
     tp_map *names;     /* to indices of `elements` */
     int64_t *elements; /* of the weights of each group */
-    bool *named;       /* whether the options name the group */
     int *groups;       /* one per module: its group, or -1 */
     int count;
 } search;
-
-static int64_t
-elements_of(const tp_parameter *at)
-{
-    int64_t result = 1;
-    for (int i = 0; i < at->dims; i++)
-        result *= at->shape[i];
-    return result;
-}
 
 /* Whether a rule speaks of the module, or of one around it. */
 static bool
@@ -85,9 +75,13 @@ find_weight(const tp_build *build, int module)
     return weight;
 }
 
+/* Whether the options let layers of this name be large; all that they do not name are
+ * none then. */
 static bool
-is_named(const tp_plan_options *options, const char *starred)
+may_be_large(const tp_plan_options *options, const char *starred)
 {
+    if (options->large_names == NULL)
+        return true;
     for (int i = 0; i < options->large_name_count; i++)
         if (strcmp(options->large_names[i], starred) == 0)
             return true;
@@ -100,19 +94,20 @@ join(search *with, int module, int weight, tp_error *err)
 {
     const tp_build *build = with->build;
     const char *name = tp_model_module(build->model, module)->name;
-    char *starred = tp_arena_text(build->plan->arena, name, strlen(name), err);
+    char *starred = tp_names_starred(build->plan->arena, name, err);
     if (starred == NULL)
         return -1;
-    tp_names_pattern(name, starred);
+    if (!may_be_large(build->options, starred))
+        return 0;
     int group = tp_map_find(with->names, starred, strlen(starred));
     if (group < 0) {
         group = with->count++;
-        with->named[group] = is_named(build->options, starred);
         if (tp_map_add(with->names, starred, group, err) < 0)
             return -1;
     }
     with->groups[module] = group;
-    with->elements[group] += elements_of(tp_model_parameter(build->model, weight));
+    with->elements[group] +=
+        tp_parameter_elements(tp_model_parameter(build->model, weight));
     return 0;
 }
 
@@ -122,8 +117,7 @@ find_groups(search *with, tp_error *err)
     const int count = tp_model_module_count(with->build->model);
     with->elements = calloc((size_t)count + 1, sizeof(*with->elements));
     with->groups = calloc((size_t)count + 1, sizeof(*with->groups));
-    with->named = calloc((size_t)count + 1, sizeof(*with->named));
-    if (with->elements == NULL || with->groups == NULL || with->named == NULL)
+    if (with->elements == NULL || with->groups == NULL)
         return tp_fail_memory(err);
     if (tp_map_new((size_t)count, &with->names, err) < 0)
         return -1;
@@ -136,32 +130,17 @@ find_groups(search *with, tp_error *err)
     return 0;
 }
 
-static int64_t
-count_elements(const tp_model *model)
-{
-    int64_t total = 0;
-    for (int i = 0; i < tp_model_parameter_count(model); i++) {
-        if (tp_model_parameter(model, i)->tied_to < 0)
-            total += elements_of(tp_model_parameter(model, i));
-    }
-    return total;
-}
-
 /* Whether there was something to choose. */
 static bool
 choose(const search *with, tp_source source)
 {
     bool any = false;
     const tp_build *build = with->build;
-    const int64_t least = count_elements(build->model) / LEAST_PART;
+    const bool named = build->options->large_names != NULL;
+    const int64_t least = named ? 0 : tp_model_elements(build->model) / LEAST_PART;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
         const int group = with->groups[i];
-        if (group < 0)
-            continue;
-        const bool is_large = build->options->large_names == NULL
-                                  ? with->elements[group] >= least
-                                  : with->named[group];
-        if (!is_large)
+        if (group < 0 || with->elements[group] < least)
             continue;
         const int weight = tp_model_find_parameter(build->model, i, "weight");
         const tp_parameter *at = tp_model_parameter(build->model, weight);
@@ -215,6 +194,5 @@ tp_large_layers_choose(tp_build *build, tp_error *err)
     tp_map_free(with.names);
     free(with.elements);
     free(with.groups);
-    free(with.named);
     return result;
 }

@@ -105,19 +105,22 @@ mark_layers(const places *at)
     }
 }
 
-/* The layer that an adapter beside it drops the input of, NULL for none. */
+/* The layer whose input an adapter drops with this module, NULL for none. */
 static const tp_layer *
-adapted_layer(const places *at, int dropouts)
+dropped_layer(const places *at, int module)
 {
     const tp_plan *plan = at->build->plan;
+    const int dropouts = parent_of(at, module);
+    if (dropouts < 0 || !tp_adapters_is_dropouts(leaf_of(at, dropouts)) ||
+        has_class(at, module, "Identity"))
+        return NULL;
     for (int i = 0; i < plan->layer_count; i++) {
-        const int module = plan->layers[i].module;
+        const int layer = plan->layers[i].module;
         tp_adapted part;
         char plain[TP_LONGEST_NAME];
-        if (parent_of(at, module) != parent_of(at, dropouts))
+        if (parent_of(at, layer) != parent_of(at, dropouts))
             continue;
-        tp_adapters_plain(tp_model_module(at->build->model, module)->name, plain,
-                          &part);
+        tp_adapters_plain(tp_model_module(at->build->model, layer)->name, plain, &part);
         if (part == TP_ADAPTED_LAYER)
             return &plan->layers[i];
     }
@@ -137,26 +140,18 @@ is_block(const places *at, int module)
 static bool
 is_replicated_dropout(const places *at, int module)
 {
-    const int parent = parent_of(at, module);
-    if (parent < 0)
-        return false;
-    if (tp_family_drops_shared(leaf_of(at, module)))
+    if (parent_of(at, module) >= 0 && tp_family_drops_shared(leaf_of(at, module)))
         return is_in_block(at, module);
-    if (!tp_adapters_is_dropouts(leaf_of(at, parent)))
-        return false;
-    const tp_layer *layer = adapted_layer(at, parent);
-    return layer != NULL && layer->opens_region && !has_class(at, module, "Identity");
+    const tp_layer *layer = dropped_layer(at, module);
+    return layer != NULL && layer->opens_region;
 }
 
 /* The input of a row layer, behind which an adapter drops it. */
 static bool
 is_sharded_dropout(const places *at, int module)
 {
-    const int parent = parent_of(at, module);
-    if (parent < 0 || !tp_adapters_is_dropouts(leaf_of(at, parent)))
-        return false;
-    const tp_layer *layer = adapted_layer(at, parent);
-    return layer != NULL && layer->closes_region && !has_class(at, module, "Identity");
+    const tp_layer *layer = dropped_layer(at, module);
+    return layer != NULL && layer->closes_region;
 }
 
 static int
