@@ -13,6 +13,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from deepspeed_autotp.api.engine_checks import (
+    check_groups,
+    check_optimizer,
+    check_tp_size,
+    compared_settings,
+)
 from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
@@ -20,8 +26,6 @@ from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.tp_size import (
-    check_engine_tp_size,
-    consecutive_ranks,
     refuse_unfilled_auto,
 )
 from deepspeed_autotp.config.training_config import (
@@ -37,20 +41,17 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
 from deepspeed_autotp.interop.deepspeed.engine import (
     gather_weights_on_save,
-    has_stepped,
     on_destroy,
-    optimizer_type,
     refuse_engine_record,
     refuse_pipeline,
     settle_engine_config,
 )
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
-from deepspeed_autotp.interop.deepspeed.groups import engine_group, engine_group_size
+from deepspeed_autotp.interop.deepspeed.groups import engine_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
-from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -65,16 +66,6 @@ from deepspeed_autotp.state.sharded_model import (
 )
 
 _log = logging.getLogger("deepspeed_autotp")
-
-# What DeepSpeed's own steps depend on: with other values on another rank they wait for ever.
-_COMPARED = (
-    "bf16",
-    "bfloat16",
-    "fp16",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,19 +189,19 @@ class EngineSetup:
         refuse_engine_record()
         config = copied(load_ds_config(given))
         settings = self._merged(config)
-        _check_tp_size(model, settings, has_mpu=mpu is not None)
+        check_tp_size(model, settings, has_mpu=mpu is not None)
         if settings.autotp_size <= 1:
             return _Prepared(config, None, {"tensor_parallel.autotp_size": "0 or 1"})
         refuse_pipeline(model)
-        _check_groups(settings, mpu)
-        _check_optimizer(self._optimizer, config)
+        check_groups(settings, mpu)
+        check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
         settle_engine_config(config, mpu=mpu)
         found = find_tensor_parallel(model)
         return _Prepared(
             config,
             settings,
-            compared(settings) | _compared(config) | {"the model": _state_of(found)},
+            compared(settings) | compared_settings(config) | {"the model": _state_of(found)},
             described(model) if found is None else None,
         )
 
@@ -249,13 +240,6 @@ def _state_of(state: TensorParallel | None) -> str:
     return "unsharded" if state is None else where
 
 
-def _compared(config: Mapping[str, Any]) -> dict[str, str]:
-    values = {key: str(config[key]) for key in _COMPARED if key in config}
-    zero = config["zero_optimization"]
-    values["zero_optimization.stage"] = str(zero.get("stage") if isinstance(zero, dict) else zero)
-    return values
-
-
 def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
     save_full_weights(engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen))
@@ -278,50 +262,3 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     )
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
     check_first_call(model, state.group)
-
-
-def _check_tp_size(model: nn.Module, settings: TPTrainingConfig, *, has_mpu: bool) -> None:
-    before = find_tensor_parallel(model)
-    check_engine_tp_size(
-        settings,
-        rank=dist.get_rank(),
-        ranks=dist.get_world_size(),
-        sharded_over=None if before is None else before.group.global_ranks,
-        engine_ranks=engine_group_size(),
-        has_mpu=has_mpu,
-    )
-    if before is not None and settings.sequence_parallel and not before.plan.stacks:
-        raise ValueError(
-            "tensor_parallel.sequence_parallel is true, but the model was sharded without it; set "
-            "it where the model is sharded, in parallelize"
-        )
-
-
-def _check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
-    """DeepSpeed's engine uses consecutive ranks, whatever group it is given."""
-    nested = settings.tensor_parallel
-    expected = consecutive_ranks(settings.autotp_size, dist.get_rank())
-    for group, what in (
-        (nested.tp_group, "tensor_parallel.tp.tp_group"),
-        (mpu_group(nested.mpu), "tensor_parallel.tp.mpu"),
-        (mpu_group(mpu), "mpu"),
-    ):
-        actual = expected if group is None else list(dist.get_process_group_ranks(group))
-        if actual != expected:
-            raise ValueError(
-                f"{what}: got a group of the ranks {actual}, but DeepSpeed's engine needs "
-                f"{settings.autotp_size} consecutive ranks, here {expected}; leave it out, or "
-                "number the processes so that the ranks of a TP group follow one another"
-            )
-
-
-def _check_optimizer(optimizer: Any, config: Mapping[str, Any]) -> None:
-    if optimizer is not None:
-        refuse_optimizer_over_tensors(optimizer, before="initialize: optimizer")
-    else:
-        refuse_optimizer_over_tensors(optimizer_type(config), before="initialize: optimizer.type")
-    if has_stepped(optimizer):
-        raise ValueError(
-            "the optimizer holds state of the full weights already; build it anew, or load its "
-            "state with engine.load_checkpoint after initialize"
-        )

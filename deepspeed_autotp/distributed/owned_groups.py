@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process groups that were made for one sharded model, and their end.
 
-torch.distributed keeps a group until it is destroyed, whoever still has it, and ranks that have
+torch.distributed keeps a group until it is destroyed, also one out of use, and ranks that have
 destroyed different groups no longer agree about names of later ones. So groups are closed only
 where all ranks are at the same point: in ``destroy``, after an error, and, for models that were
 merely dropped, where all ranks shard the next one.

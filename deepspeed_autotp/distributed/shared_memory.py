@@ -117,7 +117,7 @@ class _Reduction:
         self.memory.finish(self)
 
 
-# All memories that somebody has, by the integer in their names.
+# All memories in use, by the integer in their names.
 _open_memories: weakref.WeakValueDictionary[int, SharedMemory] = weakref.WeakValueDictionary()
 
 

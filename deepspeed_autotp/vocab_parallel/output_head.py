@@ -3,7 +3,7 @@
 
 The head then gives this rank's columns of the logits, an ordinary tensor, and the model's
 ``loss_function`` forms the loss from those of all ranks. In evaluation, without labels, under
-torch.compile and where somebody watches the output of the head, it gathers them. So does a model of
+torch.compile and where a user's hook is on the head, it gathers them. So does a model of
 which it is not known that it computes the same on any columns (interop/loss_route.py).
 """
 

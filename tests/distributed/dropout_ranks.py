@@ -13,27 +13,19 @@ from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
 from tests.support.dropout_model import (
-    PARTITION,
     RATE,
     DropoutModel,
+    Masks,
     SeenDropout,
     build_dropout_model,
     inputs,
+    masks_of,
+    shard,
 )
 from tests.support.raised_error import raised_error
+from tests.support.replica_difference import replica_difference
 from tests.support.small_models import build, tokens
 from tests.support.training_loops import train_sharded
-
-Masks = dict[str, list[Tensor]]
-
-
-def shard(model: nn.Module, heads: int, *, sequence: bool = False) -> None:
-    deepspeed_autotp.parallelize(
-        model,
-        tp_size=dist.get_world_size(),
-        config={"partition_config": PARTITION, "sequence_parallel": sequence},
-        example_inputs={"x": inputs(heads)},
-    )
 
 
 def sharded(
@@ -42,14 +34,6 @@ def sharded(
     model = build_dropout_model(heads, rate=rate, reentrant=reentrant)
     shard(model, heads, sequence=sequence)
     return model
-
-
-def masks_of(model: DropoutModel) -> Masks:
-    """All masks since the last call, by dropout."""
-    found = {name: list(module.seen) for name, module in model.dropouts()}
-    for _, module in model.dropouts():
-        module.seen.clear()
-    return found
 
 
 def step(model: nn.Module, heads: int, number: int = 0) -> Tensor:
@@ -105,15 +89,7 @@ def long_run(
     finally:
         if compiled:
             torch._dynamo.reset()
-    return checked(model), float(torch.rand(())), losses
-
-
-def checked(model: nn.Module) -> str:
-    try:
-        deepspeed_autotp.check_replicas(model)
-    except RuntimeError as error:
-        return str(error)
-    return "all equal"
+    return replica_difference(model), float(torch.rand(())), losses
 
 
 def compiled_masks(heads: int) -> tuple[list[Tensor], Tensor, int]:
@@ -303,7 +279,7 @@ def adapters(changes: dict[str, Any], sequence: bool) -> tuple[str, dict[str, li
     )
     seen = _seen(model, lambda name: "lora_dropout" in name)
     train_sharded(model, steps=4)
-    return checked(model), {name: masks[:1] for name, masks in seen.items()}
+    return replica_difference(model), {name: masks[:1] for name, masks in seen.items()}
 
 
 def positions() -> tuple[str, list[Tensor], list[Tensor]]:
@@ -335,7 +311,11 @@ def positions() -> tuple[str, list[Tensor], list[Tensor]]:
         optimizer.step()
         optimizer.zero_grad()
     attention = "deberta.encoder.layer.0.attention.self."
-    return checked(model), seen[attention + "pos_dropout"][:1], seen[attention + "dropout"][:1]
+    return (
+        replica_difference(model),
+        seen[attention + "pos_dropout"][:1],
+        seen[attention + "dropout"][:1],
+    )
 
 
 class ByParts(nn.Module):
@@ -405,7 +385,7 @@ def nested() -> tuple[str, Tensor, Tensor, Tensor]:
         optimizer.zero_grad()
     block = model.block
     return (
-        checked(model),
+        replica_difference(model),
         block.inner_dropout.seen[0],
         block.mlp.inner_dropout.seen[0],
         block.mlp.residual_dropout.seen[0],

@@ -18,6 +18,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, open_transport
 from tests.support.engine_config import Setting, engine_config
 from tests.support.log_records import LoggedMessages
+from tests.support.models_on_rank0 import weights_on_rank0
 from tests.support.open_resources import open_resources
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
@@ -94,7 +95,7 @@ def exchanges(how: str) -> int:
                 layer.mlp.register_forward_hook(lambda m, a, y: y * m.up_proj.weight.shape[0])
             deepspeed_autotp.parallelize(model, tp_size=2)
         elif how == "scatter":
-            with torch.device("meta" if dist.get_rank() % 2 else "cpu"):
+            with weights_on_rank0(2):
                 model = made()
             config = {"self_check": False}
             deepspeed_autotp.parallelize(model, tp_size=2, config=config)
@@ -124,7 +125,7 @@ def groups_while_training(device: bool) -> tuple[int, int, int]:
 
 def groups_of_refusal() -> tuple[str, int]:
     """What is said where only rank 0 of four has weights, and the groups that were made."""
-    with torch.device("meta" if dist.get_rank() else "cpu"):
+    with weights_on_rank0(dist.get_world_size()):
         model = made()
     with Watch() as seen:
         said = raised_error(lambda: deepspeed_autotp.parallelize(model, tp_size=2))

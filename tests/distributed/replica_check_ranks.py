@@ -13,6 +13,7 @@ from tests.support.engine_config import Setting, engine_config
 from tests.support.handmade_model import PARTITION, build_handmade, example
 from tests.support.log_records import LoggedMessages
 from tests.support.loss_curves import train_engine
+from tests.support.replica_difference import replica_difference
 from tests.support.small_models import build, model_with_buffers, tokens
 from tests.support.training_loops import train_sharded
 
@@ -28,24 +29,16 @@ def sharded(**changes: Any) -> nn.Module:
     return deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
 
 
-def checked(model: nn.Module) -> str:
-    try:
-        deepspeed_autotp.check_replicas(model)
-    except RuntimeError as error:
-        return str(error)
-    return "all equal"
-
-
 def drifts(names: list[str]) -> list[str]:
     """The error of the check before, and after the last rank has changed these weights."""
     model = sharded(num_key_value_heads=1)
     train_sharded(model, steps=1)
-    found = [checked(model)]
+    found = [replica_difference(model)]
     if dist.get_rank() == dist.get_world_size() - 1:
         with torch.no_grad():
             for name in names:
                 model.get_parameter(name).view(-1)[-1] += 1e-6
-    return [*found, checked(model)]
+    return [*found, replica_difference(model)]
 
 
 def drifts_in_engine(zero: int) -> list[str]:
@@ -55,12 +48,12 @@ def drifts_in_engine(zero: int) -> list[str]:
     config = engine_config(Setting(tp=2, zero=zero, clip=1.0))
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=optimizer, config=config)
     train_engine(engine, tp=2, steps=1)
-    found = [checked(engine)]
+    found = [replica_difference(engine)]
     weight = model.get_parameter("model.norm.weight")
     if dist.get_rank() % 2 == 0:
         held = weight.ds_tensor if zero == 3 else weight  # type: ignore[attr-defined]
         held.data.add_(1)
-    return [*found, checked(engine)]
+    return [*found, replica_difference(engine)]
 
 
 def share(seeds: list[int], tp: int) -> tuple[list[str], bool]:
@@ -94,7 +87,7 @@ def train_with_dropout(changes: dict[str, Any], residual: bool) -> tuple[str, li
             layer.mlp.register_forward_hook(lambda m, a, y: F.dropout(y, 0.1, m.training))
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     losses, _ = train_sharded(model, steps=4)
-    return checked(model), losses
+    return replica_difference(model), losses
 
 
 def checkpointed_dropout() -> tuple[float, bool]:
@@ -126,7 +119,7 @@ def seeded_by_rank() -> tuple[str, list[float], list[str]]:
     torch.manual_seed(dist.get_rank())
     with LoggedMessages() as said:
         losses, _ = train_sharded(model, steps=3)
-    return checked(model), losses, said
+    return replica_difference(model), losses, said
 
 
 class Dropping(nn.Module):
@@ -155,7 +148,7 @@ def train_handmade_with_dropout() -> tuple[str, list[float]]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    return checked(model), losses
+    return replica_difference(model), losses
 
 
 def dropped_output() -> Tensor:

@@ -16,6 +16,7 @@ from deepspeed_autotp.distributed import shared_memory as shared_memory_module
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.shared_memory import shared_memory
 from tests.support.column_shards import even_widths, world_group
+from tests.support.open_resources import mapped_shared_memories
 from tests.support.small_models import build, tokens
 
 # Of a message: nothing, less than a slot, and more than the two slots.
@@ -73,7 +74,9 @@ def of_a_step() -> tuple[set[str], bool, bool]:
     all_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(all_ranks, own)
     same = all(torch.equal(other, own) for other in all_ranks)
-    left = _mapped() - _mapped(" (deleted)")  # DeepSpeed may keep groups of earlier jobs
+    left = mapped_shared_memories() - mapped_shared_memories(
+        " (deleted)"
+    )  # DeepSpeed may keep groups of earlier jobs
     return {call.transport for call in recorder.calls}, same, left > 0
 
 
@@ -157,7 +160,7 @@ def recovered() -> list[float]:
     with Recorder() as recorder:
         sums = [float(group.all_reduce(torch.ones(()))) for group in (one, other)]
     assert {call.transport for call in recorder.calls} == {SHARED_MEMORY}
-    return [*sums, float(_mapped() - began)]
+    return [*sums, float(mapped_shared_memories() - began)]
 
 
 def opened_with(case: str) -> tuple[str, bool, int]:
@@ -193,7 +196,11 @@ def opened_with(case: str) -> tuple[str, bool, int]:
         torch.set_default_device(None)
     dist.barrier()
     gc.collect()
-    return said, any(Path(f"/dev/shm{name}").exists() for name in names), _mapped() - began
+    return (
+        said,
+        any(Path(f"/dev/shm{name}").exists() for name in names),
+        mapped_shared_memories() - began,
+    )
 
 
 def mapped_after_use() -> list[int]:
@@ -203,24 +210,18 @@ def mapped_after_use() -> list[int]:
     handle = dist.new_group()
     first, second = shared_memory(handle), shared_memory(handle)
     assert first is second is not None
-    found = [_mapped() - began]
+    found = [mapped_shared_memories() - began]
     del first
     if dist.get_rank() == 1:
         second = None
-    found.append(_mapped() - began)
+    found.append(mapped_shared_memories() - began)
     third = shared_memory(handle)
-    found.append(_mapped() - began)
+    found.append(mapped_shared_memories() - began)
     del second, third
-    return [*found, _mapped() - began]
+    return [*found, mapped_shared_memories() - began]
 
 
 def _held_before() -> int:
     """Shared memories that earlier jobs have left: DeepSpeed's globals keep groups."""
     gc.collect()
-    return _mapped()
-
-
-def _mapped(end: str = "") -> int:
-    """Shared memories of this process whose line ends so; of a file that is gone with a word."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return sum("/dev/shm/autotp-" in line and line.endswith(end) for line in lines)
+    return mapped_shared_memories()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logits that a model returns in training are full for whoever uses them."""
+"""The logits that a model returns in training are full where they are used."""
 
 import pytest
 

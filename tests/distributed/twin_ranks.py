@@ -17,6 +17,7 @@ from deepspeed_autotp.self_check.self_check import SelfCheck
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import single_losses, worst_difference
 from tests.support.model_snapshot import refusal
+from tests.support.models_on_rank0 import weights_on_rank0
 from tests.support.small_models import build
 
 Q_AS_ROW = {
@@ -127,11 +128,8 @@ def meta_model(self_check: Any) -> tuple[list[int], float]:
     """What was checked where TP rank 0 alone has the weights, and how far the losses are from
     those of one process."""
     expected = single_losses(_large(), clip=0.0)
-    if dist.get_rank() == 0:
+    with weights_on_rank0(dist.get_world_size()):
         model = _large()
-    else:
-        with torch.device("meta"):
-            model = _large()
     with checked() as sizes:
         deepspeed_autotp.parallelize(
             model, tp_size=dist.get_world_size(), config={"self_check": self_check}
@@ -143,7 +141,7 @@ def sharded_tokens_on_meta() -> float:
     """How far the losses with sharded tokens are from those of one process, where TP rank 0 alone
     has the weights."""
     expected = single_losses(_large(), clip=0.0)
-    with torch.device("cpu" if dist.get_rank() == 0 else "meta"):
+    with weights_on_rank0(dist.get_world_size()):
         model = _large()
     deepspeed_autotp.parallelize(
         model, tp_size=dist.get_world_size(), config={"sequence_parallel": True}
@@ -153,7 +151,7 @@ def sharded_tokens_on_meta() -> float:
 
 def wrong_rule_on_meta() -> str:
     """The refusal of a wrong plan where TP rank 0 alone has the weights."""
-    with torch.device("cpu" if dist.get_rank() == 0 else "meta"):
+    with weights_on_rank0(dist.get_world_size()):
         model = _large()
     section = {"partition_config": Q_AS_ROW}
     try:

@@ -2,11 +2,9 @@
 """Dropout under DeepSpeed's activation checkpointing."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-import deepspeed_autotp
-from tests.support.dropout_model import PARTITION, build_dropout_model, inputs
+from tests.support.dropout_model import build_dropout_model, inputs, masks_of, shard
 
 
 def checkpointed(heads: int) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]], list[float]]:
@@ -16,17 +14,11 @@ def checkpointed(heads: int) -> tuple[list[Tensor], list[Tensor], list[list[Tens
     deepspeed.init_distributed()
     deepspeed.checkpointing.configure(None)
     model = build_dropout_model(heads)
-    deepspeed_autotp.parallelize(
-        model,
-        tp_size=dist.get_world_size(),
-        config={"partition_config": PARTITION},
-        example_inputs={"x": inputs(heads)},
-    )
+    shard(model, heads)
     grads, behind = [], []
     for checkpoint in (None, deepspeed.checkpointing.checkpoint):
         model.checkpoint = checkpoint
-        for _, dropout in model.dropouts():
-            dropout.seen.clear()
+        masks_of(model)  # those of before
         model.zero_grad()
         torch.manual_seed(5)
         model(inputs(heads)).square().mean().backward()

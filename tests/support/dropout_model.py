@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import deepspeed_autotp
+
 SIZE = 4  # of a head
 RATE = 0.3
+
+Masks = dict[str, list[Tensor]]
 
 PARTITION: dict[str, Any] = {
     "use_default_specs": False,
@@ -124,3 +129,21 @@ def inputs(heads: int, step: int = 0, *, rows: int = 3, length: int = 5) -> Tens
     """The same on every rank; they need a gradient, for re-entrant checkpoints."""
     draw = torch.Generator().manual_seed(100 + step)
     return torch.randn(rows, length, heads * SIZE, generator=draw).requires_grad_()
+
+
+def shard(model: nn.Module, heads: int, *, sequence: bool = False) -> None:
+    """Over all ranks of the run."""
+    deepspeed_autotp.parallelize(
+        model,
+        tp_size=dist.get_world_size(),
+        config={"partition_config": PARTITION, "sequence_parallel": sequence},
+        example_inputs={"x": inputs(heads)},
+    )
+
+
+def masks_of(model: DropoutModel) -> Masks:
+    """All masks since the last call, by dropout."""
+    found = {name: list(module.seen) for name, module in model.dropouts()}
+    for _, module in model.dropouts():
+        module.seen.clear()
+    return found

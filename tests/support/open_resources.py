@@ -8,6 +8,12 @@ from pathlib import Path
 import torch.distributed.distributed_c10d as c10d
 
 
+def mapped_shared_memories(end: str = "") -> int:
+    """Those of this process whose line ends so; of a file that is gone with a word."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum("/dev/shm/autotp-" in line and line.endswith(end) for line in lines)
+
+
 def open_resources() -> dict[str, int]:
     """How many of each kind this process has, once garbage is collected."""
     gc.collect()
@@ -17,11 +23,10 @@ def open_resources() -> dict[str, int]:
             files.append(os.readlink(number))
         except FileNotFoundError:  # that of the listing itself
             continue
-    maps = Path("/proc/self/maps").read_text().splitlines()
     return {
         "threads": len(list(Path("/proc/self/task").iterdir())),
         "sockets": sum(name.startswith("socket:") for name in files),
         "files": len(files),
-        "shared memories": sum("/dev/shm/autotp-" in line for line in maps),
+        "shared memories": mapped_shared_memories(),
         "process groups": len(c10d._world.pg_names),
     }

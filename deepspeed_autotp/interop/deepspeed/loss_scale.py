@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss scaling of DeepSpeed's engine in float16, where DeepSpeed does it wrongly or on one rank.
 
-With ``fp16`` and ZeRO 1 to 3 DeepSpeed agrees on infinite gradients over all ranks by itself.
+With ``fp16`` and ZeRO 1 to 3 DeepSpeed itself agrees on infinite gradients over all ranks.
 """
 
 from __future__ import annotations
