@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.rng_observation import (
     Observation,
@@ -102,12 +101,25 @@ class DropoutRNG:
             return not torch.compiler.is_compiling()
         return self._is_drawing is not False
 
-    def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks around the forward of ``model``, which holds all regions."""
-        return [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
+    def begin(self, model: nn.Module) -> None:
+        """Before a forward of ``model``, which holds all regions."""
+        self._depth += 1
+        if self._draws_from_next_call:
+            self._set_drawing()
+        if self._is_drawing or not model.training:
+            return
+        device = next(model.parameters()).device
+        if not (torch.compiler.is_compiling() or is_capturing(device)):
+            self._observation = Observation(default_generator(device))
+
+    def end(self, *, failed: bool) -> None:
+        """Behind that forward, also where ``begin`` was not reached."""
+        self._depth = max(0, self._depth - 1)
+        if self._region is not None:
+            self.leave()
+        observed, self._observation = self._observation, None
+        if observed is not None and not failed:
+            self._conclude(observed)
 
     def enter(self, device: torch.device, *, of_tokens: bool = False) -> None:
         """Use this rank's RNG state from here on; no effect inside of a region.
@@ -238,27 +250,6 @@ class DropoutRNG:
         region.generator.set_state(region.own)
         self._region = region
         self._expect()
-
-    def _begin(self, model: nn.Module, args: object) -> None:
-        self._depth += 1
-        if self._depth == 1 and self._draws_from_next_call:
-            self._set_drawing()
-        if self._depth > 1 or self._is_drawing or not model.training:
-            return
-        device = next(model.parameters()).device
-        if not (torch.compiler.is_compiling() or is_capturing(device)):
-            self._observation = Observation(default_generator(device))
-
-    def _end(self, model: nn.Module, args: object, output: object) -> None:
-        # Also called where a hook before ours has failed, and ours was not reached.
-        self._depth = max(0, self._depth - 1)
-        if self._depth > 0:
-            return
-        if self._region is not None:
-            self.leave()
-        observed, self._observation = self._observation, None
-        if observed is not None and output is not None:
-            self._conclude(observed)
 
     def _conclude(self, observed: Observation) -> None:
         observed.look()

@@ -18,7 +18,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     copy_to_tp_region,
     scatter_to_tp_region,
 )
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 
 # Names of the argument. Heads are the third dimension from the end; an alibi may have them in one
 # dimension with the rows of the batch, behind these.
@@ -45,18 +45,17 @@ class PerHeadBias(nn.Module):
     alibi [B, Q, K].
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        sharding = sharding_of(self)
         own: Any = type(self)  # Any: mypy finds no hash in a class of modules
         given = _signature(own).bind(self, *args, **kwargs)
         tensors = {n: v for n, v in given.arguments.items() if isinstance(v, Tensor)}
         rows = next((v.shape[0] for n, v in tensors.items() if n not in _BIASES), 1)
         for name, value in tensors.items():
             if name == _ALIBI and value.dim() == _BIAS_DIMS:
-                given.arguments[name] = _local_alibi(value, rows, self.sharding)
+                given.arguments[name] = _local_alibi(value, rows, sharding)
             elif name in _BIASES or (name in _MASKS and value.dim() > _BIAS_DIMS):
-                given.arguments[name] = _local_heads(value, self.sharding)
+                given.arguments[name] = _local_heads(value, sharding)
         return super().forward(*given.args[1:], **given.kwargs)
 
 
@@ -95,16 +94,15 @@ class ReplicatedRope(nn.Module):
     """The projection of latent attention (MLA) whose last features all heads read.
 
     y  [T, L + P]   the latent L, which a column layer reads, and the rope features P, which all
-                    heads read; ``sharding.layout.size`` is L + P, its one run the rope features
+                    heads read; ``layout.size`` is L + P, its one run the rope features
 
     forward   no communication
     backward  all-reduce of the gradient of the rope features, which each rank's heads add to
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         y = super().forward(*args, **kwargs)
-        start, length = self.sharding.layout.runs[0]
+        s = sharding_of(self)
+        start, length = s.layout.runs[0]
         latent, rope = y.split([start, length], dim=-1)
-        return torch.cat([latent, copy_to_tp_region(rope, self.sharding.group)], dim=-1)
+        return torch.cat([latent, copy_to_tp_region(rope, s.group)], dim=-1)

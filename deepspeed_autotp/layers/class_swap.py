@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Kind
+from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.interop.transformers import is_plain_linear
 from deepspeed_autotp.layers.attention import PerHeadBias, ReplicatedRope
@@ -83,10 +85,25 @@ def wrapper_class(
     return _wrapped(wrapper, own, tuple(divided), ranks)
 
 
-def mixed_class(mixin: Any, module: nn.Module) -> type[nn.Module]:
-    """The class of ``module`` with ``mixin`` before it."""
+def set_class(module: nn.Module, cls: type[nn.Module]) -> Callable[[], None]:
+    """Give ``module`` another class; returns the undo."""
+    before = type(module)
+    # Kept from the start: torch.compile guards the number of objects that a module has.
+    forget = set_state(module, _SuperForward()) if issubclass(cls, _RequireSuperForward) else None
+    module.__class__ = cls
+
+    def back() -> None:
+        module.__class__ = before
+        if forget is not None:
+            forget()
+
+    return back
+
+
+def mix_in(mixin: Any, module: nn.Module) -> Callable[[], None]:
+    """Give ``module`` its class with ``mixin`` before it; returns the undo."""
     own: Any = type(module)
-    return _combined(mixin, own, (mixin, own))
+    return set_class(module, _combined(mixin, own, (mixin, own)))
 
 
 # Both cached: one class for all layers alike, so that what is compiled for one serves the others.
@@ -113,6 +130,13 @@ def _divided(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:
     return read
 
 
+@dataclass(slots=True)
+class _SuperForward:
+    """Whether the forward that runs has called the sharded one."""
+
+    reached: bool = False
+
+
 class _RequireSuperForward(nn.Module):
     """Before a class with its own forward, which has to call the sharded one.
 
@@ -120,9 +144,10 @@ class _RequireSuperForward(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        vars(self)["reached"] = False
+        record = state_of(self, _SuperForward)
+        record.reached = False
         y = super().forward(*args, **kwargs)
-        if not vars(self)["reached"]:
+        if not record.reached:
             own = type(self).__mro__[2].__name__
             raise RuntimeError(
                 f"{own}.forward does not call super().forward, and so skips the collectives that "
@@ -136,7 +161,7 @@ class _RecordForward(nn.Module):
     """Between that class and the sharded one."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        vars(self)["reached"] = True
+        state_of(self, _SuperForward).reached = True
         return super().forward(*args, **kwargs)
 
 

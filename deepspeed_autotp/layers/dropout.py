@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+from deepspeed_autotp.interop.module_state import state_of
+from deepspeed_autotp.layers.model_run import ModelRun
 
 
 class RegionBlock(nn.Module):
@@ -19,10 +20,8 @@ class RegionBlock(nn.Module):
     A sharded region that begins in its forward ends there, also by an exception.
     """
 
-    tp_dropout_rng: DropoutRNG
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        rng = self.tp_dropout_rng
+        rng = state_of(self, ModelRun).rng
         if not (self.training and rng.is_active):
             return super().forward(*args, **kwargs)
         return rng.run_block(super().forward, args, kwargs)
@@ -31,11 +30,10 @@ class RegionBlock(nn.Module):
 class _PlacedDropout(nn.Module):
     """Dropout whose activation is not what its place in or outside of a region says."""
 
-    tp_dropout_rng: DropoutRNG
     sharded: ClassVar[bool]
 
     def forward(self, x: Tensor) -> Any:
-        rng = self.tp_dropout_rng
+        rng = state_of(self, ModelRun).rng
         if not (self.training and rng.is_active):
             return super().forward(x)
         return rng.run_dropout(super().forward, x, sharded=self.sharded)

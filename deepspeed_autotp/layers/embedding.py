@@ -14,7 +14,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     reduce_from_tp_region,
 )
 from deepspeed_autotp.layers.embedding_lookup import lookup
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.layer_sharding import sharding_of
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -30,10 +30,9 @@ class VocabularyEmbedding(nn.Embedding):
     An id outside the vocabulary is an IndexError on the CPU, and a row of NaN on a GPU.
     """
 
-    sharding: LayerSharding
-
     def forward(self, ids: Tensor) -> Tensor:
-        layout, group = self.sharding.layout, self.sharding.group
+        s = sharding_of(self)
+        layout, group = s.layout, s.group
         start, rows = layout.runs[group.rank]
         if self.weight.shape[0] != rows:
             raise ValueError(
@@ -56,11 +55,10 @@ class HiddenEmbedding(nn.Embedding):
     backward  no communication
     """
 
-    sharding: LayerSharding
-
     def forward(self, ids: Tensor) -> Tensor:
         y = F.embedding(ids, self.weight, self.padding_idx)
-        return gather_from_tp_region(y, self.sharding.layout, self.sharding.group)
+        s = sharding_of(self)
+        return gather_from_tp_region(y, s.layout, s.group)
 
 
 class HeadEmbedding(nn.Embedding):
@@ -73,8 +71,6 @@ class HeadEmbedding(nn.Embedding):
     forward   no communication
     backward  no communication
     """
-
-    sharding: LayerSharding
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight, self.padding_idx)

@@ -17,7 +17,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     reduce_from_tp_region,
 )
 from deepspeed_autotp.distributed.rng_observation import first_tensor, run_without_draws
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 
 
 class Experts(nn.Module):
@@ -32,16 +32,14 @@ class Experts(nn.Module):
     A bias of the output is replicated, and divided by R on each rank.
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(_copied_to_region(value, self.sharding) for value in args)
-        kwargs = {key: _copied_to_region(value, self.sharding) for key, value in kwargs.items()}
-        if self.training and self.sharding.rng.is_active:
+        s = sharding_of(self)
+        args, kwargs = _copied_to_region(args, kwargs, s)
+        if self.training and s.run.rng.is_active:
             y = run_without_draws(super().forward, args, kwargs)
         else:
             y = super().forward(*args, **kwargs)
-        return reduce_from_tp_region(y, self.sharding.group)
+        return reduce_from_tp_region(y, s.group)
 
 
 class ExpertsColumn(nn.Module):
@@ -54,12 +52,10 @@ class ExpertsColumn(nn.Module):
     backward  all-reduce of dx
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(_copied_to_region(value, self.sharding) for value in args)
-        kwargs = {key: _copied_to_region(value, self.sharding) for key, value in kwargs.items()}
-        self.sharding.enter_region(first_tensor(args, kwargs), training=self.training)
+        s = sharding_of(self)
+        args, kwargs = _copied_to_region(args, kwargs, s)
+        s.enter_region(first_tensor(args, kwargs), training=self.training)
         return super().forward(*args, **kwargs)
 
 
@@ -73,11 +69,10 @@ class ExpertsRow(nn.Module):
     backward  no communication
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.sharding.leave_region(training=self.training)
-        return reduce_from_tp_region(super().forward(*args, **kwargs), self.sharding.group)
+        s = sharding_of(self)
+        s.leave_region(training=self.training)
+        return reduce_from_tp_region(super().forward(*args, **kwargs), s.group)
 
 
 class ReplicatedInExperts(nn.Module):
@@ -90,13 +85,16 @@ class ReplicatedInExperts(nn.Module):
     backward  no communication: the experts sum
     """
 
-    sharding: LayerSharding
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(*args, **kwargs) / self.sharding.group.size
+        return super().forward(*args, **kwargs) / sharding_of(self).group.size
 
 
-def _copied_to_region(value: Any, sharding: LayerSharding) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return copy_to_tp_region(value, sharding.group)
-    return value
+def _copied_to_region(
+    args: tuple[Any, ...], kwargs: dict[str, Any], sharding: LayerSharding
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return copy_to_tp_region(value, sharding.group)
+        return value
+
+    return tuple(map(copied, args)), {key: copied(value) for key, value in kwargs.items()}

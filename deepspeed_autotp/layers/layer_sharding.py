@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every sharded layer knows: its TP group, and the layout of its sharded dimension."""
+"""What every sharded layer knows: its TP group, its model's run, and how it is sharded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
     gather_from_tp_region,
     reduce_from_tp_region,
 )
-from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.interop.module_state import state_of
+from deepspeed_autotp.layers.model_run import ModelRun
 
 
 def all_gather_output(y: Tensor, sharding: LayerSharding) -> Tensor:
@@ -25,7 +25,7 @@ def all_gather_output(y: Tensor, sharding: LayerSharding) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LayerSharding:
-    """The ``sharding`` of a layer.
+    """How a layer is sharded; :func:`sharding_of` gives that of a module.
 
     siblings       parameters of the layers, this one among them, that are likely to share its
                    input; not the modules, which would make a reference cycle
@@ -37,9 +37,8 @@ class LayerSharding:
     """
 
     group: TPGroup
-    input: SharedInput
+    run: ModelRun
     layout: ShardLayout
-    rng: DropoutRNG
     siblings: tuple[Mapping[str, Tensor | None], ...] = ()
     gather_output: bool = False
     split_input: bool = False
@@ -50,16 +49,21 @@ class LayerSharding:
 
     def enter_region(self, x: Tensor, *, training: bool) -> None:
         """At the input of a column layer: what follows is sharded."""
-        if self.opens_region and training and self.rng.is_active:
-            self.rng.check_called_from_block()
-            self.rng.enter(x.device)
+        if self.opens_region and training and self.run.rng.is_active:
+            self.run.rng.check_called_from_block()
+            self.run.rng.enter(x.device)
 
     def leave_region(self, *, training: bool) -> None:
         """At the input of a row layer: what follows is replicated.
 
         Before the product, since a recomputation may end in it.
         """
-        if self.closes_region and training and self.rng.is_active:
-            self.rng.check_called_from_block()
-            self.rng.leave()
-        self.input.forget()
+        if self.closes_region and training and self.run.rng.is_active:
+            self.run.rng.check_called_from_block()
+            self.run.rng.leave()
+        self.run.input.forget()
+
+
+def sharding_of(module: nn.Module) -> LayerSharding:
+    """That of a sharded layer."""
+    return state_of(module, LayerSharding)

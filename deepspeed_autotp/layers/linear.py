@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import scatter_to_tp_region
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.layer_sharding import sharding_of
 
 
 class ColumnLinear(nn.Linear):
@@ -25,12 +25,10 @@ class ColumnLinear(nn.Linear):
     backward  all-reduce of dx
     """
 
-    sharding: LayerSharding
-
     def forward(self, x: Tensor) -> Tensor:
-        s = self.sharding
+        s = sharding_of(self)
         s.enter_region(x, training=self.training)
-        y = s.input.linear(x, self.weight, self.bias, siblings=s.siblings)
+        y = s.run.input.linear(x, self.weight, self.bias, siblings=s.siblings)
         return s.gather(y, s) if s.gather_output else y
 
 
@@ -45,10 +43,8 @@ class RowLinear(nn.Linear):
     backward  no communication (all-gather of dx with ``split_input``)
     """
 
-    sharding: LayerSharding
-
     def forward(self, x: Tensor) -> Tensor:
-        s = self.sharding
+        s = sharding_of(self)
         s.leave_region(training=self.training)
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)
@@ -60,26 +56,24 @@ class RowLinear(nn.Linear):
 class ColumnConv1D(nn.Module):
     """GPT-2's transposed linear, ``w [I, O/R]``; otherwise as :class:`ColumnLinear`."""
 
-    sharding: LayerSharding
     weight: nn.Parameter
     bias: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.sharding
+        s = sharding_of(self)
         s.enter_region(x, training=self.training)
-        y = s.input.linear(x, self.weight, self.bias, siblings=s.siblings, transposed=True)
+        y = s.run.input.linear(x, self.weight, self.bias, siblings=s.siblings, transposed=True)
         return s.gather(y, s) if s.gather_output else y
 
 
 class RowConv1D(nn.Module):
     """GPT-2's transposed linear, ``w [I/R, O]``; otherwise as :class:`RowLinear`."""
 
-    sharding: LayerSharding
     weight: nn.Parameter
     bias: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.sharding
+        s = sharding_of(self)
         s.leave_region(training=self.training)
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)

@@ -14,7 +14,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     gather_from_tp_region,
     scatter_to_tp_region,
 )
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.layer_sharding import sharding_of
 
 
 class GatheredNorm(nn.Module):
@@ -27,9 +27,7 @@ class GatheredNorm(nn.Module):
     backward  all-gather of dy
     """
 
-    sharding: LayerSharding
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        layout, group = self.sharding.layout, self.sharding.group
-        y = super().forward(gather_from_tp_region(x, layout, group), *args, **kwargs)
-        return scatter_to_tp_region(y, layout, group)
+        s = sharding_of(self)
+        y = super().forward(gather_from_tp_region(x, s.layout, s.group), *args, **kwargs)
+        return scatter_to_tp_region(y, s.layout, s.group)

@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.autograd_collectives import reduce_from_tp_region
-from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_collectives import (
     GatheredSequence,
@@ -47,7 +46,7 @@ from deepspeed_autotp.distributed.sequence_collectives import (
 )
 from deepspeed_autotp.interop.torch_private import version_counter
 from deepspeed_autotp.interop.transformers import wants_hidden_states
-from deepspeed_autotp.layers.grad_overlap import SharedInput
+from deepspeed_autotp.layers.model_run import ModelRun
 
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -103,11 +102,10 @@ def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, 
 class Stack:
     """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
-    def __init__(self, owner: str, *, group: TPGroup, input: SharedInput, rng: DropoutRNG) -> None:
+    def __init__(self, owner: str, *, group: TPGroup, run: ModelRun) -> None:
         self.group = group
-        self._rng = rng
+        self._run = run
         self._owner = owner or "the model"
-        self._input = input
         self._is_sharding = False
         # Of the layers that have run in this call, and of the one that runs.
         self._between: SequenceLayout | None = None
@@ -121,12 +119,7 @@ class Stack:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
-        made = Stack(
-            self._owner,
-            group=self.group,
-            input=copy.deepcopy(self._input, memo),
-            rng=copy.deepcopy(self._rng, memo),
-        )
+        made = Stack(self._owner, group=self.group, run=copy.deepcopy(self._run, memo))
         memo[id(self)] = made
         return made
 
@@ -208,7 +201,7 @@ class Stack:
         finally:
             self._leave_rng_region()
             self._within, self._training = before
-            self._input.forget()
+            self._run.input.forget()
         if not layer.is_last:
             return output
         self._between = None
@@ -221,7 +214,7 @@ class Stack:
             return x
         self._leave_rng_region()
         full = gather_from_sequence_region(x, layout, self.group)
-        self._input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
+        self._run.input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
         return full
 
     def run_on_all_tokens(
@@ -266,9 +259,9 @@ class Stack:
     # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.
 
     def _enter_rng_region(self, device: torch.device) -> None:
-        if self._training and self._rng.is_active:
-            self._rng.enter(device, of_tokens=True)
+        if self._training and self._run.rng.is_active:
+            self._run.rng.enter(device, of_tokens=True)
 
     def _leave_rng_region(self) -> None:
-        if self._training and self._rng.is_active:
-            self._rng.leave()
+        if self._training and self._run.rng.is_active:
+            self._run.rng.leave()

@@ -6,18 +6,41 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.layers.class_swap import mixed_class
-from deepspeed_autotp.layers.grad_overlap import SharedInput
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.interop.module_state import set_state, state_of
+from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.layer_sharding import sharding_of
+from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, StackLayer
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerOfStack:
+    """What a layer of a stack knows of it.
+
+    ``run`` is ``Stack.run`` under torch.compiler.disable: the layout of the tokens is known only
+    when the layer runs.
+    """
+
+    stack: Stack
+    layer: StackLayer
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _ModuleOfStack:
+    """What a module within a layer of a stack knows of it."""
+
+    stack: Stack
+    argument: FirstArgument
+    name: str
 
 
 class SequenceParallelLayer(nn.Module):
@@ -25,18 +48,14 @@ class SequenceParallelLayer(nn.Module):
 
     x  [N, H] of the first layer, else [n, H]
     y  [N, H] of the last layer, else [n, H]
-
-    ``run`` is ``Stack.run`` under torch.compiler.disable: the layout of the tokens is known only
-    when the layer runs.
     """
 
-    tp_stack_layer: tuple[Stack, StackLayer, Callable[..., Any]]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, layer, run = self.tp_stack_layer
-        if stack.is_idle:
+        part = state_of(self, _LayerOfStack)
+        if part.stack.is_idle:
             return super().forward(*args, **kwargs)
-        return run(stack, layer, super().forward, args, kwargs, training=self.training)
+        forward = super().forward
+        return part.run(part.stack, part.layer, forward, args, kwargs, training=self.training)
 
 
 class GatherInput(nn.Module):
@@ -45,12 +64,10 @@ class GatherInput(nn.Module):
     x  [n, H]; the module's own forward is given [N, H]
     """
 
-    tp_gather_input: tuple[Stack, FirstArgument, str]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, argument, name = self.tp_gather_input
-        full = stack.gather_input(argument.of(args, kwargs), name)
-        args, named = argument.replaced(args, kwargs, full)
+        part = state_of(self, _ModuleOfStack)
+        full = part.stack.gather_input(part.argument.of(args, kwargs), part.name)
+        args, named = part.argument.replaced(args, kwargs, full)
         return super().forward(*args, **named)
 
 
@@ -64,26 +81,10 @@ class GatherInputScatterOutput(nn.Module):
     backward  all-gather of dy
     """
 
-    tp_gather_scatter: tuple[Stack, FirstArgument, str]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        stack, argument, name = self.tp_gather_scatter
-        return stack.run_on_all_tokens(name, argument, super().forward, args, kwargs)
-
-
-class ModuleChanges:
-    """How a conversion changes modules so that it can be undone: by class, by attribute, and by
-    functions in ``undo`` for the rest."""
-
-    def __init__(
-        self,
-        set_class: Callable[[nn.Module, type[nn.Module]], None],
-        assign: Callable[[nn.Module, str, Any], None],
-        undo: list[Callable[[], None]],
-    ) -> None:
-        self.set_class = set_class
-        self.assign = assign
-        self.undo = undo
+        part = state_of(self, _ModuleOfStack)
+        forward = super().forward
+        return part.stack.run_on_all_tokens(part.name, part.argument, forward, args, kwargs)
 
 
 def shard_sequence(
@@ -91,43 +92,46 @@ def shard_sequence(
     modules: Mapping[str, nn.Module],
     *,
     group: TPGroup,
-    input: SharedInput,
-    rng: DropoutRNG,
-    changes: ModuleChanges,
+    run: ModelRun,
+    undo: list[Callable[[], None]],
 ) -> None:
-    """Let the stacks of ``plan`` shard their tokens. The plan's layers are sharded before."""
+    """Let the stacks of ``plan`` shard their tokens; ``undo`` receives what undoes each step.
+
+    The plan's layers are sharded before.
+    """
     if not plan.stacks:
         return
-    run = torch.compiler.disable(
+    run_layer = torch.compiler.disable(
         Stack.run, reason="tensor_parallel.sequence_parallel: layers are not compiled in training"
     )
     for planned in plan.stacks:
-        stack = Stack(planned.owner, group=group, input=input, rng=rng)
+        stack = Stack(planned.owner, group=group, run=run)
         for name in planned.layers:
+            module = modules[name]
             layer = StackLayer(
                 name=name,
-                argument=_first_argument(modules[name], name),
+                argument=_first_argument(module, name),
                 is_first=name == planned.layers[0],
                 is_last=name == planned.layers[-1],
             )
-            changes.assign(modules[name], "tp_stack_layer", (stack, layer, run))
-            changes.set_class(modules[name], mixed_class(SequenceParallelLayer, modules[name]))
-        for names, key, mixin in (
-            (planned.gather_input, "tp_gather_input", GatherInput),
-            (planned.gather_scatter, "tp_gather_scatter", GatherInputScatterOutput),
+            undo.append(set_state(module, _LayerOfStack(stack, layer, run_layer)))
+            undo.append(mix_in(SequenceParallelLayer, module))
+        for names, mixin in (
+            (planned.gather_input, GatherInput),
+            (planned.gather_scatter, GatherInputScatterOutput),
         ):
             for name in names:
-                argument = _first_argument(modules[name], name)
-                changes.assign(modules[name], key, (stack, argument, name))
-                changes.set_class(modules[name], mixed_class(mixin, modules[name]))
+                part = _ModuleOfStack(stack, _first_argument(modules[name], name), name)
+                undo.append(set_state(modules[name], part))
+                undo.append(mix_in(mixin, modules[name]))
         for name in planned.reduce_scatter_output:
-            sharding: LayerSharding = vars(modules[name])["sharding"]
+            sharding = sharding_of(modules[name])
             reduce = _StackReduce(stack, name)
-            changes.assign(modules[name], "sharding", dataclasses.replace(sharding, reduce=reduce))
+            undo.append(set_state(modules[name], dataclasses.replace(sharding, reduce=reduce)))
         # A model may call the owner without some of its own arguments.
         around = [modules[name] for name in _parents(planned.owner) if name in modules]
         hooks = stack.register_hooks(modules[planned.owner], around=around)
-        changes.undo.extend(hook.remove for hook in hooks)
+        undo.extend(hook.remove for hook in hooks)
 
 
 def _parents(name: str) -> list[str]:

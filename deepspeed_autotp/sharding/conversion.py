@@ -18,21 +18,29 @@ from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.dropout import declares_dropout
+from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.layers.attention import takes_per_head_bias
-from deepspeed_autotp.layers.class_swap import WRAPPERS, mixed_class, sharded_class, wrapper_class
+from deepspeed_autotp.layers.class_swap import (
+    WRAPPERS,
+    mix_in,
+    set_class,
+    sharded_class,
+    wrapper_class,
+)
 from deepspeed_autotp.layers.dropout import RegionBlock, ReplicatedDropout, ShardedDropout
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.sequence_parallel.stack_modules import ModuleChanges, shard_sequence
+from deepspeed_autotp.sequence_parallel.stack_modules import shard_sequence
 from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.state.grad_sync import open_subgroups, register_grad_hooks
 from deepspeed_autotp.state.sharded_model import shard_of
-from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight, WeightAccess
+from deepspeed_autotp.vocab_parallel.gathered_weight import read_full_weight
 from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
 
 
@@ -46,9 +54,7 @@ class Conversion:
         self._parameters = description.parameters
         self._plan = plan
         self._group = group
-        self._input = SharedInput(group, overlap=overlap)
-        self._weight_access = WeightAccess()
-        self._rng = DropoutRNG(
+        rng = DropoutRNG(
             group.rank,
             declared=declares_dropout(description.modules[""]),
             uneven=any(
@@ -57,6 +63,7 @@ class Conversion:
                 if layer.opens_region
             ),
         )
+        self._run = ModelRun(SharedInput(group, overlap=overlap), rng)
         self._undo: list[Callable[[], None]] = []
         open_subgroups(plan, group)
         self._copy: PinnedCopy | None = None
@@ -74,22 +81,13 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = with_local_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
-        if any(layer.gathers_weight for layer in layers):
-            self._undo.extend(
-                hook.remove for hook in self._weight_access.register_hooks(self._modules[""])
-            )
-        changes = ModuleChanges(self._set_class, self._assign, self._undo)
-        shard_sequence(
-            self._plan,
-            self._modules,
-            group=self._group,
-            input=self._input,
-            rng=self._rng,
-            changes=changes,
-        )
+        shard_sequence(self._plan, self._modules, group=self._group, run=self._run, undo=self._undo)
         self._open_regions()
-        hooks = register_grad_hooks(self._plan, self._parameters, self._group)
-        self._undo.extend(hook.remove for hook in hooks)
+        hooks = [
+            *self._run.register_hooks(self._modules[""]),
+            *register_grad_hooks(self._plan, self._parameters, self._group),
+        ]
+        self._undo += [hook.remove for hook in hooks]
 
     def _open_regions(self) -> None:
         """Give modules around sharded regions, and dropouts, the classes that know of these."""
@@ -101,11 +99,8 @@ class Conversion:
             (plan.sharded_dropouts, ShardedDropout),
         ):
             for name in names:
-                self._assign(self._modules[name], "tp_dropout_rng", self._rng)
-                self._set_class(self._modules[name], mixed_class(mixin, self._modules[name]))
-        if plan.region_blocks:
-            hooks = self._rng.register_hooks(self._modules[""])
-            self._undo.extend(hook.remove for hook in hooks)
+                self._undo.append(set_state(self._modules[name], self._run))
+                self._undo.append(mix_in(mixin, self._modules[name]))
 
     def keep_logits(self, *, insist: bool = False) -> None:
         """Let the output head keep its shard of the logits where labels are given, if the plan says
@@ -173,7 +168,6 @@ class Conversion:
 
     def undo(self) -> None:
         """Back to the model as it was before this conversion. Not possible after ``commit``."""
-        self._input.forget()  # of a run that failed, whose graph it would keep
         while self._undo:
             self._undo.pop()()
 
@@ -194,26 +188,20 @@ class Conversion:
             cls = wrapper_class(module, layer.kind, divided=divided, ranks=self._group.size)
         else:
             cls = sharded_class(module, layer.kind)
-        self._set_class(module, cls)
-        self._assign(
-            module,
-            "sharding",
-            LayerSharding(
-                group=self._group,
-                layout=ShardLayout(*layer.features),
-                gather_output=layer.gather_output,
-                split_input=layer.split_input,
-                input=self._input,
-                siblings=tuple(siblings),
-                rng=self._rng,
-                opens_region=layer.opens_region,
-                closes_region=layer.closes_region,
-            ),
+        self._undo.append(set_class(module, cls))
+        sharding = LayerSharding(
+            group=self._group,
+            layout=ShardLayout(*layer.features),
+            gather_output=layer.gather_output,
+            split_input=layer.split_input,
+            run=self._run,
+            siblings=tuple(siblings),
+            opens_region=layer.opens_region,
+            closes_region=layer.closes_region,
         )
+        self._undo.append(set_state(module, sharding))
         if layer.gathers_weight:
-            self._assign(module, "tp_weight_access", self._weight_access)
-            self._assign(module, "tp_in_own_forward", False)
-            self._set_class(module, mixed_class(ReadsFullWeight, module))
+            self._undo.append(read_full_weight(module, self._run))
         if isinstance(module, nn.Linear) and entry is not None and entry.is_sharded:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(
@@ -222,15 +210,6 @@ class Conversion:
             self._assign(
                 module, "in_features", module.in_features if layer.split_input else columns
             )
-
-    def _set_class(self, module: nn.Module, cls: type[nn.Module]) -> None:
-        before = type(module)
-        module.__class__ = cls
-
-        def back() -> None:
-            module.__class__ = before
-
-        self._undo.append(back)
 
     def _assign(self, module: nn.Module, key: str, value: Any) -> None:
         attributes = module.__dict__

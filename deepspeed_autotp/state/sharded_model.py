@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
+from deepspeed_autotp.interop.module_state import find_state, set_state
 from deepspeed_autotp.interop.wrappers import unwrapped
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
-
-_KEY = "tensor_parallel"
 
 
 def shard_of(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
@@ -153,7 +152,7 @@ def _unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
 
 def attach(model: nn.Module, state: TensorParallel) -> None:
     """Make ``model`` carry ``state``."""
-    model.__dict__[_KEY] = state
+    set_state(model, state)
 
 
 def tensor_parallel(model: nn.Module) -> TensorParallel:
@@ -185,8 +184,8 @@ def destroy(model: nn.Module) -> None:
 def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     """As :func:`tensor_parallel`, with None instead of the error."""
     for inner in unwrapped(model):
-        found = inner.__dict__.get(_KEY)
-        if isinstance(found, TensorParallel):
+        found = find_state(inner, TensorParallel)
+        if found is not None:
             return found
     return None
 
@@ -195,7 +194,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     """The sharded module inside an engine or wrapper; the innermost where none is sharded."""
     inner = model
     for inner in unwrapped(model):
-        if _KEY in inner.__dict__:
+        if find_state(inner, TensorParallel) is not None:
             break
     return inner
 

@@ -10,13 +10,13 @@ the shard itself: no rank gathers the weight, or forms all logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
@@ -25,6 +25,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
+from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.torch_private import (
     backward_id,
     own_parameters,
@@ -34,7 +35,9 @@ from deepspeed_autotp.interop.torch_private import (
     without_torch_function,
 )
 from deepspeed_autotp.interop.trl import replace_head_kernel
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
+from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
 
 # What a tensor says of itself without its values.
@@ -152,86 +155,85 @@ def statistics_of_shard(
     return (found.log_probs, found.entropy, *rest)
 
 
-class WeightAccess:
-    """Decides what ``layer.weight`` reads as: full in the forward of the model, else the shard.
+@dataclass(slots=True)
+class _OwnForward:
+    """Whether the layer's own forward runs, to which ``weight`` is the shard."""
 
-    A checkpointed part of the forward runs again in the backward. Within one forward a weight is
-    gathered once, however often it is read.
-    """
-
-    def __init__(self) -> None:
-        self._depth = 0  # of calls of the model within its own forward
-        self._gathered: dict[tuple[nn.Module, str, bool], GatheredWeight] = {}
-
-    def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks that track the forward of ``model``."""
-        return [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
-
-    def _begin(self, model: nn.Module, args: object) -> None:
-        self._depth += 1
-        if not torch.compiler.is_compiling():
-            replace_head_kernel(statistics_of_shard)
-
-    def _end(self, model: nn.Module, args: object, output: object) -> None:
-        # Also called where a hook before ours has failed, and ours was not reached.
-        self._depth = max(0, self._depth - 1)
-        if self._depth == 0:
-            self._gathered.clear()
-
-    def read(self, layer: nn.Module, key: str) -> Tensor | None:
-        """The parameter ``key`` of a layer, full for any code but the layer's own forward."""
-        if key not in own_parameters(layer):
-            raise AttributeError(key)  # which nn.Module turns into its own message
-        shard = own_parameters(layer)[key]
-        if shard is None or vars(layer)["tp_in_own_forward"] or not self._is_in_forward():
-            return shard
-        try:
-            return self._full(layer, key, shard)
-        except AttributeError as error:
-            # Python would take it for a missing attribute, and ask nn.Module, which has the shard.
-            raise RuntimeError(f"{key} of {layer} cannot be gathered: {error}") from error
-
-    def _is_in_forward(self) -> bool:
-        if self._depth > 0 or torch.compiler.is_compiling():
-            return self._depth > 0
-        return backward_id() >= 0  # a checkpoint that runs again
-
-    def _full(self, layer: nn.Module, key: str, shard: Tensor) -> Tensor:
-        sharding: LayerSharding = vars(layer)["sharding"]
-        dim = 0 if isinstance(layer, nn.Linear) else -1
-        if torch.compiler.is_compiling():
-            return gather_from_tp_region(shard, sharding.layout, sharding.group, dim=dim)
-        if self._depth == 0:
-            return gathered_weight(shard, sharding, dim=dim)
-        request = layer, key, torch.is_grad_enabled()
-        if request not in self._gathered:
-            self._gathered[request] = gathered_weight(shard, sharding, dim=dim)
-        return self._gathered[request]
+    runs: bool = False
 
 
 class ReadsFullWeight(nn.Module):
-    """A column layer with ``gather_output``, mixed into its class."""
+    """A column layer with ``gather_output``, mixed into its class.
 
-    tp_weight_access: WeightAccess
-    tp_in_own_forward: bool
+    Within one forward of the model a weight is gathered once, however often it is read.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        vars(self)["tp_in_own_forward"] = True
+        own = state_of(self, _OwnForward)
+        own.runs = True
         try:
             y: Tensor = super().forward(x)
         finally:
-            vars(self)["tp_in_own_forward"] = False
+            own.runs = False
         return y
 
     @property
     def weight(self) -> Tensor | None:
         """[O, I] in the model's forward outside of the layer's own, else this rank's [O/R, I]."""
-        return self.tp_weight_access.read(self, "weight")
+        return _read(self, "weight")
 
     @property
     def bias(self) -> Tensor | None:
         """[O] or [O/R], as ``weight``."""
-        return self.tp_weight_access.read(self, "bias")
+        return _read(self, "bias")
+
+
+def read_full_weight(layer: nn.Module, run: ModelRun) -> Callable[[], None]:
+    """Let the weight of a sharded ``layer`` read as full in the model's forward; returns the
+    undo."""
+    run.prepare = _replace_head_kernel
+    undo = [set_state(layer, _OwnForward()), mix_in(ReadsFullWeight, layer)]
+
+    def back() -> None:
+        while undo:
+            undo.pop()()
+
+    return back
+
+
+def _replace_head_kernel() -> None:
+    if not torch.compiler.is_compiling():
+        replace_head_kernel(statistics_of_shard)
+
+
+def _read(layer: nn.Module, key: str) -> Tensor | None:
+    """The parameter ``key`` of ``layer``."""
+    if key not in own_parameters(layer):
+        raise AttributeError(key)  # which nn.Module turns into its own message
+    shard, run = own_parameters(layer)[key], sharding_of(layer).run
+    if shard is None or state_of(layer, _OwnForward).runs or not _is_in_forward(run):
+        return shard
+    try:
+        return _full(layer, key, shard, run)
+    except AttributeError as error:
+        # Python would take it for a missing attribute, and ask nn.Module, which has the shard.
+        raise RuntimeError(f"{key} of {layer} cannot be gathered: {error}") from error
+
+
+def _is_in_forward(run: ModelRun) -> bool:
+    if run.is_in_forward or torch.compiler.is_compiling():
+        return run.is_in_forward
+    return backward_id() >= 0  # a checkpointed part that runs again
+
+
+def _full(layer: nn.Module, key: str, shard: Tensor, run: ModelRun) -> Tensor:
+    sharding = sharding_of(layer)
+    dim = 0 if isinstance(layer, nn.Linear) else -1
+    if torch.compiler.is_compiling():
+        return gather_from_tp_region(shard, sharding.layout, sharding.group, dim=dim)
+    if not run.is_in_forward:
+        return gathered_weight(shard, sharding, dim=dim)
+    request = layer, key, torch.is_grad_enabled()
+    if request not in run.gathered:
+        run.gathered[request] = gathered_weight(shard, sharding, dim=dim)
+    return run.gathered[request]

@@ -26,7 +26,12 @@ from deepspeed_autotp.interop.loss_route import (
     loss_route,
     replace_loss,
 )
-from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output
+from deepspeed_autotp.interop.module_state import set_state
+from deepspeed_autotp.layers.layer_sharding import (
+    LayerSharding,
+    all_gather_output,
+    sharding_of,
+)
 from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
 
@@ -50,7 +55,7 @@ class OutputHead:
         labels = labels_argument(route.model)
         assert labels is not None
         self._labels, self._route, self._head = labels, route, head
-        self._sharding: LayerSharding = vars(head)["sharding"]
+        self._sharding = sharding_of(head)
         self._loss: Callable[..., Any] = route.model.loss_function
         self._step: _Step | None = None
         functools.update_wrapper(self, route.model.forward)
@@ -171,13 +176,12 @@ def keep_logits_sharded(
         _log.info("the logits of %s are gathered in training: %s", name, why)
         return lambda: None
     state = OutputHead(route, head)
-    before: LayerSharding = vars(head)["sharding"]
-    vars(head)["sharding"] = dataclasses.replace(before, gather=state.gather)
+    gathered = set_state(head, dataclasses.replace(sharding_of(head), gather=state.gather))
     replaced = replace_loss(route.model, state.loss)
     vars(route.model)["forward"] = state
 
     def back() -> None:
-        vars(head)["sharding"] = before
+        gathered()
         replaced()
         del vars(route.model)["forward"]
 

@@ -2,26 +2,31 @@
 """What the ranks of test_conversion.py do."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+import deepspeed_autotp
 from deepspeed_autotp import TPTrainingConfig
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.layers.embedding import VocabularyEmbedding
 from deepspeed_autotp.layers.linear import ColumnLinear, RowLinear
 from deepspeed_autotp.planning.model_description import describe
-from deepspeed_autotp.planning.planner import make_plan
+from deepspeed_autotp.planning.planner import PlanRequest, make_plan
 from deepspeed_autotp.sharding.conversion import Conversion
 from tests.support.model_snapshot import Snapshot
 from tests.support.small_models import build, tokens
 
+RULES = PlanRequest()
 
-def conversion(model: nn.Module) -> Conversion:
+
+def conversion(model: nn.Module, request: PlanRequest = RULES) -> Conversion:
     description = describe(model)
     ranks = dist.get_world_size()
-    plan = make_plan(description, TPTrainingConfig(autotp_size=ranks), ranks=ranks)
+    settings = TPTrainingConfig(autotp_size=ranks)
+    plan = make_plan(description, settings, ranks=ranks, request=request)
     assert dist.group.WORLD is not None
     return Conversion(description, plan=plan, group=TPGroup(dist.group.WORLD), overlap=True)
 
@@ -46,6 +51,37 @@ def undone(lend: bool) -> bool:
     done.undo()  # nothing is left to undo
     before.check()
     return True
+
+
+def left_on_modules() -> dict[str, set[str]]:
+    """The attributes that sharding adds to modules, by the module's name."""
+    model = build("llama", tied=False, num_hidden_layers=2, attention_dropout=0.1)
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    config = {"sequence_parallel": True, "self_check": False}
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
+    model(input_ids=tokens(0), labels=tokens(0))
+    return {
+        name: added
+        for name, module in model.named_modules()
+        if (added := set(vars(module)) - before[name])
+    }
+
+
+def stopped_halfway() -> bool:
+    """Whether a conversion that fails within a stack leaves the model as it was."""
+    model = small()
+    before = Snapshot(model)
+    done = conversion(model, PlanRequest(sequence_parallel=True))
+    network = type(model.model.layers[0].mlp)
+    with mock.patch.object(network, "forward", lambda self: None):
+        try:
+            done.switch()
+        except ValueError as error:
+            assert "takes no argument" in str(error)
+            done.undo()
+            before.check()
+            return True
+    return False
 
 
 def swapped_in() -> dict[str, bool]:

@@ -2,6 +2,7 @@
 """Losses that multiply by the output head's weight themselves."""
 
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import deepspeed_autotp
+from deepspeed_autotp.interop.module_state import set_state
+from deepspeed_autotp.layers.layer_sharding import sharding_of
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import RATE
 from tests.support.output_head_models import batch, build, gradient_difference, shard
@@ -173,7 +176,8 @@ def peculiar() -> list[str]:
     """The errors of a weight that is gone, and of one that cannot be gathered."""
     model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
     said = []
-    vars(model.lm_head)["sharding"] = None
+    sharding = replace(sharding_of(model.lm_head), layout=None)
+    set_state(model.lm_head, sharding)
     for spoil in (lambda: None, lambda: delattr(model.lm_head, "weight")):
         spoil()
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
-from tests.support.column_shards import even_widths, layout_of, own_columns, world_group
+from tests.support.column_shards import even_widths, layout_of, model_run, own_columns, world_group
 from tests.support.output_head_models import batch, build, gradient_difference, shard
 from tests.support.recorded_collectives import recorded_collectives
 
@@ -302,22 +302,17 @@ def through_wrappers() -> dict[str, bool]:
 
 def undone() -> dict[str, bool]:
     """What a model has once the sharded logits are switched off again."""
-    from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
     from deepspeed_autotp.interop.loss_route import loss_route
-    from deepspeed_autotp.layers.grad_overlap import SharedInput
-    from deepspeed_autotp.layers.layer_sharding import LayerSharding
+    from deepspeed_autotp.interop.module_state import set_state
+    from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
     from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
 
     model: Any = build("llama", tied=False)
     before, loss = dict(vars(model)), model.loss_function
     group = world_group()
-    vars(model.lm_head)["sharding"] = made = LayerSharding(
-        group=group,
-        layout=layout_of(even_widths(model.config.vocab_size)),
-        input=SharedInput(group, overlap=False),
-        rng=DropoutRNG(group.rank, declared=False, uneven=False),
-        gather_output=True,
-    )
+    layout = layout_of(even_widths(model.config.vocab_size))
+    made = LayerSharding(group=group, run=model_run(group), layout=layout, gather_output=True)
+    set_state(model.lm_head, made)
     back = keep_logits_sharded(model, model.lm_head)
     changed = "forward" in vars(model) and model.loss_function != loss
     back()
@@ -325,6 +320,6 @@ def undone() -> dict[str, bool]:
         "changed": changed,
         "forward": dict(vars(model)) == before,
         "loss": model.loss_function is loss,
-        "sharding": vars(model.lm_head)["sharding"] is made,
+        "sharding": sharding_of(model.lm_head) is made,
         "route": loss_route(model, model.lm_head) is not None,
     }

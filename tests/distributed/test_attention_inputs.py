@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Kind
-from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.layers.class_swap import wrapper_class
-from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
-from tests.support.column_shards import even_widths, layout_of, world_group
+from tests.support.column_shards import even_widths, layout_of, model_run, world_group
 from tests.support.worker_pool import Pool
 
 HEADS, QUERIES = 4, 3
@@ -28,12 +27,8 @@ def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     group = world_group()
     module = Attention()
     module.__class__ = wrapper_class(module, Kind.HEADS)
-    vars(module)["sharding"] = LayerSharding(
-        group=group,
-        input=SharedInput(group, overlap=False),
-        layout=layout_of(even_widths(HEADS)),
-        rng=DropoutRNG(group.rank, declared=False, uneven=False),
-    )
+    layout = layout_of(even_widths(HEADS))
+    set_state(module, LayerSharding(group=group, run=model_run(group), layout=layout))
     alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)
 

@@ -12,6 +12,17 @@ def test_what_was_switched_is_undone_without_a_trace(pool: Pool, lend: bool) -> 
     assert pool.run(conversion_ranks.undone, lend) == [True, True]
 
 
+def test_a_conversion_that_fails_halfway_is_undone(pool: Pool) -> None:
+    assert pool.run(conversion_ranks.stopped_halfway) == [True, True]
+
+
+def test_modules_get_one_attribute_and_the_model_two_methods(pool: Pool) -> None:
+    for added in pool.run(conversion_ranks.left_on_modules):
+        assert added.pop("") == {"_autotp", "_loss_function", "forward", "save_pretrained"}
+        assert "model.layers.1.self_attn.q_proj" in added and "model.layers.0" in added
+        assert set().union(*added.values()) == {"_autotp"}
+
+
 def test_swapped_in_weights_are_views_of_the_full_ones(pool: Pool) -> None:
     for found in pool.run(conversion_ranks.swapped_in, ranks=3):
         assert len(found) == 12 and all(found.values()), found

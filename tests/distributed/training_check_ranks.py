@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepspeed_autotp
-from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.interop.module_state import set_state
+from deepspeed_autotp.layers.layer_sharding import sharding_of
 from deepspeed_autotp.sharding.conversion import Conversion
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import single_losses, worst_difference
@@ -188,10 +189,9 @@ def _shard_used_as_full() -> Iterator[None]:
         head = self._plan.logits_layer
         if head is None:
             return
-        attributes = vars(self._modules[head.module])
-        before: LayerSharding = attributes["sharding"]
-        attributes["sharding"] = dataclasses.replace(before, gather=lambda shard, _: shard)
-        self._undo.append(lambda: attributes.update(sharding=before))
+        module = self._modules[head.module]
+        full = dataclasses.replace(sharding_of(module), gather=lambda shard, _: shard)
+        self._undo.append(set_state(module, full))
 
     Conversion.keep_logits = keep_logits  # type: ignore[method-assign]
     try:

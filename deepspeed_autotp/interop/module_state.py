@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one attribute in which the package keeps what it knows of a module: ``module._autotp``.
+
+A dictionary with one object of each type: the sharding of a layer, a layer's part in a stack, the
+state of a sharded model. It is in the ``__dict__`` of the module, not among its submodules or
+parameters, and a copy of the module copies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+T = TypeVar("T")
+
+_SLOT = "_autotp"
+
+
+def state_of(module: nn.Module, kind: type[T]) -> T:
+    """The object of type ``kind`` that is kept on ``module``; KeyError where there is none."""
+    return cast(T, vars(module)[_SLOT][kind])
+
+
+def find_state(module: nn.Module, kind: type[T]) -> T | None:
+    """As :func:`state_of`, with None instead of the error."""
+    return cast("T | None", vars(module).get(_SLOT, {}).get(kind))
+
+
+def set_state(module: nn.Module, value: object) -> Callable[[], None]:
+    """Keep ``value`` on ``module``, in place of another of its type; returns the undo."""
+    attributes: dict[str, Any] = vars(module)
+    before = attributes.get(_SLOT)
+    attributes[_SLOT] = {**(before or {}), type(value): value}
+
+    def back() -> None:
+        if before is None:
+            del attributes[_SLOT]
+        else:
+            attributes[_SLOT] = before
+
+    return back

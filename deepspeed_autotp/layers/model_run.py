@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers of one sharded model share while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+from deepspeed_autotp.layers.grad_overlap import SharedInput
+
+
+class ModelRun:
+    """Entered around the forward of the model, and left also when it fails.
+
+    input     what the column layers were given last
+    rng       the RNG states of sharded regions
+    gathered  full weights that the forward that runs has gathered, by layer, name, and whether
+              gradients are formed
+    prepare   called before the forward, if set
+    """
+
+    def __init__(self, input: SharedInput, rng: DropoutRNG) -> None:
+        self.input = input
+        self.rng = rng
+        self.gathered: dict[tuple[nn.Module, str, bool], Tensor] = {}
+        self.prepare: Callable[[], None] | None = None
+        self._depth = 0  # of calls of the model within its own forward
+
+    @property
+    def is_in_forward(self) -> bool:
+        """Whether the model is being called."""
+        return self._depth > 0
+
+    def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks around the forward of ``model``, which holds all sharded layers."""
+        return [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, model: nn.Module, args: object) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        if self.prepare is not None:
+            self.prepare()
+        self.rng.begin(model)
+
+    def _end(self, model: nn.Module, args: object, output: object) -> None:
+        # Also called where a hook before ours has failed, and ours was not reached.
+        self._depth = max(0, self._depth - 1)
+        if self._depth > 0:
+            return
+        self.rng.end(failed=output is None)
+        self.input.forget()
+        self.gathered.clear()
