@@ -26,6 +26,7 @@ _SHIFTS = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}
 _LOSS = "self.loss_function"
 _TANH = ("torch.tanh", "nn.functional.tanh", "F.tanh")
 _CASTS = ("float", "contiguous")
+_FLOAT = ("float", "")
 _GETTERS = ("get_text_config", "get_decoder")
 _Steps = tuple[tuple[str, str], ...]
 
@@ -38,12 +39,14 @@ class LossRoute:
     soft_cap      name, from ``self`` on, of the c of a final ``c tanh(logits / c)`` that the
                   forward leaves out where c is None; empty without one
     ends_in_tanh  the loss is given the result of a tanh, which its backward reads
+    upcasts       what the head gives goes to the loss as it is, but for ``.float()``
     """
 
     model: Any
     shifts: bool
     soft_cap: str
     ends_in_tanh: bool
+    upcasts: bool
 
     @contextmanager
     def without_soft_cap(self) -> Iterator[float]:
@@ -75,7 +78,7 @@ def loss_route(model: nn.Module, head: nn.Module) -> LossRoute | None:
         forward = _Forward(ast.parse(source), inner, head)
     except (_UnknownError, OSError, TypeError, SyntaxError):
         return None
-    return LossRoute(inner, _SHIFTS[name], forward.soft_cap, forward.ends_in_tanh)
+    return LossRoute(inner, _SHIFTS[name], forward.soft_cap, forward.ends_in_tanh, forward.upcasts)
 
 
 def replace_loss(model: Any, loss: Callable[..., Any]) -> Callable[[], None]:
@@ -131,7 +134,9 @@ class _Forward:
             raise _UnknownError
         self.soft_cap = self._soft_cap()
         steps = [step for found in self._steps.values() for step in found]
-        self.ends_in_tanh = bool(steps) and steps[-1][0] == "tanh"
+        computed = [step for step in steps if step != _FLOAT]
+        self.ends_in_tanh = bool(computed) and computed[-1][0] == "tanh"
+        self.upcasts = bool(steps) and not computed
 
     def _statement(self, node: ast.AST) -> Any:
         while not isinstance(node, ast.stmt):
@@ -180,7 +185,7 @@ class _Forward:
             return ()
         match value:
             case ast.Call(func=ast.Attribute(value=x, attr=name), args=[]) if name in _CASTS:
-                return self._chain(x)
+                return (*self._chain(x), _FLOAT) if name == "float" else self._chain(x)
             case ast.Call(func=function, args=[x]) if ast.unparse(function) in _TANH:
                 return (*self._chain(x), ("tanh", ""))
             case ast.BinOp(left=x, op=ast.Div(), right=number):

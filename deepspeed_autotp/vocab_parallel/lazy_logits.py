@@ -50,13 +50,20 @@ class LazyLogits:
     the shards. They do not include that of the loss, so to ask for theirs is an error.
     """
 
-    __slots__ = ("_full", "_group", "_layout", "_overwritten", "_shard", "_soft_cap")
+    __slots__ = ("_dtype", "_full", "_group", "_layout", "_overwritten", "_shard", "_soft_cap")
     __hash__ = object.__hash__
 
     def __init__(
-        self, shard: Tensor, layout: ShardLayout, group: TPGroup, *, soft_cap: float = 0.0
+        self,
+        shard: Tensor,
+        layout: ShardLayout,
+        group: TPGroup,
+        *,
+        dtype: torch.dtype | None = None,
+        soft_cap: float = 0.0,
     ) -> None:
         self._shard, self._layout, self._group, self._soft_cap = shard, layout, group, soft_cap
+        self._dtype = dtype or shard.dtype
         self._full: Tensor | None = None
         self._overwritten = False
 
@@ -78,7 +85,7 @@ class LazyLogits:
             with torch.inference_mode(False), torch.enable_grad(), own:
                 full = gather_from_tp_region(self._shard, self._layout, self._group)
                 cap = self._soft_cap
-                self._full = torch.tanh(full / cap) * cap if cap else full
+                self._full = (torch.tanh(full / cap) * cap if cap else full).to(self._dtype)
         return self._full
 
     @property
@@ -87,7 +94,7 @@ class LazyLogits:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._shard.dtype
+        return self._dtype
 
     @property
     def device(self) -> torch.device:

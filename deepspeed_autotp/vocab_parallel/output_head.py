@@ -40,9 +40,11 @@ _log = logging.getLogger("deepspeed_autotp")
 
 @dataclasses.dataclass(slots=True)
 class _Step:
-    """One forward with sharded logits: its soft cap, and what the loss was given."""
+    """One forward with sharded logits: its soft cap, the dtype that its logits are said to have,
+    and what the loss was given."""
 
     soft_cap: float
+    dtype: torch.dtype | None = None
     heads: int = 0
     shard: Tensor | None = None
     logits: LazyLogits | None = None
@@ -84,6 +86,9 @@ class OutputHead:
         if self._step is None:
             return all_gather_output(shard, sharding)
         self._step.heads += 1
+        if self._route.upcasts and shard.itemsize < torch.float32.itemsize:
+            _upcast_to_itself(shard)
+            self._step.dtype = torch.float32
         return shard
 
     def loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +133,7 @@ class OutputHead:
         elif self._route.shifts:
             labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         labels = labels.reshape(-1).to(logits.device)
-        kept = LazyLogits(logits, layout, group, soft_cap=step.soft_cap)
+        kept = LazyLogits(logits, layout, group, dtype=step.dtype, soft_cap=step.soft_cap)
         step.shard, step.logits = logits, kept
         losses = vocabulary_cross_entropy(
             logits.reshape(labels.numel(), width),
@@ -145,6 +150,16 @@ class OutputHead:
         if isinstance(num_items_in_batch, Tensor):
             num_items_in_batch = num_items_in_batch.to(total.device)
         return total / num_items_in_batch
+
+
+def _upcast_to_itself(shard: Tensor) -> None:
+    """Let the next ``shard.float()`` give ``shard``, since the loss computes in float32 anyhow."""
+
+    def itself() -> Tensor:
+        del vars(shard)["float"]  # which would keep the shard alive
+        return shard
+
+    vars(shard)["float"] = itself
 
 
 def _replaced(outputs: Any, shard: Tensor | None, logits: LazyLogits | None) -> Any:

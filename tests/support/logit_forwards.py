@@ -51,6 +51,18 @@ class Scaled(Base):
         return ((loss,) + output) if loss is not None else output
 
 
+class Upcast(Base):
+    """As Mamba."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        hidden = self.hidden(input_ids)
+        logits = self.lm_head(hidden.to(self.lm_head.weight.dtype)).float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **more)
+        return Output(loss=loss, logits=logits)
+
+
 class CappedThenScaled(Base):
     """A soft cap that is not the last step is no part of the loss."""
 
@@ -174,7 +186,7 @@ class Own(Base):
         return Output(loss=loss, logits=logits)
 
 
-SHARDED = (Plain, Scaled, CappedThenScaled)
+SHARDED = (Plain, Scaled, Upcast, CappedThenScaled)
 GATHERED = (ZLoss, Sliced, Masked, Factor, Biased, Centred, Twice, Looked, Own)
 
 

@@ -35,11 +35,18 @@ def test_a_masked_language_model_with_a_loss_of_its_own_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ends_in_tanh"), [("Plain", False), ("Scaled", True), ("CappedThenScaled", False)]
+    ("name", "ends_in_tanh", "upcasts"),
+    [
+        ("Plain", False, False),
+        ("Scaled", True, False),
+        ("Upcast", False, True),
+        ("CappedThenScaled", False, False),
+    ],
 )
-def test_steps_by_numbers_are_known(name: str, ends_in_tanh: bool) -> None:
+def test_steps_by_numbers_are_known(name: str, ends_in_tanh: bool, upcasts: bool) -> None:
     found = route(logit_forwards.build(name, 16))
-    assert found is not None and found.ends_in_tanh is ends_in_tanh and found.soft_cap == ""
+    assert found is not None and found.soft_cap == ""
+    assert (found.ends_in_tanh, found.upcasts) == (ends_in_tanh, upcasts)
 
 
 @pytest.mark.parametrize("kind", logit_forwards.GATHERED)
