@@ -10,22 +10,23 @@ import logging
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.profiler import profile
 from torch.nn.utils import clip_grad_norm_
 
 import deepspeed_autotp
 from benchmarks.shrink import batch, build, example_inputs
+from benchmarks.step_calls import Recorder
 
 STEPS = 4
 RATE = 0.1
-# The step whose collectives are counted; the first may set things up.
-COUNTED_STEP = 1
+# The step whose collectives are counted; in the first two ranks compare batches and steps.
+COUNTED_STEP = 2
 # A weight that hardly moves is compared with this share of the largest movement of the model.
 STILL = 1e-3
 
@@ -142,12 +143,12 @@ def _train(
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses, norms, counts = [], [], (0, 0)
     for step in range(STEPS):
-        with profile(enabled=step == COUNTED_STEP) as ahead:
+        with Recorder() if step == COUNTED_STEP else nullcontext() as recorder:
             loss = model(**batch(model_type, step)).loss
-        with profile(enabled=step == COUNTED_STEP) as back:
+            forward = len(recorder.calls) if recorder else 0
             loss.backward()
-        if step == COUNTED_STEP:
-            counts = _collectives(ahead), _collectives(back)
+        if recorder:
+            counts = forward, len(recorder.calls) - forward
         if clip:
             norms.append(float(clip_gradients(model, clip)))
         optimizer.step()
@@ -158,12 +159,6 @@ def _train(
 
 def _clip_alone(model: nn.Module, max_norm: float) -> Tensor:
     return clip_grad_norm_(model.parameters(), max_norm)
-
-
-def _collectives(record: profile) -> int:
-    """Calls of torch.distributed, whichever function made them."""
-    events = record.function_events or []
-    return sum(event.name.startswith("c10d::") for event in events)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
