@@ -25,7 +25,7 @@ from benchmarks.step_calls import Recorder
 
 STEPS = 4
 RATE = 0.1
-# The step whose collectives are counted; in the first two ranks compare batches and steps.
+# The step whose collectives are counted; in earlier ones the ranks compare batches and steps.
 COUNTED_STEP = 2
 # A weight that hardly moves is compared with this share of the largest movement of the model.
 STILL = 1e-3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an engine's configuration, groups and optimizer is checked before a model is sharded."""
+"""What of an engine's configuration, groups and optimizer is checked, here and among the ranks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_tp_size(model: nn.Module, settings: TPTrainingConfig, *, has_mpu: bool
 
 
 def check_groups(settings: TPTrainingConfig, mpu: Any) -> None:
-    """DeepSpeed's engine uses consecutive ranks, whatever group it is given."""
+    """ValueError for other ranks than consecutive ones, which DeepSpeed's engine uses always."""
     nested = settings.tensor_parallel
     expected = consecutive_ranks(settings.autotp_size, dist.get_rank())
     for group, what in (

@@ -25,9 +25,7 @@ from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
-from deepspeed_autotp.config.tp_size import (
-    refuse_unfilled_auto,
-)
+from deepspeed_autotp.config.tp_size import refuse_unfilled_auto
 from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
     deepspeed_section,

@@ -102,7 +102,7 @@ class DropoutRNG:
         return self._is_drawing is not False
 
     def begin(self, model: nn.Module) -> None:
-        """Before a forward of ``model``, which holds all regions."""
+        """Before an outermost forward of ``model``, which holds all regions."""
         self._depth += 1
         if self._draws_from_next_call:
             self._set_drawing()

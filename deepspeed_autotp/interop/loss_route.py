@@ -39,7 +39,8 @@ class LossRoute:
     soft_cap      name, from ``self`` on, of the c of a final ``c tanh(logits / c)`` that the
                   forward leaves out where c is None; empty without one
     ends_in_tanh  the loss is given the result of a tanh, which its backward reads
-    upcasts       what the head gives goes to the loss as it is, but for ``.float()``
+    upcasts       what the head gives goes to the loss as it is, but for ``.float()``, in any call
+    cap_upcasts   the same within the soft cap
     """
 
     model: Any
@@ -47,6 +48,7 @@ class LossRoute:
     soft_cap: str
     ends_in_tanh: bool
     upcasts: bool
+    cap_upcasts: bool
 
     @contextmanager
     def without_soft_cap(self) -> Iterator[float]:
@@ -78,7 +80,14 @@ def loss_route(model: nn.Module, head: nn.Module) -> LossRoute | None:
         forward = _Forward(ast.parse(source), inner, head)
     except (_UnknownError, OSError, TypeError, SyntaxError):
         return None
-    return LossRoute(inner, _SHIFTS[name], forward.soft_cap, forward.ends_in_tanh, forward.upcasts)
+    return LossRoute(
+        inner,
+        shifts=_SHIFTS[name],
+        soft_cap=forward.soft_cap,
+        ends_in_tanh=forward.ends_in_tanh,
+        upcasts=forward.upcasts,
+        cap_upcasts=forward.cap_upcasts,
+    )
 
 
 def replace_loss(model: Any, loss: Callable[..., Any]) -> Callable[[], None]:
@@ -132,11 +141,12 @@ class _Forward:
         kinds = [self._kind(n) for n in uses if isinstance(n.ctx, ast.Load)]
         if kinds.count("loss") != 1:
             raise _UnknownError
-        self.soft_cap = self._soft_cap()
+        self.soft_cap, self.cap_upcasts = self._soft_cap()
         steps = [step for found in self._steps.values() for step in found]
         computed = [step for step in steps if step != _FLOAT]
         self.ends_in_tanh = bool(computed) and computed[-1][0] == "tanh"
-        self.upcasts = bool(steps) and not computed
+        is_always = {self._parents[at] for at in self._steps} == {self._parents[first]}
+        self.upcasts = bool(steps) and not computed and is_always
 
     def _statement(self, node: ast.AST) -> Any:
         while not isinstance(node, ast.stmt):
@@ -203,16 +213,18 @@ class _Forward:
             raise _UnknownError
         return name
 
-    def _soft_cap(self) -> str:
-        """The c of three last statements that are a soft cap unless c is None, or nothing."""
+    def _soft_cap(self) -> tuple[str, bool]:
+        """The c of three last statements that are a soft cap unless c is None, or nothing; and
+        whether they upcast."""
         last = list(self._steps)[-3:]
         match self._parents[last[-1]]:
             case ast.If(test=ast.Compare(left=x, ops=[ast.IsNot()]), body=body, orelse=[]):
                 name = self._full_name(x)
                 steps = [step for at in last for step in self._steps[at]]
                 cap_steps = [("/", name), ("tanh", ""), ("*", name)]
-                return name if body == last and steps == cap_steps else ""
-        return ""
+                if body == last and [step for step in steps if step != _FLOAT] == cap_steps:
+                    return name, _FLOAT in steps
+        return "", False
 
     def _calls(self, call: ast.Call, head: nn.Module) -> bool:
         try:

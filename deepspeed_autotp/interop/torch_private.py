@@ -113,6 +113,12 @@ def without_torch_function() -> AbstractContextManager[None]:
     return disabled
 
 
+def plain_results() -> Any:
+    """The ``__torch_function__`` of a subclass of Tensor whose operations give plain tensors."""
+    name = "_disabled_torch_function_impl"
+    return _required(torch._C, name, needed_for="the loss over a sharded vocabulary")
+
+
 def tensor_members() -> Mapping[str, Any]:
     """Attributes and methods of a tensor by name, those of its C base class among them."""
     base = _required(torch._C, "TensorBase", needed_for="the weight of an output head")

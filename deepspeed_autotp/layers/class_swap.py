@@ -88,9 +88,9 @@ def wrapper_class(
 def set_class(module: nn.Module, cls: type[nn.Module]) -> Callable[[], None]:
     """Give ``module`` another class; returns the undo."""
     before = type(module)
+    module.__class__ = cls
     # Kept from the start: torch.compile guards the number of objects that a module has.
     forget = set_state(module, _SuperForward()) if issubclass(cls, _RequireSuperForward) else None
-    module.__class__ = cls
 
     def back() -> None:
         module.__class__ = before

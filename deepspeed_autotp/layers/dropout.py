@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.module_state import state_of
-from deepspeed_autotp.layers.model_run import ModelRun
+from deepspeed_autotp.layers.forward_context import ForwardContext
 
 
 class RegionBlock(nn.Module):
@@ -21,7 +21,7 @@ class RegionBlock(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        rng = state_of(self, ModelRun).rng
+        rng = state_of(self, ForwardContext).rng
         if not (self.training and rng.is_active):
             return super().forward(*args, **kwargs)
         return rng.run_block(super().forward, args, kwargs)
@@ -33,7 +33,7 @@ class _PlacedDropout(nn.Module):
     sharded: ClassVar[bool]
 
     def forward(self, x: Tensor) -> Any:
-        rng = state_of(self, ModelRun).rng
+        rng = state_of(self, ForwardContext).rng
         if not (self.training and rng.is_active):
             return super().forward(x)
         return rng.run_dropout(super().forward, x, sharded=self.sharded)

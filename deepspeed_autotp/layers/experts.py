@@ -35,7 +35,7 @@ class Experts(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         s = sharding_of(self)
         args, kwargs = _copied_to_region(args, kwargs, s)
-        if self.training and s.run.rng.is_active:
+        if self.training and s.context.rng.is_active:
             y = run_without_draws(super().forward, args, kwargs)
         else:
             y = super().forward(*args, **kwargs)

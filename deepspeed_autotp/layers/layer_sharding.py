@@ -15,7 +15,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.module_state import state_of
-from deepspeed_autotp.layers.model_run import ModelRun
+from deepspeed_autotp.layers.forward_context import ForwardContext
 
 
 def all_gather_output(y: Tensor, sharding: LayerSharding) -> Tensor:
@@ -27,6 +27,9 @@ def all_gather_output(y: Tensor, sharding: LayerSharding) -> Tensor:
 class LayerSharding:
     """How a layer is sharded; :func:`sharding_of` gives that of a module.
 
+    group          of its TP ranks
+    context        of its model's forward
+    layout         the runs of each rank along the sharded dimension
     siblings       parameters of the layers, this one among them, that are likely to share its
                    input; not the modules, which would make a reference cycle
     gather_output  a column layer gives its full output, by ``gather``
@@ -37,7 +40,7 @@ class LayerSharding:
     """
 
     group: TPGroup
-    run: ModelRun
+    context: ForwardContext
     layout: ShardLayout
     siblings: tuple[Mapping[str, Tensor | None], ...] = ()
     gather_output: bool = False
@@ -49,21 +52,21 @@ class LayerSharding:
 
     def enter_region(self, x: Tensor, *, training: bool) -> None:
         """At the input of a column layer: what follows is sharded."""
-        if self.opens_region and training and self.run.rng.is_active:
-            self.run.rng.check_called_from_block()
-            self.run.rng.enter(x.device)
+        if self.opens_region and training and self.context.rng.is_active:
+            self.context.rng.check_called_from_block()
+            self.context.rng.enter(x.device)
 
     def leave_region(self, *, training: bool) -> None:
         """At the input of a row layer: what follows is replicated.
 
         Before the product, since a recomputation may end in it.
         """
-        if self.closes_region and training and self.run.rng.is_active:
-            self.run.rng.check_called_from_block()
-            self.run.rng.leave()
-        self.run.input.forget()
+        if self.closes_region and training and self.context.rng.is_active:
+            self.context.rng.check_called_from_block()
+            self.context.rng.leave()
+        self.context.input.forget()
 
 
 def sharding_of(module: nn.Module) -> LayerSharding:
-    """That of a sharded layer."""
+    """How a sharded layer is sharded; KeyError for another module."""
     return state_of(module, LayerSharding)

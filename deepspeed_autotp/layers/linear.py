@@ -28,7 +28,7 @@ class ColumnLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
         s.enter_region(x, training=self.training)
-        y = s.run.input.linear(x, self.weight, self.bias, siblings=s.siblings)
+        y = s.context.input.linear(x, self.weight, self.bias, siblings=s.siblings)
         return s.gather(y, s) if s.gather_output else y
 
 
@@ -62,7 +62,7 @@ class ColumnConv1D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
         s.enter_region(x, training=self.training)
-        y = s.run.input.linear(x, self.weight, self.bias, siblings=s.siblings, transposed=True)
+        y = s.context.input.linear(x, self.weight, self.bias, siblings=s.siblings, transposed=True)
         return s.gather(y, s) if s.gather_output else y
 
 

@@ -46,7 +46,7 @@ from deepspeed_autotp.distributed.sequence_collectives import (
 )
 from deepspeed_autotp.interop.torch_private import version_counter
 from deepspeed_autotp.interop.transformers import wants_hidden_states
-from deepspeed_autotp.layers.model_run import ModelRun
+from deepspeed_autotp.layers.forward_context import ForwardContext
 
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -102,9 +102,9 @@ def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, 
 class Stack:
     """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
-    def __init__(self, owner: str, *, group: TPGroup, run: ModelRun) -> None:
+    def __init__(self, owner: str, *, group: TPGroup, context: ForwardContext) -> None:
         self.group = group
-        self._run = run
+        self._context = context
         self._owner = owner or "the model"
         self._is_sharding = False
         # Of the layers that have run in this call, and of the one that runs.
@@ -119,7 +119,7 @@ class Stack:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
-        made = Stack(self._owner, group=self.group, run=copy.deepcopy(self._run, memo))
+        made = Stack(self._owner, group=self.group, context=copy.deepcopy(self._context, memo))
         memo[id(self)] = made
         return made
 
@@ -201,7 +201,7 @@ class Stack:
         finally:
             self._leave_rng_region()
             self._within, self._training = before
-            self._run.input.forget()
+            self._context.input.forget()
         if not layer.is_last:
             return output
         self._between = None
@@ -214,7 +214,7 @@ class Stack:
             return x
         self._leave_rng_region()
         full = gather_from_sequence_region(x, layout, self.group)
-        self._run.input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
+        self._context.input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
         return full
 
     def run_on_all_tokens(
@@ -259,9 +259,9 @@ class Stack:
     # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.
 
     def _enter_rng_region(self, device: torch.device) -> None:
-        if self._training and self._run.rng.is_active:
-            self._run.rng.enter(device, of_tokens=True)
+        if self._training and self._context.rng.is_active:
+            self._context.rng.enter(device, of_tokens=True)
 
     def _leave_rng_region(self) -> None:
-        if self._training and self._run.rng.is_active:
-            self._run.rng.leave()
+        if self._training and self._context.rng.is_active:
+            self._context.rng.leave()

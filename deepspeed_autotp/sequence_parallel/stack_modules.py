@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import sharding_of
-from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, StackLayer
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerOfStack:
+class _LayerState:
     """What a layer of a stack knows of it.
 
     ``run`` is ``Stack.run`` under torch.compiler.disable: the layout of the tokens is known only
@@ -35,7 +34,7 @@ class _LayerOfStack:
 
 
 @dataclass(frozen=True, slots=True)
-class _ModuleOfStack:
+class _ModuleState:
     """What a module within a layer of a stack knows of it."""
 
     stack: Stack
@@ -51,7 +50,7 @@ class SequenceParallelLayer(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        part = state_of(self, _LayerOfStack)
+        part = state_of(self, _LayerState)
         if part.stack.is_idle:
             return super().forward(*args, **kwargs)
         forward = super().forward
@@ -65,7 +64,7 @@ class GatherInput(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        part = state_of(self, _ModuleOfStack)
+        part = state_of(self, _ModuleState)
         full = part.stack.gather_input(part.argument.of(args, kwargs), part.name)
         args, named = part.argument.replaced(args, kwargs, full)
         return super().forward(*args, **named)
@@ -82,7 +81,7 @@ class GatherInputScatterOutput(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        part = state_of(self, _ModuleOfStack)
+        part = state_of(self, _ModuleState)
         forward = super().forward
         return part.stack.run_on_all_tokens(part.name, part.argument, forward, args, kwargs)
 
@@ -92,7 +91,7 @@ def shard_sequence(
     modules: Mapping[str, nn.Module],
     *,
     group: TPGroup,
-    run: ModelRun,
+    context: ForwardContext,
     undo: list[Callable[[], None]],
 ) -> None:
     """Let the stacks of ``plan`` shard their tokens; ``undo`` receives what undoes each step.
@@ -105,7 +104,7 @@ def shard_sequence(
         Stack.run, reason="tensor_parallel.sequence_parallel: layers are not compiled in training"
     )
     for planned in plan.stacks:
-        stack = Stack(planned.owner, group=group, run=run)
+        stack = Stack(planned.owner, group=group, context=context)
         for name in planned.layers:
             module = modules[name]
             layer = StackLayer(
@@ -114,20 +113,20 @@ def shard_sequence(
                 is_first=name == planned.layers[0],
                 is_last=name == planned.layers[-1],
             )
-            undo.append(set_state(module, _LayerOfStack(stack, layer, run_layer)))
+            undo.append(set_state(module, _LayerState(stack, layer, run_layer)))
             undo.append(mix_in(SequenceParallelLayer, module))
         for names, mixin in (
             (planned.gather_input, GatherInput),
             (planned.gather_scatter, GatherInputScatterOutput),
         ):
             for name in names:
-                part = _ModuleOfStack(stack, _first_argument(modules[name], name), name)
+                part = _ModuleState(stack, _first_argument(modules[name], name), name)
                 undo.append(set_state(modules[name], part))
                 undo.append(mix_in(mixin, modules[name]))
         for name in planned.reduce_scatter_output:
             sharding = sharding_of(modules[name])
             reduce = _StackReduce(stack, name)
-            undo.append(set_state(modules[name], dataclasses.replace(sharding, reduce=reduce)))
+            undo.append(set_state(modules[name], replace(sharding, reduce=reduce)))
         # A model may call the owner without some of its own arguments.
         around = [modules[name] for name in _parents(planned.owner) if name in modules]
         hooks = stack.register_hooks(modules[planned.owner], around=around)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step from an unsharded model to a sharded one, and back.
 
-Everything but the sharding of tensors is recorded and can be undone: module classes, integer
-attributes, gradient hooks and the data of parameters.
+Everything but the sharding of tensors is recorded and can be undone: module classes, what is kept
+on modules, integers, hooks, the forward and loss function of the model, and the data of parameters.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from deepspeed_autotp.layers.class_swap import (
     wrapper_class,
 )
 from deepspeed_autotp.layers.dropout import RegionBlock, ReplicatedDropout, ShardedDropout
+from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
-from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sequence_parallel.stack_modules import shard_sequence
@@ -63,7 +63,7 @@ class Conversion:
                 if layer.opens_region
             ),
         )
-        self._run = ModelRun(SharedInput(group, overlap=overlap), rng)
+        self._context = ForwardContext(SharedInput(group, overlap=overlap), rng=rng)
         self._undo: list[Callable[[], None]] = []
         open_subgroups(plan, group)
         self._copy: PinnedCopy | None = None
@@ -81,13 +81,13 @@ class Conversion:
             if owner:  # "config.<key>", as describe names what the module's configuration says
                 value = with_local_integer(vars(module)[owner], key, value)
             self._assign(module, owner or key, value)
-        shard_sequence(self._plan, self._modules, group=self._group, run=self._run, undo=self._undo)
+        shard_sequence(
+            self._plan, self._modules, group=self._group, context=self._context, undo=self._undo
+        )
         self._open_regions()
-        hooks = [
-            *self._run.register_hooks(self._modules[""]),
-            *register_grad_hooks(self._plan, self._parameters, self._group),
-        ]
-        self._undo += [hook.remove for hook in hooks]
+        self._undo += [h.remove for h in self._context.register_hooks(self._modules[""])]
+        for hook in register_grad_hooks(self._plan, self._parameters, self._group):
+            self._undo.append(hook.remove)
 
     def _open_regions(self) -> None:
         """Give modules around sharded regions, and dropouts, the classes that know of these."""
@@ -99,7 +99,7 @@ class Conversion:
             (plan.sharded_dropouts, ShardedDropout),
         ):
             for name in names:
-                self._undo.append(set_state(self._modules[name], self._run))
+                self._undo.append(set_state(self._modules[name], self._context))
                 self._undo.append(mix_in(mixin, self._modules[name]))
 
     def keep_logits(self, *, insist: bool = False) -> None:
@@ -109,7 +109,7 @@ class Conversion:
         head = self._plan.logits_layer
         if head is not None:
             model, module = self._modules[""], self._modules[head.module]
-            self._undo.append(keep_logits_sharded(model, module, insist=insist))
+            keep_logits_sharded(model, module, self._undo, insist=insist)
 
     def swap_in_views(self) -> None:
         """Let every sharded parameter be a view of its shard in the full weight.
@@ -168,6 +168,7 @@ class Conversion:
 
     def undo(self) -> None:
         """Back to the model as it was before this conversion. Not possible after ``commit``."""
+        self._context.input.forget()  # of a backward that failed, whose graph it would keep
         while self._undo:
             self._undo.pop()()
 
@@ -194,14 +195,14 @@ class Conversion:
             layout=ShardLayout(*layer.features),
             gather_output=layer.gather_output,
             split_input=layer.split_input,
-            run=self._run,
+            context=self._context,
             siblings=tuple(siblings),
             opens_region=layer.opens_region,
             closes_region=layer.closes_region,
         )
         self._undo.append(set_state(module, sharding))
         if layer.gathers_weight:
-            self._undo.append(read_full_weight(module, self._run))
+            read_full_weight(module, self._context, self._undo)
         if isinstance(module, nn.Linear) and entry is not None and entry.is_sharded:
             rows, columns = entry.local_shape(self._group.rank)
             self._assign(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,11 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 
 def register_grad_hooks(
     plan: Plan, parameters: Sequence[nn.Parameter], group: TPGroup
-) -> list[RemovableHandle]:
-    """Hooks that all-reduce such gradients, each before the gradient reaches ``.grad``.
+) -> Iterator[RemovableHandle]:
+    """Register hooks that all-reduce such gradients, each before the gradient reaches ``.grad``.
 
-    ``parameters[i]`` is the tensor of ``plan.entries[i]``.
+    ``parameters[i]`` is the tensor of ``plan.entries[i]``. Each is registered when it is asked for.
     """
-    hooks = []
     for entry, parameter in zip(plan.entries, parameters, strict=True):
         hook = None if entry.is_tied else _grad_hook(entry, group)
         if hook is None or not parameter.is_floating_point():
@@ -29,10 +28,10 @@ def register_grad_hooks(
         frozen = not parameter.requires_grad
         # Registering needs requires_grad; the hook stays when a frozen parameter is unfrozen later.
         parameter.requires_grad_(True)
-        hooks.append(parameter.register_hook(hook))
+        made = parameter.register_hook(hook)
         if frozen:
             parameter.requires_grad_(False)
-    return hooks
+        yield made
 
 
 def open_subgroups(plan: Plan, group: TPGroup) -> None:

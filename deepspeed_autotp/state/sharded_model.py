@@ -105,7 +105,7 @@ class TensorParallel:
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
         """The state of a copy of the model: its parameters, with gradient hooks of their own."""
         parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
-        register_grad_hooks(self.plan, parameters, self.group)
+        list(register_grad_hooks(self.plan, parameters, self.group))
         return TensorParallel(plan=self.plan, group=self.group, parameters=parameters)
 
     # DeepSpeed's protocol: it gathers and partitions the parameters of one module at a time.

@@ -31,13 +31,14 @@ from deepspeed_autotp.interop.torch_private import (
     own_parameters,
     tensor_members,
     tensor_without_memory,
+    version_counter,
     with_leaves,
     without_torch_function,
 )
 from deepspeed_autotp.interop.trl import replace_head_kernel
 from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
-from deepspeed_autotp.layers.model_run import ModelRun
 from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
 
 # What a tensor says of itself without its values.
@@ -159,7 +160,7 @@ def statistics_of_shard(
 class _OwnForward:
     """Whether the layer's own forward runs, to which ``weight`` is the shard."""
 
-    runs: bool = False
+    is_running: bool = False
 
 
 class ReadsFullWeight(nn.Module):
@@ -170,11 +171,11 @@ class ReadsFullWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = state_of(self, _OwnForward)
-        own.runs = True
+        own.is_running = True
         try:
             y: Tensor = super().forward(x)
         finally:
-            own.runs = False
+            own.is_running = False
         return y
 
     @property
@@ -188,17 +189,14 @@ class ReadsFullWeight(nn.Module):
         return _read(self, "bias")
 
 
-def read_full_weight(layer: nn.Module, run: ModelRun) -> Callable[[], None]:
-    """Let the weight of a sharded ``layer`` read as full in the model's forward; returns the
-    undo."""
-    run.prepare = _replace_head_kernel
-    undo = [set_state(layer, _OwnForward()), mix_in(ReadsFullWeight, layer)]
-
-    def back() -> None:
-        while undo:
-            undo.pop()()
-
-    return back
+def read_full_weight(
+    layer: nn.Module, context: ForwardContext, undo: list[Callable[[], None]]
+) -> None:
+    """Let the weight of a sharded ``layer`` read as full in the model's forward; ``undo`` receives
+    what undoes each step."""
+    context.prepare = _replace_head_kernel
+    undo.append(set_state(layer, _OwnForward()))
+    undo.append(mix_in(ReadsFullWeight, layer))
 
 
 def _replace_head_kernel() -> None:
@@ -210,30 +208,31 @@ def _read(layer: nn.Module, key: str) -> Tensor | None:
     """The parameter ``key`` of ``layer``."""
     if key not in own_parameters(layer):
         raise AttributeError(key)  # which nn.Module turns into its own message
-    shard, run = own_parameters(layer)[key], sharding_of(layer).run
-    if shard is None or state_of(layer, _OwnForward).runs or not _is_in_forward(run):
+    shard, context = own_parameters(layer)[key], sharding_of(layer).context
+    if shard is None or state_of(layer, _OwnForward).is_running or not _is_in_forward(context):
         return shard
     try:
-        return _full(layer, key, shard, run)
+        return _full(layer, key, shard, context)
     except AttributeError as error:
         # Python would take it for a missing attribute, and ask nn.Module, which has the shard.
         raise RuntimeError(f"{key} of {layer} cannot be gathered: {error}") from error
 
 
-def _is_in_forward(run: ModelRun) -> bool:
-    if run.is_in_forward or torch.compiler.is_compiling():
-        return run.is_in_forward
+def _is_in_forward(context: ForwardContext) -> bool:
+    if context.is_in_forward or torch.compiler.is_compiling():
+        return context.is_in_forward
     return backward_id() >= 0  # a checkpointed part that runs again
 
 
-def _full(layer: nn.Module, key: str, shard: Tensor, run: ModelRun) -> Tensor:
+def _full(layer: nn.Module, key: str, shard: Tensor, context: ForwardContext) -> Tensor:
     sharding = sharding_of(layer)
     dim = 0 if isinstance(layer, nn.Linear) else -1
     if torch.compiler.is_compiling():
         return gather_from_tp_region(shard, sharding.layout, sharding.group, dim=dim)
-    if not run.is_in_forward:
+    if not context.is_in_forward:
         return gathered_weight(shard, sharding, dim=dim)
-    request = layer, key, torch.is_grad_enabled()
-    if request not in run.gathered:
-        run.gathered[request] = gathered_weight(shard, sharding, dim=dim)
-    return run.gathered[request]
+    # Of these values: a forward that was interrupted leaves what it has gathered.
+    request = layer, key, torch.is_grad_enabled(), version_counter(shard)
+    if request not in context.gathered:
+        context.gathered[request] = gathered_weight(shard, sharding, dim=dim)
+    return context.gathered[request]

@@ -84,8 +84,8 @@ class LazyLogits:
             own = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
             with torch.inference_mode(False), torch.enable_grad(), own:
                 full = gather_from_tp_region(self._shard, self._layout, self._group)
-                cap = self._soft_cap
-                self._full = (torch.tanh(full / cap) * cap if cap else full).to(self._dtype)
+                full, cap = full.to(self._dtype), self._soft_cap
+                self._full = torch.tanh(full / cap) * cap if cap else full
         return self._full
 
     @property

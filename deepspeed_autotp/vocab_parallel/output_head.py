@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output head of a transformers model in training with labels: its logits stay sharded.
 
-The head then gives this rank's columns of the logits, an ordinary tensor, and the model's
+The head then gives this rank's columns of the logits, an ordinary tensor, which is not copied where
+the model upcasts it, and the model's
 ``loss_function`` forms the loss from those of all ranks. In evaluation, without labels, under
 torch.compile and where a user's hook is on the head, it gathers them. So does a model of
 which it is not known that it computes the same on any columns (interop/loss_route.py).
@@ -9,10 +10,10 @@ which it is not known that it computes the same on any columns (interop/loss_rou
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,24 +28,19 @@ from deepspeed_autotp.interop.loss_route import (
     replace_loss,
 )
 from deepspeed_autotp.interop.module_state import set_state
-from deepspeed_autotp.layers.layer_sharding import (
-    LayerSharding,
-    all_gather_output,
-    sharding_of,
-)
+from deepspeed_autotp.interop.torch_private import plain_results
+from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output, sharding_of
 from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
 
 _log = logging.getLogger("deepspeed_autotp")
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class _Step:
-    """One forward with sharded logits: its soft cap, the dtype that its logits are said to have,
-    and what the loss was given."""
+    """One forward with sharded logits: its soft cap, and what the loss was given."""
 
     soft_cap: float
-    dtype: torch.dtype | None = None
     heads: int = 0
     shard: Tensor | None = None
     logits: LazyLogits | None = None
@@ -87,8 +83,7 @@ class OutputHead:
             return all_gather_output(shard, sharding)
         self._step.heads += 1
         if self._route.upcasts and shard.itemsize < torch.float32.itemsize:
-            _upcast_to_itself(shard)
-            self._step.dtype = torch.float32
+            return shard.as_subclass(_UpcastShard)
         return shard
 
     def loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +128,9 @@ class OutputHead:
         elif self._route.shifts:
             labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         labels = labels.reshape(-1).to(logits.device)
-        kept = LazyLogits(logits, layout, group, dtype=step.dtype, soft_cap=step.soft_cap)
+        upcasts = self._route.cap_upcasts if step.soft_cap else self._route.upcasts
+        dtype = torch.float32 if upcasts else logits.dtype
+        kept = LazyLogits(logits, layout, group, dtype=dtype, soft_cap=step.soft_cap)
         step.shard, step.logits = logits, kept
         losses = vocabulary_cross_entropy(
             logits.reshape(labels.numel(), width),
@@ -152,14 +149,13 @@ class OutputHead:
         return total / num_items_in_batch
 
 
-def _upcast_to_itself(shard: Tensor) -> None:
-    """Let the next ``shard.float()`` give ``shard``, since the loss computes in float32 anyhow."""
+class _UpcastShard(Tensor):
+    """A shard in 16 bits whose ``float()`` is no copy: the loss computes in float32 anyhow."""
 
-    def itself() -> Tensor:
-        del vars(shard)["float"]  # which would keep the shard alive
-        return shard
+    __torch_function__ = plain_results()
 
-    vars(shard)["float"] = itself
+    def float(self, **_: Any) -> Tensor:
+        return self.as_subclass(Tensor)
 
 
 def _replaced(outputs: Any, shard: Tensor | None, logits: LazyLogits | None) -> Any:
@@ -173,10 +169,13 @@ def _replaced(outputs: Any, shard: Tensor | None, logits: LazyLogits | None) -> 
 
 
 def keep_logits_sharded(
-    model: nn.Module, head: nn.Module, *, insist: bool = False
-) -> Callable[[], None]:
-    """Let ``head``, a sharded layer, give its shard of the logits in training with labels; returns
-    the undo. A model that may need full logits keeps them: ValueError if ``insist``."""
+    model: nn.Module, head: nn.Module, undo: list[Callable[[], None]], *, insist: bool = False
+) -> None:
+    """Let ``head``, a sharded layer, give its shard of the logits in training with labels; ``undo``
+    receives what undoes each step.
+
+    A model that may need full logits keeps them: ValueError if ``insist``.
+    """
     route = loss_route(model, head)
     if route is None:
         name = type(model).__name__
@@ -189,15 +188,10 @@ def keep_logits_sharded(
                 f"tensor_parallel.vocab_parallel_lm_head: got true, but {why}; leave the key out"
             )
         _log.info("the logits of %s are gathered in training: %s", name, why)
-        return lambda: None
+        return
     state = OutputHead(route, head)
-    gathered = set_state(head, dataclasses.replace(sharding_of(head), gather=state.gather))
-    replaced = replace_loss(route.model, state.loss)
-    vars(route.model)["forward"] = state
-
-    def back() -> None:
-        gathered()
-        replaced()
-        del vars(route.model)["forward"]
-
-    return back
+    undo.append(set_state(head, replace(sharding_of(head), gather=state.gather)))
+    undo.append(replace_loss(route.model, state.loss))
+    attributes = vars(route.model)
+    attributes["forward"] = state
+    undo.append(lambda: attributes.pop("forward"))

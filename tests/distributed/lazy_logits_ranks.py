@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
-from tests.support.column_shards import even_widths, layout_of, model_run, own_columns, world_group
+from tests.support.column_shards import (
+    even_widths,
+    forward_context,
+    layout_of,
+    own_columns,
+    world_group,
+)
 from tests.support.output_head_models import batch, build, gradient_difference, shard
 from tests.support.recorded_collectives import recorded_collectives
 
@@ -311,11 +317,15 @@ def undone() -> dict[str, bool]:
     before, loss = dict(vars(model)), model.loss_function
     group = world_group()
     layout = layout_of(even_widths(model.config.vocab_size))
-    made = LayerSharding(group=group, run=model_run(group), layout=layout, gather_output=True)
+    made = LayerSharding(
+        group=group, context=forward_context(group), layout=layout, gather_output=True
+    )
     set_state(model.lm_head, made)
-    back = keep_logits_sharded(model, model.lm_head)
+    undo: list[Callable[[], None]] = []
+    keep_logits_sharded(model, model.lm_head, undo)
     changed = "forward" in vars(model) and model.loss_function != loss
-    back()
+    while undo:
+        undo.pop()()
     return {
         "changed": changed,
         "forward": dict(vars(model)) == before,

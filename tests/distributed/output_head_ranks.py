@@ -25,15 +25,12 @@ from tests.support.output_head_models import (
     shard,
     soft_cap,
 )
-from tests.support.peak_memory import PeakMemory
 from tests.support.recorded_collectives import recorded_collectives
 from tests.support.recorded_soft_caps import recorded_soft_caps
 from tests.support.small_models import tokens
 
 # Bytes that the first call gathers: hashes of its batch and of the random state.
 FIRST_BATCH = 32
-# A vocabulary whose logits are most of a step's memory.
-LARGE = 4099
 
 
 def _hidden_widths(model: nn.Module) -> set[int]:
@@ -83,29 +80,6 @@ def between_head_and_loss(name: str) -> dict[str, Any]:
         "loss": abs(float(loss.detach()) - expected),
         "gradients": gradient_difference(model, unsharded),
         "logits": torch.allclose(seen, expected_logits, atol=1e-5),
-    }
-
-
-def upcast() -> dict[str, Any]:
-    """A bfloat16 model that upcasts its logits, and its peak over that of one that does not."""
-    inputs, most = batch(), {}
-    for name in ("Plain", "Upcast"):
-        model = shard(logit_forwards.build(name, LARGE).to(torch.bfloat16), "llama")
-        model(**inputs)  # compares the batches
-        with PeakMemory() as memory:
-            outputs = model(**inputs)
-            outputs.loss.backward()
-        most[name] = memory.most
-    unsharded = logit_forwards.build("Upcast", LARGE).to(torch.bfloat16)
-    expected = unsharded(**inputs)
-    expected.loss.backward()
-    logits = model(**inputs).logits
-    return {
-        "loss": abs(float((outputs.loss / expected.loss - 1).detach())),
-        "gradients": gradient_difference(model, unsharded),
-        "dtypes": (outputs.loss.dtype, logits.dtype, (logits + 0).dtype),
-        "logits": float((logits - expected.logits).abs().max().detach()),
-        "memory": most["Upcast"] / most["Plain"],
     }
 
 

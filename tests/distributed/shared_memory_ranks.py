@@ -74,10 +74,9 @@ def of_a_step() -> tuple[set[str], bool, bool]:
     all_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(all_ranks, own)
     same = all(torch.equal(other, own) for other in all_ranks)
-    left = mapped_shared_memories() - mapped_shared_memories(
-        " (deleted)"
-    )  # DeepSpeed may keep groups of earlier jobs
-    return {call.transport for call in recorder.calls}, same, left > 0
+    unlinked = mapped_shared_memories(" (deleted)")  # DeepSpeed may keep groups of earlier jobs
+    left = mapped_shared_memories() > unlinked
+    return {call.transport for call in recorder.calls}, same, left
 
 
 def carried(off_on: int) -> str:

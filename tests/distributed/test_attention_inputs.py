@@ -9,7 +9,7 @@ from deepspeed_autotp._core import Kind
 from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.layers.class_swap import wrapper_class
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
-from tests.support.column_shards import even_widths, layout_of, model_run, world_group
+from tests.support.column_shards import even_widths, forward_context, layout_of, world_group
 from tests.support.worker_pool import Pool
 
 HEADS, QUERIES = 4, 3
@@ -28,7 +28,7 @@ def given(rows: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     module = Attention()
     module.__class__ = wrapper_class(module, Kind.HEADS)
     layout = layout_of(even_widths(HEADS))
-    set_state(module, LayerSharding(group=group, run=model_run(group), layout=layout))
+    set_state(module, LayerSharding(group=group, context=forward_context(group), layout=layout))
     alibi = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     return alibi, module(torch.zeros(rows, QUERIES, 8), alibi)
 

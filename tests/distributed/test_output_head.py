@@ -47,14 +47,6 @@ def test_what_a_model_does_between_head_and_loss_is_right(
         assert right(found) and found["logits"] and found["lazy"] is lazy, found
 
 
-def test_logits_that_are_upcast_are_not_copied(pool: Pool) -> None:
-    """As Mamba's, in bfloat16: the loss computes in float32 from the shard itself."""
-    for found in pool.run(output_head_ranks.upcast):
-        assert found["loss"] < 1e-3 and found["gradients"] < 1e-2 and found["logits"] < 2e-2, found
-        assert found["dtypes"] == (torch.float32,) * 3
-        assert found["memory"] == 1.0
-
-
 @pytest.mark.parametrize(
     "more",
     [

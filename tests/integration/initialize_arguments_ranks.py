@@ -9,6 +9,7 @@ from torch import nn
 
 import deepspeed_autotp
 from deepspeed_autotp.state.replica_check import FirstCallCheck
+from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 from tests.support.engine_config import Setting, config_without_section, engine_config
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
 from tests.support.loss_curves import (
@@ -132,7 +133,7 @@ def straight_through(section: dict[str, Any] | None) -> tuple[bool, bool, float]
         config["tensor_parallel"] = section
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
     same = [type(module) for module in model.modules()] == classes
-    own = engine.module is model and "tensor_parallel" not in vars(model)
+    own = engine.module is model and find_tensor_parallel(model) is None
     losses = train_engine(engine, tp=1, steps=STEPS)
     return same, own, worst_difference(losses, expected)
 

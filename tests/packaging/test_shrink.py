@@ -62,7 +62,7 @@ def test_the_sweep_finds_a_llama_equal_and_half_as_large_on_each_rank(pool: Pool
     assert row.outcome == "ok", row.reason
     assert row.loss is not None and row.loss < 1e-5
     assert row.share is not None and 0.5 <= row.share < 0.51
-    # Two layers of two row and two column inputs, the embedding, the loss and its gradient.
+    # Forward: four row layers, the embedding, the loss. Backward: four column inputs, the head's.
     assert (row.forward, row.backward) == (6, 5)
 
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.grad_overlap import SharedInput
-from deepspeed_autotp.layers.model_run import ModelRun
 
 
 def layout_of(widths: list[int]) -> ShardLayout:
@@ -30,10 +30,10 @@ def world_group() -> TPGroup:
     return TPGroup(handle)
 
 
-def model_run(group: TPGroup) -> ModelRun:
+def forward_context(group: TPGroup) -> ForwardContext:
     """Of a model without overlap and dropout."""
     rng = DropoutRNG(group.rank, declared=False, uneven=False)
-    return ModelRun(SharedInput(group, overlap=False), rng)
+    return ForwardContext(SharedInput(group, overlap=False), rng=rng)
 
 
 def own_columns(full: torch.Tensor, layout: ShardLayout, *, leaf: bool = True) -> torch.Tensor:

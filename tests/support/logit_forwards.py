@@ -63,6 +63,34 @@ class Upcast(Base):
         return Output(loss=loss, logits=logits)
 
 
+class UpcastAtTimes(Base):
+    """What its logits are is not known from its source."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        x = self.lm_head(self.hidden(input_ids))
+        if self.nothing is not None:
+            x = x.float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(x, labels, self.config.vocab_size, **more)
+        return Output(loss=loss, logits=x)
+
+
+class UpcastInCap(Base):
+    """As Beam."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        x = self.lm_head(self.hidden(input_ids))
+        if self.number is not None:
+            x = x.float() / self.number
+            x = torch.tanh(x)
+            x = x * self.number
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(x, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=x)
+
+
 class CappedThenScaled(Base):
     """A soft cap that is not the last step is no part of the loss."""
 
@@ -186,7 +214,7 @@ class Own(Base):
         return Output(loss=loss, logits=logits)
 
 
-SHARDED = (Plain, Scaled, Upcast, CappedThenScaled)
+SHARDED = (Plain, Scaled, Upcast, UpcastAtTimes, UpcastInCap, CappedThenScaled)
 GATHERED = (ZLoss, Sliced, Masked, Factor, Biased, Centred, Twice, Looked, Own)
 
 

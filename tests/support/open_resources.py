@@ -9,7 +9,8 @@ import torch.distributed.distributed_c10d as c10d
 
 
 def mapped_shared_memories(end: str = "") -> int:
-    """Those of this process whose line ends so; of a file that is gone with a word."""
+    """How many of the package are mapped: lines of ``/proc/self/maps`` that end in ``end``, which
+    is " (deleted)" for a file that has no name any more."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return sum("/dev/shm/autotp-" in line and line.endswith(end) for line in lines)
 

@@ -35,18 +35,21 @@ def test_a_masked_language_model_with_a_loss_of_its_own_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ends_in_tanh", "upcasts"),
+    ("name", "soft_cap", "flags"),
     [
-        ("Plain", False, False),
-        ("Scaled", True, False),
-        ("Upcast", False, True),
-        ("CappedThenScaled", False, False),
+        ("Plain", "", ()),
+        ("Scaled", "", ("ends_in_tanh",)),
+        ("Upcast", "", ("upcasts",)),
+        ("UpcastAtTimes", "", ()),
+        ("UpcastInCap", "self.number", ("cap_upcasts",)),
+        ("CappedThenScaled", "", ()),
     ],
 )
-def test_steps_by_numbers_are_known(name: str, ends_in_tanh: bool, upcasts: bool) -> None:
+def test_steps_by_numbers_are_known(name: str, soft_cap: str, flags: tuple[str, ...]) -> None:
     found = route(logit_forwards.build(name, 16))
-    assert found is not None and found.soft_cap == ""
-    assert (found.ends_in_tanh, found.upcasts) == (ends_in_tanh, upcasts)
+    assert found is not None and found.soft_cap == soft_cap
+    known = ("ends_in_tanh", "upcasts", "cap_upcasts")
+    assert tuple(flag for flag in known if getattr(found, flag)) == flags
 
 
 @pytest.mark.parametrize("kind", logit_forwards.GATHERED)

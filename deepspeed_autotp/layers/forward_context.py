@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers of one sharded model share while it runs."""
+"""What the layers of one sharded model share while its forward runs."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -12,22 +14,28 @@ from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
-class ModelRun:
+class ForwardContext:
     """Entered around the forward of the model, and left also when it fails.
 
     input     what the column layers were given last
     rng       the RNG states of sharded regions
-    gathered  full weights that the forward that runs has gathered, by layer, name, and whether
-              gradients are formed
+    gathered  full weights that the forward that runs has gathered, by layer, name, whether
+              gradients are formed, and version of the shard
     prepare   called before the forward, if set
     """
 
-    def __init__(self, input: SharedInput, rng: DropoutRNG) -> None:
+    def __init__(self, input: SharedInput, *, rng: DropoutRNG) -> None:
         self.input = input
         self.rng = rng
-        self.gathered: dict[tuple[nn.Module, str, bool], Tensor] = {}
+        self.gathered: dict[tuple[nn.Module, str, bool, int], Tensor] = {}
         self.prepare: Callable[[], None] | None = None
         self._depth = 0  # of calls of the model within its own forward
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardContext:
+        """One in which no forward runs, for the copy of a model."""
+        made = ForwardContext(copy.deepcopy(self.input, memo), rng=copy.deepcopy(self.rng, memo))
+        made.prepare = self.prepare
+        return made
 
     @property
     def is_in_forward(self) -> bool:
@@ -54,6 +62,6 @@ class ModelRun:
         self._depth = max(0, self._depth - 1)
         if self._depth > 0:
             return
-        self.rng.end(failed=output is None)
         self.input.forget()
         self.gathered.clear()
+        self.rng.end(failed=output is None)
