@@ -388,7 +388,7 @@ class Plan:
         """The one that keeps its shard of the logits where labels are given."""
     @property
     def samples(self) -> tuple[int, ...]:
-        """Indices of the first and last entry of each pattern of names."""
+        """Of each pattern of names the first and last entry, and all small replicated ones."""
     @property
     def layout_hash(self) -> str:
         """Of names, shapes and runs."""

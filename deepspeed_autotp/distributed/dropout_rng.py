@@ -82,6 +82,7 @@ class DropoutRNG:
         self._uncompiled: _Uncompiled | None = None
         self._region: _Region | None = None
         self._depth = 0  # of forwards of modules that hold regions
+        self._is_training = True  # outside of a forward of the model, as where one is recomputed
         self._observation: Observation | None = None
         if declared:
             self._set_drawing()
@@ -96,7 +97,10 @@ class DropoutRNG:
 
     @property
     def is_active(self) -> bool:
-        """Whether there are regions in training; nothing is observed in a compiled model."""
+        """Whether there are regions: in a model of which anything is in training mode, whatever the
+        mode of a layer. Nothing is observed in a compiled model."""
+        if not self._is_training:
+            return False
         if self._is_drawing is None and not self._uneven:
             return not torch.compiler.is_compiling()
         return self._is_drawing is not False
@@ -104,9 +108,12 @@ class DropoutRNG:
     def begin(self, model: nn.Module) -> None:
         """Before an outermost forward of ``model``, which holds all regions."""
         self._depth += 1
+        # Each module has a mode of its own, and dropout alone may be in training.
+        modules = [model] if torch.compiler.is_compiling() else model.modules()
+        self._is_training = any(module.training for module in modules)
         if self._draws_from_next_call:
             self._set_drawing()
-        if self._is_drawing or not model.training:
+        if self._is_drawing or not self._is_training:
             return
         device = next(model.parameters()).device
         if not (torch.compiler.is_compiling() or is_capturing(device)):
@@ -115,6 +122,7 @@ class DropoutRNG:
     def end(self, *, failed: bool) -> None:
         """Behind that forward, also where ``begin`` was not reached."""
         self._depth = max(0, self._depth - 1)
+        self._is_training = True
         if self._region is not None:
             self.leave()
         observed, self._observation = self._observation, None

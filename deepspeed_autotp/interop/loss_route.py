@@ -51,17 +51,18 @@ class LossRoute:
     cap_upcasts: bool
 
     @contextmanager
-    def without_soft_cap(self) -> Iterator[float]:
-        """Let the forward leave its soft cap out meanwhile; its c, or 0 without one."""
+    def soft_cap_as(self, value: float | None) -> Iterator[float]:
+        """Let the forward have this soft cap meanwhile, or leave its own out with None; the one of
+        before, or 0 without one."""
         holder, _, key = self.soft_cap.rpartition(".")
         values = vars(_resolved(self.model, holder)) if holder else {}
         cap = values.get(key)
-        if not isinstance(cap, (int, float)) or not cap > 0:
+        if value is None and not (isinstance(cap, (int, float)) and cap > 0):
             yield 0.0
             return
-        values[key] = None
+        values[key] = value
         try:
-            yield float(cap)
+            yield float(cap or 0.0)
         finally:
             values[key] = cap
 

@@ -22,7 +22,7 @@ class RegionBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         rng = state_of(self, ForwardContext).rng
-        if not (self.training and rng.is_active):
+        if not rng.is_active:
             return super().forward(*args, **kwargs)
         return rng.run_block(super().forward, args, kwargs)
 
@@ -34,7 +34,7 @@ class _PlacedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         rng = state_of(self, ForwardContext).rng
-        if not (self.training and rng.is_active):
+        if not rng.is_active:
             return super().forward(x)
         return rng.run_dropout(super().forward, x, sharded=self.sharded)
 

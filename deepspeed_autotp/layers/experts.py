@@ -35,7 +35,7 @@ class Experts(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         s = sharding_of(self)
         args, kwargs = _copied_to_region(args, kwargs, s)
-        if self.training and s.context.rng.is_active:
+        if s.context.rng.is_active:
             y = run_without_draws(super().forward, args, kwargs)
         else:
             y = super().forward(*args, **kwargs)
@@ -55,7 +55,7 @@ class ExpertsColumn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         s = sharding_of(self)
         args, kwargs = _copied_to_region(args, kwargs, s)
-        s.enter_region(first_tensor(args, kwargs), training=self.training)
+        s.enter_region(first_tensor(args, kwargs))
         return super().forward(*args, **kwargs)
 
 
@@ -71,7 +71,7 @@ class ExpertsRow(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         s = sharding_of(self)
-        s.leave_region(training=self.training)
+        s.leave_region()
         return reduce_from_tp_region(super().forward(*args, **kwargs), s.group)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,21 @@ class ForwardContext:
         self.rng = rng
         self.gathered: dict[tuple[nn.Module, str, bool, int], Tensor] = {}
         self.prepare: Callable[[], None] | None = None
+        self._model: weakref.ref[nn.Module] | None = None
         self._depth = 0  # of calls of the model within its own forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardContext:
-        """One in which no forward runs, for the copy of a model."""
+        """One in which no forward runs, for the copy of a model.
+
+        That of a part of the model cannot be trained: what sums gradients is copied with the model.
+        """
         made = ForwardContext(copy.deepcopy(self.input, memo), rng=copy.deepcopy(self.rng, memo))
         made.prepare = self.prepare
+        model = None if self._model is None else self._model()
+        if model is not None and id(model) not in memo:
+            made.input.refuse_gradients(type(model).__name__)
+        elif model is not None:
+            made._model = weakref.ref(memo[id(model)])
         return made
 
     @property
@@ -44,6 +54,7 @@ class ForwardContext:
 
     def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks around the forward of ``model``, which holds all sharded layers."""
+        self._model = weakref.ref(model)
         return [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),

@@ -167,6 +167,12 @@ class SharedInput:
         self._traced_x: Tensor | None = None
         self._traced_y: Tensor | None = None
         self._remaining = 0
+        self._copied_from = ""
+
+    def refuse_gradients(self, model: str) -> None:
+        """RuntimeError from now on where gradients would be formed: these layers were copied from
+        ``model`` without it."""
+        self._copied_from = model
 
     def linear(
         self,
@@ -183,6 +189,12 @@ class SharedInput:
         siblings  parameters of the layers, this one among them, likely to be given ``x``, too
         """
         rows = weight.t() if transposed else weight
+        if self._copied_from and torch.is_grad_enabled() and weight.requires_grad:
+            raise RuntimeError(
+                f"a part of a sharded {self._copied_from} was copied, and is trained; its "
+                "gradients would not be summed over the ranks: copy the model as a whole, or copy "
+                "the part before it is sharded"
+            )
         if torch.compiler.is_compiling():
             return F.linear(self._traced(x, siblings), rows, bias)
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -205,7 +217,9 @@ class SharedInput:
 
     def __deepcopy__(self, memo: object) -> SharedInput:
         """One without an input, for the copy of a model."""
-        return SharedInput(self.group, overlap=self._overlap)
+        made = SharedInput(self.group, overlap=self._overlap)
+        made._copied_from = self._copied_from
+        return made
 
     def _enter(self, x: Tensor, siblings: Sequence[Mapping[str, Tensor | None]]) -> _EntryRecord:
         last = self._last

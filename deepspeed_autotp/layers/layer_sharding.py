@@ -50,18 +50,18 @@ class LayerSharding:
     gather: Callable[[Tensor, LayerSharding], Tensor] = all_gather_output
     reduce: Callable[[Tensor, TPGroup], Tensor] = reduce_from_tp_region
 
-    def enter_region(self, x: Tensor, *, training: bool) -> None:
+    def enter_region(self, x: Tensor) -> None:
         """At the input of a column layer: what follows is sharded."""
-        if self.opens_region and training and self.context.rng.is_active:
+        if self.opens_region and self.context.rng.is_active:
             self.context.rng.check_called_from_block()
             self.context.rng.enter(x.device)
 
-    def leave_region(self, *, training: bool) -> None:
+    def leave_region(self) -> None:
         """At the input of a row layer: what follows is replicated.
 
         Before the product, since a recomputation may end in it.
         """
-        if self.closes_region and training and self.context.rng.is_active:
+        if self.closes_region and self.context.rng.is_active:
             self.context.rng.check_called_from_block()
             self.context.rng.leave()
         self.context.input.forget()

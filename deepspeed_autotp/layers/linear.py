@@ -27,7 +27,7 @@ class ColumnLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.enter_region(x, training=self.training)
+        s.enter_region(x)
         y = s.context.input.linear(x, self.weight, self.bias, siblings=s.siblings)
         return s.gather(y, s) if s.gather_output else y
 
@@ -45,7 +45,7 @@ class RowLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.leave_region(training=self.training)
+        s.leave_region()
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)
         y = s.reduce(F.linear(x, self.weight), s.group)
@@ -61,7 +61,7 @@ class ColumnConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.enter_region(x, training=self.training)
+        s.enter_region(x)
         y = s.context.input.linear(x, self.weight, self.bias, siblings=s.siblings, transposed=True)
         return s.gather(y, s) if s.gather_output else y
 
@@ -74,7 +74,7 @@ class RowConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.leave_region(training=self.training)
+        s.leave_region()
         if s.split_input:
             x = scatter_to_tp_region(x, s.layout, s.group)
         y = s.reduce(F.linear(x, self.weight.t()), s.group)

@@ -85,8 +85,8 @@ class Comparison:
         """What to say of dropout within ``module`` that is not the same on all ranks."""
         return self._due_to(
             self._blamed(f"{module}."),
-            f"the dropout in {module or 'the model'} draws other numbers on each rank, of an "
-            "activation that all ranks have in full; sharded on the way: "
+            f"dropout or other random numbers in {module or 'the model'} are drawn anew on each "
+            "rank, for an activation that all ranks have in full; sharded on the way: "
             f"{self._rules(self._order[: self._at(module) + 1])}",
         )
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import fix_rng, isolated
 from deepspeed_autotp.self_check.precision import in_float32, is_16_bit, rounded_otherwise
+from deepspeed_autotp.self_check.tiny_values import drawn_values, tiny_parameters
 from deepspeed_autotp.self_check.trace import Run, Trace
 from deepspeed_autotp.self_check.without_randomness import WithoutRandomness
 
@@ -29,12 +32,14 @@ class Way:
 
     labelled  labels are among the ``inputs``, and the gradients are those of the loss
     float32   whatever its data type; or else a second run shows what rounding does
+    drawn     weights that are zero have values that are drawn
     training  in training mode
     """
 
     inputs: Mapping[str, object]
     labelled: bool
     float32: bool
+    drawn: bool = False
     training: bool = True
 
 
@@ -75,9 +80,10 @@ class Runs:
         given = [(inputs.labelled, True)] if inputs.labelled is not None else []
         given.append((inputs.values, False))
         for values, labelled in given:
-            if self._is_16_bit and self._fits:
-                yield Way(values, labelled, float32=True)
-            yield Way(values, labelled, float32=False)
+            for float32 in (True, False) if self._is_16_bit and self._fits else (False,):
+                if self._tiny:
+                    yield Way(values, labelled, float32=float32, drawn=True)
+                yield Way(values, labelled, float32=float32)
         yield Way(inputs.values, labelled=False, float32=False, training=False)
 
     def attempt(self, way: Way) -> tuple[Reference | None, str]:
@@ -95,13 +101,22 @@ class Runs:
     def can_run(self, inputs: Inputs) -> bool:
         return any(self.attempt(way)[0] is not None for way in self.ways(inputs))
 
-    def cast(self, way: Way) -> AbstractContextManager[None]:
-        """A context in which the weights have the data type of ``way``."""
-        return in_float32(self._model) if way.float32 else nullcontext()
+    @contextmanager
+    def weights(self, way: Way) -> Iterator[None]:
+        """A context in which the weights have the data type and the values of ``way``."""
+        with (
+            in_float32(self._model) if way.float32 else nullcontext(),
+            drawn_values(self._tiny if way.drawn else ()),
+        ):
+            yield
+
+    @functools.cached_property
+    def _tiny(self) -> list[nn.Parameter]:
+        return tiny_parameters(self._model)
 
     def reference(self, way: Way) -> Reference:
         """The full model, run in that way; raises what it raises."""
-        with self.cast(way):
+        with self.weights(way):
             trace = self.trace(way)
             self.go(trace, way)
             rounded = None
@@ -127,7 +142,7 @@ class Runs:
         with (
             isolated(self._model, self.device, training=way.training),
             torch.enable_grad(),
-            WithoutRandomness(trace.dropped),
+            WithoutRandomness(trace.drawn),
             trace,
         ):
             output = self._model(**way.inputs)

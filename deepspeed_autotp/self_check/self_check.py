@@ -179,7 +179,7 @@ class SelfCheck:
         comparison = Comparison(plan, rank=self._group.rank, full=full.run, rounded=full.rounded)
         trace = self._runs.trace(full.way)
         found: Difference | None = None
-        with self._runs.cast(full.way):
+        with self._runs.weights(full.way):
             try:
                 found = self._compared(conversion, comparison, trace, full.way)
             except Exception as error:

@@ -29,7 +29,8 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """An activation that dropout is applied to within ``module``, and the RNG state then."""
+    """An activation that dropout is applied to within ``module``, or random numbers that are drawn
+    there, and the RNG state then."""
 
     module: str
     shape: tuple[int, ...]
@@ -86,8 +87,8 @@ class Trace:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def dropped(self, x: Tensor) -> None:
-        """Note what dropout is applied to."""
+    def drawn(self, x: Tensor) -> None:
+        """Note what dropout is applied to, or what was drawn."""
         run = self.run
         if not run.in_backward:
             within = run.running[-1] if run.running else ""

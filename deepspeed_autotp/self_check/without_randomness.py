@@ -40,11 +40,12 @@ _ATTENTION_DROPOUT = 4
 
 
 class WithoutRandomness(TorchFunctionMode):
-    """Within it nothing is random; ``dropped`` is told what dropout would have been applied to."""
+    """Within it nothing is random; ``drawn`` is told what dropout would have been applied to, and
+    what was drawn otherwise."""
 
-    def __init__(self, dropped: Callable[[Tensor], None]) -> None:
+    def __init__(self, drawn: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self._dropped = dropped
+        self._drawn = drawn
 
     def __torch_function__(
         self,
@@ -66,13 +67,14 @@ class WithoutRandomness(TorchFunctionMode):
         if func in _MIDDLES:
             with torch.no_grad():
                 result.copy_(_MIDDLES[func](*args, **named))
+            self._drawn(result)
         return result
 
     def _kept(
         self, input: Tensor, p: float = 0.5, training: bool = True, *rest: Any, **options: Any
     ) -> Tensor:
         if p > 0 and options.get("train", training):
-            self._dropped(input)
+            self._drawn(input)
         return input
 
 

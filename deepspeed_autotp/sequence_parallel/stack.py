@@ -110,7 +110,6 @@ class Stack:
         # Of the layers that have run in this call, and of the one that runs.
         self._between: SequenceLayout | None = None
         self._within: SequenceLayout | None = None
-        self._training = False
         # Activation checkpointing calls a layer again, long after its owner has returned and maybe
         # run with other tokens: with a tensor over the same storage, which it keeps alive.
         self._by_storage: weakref.WeakKeyDictionary[torch.UntypedStorage, SequenceLayout] = (
@@ -182,8 +181,6 @@ class Stack:
         forward: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        *,
-        training: bool,
     ) -> Any:
         """``forward`` of a layer with its arguments."""
         x = layer.argument.of(args, kwargs)
@@ -193,14 +190,13 @@ class Stack:
         if layer.is_first:
             local = scatter_to_sequence_region(x, layout, self.group)
             args, kwargs = layer.argument.replaced(args, kwargs, local)
-        before = self._within, self._training
-        self._within, self._training = layout, training
+        before, self._within = self._within, layout
         self._enter_rng_region(x.device)
         try:
             output = forward(*args, **kwargs)
         finally:
             self._leave_rng_region()
-            self._within, self._training = before
+            self._within = before
             self._context.input.forget()
         if not layer.is_last:
             return output
@@ -259,9 +255,9 @@ class Stack:
     # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.
 
     def _enter_rng_region(self, device: torch.device) -> None:
-        if self._training and self._context.rng.is_active:
+        if self._context.rng.is_active:
             self._context.rng.enter(device, of_tokens=True)
 
     def _leave_rng_region(self) -> None:
-        if self._training and self._context.rng.is_active:
+        if self._context.rng.is_active:
             self._context.rng.leave()

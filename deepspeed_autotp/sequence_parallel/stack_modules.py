@@ -53,8 +53,7 @@ class SequenceParallelLayer(nn.Module):
         part = state_of(self, _LayerState)
         if part.stack.is_idle:
             return super().forward(*args, **kwargs)
-        forward = super().forward
-        return part.run(part.stack, part.layer, forward, args, kwargs, training=self.training)
+        return part.run(part.stack, part.layer, super().forward, args, kwargs)
 
 
 class GatherInput(nn.Module):

@@ -19,25 +19,33 @@ class _BeforeStep:
     """A hook of every optimizer, for those that step parameters of one sharded model.
 
     ValueError where the optimizer would update a shard by a number over the tensor, or over all
-    parameters of this rank: all ranks have the same optimizer. Else the step is noted: how many
+    parameters of this rank, and in steps 1, 2, 4, 8, ... where parameters of the model were
+    replaced: all ranks have the same optimizer. Else the step is noted: how many
     there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
     """
 
-    def __init__(self, state: TensorParallel) -> None:
+    def __init__(self, model: nn.Module, state: TensorParallel) -> None:
+        self._model = weakref.ref(model)
         self._state = weakref.ref(state)
+        self._others = 0  # steps of what is not in the plan
         self.steps = 0
         self.norm: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        state = self._state()
-        if state is None:
+        model, state = self._model(), self._state()
+        if model is None or state is None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
         if any(entry.is_sharded for _, entry in entries):
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
         self.steps += bool(entries)
+        self._others += not entries
+        if (self.steps if entries else self._others).bit_count() == 1:  # now and then
+            own = {id(p) for p in model.parameters()}
+            if any(id(p) in own for p in parameters):
+                state.check_parameters(model)
         replicated = [p for p, entry in entries if not entry.is_sharded and p.grad is not None]
         if replicated:
             smallest: Tensor = min(replicated, key=torch.numel)
@@ -85,7 +93,7 @@ class _CompareSteps:
 
 def check_optimizers(model: nn.Module, state: TensorParallel) -> None:
     """Check the steps of ``model`` from now on, as long as ``state`` is there."""
-    before_step = _BeforeStep(state)
+    before_step = _BeforeStep(model, state)
     handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
     model.register_forward_pre_hook(_CompareSteps(state.group, before_step))

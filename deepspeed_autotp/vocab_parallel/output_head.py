@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,20 +63,35 @@ class OutputHead:
         """The forward of the model."""
         model = self._route.model
         forward = type(model).forward
+        outer = self._step  # of a forward that calls the model itself
         if not self._keeps_sharded(args, kwargs):
-            return forward(model, *args, **kwargs)
-        with self._route.without_soft_cap() as cap:
-            step = self._step = _Step(cap)
+            with self._without(outer):
+                return forward(model, *args, **kwargs)
+        with self._route.soft_cap_as(None) as cap:
+            step = self._step = _Step(cap or (outer.soft_cap if outer else 0.0))
             try:
                 outputs = forward(model, *args, **kwargs)
             finally:
-                self._step = None
+                self._step = outer
         if step.heads and step.logits is None:
             raise RuntimeError(
                 f"{type(model).__name__} was given labels and did not give its logits to "
                 "self.loss_function; set tensor_parallel.vocab_parallel_lm_head to false"
             )
         return _replaced(outputs, step.shard, step.logits)
+
+    @contextmanager
+    def _without(self, outer: _Step | None) -> Iterator[None]:
+        """Let the forward gather its logits, also within one that keeps them sharded."""
+        if outer is None:
+            yield
+            return
+        self._step = None
+        try:
+            with self._route.soft_cap_as(outer.soft_cap) if outer.soft_cap else nullcontext():
+                yield
+        finally:
+            self._step = outer
 
     def gather(self, shard: Tensor, sharding: LayerSharding) -> Tensor:
         """The logits [..., V] of a shard [..., V/R], or the shard."""

@@ -249,6 +249,8 @@ def test_samples_stand_for_all_names_that_differ_in_indices() -> None:
     assert f"model.layers.{LAYERS - 1}.mlp.up_proj.weight" in kept
     patterns = {index_pattern(entry.name) for entry in plan.entries}
     assert {index_pattern(name) for name in kept} == patterns
+    assert {entry.name for entry in plan.entries if not entry.is_sharded} <= kept
+    assert "model.layers.1.mlp.up_proj.weight" not in kept
 
 
 def test_the_layout_hash_is_of_the_runs_and_not_of_the_rules() -> None:

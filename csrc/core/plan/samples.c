@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* samples.c -- two parameters that stand for all that differ in indices only. */
+/* samples.c -- the parameters whose gradients are compared for all. */
 #include "plan/samples.h"
 
 #include <stdlib.h>
@@ -9,6 +9,9 @@
 #include "base/map.h"
 #include "model/names.h"
 #include "plan/plan_build.h"
+
+/* A gradient of this many elements costs little. */
+static const int64_t SMALL = 1 << 20;
 
 /* Write the number of each entry's pattern to `pattern`. */
 static int
@@ -43,6 +46,14 @@ mark_ends(const int *pattern, int count, bool *marked, bool *seen)
     }
 }
 
+static void
+mark_small_replicated(const tp_plan *plan, bool *marked)
+{
+    for (int i = 0; i < plan->entry_count; i++)
+        marked[i] |= plan->entries[i].layout == NULL &&
+                     tp_parameter_elements(tp_model_parameter(plan->model, i)) <= SMALL;
+}
+
 int
 tp_plan_samples(const tp_plan *plan, int *out, int *count, tp_error *err)
 {
@@ -60,6 +71,7 @@ tp_plan_samples(const tp_plan *plan, int *out, int *count, tp_error *err)
         number_patterns(plan, arena, map, pattern, err) < 0)
         goto done;
     mark_ends(pattern, plan->entry_count, flags, flags + room);
+    mark_small_replicated(plan, flags);
     *count = 0;
     for (int i = 0; i < plan->entry_count; i++)
         if (flags[i])
