@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step sweep clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load sweep clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -123,6 +123,12 @@ chart := $(if $(STEP),,--chart $(images)/step.svg --json $(images)/step.json)
 
 bench-step: $(stamp) ## Compare a sharded step with DeepSpeed's and transformers'; minutes. STEP=
 	@$(python) -m benchmarks.step --tp $(TP) $(chart) $(STEP)
+
+# Further options: make bench-load LOAD="--tp 2 --repeats 3"
+LOAD ?=
+
+bench-load: $(stamp) ## Load 1.1 billion parameters sharded, beside transformers and DeepSpeed; minutes. LOAD=
+	@$(python) -m benchmarks.load $(LOAD)
 
 # The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2

@@ -322,6 +322,7 @@ setup(
                 "csrc/core/base/error.c",
                 *sources("csrc/shared_memory", ".c"),
                 *sources("csrc/nccl", ".c"),
+                *sources("csrc/files", ".c"),
                 *sources("csrc/pack", ".c"),
                 *sources("csrc/torch", ".c", ".cpp"),
             ],

@@ -15,6 +15,7 @@ from deepspeed_autotp.api.deepspeed_api import (
 )
 from deepspeed_autotp.api.install import install, uninstall
 from deepspeed_autotp.api.mode import is_autotp_training_mode, set_autotp_mode
+from deepspeed_autotp.api.sharded_loading import from_pretrained, sharded_init
 from deepspeed_autotp.api.torch_loop import parallelize
 from deepspeed_autotp.checkpoint.full_state import full_state_dict
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
@@ -45,6 +46,7 @@ __all__ = [
     "check_replicas",
     "clip_grad_norm_",
     "destroy",
+    "from_pretrained",
     "full_state_dict",
     "get_tensor_parallel_config",
     "infer_config_dtype",
@@ -59,6 +61,7 @@ __all__ = [
     "record_tp_model_init_args",
     "reset",
     "set_autotp_mode",
+    "sharded_init",
     "tensor_parallel",
     "tp_model_init",
     "uninstall",

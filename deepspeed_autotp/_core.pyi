@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C core: everything that can be decided without a tensor.
 
-Wrong types raise TypeError, wrong values ValueError; the message names the argument, what was
-given and what was expected. Ints are not bools, sequences are not strings.
-"""
+TypeError and ValueError name the argument, what was given and what was expected. Ints are not
+bools, sequences are not strings."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -29,6 +28,7 @@ __all__ = [
     "index_pattern",
     "merge",
     "nearest",
+    "plan_reads",
     "precision",
     "preset_names",
     "preset_rows",
@@ -67,10 +67,7 @@ def style_spec(style: str, pattern: str) -> dict[str, Any]:
     """The specification behind a style of a transformers plan. Errors name `pattern`."""
 
 def check_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The dict with the default for a missing key and shape as a tuple; an unknown key is an error.
-
-    Messages start with `where`.
-    """
+    """With each key, and shape as a tuple; an unknown key is an error that starts with `where`."""
 
 def core_info() -> dict[str, Any]:
     """{"pcre2": "10.42 ...", "jit": bool}"""
@@ -93,6 +90,16 @@ def merge(
 
 def settle_tp_size(sources: Sequence[tuple[str, int]], /) -> int | None:
     """The TP size that all sources (where, size) agree on; a size of -1 is not stated."""
+
+def plan_reads(
+    slices: Sequence[tuple[Any, ...]], gap: int = 0
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, int, int], ...], int]:
+    """(reads, spans, bytes) of slices of tensors in files.
+
+    slices: (file, begin, itemsize, shape, starts, lengths, out_begin, out_strides), out in elements
+    reads: (slice, begin, rows, row bytes, stride, out_begin, out_stride), in the order of the files
+    spans: (file, begin, end), which have more than `gap` bytes between them
+    """
 
 @final
 class Pattern:
@@ -210,13 +217,11 @@ class Entry:
     @property
     def source(self) -> Source: ...
     @property
-    def rule(self) -> str:
-        """Label of the deciding rule, or empty."""
+    def rule(self) -> str: ...  # label of the deciding rule, or empty
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dim(self) -> int:
-        """The dimension that shrinks; -1: replicated."""
+    def dim(self) -> int: ...  # the dimension that shrinks; -1: replicated
     @property
     def view(self) -> tuple[int, int, int]:
         """(outer, size, inner) around the sharded dim; (1, elements, 1) if replicated."""
@@ -358,8 +363,7 @@ class Plan:
         heuristics: also in models of a type that was never tried.
         large_layers: large layers that nothing else shards are sharded individually.
         large_names: these are large, ``*`` for each index, and not those that hold much.
-        sequence_parallel: between blocks each rank has a shard of the tokens; ValueError, naming
-        the module, where that cannot be.
+        sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
         must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
@@ -367,8 +371,7 @@ class Plan:
     @property
     def ranks(self) -> int: ...
     @property
-    def hash(self) -> str:
-        """16 hexadecimal digits, equal for equal plans of equal models."""
+    def hash(self) -> str: ...  # equal for equal plans of equal models
     @property
     def entries(self) -> tuple[Entry, ...]: ...
     @property
@@ -384,14 +387,11 @@ class Plan:
     @property
     def sharded_dropouts(self) -> tuple[str, ...]: ...  # outside of one
     @property
-    def logits_layer(self) -> Layer | None:
-        """The one that keeps its shard of the logits where labels are given."""
+    def logits_layer(self) -> Layer | None: ...  # keeps its shard of the logits with labels
     @property
-    def samples(self) -> tuple[int, ...]:
-        """Of each pattern of names the first and last entry, and all small replicated ones."""
+    def samples(self) -> tuple[int, ...]: ...  # whose gradients are compared for all
     @property
-    def layout_hash(self) -> str:
-        """Of names, shapes and runs."""
+    def layout_hash(self) -> str: ...  # of names, shapes and runs
     @property
     def messages(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...

@@ -26,6 +26,8 @@ static PyMethodDef methods[] = {
     {"core_info", py_core_info, METH_NOARGS, py_core_info_doc},
     {"merge", PY_KEYWORDS(py_merge), METH_VARARGS | METH_KEYWORDS, py_merge_doc},
     {"settle_tp_size", py_settle_tp_size, METH_O, py_settle_tp_size_doc},
+    {"plan_reads", PY_KEYWORDS(py_plan_reads), METH_VARARGS | METH_KEYWORDS,
+     py_plan_reads_doc},
     {NULL, NULL, 0, NULL},
 };
 

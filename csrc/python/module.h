@@ -75,6 +75,7 @@ PyObject *py_check_spec(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_core_info(PyObject *module, PyObject *unused);
 PyObject *py_merge(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_settle_tp_size(PyObject *module, PyObject *arg);
+PyObject *py_plan_reads(PyObject *module, PyObject *args, PyObject *kwargs);
 
 extern const char py_split_doc[];
 extern const char py_split_grain_doc[];
@@ -90,5 +91,6 @@ extern const char py_check_spec_doc[];
 extern const char py_core_info_doc[];
 extern const char py_merge_doc[];
 extern const char py_settle_tp_size_doc[];
+extern const char py_plan_reads_doc[];
 
 #endif

@@ -15,7 +15,8 @@ from deepspeed_autotp.interop.deepspeed.engine import has_stepped, optimizer_typ
 from deepspeed_autotp.interop.deepspeed.groups import engine_group_size
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.process_groups import mpu_group
-from deepspeed_autotp.state.sharded_model import find_tensor_parallel
+from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
 
 # What DeepSpeed's own steps depend on: with other values on another rank they wait for ever.
 _COMPARED = (
@@ -25,6 +26,15 @@ _COMPARED = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
     "gradient_clipping",
+)
+
+# What decides on the plan of a model.
+_OF_PLAN = (
+    "preset_model",
+    "partition_config",
+    "vocab_parallel_lm_head",
+    "sequence_parallel",
+    "tp_grain_size",
 )
 
 
@@ -47,11 +57,27 @@ def check_tp_size(model: nn.Module, settings: TPTrainingConfig, *, has_mpu: bool
         engine_ranks=engine_group_size(),
         has_mpu=has_mpu,
     )
-    if before is not None and settings.sequence_parallel and not before.plan.stacks:
+    if before is not None:
+        _check_rules(settings, before)
+
+
+def _check_rules(settings: TPTrainingConfig, before: TensorParallel) -> None:
+    """ValueError where a key that is written asks for another plan than a model has already."""
+    if settings.sequence_parallel and not before.plan.stacks:
         raise ValueError(
             "tensor_parallel.sequence_parallel is true, but the model was sharded without it; set "
-            "it where the model is sharded, in parallelize"
+            "it where the model is sharded, in parallelize or from_pretrained"
         )
+    written = {f"tensor_parallel.{key}" for key in settings.model_fields_set}
+    if "tp_grain_size" in settings.tensor_parallel.model_fields_set:
+        written.add("tensor_parallel.tp_grain_size")
+    now = compared(settings)
+    for key in (f"tensor_parallel.{key}" for key in _OF_PLAN):
+        if key in written and now[key] != before.settings[key]:
+            raise ValueError(
+                f"{key} is {now[key]}, but the model was sharded with {before.settings[key]}; set "
+                "it where the model is sharded, in parallelize or from_pretrained, or leave it out"
+            )
 
 
 def check_groups(settings: TPTrainingConfig, mpu: Any) -> None:

@@ -35,8 +35,11 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
+from deepspeed_autotp.loading.file_weights import FileWeights
+from deepspeed_autotp.loading.load_shards import LoadShards
 from deepspeed_autotp.native import operators
 from deepspeed_autotp.planning.model_description import Description, describe
+from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
@@ -47,7 +50,7 @@ from deepspeed_autotp.sharding.weight_location import (
     refuse_partly_there,
     report,
 )
-from deepspeed_autotp.sharding.weight_sync import broadcast_weights
+from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach, find_tensor_parallel
 
@@ -58,13 +61,16 @@ _log = logging.getLogger("deepspeed_autotp")
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One model to be sharded over one group. Shards go to ``device``, or where the weights are."""
+    """One model to be sharded over one group. Shards go to ``device``, or where the weights are.
+
+    ``weights`` says what is read from files, of a model without values."""
 
     description: Description
     settings: TPTrainingConfig
     group: TPGroup
     location: WeightLocation
     device: torch.device | None
+    weights: FileWeights | None
 
     @property
     def model(self) -> nn.Module:
@@ -116,15 +122,21 @@ def shard(
     example_inputs: Mapping[str, object] | None = None,
     data: TrainingData | None = None,
     device: torch.device | None = None,
+    weights: FileWeights | None = None,
 ) -> TensorParallel:
     """Shard a model over ``group``, keeping every Parameter object.
 
-    Shards go to ``device``, or where the weights are. ``agreement`` spans all ranks, and
+    Shards go to ``device``, or where the weights are; with ``weights`` each rank reads its own from
+    files. ``agreement`` spans all ranks, and
     ``reports`` are theirs: ValueError on all, with the model unchanged, where one cannot plan,
     plans differently, or a check differs.
     """
-    location = locate_weights(description, group, reports)
-    task = _Task(description, settings, group, location, device)
+    location = (
+        locate_weights(description, group, reports)
+        if weights is None
+        else WeightLocation(device or torch.device("cpu"), only_on_rank0=False, in_files=True)
+    )
+    task = _Task(description, settings, group, location, device, weights)
     local = agreement.within(group)
     first = functools.partial(_first_plan, task, example_inputs, data, local)
     to_check, on_twins = agreement.conclude(first)
@@ -135,7 +147,10 @@ def shard(
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
     plan, conversion = _converted(task, to_check, agreement, local)
-    if to_check.inputs is None and not location.only_on_rank0:
+    if weights is not None:
+        what, drawn = type(task.model).__name__, list(weights.values.values())
+        broadcast_tensors(what, drawn, group, agreement=local, keep=False)
+    elif to_check.inputs is None and location.on_every_rank:
         broadcast_weights(description, group, agreement=local, keep=False)
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
@@ -221,6 +236,15 @@ def _convert(
 
 def _conversion(task: _Task, plan: Plan) -> Conversion:
     overlap = task.settings.overlaps
+    if task.weights is not None:
+        return LoadShards(
+            task.description,
+            plan=plan,
+            group=task.group,
+            overlap=overlap,
+            weights=task.weights,
+            device=task.location.device,
+        )
     if not task.location.only_on_rank0:
         return Conversion(task.description, plan=plan, group=task.group, overlap=overlap)
     return ScatterFromRank0(
@@ -250,9 +274,10 @@ def _switch(task: _Task, conversion: Conversion, *, agreement: Agreement) -> Non
 
 @torch.no_grad()
 def _commit(conversion: Conversion, agreement: Agreement, device: torch.device | None) -> None:
-    if not isinstance(conversion, ScatterFromRank0):
+    if not isinstance(conversion, (ScatterFromRank0, LoadShards)):
         conversion.commit(device)
         return
+    what = "reading" if isinstance(conversion, LoadShards) else "scattering"
 
     def scatter() -> None:
         try:
@@ -261,7 +286,7 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
             pass
         except Exception as error:
             raise RuntimeError(
-                f"scattering the weights failed, and no rank has a model now: {error}"
+                f"{what} the weights failed, and no rank has a model now: {error}"
             ) from error
 
     agreement.together(scatter)
@@ -273,7 +298,8 @@ def _attached(task: _Task, plan: Plan) -> TensorParallel:
     if device.type == "cpu" and group.cpu_handle is not group.handle:
         device = torch.device("cuda")
     broadcast_rng_state(group, device=device)
-    state = TensorParallel(plan=plan, group=group, parameters=parameters)
+    settings = compared(task.settings)
+    state = TensorParallel(plan=plan, group=group, parameters=parameters, settings=settings)
     attach(task.model, state)
     guard_save_pretrained(task.model)
     return state

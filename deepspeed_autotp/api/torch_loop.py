@@ -35,6 +35,7 @@ from deepspeed_autotp.distributed.model_groups import group_timeout
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.process_groups import mesh_group
+from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.sharding.weight_location import refuse_unlike
@@ -67,32 +68,33 @@ def parallelize(
     Raises one ValueError on every rank, with the model unchanged. What the loop has to do is in
     the docstring of the module, deepspeed_autotp.api.torch_loop.
     """
-    given = _given_group(tp_group, mesh)
+    given = given_group(tp_group, mesh)
 
     def settle() -> Settled:
         _check_model(model)
-        _check_one(tp_size, tp_group, mesh)
-        _check_device(device)
-        settings = _settings(config, tp_size, given)
+        check_one(tp_size, tp_group, mesh)
+        check_device(device)
+        settings = settings_of(config, tp_size, given)
         description = described(model) if settings.autotp_size > 1 else None
         return settings, compared(settings), description
 
-    group = _sharded_over(given, settle, example_inputs=example_inputs, device=device)
+    group = sharded_over(given, settle, example_inputs=example_inputs, device=device)
     if group is None:
         return model if device is None else model.to(device)
     check_first_call(model, group)
     return model
 
 
-def _sharded_over(
+def sharded_over(
     given: dist.ProcessGroup | None,
     settle: Callable[[], Settled],
     *,
     example_inputs: Mapping[str, object] | None,
     device: torch.device | str | None,
+    weights: Callable[[], FileWeights | None] = lambda: None,
 ) -> TPGroup | None:
     """Shard what ``settle`` describes, and return over which group; None where there is nothing
-    to shard. What was made is closed where any rank fails."""
+    to shard. ``weights()`` is asked then. What was made is closed where any rank fails."""
     with ExitStack() as on_failure, closing(OwnedGroups()) as for_this_call:
         group = None if given is None else _closed_by(on_failure, TPGroup(given))
         # Which ranks agree has to be known before they can; everything else all of them check.
@@ -100,7 +102,9 @@ def _sharded_over(
         settings, description, reports = settled(agreement, settle)
         if description is None:
             return None
-        refuse_unlike(reports, settings.autotp_size)
+        from_files = weights()
+        if from_files is None:
+            refuse_unlike(reports, settings.autotp_size)
         if group is None:
             group = _closed_by(on_failure, _new_group(settings.autotp_size))
         state = shard(
@@ -111,6 +115,7 @@ def _sharded_over(
             reports=reports,
             example_inputs=example_inputs,
             device=_numbered(device),
+            weights=from_files,
         )
         check_optimizers(description.modules[""], state)
         on_failure.pop_all()
@@ -122,7 +127,7 @@ def _closed_by(stack: ExitStack, group: TPGroup) -> TPGroup:
     return group
 
 
-def _given_group(tp_group: dist.ProcessGroup | None, mesh: Any) -> dist.ProcessGroup | None:
+def given_group(tp_group: dist.ProcessGroup | None, mesh: Any) -> dist.ProcessGroup | None:
     """The process group that the user gives."""
     if not dist.is_initialized():
         raise ValueError(
@@ -148,12 +153,12 @@ def _check_model(model: object) -> None:
         raise ValueError(f"parallelize: model: {wrong(model, 'a torch.nn.Module')}")
 
 
-def _check_one(*ways: object) -> None:
+def check_one(*ways: object) -> None:
     if sum(way is not None for way in ways) > 1:
         raise ValueError("parallelize: got several of tp_size, tp_group and mesh; pass one")
 
 
-def _check_device(device: torch.device | str | None) -> None:
+def check_device(device: torch.device | str | None) -> None:
     """ValueError for a device that is not here."""
     if device is None:
         return
@@ -172,7 +177,7 @@ def _numbered(device: torch.device | str | None) -> torch.device | None:
     return None if device is None else torch.empty(0, device=device).device
 
 
-def _settings(
+def settings_of(
     config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, handle: Any
 ) -> TPTrainingConfig:
     """The configuration with the TP size in ``autotp_size``, wherever it was given."""

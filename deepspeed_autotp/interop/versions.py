@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 # The versions that the test suite runs with.
-TESTED = {"torch": "2.13.0", "deepspeed": "0.19.8"}
+TESTED = {"torch": "2.13.0", "deepspeed": "0.19.8", "transformers": "5.23.0"}
 
 
 def tested_and_found(project: str) -> str:

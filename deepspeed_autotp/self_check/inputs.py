@@ -50,13 +50,13 @@ def agreed_inputs(
 ) -> Inputs | None:
     """The inputs of the self-check, the same on every rank, or None for no self-check.
 
-    There is none where only TP rank 0 has the weights. ValueError on every
+    There is none where not every rank has the weights. ValueError on every
     rank when a self-check was asked for and cannot be, as when no inputs are known, or when the
     ranks were given different ones.
     """
-    if location.only_on_rank0:
+    if not location.on_every_rank:
         agreement.together(
-            lambda: _without_weights(model, settings, given, warn=agreement.is_first)
+            lambda: _without_weights(model, settings, given, location, warn=agreement.is_first)
         )
         return None
 
@@ -126,6 +126,7 @@ def _without_weights(
     model: nn.Module,
     settings: TPTrainingConfig,
     given: Mapping[str, object] | None,
+    location: WeightLocation,
     *,
     warn: bool,
 ) -> None:
@@ -134,6 +135,8 @@ def _without_weights(
         return
     name = type(model).__name__
     why = f"only TP rank 0 has the weights of {name}"
+    if location.in_files:
+        why = f"each rank reads its shards of {name} alone"
     asked = {
         "tensor_parallel.self_check": settings.self_check is True,
         "example_inputs": given is not None,

@@ -15,10 +15,10 @@ from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.failure_barrier import failure_barrier
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import Transport, open_transport
-from deepspeed_autotp.interop.torch_private import has_gradient_hooks
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
+from deepspeed_autotp.sharding.meta_tensors import give_memory
 from deepspeed_autotp.state.sharded_model import shard_of, shard_sizes
 
 
@@ -47,10 +47,11 @@ class ScatterFromRank0(Conversion):
         if self._group.rank > 0:
             self._check_memory(self._device)
             for parameter, entry in self._own_entries():
-                self._fill(entry.name, parameter, entry.local_shape(self._group.rank))
+                shape = entry.local_shape(self._group.rank)
+                self._undo.append(give_memory(entry.name, parameter, shape, self._device))
             for name, buffer in self._modules[""].named_buffers():
                 if buffer.is_meta:
-                    self._fill(name, buffer, buffer.shape)
+                    self._undo.append(give_memory(name, buffer, buffer.shape, self._device))
         super().switch()
 
     def check_memory(self, device: torch.device | None) -> None:
@@ -107,35 +108,6 @@ class ScatterFromRank0(Conversion):
         self._broadcast(modes)
         for module, mode in zip(modules, modes.tolist(), strict=True):
             module.training = mode
-
-    def _fill(self, name: str, tensor: Tensor, shape: torch.Size | tuple[int, ...]) -> None:
-        """Let ``tensor`` have memory for ``shape`` and stay the object that it is.
-
-        A tensor on the meta device takes no ``.data`` from another one. What does not fit TP rank
-        0's tensor of that name is refused where the ranks compare their models.
-        """
-        if type(tensor) not in (Tensor, nn.Parameter):
-            raise ValueError(
-                f"{name} is a {type(tensor).__name__} on the meta device, expected a plain "
-                "parameter or buffer; load the model on every rank"
-            )
-        if has_gradient_hooks(tensor):
-            raise ValueError(
-                f"{name} is on the meta device and has a gradient hook, which would be lost; "
-                "register it after sharding"
-            )
-        held: Tensor = torch.empty(shape, dtype=tensor.dtype, device=self._device)
-        if isinstance(tensor, nn.Parameter):
-            held = nn.Parameter(held, requires_grad=tensor.requires_grad)
-        vars(held).update(vars(tensor))
-        try:
-            torch.utils.swap_tensors(tensor, held)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} is on the meta device, and no memory can be allocated for it, since "
-                f"something else refers to it ({error}); shard the model first"
-            ) from None
-        self._undo.append(lambda: torch.utils.swap_tensors(tensor, held))
 
 
 def _shard_to_send(full: Tensor, entry: Entry, rank: int) -> Tensor:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ranks have the weights of a model before it is sharded: all, or TP rank 0 of each group.
+"""Which ranks have the weights of a model before it is sharded: all, TP rank 0 of each group, or
+none, where they are read from files.
 
 The others then have built it under ``torch.device("meta")``: names, shapes and data types, but no
 values. Every rank gets the same answer; what is neither is refused on every rank.
@@ -26,11 +27,17 @@ _NAMED = 8
 class WeightLocation:
     """``device`` has the weights, or is to have those of a rank without any.
 
-    ``only_on_rank0``: only TP rank 0 of each group has them.
+    ``only_on_rank0``: only TP rank 0 of each group has them. ``in_files``: no rank has them, and
+    each reads its own shards.
     """
 
     device: torch.device
     only_on_rank0: bool
+    in_files: bool = False
+
+    @property
+    def on_every_rank(self) -> bool:
+        return not (self.only_on_rank0 or self.in_files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def _sample(tensor: Tensor) -> bytes:
     return bytes(taken.view(torch.uint8).numpy())
 
 
-def _digest(tensors: list[Tensor]) -> str:
+def _digest(tensors: Sequence[Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(_sample(tensor))
@@ -38,7 +38,6 @@ def _nothing() -> None:
     pass
 
 
-@torch.no_grad()
 def broadcast_weights(
     description: Description, group: TPGroup, *, agreement: Agreement, keep: bool
 ) -> Callable[[], None]:
@@ -50,13 +49,21 @@ def broadcast_weights(
     """
     model = description.modules[""]
     tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
+    return broadcast_tensors(type(model).__name__, tensors, group, agreement=agreement, keep=keep)
+
+
+@torch.no_grad()
+def broadcast_tensors(
+    what: str, tensors: Sequence[Tensor], group: TPGroup, *, agreement: Agreement, keep: bool
+) -> Callable[[], None]:
+    """As ``broadcast_weights``, of some tensors of ``what``."""
     if len(set(agreement.exchange(_digest(tensors)))) == 1:
         return _nothing
     if group.rank == 0:
         _log.warning(
             "the ranks %s have different weights of %s; all take those of rank %d",
             list(group.global_ranks),
-            type(model).__name__,
+            what,
             group.global_ranks[0],
         )
     before = [tensor.detach().clone() for tensor in tensors] if keep and group.rank else []

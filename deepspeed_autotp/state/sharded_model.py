@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,10 +38,19 @@ class TensorParallel:
     """What a sharded model carries; :func:`tensor_parallel` returns it.
 
     ``parameters[i]`` is the tensor of ``plan.entries[i]``; sharding keeps its identity.
+    ``settings`` are the values of the configuration that it was sharded with, as text.
     """
 
-    def __init__(self, *, plan: Plan, group: TPGroup, parameters: tuple[nn.Parameter, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        group: TPGroup,
+        parameters: tuple[nn.Parameter, ...],
+        settings: Mapping[str, str],
+    ) -> None:
         self.plan = plan
+        self.settings = settings
         self.group = group
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
@@ -118,7 +127,9 @@ class TensorParallel:
         """The state of a copy of the model: its parameters, with gradient hooks of their own."""
         parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
         list(register_grad_hooks(self.plan, parameters, self.group))
-        return TensorParallel(plan=self.plan, group=self.group, parameters=parameters)
+        return TensorParallel(
+            plan=self.plan, group=self.group, parameters=parameters, settings=self.settings
+        )
 
     # DeepSpeed's protocol: it gathers and partitions the parameters of one module at a time.
 

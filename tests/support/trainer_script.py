@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face Trainer script as a user writes it, as a function that a worker runs."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class Script:
     steps: int = 4
     resume: bool = False
     pretrained: str | None = None
+    sharded_init: bool = False
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +59,15 @@ def deepspeed_config(script: Script) -> dict[str, Any]:
     return config
 
 
+def sharded(script: Script) -> AbstractContextManager[None]:
+    """Where the script asks for it, what loads a pretrained model as shards."""
+    import deepspeed_autotp
+
+    if not script.sharded_init:
+        return nullcontext()
+    return deepspeed_autotp.sharded_init(tp_size=script.tp)
+
+
 def make_trainer(script: Script) -> Any:
     """The model, the arguments and the Trainer, in the order of the documentation."""
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -86,7 +97,8 @@ def make_trainer(script: Script) -> Any:
         model, arguments = build(script.family, tied=script.tied), make_arguments()
     else:
         arguments = make_arguments()
-        model = AutoModelForCausalLM.from_pretrained(script.pretrained)
+        with sharded(script):
+            model = AutoModelForCausalLM.from_pretrained(script.pretrained)
     return Trainer(
         model=model,
         args=arguments,

@@ -35,12 +35,14 @@ LEVELS = {
     "sharding": 4,
     "self_check": 5,
     "checkpoint": 5,
+    "loading": 5,
     "api": 6,
     "cli": 7,
 }
 CORE_LEVELS = {
     "base": 0,
     "config": 1,
+    "reads": 1,
     "layout": 2,
     "model": 3,
     "rules": 4,
@@ -69,9 +71,13 @@ MAY_INCLUDE = {
     "pack": (LIBC | {"sys/mman.h", "unistd.h"}, ("core/base", "pack")),
     "shared_memory": (LIBC | POSIX, ("core/base", "shared_memory")),
     "nccl": (LIBC | POSIX, ("core/base", "nccl")),
+    "files": (LIBC | POSIX, ("core/base", "files")),
     "python": (LIBC | {"Python.h", "structmember.h", "pcre2.h"}, ("core", "python")),
     "cuda": (LIBC, ("pack", "cuda")),
-    "torch": (LIBC | POSIX, ("core/base", "pack", "shared_memory", "nccl", "cuda", "torch")),
+    "torch": (
+        LIBC | POSIX,
+        ("core/base", "pack", "shared_memory", "nccl", "files", "cuda", "torch"),
+    ),
 }
 
 C_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".c", ".h", ".cpp", ".cu", ".cuh"})

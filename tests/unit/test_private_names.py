@@ -87,4 +87,5 @@ def test_a_name_that_is_there_is_its_value() -> None:
 def test_the_tested_versions_are_those_of_the_test_environment() -> None:
     text = (PACKAGE.parent / "pyproject.toml").read_text()
     assert f'"deepspeed=={TESTED["deepspeed"]}"' in text
+    assert f'"transformers=={TESTED["transformers"]}"' in text
     assert f"TORCH=torch=={TESTED['torch']}" in (PACKAGE.parent / "tools/setup.sh").read_text()

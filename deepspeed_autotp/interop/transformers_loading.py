@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader of transformers, made to load tensors of which the values come later.
+
+Everything that ``from_pretrained`` decides is left to it: configuration, class, data types, names,
+conversions, ties, the initialisation of what is missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepspeed_autotp.interop.versions import required
+
+_required = functools.partial(
+    required, project="transformers", needed_for="from_pretrained of shards"
+)
+
+# What of a call of from_pretrained would do the same in another way.
+_REFUSED = ("device_map", "tp_plan", "tp_size", "distributed_config", "device_mesh", "gguf_file")
+
+Checkpoint = Callable[[Sequence[str]], Mapping[str, Tensor]]
+Equal = Callable[[Tensor, Tensor], bool]
+
+_log = logging.getLogger("deepspeed_autotp")
+
+
+def _modeling() -> Any:
+    return importlib.import_module("transformers.modeling_utils")
+
+
+def load_pickled(file: str) -> Mapping[str, Tensor]:
+    """The tensors of a ``.bin`` file, mapped into memory where its format allows that."""
+    loaded: Mapping[str, Tensor] = _required(_modeling(), "load_state_dict")(file)
+    return loaded
+
+
+def refuse_arguments(arguments: Mapping[str, Any]) -> None:
+    """ValueError for arguments of ``from_pretrained`` that do not go with loading shards."""
+    if given := [key for key in _REFUSED if arguments.get(key) is not None]:
+        raise ValueError(
+            f"{given[0]} does not go with deepspeed_autotp's loading of shards: the TP size says "
+            "what each rank loads, and device where to; leave it out"
+        )
+    if arguments.get("state_dict") is not None:
+        raise ValueError("state_dict: got weights in memory, of which no slices are read")
+
+
+@contextmanager
+def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
+    """Within it ``from_pretrained`` loads what ``checkpoint`` makes of the files it has found;
+    ``are_equal`` compares the values of two of these tensors, where a checkpoint has both of a tied
+    pair.
+
+    ValueError for a quantised checkpoint. ZeRO 3 partitions no model there.
+    """
+    modeling = _modeling()
+    base = modeling.PreTrainedModel
+    load = _required(base, "_load_pretrained_model")
+
+    def load_traced(
+        model: Any, state_dict: Any, files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        tensors = checkpoint(files or ())
+        info, offloaded = load(model, tensors, None, load_config, *args, **kwargs)
+        _check(model, tensors, info, load_config)
+        _tie_equal(model, info, are_equal)
+        return info, offloaded
+
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (base, "_load_pretrained_model", staticmethod(load_traced)),
+            (modeling, "get_hf_quantizer", _without_quantizer),
+            (modeling, "is_deepspeed_zero3_enabled", lambda: False),
+        ):
+            stack.enter_context(_replaced(owner, name, value))
+        stack.enter_context(_without_progress_bar())
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    _required(owner, name)
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers shows one of the tensors that it has seen, not of what is read."""
+    bars = importlib.import_module("transformers.utils.logging")
+    was_on = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            bars.enable_progress_bar()
+
+
+def _without_quantizer(
+    config: Any, quantization_config: Any, device_map: Any, *args: Any, **kwargs: Any
+) -> tuple[None, Any, Any]:
+    found = quantization_config or getattr(config, "quantization_config", None)
+    if found is not None:
+        values = found if isinstance(found, Mapping) else vars(found)
+        method = values.get("quant_method", type(found).__name__)
+        raise ValueError(
+            f"quantization_config: got {str(getattr(method, 'value', method))!r}, expected weights "
+            "that are not quantised: a training step needs them in floating point; load a "
+            "checkpoint in bfloat16 or the like"
+        )
+    return None, config, device_map
+
+
+@contextmanager
+def replaced_from_pretrained(
+    load: Callable[[Callable[[], nn.Module], Mapping[str, Any]], nn.Module],
+) -> Iterator[None]:
+    """Within it each outermost call of ``from_pretrained`` of a model is given to ``load``: as a
+    function that makes it, and its keyword arguments."""
+    base = _modeling().PreTrainedModel
+    original = vars(base)["from_pretrained"].__func__
+    is_inner = False
+
+    @functools.wraps(original)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal is_inner
+        call = functools.partial(original, cls, *args, **kwargs)
+        if is_inner:
+            return call()
+        is_inner = True
+        try:
+            return load(call, kwargs)
+        finally:
+            is_inner = False
+
+    with _replaced(base, "from_pretrained", classmethod(from_pretrained)):
+        yield
+
+
+def _check(model: Any, tensors: Mapping[str, Tensor], info: Any, load_config: Any) -> None:
+    """ValueError for a checkpoint of another model, or one that cannot be converted."""
+    where, what = load_config.pretrained_model_name_or_path, type(model).__name__
+    for name, text in info.conversion_errors.items():
+        reason = text.strip().splitlines()[-2:]
+        raise ValueError(f"{where}: {name} cannot be converted for {what}: {' '.join(reason)}")
+    if info.mismatched_keys and not load_config.ignore_mismatched_sizes:
+        name, found, expected = min(info.mismatched_keys)
+        others = len(info.mismatched_keys) - 1
+        raise ValueError(
+            f"{where}: {name} has the shape {list(found)}, but {what} of this configuration needs "
+            f"{list(expected)}{f', and so do {others} others' if others else ''}; load the "
+            "configuration of the checkpoint, or pass ignore_mismatched_sizes=True"
+        )
+    expected = set(model.state_dict())
+    if tensors and expected and expected <= info.missing_keys:
+        raise ValueError(
+            f"{where}: none of its {len(tensors)} tensors (as {min(tensors)}) belongs to {what} "
+            f"(as {min(expected)}): it is the checkpoint of another model"
+        )
+
+
+def _tie_equal(model: Any, info: Any, are_equal: Equal) -> None:
+    """Of a tied pair that the checkpoint has both of, as transformers does: tie them where they are
+    equal, and else leave both as they are.
+
+    transformers looks at the values, and at nothing where there are none yet.
+    """
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if {target, source} & info.missing_and_mismatched():
+            continue
+        if are_equal(model.get_parameter(target), model.get_parameter(source)):
+            info.missing_keys.add(target)  # which is then tied
+        else:
+            _log.warning(
+                "%s and %s are to be tied, but the checkpoint has different values for them: they "
+                "stay two weights; set tie_word_embeddings to false in its configuration",
+                target,
+                source,
+            )
+            model.all_tied_weights_keys.pop(target)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of a safetensors file, from its header.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes, the length N of the header
+as a little-endian integer; N bytes of JSON; the tensors' bytes, without gaps. A header that says
+anything else of its file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepspeed_autotp.loading.stored_tensor import FileTensor
+
+_LENGTH = 8
+_LARGEST_HEADER = 100_000_000
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+def stored_tensors(path: Path) -> dict[str, FileTensor]:
+    """Each tensor of the file by name. ValueError for what is no whole safetensors file."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_LENGTH)
+            length = int.from_bytes(header, "little")
+            if len(header) < _LENGTH or length > min(size - _LENGTH, _LARGEST_HEADER):
+                raise _wrong(
+                    path,
+                    f"its header would have {length} bytes, but the file has {size}",
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    entries = _entries(path, text)
+    begin = _LENGTH + length
+    found = {name: _tensor(path, name, entry, begin) for name, entry in entries.items()}
+    _check_places(path, list(found.values()), begin, size)
+    return found
+
+
+def _entries(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except ValueError as error:  # of the encoding, or of JSON
+        raise _wrong(path, f"its header is not JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise _wrong(path, "its header is no JSON object")
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _tensor(path: Path, name: str, entry: Any, begin: int) -> FileTensor:
+    values = entry if isinstance(entry, dict) else {}
+    shape, offsets = _counts(values.get("shape")), _counts(values.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise _wrong(path, f"its header does not say the shape and the place of {name}")
+    spelling = str(values.get("dtype"))
+    dtype = _DTYPES.get(spelling)
+    if dtype is None:
+        raise _wrong(path, f"{name} has the data type {spelling!r}, which is not known")
+    tensor = FileTensor(name, str(path), dtype, shape, begin + offsets[0])
+    if offsets[1] - offsets[0] != tensor.nbytes:
+        raise _wrong(
+            path,
+            f"{name} of shape {list(shape)} in {spelling} has {tensor.nbytes} bytes, but its "
+            f"header gives it {offsets[1] - offsets[0]}",
+        )
+    return tensor
+
+
+def _counts(values: Any) -> tuple[int, ...] | None:
+    if isinstance(values, list) and all(type(v) is int and v >= 0 for v in values):
+        return tuple(values)
+    return None
+
+
+def _check_places(path: Path, tensors: Sequence[FileTensor], begin: int, size: int) -> None:
+    """ValueError unless the tensors fill the rest of the file, one after the other."""
+    end = begin
+    for tensor in sorted(tensors, key=lambda each: (each.begin, each.nbytes)):
+        if tensor.begin != end:
+            raise _wrong(path, f"{tensor.name} begins at byte {tensor.begin}, expected {end}")
+        end += tensor.nbytes
+    if end > size:
+        raise _wrong(path, f"it has {size} bytes, but its header speaks of {end}: it is truncated")
+    if end < size:
+        raise _wrong(path, f"it has {size} bytes, but its header speaks of {end} only")
+
+
+def _wrong(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is no whole safetensors file: {why}; download it or save it anew")
