@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load sweep clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save kill-saves sweep clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -129,6 +129,15 @@ LOAD ?=
 
 bench-load: $(stamp) ## Load 1.1 billion parameters sharded, beside transformers and DeepSpeed; minutes. LOAD=
 	@$(python) -m benchmarks.load $(LOAD)
+
+kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is there
+	@OMP_NUM_THREADS=1 $(python) -m tests.support.killed_saves 20
+
+# Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
+SAVE ?=
+
+bench-save: $(stamp) ## Save 1.1 billion parameters: gathered, in parallel, and DeepSpeed's way; minutes. SAVE=
+	@$(python) -m benchmarks.save $(SAVE)
 
 # The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2

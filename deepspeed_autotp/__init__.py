@@ -18,6 +18,8 @@ from deepspeed_autotp.api.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.api.sharded_loading import from_pretrained, sharded_init
 from deepspeed_autotp.api.torch_loop import parallelize
 from deepspeed_autotp.checkpoint.full_state import full_state_dict
+from deepspeed_autotp.checkpoint.gather_params import gather_params
+from deepspeed_autotp.checkpoint.save_pretrained import save_pretrained
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from deepspeed_autotp.config.layer_spec import PartitionType, TPLayerSpec
 from deepspeed_autotp.config.load_config import infer_config_dtype, load_ds_config
@@ -48,6 +50,7 @@ __all__ = [
     "destroy",
     "from_pretrained",
     "full_state_dict",
+    "gather_params",
     "get_tensor_parallel_config",
     "infer_config_dtype",
     "initialize",
@@ -60,6 +63,7 @@ __all__ = [
     "plan_table",
     "record_tp_model_init_args",
     "reset",
+    "save_pretrained",
     "set_autotp_mode",
     "sharded_init",
     "tensor_parallel",

@@ -43,9 +43,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(f"step {step:2d}  loss {loss.item():.4f}")
 
-    weights = deepspeed_autotp.full_state_dict(model)
-    if dist.get_rank() == 0:
-        model.save_pretrained("torch-output", state_dict=weights)
+    deepspeed_autotp.save_pretrained(model, "torch-output")
     dist.destroy_process_group()
 
 

@@ -277,3 +277,26 @@ tp_shard_unpack(const tp_shard_view *view, void *full, const void *shard, int64_
     while (walk_next(&walk, &it))
         memcpy((char *)full + it.full, (const char *)shard + it.shard, it.bytes);
 }
+
+void
+tp_shard_unpack_window(const tp_shard_view *view, void *window, const void *shard,
+                       int64_t begin, int64_t end)
+{
+    const int64_t full_row = view->size * view->inner * view->item;
+    const int64_t row = row_bytes(view);
+    if (begin >= end || row == 0)
+        return;
+
+    tp_walk walk =
+        walk_from(view, begin / full_row * row, ((end - 1) / full_row + 1) * row);
+    tp_stretch it;
+    while (walk_next(&walk, &it)) {
+        const int64_t stop = it.full + (int64_t)it.bytes;
+        const int64_t from = it.full > begin ? it.full : begin;
+        const int64_t to = stop < end ? stop : end;
+        if (from < to)
+            memcpy((char *)window + (from - begin),
+                   (const char *)shard + it.shard + (from - it.full),
+                   (size_t)(to - from));
+    }
+}

@@ -51,4 +51,9 @@ void tp_shard_part(const tp_shard_view *view, const void *full, void *part,
 void tp_shard_unpack(const tp_shard_view *view, void *full, const void *shard,
                      int64_t begin, int64_t end);
 
+/* Copy what of the shard belongs into bytes [begin, end) of the full tensor to
+ * `window`, of which they are the first. */
+void tp_shard_unpack_window(const tp_shard_view *view, void *window, const void *shard,
+                            int64_t begin, int64_t end);
+
 #endif

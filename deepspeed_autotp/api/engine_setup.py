@@ -20,6 +20,7 @@ from deepspeed_autotp.api.engine_checks import (
     compared_settings,
 )
 from deepspeed_autotp.api.pipeline import described, settled, shard
+from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
 from deepspeed_autotp.config.load_config import load_ds_config
@@ -47,6 +48,7 @@ from deepspeed_autotp.interop.deepspeed.engine import (
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
+from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
@@ -240,8 +242,13 @@ def _state_of(state: TensorParallel | None) -> str:
 
 def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
-    save_full_weights(engine, full_state=lambda frozen: rank0_state_dict(model, frozen=frozen))
+    save_full_weights(
+        engine,
+        full_state=lambda frozen: rank0_state_dict(model, frozen=frozen),
+        replaced=replaced,
+    )
     state = tensor_parallel(model)
+    state.masters = MasterWeights(engine.optimizer)
     # Where DeepSpeed was given a function that makes the optimizer, its class is known only now.
     refuse_optimizer_over_tensors(engine.basic_optimizer, before="initialize: optimizer")
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights out of a sharded model, and what a checkpoint says of how it is sharded.
+"""Parameters gathered and models saved, whole or not at all; what a checkpoint says of itself.
 
 Internal: the public names are those of ``deepspeed_autotp`` itself.
 """

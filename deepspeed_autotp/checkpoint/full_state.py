@@ -6,7 +6,7 @@ What ``save_16bit_model`` and ``Trainer.save_model`` write; interop makes DeepSp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,19 +34,27 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return _full_state(model, frozen=True, everywhere=True)
 
 
-def rank0_state_dict(model: nn.Module, *, frozen: bool) -> dict[str, Tensor] | None:
+def rank0_state_dict(
+    model: nn.Module, *, frozen: bool, names: Collection[str] | None = None
+) -> dict[str, Tensor] | None:
     """As :func:`full_state_dict` on rank 0 of the run; None on the others, which help.
 
     They never hold the full weight of a shard, but for small ones. Those that are not in the TP
     group of rank 0 only do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not
-    train are in it.
+    train are in it; with ``names`` only these tensors are.
     """
-    state = _full_state(model, frozen=frozen, everywhere=False)
-    return state if dist.get_rank() == 0 else None
+    state = _full_state(model, frozen=frozen, everywhere=False, names=names)
+    return state if _is_rank0() else None
+
+
+def _is_rank0() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 @torch.no_grad()
-def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str, Tensor]:
+def _full_state(
+    model: nn.Module, *, frozen: bool, everywhere: bool, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """The state of ``model``, on rank 0 of the run or on all ranks."""
     state = find_nested_tensor_parallel(model)
     inner = unwrapped_model(model)
@@ -57,6 +65,8 @@ def _full_state(model: nn.Module, *, frozen: bool, everywhere: bool) -> dict[str
         result = {}
         for name, tensor in inner.state_dict(keep_vars=True).items():
             if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
+                continue
+            if names is not None and name not in names:
                 continue
             if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
                 continue
@@ -75,7 +85,7 @@ def _gatherer(
     state: TensorParallel | None, *, everywhere: bool
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
     """What makes a full copy of a tensor on the CPU, or None where this rank gets none."""
-    is_given = everywhere or dist.get_rank() == 0
+    is_given = everywhere or _is_rank0()
 
     def replicated(tensor: Tensor) -> Tensor | None:
         return tensor.detach().to("cpu", copy=True) if is_given else None

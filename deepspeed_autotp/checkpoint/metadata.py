@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.checkpoint.atomic_folder import write_atomically
 
 _NAME = "tensor_parallel.json"
 # Of what the hash of a layout covers, and how.
@@ -19,10 +20,13 @@ _VERSION = 2
 
 
 def write_metadata(folder: Path, plan: Plan) -> None:
-    """Write the metadata of ``plan`` into ``folder``, which is made where it is missing."""
+    """Write the metadata of ``plan`` into ``folder``, which is made where it is missing.
+
+    After a crash the file has what it had before, or this.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"version": _VERSION, "ranks": plan.ranks, "layout": plan.layout_hash}
-    Path(folder, _NAME).write_text(json.dumps(metadata), encoding="utf-8")
+    write_atomically(Path(folder, _NAME), json.dumps(metadata).encode())
 
 
 def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from deepspeed_autotp.distributed.comparison import Compared
+from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.model_groups import world_cpu_group
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -43,9 +46,9 @@ class _Failure:
 
 
 class Agreement:
-    """Exchanges Python objects, not tensors, over the ranks of ``handle``, which takes CPU tensors.
+    """Exchanges Python objects, and broadcasts tensors, over the ranks of ``handle``.
 
-    ``is_first`` is true on one rank of the run, which warns for all.
+    ``handle`` takes CPU tensors. ``is_first`` is true on one rank of the run, which warns for all.
     """
 
     def __init__(self, handle: dist.ProcessGroup, *, is_first: bool | None = None) -> None:
@@ -64,6 +67,12 @@ class Agreement:
         everyone = [mine] * len(self.ranks)
         dist.all_gather_object(everyone, mine, group=self._handle)
         return everyone
+
+    def broadcast(self, tensor: Tensor, *, source: int) -> None:
+        """Overwrite ``tensor``, on any device, with the value on global rank ``source``."""
+        sent = tensor.detach().to("cpu").contiguous()
+        dist.broadcast(sent.view(-1).view(torch.uint8), src=source, group=self._handle)
+        tensor.detach().copy_(sent)
 
     def together(self, work: Callable[[], T]) -> T:
         """Run ``work`` on every rank; where it raised on any rank, raise on all.
@@ -109,6 +118,8 @@ class Agreement:
 
     def _error(self, failures: Sequence[_Failure | None]) -> Exception:
         failed = [(r, f) for r, f in zip(self.ranks, failures, strict=True) if f is not None]
+        if not failed:
+            return RuntimeError("another rank failed, and its own error says why")
         _, failure = failed[0]
         text = failure.text
         if len(failed) < len(self.ranks) and not failure.names_ranks:
@@ -123,7 +134,9 @@ def world_agreement(owned: OwnedGroups) -> Agreement:
 
 
 def _failure(error: Exception) -> _Failure | None:
-    """Why this rank raised ``error``; None where an agreement did because of other ranks."""
+    """Why this rank raised ``error``; None where other ranks are the reason."""
+    if isinstance(error, PeerFailed):
+        return None
     if _SHARE in vars(error):
         share: _Failure | None = vars(error)[_SHARE]
         return share

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from deepspeed_autotp.interop.torch_private import own_parameters, submodules
 
@@ -14,6 +19,41 @@ def without_adapters(model: nn.Module) -> nn.Module:
         return model
     inner = getattr(getattr(model, "base_model", None), "model", None)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether ``save_pretrained`` of ``model`` writes adapters only."""
+    is_wrapped = type(model).__module__.startswith("peft.")
+    return is_wrapped or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """The names of the tensors of ``model`` that are saved with its adapter.
+
+    ValueError unless it has one adapter.
+    """
+    peft_model: Any = model
+    adapters = list(peft_model.peft_config)
+    if len(adapters) != 1:
+        raise ValueError(
+            f"save_pretrained: got the adapters {adapters}, expected one; for each of them call "
+            "deepspeed_autotp.full_state_dict(model) on every rank, then on rank 0 "
+            "model.save_pretrained(folder, state_dict=full, selected_adapters=[name])"
+        )
+    found = model.state_dict(keep_vars=True)
+    stand_ins = {name: torch.empty(1) for name in found}
+    peft = importlib.import_module("peft")
+    saved = peft.get_peft_model_state_dict(
+        model, state_dict=dict(stand_ins), adapter_name=adapters[0]
+    )
+    wanted = {id(tensor) for tensor in saved.values()}
+    return {name for name, tensor in stand_ins.items() if id(tensor) in wanted}
+
+
+def write_adapters(model: nn.Module, folder: Path, full: dict[str, Tensor]) -> None:
+    """Write the adapter of ``model``, whose tensors ``full`` has, as PEFT does."""
+    saved: Any = model
+    type(saved).save_pretrained(saved, folder, state_dict=full)
 
 
 # Submodules of a LoRA layer. The factors of an embedding are parameters, and replicated.

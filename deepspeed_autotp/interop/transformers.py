@@ -213,9 +213,8 @@ def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
     # Accelerate calls it on every rank, with the full state on the one that writes.
     if named.get("state_dict") is None and named.get("is_main_process", True):
         raise ValueError(
-            f"{type(model).__name__} is sharded, and save_pretrained would write this rank's "
-            "shards only. On every rank: full = deepspeed_autotp.full_state_dict(model); then on "
-            "rank 0: model.save_pretrained(folder, state_dict=full)"
+            f"{type(model).__name__} is sharded, and its save_pretrained would write this rank's "
+            "shards only; call deepspeed_autotp.save_pretrained(model, folder) on every rank"
         )
     return method(*bound.args, **bound.kwargs)
 

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from deepspeed_autotp.native import operators
 
-__all__ = ["ShardSlice", "compact_", "narrow", "pack", "pack_many", "pack_part_", "unpack_"]
+__all__ = [
+    "ShardSlice",
+    "compact_",
+    "narrow",
+    "pack",
+    "pack_many",
+    "pack_part_",
+    "unpack_",
+    "unpack_part_",
+]
 
 View = tuple[int, int, int]
 
@@ -67,6 +76,19 @@ def _pack_part_fake(
     inner: int,
     runs: Sequence[int],
     shape: Sequence[int],
+    begin: int,
+) -> None:
+    return None
+
+
+@operators.fake("unpack_part_")
+def _unpack_part_fake(
+    part: Tensor,
+    shard: Tensor,
+    outer: int,
+    size: int,
+    inner: int,
+    runs: Sequence[int],
     begin: int,
 ) -> None:
     return None
@@ -188,6 +210,17 @@ def unpack_(full: Tensor, shard: Tensor, *, view: View, runs: Sequence[int]) -> 
         operators.loaded().check(*view, runs, full.numel(), shard.numel(), True)
         for target, source in _pairs(full, shard, view=view, runs=runs):
             target.copy_(source)
+
+
+def unpack_part_(
+    part: Tensor, shard: Tensor, *, view: View, runs: Sequence[int], begin: int
+) -> None:
+    """As ``unpack_`` into ``part``, bytes on the CPU of the full tensor from byte ``begin`` on.
+
+    ``shard`` is contiguous on the CPU; what of it is elsewhere in the full tensor is left out.
+    """
+    with torch.no_grad():
+        operators.loaded().unpack_part_(part, shard, *view, runs, begin)
 
 
 def _check_ascending(runs: Sequence[int]) -> None:

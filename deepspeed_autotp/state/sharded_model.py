@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,14 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
+from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.module_state import find_state, set_state
 from deepspeed_autotp.interop.wrappers import unwrapped
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
+
+# Of all models, so that a parameter alone leads to its own.
+_states: weakref.WeakSet[TensorParallel] = weakref.WeakSet()
 
 
 def shard_of(full: Tensor, *, entry: Entry, rank: int) -> Tensor:
@@ -54,8 +59,11 @@ class TensorParallel:
         self.group = group
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
-        self._shards: dict[int, tuple[Tensor, int]] = {}
+        # Of parameters that are full for now: their own memory, and how often they are held.
+        self._held: dict[int, tuple[Tensor, int]] = {}
+        self.masters: MasterWeights | None = None  # of DeepSpeed's optimizer, where there is one
         group.join(self)
+        _states.add(self)
 
     @property
     def device(self) -> torch.device:
@@ -137,10 +145,7 @@ class TensorParallel:
     def gather_params(self, params_list: list[Tensor | None]) -> None:
         """Gather every sharded parameter of the list to its full tensor, in place."""
         for parameter, entry in self._sharded_parameters(params_list):
-            shard, depth = self._shards.get(id(parameter), (parameter.data, 0))
-            self._shards[id(parameter)] = shard, depth + 1
-            if depth == 0:
-                parameter.data = self.gather(parameter, entry=entry)
+            self.hold(parameter, entry=entry)
 
     @torch.no_grad()
     def _tp_partition(self, params_list: list[Tensor | None]) -> None:
@@ -149,12 +154,36 @@ class TensorParallel:
         The optimizer may own that memory: ZeRO updates one flat buffer for many weights.
         """
         for parameter, entry in self._sharded_parameters(params_list):
-            shard, depth = self._shards.pop(id(parameter))
-            if depth > 1:
-                self._shards[id(parameter)] = shard, depth - 1
-                continue
-            shard.copy_(shard_of(parameter.detach(), entry=entry, rank=self.group.rank))
-            parameter.data = shard
+            if self._held[id(parameter)][1] == 1:
+                self.write_held(parameter, entry=entry)
+            self.release(parameter)
+
+    def hold(self, parameter: Tensor, *, entry: Entry) -> None:
+        """Let a parameter be its full tensor, in other memory, until it is released as often."""
+        data, depth = self._held.get(id(parameter), (parameter.data, 0))
+        if depth == 0:
+            is_sharded = entry.is_sharded
+            parameter.data = self.gather(parameter, entry=entry) if is_sharded else data.clone()
+        self._held[id(parameter)] = data, depth + 1
+
+    def held(self, parameter: Tensor) -> Tensor | None:
+        """The memory of a parameter that is held, or None; of a sharded one that of its shard."""
+        return self._held.get(id(parameter), (None, 0))[0]
+
+    def write_held(self, parameter: Tensor, *, entry: Entry) -> None:
+        """Write the full tensor of a held parameter into its memory."""
+        full = parameter.detach()
+        if entry.is_sharded:
+            full = shard_of(full, entry=entry, rank=self.group.rank)
+        self._held[id(parameter)][0].copy_(full)
+
+    def release(self, parameter: Tensor) -> None:
+        """Undo one ``hold``; what was not written is gone."""
+        data, depth = self._held.pop(id(parameter))
+        if depth > 1:
+            self._held[id(parameter)] = data, depth - 1
+        else:
+            parameter.data = data
 
     def _sharded_parameters(
         self, params_list: list[Tensor | None]
@@ -211,6 +240,11 @@ def find_tensor_parallel(model: nn.Module) -> TensorParallel | None:
         if found is not None:
             return found
     return None
+
+
+def owner_of(parameter: Tensor) -> TensorParallel | None:
+    """The state of the sharded model that has ``parameter``, or None."""
+    return next((state for state in list(_states) if state.entry(parameter) is not None), None)
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:

@@ -83,6 +83,28 @@ test_every_range_of_bytes_unpacks_into_the_runs_and_nowhere_else(void)
 }
 
 static void
+test_every_window_of_the_full_tensor_gets_its_bytes_of_the_shard(void)
+{
+    const tp_shard_view view = make_view(kRuns, 6);
+    unsigned char full[FULL];
+    unsigned char shard[FULL];
+    unsigned char want[FULL] = {0};
+    fill(full, FULL);
+    tp_shard_unpack(&view, want, shard, 0, reference_pack(&view, full, shard));
+
+    for (int64_t begin = 0; begin <= FULL; begin++)
+        for (int64_t end = begin; end <= FULL; end += 7) {
+            unsigned char got[FULL] = {0};
+            tp_shard_unpack_window(&view, got, shard, begin, end);
+            CHECK(memcmp(got, want + begin, (size_t)(end - begin)) == 0);
+            for (int64_t i = end - begin; i < FULL; i++)
+                CHECK_INT_EQ(got[i], 0);
+        }
+    const tp_shard_view no_rows = {0, 4, 5, 8, kRuns, 0};
+    tp_shard_unpack_window(&no_rows, NULL, NULL, 0, 0);
+}
+
+static void
 test_a_view_without_elements_has_no_bytes_and_copies_nothing(void)
 {
     const int64_t runs[] = {0, 4};
@@ -191,6 +213,7 @@ main(void)
 {
     RUN(test_every_range_of_bytes_packs_the_same_shard);
     RUN(test_every_range_of_bytes_unpacks_into_the_runs_and_nowhere_else);
+    RUN(test_every_window_of_the_full_tensor_gets_its_bytes_of_the_shard);
     RUN(test_a_view_without_elements_has_no_bytes_and_copies_nothing);
     RUN(test_a_run_outside_the_dimension_is_named_with_the_size);
     RUN(test_an_empty_run_and_a_lone_value_are_refused);

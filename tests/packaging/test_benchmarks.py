@@ -34,6 +34,19 @@ def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     assert expected in done.stdout
 
 
+def test_the_benchmark_of_saving_measures_both_ways_of_ours() -> None:
+    small = ["--tp=2", "--layers=1", "--rounds=1", "--ways=gathered,parallel"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.save", *small],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " 2  gathered" in done.stdout and " 2  parallel" in done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_gpu_benchmark_measures_nothing_and_says_so() -> None:
     done = subprocess.run(
