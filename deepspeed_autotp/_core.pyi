@@ -32,6 +32,7 @@ __all__ = [
     "precision",
     "preset_names",
     "preset_rows",
+    "reshard",
     "settle_tp_size",
     "split",
     "split_grain",
@@ -53,9 +54,7 @@ def nearest(name: str, names: Sequence[str], limit: int = 3) -> tuple[str, ...]:
 def dtype_name(spelling: str, where: str) -> str:
     """torch's name of a data type without the prefix. ValueError starting with `where`."""
 
-def precision(bf16: bool, fp16: bool) -> str | None:
-    """ "bfloat16", "float16" or None, from the two switches; bf16 wins."""
-
+def precision(bf16: bool, fp16: bool) -> str | None: ...  # "bfloat16", "float16"; bf16 wins
 def family_blocks() -> tuple[tuple[str, tuple[str, ...], bool, str | None], ...]:
     """(output, inputs, whether they are heads, model type or None), first match first."""
 
@@ -100,6 +99,9 @@ def plan_reads(
     reads: (slice, begin, rows, row bytes, stride, out_begin, out_stride), in the order of the files
     spans: (file, begin, end), which have more than `gap` bytes between them
     """
+
+def reshard(sources: Sequence[Sequence[int]], target: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """(old rank, offset in its shard, offset in the new one, length); runs as ``Entry.runs``."""
 
 @final
 class Pattern:
@@ -230,13 +232,11 @@ class Entry:
     @property
     def is_tied(self) -> bool: ...
     @property
-    def tied_to(self) -> int:
-        """Index of the entry whose tensor this is, or -1."""
+    def tied_to(self) -> int: ...  # index of the entry whose tensor this is, or -1
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
     def width(self, rank: int, /) -> int:
         """Elements of the sharded dim that `rank` holds, out of `view[1]`; all if replicated."""
-    def runs(self, rank: int, /) -> tuple[int, ...]:
-        """start, length, start, length, ...; empty when it is replicated."""
+    def runs(self, rank: int, /) -> tuple[int, ...]: ...  # start, length, ...; replicated: empty
     def is_counted(self, rank: int, /) -> bool:
         """Whether `rank` counts some of its shard in a sum over all ranks: it owns a run of it."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:

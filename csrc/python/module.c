@@ -28,6 +28,7 @@ static PyMethodDef methods[] = {
     {"settle_tp_size", py_settle_tp_size, METH_O, py_settle_tp_size_doc},
     {"plan_reads", PY_KEYWORDS(py_plan_reads), METH_VARARGS | METH_KEYWORDS,
      py_plan_reads_doc},
+    {"reshard", PY_KEYWORDS(py_reshard), METH_VARARGS | METH_KEYWORDS, py_reshard_doc},
     {NULL, NULL, 0, NULL},
 };
 

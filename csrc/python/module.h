@@ -76,6 +76,7 @@ PyObject *py_core_info(PyObject *module, PyObject *unused);
 PyObject *py_merge(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_settle_tp_size(PyObject *module, PyObject *arg);
 PyObject *py_plan_reads(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_reshard(PyObject *module, PyObject *args, PyObject *kwargs);
 
 extern const char py_split_doc[];
 extern const char py_split_grain_doc[];
@@ -92,5 +93,6 @@ extern const char py_core_info_doc[];
 extern const char py_merge_doc[];
 extern const char py_settle_tp_size_doc[];
 extern const char py_plan_reads_doc[];
+extern const char py_reshard_doc[];
 
 #endif

@@ -22,7 +22,10 @@ from deepspeed_autotp.api.engine_checks import (
 from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
-from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
+from deepspeed_autotp.checkpoint.layout import Layout
+from deepspeed_autotp.checkpoint.metadata import write_metadata
+from deepspeed_autotp.checkpoint.resume import states_for_sharded, states_for_unsharded
+from deepspeed_autotp.checkpoint.universal import parameter_meta, universal_info
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
@@ -37,7 +40,12 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.deepspeed.checkpoints import watch_checkpoints
+from deepspeed_autotp.interop.deepspeed.checkpoints import (
+    LoadRequest,
+    MadeStates,
+    engine_optimizer,
+    watch_checkpoints,
+)
 from deepspeed_autotp.interop.deepspeed.engine import (
     gather_weights_on_save,
     on_destroy,
@@ -49,9 +57,14 @@ from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
-from deepspeed_autotp.interop.deepspeed.parameters import mark_model, mark_parameters
+from deepspeed_autotp.interop.deepspeed.parameters import (
+    mark_model,
+    mark_parameters,
+    mark_universal,
+)
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from deepspeed_autotp.interop.transformers import config_texts
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -139,6 +152,7 @@ class EngineSetup:
             on_destroy(engine, self.close)
         else:
             self.close()
+            _finish_unsharded(engine)
 
     def close(self) -> None:
         """Close the process groups that were made for this engine. All ranks call it."""
@@ -177,6 +191,13 @@ class EngineSetup:
         state.group.join(state)  # anew, where it has left
         mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
         mark_model(self._model)
+        layout = Layout.of_plan(state.plan)
+        described = list(zip(state.parameters, layout.parameters.values(), strict=True))
+        mark_universal(
+            self._model,
+            universal_info(layout, frozen=[p.name for t, p in described if not t.requires_grad]),
+            [(t, parameter_meta(p, layout.ranks)) for t, p in described if p.tied_to is None],
+        )
 
     def _prepare(self, given: Any) -> _Prepared:
         """Read, merge and check everything that does not need the model's weights.
@@ -256,14 +277,36 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
 
     def saving(folder: Path | None) -> None:
         if folder is not None:
-            write_metadata(folder, state.plan)
+            groups = engine_optimizer(engine).groups
+            names = [[name for name, _ in group] for group in groups]
+            is_named = all(name for group in names for name in group)
+            write_metadata(
+                folder, state.plan, names if is_named else None, configs=config_texts(model)
+            )
+
+    def loading(request: LoadRequest) -> MadeStates | None:
+        optimizer = engine_optimizer(engine)
+        return states_for_sharded(request, optimizer, state.plan, rank=state.group.rank)
 
     watch_checkpoints(
         engine,
         saving=lambda folder: agreement.together(lambda: saving(folder)),
-        loading=lambda folder: agreement.together(
-            lambda: check_metadata(folder, state.plan, rank=state.group.rank)
-        ),
+        loading=lambda request: agreement.together(lambda: loading(request)),
     )
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
     check_first_call(model, state.group)
+
+
+def _finish_unsharded(engine: Any) -> None:
+    """Let an engine of TP size 1 load the shards of a larger one."""
+
+    def loading(request: LoadRequest) -> MadeStates | None:
+        owned = OwnedGroups()
+        try:
+            return world_agreement(owned).together(
+                lambda: states_for_unsharded(request, engine_optimizer(engine), engine.module)
+            )
+        finally:
+            owned.close()
+
+    watch_checkpoints(engine, saving=lambda folder: None, loading=loading)

@@ -1,64 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file in each of DeepSpeed's checkpoints that says how its weights are sharded.
 
-It is read before loading. A rank loads the file of its own TP rank. Sharded otherwise, the weights
-would not fit, or would fit and be the wrong ones, as with a fused weight under another ``shape``.
+It is read before loading. A rank loads the file of its own TP rank where the layout is the same
+one. Another layout has other weights in its files, of the same shapes even, as of a fused weight
+under another ``shape``; they are resharded, see resume.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.checkpoint.atomic_folder import write_atomically
+from deepspeed_autotp.checkpoint.layout import Layout
 
-_NAME = "tensor_parallel.json"
-# Of what the hash of a layout covers, and how.
-_VERSION = 2
+NAME = "tensor_parallel.json"
+# Of the model, beside the metadata.
+CONFIG_FILES = ("config.json", "generation_config.json")
+# 1: the hash of the layout, by Python. 2: by the core. 3: the layout itself, and the names of the
+# optimizer's parameters.
+_VERSION = 3
 
 
-def write_metadata(folder: Path, plan: Plan) -> None:
-    """Write the metadata of ``plan`` into ``folder``, which is made where it is missing.
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """``layout`` is None before version 3; ``groups`` are the names of the optimizer's parameters
+    by parameter group."""
 
-    After a crash the file has what it had before, or this.
-    """
+    version: int
+    ranks: int
+    layout_hash: str
+    layout: Layout | None
+    groups: tuple[tuple[str, ...], ...] | None
+
+    def has_layout_of(self, plan: Plan) -> bool:
+        """Whether a rank of ``plan`` has the shard that its file holds."""
+        mine = _first_hash(plan) if self.version == 1 else plan.layout_hash
+        return self.ranks == plan.ranks and self.layout_hash == mine
+
+
+def write_metadata(
+    folder: Path,
+    plan: Plan,
+    groups: Sequence[Sequence[str]] | None = None,
+    *,
+    configs: Mapping[str, str] | None = None,
+) -> None:
+    """Write the metadata of ``plan`` into ``folder``, which is made where it is missing; beside it
+    ``configs``, the texts of the model's configuration by file, of CONFIG_FILES."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"version": _VERSION, "ranks": plan.ranks, "layout": plan.layout_hash}
-    write_atomically(Path(folder, _NAME), json.dumps(metadata).encode())
+    layout = Layout.of_plan(plan)
+    known = tuple(map(tuple, groups)) if groups is not None else None
+    write_layout(folder, Metadata(_VERSION, plan.ranks, plan.layout_hash, layout, known))
+    for name, text in (configs or {}).items():
+        write_atomically(folder / name, text.encode())
+
+
+def write_layout(folder: Path, metadata: Metadata) -> None:
+    """Write ``metadata``, which has a layout, into ``folder``."""
+    assert metadata.layout is not None
+    content = {
+        "version": _VERSION,
+        "written_by": f"deepspeed-autotp {version('deepspeed-autotp')}",
+        "layout": metadata.layout_hash,
+        "groups": metadata.groups,
+        **metadata.layout.json(),
+    }
+    write_atomically(folder / NAME, json.dumps(content, separators=(",", ":")).encode())
+
+
+def read_metadata(folder: Path) -> Metadata | None:
+    """The metadata in ``folder``, or None without. ValueError for a later version, and for what
+    cannot be read."""
+    try:
+        content = json.loads(Path(folder, NAME).read_text(encoding="utf-8"))
+        number = content.get("version", 1)
+        if number <= _VERSION:
+            return _parsed(content, number)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{str(folder / NAME)!r} cannot be read, expected what save_checkpoint wrote: {error}; "
+            "load another checkpoint"
+        ) from error
+    raise ValueError(
+        f"the checkpoint {str(folder)!r} has metadata of version {number}, expected at most "
+        f"{_VERSION}; load it with the version of deepspeed-autotp that saved it, or load full "
+        "weights, as save_16bit_model writes them, before the model is sharded"
+    )
 
 
 def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:
-    """ValueError where the weights in ``folder`` are sharded otherwise than by ``plan``.
+    """ValueError where the weights in ``folder`` are sharded otherwise than by ``plan``, and the
+    metadata does not say how.
 
     Without metadata, as in a checkpoint of full weights or of DeepSpeed's own sharding, it is
     known only whether there are weights for ``rank``.
     """
-    try:
-        metadata = json.loads(Path(folder, _NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    metadata = read_metadata(folder)
+    if metadata is None:
         _check_weights(folder, rank=rank)
-        return
-    version = metadata.get("version", 1)
-    if version not in (1, _VERSION):
+    elif not metadata.has_layout_of(plan) and metadata.layout is None:
+        refuse_unknown_layout(folder, metadata, ranks=plan.ranks)
+
+
+def refuse_unknown_layout(folder: Path, metadata: Metadata, *, ranks: int) -> None:
+    """ValueError for metadata that does not say how the weights are sharded."""
+    if metadata.ranks != ranks:
         raise ValueError(
-            f"the checkpoint {str(folder)!r} has metadata of version {version}, expected at most "
-            f"{_VERSION}; load it with the version of deepspeed-autotp that saved it, or load full "
-            "weights, as save_16bit_model writes them, before the model is sharded"
-        )
-    if metadata["ranks"] != plan.ranks:
-        raise ValueError(
-            f"the checkpoint {str(folder)!r} was saved at TP size {metadata['ranks']}, but the TP "
-            f"size of this model is {plan.ranks}; load it with autotp_size {metadata['ranks']}, or "
+            f"the checkpoint {str(folder)!r} was saved at TP size {metadata.ranks}, but the TP "
+            f"size of this model is {ranks}; load it with autotp_size {metadata.ranks}, or "
             "load full weights, as save_16bit_model writes them, before the model is sharded"
         )
-    if metadata["layout"] != (plan.layout_hash if version == _VERSION else _first_hash(plan)):
-        raise ValueError(
-            f"the checkpoint {str(folder)!r} holds weights that were sharded by other rules; load "
-            "it into the same model with the same tensor_parallel section, or load full weights, "
-            "as save_16bit_model writes them, before the model is sharded"
-        )
+    raise ValueError(
+        f"the checkpoint {str(folder)!r} holds weights that were sharded by other rules; load "
+        "it into the same model with the same tensor_parallel section, or load full weights, "
+        "as save_16bit_model writes them, before the model is sharded"
+    )
+
+
+def _parsed(content: dict[str, Any], number: int) -> Metadata:
+    is_full = number == _VERSION
+    groups = content.get("groups")
+    return Metadata(
+        number,
+        content["ranks"],
+        content["layout"],
+        Layout.from_json(content) if is_full else None,
+        tuple(map(tuple, groups)) if groups is not None else None,
+    )
 
 
 def _check_weights(folder: Path, *, rank: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from deepspeed_autotp.cli import checkpoints
 from deepspeed_autotp.cli.doctor import examined_table
 
 
@@ -19,8 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "doctor", help="say what is installed, how it was built and what would be used here"
     )
-    parser.parse_args(arguments)
+    checkpoints.add_commands(commands)
+    asked = parser.parse_args(arguments)
     # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(examined_table())
-    return 0
+    if asked.command == "doctor":
+        console.print(examined_table())
+        return 0
+    try:
+        return checkpoints.run(asked, console)
+    except (ValueError, OSError) as error:
+        print(f"autotp {asked.command}: {error}", file=sys.stderr)
+        return 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -193,6 +194,21 @@ def wants_hidden_states(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
     asked = kwargs.get("output_hidden_states")
     config = vars(module).get("config")
     return bool(getattr(config, "output_hidden_states", False) if asked is None else asked)
+
+
+def config_texts(model: nn.Module) -> dict[str, str]:
+    """The files with the configuration of a model and of its generation, as ``save_pretrained``
+    names them; none where the model is not of transformers."""
+    config: Any = getattr(model, "config", None)
+    if not callable(getattr(config, "to_json_string", None)):
+        return {}
+    values = json.loads(config.to_json_string(use_diff=True))
+    values["architectures"] = values.get("architectures") or [type(model).__name__]
+    texts = {"config.json": json.dumps(values, indent=2, sort_keys=True) + "\n"}
+    generation: Any = getattr(model, "generation_config", None)
+    if callable(getattr(generation, "to_json_string", None)):
+        texts["generation_config.json"] = generation.to_json_string(use_diff=True)
+    return texts
 
 
 def guard_save_pretrained(model: nn.Module) -> None:

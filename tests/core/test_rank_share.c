@@ -84,8 +84,8 @@ test_samples_are_the_ends_of_each_pattern_and_what_is_replicated(void)
         /* The embedding, 8 parameters of layer 0 and of layer 2, the head; and of
          * layer 1, parameters 9 to 16, those that are replicated. */
         int at = 0;
-        for (int i = 0; i < f.plan->entry_count; i++)
-            if (i < 9 || i > 16 || f.plan->entries[i].layout == NULL)
+        for (int i = 0; i < tp_plan_entry_count(f.plan); i++)
+            if (i < 9 || i > 16 || tp_plan_entry(f.plan, i)->layout == NULL)
                 CHECK_INT_EQ(found[at++], i);
         CHECK_INT_EQ(count, at);
     }

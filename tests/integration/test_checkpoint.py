@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is saved and loaded at the same TP size goes on as if it had not stopped."""
+"""A run that is saved and loaded at the same TP size goes on as if it had not stopped.
+
+Other sizes are in test_resume.py.
+"""
 
 import json
 from pathlib import Path
@@ -119,8 +122,19 @@ def refused_load(setting: Setting, section: dict[str, Any], folder: str) -> str:
     return str(caught.value)
 
 
-def test_a_checkpoint_of_another_tp_size_is_refused(pool: Pool, tmp_path: Path) -> None:
+def forget_layout(folder: Path) -> None:
+    """Leave of the metadata what its second version had."""
+    file = folder / "global_step0" / "tensor_parallel.json"
+    metadata = json.loads(file.read_text())
+    kept = {"version": 2, "ranks": metadata["ranks"], "layout": metadata["layout"]}
+    file.write_text(json.dumps(kept))
+
+
+def test_a_checkpoint_of_another_tp_size_without_its_layout_is_refused(
+    pool: Pool, tmp_path: Path
+) -> None:
     pool.run(save, Setting(tp=2, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
+    forget_layout(tmp_path)
     texts = pool.run(refused_load, Setting(tp=4, zero=0, clip=0.0), {}, str(tmp_path), ranks=4)
     assert set(texts) == {texts[0]}
     assert (
@@ -129,14 +143,19 @@ def test_a_checkpoint_of_another_tp_size_is_refused(pool: Pool, tmp_path: Path) 
     )
 
 
-def test_a_checkpoint_of_full_weights_is_refused(pool: Pool, tmp_path: Path) -> None:
-    pool.run(save, Setting(tp=1, zero=1, clip=0.0), {}, str(tmp_path))
-    texts = pool.run(refused_load, Setting(tp=2, zero=1, clip=0.0), {}, str(tmp_path))
-    assert set(texts) == {texts[0]}
-    assert "holds no weights for TP rank 1" in texts[0]
+def load(setting: Setting, section: dict[str, Any], folder: str) -> dict[str, torch.Tensor]:
+    """The full weights after loading."""
+    import deepspeed_autotp
+
+    engine = engine_with(setting, section)
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            parameter.zero_()
+    engine.load_checkpoint(folder)
+    return deepspeed_autotp.full_state_dict(engine)
 
 
-def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
+def test_weights_that_fit_but_are_sharded_otherwise_are_resharded(
     pool: Pool, tmp_path: Path
 ) -> None:
     up = {"patterns": [r".*\.(gate|up)_proj\.weight"], "partition_type": "column"}
@@ -148,6 +167,10 @@ def test_a_checkpoint_whose_weights_fit_but_are_sharded_otherwise_is_refused(
     )
     setting = Setting(tp=2, zero=1, clip=0.0, self_check=False)
     pool.run(save, setting, plain, str(tmp_path))
+    expected = build("llama", tied=False).state_dict()
+    for weights in pool.run(load, setting, fused, str(tmp_path)):
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    forget_layout(tmp_path)
     texts = pool.run(refused_load, setting, fused, str(tmp_path))
     assert set(texts) == {texts[0]}
     assert "sharded by other rules" in texts[0]
@@ -158,8 +181,8 @@ def test_metadata_of_a_later_version_is_refused_and_of_the_first_is_read(tmp_pat
     plan = Plan(llama(), preset(), ranks=2)
     write_metadata(tmp_path, plan)
     check_metadata(tmp_path, plan, rank=0)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 3}))
-    with pytest.raises(ValueError, match="metadata of version 3, expected at most 2; load it with"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 4}))
+    with pytest.raises(ValueError, match="metadata of version 4, expected at most 3; load it with"):
         check_metadata(tmp_path, plan, rank=0)
     # As the first version wrote it for this plan.
     file.write_text('{"ranks": 2, "layout": "fc8303079c9e66345b043f1be13a16e5"}')

@@ -106,6 +106,17 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
     assert logged(resumed) == logged(uninterrupted)
 
 
+@pytest.mark.parametrize(("tp", "zero"), [(4, 1), (1, 2)])
+def test_a_run_is_resumed_at_another_tp_size(
+    pool: Pool, tp: int, zero: int, tmp_path: Path
+) -> None:
+    saved = Script(str(tmp_path), tp=2, zero=zero)
+    uninterrupted = pool.run(run_script, saved, ranks=2)[0]
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    again = Script(str(tmp_path), tp=tp, zero=zero, resume=True)
+    assert_near(logged(pool.run(run_script, again, ranks=tp)[0]), logged(uninterrupted))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # DeepSpeed compiles an operation for the first run on a machine
 def test_the_example_trains_like_one_process_without_a_word_from_us(

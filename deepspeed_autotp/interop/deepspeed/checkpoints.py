@@ -1,23 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks into the saving and loading of DeepSpeed's engine."""
+"""Hooks into the saving and loading of DeepSpeed's engine, and what its optimizer is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class MadeStates:
+    """What DeepSpeed is to read in the place of the files of this rank; ``path`` is what it is to
+    say that it loaded."""
+
+    path: str
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What was asked of ``load_checkpoint``."""
+
+    folder: Path
+    optimizer_states: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptimizer:
+    """``kind`` is as in ``checkpoint.saved_checkpoint.Kind``, or DeepSpeed's class where it is no
+    such one. ``groups`` has the names of parameters with their shapes on this rank, in the order
+    that the optimizer has them, by group or by ZeRO 3's sub-group. ``offload`` names a key of the
+    configuration that moves states elsewhere."""
+
+    kind: str
+    groups: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+    replicas: int
+    replica: int
+    sub_group_size: int
+    offload: str | None
+
+
+def engine_optimizer(engine: Any) -> EngineOptimizer:
+    """What an engine's optimizer is made of."""
+    group = engine.seq_data_parallel_group
+    zero = engine._config.zero_config
+    keys = ("offload_optimizer", "offload_param")
+    offload = [k for k in keys if getattr(zero, k) and getattr(zero, k).device.value != "none"]
+    return EngineOptimizer(
+        _kind(engine),
+        tuple(_groups(engine)),
+        dist.get_world_size(group),
+        dist.get_rank(group),
+        zero.sub_group_size,
+        f"zero_optimization.{offload[0]}" if offload else None,
+    )
+
+
+def _kind(engine: Any) -> str:
+    name = type(engine.optimizer).__name__
+    stage = engine.zero_optimization_stage()
+    known = {"BF16_Optimizer": "bf16", "FP16_UnfusedOptimizer": "16 bits", "FP16_Optimizer": name}
+    if name in known:
+        return known[name]
+    if stage == 0:
+        return "torch"
+    return "zero3" if stage == 3 else "zero"
+
+
+def _groups(engine: Any) -> list[tuple[tuple[str, tuple[int, ...]], ...]]:
+    if engine.optimizer is None:
+        return []
+    if engine.zero_optimization_stage() > 0:
+        found = engine._get_zero_param_shapes()
+        return [tuple((name, tuple(shape)) for name, shape in each.items()) for each in found]
+    optimizer = engine.optimizer
+    groups = getattr(optimizer, "fp16_groups", None)
+    if groups is None:
+        groups = [group["params"] for group in optimizer.param_groups]
+    names = engine.param_names
+    # A parameter that is not in the model has no name.
+    return [tuple((names.get(p, ""), tuple(p.shape)) for p in group) for group in groups]
+
 
 def watch_checkpoints(
-    engine: Any, *, saving: Callable[[Path | None], None], loading: Callable[[Path], None]
+    engine: Any,
+    *,
+    saving: Callable[[Path | None], None],
+    loading: Callable[[LoadRequest], MadeStates | None],
 ) -> None:
     """Call ``saving`` and ``loading`` with the folder of a checkpoint before ``engine`` uses it.
 
     On every rank, so that they fail together. ``saving`` is given the folder on the rank that
     creates it, global rank 0 or, with node-local storage, local rank 0, and None on the others.
-    Universal checkpoints, which have full weights, are loaded without a call.
+    ``loading`` may return what DeepSpeed is to load in the place of the files. Universal
+    checkpoints, which have full weights, are loaded without a call.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
+    signature = inspect.signature(load)
 
     def save_checkpoint(save_dir: str, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
         rank = engine.local_rank if engine.use_node_local_storage() else engine.global_rank
@@ -29,9 +114,46 @@ def watch_checkpoints(
     def load_checkpoint(load_dir: str, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
         latest = Path(load_dir, "latest")
         found = latest.read_text().strip() if tag is None and latest.is_file() else tag
-        if not engine.load_universal_checkpoint():
-            loading(Path(load_dir) if found is None else Path(load_dir, str(found)))
-        return load(load_dir, tag, *args, **kwargs)
+        if engine.load_universal_checkpoint():
+            return load(load_dir, tag, *args, **kwargs)
+        asked = signature.bind(load_dir, tag, *args, **kwargs)
+        asked.apply_defaults()
+        states = asked.arguments["load_optimizer_states"]
+        folder = Path(load_dir) if found is None else Path(load_dir, str(found))
+        made = loading(LoadRequest(folder, states and not asked.arguments["load_module_only"]))
+        if made is None:
+            return load(load_dir, tag, *args, **kwargs)
+        with tempfile.TemporaryDirectory(prefix="autotp-names-") as names:
+            return _load_from_memory(engine, made, Path(names), lambda: load(
+                names, "made", *args, **kwargs))  # fmt: skip
 
     engine.save_checkpoint = save_checkpoint
     engine.load_checkpoint = load_checkpoint
+
+
+def _load_from_memory(engine: Any, made: MadeStates, names: Path, load: Callable[[], Any]) -> Any:
+    """Let DeepSpeed load ``made``: it finds empty files of the right names, and reads nothing."""
+    for rank in range(engine.mp_world_size):
+        file = Path(engine._get_ckpt_name(str(names), "made", mp_placeholder=f"{rank:02d}"))
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    before = engine.checkpoint_engine
+    engine.checkpoint_engine = _FromMemory(made)
+    try:
+        path, client_state = load()
+    finally:
+        engine.checkpoint_engine = before
+    return (None if path is None else made.path), client_state
+
+
+class _FromMemory:
+    """In the place of DeepSpeed's checkpoint engine, while a checkpoint is loaded."""
+
+    def __init__(self, made: MadeStates) -> None:
+        self._made = made
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """The states of this rank, whichever rank's file DeepSpeed asks for."""
+        if not path.endswith("_optim_states.pt"):
+            return self._made.model
+        return {"optimizer_state_dict": self._made.optimizer}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -96,3 +96,17 @@ def mark_model(model: nn.Module) -> None:
     """Tell DeepSpeed's engine that the model is sharded already."""
     written: Any = model
     written.ds_autotp_parsed = True
+
+
+def mark_universal(
+    model: nn.Module,
+    info: Mapping[str, Any],
+    parameters: Iterable[tuple[nn.Parameter, Mapping[str, Any]]],
+) -> None:
+    """Give a model and its parameters what DeepSpeed 0.19.8 reads when it makes and loads
+    universal checkpoints."""
+    written: Any = model
+    written.universal_checkpoint_info = info
+    for parameter, meta in parameters:
+        described: Any = parameter
+        described.ds_autotp_universal_checkpoint_meta = meta

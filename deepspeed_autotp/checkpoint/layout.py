@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the parameters of a checkpoint are sharded: what a plan says of them, and what a file keeps.
+
+A layout knows nothing of the model. Those of parameters that are sharded alike are kept once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from deepspeed_autotp._core import Plan, reshard
+
+View = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """``runs`` of each rank along the sharded dimension, as ``Entry.runs`` has them; where several
+    ranks hold a run, the lowest is its owner. ``dim`` is the dimension that shrinks."""
+
+    dim: int
+    view: View
+    runs: tuple[tuple[int, ...], ...]
+
+    def width(self, rank: int) -> int:
+        return sum(self.runs[rank][1::2])
+
+
+@dataclass(frozen=True, slots=True)
+class SavedParameter:
+    """``sharding`` is None where every rank has the full tensor; ``tied_to`` names the parameter
+    whose tensor this is."""
+
+    name: str
+    shape: tuple[int, ...]
+    sharding: Sharding | None
+    tied_to: str | None
+
+    def local_shape(self, rank: int) -> tuple[int, ...]:
+        if self.sharding is None:
+            return self.shape
+        local = list(self.shape)
+        dim = self.sharding.dim
+        local[dim] = local[dim] // self.sharding.view[1] * self.sharding.width(rank)
+        return tuple(local)
+
+    def numel(self, rank: int) -> int:
+        """Elements of the shard on ``rank``."""
+        return math.prod(self.local_shape(rank))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the parameters of a model are laid over ``ranks``, by name."""
+
+    ranks: int
+    parameters: Mapping[str, SavedParameter]
+
+    @staticmethod
+    def of_plan(plan: Plan) -> Layout:
+        """The layout that ``plan`` decided."""
+        entries, shardings = plan.entries, dict[Sharding, Sharding]()
+        parameters = {}
+        for entry in entries:
+            sharding = None
+            if entry.is_sharded:
+                runs = tuple(entry.runs(rank) for rank in range(plan.ranks))
+                made = Sharding(entry.dim, entry.view, runs)
+                sharding = shardings.setdefault(made, made)
+            tied_to = entries[entry.tied_to].name if entry.is_tied else None
+            parameters[entry.name] = SavedParameter(entry.name, entry.shape, sharding, tied_to)
+        return Layout(plan.ranks, parameters)
+
+    @staticmethod
+    def unsharded(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> Layout:
+        """That of one rank with the full ``tensors``; ``tied`` names first names of the others."""
+        return Layout(
+            1,
+            {
+                name: SavedParameter(name, tuple(tensor.shape), None, tied.get(name))
+                for name, tensor in tensors.items()
+            },
+        )
+
+    def json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads, in JSON's types."""
+        shardings = list(dict.fromkeys(p.sharding for p in self.parameters.values() if p.sharding))
+        index = {sharding: place for place, sharding in enumerate(shardings)}
+        return {
+            "ranks": self.ranks,
+            "shardings": [{"dim": s.dim, "view": s.view, "runs": s.runs} for s in shardings],
+            "parameters": [
+                [p.name, p.shape, index[p.sharding] if p.sharding else None, p.tied_to]
+                for p in self.parameters.values()
+            ],
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Layout:
+        """KeyError, TypeError or ValueError where ``content`` is not what :meth:`json` gave."""
+        shardings = [
+            Sharding(each["dim"], tuple(each["view"]), tuple(map(tuple, each["runs"])))
+            for each in content["shardings"]
+        ]
+        return Layout(
+            content["ranks"],
+            {
+                name: SavedParameter(
+                    name, tuple(shape), None if at is None else shardings[at], tied_to
+                )
+                for name, shape, at, tied_to in content["parameters"]
+            },
+        )
+
+    def difference(self, other: Layout) -> str | None:
+        """What shows that ``other`` is of another model, whatever its size of TP; else None."""
+        missing = [name for name in self.parameters if name not in other.parameters]
+        unknown = [name for name in other.parameters if name not in self.parameters]
+        for name in [*missing, *unknown]:
+            return f"{name!r} is in one of them only"
+        for name, mine in self.parameters.items():
+            theirs = other.parameters[name]
+            if mine.shape != theirs.shape:
+                return f"{name!r} has the shape {list(mine.shape)} in it, {list(theirs.shape)} here"
+            if mine.tied_to != theirs.tied_to:
+                return f"{name!r} is tied to {mine.tied_to!r} in it, to {theirs.tied_to!r} here"
+        return None
+
+
+def resharded(
+    shards: Sequence[Callable[[], Tensor]], *, old: SavedParameter, new: SavedParameter, rank: int
+) -> Tensor:
+    """The shard of ``new`` on ``rank``, made of the shards of ``old``.
+
+    ``shards[r]()`` gives the shard of old rank r, of any shape; only those that are needed are
+    asked for.
+    """
+    either = new.sharding or old.sharding
+    if either is None:
+        return shards[0]().reshape(new.shape)
+    if old.sharding and new.sharding and old.sharding.view != new.sharding.view:
+        # Cut along different dimensions: through the full tensor.
+        full = SavedParameter(old.name, old.shape, None, None)
+        whole = resharded(shards, old=old, new=full, rank=0)
+        return resharded([lambda: whole], old=full, new=new, rank=rank)
+    outer, size, inner = either.view
+    everything = (0, size)
+    sources = old.sharding.runs if old.sharding else (everything,)
+    target = new.sharding.runs[rank] if new.sharding else everything
+    made: Tensor | None = None
+    opened: dict[int, Tensor] = {}
+    for source, begin, to, length in reshard(sources, target):
+        if source not in opened:
+            opened[source] = shards[source]().reshape(outer, -1, inner)
+        part = opened[source]
+        if made is None:
+            made = part.new_empty((outer, sum(target[1::2]), inner))
+        made.narrow(1, to, length).copy_(part.narrow(1, begin, length))
+    assert made is not None, "every rank has a run"
+    return made.reshape(new.local_shape(rank))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that comes into being with all of its files, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MARK = ".autotp-writing-"
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``folder`` at the end of the context.
+
+    It is beside it under a hidden name; what is written is on the disk before it is renamed. After
+    an error nothing of it is left. ValueError where ``folder`` has files already.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{str(folder)!r} exists, expected a folder that is empty or not there; name another "
+            "one, or remove it"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}{_MARK}", dir=folder.parent))
+    try:
+        yield made
+        for entry in [*made.rglob("*"), made]:
+            _sync(entry)
+        mask = os.umask(0)
+        os.umask(mask)
+        made.chmod(0o777 & ~mask)
+        os.replace(made, folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

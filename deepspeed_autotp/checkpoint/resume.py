@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going on from a checkpoint of another TP size, of other rules or another number of replicas.
+
+Each rank makes its own states out of the files of the run that was saved, and DeepSpeed loads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
+from deepspeed_autotp.checkpoint.metadata import (
+    Metadata,
+    check_metadata,
+    read_metadata,
+    refuse_unknown_layout,
+)
+from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
+from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, Kind, SavedCheckpoint
+from deepspeed_autotp.interop.deepspeed.checkpoints import (
+    EngineOptimizer,
+    LoadRequest,
+    MadeStates,
+)
+from deepspeed_autotp.interop.deepspeed.parameters import full_shape
+
+
+def unsharded_layout(model: nn.Module) -> Layout:
+    """The layout of a model that is not sharded."""
+    first: dict[int, str] = {}
+    parameters = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        tied_to = None if known == name else known
+        parameters[name] = SavedParameter(name, full_shape(parameter), None, tied_to)
+    return Layout(1, parameters)
+
+
+def states_for_sharded(
+    request: LoadRequest, optimizer: EngineOptimizer, plan: Plan, *, rank: int
+) -> MadeStates | None:
+    """What a rank of a model that ``plan`` shards is to load, or None where its files have it.
+
+    ValueError where the checkpoint cannot be loaded; every rank has to be told.
+    """
+    folder = request.folder
+    metadata = read_metadata(folder)
+    layout = Layout.of_plan(plan)
+    if metadata is not None:
+        is_alike = metadata.has_layout_of(plan)
+        if is_alike and _replicas(folder) in (None, optimizer.replicas):
+            return None
+        check_metadata(folder, plan, rank=rank)
+        if metadata.layout is None:  # of the same layout: DeepSpeed says what differs
+            return None
+        saved = _saved(folder, metadata.layout, metadata)
+    elif _is_unsharded(folder):
+        saved = _saved(folder, _unsharded_layout_of(folder, layout), None, optimizer)
+    else:
+        check_metadata(folder, plan, rank=rank)
+        return None
+    return _made(request, saved, layout, optimizer, rank=rank)
+
+
+def states_for_unsharded(
+    request: LoadRequest, optimizer: EngineOptimizer, model: nn.Module
+) -> MadeStates | None:
+    """As :func:`states_for_sharded`, for a model that is not sharded."""
+    metadata = read_metadata(request.folder)
+    if metadata is None:
+        return None
+    if metadata.layout is None:
+        refuse_unknown_layout(request.folder, metadata, ranks=1)
+    assert metadata.layout is not None
+    saved = _saved(request.folder, metadata.layout, metadata)
+    return _made(request, saved, unsharded_layout(model), optimizer, rank=0)
+
+
+def _unsharded_layout_of(folder: Path, layout: Layout) -> Layout:
+    """The layout of a checkpoint of TP size 1, which says nothing of ties: they are those of
+    ``layout``."""
+    model = CheckpointFiles(folder).model(0)
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in model["module"].items()
+        if name in layout.parameters or name not in model["buffer_names"]
+    }
+    # Under ZeRO 3 the weights are with the optimizer, and there are empty ones in their place.
+    for noted in [*(model["param_shapes"] or []), model["frozen_param_shapes"] or {}]:
+        shapes |= {name: tuple(shape) for name, shape in noted.items()}
+    known = {name: p.tied_to for name, p in layout.parameters.items()}
+    return Layout(
+        1,
+        {
+            name: SavedParameter(
+                name, shapes.get(known.get(name) or name, shape), None, known.get(name)
+            )
+            for name, shape in shapes.items()
+        },
+    )
+
+
+def _saved(
+    folder: Path,
+    layout: Layout,
+    metadata: Metadata | None,
+    optimizer: EngineOptimizer | None = None,
+) -> SavedCheckpoint:
+    groups = None if metadata is None else metadata.groups
+    if metadata is None and optimizer is not None:
+        # DeepSpeed notes no names without ZeRO, and goes by the order, as is done here.
+        groups = tuple(tuple(name for name, _ in group) for group in optimizer.groups)
+    return SavedCheckpoint(CheckpointFiles(folder), layout, groups=groups)
+
+
+def _made(
+    request: LoadRequest,
+    saved: SavedCheckpoint,
+    layout: Layout,
+    optimizer: EngineOptimizer,
+    *,
+    rank: int,
+) -> MadeStates:
+    where = f"the checkpoint {str(request.folder)!r}"
+    _refuse_kinds(where, saved, optimizer, with_states=request.optimizer_states)
+    states = ReshardedStates(
+        saved, layout, replicas=optimizer.replicas, sub_group_size=optimizer.sub_group_size
+    )
+    expected = [
+        tuple((name, layout.parameters[name].local_shape(rank)) for name in group)
+        for group in states.groups
+    ]
+    if expected != list(optimizer.groups) and request.optimizer_states:
+        raise ValueError(
+            f"{where} was saved with other parameter groups than the optimizer of this run has, or "
+            "with another order of them; make the optimizer as the saved run did, or pass "
+            "load_optimizer_states=False"
+        )
+    with_optimizer = request.optimizer_states and saved.kind.is_partitioned
+    return MadeStates(
+        str(request.folder / saved.files.model_name(0, 0)),
+        states.model(rank, optimizer.replica, with_states=request.optimizer_states),
+        states.optimizer(rank, optimizer.replica) if with_optimizer else None,
+    )
+
+
+def _refuse_kinds(
+    where: str, saved: SavedCheckpoint, optimizer: EngineOptimizer, *, with_states: bool
+) -> None:
+    """ValueError where states of one optimizer cannot be those of the other."""
+    if optimizer.offload is not None:
+        raise ValueError(
+            f"{where} was saved at another size, and {optimizer.offload} is set, expected states "
+            f"on the device of the model; load it without {optimizer.offload}, save it again, and "
+            "go on from there"
+        )
+    if saved.kind.is_stage3 != (optimizer.kind == "zero3") or (
+        with_states and saved.kind.name != optimizer.kind
+    ):
+        raise ValueError(
+            f"{where} has the states of {saved.kind.words}, and this run has "
+            f"{Kind(optimizer.kind).words}; load it with the zero_optimization, bf16, fp16 and "
+            "data_types sections that it was saved with, at any TP size"
+        )
+    if saved.kind.is_stage3 and not with_states:
+        raise ValueError(
+            f"{where} was saved at another size under ZeRO 3, where the weights are with the "
+            "states of the optimizer; load it with load_optimizer_states=True and "
+            "load_module_only=False"
+        )
+
+
+def _replicas(folder: Path) -> int | None:
+    """Data-parallel ranks that saved the checkpoint, by the names of its files; None where they do
+    not say so, as without ZeRO."""
+    found = {file.name.split("zero_pp_rank_")[1].split("_")[0]
+             for file in folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")}  # fmt: skip
+    return len(found) or None
+
+
+def _is_unsharded(folder: Path) -> bool:
+    """Whether the files are those of a run with TP size 1."""
+    files = list(folder.glob("*mp_rank_*_model_states.pt"))
+    return bool(files) and all("mp_rank_00_" in file.name for file in files)

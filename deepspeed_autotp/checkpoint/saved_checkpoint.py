@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a checkpoint that DeepSpeed's engine has written, read without ranks.
+
+They are mapped into memory: of a tensor only what is used is read.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
+from deepspeed_autotp.checkpoint.zero_partition import (
+    Partition,
+    flat_partitions,
+    one_parameter,
+    own_partitions,
+)
+
+MASTER = "fp32"
+_WORDS = {
+    "torch": "an optimizer in float32 without ZeRO",
+    "16 bits": "an optimizer in 16 bits without ZeRO",
+    "zero": "ZeRO 1 or 2",
+    "bf16": "ZeRO 1 with gradients in float32",
+    "zero3": "ZeRO 3",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The optimizer whose states a checkpoint has: ``name`` is ``torch``, ``16 bits`` (a float32
+    copy of each parameter), ``zero`` (1 and 2), ``bf16`` (1 with float32 gradients) or ``zero3``.
+    """
+
+    name: str
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether each data-parallel rank has a part of the states, in a file of its own."""
+        return self.name in ("zero", "bf16", "zero3")
+
+    @property
+    def is_stage3(self) -> bool:
+        return self.name == "zero3"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return _WORDS.get(self.name, self.name)
+
+    @property
+    def base(self) -> str:
+        """The key of the states of torch's optimizer; there is none where they are all."""
+        return "base_optimizer_state" if self.name in ("zero", "bf16") else "optimizer_state_dict"
+
+    @property
+    def masters(self) -> str:
+        """The key of the float32 weights, by unit."""
+        return "fp32_flat_groups" if self.is_stage3 else "single_partition_of_fp32_groups"
+
+
+class CheckpointFiles:
+    """The names of the files in ``folder``, and what they hold. ValueError for one that is missing
+    or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._opened: dict[Path, dict[str, Any]] = {}
+        self.is_stage3 = any(folder.glob("zero_pp_rank_*_model_states.pt"))
+
+    def model_name(self, rank: int, replica: int) -> str:
+        """The file with the weights of a TP rank."""
+        prefix = f"zero_pp_rank_{replica}_" if self.is_stage3 else ""
+        return f"{prefix}mp_rank_{rank:02d}_model_states.pt"
+
+    def optimizer_name(self, rank: int, replica: int) -> str:
+        """The file with what a rank has of the optimizer under ZeRO."""
+        name = f"zero_pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
+        return f"bf16_{name}" if (self.folder / f"bf16_{name}").is_file() else name
+
+    def model(self, rank: int, replica: int = 0) -> dict[str, Any]:
+        return self._open(self.model_name(rank, replica))
+
+    def optimizer(self, rank: int, replica: int) -> dict[str, Any]:
+        """DeepSpeed's optimizer of a rank under ZeRO."""
+        states: dict[str, Any] = self._open(self.optimizer_name(rank, replica))[
+            "optimizer_state_dict"
+        ]
+        return states
+
+    def check_all(self, names: Sequence[str]) -> None:
+        """ValueError naming those of ``names`` that are missing."""
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                f"the checkpoint {str(self.folder)!r} is not whole: {', '.join(missing[:3])}{more} "
+                "missing; copy the files of all ranks into one folder, as use_node_local_storage "
+                "leaves them on each node, or load another checkpoint"
+            )
+
+    def _open(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        if file not in self._opened:
+            self.check_all([name])
+            try:
+                self._opened[file] = torch.load(
+                    file, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(file)
+                )
+            except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+                raise ValueError(
+                    f"the file {str(file)!r} of the checkpoint cannot be read, it may have been "
+                    f"cut off: {error}; load another checkpoint"
+                ) from error
+        return self._opened[file]
+
+
+class SavedCheckpoint:
+    """What a checkpoint says of each parameter, joined over its data-parallel ranks.
+
+    ``groups`` are the names of the optimizer's parameters by group where the files do not say.
+    """
+
+    def __init__(
+        self, files: CheckpointFiles, layout: Layout, *, groups: Sequence[Sequence[str]] | None
+    ) -> None:
+        self.files = files
+        self.layout = layout
+        model = files.model(0)
+        self.replicas: int = model["dp_world_size"]
+        self.kind = _kind(files, model)
+        if self.kind.is_partitioned:
+            groups = [list(shapes) for shapes in model["param_shapes"]]
+        self.groups = None if groups is None else tuple(tuple(group) for group in groups)
+        self._units: dict[int, list[tuple[tuple[str, ...], list[Partition]]]] = {}
+        self._unit_of: dict[str, int] = {}
+        self.check_files()
+
+    def check_files(self) -> None:
+        """ValueError where a file of a rank is missing."""
+        names = []
+        for rank in range(self.layout.ranks):
+            for replica in range(self.replicas):
+                if replica == 0 or self.files.is_stage3:
+                    names.append(self.files.model_name(rank, replica))
+                if self.kind.is_partitioned:
+                    names.append(self.files.optimizer_name(rank, replica))
+        self.files.check_all(names)
+
+    def units(self, rank: int) -> list[tuple[tuple[str, ...], list[Partition]]]:
+        """The units of the optimizer of TP rank ``rank``: names, and a partition per replica."""
+        if rank not in self._units:
+            assert self.groups is not None
+            self._units[rank] = units_of(
+                self.kind, self.groups, self.layout, rank=rank, replicas=self.replicas
+            )
+        return self._units[rank]
+
+    def unit_of(self, name: str) -> int:
+        """The unit that a parameter of the optimizer is in."""
+        if not self._unit_of:
+            units = enumerate(self.units(0))
+            self._unit_of = {name: unit for unit, (names, _) in units for name in names}
+        return self._unit_of[name]
+
+    def state(self, unit: int, rank: int, replica: int) -> Mapping[str, Any]:
+        """The optimizer's state of a unit, with the float32 weight as ``fp32``."""
+        saved = self.optimizer(rank, replica)
+        state = dict(saved.get(self.kind.base, saved)["state"].get(unit, {}))
+        if self.kind.name == "16 bits":
+            state[MASTER] = [master for group in saved["fp32_groups"] for master in group][unit]
+        elif self.kind.is_partitioned:
+            state[MASTER] = saved[self.kind.masters][unit]
+        return state
+
+    def optimizer(self, rank: int, replica: int) -> dict[str, Any]:
+        """The state of the engine's optimizer."""
+        if self.kind.is_partitioned:
+            return self.files.optimizer(rank, replica)
+        saved: dict[str, Any] = self.files.model(rank)["optimizer"]
+        return saved
+
+    def weight_shards(self, name: str) -> list[Callable[[], Tensor]]:
+        """What gives the weight of each TP rank in the precision of training."""
+        return [partial(self._weight, name, rank) for rank in range(self.layout.ranks)]
+
+    def state_shards(self, name: str, key: str) -> list[Callable[[], Tensor]]:
+        """What gives the shard of each TP rank of a state of the optimizer, flat."""
+        return [partial(self.joined, name, key, rank) for rank in range(self.layout.ranks)]
+
+    def joined(self, name: str, key: str, rank: int) -> Tensor:
+        """The shard of TP rank ``rank`` of a state of the optimizer, flat."""
+        unit = self.unit_of(name)
+        parts = []
+        for replica, partition in enumerate(self.units(rank)[unit][1]):
+            for piece in partition.pieces:
+                if piece.name == name:
+                    held = self.state(unit, rank, replica)[key].reshape(-1)
+                    parts.append(held.narrow(0, piece.start, piece.numel))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parameter(self, name: str) -> SavedParameter:
+        return self.layout.parameters[name]
+
+    def _weight(self, name: str, rank: int) -> Tensor:
+        if not self.files.is_stage3:
+            weight: Tensor = self.files.model(rank)["module"][name]
+            return weight
+        frozen = [
+            self.files.model(rank, replica)["frozen_param_fragments"] or {}
+            for replica in range(self.replicas)
+        ]
+        parameter = self.parameter(name)
+        known = parameter.tied_to or name
+        if known in frozen[0]:
+            joined = torch.cat([fragments[known].reshape(-1) for fragments in frozen])
+            return joined[: parameter.numel(rank)]
+        placeholder: Tensor = self.files.model(rank)["module"][name]
+        return self.joined(known, MASTER, rank).to(placeholder.dtype)
+
+
+def units_of(
+    kind: Kind,
+    groups: Sequence[Sequence[str]],
+    layout: Layout,
+    *,
+    rank: int,
+    replicas: int,
+) -> list[tuple[tuple[str, ...], list[Partition]]]:
+    """The units of an optimizer of TP rank ``rank``: names, and a partition per replica."""
+    sizes = [[(n, layout.parameters[n].numel(rank)) for n in group] for group in groups]
+    if not kind.is_partitioned:
+        return [((n,), one_parameter(n, numel)) for group in sizes for n, numel in group]
+    make = own_partitions if kind.is_stage3 else flat_partitions
+    return [(tuple(n for n, _ in group), make(group, replicas)) for group in sizes]
+
+
+def _kind(files: CheckpointFiles, model: Mapping[str, Any]) -> Kind:
+    optimizer = model["optimizer"]
+    if isinstance(optimizer, dict):
+        if "fp32_groups" in optimizer:
+            return Kind("16 bits")
+        if "state" in optimizer:
+            return Kind("torch")
+    elif files.is_stage3:
+        return Kind("zero3")
+    elif model.get("param_shapes") is not None:
+        return Kind("zero" if "zero_stage" in files.optimizer(0, 0) else "bf16")
+    raise ValueError(
+        f"the checkpoint {str(files.folder)!r} has an optimizer whose states are not known by "
+        "parameter, expected one of torch's, with or without ZeRO; load it at the sizes it was "
+        "saved at"
+    )

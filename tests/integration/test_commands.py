@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``autotp inspect``, ``merge`` and ``reshard`` of checkpoints, without ranks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.commands_ranks import command, from_pretrained, save
+from tests.support.engine_config import Setting
+from tests.support.loss_curves import worst_difference
+from tests.support.resumed_runs import Case, load_and_go_on, save_and_go_on
+from tests.support.worker_pool import Pool
+
+EXPERTS = Case(
+    "qwen3_moe",
+    changes={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+)
+TIED = Case()
+FUSED = Case("phi3", tied=False)
+
+
+@pytest.mark.parametrize(
+    ("case", "tp", "zero", "precision"),
+    [(TIED, 2, 0, "fp32"), (FUSED, 4, 1, "bf16"), (EXPERTS, 2, 3, "bf16")],
+    ids=["tied", "fused, ZeRO 1", "experts, ZeRO 3"],
+)
+def test_merged_weights_are_those_of_the_run(
+    pool: Pool, case: Case, tp: int, zero: int, precision: str, tmp_path: Path
+) -> None:
+    setting = Setting(tp=tp, zero=zero, clip=1.0, precision=precision)
+    full = pool.run(save, case, setting, str(tmp_path / "run"), ranks=4)[0]
+    out = tmp_path / "merged"
+    asked = ("merge", str(tmp_path / "run"), str(out), "--max-file-gb", "0.00005")
+    status, _, errors = pool.run(command, *asked, ranks=1)[0]
+    assert status == 0, errors
+    assert len(list(out.glob("*.safetensors"))) > 1
+    merged = pool.run(from_pretrained, str(out), ranks=1)[0]
+    assert merged.keys() == full.keys()
+    assert all(torch.equal(merged[name], full[name].to(merged[name].dtype)) for name in full)
+    assert sorted(tmp_path.iterdir()) == [out, tmp_path / "run"]
+
+    status, _, errors = pool.run(command, *asked, ranks=1)[0]
+    assert status == 1
+    assert "exists, expected a folder that is empty or not there" in errors
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_a_resharded_checkpoint_goes_on_unsharded(
+    pool: Pool, zero: int, precision: str, tmp_path: Path
+) -> None:
+    saved = Setting(tp=2, zero=zero, clip=1.0, precision=precision)
+    made = Setting(tp=1, zero=zero, clip=1.0, precision=precision)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    expected = pool.run(save_and_go_on, TIED, saved, run, 3, ranks=2)[0]
+    status, _, errors = pool.run(command, "reshard", run, out, "--tp", "1", "--dp", "2", ranks=1)[0]
+    assert status == 0, errors
+    got = pool.run(load_and_go_on, TIED, made, out, 3, ranks=2)
+    worst = max(worst_difference(losses, expected) for losses in got)
+    assert worst < (1e-5 if precision == "fp32" else 2e-2)
+
+    status, _, errors = pool.run(
+        command, "reshard", run, str(tmp_path / "x"), "--tp", "4", ranks=1
+    )[0]
+    assert status == 1
+    assert "--tp: got 4, expected 1 or 2" in errors
+
+
+def test_a_checkpoint_with_other_data_parallel_ranks_loads_without_resharding(
+    pool: Pool, tmp_path: Path
+) -> None:
+    saved, run, out = Setting(tp=2, zero=1, clip=1.0), str(tmp_path / "run"), str(tmp_path / "out")
+    expected = pool.run(save_and_go_on, FUSED, saved, run, 3, ranks=2)[0]
+    status, _, errors = pool.run(command, "reshard", run, out, "--tp", "2", "--dp", "2", ranks=1)[0]
+    assert status == 0, errors
+    got = pool.run(load_and_go_on, FUSED, saved, out, 3, ranks=4)
+    assert max(worst_difference(losses, expected) for losses in got) < 1e-5
+
+
+def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pool.run(save, TIED, Setting(tp=2, zero=1, clip=1.0), str(run), ranks=4)
+    status, out, _ = pool.run(command, "inspect", str(run), "--json", ranks=1)[0]
+    found = json.loads(out)
+    assert status == 0
+    assert (found["tp_size"], found["replicas"], found["steps"]) == (2, 2, 2)
+    assert found["states"] == ["step", "exp_avg", "exp_avg_sq", "fp32"]
+    assert found["written_by"].startswith("deepspeed-autotp ")
+    status, out, _ = pool.run(command, "inspect", str(run), ranks=1)[0]
+    assert status == 0
+    assert "TP size 2, 2 data-parallel" in out
+
+    folder = run / "global_step2"
+    for damage, words in [
+        (lambda file: file.unlink(), "zero_pp_rank_1_mp_rank_01_optim_states.pt missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-2000]), "it may have been cut off"),
+    ]:
+        damaged = tmp_path / "damaged"
+        shutil.copytree(folder, damaged)
+        damage(damaged / "zero_pp_rank_1_mp_rank_01_optim_states.pt")
+        status, out, _ = pool.run(command, "inspect", str(damaged), "--json", ranks=1)[0]
+        assert status == 1
+        assert words in json.loads(out)["problem"]
+        shutil.rmtree(damaged)
+    (folder / "config.json").unlink()
+    status, _, errors = pool.run(command, "merge", str(run), str(tmp_path / "out"), ranks=1)[0]
+    assert status == 1
+    assert "has no config.json" in errors
+    assert not (tmp_path / "out").exists()
