@@ -23,6 +23,7 @@ from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_di
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.tp_size import group_size
 from deepspeed_autotp.config.validation import shown, wrong
+from deepspeed_autotp.interop.accelerate import last_data
 from deepspeed_autotp.interop.deepspeed.engine import (
     config_argument,
     engine_initialize,
@@ -122,6 +123,7 @@ def initialize(
     the TP size does not fit the ranks, the model cannot be sharded or the ranks differ.
     """
     start = engine_initialize()
+    data = last_data() if training_data is None else (training_data, collate_fn)
     init_distributed(port=distributed_port, required=dist_init_required)
     with EngineSetup(
         model,
@@ -129,7 +131,7 @@ def initialize(
         mesh_param=mesh_param,
         optimizer=optimizer,
         example_inputs=example_inputs,
-        data=None if training_data is None else TrainingData(training_data, collate_fn),
+        data=None if data is None else TrainingData(*data),
     ) as setup:
         engine_config = setup.shard(lambda: config_argument(args, config, config_params))
         result: tuple[Any, Any, Any, Any] = start(

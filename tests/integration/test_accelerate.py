@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import worst_difference
 from tests.support.small_models import build
 from tests.support.trainer_script import Examples, saved_loss
@@ -68,6 +69,63 @@ def loop(tp: int, zero: int, folder: str) -> tuple[list[float], list[float], lis
         step(batch)
     deepspeed_autotp.uninstall()
     return losses[:STEPS], norms[:STEPS], losses[STEPS:]
+
+
+class Sums(torch.nn.Module):
+    """Takes what nothing but its data tells: features, and a count of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 8), torch.nn.Linear(8, 1)
+
+    def forward(self, features: torch.Tensor, count: int, wanted: torch.Tensor) -> torch.Tensor:
+        y = self.down(torch.relu(self.up(features[:, : int(count[0])])))
+        return (y.squeeze(-1) - wanted).square().mean()
+
+
+def first_batch() -> tuple[list[str], float, bool]:
+    """Warnings of a model whose inputs are known from its data alone, the distance of its losses
+    from those of one process, and whether ``uninstall`` leaves Accelerate as it was."""
+    from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+
+    import deepspeed_autotp
+
+    before = Accelerator.prepare_data_loader
+    deepspeed_autotp.install()
+    deepspeed_autotp.install()
+    PartialState(cpu=True)
+    rows = [
+        {"features": torch.arange(6.0) * (n % 3), "count": 6, "wanted": float(n)} for n in range(16)
+    ]
+    losses = []
+    with logged_warnings() as warnings:
+        for sharded in (False, True):
+            torch.manual_seed(0)
+            model: Any = Sums()
+            optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-3)
+            loader: Any = torch.utils.data.DataLoader(rows, batch_size=4)
+            if sharded:
+                config = plugin_config(2, 1) | {"gradient_clipping": 0.0}
+                plugin = DeepSpeedPlugin(hf_ds_config=config)
+                accelerator = Accelerator(deepspeed_plugin=plugin)
+                model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+                assert deepspeed_autotp.tensor_parallel(model).plan.ranks == 2
+            for batch in loader:
+                loss = model(**batch)
+                accelerator.backward(loss) if sharded else loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(float(loss.detach()))
+    deepspeed_autotp.uninstall()
+    half = len(losses) // 2
+    apart = worst_difference(losses[half:], losses[:half])
+    return list(warnings), apart, Accelerator.prepare_data_loader is before
+
+
+def test_the_first_batch_of_prepared_data_is_what_the_self_check_runs(pool: Pool) -> None:
+    for warnings, apart, as_before in pool.run(first_batch):
+        assert not any("self-check" in text for text in warnings), warnings
+        assert apart < 1e-5 and as_before
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
