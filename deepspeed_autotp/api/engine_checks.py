@@ -30,11 +30,11 @@ _COMPARED = (
 
 # What decides on the plan of a model.
 _OF_PLAN = (
-    "preset_model",
-    "partition_config",
-    "vocab_parallel_lm_head",
-    "sequence_parallel",
-    "tp_grain_size",
+    "tensor_parallel.preset_model",
+    "tensor_parallel.partition_config",
+    "tensor_parallel.vocab_parallel_lm_head",
+    "tensor_parallel.sequence_parallel",
+    "tensor_parallel.tp_grain_size",
 )
 
 
@@ -72,7 +72,7 @@ def _check_rules(settings: TPTrainingConfig, before: TensorParallel) -> None:
     if "tp_grain_size" in settings.tensor_parallel.model_fields_set:
         written.add("tensor_parallel.tp_grain_size")
     now = compared(settings)
-    for key in (f"tensor_parallel.{key}" for key in _OF_PLAN):
+    for key in _OF_PLAN:
         if key in written and now[key] != before.settings[key]:
             raise ValueError(
                 f"{key} is {now[key]}, but the model was sharded with {before.settings[key]}; set "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -301,12 +301,9 @@ def _finish_unsharded(engine: Any) -> None:
     """Let an engine of TP size 1 load the shards of a larger one."""
 
     def loading(request: LoadRequest) -> MadeStates | None:
-        owned = OwnedGroups()
-        try:
+        with closing(OwnedGroups()) as owned:
             return world_agreement(owned).together(
                 lambda: states_for_unsharded(request, engine_optimizer(engine), engine.module)
             )
-        finally:
-            owned.close()
 
     watch_checkpoints(engine, saving=lambda folder: None, loading=loading)

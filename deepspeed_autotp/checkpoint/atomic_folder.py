@@ -28,7 +28,7 @@ def write_atomically(file: Path, data: bytes) -> None:
     try:
         with open(handle, "wb") as written:
             written.write(data)
-        _make_like_new(Path(name))
+        make_like_new(Path(name), mode=0o666)
         sync(Path(name))
         os.replace(name, file)
     except BaseException:
@@ -181,11 +181,11 @@ def _escaped(name: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
-def _make_like_new(file: Path) -> None:
-    """Give a temporary file the mode of one that was opened for writing."""
+def make_like_new(path: Path, *, mode: int) -> None:
+    """Give a temporary file, or folder, the mode of one that was made with ``mode``."""
     mask = os.umask(0)
     os.umask(mask)
-    file.chmod(0o666 & ~mask)
+    path.chmod(mode & ~mask)
 
 
 def _exchange(one: Path, other: Path) -> None:

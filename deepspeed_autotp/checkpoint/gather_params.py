@@ -69,7 +69,7 @@ class _Held:
 
     @property
     def is_partitioned(self) -> bool:
-        """Whether ZeRO 3 has partitioned it, and nobody has gathered it."""
+        """Whether ZeRO 3 has partitioned it, and it is not gathered."""
         return is_partitioned(self.parameter) and not is_gathered(self.parameter)
 
 

@@ -76,17 +76,6 @@ class Layout:
             parameters[entry.name] = SavedParameter(entry.name, entry.shape, sharding, tied_to)
         return Layout(plan.ranks, parameters)
 
-    @staticmethod
-    def unsharded(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> Layout:
-        """That of one rank with the full ``tensors``; ``tied`` names first names of the others."""
-        return Layout(
-            1,
-            {
-                name: SavedParameter(name, tuple(tensor.shape), None, tied.get(name))
-                for name, tensor in tensors.items()
-            },
-        )
-
     def json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads, in JSON's types."""
         shardings = list(dict.fromkeys(p.sharding for p in self.parameters.values() if p.sharding))

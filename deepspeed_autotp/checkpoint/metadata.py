@@ -97,14 +97,13 @@ def read_metadata(folder: Path) -> Metadata | None:
     )
 
 
-def check_metadata(folder: Path, plan: Plan, *, rank: int) -> None:
-    """ValueError where the weights in ``folder`` are sharded otherwise than by ``plan``, and the
-    metadata does not say how.
+def check_metadata(folder: Path, metadata: Metadata | None, plan: Plan, *, rank: int) -> None:
+    """ValueError where the weights in ``folder`` are sharded otherwise than by ``plan``, and its
+    ``metadata`` does not say how.
 
     Without metadata, as in a checkpoint of full weights or of DeepSpeed's own sharding, it is
     known only whether there are weights for ``rank``.
     """
-    metadata = read_metadata(folder)
     if metadata is None:
         _check_weights(folder, rank=rank)
     elif not metadata.has_layout_of(plan) and metadata.layout is None:

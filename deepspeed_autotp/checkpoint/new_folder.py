@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deepspeed_autotp.checkpoint.atomic_folder import make_like_new, sync
+
 _MARK = ".autotp-writing-"
 
 
@@ -31,21 +33,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield made
         for entry in [*made.rglob("*"), made]:
-            _sync(entry)
-        mask = os.umask(0)
-        os.umask(mask)
-        made.chmod(0o777 & ~mask)
+            sync(entry)
+        make_like_new(made, mode=0o777)
         os.replace(made, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

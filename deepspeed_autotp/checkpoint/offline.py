@@ -73,8 +73,7 @@ def full_weight(saved: SavedCheckpoint, name: str, *, master: bool = False) -> T
         buffer: Tensor = saved.files.model(0)["module"][name]
         return buffer
     known = old.tied_to or name
-    trained = {each for group in saved.groups or () for each in group}
-    if master and saved.kind.name != "torch" and known in trained:
+    if master and saved.has_master(known):
         shards = saved.state_shards(known, MASTER)
     else:
         shards = saved.weight_shards(name)
@@ -134,8 +133,9 @@ def reshard(folder: Path, out: Path, *, tp: int, replicas: int | None, shown: Sh
     layout = saved.layout if tp > 1 else _unsharded(saved.layout)
     new_replicas = saved.replicas if replicas is None else replicas
     zero = saved.files.model(0)["ds_config"].get("zero_optimization", {})
-    trained = {name for group in saved.groups or () for name in group}
-    frozen = [p.name for p in layout.parameters.values() if (p.tied_to or p.name) not in trained]
+    frozen = [
+        p.name for p in layout.parameters.values() if (p.tied_to or p.name) not in saved.trained
+    ]
     states = ReshardedStates(
         saved,
         layout,
@@ -166,16 +166,11 @@ def _write_rank(
     if replica == 0 or kind.is_stage3:
         torch.save(states.model(rank, replica), target / files.model_name(rank, replica))
     if kind.is_partitioned:
-        first = torch.load(
-            files.folder / files.optimizer_name(0, 0),
-            map_location="cpu",
-            weights_only=False,
-            mmap=True,
-        )
-        made = {**first, "optimizer_state_dict": states.optimizer(rank, replica)}
-        prefix = "bf16_" if files.optimizer_name(0, 0).startswith("bf16_") else ""
-        name = f"{prefix}zero_pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
-        torch.save(made, target / name)
+        made = {
+            **files.optimizer_file(0, 0),
+            "optimizer_state_dict": states.optimizer(rank, replica),
+        }
+        torch.save(made, target / files.optimizer_name(rank, replica))
 
 
 def _full(parameter: SavedParameter) -> SavedParameter:
@@ -189,7 +184,6 @@ def _unsharded(layout: Layout) -> Layout:
 def _tensors(saved: SavedCheckpoint, *, master: bool) -> Iterator[_Tensor]:
     """What is merged: parameters, tied ones once, and buffers."""
     module = saved.files.model(0)["module"]
-    trained = {each for group in saved.groups or () for each in group}
     for name, value in module.items():
         if not isinstance(value, Tensor):
             continue
@@ -197,8 +191,7 @@ def _tensors(saved: SavedCheckpoint, *, master: bool) -> Iterator[_Tensor]:
         if parameter is not None and parameter.tied_to is not None:
             continue
         shape = tuple(value.shape) if parameter is None else parameter.shape
-        has_master = master and saved.kind.name != "torch" and name in trained
-        dtype = torch.float32 if has_master else value.dtype
+        dtype = torch.float32 if master and saved.has_master(name) else value.dtype
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         yield _Tensor(name, shape, dtype, nbytes)
 

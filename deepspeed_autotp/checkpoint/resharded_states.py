@@ -265,19 +265,17 @@ class ReshardedStates:
         made: list[tuple[str, ...]] = []
         for group in self._param_groups:
             names = [name for unit in group["params"] for name in saved.groups[unit]]
-            sizes = [(name, parameters[name].numel(0)) for name in names]
             # Ranks whose shards differ in size have sub-groups of their own.
-            others = {
-                str(sub_groups([(n, parameters[n].numel(r)) for n in names], self._replicas,
-                               sub_group_size))
+            new, *others = (
+                sub_groups([(n, parameters[n].numel(r)) for n in names], self._replicas,
+                           sub_group_size) if names else []
                 for r in range(self._layout.ranks)
-            }  # fmt: skip
-            if len(others) > 1:
+            )  # fmt: skip
+            if any(other != new for other in others):
                 raise ValueError(
                     "zero_optimization.sub_group_size cuts the parameters of each TP rank "
                     "otherwise; set it to more elements than a rank has"
                 )
-            new = sub_groups(sizes, self._replicas, sub_group_size) if names else []
             group["params"] = list(range(len(made), len(made) + len(new)))
             made += [tuple(each) for each in new]
         return tuple(made)

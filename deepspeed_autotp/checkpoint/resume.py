@@ -48,21 +48,17 @@ def states_for_sharded(
     """
     folder = request.folder
     metadata = read_metadata(folder)
-    layout = Layout.of_plan(plan)
-    if metadata is not None:
-        is_alike = metadata.has_layout_of(plan)
-        if is_alike and _replicas(folder) in (None, optimizer.replicas):
-            return None
-        check_metadata(folder, plan, rank=rank)
-        if metadata.layout is None:  # of the same layout: DeepSpeed says what differs
-            return None
-        saved = _saved(folder, metadata.layout, metadata)
-    elif _is_unsharded(folder):
+    if metadata is None and _is_unsharded(folder):
+        layout = Layout.of_plan(plan)
         saved = _saved(folder, _unsharded_layout_of(folder, layout), None, optimizer)
-    else:
-        check_metadata(folder, plan, rank=rank)
+        return _made(request, saved, layout, optimizer, rank=rank)
+    check_metadata(folder, metadata, plan, rank=rank)
+    if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
         return None
-    return _made(request, saved, layout, optimizer, rank=rank)
+    if metadata.has_layout_of(plan) and _replicas(folder) in (None, optimizer.replicas):
+        return None
+    saved = _saved(folder, metadata.layout, metadata)
+    return _made(request, saved, Layout.of_plan(plan), optimizer, rank=rank)
 
 
 def states_for_unsharded(

@@ -138,7 +138,7 @@ class _Staged:
         self._folder = folder
         self._ranks = ranks
         self._saving = saving
-        self._atomic: AtomicFolder | None = None  # on the first rank
+        self._atomic: AtomicFolder | None = None  # on global rank 0
         self._staging = folder
         self._seen = ""
 

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class CheckpointFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._opened: dict[Path, dict[str, Any]] = {}
+        self._of_optimizer = "bf16_zero_" if any(folder.glob("bf16_zero_pp_rank_*")) else "zero_"
         self.is_stage3 = any(folder.glob("zero_pp_rank_*_model_states.pt"))
 
     def model_name(self, rank: int, replica: int) -> str:
@@ -84,18 +85,19 @@ class CheckpointFiles:
 
     def optimizer_name(self, rank: int, replica: int) -> str:
         """The file with what a rank has of the optimizer under ZeRO."""
-        name = f"zero_pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
-        return f"bf16_{name}" if (self.folder / f"bf16_{name}").is_file() else name
+        return f"{self._of_optimizer}pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
 
     def model(self, rank: int, replica: int = 0) -> dict[str, Any]:
         return self._open(self.model_name(rank, replica))
 
     def optimizer(self, rank: int, replica: int) -> dict[str, Any]:
         """DeepSpeed's optimizer of a rank under ZeRO."""
-        states: dict[str, Any] = self._open(self.optimizer_name(rank, replica))[
-            "optimizer_state_dict"
-        ]
+        states: dict[str, Any] = self.optimizer_file(rank, replica)["optimizer_state_dict"]
         return states
+
+    def optimizer_file(self, rank: int, replica: int) -> dict[str, Any]:
+        """All that the file with it holds."""
+        return self._open(self.optimizer_name(rank, replica))
 
     def check_all(self, names: Sequence[str]) -> None:
         """ValueError naming those of ``names`` that are missing."""
@@ -144,6 +146,15 @@ class SavedCheckpoint:
         self._units: dict[int, list[tuple[tuple[str, ...], list[Partition]]]] = {}
         self._unit_of: dict[str, int] = {}
         self.check_files()
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """The parameters that the optimizer has."""
+        return frozenset(name for group in self.groups or () for name in group)
+
+    def has_master(self, name: str) -> bool:
+        """Whether the optimizer has a float32 weight of a parameter."""
+        return self.kind.name != "torch" and name in self.trained
 
     def check_files(self) -> None:
         """ValueError where a file of a rank is missing."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layout in the words of DeepSpeed's universal checkpoints: as affine maps.
+"""A layout as DeepSpeed's universal checkpoints describe it: by affine maps.
 
 ``ds_to_universal`` makes full tensors of shards by them, and loading a universal checkpoint takes
 shards out of full tensors (deepspeed/checkpoint/affine.py).

@@ -2,7 +2,7 @@
 """The safetensors files of a checkpoint: which bytes of which tensor are where, and their memory.
 
 All of a file is known before it is written, so that a tensor, or the shard of a rank, is put into
-its place whenever it is there, by whoever has it.
+its place whenever it is there, by any rank that has it.
 """
 
 from __future__ import annotations

@@ -108,11 +108,13 @@ class DropoutRNG:
     def begin(self, model: nn.Module) -> None:
         """Before an outermost forward of ``model``, which holds all regions."""
         self._depth += 1
-        # Each module has a mode of its own, and dropout alone may be in training.
-        modules = [model] if torch.compiler.is_compiling() else model.modules()
-        self._is_training = any(module.training for module in modules)
         if self._draws_from_next_call:
             self._set_drawing()
+        # Each module has a mode of its own, and dropout alone may be in training. Where nothing is
+        # drawn that is not asked: it takes 0.5 us a module, in each step of generation.
+        is_asked = not torch.compiler.is_compiling() and self._is_drawing is not False
+        modules = model.modules() if is_asked else [model]
+        self._is_training = any(module.training for module in modules)
         if self._is_drawing or not self._is_training:
             return
         device = next(model.parameters()).device

@@ -91,7 +91,7 @@ def has_gradient_hooks(x: Tensor) -> bool:
 
 def with_leaves(kind: type[T], change: Callable[[T], Any], tree: Any) -> Any:
     """``tree``, of mappings and sequences, with every leaf of ``kind`` changed."""
-    tree_map = _required(pytree, "tree_map_only", needed_for="the logits of an output")
+    tree_map = _required(pytree, "tree_map_only", needed_for="tensors within what torch is given")
     return tree_map(kind, change, tree)
 
 

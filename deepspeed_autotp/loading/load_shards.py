@@ -83,9 +83,9 @@ class LoadShards(Conversion):
         rank = self._group.rank
         origin, value = self._weights.origin(tensor), self._weights.values.get(id(tensor))
         if value is not None:
-            is_sharded = entry is not None and entry.is_sharded
-            shard = shard_of(value, entry=entry, rank=rank) if entry and is_sharded else value
-            self._values.append((tensor, shard))
+            if entry is not None and entry.is_sharded:
+                value = shard_of(value, entry=entry, rank=rank)
+            self._values.append((tensor, value))
         elif origin is not None:
             shape = self._shape(tensor, entry)
             for each in own_slices(origin, entry, rank, shape, tensor.dtype):

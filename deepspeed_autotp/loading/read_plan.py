@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from deepspeed_autotp._core import plan_reads
+from deepspeed_autotp.interop.torch_private import with_leaves
 from deepspeed_autotp.loading.slices import Box, Slice, full_box, halves, placed, slices
 from deepspeed_autotp.loading.stored_tensor import FileTensor, LoadedTensor
 from deepspeed_autotp.loading.traced_tensor import Cast, Computed, Origin, TracedTensor
@@ -168,15 +169,10 @@ def _computed(piece: Slice, files: OpenFiles, advance: Callable[[int], object]) 
         ReadPlan(_targets(origin.of, piece.box, made)).run(files, advance)
         return made
     assert isinstance(origin, Computed)
-
-    def value(given: Any) -> Any:
-        if isinstance(given, TracedTensor):
-            return _full(given, files, advance)
-        return type(given)(map(value, given)) if type(given) in (list, tuple) else given
-
-    result = origin.function(
-        *map(value, origin.args), **{key: value(each) for key, each in origin.kwargs.items()}
+    args, kwargs = with_leaves(
+        TracedTensor, lambda given: _full(given, files, advance), (origin.args, origin.kwargs)
     )
+    result = origin.function(*args, **kwargs)
     full: Tensor = result if origin.item is None else result[origin.item]
     return full[_index(piece.box)]
 
@@ -197,16 +193,12 @@ def _parts(piece: Slice) -> list[ReadPlan]:
         return []
     found: list[ReadPlan] = []
 
-    def collect(given: Any) -> None:
-        if isinstance(given, TracedTensor):
-            box = full_box(tuple(given.shape))
-            out = torch.empty(tuple(given.shape), dtype=given.dtype, device="meta")
-            found.append(ReadPlan(_targets(given.origin, box, out)))
-        elif type(given) in (list, tuple):
-            for each in given:
-                collect(each)
+    def collect(given: TracedTensor) -> None:
+        box = full_box(tuple(given.shape))
+        out = torch.empty(tuple(given.shape), dtype=given.dtype, device="meta")
+        found.append(ReadPlan(_targets(given.origin, box, out)))
 
-    collect([*origin.args, *origin.kwargs.values()])
+    with_leaves(TracedTensor, collect, (origin.args, origin.kwargs))
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepspeed_autotp.interop.torch_private import with_leaves
 from deepspeed_autotp.loading.stored_tensor import Stored
 
 __all__ = [
@@ -191,14 +192,11 @@ def _computed(
 ) -> Computed:
     """With its arguments as they are now: their origins may change."""
 
-    def as_now(given: Any) -> Any:
-        if isinstance(given, TracedTensor):
-            return _with_origin(_untraced(given), given.origin)
-        return type(given)(map(as_now, given)) if type(given) in (list, tuple) else given
+    def as_now(given: TracedTensor) -> TracedTensor:
+        return _with_origin(_untraced(given), given.origin)
 
-    return Computed(
-        func, [as_now(each) for each in args], {k: as_now(v) for k, v in kwargs.items()}, item
-    )
+    args, kwargs = with_leaves(TracedTensor, as_now, (list(args), dict(kwargs)))
+    return Computed(func, args, kwargs, item)
 
 
 def _joined(

@@ -30,7 +30,7 @@ def tiny_parameters(model: nn.Module) -> list[nn.Parameter]:
 def _is_tiny(parameter: Tensor) -> bool:
     if not (parameter.is_floating_point() and parameter.numel()) or parameter.is_meta:
         return False
-    return float(torch.linalg.vector_norm(parameter.detach().float(), torch.inf)) < _TINY
+    return float(torch.linalg.vector_norm(parameter.detach(), torch.inf)) < _TINY
 
 
 @contextmanager

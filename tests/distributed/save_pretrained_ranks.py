@@ -20,7 +20,7 @@ from tests.support.small_models import tokens
 
 # Of the smallest models several files, of which one tensor alone is larger.
 SMALL_FILES = "20KB"
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 def sharded(name: str = "llama", **changes: Any) -> nn.Module:
@@ -141,7 +141,7 @@ def unprivileged() -> Iterator[None]:
     """Without the rights of root, where it has them."""
     user = os.geteuid()
     if user == 0:
-        os.seteuid(NOBODY)
+        os.seteuid(UNPRIVILEGED)
     try:
         yield
     finally:

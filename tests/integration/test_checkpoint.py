@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.checkpoint.metadata import check_metadata, write_metadata
+from deepspeed_autotp.checkpoint.metadata import check_metadata, read_metadata, write_metadata
 from tests.support.core_llama import llama, preset
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import train_engine
@@ -180,13 +180,13 @@ def test_metadata_of_a_later_version_is_refused_and_of_the_first_is_read(tmp_pat
     file = tmp_path / "tensor_parallel.json"
     plan = Plan(llama(), preset(), ranks=2)
     write_metadata(tmp_path, plan)
-    check_metadata(tmp_path, plan, rank=0)
+    check_metadata(tmp_path, read_metadata(tmp_path), plan, rank=0)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 4}))
     with pytest.raises(ValueError, match="metadata of version 4, expected at most 3; load it with"):
-        check_metadata(tmp_path, plan, rank=0)
+        check_metadata(tmp_path, read_metadata(tmp_path), plan, rank=0)
     # As the first version wrote it for this plan.
     file.write_text('{"ranks": 2, "layout": "fc8303079c9e66345b043f1be13a16e5"}')
-    check_metadata(tmp_path, plan, rank=0)
+    check_metadata(tmp_path, read_metadata(tmp_path), plan, rank=0)
     other = Plan(llama(), preset(), ranks=2, replicated=["lm_head"])
     with pytest.raises(ValueError, match="sharded by other rules"):
-        check_metadata(tmp_path, other, rank=0)
+        check_metadata(tmp_path, read_metadata(tmp_path), other, rank=0)

@@ -40,16 +40,15 @@ class MasterWeights:
 
     def _copies(self, parameter: Tensor) -> Iterator[tuple[Tensor, int]]:
         """The copies on this rank, each with the element of the parameter at which it begins."""
-        read: Any = parameter
         fragment = getattr(parameter, "_hp_mapping", None)
         if fragment is not None:
             yield fragment.hp_fragment.data, fragment.lp_fragment_address.start
         for number, group in enumerate(self._groups):
             begin = 0
             for place, each in enumerate(group):
-                if each is read and self._single is not None:
+                if each is parameter and self._single is not None:
                     yield self._single[number][place].data, 0
-                elif each is read and self._flat is not None:
+                elif each is parameter and self._flat is not None:
                     yield self._flat[number].data[begin : begin + each.numel()], 0
                 begin += each.numel()
 
