@@ -80,8 +80,9 @@ class LazyLogits:
             if self._overwritten:
                 raise RuntimeError(_OVERWRITTEN)
             # A use without gradients may come before one with gradients, and one in a checkpoint,
-            # which runs again and does not gather again, before others.
-            own = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+            # which runs again and does not gather again, before others. A hook that keeps the
+            # result of tanh itself would make a cycle with its node, which nothing frees.
+            own = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda x: x)
             with torch.inference_mode(False), torch.enable_grad(), own:
                 full = gather_from_tp_region(self._shard, self._layout, self._group)
                 full, cap = full.to(self._dtype), self._soft_cap

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that are given labels in training."""
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -81,6 +82,18 @@ def between_head_and_loss(name: str) -> dict[str, Any]:
         "gradients": gradient_difference(model, unsharded),
         "logits": torch.allclose(seen, expected_logits, atol=1e-5),
     }
+
+
+def left_of_logits(family: str) -> int:
+    """How many tensors of their shape are left after a step in which logits are read."""
+    model = shard(build(family, tied=False), family)
+    outputs = model(**batch())
+    shape = outputs.logits.detach().shape
+    outputs.loss.backward()
+    del outputs
+    gc.collect()
+    tensors = (value for value in gc.get_objects() if issubclass(type(value), Tensor))
+    return sum(tensor.shape == shape for tensor in tensors)
 
 
 def positional() -> dict[str, Any]:

@@ -27,6 +27,11 @@ def test_loss_and_gradients_equal_one_process_and_only_the_loss_gathers(
         assert right(found) and found["kind"] and found["gathers"] and found["caps"], found
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_logits_that_were_read_are_freed(pool: Pool, family: str) -> None:
+    assert pool.run(output_head_ranks.left_of_logits, family) == [0, 0]
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_model_with_a_loss_of_its_own_gathers_its_logits(pool: Pool, tied: bool) -> None:
     for found in pool.run(output_head_ranks.against_one_process, "bert", tied, {}):

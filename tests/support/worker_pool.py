@@ -68,6 +68,10 @@ class Pool:
         missing = [rank for rank in range(ranks) if rank not in answers]
         if missing:
             return self._fail_missing(workers, answers, missing, path, late, began)
+        for rank, worker in enumerate(workers):
+            if answers[rank].worn:
+                worker.kill()
+                self._workers[rank] = None
         failures = {rank: answers[rank].failure for rank in range(ranks)}
         _raise_first({rank: f for rank, f in failures.items() if f is not None}, path)
         return [pickle.loads(answers[rank].result) for rank in range(ranks)]

@@ -48,10 +48,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker sends back: a pickled result, or a failure."""
+    """What a worker sends back: a pickled result, or a failure, and whether to end it."""
 
     result: bytes
     failure: Failure | None
+    worn: bool
 
 
 class PoolError(Exception):
