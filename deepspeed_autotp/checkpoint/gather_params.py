@@ -38,7 +38,8 @@ def gather_params(
     ``modifier_rank`` the ranks of the run enter and leave together. Then the values of that rank
     are sharded into the memory of the parameters on all ranks, and into the copies in float32 that
     DeepSpeed's optimizers update. An error within is raised after the shards are back as they were;
-    with ``modifier_rank`` on all ranks. Change values in place; run no forward of the model within.
+    with ``modifier_rank`` on all ranks. Change values in place. A forward of the model within is a
+    RuntimeError.
 
     ValueError for parameters whose changes cannot be kept, before anything is gathered.
     """

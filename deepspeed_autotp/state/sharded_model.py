@@ -166,6 +166,11 @@ class TensorParallel:
             parameter.data = self.gather(parameter, entry=entry) if is_sharded else data.clone()
         self._held[id(parameter)] = data, depth + 1
 
+    @property
+    def is_held(self) -> bool:
+        """Whether any parameter is held."""
+        return bool(self._held)
+
     def held(self, parameter: Tensor) -> Tensor | None:
         """The memory of a parameter that is held, or None; of a sharded one that of its shard."""
         return self._held.get(id(parameter), (None, 0))[0]
@@ -203,8 +208,19 @@ def _unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
 
 
 def attach(model: nn.Module, state: TensorParallel) -> None:
-    """Make ``model`` carry ``state``."""
+    """Make ``model`` carry ``state``, and refuse its forward while parameters are full."""
     set_state(model, state)
+    model.register_forward_pre_hook(_refuse_held)
+
+
+def _refuse_held(model: nn.Module, args: object) -> None:
+    # By the module, as a copy of it has a state of its own.
+    state = find_state(model, TensorParallel)
+    if state is not None and state.is_held:
+        raise RuntimeError(
+            f"{type(model).__name__} was called while gather_params holds full parameters of it, "
+            "with which layers would sum full results over the ranks; call it after the context"
+        )
 
 
 def tensor_parallel(model: nn.Module) -> TensorParallel:

@@ -132,6 +132,7 @@ def errors() -> dict[str, tuple[str, bool]]:
         "a shape": within(0, replace),
         "a rank": within(7, nothing),
         "other ranks": within(rank, nothing),
+        "a forward": within(None, lambda: model(tokens(0))),
         "a name": within(None, nothing, [COLUMN]),
         "not sharded": within(0, nothing, [nn.Parameter(torch.ones(2))]),
     }

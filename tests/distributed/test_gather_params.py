@@ -34,6 +34,7 @@ def test_errors_leave_the_shards_as_they_were(pool: Pool) -> None:
         "a rank": "modifier_rank: got 7 (int), expected a global rank, from 0 to 1",
         "other ranks": "modifier_rank: 0 on rank 0, but 1 on rank 1",
         "a name": "got 'model.layers.0.self_attn.q_proj.weight' (str), expected a parameter",
+        "a forward": "LlamaForCausalLM was called while gather_params holds full parameters",
         "not sharded": "a parameter of shape [2] that is of no sharded model",
     }
     for key, part in parts.items():
