@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.support.engine_config import Setting, engine_config
@@ -69,6 +70,7 @@ def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) ->
     consolidated = copied(engine._consolidated_16bit_state_dict())
     assert engine.save_16bit_model(folder, "all.bin")
     assert engine.save_16bit_model(folder, "trained.bin", exclude_frozen_parameters=True)
+    deepspeed_autotp.save_pretrained(engine, Path(folder, "pretrained"))
     if setting.zero < 3:
         gather_in_place(engine)
     full = deepspeed_autotp.full_state_dict(engine)
@@ -90,6 +92,9 @@ def save_and_train_on(family: str, tied: bool, setting: Setting, folder: str) ->
         found["file without frozen"] = equal(
             trained, {name: t for name, t in full.items() if name != FROZEN}
         )
+        pretrained = load_file(Path(folder, "pretrained", "model.safetensors"))
+        untied = {n: t for n, t in full.items() if not (tied and n == "lm_head.weight")}
+        found["pretrained"] = equal(pretrained, untied)
         found["loads"] = loads(family, tied, written, engine)
     engine.destroy()
     return found
