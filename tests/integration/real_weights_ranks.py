@@ -3,6 +3,8 @@
 
     python -m tests.integration.real_weights_ranks 2 3 4      TP sizes; prints JSON
 
+Up to four ranks also load their shards from the files, and save them.
+
 The weights and the tokenizer are those of all-MiniLM-L6-v2, in a package of the index. Its own
 code is not used.
 """
@@ -10,6 +12,7 @@ code is not used.
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,22 @@ def found_on(model: nn.Module, batch: dict[str, Tensor], ranks: int) -> list[dic
     return forked_ranks.run(work, ranks=ranks)
 
 
+def round_trip(model: nn.Module, ranks: int) -> list[str]:
+    """Names of weights that are not bitwise those of ``model`` after each rank has loaded its
+    shards, and transformers what they have saved."""
+    with tempfile.TemporaryDirectory() as into:
+
+        def work() -> None:
+            own = deepspeed_autotp.from_pretrained(BertModel, str(folder()), tp_size=ranks)
+            deepspeed_autotp.save_pretrained(own, into)
+
+        forked_ranks.run(work, ranks=ranks)
+        loaded = BertModel.from_pretrained(into).state_dict()
+    state = model.state_dict()
+    assert loaded.keys() == state.keys()
+    return [name for name, tensor in state.items() if not torch.equal(tensor, loaded[name])]
+
+
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
@@ -75,7 +94,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder())
     batch = dict(tokenizer(list(SENTENCES), padding=True, return_tensors="pt"))
     found = {tp_size: found_on(model, batch, int(tp_size)) for tp_size in sys.argv[1:]}
-    print(json.dumps({"alone": embed(model, batch).tolist(), "tp_sizes": found}))
+    trips = {size: round_trip(model, int(size)) for size in sys.argv[1:] if int(size) <= 4}
+    alone = embed(model, batch).tolist()
+    print(json.dumps({"alone": alone, "tp_sizes": found, "round_trips": trips}))
 
 
 if __name__ == "__main__":
