@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.api.checked_plan import CheckedPlan, plan_to_check
+from deepspeed_autotp.api.unshardable import refuse_unshardable
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.comparison import Compared, Values
@@ -33,7 +33,6 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.owned_groups import close_dropped, groups_in_use
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
-from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.loading.load_shards import LoadShards
@@ -47,12 +46,11 @@ from deepspeed_autotp.sharding.weight_location import (
     RankReport,
     WeightLocation,
     locate_weights,
-    refuse_partly_there,
     report,
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
-from deepspeed_autotp.state.sharded_model import TensorParallel, attach, find_tensor_parallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, attach
 
 T = TypeVar("T")
 
@@ -87,7 +85,7 @@ def described(model: nn.Module) -> Description:
     operators.loaded()  # or an error here, on every rank
     shared_memory.check_environment()
     nccl.check_environment()
-    _refuse(model)
+    refuse_unshardable(model)
     return describe(model)
 
 
@@ -303,39 +301,3 @@ def _attached(task: _Task, plan: Plan) -> TensorParallel:
     attach(task.model, state)
     guard_save_pretrained(task.model)
     return state
-
-
-def _refuse(model: nn.Module) -> None:
-    """ValueError for a model whose weights are not there, are sharded or on several devices."""
-    what = type(model).__name__
-    if "_orig_mod" in submodules(model):
-        raise ValueError("the model is compiled already; shard it first, then call torch.compile")
-    if any(find_tensor_parallel(module) is not None for module in model.modules()):
-        raise ValueError(f"{what} is sharded already; shard a model once")
-    places: dict[torch.device, str] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if _is_dtensor(tensor):
-            raise ValueError(
-                f"{name} is a DTensor, which is sharded already; load the model without a "
-                "tp_plan or device mesh"
-            )
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        places.setdefault(tensor.device, name)
-        if tensor.grad is not None:
-            raise ValueError(
-                f"{name} has a gradient of the unsharded weight; call model.zero_grad() before"
-            )
-    refuse_partly_there(model)
-    if not places:
-        raise ValueError(f"{what} has no parameters: there is nothing to shard")
-    if len(places) > 1:
-        named = ", ".join(f"{name} on {device}" for device, name in places.items())
-        raise ValueError(f"the weights are on several devices ({named}); move the model to one")
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    """Whether torch's own sharding, as behind transformers' ``tp_plan="auto"``, holds it."""
-    # Without the module there is none, and importing it to ask would cost a second.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)

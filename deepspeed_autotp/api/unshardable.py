@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that cannot be sharded, whatever the configuration."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp.interop.torch_private import submodules
+from deepspeed_autotp.sharding.weight_location import refuse_partly_there
+from deepspeed_autotp.state.sharded_model import find_tensor_parallel
+
+
+def refuse_unshardable(model: nn.Module) -> None:
+    """ValueError for a model whose weights are not there, are sharded or on several devices."""
+    what = type(model).__name__
+    if "_orig_mod" in submodules(model):
+        raise ValueError("the model is compiled already; shard it first, then call torch.compile")
+    if any(find_tensor_parallel(module) is not None for module in model.modules()):
+        raise ValueError(f"{what} is sharded already; shard a model once")
+    places: dict[torch.device, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if _is_dtensor(tensor):
+            raise ValueError(
+                f"{name} is a DTensor, which is sharded already; load the model without a "
+                "tp_plan or device mesh"
+            )
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        places.setdefault(tensor.device, name)
+        if tensor.grad is not None:
+            raise ValueError(
+                f"{name} has a gradient of the unsharded weight; call model.zero_grad() before"
+            )
+    refuse_partly_there(model)
+    if not places:
+        raise ValueError(f"{what} has no parameters: there is nothing to shard")
+    if len(places) > 1:
+        named = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ValueError(f"the weights are on several devices ({named}); move the model to one")
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Whether torch's own sharding, as behind transformers' ``tp_plan="auto"``, holds it."""
+    # Without the module there is none, and importing it to ask would cost a second.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
