@@ -22,6 +22,8 @@ from torch.distributed import distributed_c10d
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepspeed_autotp.vocab_parallel.gathered_weight import GatheredWeight
+
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, OTHER = KINDS = (
     "all-reduce",
     "all-gather",
@@ -90,8 +92,8 @@ class Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # comes again, as operations on the local shards
+        if any(issubclass(kind, (DTensor, GatheredWeight)) for kind in types):
+            return NotImplemented  # comes again, as operations on what these stand for
         name = str(func.overloadpacket)
         if name in _OPERATIONS or (func.namespace in _SPACES and name not in _WAITS):
             self.calls.append(_call(name, args))

@@ -259,7 +259,14 @@ def _switch(task: _Task, conversion: Conversion, *, agreement: Agreement) -> Non
     """Do everything of the conversion but shard the weights; undone where any rank fails."""
 
     def finish() -> None:
-        conversion.keep_logits(insist=task.insists_on_sharded_logits)
+        insist = task.insists_on_sharded_logits
+        why = conversion.keep_logits(insist=insist)
+        if why and insist:
+            raise ValueError(
+                f"tensor_parallel.vocab_parallel_lm_head: got true, but {why}; leave the key out"
+            )
+        if why:
+            _log.info("the logits are gathered in training: %s", why)
         conversion.check_memory(task.device)
 
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -104,25 +103,10 @@ def tensor_without_memory(
     return made
 
 
-def without_torch_function() -> AbstractContextManager[None]:
-    """A context in which functions of torch take subclasses of Tensor for plain tensors."""
-    name = "DisableTorchFunctionSubclass"
-    disabled: AbstractContextManager[None] = _required(
-        torch._C, name, needed_for="the weight of an output head"
-    )()
-    return disabled
-
-
 def plain_results() -> Any:
     """The ``__torch_function__`` of a subclass of Tensor whose operations give plain tensors."""
     name = "_disabled_torch_function_impl"
-    return _required(torch._C, name, needed_for="the loss over a sharded vocabulary")
-
-
-def tensor_members() -> Mapping[str, Any]:
-    """Attributes and methods of a tensor by name, those of its C base class among them."""
-    base = _required(torch._C, "TensorBase", needed_for="the weight of an output head")
-    return {**vars(base), **vars(Tensor)}
+    return _required(torch._C, name, needed_for="the weight of an output head")
 
 
 def device_types(handle: dist.ProcessGroup) -> list[torch.device]:

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,7 +20,7 @@ from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
 class ForwardContext:
-    """Entered around the forward of the model, and left also when it fails.
+    """Entered around the forward of the model, and left also when it fails or is interrupted.
 
     input     what the column layers were given last
     rng       the RNG states of sharded regions
@@ -32,6 +36,7 @@ class ForwardContext:
         self.prepare: Callable[[], None] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._depth = 0  # of calls of the model within its own forward
+        self._call: tuple[int, FrameType] | None = None  # thread, and what runs our hooks there
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardContext:
         """One in which no forward runs, for the copy of a model.
@@ -50,6 +55,7 @@ class ForwardContext:
     @property
     def is_in_forward(self) -> bool:
         """Whether the model is being called."""
+        self._leave_interrupted()
         return self._depth > 0
 
     def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
@@ -61,18 +67,40 @@ class ForwardContext:
         ]
 
     def _begin(self, model: nn.Module, args: object) -> None:
+        self._leave_interrupted()
         self._depth += 1
         if self._depth > 1:
             return
+        frame = None if torch.compiler.is_compiling() else inspect.currentframe()
+        if frame is not None and frame.f_back is not None:
+            self._call = threading.get_ident(), frame.f_back
+        del frame  # which has itself among its variables, and would keep those of all callers
         if self.prepare is not None:
             self.prepare()
         self.rng.begin(model)
 
-    def _end(self, model: nn.Module, args: object, output: object) -> None:
+    def _end(self, model: object, args: object, output: object) -> None:
         # Also called where a hook before ours has failed, and ours was not reached.
         self._depth = max(0, self._depth - 1)
         if self._depth > 0:
             return
+        self._call = None
         self.input.forget()
         self.gathered.clear()
         self.rng.end(failed=output is None)
+
+    def _leave_interrupted(self) -> None:
+        """Leave a forward that KeyboardInterrupt or SystemExit has ended, as hooks are called for
+        an Exception alone: its call is not on the stack."""
+        if torch.compiler.is_compiling() or self._call is None:
+            return
+        thread, call = self._call
+        if thread != threading.get_ident():
+            return
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame is call:
+                return
+            frame = frame.f_back
+        self._depth = 1
+        self._end(None, (), None)

@@ -60,6 +60,7 @@ class SelfCheck:
         self._agreement = agreement
         self._runs = Runs(description, plan)
         self._full: Reference | None = None
+        self._keep_logits = False
 
     def run(
         self, inputs: Inputs, *, replan: Replan, rules_are_users: bool, keep_logits: bool
@@ -74,6 +75,7 @@ class SelfCheck:
         weights that are not loaded yet.
         """
         fallback, plan = Fallback(replan), self._first
+        self._keep_logits = keep_logits
         with isolated(self._model, self._runs.device):
             full = self._full = self._run_full(inputs)
             if full is None:
@@ -200,7 +202,7 @@ class SelfCheck:
     ) -> Difference | None:
         with failure_barrier(self._group):
             conversion.switch()
-            conversion.keep_logits()
+            conversion.keep_logits(insist=self._keep_logits)
             conversion.swap_in_views()
             self._runs.go(trace, way)
         return comparison.first(trace.run)

@@ -102,14 +102,15 @@ class Conversion:
                 self._undo.append(set_state(self._modules[name], self._context))
                 self._undo.append(mix_in(mixin, self._modules[name]))
 
-    def keep_logits(self, *, insist: bool = False) -> None:
+    def keep_logits(self, *, insist: bool = False) -> str:
         """Let the output head keep its shard of the logits where labels are given, if the plan says
-        so and the model can. Follows ``switch``; ``undo`` undoes it. ValueError with ``insist``
-        where the model cannot."""
+        so. Returns why it cannot where the plan says so, or "". Follows ``switch``; ``undo`` undoes
+        it. ``insist``: a step whose loss takes full logits is an error."""
         head = self._plan.logits_layer
-        if head is not None:
-            model, module = self._modules[""], self._modules[head.module]
-            keep_logits_sharded(model, module, self._undo, insist=insist)
+        if head is None:
+            return ""
+        model, module = self._modules[""], self._modules[head.module]
+        return keep_logits_sharded(model, module, self._undo, insist=insist)
 
     def swap_in_views(self) -> None:
         """Let every sharded parameter be a view of its shard in the full weight.

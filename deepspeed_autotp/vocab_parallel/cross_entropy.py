@@ -15,7 +15,7 @@ backward  no communication; the gradient is written over the logits
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class _Task:
     size: int
     group: Ranks
     ignore_index: int
-    overwrite: Callable[[], bool]
+    overwrite: bool
     soft_cap: float
 
 
@@ -60,15 +60,14 @@ def vocabulary_cross_entropy(
     layout: ShardLayout,
     group: Ranks,
     ignore_index: int = -100,
-    overwrite: Callable[[], bool] = lambda: True,
+    overwrite: bool = True,
     soft_cap: float = 0.0,
 ) -> Tensor:
     """The loss of each token, [T], the same bits on every rank.
 
     logits        [T, V/R], this rank's columns: one run of the vocabulary, of any length
     labels        [T] int64, replicated; ``ignore_index`` gives loss and gradient 0
-    overwrite     called in the backward: whether the gradient may be written over the logits;
-                  a graph that is retained keeps its logits in any case
+    overwrite     the gradient is written over the logits, unless the graph is retained
     soft_cap      c for a loss of c tanh(logits / c), without a pass of its own; 0 for none
 
     Sums are in float32, and in float64 for float64 logits; the result has that dtype. Another use
@@ -117,7 +116,7 @@ class _CrossEntropy(torch.autograd.Function):
         retained = keeps_graph()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)
         columns = labels - task.start
-        if retained or not task.overwrite():
+        if retained or not task.overwrite:
             gradient = differentiate(logits, logsumexp, columns, scale, cap=task.soft_cap)
             return gradient, None, None
         differentiate_(logits, logsumexp, columns, scale, cap=task.soft_cap)

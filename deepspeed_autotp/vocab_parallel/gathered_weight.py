@@ -29,25 +29,16 @@ from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.torch_private import (
     backward_id,
     own_parameters,
-    tensor_members,
+    plain_results,
     tensor_without_memory,
     version_counter,
     with_leaves,
-    without_torch_function,
 )
 from deepspeed_autotp.interop.trl import replace_head_kernel
 from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
-
-# What a tensor says of itself without its values.
-_TENSOR = tensor_members()
-_PROPERTIES = ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "grad_fn", "is_leaf")
-_METHODS = ("size", "dim", "numel", "is_floating_point", "register_hook")
-_ABOUT: frozenset[Any] = frozenset(
-    [*(_TENSOR[name].__get__ for name in _PROPERTIES), *(_TENSOR[name] for name in _METHODS)]
-)
 
 
 class GatheredWeight(Tensor):
@@ -68,27 +59,20 @@ class GatheredWeight(Tensor):
         return f"GatheredWeight({list(self.shape)}, {self.dtype}; gathered when used)"
 
     def full(self) -> Tensor:
-        """The full tensor, gathered at the first call. Every rank calls it."""
+        """The values, gathered at the first call. Every rank calls it."""
         if self._full is None:
-            with torch.enable_grad():
+            with torch.no_grad():
                 self._full = gather_from_tp_region(
                     self.shard, self.layout_of_shard, self.group, dim=self.sharded_dim
                 )
         return self._full
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        with without_torch_function():
-            if func in _ABOUT:
-                return func(*args, **(kwargs or {}))
-        args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
-        return func(*args, **named)
+    def data_ptr(self) -> int:
+        """Of the values, for kernels that are no operations of torch."""
+        return self.full().data_ptr()
+
+    # What shape, dtype and device are is known without the values, and never comes here.
+    __torch_function__ = plain_results()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -98,10 +82,7 @@ class GatheredWeight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls below autograd that did not come from Python."""
-        args, named = with_leaves(
-            cls, lambda x: x.full().detach(), (tuple(args), dict(kwargs or {}))
-        )
+        args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
         return func(*args, **named)
 
 

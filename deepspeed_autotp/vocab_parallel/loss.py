@@ -57,7 +57,7 @@ def vocab_parallel_cross_entropy(
         layout=layout,
         group=ranks,
         ignore_index=ignore_index,
-        overwrite=lambda: overwrite_logits,
+        overwrite=overwrite_logits,
         soft_cap=soft_cap,
     )
     return _reduced(losses.view(labels.shape), labels != ignore_index, reduction)

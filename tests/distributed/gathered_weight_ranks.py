@@ -172,6 +172,49 @@ def gathers_of_a_step() -> int:
     return [kind for kind, _ in calls].count("all-gather")
 
 
+def _address(self: Any, input_ids: Tensor, labels: Tensor | None = None) -> bool:
+    """As a kernel that is no operation of torch."""
+    weight = self.get_output_embeddings().weight
+    self.base_model(input_ids)
+    return weight.data_ptr() == weight.full().data_ptr() != 0
+
+
+def address() -> bool:
+    model: Any = build("llama", tied=False)
+    shard(model, "llama")
+    model.forward = types.MethodType(_address, model)
+    found: bool = model(**batch())
+    return found
+
+
+def interrupted(kind: str) -> dict[str, bool]:
+    """What the weight reads as, and the next step, once a forward was ended by no Exception."""
+    errors: dict[str, type[BaseException]] = {"interrupt": KeyboardInterrupt, "exit": SystemExit}
+    unsharded = model_with("plain", tied=False, bias=False)
+    model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
+
+    def interrupt(module: nn.Module, args: object) -> None:
+        raise errors[kind]
+
+    hook = model.model.norm.register_forward_pre_hook(interrupt)
+    context, ended = sharding_of(model.lm_head).context, False
+    try:
+        model(**batch())
+    except errors[kind]:
+        ended = not context.is_in_forward
+    hook.remove()
+    shard_of_weight = model.lm_head.weight is dict(model.named_parameters())["lm_head.weight"]
+    losses = [one(**batch()) for one in (unsharded, model)]
+    for loss in losses:
+        loss.backward()
+    return {
+        "ended": ended and not context.is_in_forward and not context.gathered,
+        "shard": shard_of_weight,
+        "loss": abs(float(losses[1].detach() / losses[0].detach()) - 1) < 1e-6,
+        "gradients": gradient_difference(model, unsharded) < 1e-5,
+    }
+
+
 def peculiar() -> list[str]:
     """The errors of a weight that is gone, and of one that cannot be gathered."""
     model: Any = shard(model_with("plain", tied=False, bias=False), "llama")

@@ -15,6 +15,7 @@ import deepspeed_autotp
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
 from tests.support import logit_forwards
 from tests.support.engine_config import Setting, engine_config, initialize
+from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import RATE, own_rows
 from tests.support.model_snapshot import refusal
 from tests.support.output_head_models import (
@@ -62,11 +63,12 @@ def against_one_process(family: str, tied: bool, more: Mapping[str, Any]) -> dic
     }
 
 
-def between_head_and_loss(name: str) -> dict[str, Any]:
+def between_head_and_loss(name: str, self_check: Any) -> dict[str, Any]:
     """As above, with a model that does something with its logits before or beside the loss."""
     inputs = batch()
     unsharded, model = (logit_forwards.build(name, VOCABULARY) for _ in range(2))
-    shard(model, "llama")
+    with logged_warnings() as warnings:
+        shard(model, "llama", self_check=self_check)
     found: dict[str, Any] = {}
     for one in (unsharded, model):
         outputs = one(**inputs)
@@ -78,6 +80,7 @@ def between_head_and_loss(name: str) -> dict[str, Any]:
     expected, expected_logits = found.pop("before")
     return {
         **found,
+        "warnings": warnings,
         "loss": abs(float(loss.detach()) - expected),
         "gradients": gradient_difference(model, unsharded),
         "logits": torch.allclose(seen, expected_logits, atol=1e-5),
@@ -94,6 +97,27 @@ def left_of_logits(family: str) -> int:
     gc.collect()
     tensors = (value for value in gc.get_objects() if issubclass(type(value), Tensor))
     return sum(tensor.shape == shape for tensor in tensors)
+
+
+def function_of_logits() -> str:
+    """The error of a model that gives its logits to an autograd.Function, without a self-check."""
+    model = shard(logit_forwards.build("Function", VOCABULARY), "llama", self_check=False)
+    try:
+        model(**batch())
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def insisting(name: str, self_check: bool) -> str:
+    """What is said where sharded logits are asked for, when sharding or in the first step."""
+    model = logit_forwards.build(name, VOCABULARY)
+    try:
+        shard(model, "llama", vocab_parallel_lm_head=True, self_check=self_check)
+        model(**batch())
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def positional() -> dict[str, Any]:

@@ -31,6 +31,16 @@ def test_a_weight_is_gathered_once_however_often_it_is_read(pool: Pool) -> None:
     assert pool.run(gathered_weight_ranks.gathers_of_a_step) == [1, 1]
 
 
+def test_a_kernel_is_given_the_address_of_the_full_weight(pool: Pool) -> None:
+    assert pool.run(gathered_weight_ranks.address) == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "exit"])
+def test_a_forward_that_was_interrupted_is_left(pool: Pool, kind: str) -> None:
+    for found in pool.run(gathered_weight_ranks.interrupted, kind):
+        assert all(found.values()), found
+
+
 def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> None:
     for broken, gone in pool.run(gathered_weight_ranks.peculiar):
         assert broken.startswith("RuntimeError: weight of ") and "cannot be gathered" in broken

@@ -45,11 +45,23 @@ def test_a_model_with_a_loss_of_its_own_gathers_its_logits(pool: Pool, tied: boo
         *((kind.__name__, False) for kind in logit_forwards.GATHERED),
     ],
 )
+@pytest.mark.parametrize("self_check", ["auto", False])
 def test_what_a_model_does_between_head_and_loss_is_right(
-    pool: Pool, kind: str, lazy: bool
+    pool: Pool, kind: str, lazy: bool, self_check: Any
 ) -> None:
-    for found in pool.run(output_head_ranks.between_head_and_loss, kind):
+    for found in pool.run(output_head_ranks.between_head_and_loss, kind, self_check):
         assert right(found) and found["logits"] and found["lazy"] is lazy, found
+        assert found["warnings"] == []
+
+
+def test_a_function_with_its_own_gradient_has_full_logits_or_is_an_error(pool: Pool) -> None:
+    said = []
+    for found in pool.run(output_head_ranks.between_head_and_loss, "Function", "auto"):
+        assert right(found) and found["logits"] and not found["lazy"], found
+        said += found["warnings"]
+    assert len(said) == 1 and said[0].startswith("the logits are gathered for the loss: the model")
+    for error in pool.run(output_head_ranks.function_of_logits):
+        assert error.startswith("an autograd.Function was given outputs.logits")
 
 
 @pytest.mark.parametrize(
@@ -141,5 +153,17 @@ def test_insisting_says_why_a_model_has_no_such_head(pool: Pool) -> None:
     assert headless.startswith(start)
     assert "Headless.get_output_embeddings() names no output head" in headless
     assert "the plan does not shard lm_head along the vocabulary and gather its output" in unsharded
-    assert bert.startswith(f"{start}BertForMaskedLM.forward is not known to do nothing with")
+    assert bert.startswith(f"{start}BertForMaskedLM.forward is not known to give its logits to")
     assert pool.run(output_head_ranks.quiet) == [True, True]
+
+
+@pytest.mark.parametrize("self_check", [True, False])
+def test_insisting_is_an_error_where_the_loss_is_of_full_logits(
+    pool: Pool, self_check: bool
+) -> None:
+    for said in pool.run(output_head_ranks.insisting, "Masked", self_check):
+        assert "Masked.forward needs all its logits before the loss" in said
+        assert said.startswith(
+            "ValueError: tensor_parallel.vocab" if self_check else "RuntimeError"
+        )
+    assert pool.run(output_head_ranks.insisting, "Looked", self_check) == ["", ""]

@@ -214,8 +214,113 @@ class Own(Base):
         return Output(loss=loss, logits=logits)
 
 
+class WrittenThrough(Base):
+    """A write to what is the same tensor in one process."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = self.lm_head(self.hidden(input_ids))
+        logits.float().contiguous()[..., 3:5] = -20.0
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+class WithoutGradient(Base):
+    """A step that no gradient goes through."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = self.lm_head(self.hidden(input_ids))
+        with torch.no_grad():
+            factor = logits * 0.5
+        logits = logits * factor
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+class TwoLosses(Base):
+    """As models that predict several tokens, here with one head."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = self.lm_head(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+            later = labels.roll(1, 1)
+            loss = loss + self.loss_function(logits, later, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+class Unseen(Base):
+    """What is done with the logits of a batch that no self-check takes."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = self.lm_head(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            if input_ids.shape == (4, 12):
+                logits = logits - logits.topk(3).values.mean(-1, keepdim=True).detach()
+                logits = logits * logits.softmax(-1)[..., 96:]
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+class Direct(Base):
+    """A head that is called past its hooks."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = self.lm_head.forward(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+class Nested(Base):
+    """A forward that calls the model itself, with and without labels, between head and loss."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, inner: bool = False) -> Any:
+        logits = self.lm_head(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            if not inner:
+                others = [self(input_ids, None, True), self(input_ids, labels, True)]
+                logits = logits / 2.0
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+            if not inner:
+                loss = loss + others[0].logits.softmax(-1).square().sum() + others[1].loss
+        return Output(loss=loss, logits=logits)
+
+
+class _Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Tensor:  # type: ignore[override]
+        return dx / 2
+
+
+class Function(Base):
+    """A function that takes its gradient into its own hands."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        logits = _Halved.apply(self.lm_head(self.hidden(input_ids)))  # type: ignore[no-untyped-call]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return Output(loss=loss, logits=logits)
+
+
+# Of the first the loss is formed from shards, whatever is gathered besides; of the second it is
+# formed from full logits.
 SHARDED = (Plain, Scaled, Upcast, UpcastAtTimes, UpcastInCap, CappedThenScaled)
-GATHERED = (ZLoss, Sliced, Masked, Factor, Biased, Centred, Twice, Looked, Own)
+SHARDED += (ZLoss, Twice, Looked, TwoLosses, Nested)
+GATHERED = (Sliced, Masked, Factor, Biased, Centred, Own, WrittenThrough, WithoutGradient, Unseen)
+GATHERED += (Direct,)
 
 
 def build(name: str, vocabulary: int) -> Any:
