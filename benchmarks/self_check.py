@@ -95,7 +95,7 @@ def measure(name: str) -> Cost:
         location=WeightLocation(torch.device("cpu"), only_on_rank0=True),
     ).result
     assert to_check.twin is not None
-    plan = to_check.checked(description, settings, group=group, agreement=agreement)
+    plan, _ = to_check.checked(description, settings, group=group, agreement=agreement)
     seconds = time.perf_counter() - began
     assert plan is to_check.plan
     peak = memory("VmHWM")

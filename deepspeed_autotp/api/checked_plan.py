@@ -13,7 +13,7 @@ from deepspeed_autotp.distributed.comparison import Compared, Values
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import AgreedPlans
+from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.self_check.self_check import SelfCheck
@@ -37,18 +37,25 @@ class CheckedPlan:
         *,
         group: TPGroup,
         agreement: Agreement,
-    ) -> Plan:
-        """The plan that the self-check found to be right, or without one the first; ValueError on
-        every rank of ``agreement`` where none is right."""
+    ) -> tuple[Plan, PlanRequest]:
+        """The plan that the self-check found to be right, or without one the first, and what it was
+        asked for with; ValueError on every rank of ``agreement`` where none is right."""
         is_checked = self.twin is not None or self.inputs is not None
         plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
         if self.twin is not None:
-            return self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
-        if self.inputs is None:
-            return plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
-        overlap = settings.overlaps
-        check = SelfCheck(description, self.plan, group=group, overlap=overlap, agreement=agreement)
-        return _run(check, self.inputs, plans, settings)
+            plan = self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
+        elif self.inputs is None:
+            plan = plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
+        else:
+            check = SelfCheck(
+                description,
+                self.plan,
+                group=group,
+                overlap=settings.overlaps,
+                agreement=agreement,
+            )
+            plan = _run(check, self.inputs, plans, settings)
+        return plan, plans.request_of(plan)
 
     def _on_twin(
         self,

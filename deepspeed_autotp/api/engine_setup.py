@@ -281,7 +281,11 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
             names = [[name for name, _ in group] for group in groups]
             is_named = all(name for group in names for name in group)
             write_metadata(
-                folder, state.plan, names if is_named else None, configs=config_texts(model)
+                folder,
+                state.plan,
+                names if is_named else None,
+                configs=config_texts(model),
+                recipe=state.recipe,
             )
 
     def loading(request: LoadRequest) -> MadeStates | None:

@@ -38,7 +38,8 @@ from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.loading.load_shards import LoadShards
 from deepspeed_autotp.native import operators
 from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.planning.plan_recipe import recipe
+from deepspeed_autotp.planning.planner import PlanRequest, compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
@@ -53,6 +54,7 @@ from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach
 
 T = TypeVar("T")
+Planned = tuple[Plan, PlanRequest]
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -144,7 +146,7 @@ def shard(
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
-    plan, conversion = _converted(task, to_check, agreement, local)
+    (plan, request), conversion = _converted(task, to_check, agreement, local)
     if weights is not None:
         what, drawn = type(task.model).__name__, list(weights.values.values())
         broadcast_tensors(what, drawn, group, agreement=local, keep=False)
@@ -153,7 +155,7 @@ def shard(
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
-    return _attached(task, plan)
+    return _attached(task, plan, request)
 
 
 def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:
@@ -200,7 +202,7 @@ def _rest(model: nn.Module) -> list[Compared]:
 
 def _converted(
     task: _Task, to_check: CheckedPlan, agreement: Agreement, local: Agreement
-) -> tuple[Plan, Conversion]:
+) -> tuple[Planned, Conversion]:
     """The plan that the self-check found to be right, and the model converted but for its weights;
     undone where any rank fails.
 
@@ -219,17 +221,20 @@ def _converted(
 
 def _convert(
     task: _Task, to_check: CheckedPlan, agreement: Agreement, on_failure: ExitStack
-) -> Outcome[tuple[Plan, Conversion]]:
+) -> Outcome[tuple[Planned, Conversion]]:
     if to_check.inputs is not None:  # a run of the model itself, for which ranks have one model
         local = agreement.within(task.group)
         on_failure.callback(
             broadcast_weights(task.description, task.group, agreement=local, keep=True)
         )
-    plan = to_check.checked(task.description, task.settings, group=task.group, agreement=agreement)
+    planned = to_check.checked(
+        task.description, task.settings, group=task.group, agreement=agreement
+    )
+    plan = planned[0]
     conversion = _conversion(task, plan)
     _switch(task, conversion, agreement=agreement)
     on_failure.callback(conversion.undo)
-    return Outcome((plan, conversion), told=plan.hash)
+    return Outcome((planned, conversion), told=plan.hash)
 
 
 def _conversion(task: _Task, plan: Plan) -> Conversion:
@@ -297,14 +302,19 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
     agreement.together(scatter)
 
 
-def _attached(task: _Task, plan: Plan) -> TensorParallel:
+def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     group, parameters = task.group, task.description.parameters
     device = parameters[0].device
     if device.type == "cpu" and group.cpu_handle is not group.handle:
         device = torch.device("cuda")
     broadcast_rng_state(group, device=device)
-    settings = compared(task.settings)
-    state = TensorParallel(plan=plan, group=group, parameters=parameters, settings=settings)
+    state = TensorParallel(
+        plan=plan,
+        group=group,
+        parameters=parameters,
+        settings=compared(task.settings),
+        recipe=recipe(task.description, task.settings, request),
+    )
     attach(task.model, state)
     guard_save_pretrained(task.model)
     return state

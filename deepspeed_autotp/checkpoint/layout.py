@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from deepspeed_autotp._core import Plan, reshard
+from deepspeed_autotp.checkpoint.disk_memory import Empty, memory
 
 View = tuple[int, int, int]
 
@@ -122,12 +123,17 @@ class Layout:
 
 
 def resharded(
-    shards: Sequence[Callable[[], Tensor]], *, old: SavedParameter, new: SavedParameter, rank: int
+    shards: Sequence[Callable[[], Tensor]],
+    *,
+    old: SavedParameter,
+    new: SavedParameter,
+    rank: int,
+    empty: Empty = memory,
 ) -> Tensor:
     """The shard of ``new`` on ``rank``, made of the shards of ``old``.
 
     ``shards[r]()`` gives the shard of old rank r, of any shape; only those that are needed are
-    asked for.
+    asked for. ``empty`` gives memory to what is made; a replicated tensor is that of old rank 0.
     """
     either = new.sharding or old.sharding
     if either is None:
@@ -136,7 +142,7 @@ def resharded(
         # Cut along different dimensions: through the full tensor.
         full = SavedParameter(old.name, old.shape, None, None)
         whole = resharded(shards, old=old, new=full, rank=0)
-        return resharded([lambda: whole], old=full, new=new, rank=rank)
+        return resharded([lambda: whole], old=full, new=new, rank=rank, empty=empty)
     outer, size, inner = either.view
     everything = (0, size)
     sources = old.sharding.runs if old.sharding else (everything,)
@@ -148,7 +154,7 @@ def resharded(
             opened[source] = shards[source]().reshape(outer, -1, inner)
         part = opened[source]
         if made is None:
-            made = part.new_empty((outer, sum(target[1::2]), inner))
+            made = empty((outer, sum(target[1::2]), inner), part.dtype)
         made.narrow(1, to, length).copy_(part.narrow(1, begin, length))
     assert made is not None, "every rank has a run"
     return made.reshape(new.local_shape(rank))

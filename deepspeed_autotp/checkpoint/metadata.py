@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,23 @@ NAME = "tensor_parallel.json"
 # Of the model, beside the metadata.
 CONFIG_FILES = ("config.json", "generation_config.json")
 # 1: the hash of the layout, by Python. 2: by the core. 3: the layout itself, and the names of the
-# optimizer's parameters.
-_VERSION = 3
+# optimizer's parameters. 4: what the plan was made from.
+_VERSION = 4
+_FIRST_WITH_LAYOUT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """``layout`` is None before version 3; ``groups`` are the names of the optimizer's parameters
-    by parameter group."""
+    by parameter group. ``recipe`` is what the plan was made from (planning/plan_recipe.py), or None
+    before version 4 and where that cannot be written."""
 
     version: int
     ranks: int
     layout_hash: str
     layout: Layout | None
     groups: tuple[tuple[str, ...], ...] | None
+    recipe: Mapping[str, Any] | None = None
 
     def has_layout_of(self, plan: Plan) -> bool:
         """Whether a rank of ``plan`` has the shard that its file holds."""
@@ -51,15 +54,22 @@ def write_metadata(
     groups: Sequence[Sequence[str]] | None = None,
     *,
     configs: Mapping[str, str] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the metadata of ``plan`` into ``folder``, which is made where it is missing; beside it
-    ``configs``, the texts of the model's configuration by file, of CONFIG_FILES."""
+    ``configs``, the texts of the model's configuration by file, of CONFIG_FILES. ``recipe`` is what
+    the plan was made from."""
     folder.mkdir(parents=True, exist_ok=True)
-    layout = Layout.of_plan(plan)
     known = tuple(map(tuple, groups)) if groups is not None else None
-    write_layout(folder, Metadata(_VERSION, plan.ranks, plan.layout_hash, layout, known))
+    write_layout(folder, replace(metadata_of(plan, recipe), groups=known))
     for name, text in (configs or {}).items():
         write_atomically(folder / name, text.encode())
+
+
+def metadata_of(plan: Plan, recipe: Mapping[str, Any] | None) -> Metadata:
+    """The metadata of ``plan``, which ``recipe`` was made into, without the optimizer."""
+    layout = Layout.of_plan(plan)
+    return Metadata(_VERSION, plan.ranks, plan.layout_hash, layout, None, recipe)
 
 
 def write_layout(folder: Path, metadata: Metadata) -> None:
@@ -70,6 +80,7 @@ def write_layout(folder: Path, metadata: Metadata) -> None:
         "written_by": f"deepspeed-autotp {version('deepspeed-autotp')}",
         "layout": metadata.layout_hash,
         "groups": metadata.groups,
+        "recipe": metadata.recipe,
         **metadata.layout.json(),
     }
     write_atomically(folder / NAME, json.dumps(content, separators=(",", ":")).encode())
@@ -126,14 +137,14 @@ def refuse_unknown_layout(folder: Path, metadata: Metadata, *, ranks: int) -> No
 
 
 def _parsed(content: dict[str, Any], number: int) -> Metadata:
-    is_full = number == _VERSION
     groups = content.get("groups")
     return Metadata(
         number,
         content["ranks"],
         content["layout"],
-        Layout.from_json(content) if is_full else None,
+        Layout.from_json(content) if number >= _FIRST_WITH_LAYOUT else None,
         tuple(map(tuple, groups)) if groups is not None else None,
+        content.get("recipe"),
     )
 
 

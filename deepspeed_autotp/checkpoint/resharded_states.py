@@ -7,18 +7,26 @@ own loading fills weights, optimizer, schedule and counters from them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepspeed_autotp.checkpoint.disk_memory import Empty, memory
 from deepspeed_autotp.checkpoint.layout import Layout, resharded
+from deepspeed_autotp.checkpoint.resharded_units import (
+    group_settings,
+    new_units,
+    refuse_other_orders,
+)
 from deepspeed_autotp.checkpoint.saved_checkpoint import MASTER, SavedCheckpoint, units_of
-from deepspeed_autotp.checkpoint.zero_partition import Partition, own_share, sub_groups
+from deepspeed_autotp.checkpoint.zero_partition import Partition, own_share
 
 # What a file with weights has of them, and of the optimizer; all else is copied.
-_LARGE = frozenset({"module", "optimizer", "frozen_param_fragments"})
+_LARGE = frozenset({"module", "optimizer"})
+_FROZEN = "frozen_param_fragments"
 _DIMENSIONS = "checkpoint_parallel_dimensions"
 
 Unit = tuple[tuple[str, ...], list[Partition]]
@@ -27,8 +35,9 @@ Unit = tuple[tuple[str, ...], list[Partition]]
 class ReshardedStates:
     """The states of ``saved`` for ``layout`` and ``replicas`` data-parallel ranks.
 
-    ``sub_group_size`` is the most that ZeRO 3 has in a sub-group. ValueError where the checkpoint
-    cannot be resharded; nothing but its headers is read for that.
+    ``sub_group_size`` is the most that ZeRO 3 has in a sub-group; ``empty`` gives what is made its
+    memory. ValueError where the checkpoint cannot be resharded; nothing but its headers is read for
+    that.
     """
 
     def __init__(
@@ -39,11 +48,13 @@ class ReshardedStates:
         replicas: int,
         sub_group_size: int,
         universal_info: Mapping[str, Any] | None = None,
+        empty: Empty = memory,
     ) -> None:
         self._saved = saved
         self._layout = layout
         self._replicas = replicas
         self._universal_info = universal_info
+        self._empty = empty
         where = f"the checkpoint {str(saved.files.folder)!r}"
         difference = saved.layout.difference(layout)
         if difference is not None:
@@ -54,15 +65,17 @@ class ReshardedStates:
                 f"{where} does not say which parameters its optimizer has; load it at the sizes "
                 "it was saved at"
             )
-        self._param_groups = self._settings()
-        self._refuse_other_orders(where)
-        self.groups = self._units_by_name(sub_group_size)
+        self._param_groups = group_settings(saved)
+        refuse_other_orders(saved)
+        self.groups = new_units(
+            saved, layout, self._param_groups, replicas=replicas, sub_group_size=sub_group_size
+        )
 
-    def param_shapes(self, rank: int) -> list[dict[str, torch.Size]]:
+    def param_shapes(self, rank: int) -> list[OrderedDict[str, torch.Size]]:
         """The shapes of the shards on TP rank ``rank`` by unit, as DeepSpeed notes them."""
         parameters = self._layout.parameters
         return [
-            {name: torch.Size(parameters[name].local_shape(rank)) for name in group}
+            OrderedDict((name, torch.Size(parameters[name].local_shape(rank))) for name in group)
             for group in self.groups
         ]
 
@@ -71,7 +84,8 @@ class ReshardedStates:
         optimizer are in it, unless they are not asked for."""
         kind = self._saved.kind
         saved = self._saved.files.model(0)
-        states = {key: _owned(value) for key, value in saved.items() if key not in _LARGE}
+        states = {k: _owned(v) for k, v in saved.items() if k not in _LARGE | {_FROZEN}}
+        states[_FROZEN] = None
         states["module"] = self._module(saved["module"], rank)
         states["optimizer"] = None
         states["dp_world_size"] = self._replicas
@@ -81,6 +95,8 @@ class ReshardedStates:
         states.pop("universal_checkpoint_info", None)
         if self._universal_info is not None:
             states["universal_checkpoint_info"] = self._universal_info
+        if rank or replica:  # DeepSpeed notes them on global rank 0 alone
+            states["shared_params"] = _emptied(states.get("shared_params"))
         if kind.is_partitioned:
             states["param_shapes"] = self.param_shapes(rank)
             self._add_frozen(states, rank, replica)
@@ -111,8 +127,6 @@ class ReshardedStates:
             self._replicas if kind.is_stage3 else [self._replicas] * len(units)
         )
         made.pop("universal_checkpoint_info", None)
-        if self._universal_info is not None and not kind.is_stage3:
-            made["universal_checkpoint_info"] = self._universal_info
         if not kind.is_stage3:
             partitions = [unit[1][replica] for unit in units]
             self._add_flat(made, masters, partitions)
@@ -125,7 +139,7 @@ class ReshardedStates:
         made["group_paddings"] = [partition.padding for partition in partitions]
         address = _address_type(self._saved)
         made["param_slice_mappings"] = [
-            {piece.name: address(numel=piece.numel, start=piece.start) for piece in p.pieces}
+            OrderedDict((x.name, address(numel=x.numel, start=x.start)) for x in p.pieces)
             for p in partitions
         ]
         if self._saved.kind.name == "zero":  # which keeps the padding to itself
@@ -153,7 +167,11 @@ class ReshardedStates:
                 made[name] = made[known]
                 continue
             made[name] = resharded(
-                self._saved.weight_shards(name), old=self._saved.parameter(name), new=new, rank=rank
+                self._saved.weight_shards(name),
+                old=self._saved.parameter(name),
+                new=new,
+                rank=rank,
+                empty=self._empty,
             )
         return made
 
@@ -161,7 +179,7 @@ class ReshardedStates:
         """The weights that do not train, which ZeRO 2 and 3 keep apart."""
         shapes = states.get("frozen_param_shapes")
         if not shapes:
-            states["frozen_param_fragments"] = shapes
+            states[_FROZEN] = shapes
             return
         parameters = self._layout.parameters
         states["frozen_param_shapes"] = {
@@ -182,7 +200,7 @@ class ReshardedStates:
             filled = weight.new_zeros(part * self._replicas)
             filled[: weight.numel()] = weight
             fragments[name] = filled[part * replica : part * (replica + 1)].clone()
-        states["frozen_param_fragments"] = fragments
+        states[_FROZEN] = fragments
 
     def _state(self, unit: Unit, rank: int, replica: int) -> dict[str, Any]:
         """The state of a unit on a rank; ``fp32`` is its float32 weight."""
@@ -204,7 +222,7 @@ class ReshardedStates:
                     f"{old.size} as the weight; such an optimizer cannot be resharded: load the "
                     "checkpoint at the sizes it was saved at"
                 )
-            made[key] = value.new_zeros(partition.size)
+            made[key] = self._empty((partition.size,), value.dtype).zero_()
             for piece in partition.pieces:
                 shard = self._shard(piece.name, key, rank)
                 made[key][piece.start : piece.start + piece.numel] = shard[
@@ -221,68 +239,6 @@ class ReshardedStates:
             new=self._layout.parameters[name], rank=rank,
         ).reshape(-1)  # fmt: skip
 
-    def _settings(self) -> list[dict[str, Any]]:
-        """The settings of the optimizer's groups; their parameters are filled in by unit."""
-        saved = self._saved.optimizer(0, 0)
-        base = saved.get(self._saved.kind.base, saved)
-        if not isinstance(base, dict):  # as elastic_checkpoint has it
-            raise ValueError(
-                f"the checkpoint {str(self._saved.files.folder)!r} was saved with "
-                "zero_optimization.elastic_checkpoint, whose states cannot be resharded; load it "
-                "at the sizes it was saved at"
-            )
-        return [dict(group) for group in base["param_groups"]]
-
-    def _refuse_other_orders(self, where: str) -> None:
-        """ValueError where the files order the elements of flat groups in another way."""
-        saved = self._saved
-        if saved.kind.name not in ("zero", "bf16"):
-            return
-        states = saved.optimizer(0, 0)
-        mapped = [
-            {name: (at.start, at.numel) for name, at in group.items()}
-            for group in states["param_slice_mappings"]
-        ]
-        expected = [
-            {piece.name: (piece.start, piece.numel) for piece in partitions[0].pieces}
-            for _, partitions in saved.units(0)
-        ]
-        paddings = states.get("param_alignment_paddings", [])
-        if mapped != expected or any(any(group) for group in paddings):
-            raise ValueError(
-                f"{where} has its optimizer in an order of its own, as round_robin_gradients and "
-                "parameter_alignment make it; load it at the sizes it was saved at"
-            )
-
-    def _units_by_name(self, sub_group_size: int) -> tuple[tuple[str, ...], ...]:
-        """The names of the new units: those of the old ones, or ZeRO 3's new sub-groups."""
-        saved, parameters = self._saved, self._layout.parameters
-        assert saved.groups is not None
-        if not saved.kind.is_stage3:
-            for group, indices in zip(self._param_groups, self._old_units(), strict=True):
-                group["params"] = indices
-            return saved.groups
-        made: list[tuple[str, ...]] = []
-        for group in self._param_groups:
-            names = [name for unit in group["params"] for name in saved.groups[unit]]
-            # Ranks whose shards differ in size have sub-groups of their own.
-            new, *others = (
-                sub_groups([(n, parameters[n].numel(r)) for n in names], self._replicas,
-                           sub_group_size) if names else []
-                for r in range(self._layout.ranks)
-            )  # fmt: skip
-            if any(other != new for other in others):
-                raise ValueError(
-                    "zero_optimization.sub_group_size cuts the parameters of each TP rank "
-                    "otherwise; set it to more elements than a rank has"
-                )
-            group["params"] = list(range(len(made), len(made) + len(new)))
-            made += [tuple(each) for each in new]
-        return tuple(made)
-
-    def _old_units(self) -> list[list[int]]:
-        return [list(group["params"]) for group in self._param_groups]
-
 
 def _owned(value: Any) -> Any:
     """A copy of small values: what is mapped into memory lasts only as long as its file."""
@@ -293,6 +249,10 @@ def _owned(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_owned(each) for each in value)
     return value
+
+
+def _emptied(value: Any) -> Any:
+    return {} if isinstance(value, dict) else value
 
 
 def _shaped(get: Callable[[], Tensor], shape: Sequence[int]) -> Callable[[], Tensor]:

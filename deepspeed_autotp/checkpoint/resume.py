@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from deepspeed_autotp._core import Plan
-from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
+from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.metadata import (
     Metadata,
     check_metadata,
@@ -20,23 +20,12 @@ from deepspeed_autotp.checkpoint.metadata import (
 )
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
 from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, Kind, SavedCheckpoint
+from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, layout_of_model
 from deepspeed_autotp.interop.deepspeed.checkpoints import (
     EngineOptimizer,
     LoadRequest,
     MadeStates,
 )
-from deepspeed_autotp.interop.deepspeed.parameters import full_shape
-
-
-def unsharded_layout(model: nn.Module) -> Layout:
-    """The layout of a model that is not sharded."""
-    first: dict[int, str] = {}
-    parameters = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        known = first.setdefault(id(parameter), name)
-        tied_to = None if known == name else known
-        parameters[name] = SavedParameter(name, full_shape(parameter), None, tied_to)
-    return Layout(1, parameters)
 
 
 def states_for_sharded(
@@ -48,9 +37,9 @@ def states_for_sharded(
     """
     folder = request.folder
     metadata = read_metadata(folder)
-    if metadata is None and _is_unsharded(folder):
+    if metadata is None and is_unsharded(folder):
         layout = Layout.of_plan(plan)
-        saved = _saved(folder, _unsharded_layout_of(folder, layout), None, optimizer)
+        saved = _saved(folder, layout_of_files(folder, layout), None, optimizer)
         return _made(request, saved, layout, optimizer, rank=rank)
     check_metadata(folder, metadata, plan, rank=rank)
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
@@ -72,31 +61,7 @@ def states_for_unsharded(
         refuse_unknown_layout(request.folder, metadata, ranks=1)
     assert metadata.layout is not None
     saved = _saved(request.folder, metadata.layout, metadata)
-    return _made(request, saved, unsharded_layout(model), optimizer, rank=0)
-
-
-def _unsharded_layout_of(folder: Path, layout: Layout) -> Layout:
-    """The layout of a checkpoint of TP size 1, which says nothing of ties: they are those of
-    ``layout``."""
-    model = CheckpointFiles(folder).model(0)
-    shapes = {
-        name: tuple(value.shape)
-        for name, value in model["module"].items()
-        if name in layout.parameters or name not in model["buffer_names"]
-    }
-    # Under ZeRO 3 the weights are with the optimizer, and there are empty ones in their place.
-    for noted in [*(model["param_shapes"] or []), model["frozen_param_shapes"] or {}]:
-        shapes |= {name: tuple(shape) for name, shape in noted.items()}
-    known = {name: p.tied_to for name, p in layout.parameters.items()}
-    return Layout(
-        1,
-        {
-            name: SavedParameter(
-                name, shapes.get(known.get(name) or name, shape), None, known.get(name)
-            )
-            for name, shape in shapes.items()
-        },
-    )
+    return _made(request, saved, layout_of_model(model), optimizer, rank=0)
 
 
 def _saved(
@@ -175,9 +140,3 @@ def _replicas(folder: Path) -> int | None:
     found = {file.name.split("zero_pp_rank_")[1].split("_")[0]
              for file in folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")}  # fmt: skip
     return len(found) or None
-
-
-def _is_unsharded(folder: Path) -> bool:
-    """Whether the files are those of a run with TP size 1."""
-    files = list(folder.glob("*mp_rank_*_model_states.pt"))
-    return bool(files) and all("mp_rank_00_" in file.name for file in files)

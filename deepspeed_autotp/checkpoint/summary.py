@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deepspeed_autotp.checkpoint.metadata import NAME, read_metadata
-from deepspeed_autotp.checkpoint.offline import checkpoint_folder, open_checkpoint
+from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder, open_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

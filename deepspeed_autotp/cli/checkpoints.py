@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepspeed_autotp.checkpoint.offline import checkpoint_folder, merge, reshard
+from deepspeed_autotp.checkpoint.merge import merge
+from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder
+from deepspeed_autotp.checkpoint.reshard_files import reshard
 from deepspeed_autotp.checkpoint.summary import Summary, summarize
+from deepspeed_autotp.loading.progress import progress_bar
 
 _GB = 10**9
 
@@ -26,13 +27,8 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("inspect", help="say what a checkpoint holds")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--json", action="store_true", help="print JSON")
-    command = commands.add_parser(
-        "merge", help="write the full weights of a checkpoint as from_pretrained loads them"
-    )
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("out", type=Path)
-    command.add_argument(
-        "--config", type=Path, help="folder with config.json, where the checkpoint has none"
+    command = _writing(
+        commands, "merge", "write the full weights of a checkpoint as from_pretrained loads them"
     )
     command.add_argument(
         "--master", action="store_true", help="the float32 weights of the optimizer"
@@ -40,11 +36,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--max-file-gb", type=float, default=5.0, help="most that a file has (default 5)"
     )
-    command = commands.add_parser(
-        "reshard", help="write a checkpoint at TP size 1, or with other data-parallel ranks"
+    command = _writing(
+        commands, "reshard", "write a checkpoint as a run of another size would have saved it"
     )
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("out", type=Path)
     command.add_argument("--tp", type=int, required=True, help="TP size")
     command.add_argument("--dp", type=int, help="data-parallel ranks (default: as saved)")
 
@@ -59,6 +53,7 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             console.print(_table(summary))
         return 1 if summary.problem else 0
     folder = checkpoint_folder(asked.checkpoint)
+    _refuse_zeros(asked, ("tp", "dp", "jobs"))
     if asked.command == "merge":
         merge(
             folder,
@@ -66,13 +61,40 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             config=asked.config,
             master=asked.master,
             max_file_bytes=int(asked.max_file_gb * _GB),
-            shown=_shown,
+            jobs=asked.jobs,
+            progress=progress_bar,
         )
     else:
-        if asked.tp < 1 or (asked.dp is not None and asked.dp < 1):
-            raise ValueError(f"--tp {asked.tp}, --dp {asked.dp}: expected sizes of 1 or more")
-        reshard(folder, asked.out, tp=asked.tp, replicas=asked.dp, shown=_shown)
+        reshard(
+            folder,
+            asked.out,
+            tp=asked.tp,
+            replicas=asked.dp,
+            config=asked.config,
+            jobs=asked.jobs,
+            progress=progress_bar,
+        )
     return 0
+
+
+def _writing(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
+    """A command that writes a folder."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=words)
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument(
+        "--config", type=Path, help="folder with config.json, where the checkpoint has none"
+    )
+    command.add_argument(
+        "--jobs", type=int, help="processes (default: one for 2 GB, at most one for each CPU core)"
+    )
+    return command
+
+
+def _refuse_zeros(asked: argparse.Namespace, names: Iterable[str]) -> None:
+    for name, value in vars(asked).items():
+        if name in names and value is not None and value < 1:
+            raise ValueError(f"--{name}: got {value}, expected 1 or more")
 
 
 def _table(summary: Summary) -> Table:
@@ -99,11 +121,3 @@ def _rows(summary: Summary) -> Iterable[tuple[str, object]]:
         yield "trained", f"{summary.steps} steps, {summary.samples} samples"
     yield "files", f"{summary.files}, {summary.nbytes / 2**20:.1f} MiB"
     yield "whole", f"no: {summary.problem}" if summary.problem else "yes"
-
-
-def _shown(items: Sequence[str], title: str) -> Iterable[str]:
-    """``items`` with a progress bar, where there is tqdm."""
-    if importlib.util.find_spec("tqdm") is None:
-        return items
-    bar: Iterable[str] = importlib.import_module("tqdm").tqdm(items, desc=title, unit="")
-    return bar

@@ -32,3 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"autotp {asked.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"autotp {asked.command}: interrupted, nothing was written", file=sys.stderr)
+        return 130

@@ -126,6 +126,7 @@ class AgreedPlans:
             large_names=large_names,
         )
         self._last = self._first
+        self._requests: dict[str, PlanRequest] = {}
         self.rules_are_users = settings.get_partition_config_object() is not None
 
     def first(self) -> tuple[Plan, list[Compared]]:
@@ -135,6 +136,10 @@ class AgreedPlans:
         if self._settings.sequence_parallel:  # refused before the self-check where it cannot be
             plans.append(self._own(replace(self._first, sequence_parallel=True)))
         return plans[0], [self.compared(plan) for plan in plans]
+
+    def request_of(self, plan: Plan) -> PlanRequest:
+        """What ``plan``, one of these, was asked for with."""
+        return self._requests.get(plan.hash, self._first)
 
     def compared(self, plan: Plan) -> Compared:
         """``plan`` as it has to be on every rank."""
@@ -209,6 +214,7 @@ class AgreedPlans:
     def _own(self, request: PlanRequest) -> Plan:
         plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)
         _refuse_dropped_layers(self._description, plan)
+        self._requests[plan.hash] = request
         return plan
 
 

@@ -43,7 +43,8 @@ class TensorParallel:
     """What a sharded model carries; :func:`tensor_parallel` returns it.
 
     ``parameters[i]`` is the tensor of ``plan.entries[i]``; sharding keeps its identity.
-    ``settings`` are the values of the configuration that it was sharded with, as text.
+    ``settings`` are the values of the configuration that it was sharded with, as text, and
+    ``recipe`` what its plan was made from (planning/plan_recipe.py).
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class TensorParallel:
         group: TPGroup,
         parameters: tuple[nn.Parameter, ...],
         settings: Mapping[str, str],
+        recipe: Mapping[str, Any] | None,
     ) -> None:
         self.plan = plan
         self.settings = settings
+        self.recipe = recipe
         self.group = group
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
@@ -136,7 +139,11 @@ class TensorParallel:
         parameters = tuple(copy.deepcopy(parameter, memo) for parameter in self.parameters)
         list(register_grad_hooks(self.plan, parameters, self.group))
         return TensorParallel(
-            plan=self.plan, group=self.group, parameters=parameters, settings=self.settings
+            plan=self.plan,
+            group=self.group,
+            parameters=parameters,
+            settings=self.settings,
+            recipe=self.recipe,
         )
 
     # DeepSpeed's protocol: it gathers and partitions the parameters of one module at a time.

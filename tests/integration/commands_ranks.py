@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints for the commands of ``autotp``, and the commands in a process of their own."""
+"""Checkpoints for the commands of ``autotp``, and what transformers loads of them."""
 
-import contextlib
-import io
 from typing import Any
 
 import torch
@@ -24,16 +22,6 @@ def save(case: Case, setting: Setting, folder: str) -> State:
     full = deepspeed_autotp.full_state_dict(engine)
     engine.destroy()
     return full
-
-
-def command(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and errors of ``autotp``."""
-    from deepspeed_autotp.cli.main import main
-
-    out, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        status = main(arguments)
-    return status, out.getvalue(), errors.getvalue()
 
 
 def from_pretrained(folder: str) -> State:

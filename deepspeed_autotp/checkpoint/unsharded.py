@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of TP size 1, and models that are not sharded: their layouts have full tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
+from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles
+from deepspeed_autotp.interop.deepspeed.parameters import full_shape
+
+
+def full(parameter: SavedParameter) -> SavedParameter:
+    """The parameter where every rank has all of it."""
+    return SavedParameter(parameter.name, parameter.shape, None, parameter.tied_to)
+
+
+def unsharded(layout: Layout) -> Layout:
+    """The layout of the same model at TP size 1."""
+    return Layout(1, {name: full(parameter) for name, parameter in layout.parameters.items()})
+
+
+def layout_of_model(model: nn.Module) -> Layout:
+    """The layout of a model that is not sharded."""
+    first: dict[int, str] = {}
+    parameters = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        tied_to = None if known == name else known
+        parameters[name] = SavedParameter(name, full_shape(parameter), None, tied_to)
+    return Layout(1, parameters)
+
+
+def layout_of_files(folder: Path, layout: Layout) -> Layout:
+    """The layout of a checkpoint of TP size 1, which says nothing of ties: they are those of
+    ``layout``."""
+    model = CheckpointFiles(folder).model(0)
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in model["module"].items()
+        if name in layout.parameters or name not in model["buffer_names"]
+    }
+    # Under ZeRO 3 the weights are with the optimizer, and there are empty ones in their place.
+    for noted in [*(model["param_shapes"] or []), model["frozen_param_shapes"] or {}]:
+        shapes |= {name: tuple(shape) for name, shape in noted.items()}
+    known = {name: p.tied_to for name, p in layout.parameters.items()}
+    return Layout(
+        1,
+        {
+            name: SavedParameter(
+                name, shapes.get(known.get(name) or name, shape), None, known.get(name)
+            )
+            for name, shape in shapes.items()
+        },
+    )
+
+
+def is_unsharded(folder: Path) -> bool:
+    """Whether the files are those of a run with TP size 1."""
+    files = list(folder.glob("*mp_rank_*_model_states.pt"))
+    return bool(files) and all("mp_rank_00_" in file.name for file in files)

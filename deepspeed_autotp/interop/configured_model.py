@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformers model made of the configuration that is saved beside its weights, without them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepspeed_autotp.interop.peft import without_adapters
+from deepspeed_autotp.interop.versions import required
+
+_PACKAGE = "transformers"
+
+
+def model_class(model: nn.Module) -> str | None:
+    """The name of the class of ``model`` in transformers, or None where it is of nobody's there, or
+    has adapters."""
+    cls = type(model)
+    is_known = cls.__module__.startswith(f"{_PACKAGE}.models.")
+    return cls.__name__ if is_known else None
+
+
+def set_tp_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
+    """Let ``plan`` be the ``tp_plan`` of ``model``."""
+    vars(without_adapters(model))["_tp_plan"] = dict(plan)
+
+
+def configured_model(folder: Path, class_name: str | None) -> nn.Module:
+    """The model that ``config.json`` in ``folder`` describes, on the meta device.
+
+    Of the class ``class_name``, or the first of its architectures. ValueError saying what is
+    missing, also for classes that are not in transformers: nothing of a checkpoint is run.
+    """
+    where = repr(str(folder / "config.json"))
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{where} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    listed = values.get("architectures") if isinstance(values, dict) else None
+    name = class_name or (listed[0] if listed else None)
+    if not isinstance(name, str):
+        raise ValueError(f"{where} names no architecture")
+    transformers: Any = importlib.import_module(_PACKAGE)
+    cls = getattr(transformers, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise ValueError(f"{where} is of a {name}, which transformers does not have")
+    from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="autotp reshard")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model: nn.Module = from_config(config)
+    except Exception as error:  # whatever a class raises for what it does not take
+        raise ValueError(f"no {name} can be made of {where}: {error}") from error
+    return model
