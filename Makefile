@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save kill-saves sweep resume clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save kill-saves kill-commands sweep resume clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -132,6 +132,10 @@ bench-load: $(stamp) ## Load 1.1 billion parameters sharded, beside transformers
 
 kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is there
 	@OMP_NUM_THREADS=1 $(python) -m tests.support.killed_saves 20
+
+kill-commands: $(stamp) ## End autotp merge and reshard at 20 moments, and look at what is there; takes minutes
+	@AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s --numprocesses=0 \
+		tests/integration/test_killed_commands.py -k killed_command $(ARGS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
 SAVE ?=

@@ -50,7 +50,7 @@ def replaced(file: Path) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, file)
             sync(file.parent)
-            for left in file.parent.glob(f"{_PREFIX}{_escaped(file.name)}-*"):
+            for left in file.parent.glob(f"{_PREFIX}{escaped(file.name)}-*"):
                 left.unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class AtomicFolder:
             raise NotADirectoryError(f"{str(folder)!r} is a file, expected a folder")
         self._made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
+        self._lock = locked(self.folder)
         try:
             _remove_leftovers(self.folder)
             self.staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
@@ -151,7 +151,7 @@ class AtomicFolder:
         sync(self.staging)
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """A handle of ``folder`` that has its lock, which the end of this process gives back."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -168,7 +168,7 @@ def _locked(folder: Path) -> int:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a save into ``folder`` that was killed has left."""
-    twins = folder.parent.glob(f".{_escaped(folder.name)}{_PREFIX}*")
+    twins = folder.parent.glob(f".{escaped(folder.name)}{_PREFIX}*")
     for left in [*folder.glob(f"{_PREFIX}*"), *twins]:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -176,7 +176,7 @@ def _remove_leftovers(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     """``name`` in a pattern of glob."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 

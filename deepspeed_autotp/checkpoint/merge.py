@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +104,7 @@ def _start(folder: Path, made: Path, *, master: bool) -> Work[_File]:
 def _write(saved: SavedCheckpoint, made: Path, file: _File, done: Advance, *, master: bool) -> None:
     layout = file_layout(list[Tensorlike](file.tensors), metadata={"format": "pt"})
     with open(made / file.name, "wb") as written:
-        written.truncate(layout.size)
+        os.posix_fallocate(written.fileno(), 0, layout.size)  # or an error that says so
         written.write(layout.header)
         for tensor in file.tensors:
             weight = full_weight(saved, tensor.name, master=master).contiguous()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepspeed_autotp.checkpoint.atomic_folder import make_like_new, sync
+from deepspeed_autotp.checkpoint.atomic_folder import escaped, locked, make_like_new, sync
 
 _MARK = ".autotp-writing-"
 
@@ -20,7 +20,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``folder`` at the end of the context.
 
     It is beside it under a hidden name; what is written is on the disk before it is renamed. After
-    an error nothing of it is left. ValueError where ``folder`` has files already.
+    an error nothing of it is left, and what a killed process has left is removed. ValueError where
+    ``folder`` has files already.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -29,7 +30,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
             "one, or remove it"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}{_MARK}", dir=folder.parent))
+    lock = locked(made)
     try:
         yield made
         for entry in [*made.rglob("*"), made]:
@@ -40,3 +43,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what nobody has a lock of."""
+    for left in folder.parent.glob(f".{escaped(folder.name)}{_MARK}*"):
+        try:
+            lock = locked(left)
+        except OSError:
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)

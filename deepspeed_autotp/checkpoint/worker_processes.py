@@ -10,7 +10,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -57,7 +57,7 @@ def do_all(start: Callable[[], Work[T]], items: Sequence[T], *, jobs: int, done:
     left = iter(items)
     with _workers(start, count) as workers:
         for pipe in workers:
-            pipe.send([next(left)])
+            _give(pipe, [next(left)])
         busy = list(workers)
         while busy:
             for pipe in [pipe for pipe in busy if pipe in wait(busy)]:
@@ -66,16 +66,21 @@ def do_all(start: Callable[[], Work[T]], items: Sequence[T], *, jobs: int, done:
                     done(told)
                     continue
                 following = list(islice(left, 1))  # none tells it to end
-                pipe.send(following)
+                _give(pipe, following)
                 if not following:
                     busy.remove(pipe)
+
+
+def _give(pipe: Connection, items: list[Any]) -> None:
+    with suppress(BrokenPipeError):  # why it has ended is what comes from it next
+        pipe.send(items)
 
 
 def _told(pipe: Connection, worker: BaseProcess) -> int | None:
     """How much was done, or None where an item was; raises what the worker has raised."""
     try:
         told = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         worker.join()
         raise ChildProcessError(
             f"a process ended with the exit code {worker.exitcode}, expected 0; it may have been "

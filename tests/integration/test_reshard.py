@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.reshard_ranks import differences, load_and_save, save, write_config
+from tests.integration.reshard_ranks import load_and_save, save, write_config
 from tests.support.autotp_command import command
+from tests.support.checkpoint_differences import differences
 from tests.support.engine_config import Setting
 from tests.support.resumed_runs import Case
 from tests.support.worker_pool import Pool
@@ -48,7 +49,7 @@ def test_files_are_those_of_a_run_of_the_other_size(
     pool.run(save, case, saved, run, ranks=ranks)
     assert not any(pool.run(load_and_save, case, made, run, expected, ranks=new_ranks))
     asked = ["--tp", str(new_tp), "--dp", str(new_ranks // new_tp)]
-    if zero == 3:
+    if case is EXPERTS:
         asked += ["--jobs", "2"]
     if tp == 1:
         asked += ["--config", str(Path(expected, "global_step2"))]
