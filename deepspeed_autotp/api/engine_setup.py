@@ -295,7 +295,7 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     watch_checkpoints(
         engine,
         saving=lambda folder: agreement.together(lambda: saving(folder)),
-        loading=lambda request: agreement.together(lambda: loading(request)),
+        loading=lambda request: agreement.together(lambda: loading(request())),
     )
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
     check_first_call(model, state.group)
@@ -304,10 +304,10 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
 def _finish_unsharded(engine: Any) -> None:
     """Let an engine of TP size 1 load the shards of a larger one."""
 
-    def loading(request: LoadRequest) -> MadeStates | None:
+    def loading(request: Callable[[], LoadRequest]) -> MadeStates | None:
         with closing(OwnedGroups()) as owned:
             return world_agreement(owned).together(
-                lambda: states_for_unsharded(request, engine_optimizer(engine), engine.module)
+                lambda: states_for_unsharded(request(), engine_optimizer(engine), engine.module)
             )
 
     watch_checkpoints(engine, saving=lambda folder: None, loading=loading)

@@ -45,6 +45,7 @@ def states_for_sharded(
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
         return None
     if metadata.has_layout_of(plan) and _replicas(folder) in (None, optimizer.replicas):
+        _check_own_files(request, optimizer, rank=rank)
         return None
     saved = _saved(folder, metadata.layout, metadata)
     return _made(request, saved, Layout.of_plan(plan), optimizer, rank=rank)
@@ -112,11 +113,11 @@ def _refuse_kinds(
     where: str, saved: SavedCheckpoint, optimizer: EngineOptimizer, *, with_states: bool
 ) -> None:
     """ValueError where states of one optimizer cannot be those of the other."""
-    if optimizer.offload is not None:
+    if optimizer.own_way is not None:
         raise ValueError(
-            f"{where} was saved at another size, and {optimizer.offload} is set, expected states "
-            f"on the device of the model; load it without {optimizer.offload}, save it again, and "
-            "go on from there"
+            f"{where} was saved at another size, and {optimizer.own_way} is set, expected states "
+            f"on the device of the model, one after the other; load it without "
+            f"{optimizer.own_way}, save it again, and go on from there"
         )
     if saved.kind.is_stage3 != (optimizer.kind == "zero3") or (
         with_states and saved.kind.name != optimizer.kind
@@ -132,6 +133,15 @@ def _refuse_kinds(
             "states of the optimizer; load it with load_optimizer_states=True and "
             "load_module_only=False"
         )
+
+
+def _check_own_files(request: LoadRequest, optimizer: EngineOptimizer, *, rank: int) -> None:
+    """ValueError where DeepSpeed would not find whole files of this rank."""
+    files, kind = CheckpointFiles(request.folder), Kind(optimizer.kind)
+    names = [files.model_name(rank, optimizer.replica)]
+    if kind.is_partitioned and request.optimizer_states:
+        names.append(files.optimizer_name(rank, optimizer.replica))
+    files.check_all(names)
 
 
 def _replicas(folder: Path) -> int | None:

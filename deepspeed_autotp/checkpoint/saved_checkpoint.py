@@ -26,6 +26,8 @@ from deepspeed_autotp.checkpoint.zero_partition import (
 )
 
 MASTER = "fp32"
+# How a file of torch.save begins.
+_ARCHIVE = b"PK\x03\x04"
 _WORDS = {
     "torch": "an optimizer in float32 without ZeRO",
     "16 bits": "an optimizer in 16 bits without ZeRO",
@@ -100,7 +102,7 @@ class CheckpointFiles:
         return self._open(self.optimizer_name(rank, replica))
 
     def check_all(self, names: Sequence[str]) -> None:
-        """ValueError naming those of ``names`` that are missing."""
+        """ValueError naming those of ``names`` that are missing, or were cut off."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -109,6 +111,12 @@ class CheckpointFiles:
                 "missing; copy the files of all ranks into one folder, as use_node_local_storage "
                 "leaves them on each node, or load another checkpoint"
             )
+        for name in names:
+            file = self.folder / name
+            with open(file, "rb") as opened:
+                is_archive = opened.read(len(_ARCHIVE)) == _ARCHIVE
+            if is_archive and not zipfile.is_zipfile(file):
+                raise self._unreadable(file, "its end is missing")
 
     def _open(self, name: str) -> dict[str, Any]:
         file = self.folder / name
@@ -119,11 +127,14 @@ class CheckpointFiles:
                     file, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(file)
                 )
             except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-                raise ValueError(
-                    f"the file {str(file)!r} of the checkpoint cannot be read, it may have been "
-                    f"cut off: {error}; load another checkpoint"
-                ) from error
+                raise self._unreadable(file, str(error)) from error
         return self._opened[file]
+
+    def _unreadable(self, file: Path, why: str) -> ValueError:
+        return ValueError(
+            f"the file {str(file)!r} of the checkpoint cannot be read, it may have been cut off: "
+            f"{why}; load another checkpoint"
+        )
 
 
 class SavedCheckpoint:

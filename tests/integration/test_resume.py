@@ -45,6 +45,7 @@ QUICK = [
     (PAIRS[3], 2, "fp32", "one key head"),
     (PAIRS[4], 1, "fp32", "tied"),
     (PAIRS[5], 2, "bf16", "biases"),
+    (PAIRS[2], 2, "fp16", "fused"),
     (PAIRS[0], 3, "fp32", "one key head"),
     (PAIRS[3], 3, "fp32", "fused"),
 ]
@@ -52,7 +53,8 @@ MATRIX = [
     (pair, zero, precision, case)
     for pair in PAIRS
     for zero in (0, 1, 2, 3)
-    for precision in ("fp32", "bf16")
+    for precision in ("fp32", "bf16", "fp16")
+    if zero or precision != "fp16"  # which needs ZeRO
     for case in CASES
 ]
 

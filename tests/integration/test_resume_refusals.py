@@ -4,6 +4,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from tests.support.engine_config import Setting
 from tests.support.resumed_runs import (
     Case,
-    loaded_scales,
     refused_load,
     save_and_go_on,
-    set_loss_scale,
+    scales,
 )
 from tests.support.worker_pool import Pool
 
@@ -31,8 +31,16 @@ def save(pool: Pool, folder: Path, case: Case, setting: Setting = SAVED) -> Path
     return folder / "global_step1"
 
 
-def refused(pool: Pool, folder: Path, case: Case, setting: Setting = MADE, **asked: Any) -> str:
-    texts = pool.run(refused_load, case, setting, str(folder), asked, ranks=4)
+def refused(
+    pool: Pool,
+    folder: Path,
+    case: Case,
+    setting: Setting = MADE,
+    *,
+    fused: bool = False,
+    **asked: Any,
+) -> str:
+    texts = pool.run(refused_load, case, setting, str(folder), asked, fused, ranks=4)
     assert set(texts) == {texts[0]}
     return texts[0]
 
@@ -132,6 +140,93 @@ def test_weights_of_zero_3_without_its_optimizer_are_refused(pool: Pool, tmp_pat
     assert "load it with load_optimizer_states=True" in text
 
 
-def test_the_loss_scale_goes_on_on_every_rank(pool: Pool, tmp_path: Path) -> None:
-    pool.run(set_loss_scale, save(pool, tmp_path, Case()), 512.0, ranks=1)
-    assert pool.run(loaded_scales, Case(), MADE, str(tmp_path), ranks=4) == [512.0] * 4
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_the_dynamic_loss_scale_goes_on_on_every_rank(
+    pool: Pool, zero: int, tmp_path: Path
+) -> None:
+    saved, made = (Setting(tp=tp, zero=zero, clip=1.0, precision="fp16") for tp in (2, 4))
+    expected = pool.run(scales, Case(), saved, str(tmp_path), False, ranks=2)[0]
+    assert [each["skipped"] for each in expected] == [1, 1, 1, 2, 2]
+    assert len({each["cur_scale"] for each in expected}) > 1
+    got = pool.run(scales, Case(), made, str(tmp_path), True, ranks=4)
+    assert got == [expected] * 4
+
+
+def zero_with(stage: int, **keys: Any) -> Case:
+    """A run with more keys in its section ``zero_optimization``."""
+    config = {"zero_optimization": {"stage": stage, **keys}, "zero_force_ds_cpu_optimizer": False}
+    return Case(config=config)
+
+
+# Parameters that do not end at 16 bytes.
+ODD = Case("qwen3", changes={"hidden_size": 66})
+ALIGNED = replace(ODD, config=zero_with(1, parameter_alignment=True).config)
+
+
+CPU = {"device": "cpu"}
+OTHERS = {
+    "offloaded optimizer": (Case(), zero_with(1, offload_optimizer=CPU), 1, "offload_optimizer is"),
+    "offloaded weights": (Case(), zero_with(3, offload_param=CPU), 3, "offload_param is set"),
+    "aligned": (ODD, ALIGNED, 1, "parameter_alignment is set"),
+    "elastic": (zero_with(1, elastic_checkpoint=True), Case(), 1, "elastic_checkpoint, whose"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_optimizers_with_a_way_of_their_own_are_refused(
+    pool: Pool, name: str, tmp_path: Path
+) -> None:
+    case, made, zero, words = OTHERS[name]
+    save(pool, tmp_path, case, Setting(tp=2, zero=zero, clip=1.0))
+    assert words in refused(pool, tmp_path, made, Setting(tp=4, zero=zero, clip=1.0))
+
+
+def fuse(folder: Path) -> None:
+    """As DeepSpeed saves a fused optimizer in 16 bits."""
+    for file in folder.glob("*model_states.pt"):
+        states = torch.load(file, weights_only=False)
+        groups = states["optimizer"].pop("fp32_groups")
+        states["optimizer"]["fp32_groups_flat"] = [
+            torch.cat([weight.reshape(-1) for weight in group]) for group in groups
+        ]
+        torch.save(states, file)
+
+
+def test_the_states_of_fused_optimizers_are_refused(pool: Pool, tmp_path: Path) -> None:
+    saved, made = (Setting(tp=tp, zero=0, clip=1.0, precision="bf16") for tp in (2, 4))
+    folder = save(pool, tmp_path, Case(), saved)
+    text = refused(pool, tmp_path, Case(), made, fused=True)
+    assert "has the states of an optimizer in 16 bits without ZeRO, and this run has" in text
+    pool.run(fuse, folder, ranks=1)
+    assert "an optimizer whose states are not known by parameter" in refused(
+        pool, tmp_path, Case(), made
+    )
+
+
+@pytest.mark.parametrize("made", [SAVED, MADE], ids=["at its own size", "at another"])
+def test_what_one_rank_cannot_read_is_an_error_of_all(
+    pool: Pool, made: Setting, tmp_path: Path
+) -> None:
+    """As with node-local storage, or where a disk of one node is not there."""
+    save(pool, tmp_path / "0", Case())
+    folders = [tmp_path / str(rank) for rank in range(4)]
+    for damage, words in [
+        (cut_off, "it may have been cut off"),
+        (remove, f"{OPTIMIZER} missing"),
+        (shutil.rmtree, "got 'global_step1', and"),
+        (refuse_reading, "Is a directory"),
+    ]:
+        for folder in folders[1:]:
+            shutil.copytree(folders[0], folder)
+        damage(folders[3] / "global_step1")
+        text = refused(pool, tmp_path / "{rank}", Case(), made)
+        assert text.startswith("on rank 3 of 4: ")
+        assert words in text
+        for folder in folders[1:]:
+            shutil.rmtree(folder)
+
+
+def refuse_reading(folder: Path) -> None:
+    """Nobody is refused reading a file where tests run as root."""
+    (folder / "tensor_parallel.json").unlink()
+    (folder / "tensor_parallel.json").mkdir()

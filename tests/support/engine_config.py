@@ -8,6 +8,9 @@ import torch.distributed as dist
 
 import deepspeed_autotp
 
+# A loss scale that grows every other step, and halves where a gradient is infinite.
+FP16_SCALE = {"initial_scale_power": 8, "loss_scale_window": 2, "hysteresis": 1}
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -35,6 +38,7 @@ def engine_config(setting: Setting) -> dict[str, Any]:
         "gradient_clipping": setting.clip,
         "zero_optimization": {"stage": setting.zero},
         "bf16": {"enabled": setting.precision == "bf16"},
+        "fp16": {"enabled": setting.precision == "fp16", **FP16_SCALE},
         "tensor_parallel": {
             "autotp_size": setting.tp,
             "self_check": setting.self_check,

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that save a checkpoint, and runs of another size that go on from it."""
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.support.engine_config import Setting, engine_config
-from tests.support.loss_curves import train_engine
-from tests.support.small_models import build
+from tests.support.loss_curves import own_rows, train_engine
+from tests.support.small_models import build, tokens
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True, "weight_decay": 0.01}}
 WARMUP = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-2, "warmup_num_steps": 8}}
@@ -29,7 +34,21 @@ class Case:
     momentum: bool = False  # the user's SGD instead of DeepSpeed's AdamW
 
 
+@contextmanager
+def float16_on_any_cpu() -> Iterator[None]:
+    """DeepSpeed refuses float16 on a CPU that has no instructions for it, on which torch computes
+    it all the same."""
+    accelerator = importlib.import_module("deepspeed.accelerator").get_accelerator()
+    with mock.patch.object(accelerator, "is_fp16_supported", lambda: True):
+        yield
+
+
 def make_engine(case: Case, setting: Setting, *, seed: int) -> Any:
+    with float16_on_any_cpu():
+        return _engine(case, setting, seed=seed)
+
+
+def _engine(case: Case, setting: Setting, *, seed: int) -> Any:
     import deepspeed_autotp
 
     model = build(case.family, tied=case.tied, seed=seed, **case.changes)
@@ -91,11 +110,21 @@ def load_and_go_on(case: Case, setting: Setting, folder: str, steps: int) -> lis
     return losses
 
 
-def refused_load(case: Case, setting: Setting, folder: str, asked: dict[str, Any]) -> str:
-    """What loading raises; the weights are as they were."""
+def refused_load(
+    case: Case, setting: Setting, folder: str, asked: dict[str, Any], fused: bool = False
+) -> str:
+    """What loading raises; the weights are as they were. ``fused``: into an optimizer as DeepSpeed
+    has it around a fused one, in which the states are those of all parameters together.
+
+    With ``{rank}`` in ``folder`` each rank has another.
+    """
     import deepspeed_autotp
 
     engine = make_engine(case, setting, seed=1)
+    if fused:
+        cls = type(engine.optimizer)
+        engine.optimizer.__class__ = type("FP16_Optimizer", (cls,), {})
+    folder = folder.format(rank=dist.get_rank())
     before = deepspeed_autotp.full_state_dict(engine)
     with pytest.raises(ValueError) as caught:
         engine.load_checkpoint(folder, **asked)
@@ -105,20 +134,33 @@ def refused_load(case: Case, setting: Setting, folder: str, asked: dict[str, Any
     return str(caught.value)
 
 
-def set_loss_scale(folder: Path, scale: float) -> None:
-    """Write a loss scale into a checkpoint, as a run in float16 has one."""
-    for file in folder.glob("*optim_states.pt"):
-        states = torch.load(file, weights_only=False)
-        states["optimizer_state_dict"]["loss_scaler"].cur_scale = scale
-        torch.save(states, file)
-
-
-def loaded_scales(case: Case, setting: Setting, folder: str) -> float:
-    engine = make_engine(case, setting, seed=1)
-    engine.load_checkpoint(folder)
-    scale = float(engine.optimizer.loss_scaler.cur_scale)
+def scales(case: Case, setting: Setting, folder: str, load: bool) -> list[Any]:
+    """The dynamic loss scale and skipped steps at a checkpoint, which is saved or loaded, and in
+    the four steps after it, of which the third has infinite gradients."""
+    engine = make_engine(case, setting, seed=int(load))
+    found = []
+    if load:
+        engine.load_checkpoint(folder)
+        found.append(_scale(engine))
+    else:
+        found += [_scale_after(engine, setting, step) for step in range(3)][-1:]
+        engine.save_checkpoint(folder)
+    found += [_scale_after(engine, setting, step) for step in range(3, 7)]
     engine.destroy()
-    return scale
+    return found
+
+
+def _scale_after(engine: Any, setting: Setting, step: int) -> dict[str, Any]:
+    ids = own_rows(tokens(step), tp=setting.tp)
+    loss = engine(input_ids=ids, labels=ids).loss
+    engine.backward(loss * (float("inf") if step in (0, 5) else 1))
+    engine.step()
+    return _scale(engine)
+
+
+def _scale(engine: Any) -> dict[str, Any]:
+    scaler = vars(engine.optimizer.loss_scaler)
+    return {**scaler, "skipped": engine.skipped_steps, "steps": engine.global_steps}
 
 
 def convert_to_universal(folder: str) -> None:

@@ -35,31 +35,41 @@ class LoadRequest:
 class EngineOptimizer:
     """``kind`` is as in ``checkpoint.saved_checkpoint.Kind``, or DeepSpeed's class where it is no
     such one. ``groups`` has the names of parameters with their shapes on this rank, in the order
-    that the optimizer has them, by group or by ZeRO 3's sub-group. ``offload`` names a key of the
-    configuration that moves states elsewhere."""
+    that the optimizer has them, by group or by ZeRO 3's sub-group. ``own_way`` names a key of the
+    configuration that moves states elsewhere, or fills them up in a way of its own."""
 
     kind: str
     groups: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
     replicas: int
     replica: int
     sub_group_size: int
-    offload: str | None
+    own_way: str | None
 
 
 def engine_optimizer(engine: Any) -> EngineOptimizer:
     """What an engine's optimizer is made of."""
     group = engine.seq_data_parallel_group
     zero = engine._config.zero_config
-    keys = ("offload_optimizer", "offload_param")
-    offload = [k for k in keys if getattr(zero, k) and getattr(zero, k).device.value != "none"]
     return EngineOptimizer(
         _kind(engine),
         tuple(_groups(engine)),
         dist.get_world_size(group),
         dist.get_rank(group),
         zero.sub_group_size,
-        f"zero_optimization.{offload[0]}" if offload else None,
+        _key_of_own_way(engine),
     )
+
+
+def _key_of_own_way(engine: Any) -> str | None:
+    zero = engine._config.zero_config
+    for key in ("offload_optimizer", "offload_param"):
+        device = getattr(getattr(zero, key), "device", "none")  # an enum's member, or its value
+        if str(getattr(device, "value", device)) != "none":
+            return f"zero_optimization.{key}"
+    # Without it no parameter is filled up, also where the key is set.
+    paddings = getattr(engine.optimizer, "round_robin_bit16_padding", ())
+    filled = any(any(group) for group in paddings)
+    return "zero_optimization.parameter_alignment" if filled else None
 
 
 def _kind(engine: Any) -> str:
@@ -92,14 +102,15 @@ def watch_checkpoints(
     engine: Any,
     *,
     saving: Callable[[Path | None], None],
-    loading: Callable[[LoadRequest], MadeStates | None],
+    loading: Callable[[Callable[[], LoadRequest]], MadeStates | None],
 ) -> None:
     """Call ``saving`` and ``loading`` with the folder of a checkpoint before ``engine`` uses it.
 
     On every rank, so that they fail together. ``saving`` is given the folder on the rank that
     creates it, global rank 0 or, with node-local storage, local rank 0, and None on the others.
-    ``loading`` may return what DeepSpeed is to load in the place of the files. Universal
-    checkpoints, which have full weights, are loaded without a call.
+    ``loading`` is given what tells the folder, which raises OSError where it cannot be read; it may
+    return what DeepSpeed is to load in the place of the files. Universal checkpoints, which have
+    full weights, are loaded without a call.
     """
     save, load = engine.save_checkpoint, engine.load_checkpoint
     signature = inspect.signature(load)
@@ -112,15 +123,13 @@ def watch_checkpoints(
         return save(save_dir, tag, *args, **kwargs)
 
     def load_checkpoint(load_dir: str, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
-        latest = Path(load_dir, "latest")
-        found = latest.read_text().strip() if tag is None and latest.is_file() else tag
         if engine.load_universal_checkpoint():
             return load(load_dir, tag, *args, **kwargs)
         asked = signature.bind(load_dir, tag, *args, **kwargs)
         asked.apply_defaults()
         states = asked.arguments["load_optimizer_states"]
-        folder = Path(load_dir) if found is None else Path(load_dir, str(found))
-        made = loading(LoadRequest(folder, states and not asked.arguments["load_module_only"]))
+        states = states and not asked.arguments["load_module_only"]
+        made = loading(lambda: LoadRequest(_folder(Path(load_dir), tag), states))
         if made is None:
             return load(load_dir, tag, *args, **kwargs)
         with tempfile.TemporaryDirectory(prefix="autotp-names-") as names:
@@ -129,6 +138,21 @@ def watch_checkpoints(
 
     engine.save_checkpoint = save_checkpoint
     engine.load_checkpoint = load_checkpoint
+
+
+def _folder(load_dir: Path, tag: Any) -> Path:
+    """The folder of the checkpoint ``tag``, or of the latest. ValueError where it is not there."""
+    latest = load_dir / "latest"
+    name = latest.read_text().strip() if tag is None and latest.is_file() else tag
+    if name is None:  # DeepSpeed warns, and loads nothing
+        return load_dir
+    if not (load_dir / str(name)).is_dir():
+        where = f"the file {str(latest)!r}" if tag is None else "tag"
+        raise ValueError(
+            f"load_checkpoint: {where}: got {str(name)!r}, and {str(load_dir)!r} has no such "
+            "folder; name one of its checkpoints with tag"
+        )
+    return load_dir / str(name)
 
 
 def _load_from_memory(engine: Any, made: MadeStates, names: Path, load: Callable[[], Any]) -> Any:
