@@ -159,6 +159,16 @@ py_read_int64(PyObject *object, const char *what, int64_t *out)
 }
 
 int
+py_read_int64s(PyObject *items, const char *what, int64_t *values)
+{
+    const Py_ssize_t count = PyTuple_Size(items);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (py_read_int64(PyTuple_GetItem(items, i), what, &values[i]) < 0)
+            return -1;
+    return 0;
+}
+
+int
 py_read_int(PyObject *object, const char *what, int *out)
 {
     int64_t value = *out;

@@ -43,6 +43,9 @@ int py_read_optional_text(PyObject *object, const char *what, const char **out);
 int py_read_int64(PyObject *object, const char *what, int64_t *out);
 int py_read_int(PyObject *object, const char *what, int *out);
 
+/* The ints of a tuple into `values`, which has room for them. */
+int py_read_int64s(PyObject *items, const char *what, int64_t *values);
+
 /* True or False, nothing that merely counts as such; NULL as above. */
 int py_read_flag(PyObject *object, const char *what, bool *out);
 

@@ -22,9 +22,8 @@ read_sizes(PyObject *object, const char *what, int *dims, int64_t *out)
                      *dims >= 0 ? "as many as shape has" : "8 at most");
         goto done;
     }
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (py_read_int64(PyTuple_GetItem(sizes, i), what, &out[i]) < 0)
-            goto done;
+    if (py_read_int64s(sizes, what, out) < 0)
+        goto done;
     *dims = (int)count;
     result = 0;
 done:

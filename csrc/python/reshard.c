@@ -21,9 +21,8 @@ read_runs(PyObject *object, const char *what, tp_run_list *runs)
         PyErr_NoMemory();
         goto done;
     }
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (py_read_int64(PyTuple_GetItem(items, i), what, &values[i]) < 0)
-            goto done;
+    if (py_read_int64s(items, what, values) < 0)
+        goto done;
     *runs = (tp_run_list){values, (int)count};
     values = NULL;
     result = 0;

@@ -16,29 +16,10 @@ from typing import Protocol
 
 import torch
 
-# In the order in which safetensors 0.8 has them, of which a file has the last ones first.
-_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.int16: "I16",
-    torch.uint16: "U16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.uint32: "U32",
-    torch.float32: "F32",
-    torch.complex64: "C64",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.uint64: "U64",
-}
-_ORDER = {dtype: place for place, dtype in enumerate(_DTYPES)}
+from deepspeed_autotp.config.dtypes import SAFETENSORS_NAMES
+
+# A file has tensors of the last dtype first.
+_ORDER = {dtype: place for place, dtype in enumerate(SAFETENSORS_NAMES)}
 _ALIGNMENT = 8
 
 
@@ -65,7 +46,7 @@ class FileLayout:
 def file_layout(tensors: list[Tensorlike], *, metadata: Mapping[str, str]) -> FileLayout:
     """Where each of ``tensors`` is in a file of them. ValueError for a dtype without a name."""
     for tensor in tensors:
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in SAFETENSORS_NAMES:
             raise ValueError(
                 f"{tensor.name}: got {tensor.dtype}, expected a dtype that safetensors files have; "
                 "convert the tensor before saving"
@@ -77,7 +58,7 @@ def file_layout(tensors: list[Tensorlike], *, metadata: Mapping[str, str]) -> Fi
         begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         ends[tensor.name] = begin
         entries[tensor.name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": SAFETENSORS_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
