@@ -53,7 +53,7 @@ def kill_all(
     for moment in range(moments):
         jobs = 2 if moment % 4 == 3 else 1
         asked = [command, str(checkpoint), str(out), *more, "--jobs", str(jobs)]
-        run(asked, after=1.2 * seconds[jobs] * (moment + 0.5) / moments)
+        run(asked, after=1.5 * seconds[jobs] * (moment + 0.5) / moments)
         assert not out.exists() or contents(out) == expected, moment
         found.append("new" if out.exists() else "none")
         if out.exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepspeed_autotp.checkpoint.atomic_folder import AtomicFolder, replaced, write_atomically
+from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.pretrained_folder import INDEX, SINGLE, Index, commit_weights
 
 # What Python reports before it changes a file, a folder or a name.
@@ -174,3 +175,39 @@ def test_names_are_those_of_transformers_unless_the_old_checkpoint_uses_them(
     assert not any((tmp_path / name).exists() for name in names)
     save(tmp_path, "newer", files=2)
     assert sorted(path.name for path in tmp_path.glob("model-*")) == names
+
+
+def write(folder: Path, text: str) -> None:
+    """A folder with another in it, of which every file holds ``text``."""
+    with new_folder(folder) as made:
+        (made / "one").write_text(text)
+        (made / "inner").mkdir()
+        (made / "inner" / "two").write_text(text)
+
+
+def test_a_new_folder_is_there_with_all_of_its_files_or_not_at_all(tmp_path: Path) -> None:
+    number, seen = 0, set()
+    while True:
+        folder = tmp_path / str(number) / "new [1]"
+        killed = killed_at(number, partial(write, folder, "a"))
+        found = {path.name for path in folder.rglob("*")}
+        assert found in (set(), {"one", "inner", "two"})
+        seen.add(bool(found))
+        if not found:
+            write(folder, "b")
+        assert {(folder / name).read_text() for name in ("one", "inner/two")} < {"a", "b"}
+        if not found:  # what was killed has left nothing
+            assert list(folder.parent.iterdir()) == [folder]
+        number += 1
+        if not killed:
+            break
+    assert seen == {False, True}
+
+
+def test_a_new_folder_leaves_that_of_another_process_alone(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as made, new_folder(tmp_path / "out"):
+        assert made.is_dir()
+        with pytest.raises(ValueError, match="exists, expected a folder that is empty"):
+            (tmp_path / "out" / "file").mkdir(parents=True)
+            write(tmp_path / "out", "a")
+        (tmp_path / "out" / "file").rmdir()
