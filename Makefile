@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save kill-saves kill-commands sweep resume clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -134,7 +134,7 @@ kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is 
 	@OMP_NUM_THREADS=1 $(python) -m tests.support.killed_saves 20
 
 kill-commands: $(stamp) ## End autotp merge and reshard at 20 moments, and look at what is there; takes minutes
-	@AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s --numprocesses=0 \
+	@AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
 		tests/integration/test_killed_commands.py -k killed_command $(ARGS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
@@ -142,6 +142,12 @@ SAVE ?=
 
 bench-save: $(stamp) ## Save 1.1 billion parameters: gathered, in parallel, and DeepSpeed's way; minutes. SAVE=
 	@$(python) -m benchmarks.save $(SAVE)
+
+# Further options: make bench-resume RESUME="--hidden 2048"
+RESUME ?=
+
+bench-resume: $(stamp) ## Load at another TP size, merge and reshard 130 million parameters; minutes. RESUME=
+	@$(python) -m benchmarks.resume $(RESUME)
 
 # The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2
