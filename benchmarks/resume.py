@@ -25,6 +25,7 @@ from tests.support.worker_pool import Pool
 
 # Seconds, MB of private memory.
 Measured = tuple[float, float]
+MODULE = "benchmarks.resume"
 TIMEOUT = 900.0
 WAYS = (("made in memory", "run"), ("own size", "resharded"))
 
@@ -78,15 +79,17 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="autotp-resume-") as root:
             run, resharded, merged = (str(Path(root, n)) for n in ("run", "resharded", "merged"))
-            shards = pool.run(save, case, run, ranks=2, timeout=TIMEOUT)
+            shards = pool.run(f"{MODULE}:save", case, run, ranks=2, timeout=TIMEOUT)
             print(f"{sum(shards) / 1e6:.0f} million parameters in the shards of two ranks")
             reshard = ["reshard", run, resharded, "--tp", "4", "--jobs", "1"]
             merge = ["merge", run, merged, "--jobs", "1"]
             for arguments in (reshard, merge):
-                found = pool.run(command, arguments, ranks=1, timeout=TIMEOUT)[0]
+                found = pool.run(f"{MODULE}:command", arguments, ranks=1, timeout=TIMEOUT)[0]
                 print(f"autotp {arguments[0]}: {found[0]:.1f} s, {found[1]:.0f} MB")
             for words, folder in WAYS:
-                ranks = pool.run(load, case, str(Path(root, folder)), ranks=4, timeout=TIMEOUT)
+                ranks = pool.run(
+                    f"{MODULE}:load", case, str(Path(root, folder)), ranks=4, timeout=TIMEOUT
+                )
                 seconds, peak = max(s for s, _ in ranks), max(m for _, m in ranks)
                 print(f"load_checkpoint, {words}: {seconds:.1f} s, {peak:.0f} MB per rank")
     finally:
