@@ -60,7 +60,8 @@ def do_all(start: Callable[[], Work[T]], items: Sequence[T], *, jobs: int, done:
             _give(pipe, [next(left)])
         busy = list(workers)
         while busy:
-            for pipe in [pipe for pipe in busy if pipe in wait(busy)]:
+            ready = wait(busy)
+            for pipe in [pipe for pipe in busy if pipe in ready]:
                 told = _told(pipe, workers[pipe])
                 if told is not None:
                     done(told)
@@ -95,20 +96,9 @@ def _told(pipe: Connection, worker: BaseProcess) -> int | None:
 @contextmanager
 def _workers(start: Callable[[], Work[Any]], count: int) -> Iterator[dict[Connection, BaseProcess]]:
     """Processes by the pipes to them; killed where the block is left by an error."""
-    # A fork would have locks of threads that it has not.
-    context = multiprocessing.get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
-    # Ctrl-C is for this process: it ends the others.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for _ in range(count):
-            here, there = context.Pipe()
-            workers[here] = context.Process(target=_serve, args=(start, there))
-            workers[here].start()
-            there.close()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
+        _add_workers(workers, start, count)
         yield workers
     except BaseException:
         for worker in workers.values():
@@ -118,6 +108,24 @@ def _workers(start: Callable[[], Work[Any]], count: int) -> Iterator[dict[Connec
         for pipe, worker in workers.items():
             worker.join()
             pipe.close()
+
+
+def _add_workers(
+    workers: dict[Connection, BaseProcess], start: Callable[[], Work[Any]], count: int
+) -> None:
+    # A fork would have locks of threads that it has not.
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C is for this process, which ends the others.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(count):
+            here, there = context.Pipe()
+            worker = context.Process(target=_serve, args=(start, there))
+            worker.start()
+            there.close()
+            workers[here] = worker
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(start: Callable[[], Work[Any]], pipe: Connection) -> None:
