@@ -17,6 +17,7 @@ from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder, open_
 @dataclass(frozen=True, slots=True)
 class Summary:
     """``problem`` says why a checkpoint cannot be resharded; what is not known then is None.
+    ``model`` is the class of transformers whose plan can be made for any TP size without ranks.
 
     ``parameters`` counts elements, tied ones once.
     """
@@ -24,6 +25,7 @@ class Summary:
     folder: str
     written_by: str
     deepspeed: str | None
+    model: str | None
     tp_size: int | None
     replicas: int | None
     optimizer: str | None
@@ -67,6 +69,7 @@ def summarize(path: Path) -> Summary:
 @dataclass(frozen=True, slots=True)
 class _Facts:
     deepspeed: str | None = None
+    model: str | None = None
     tp_size: int | None = None
     replicas: int | None = None
     optimizer: str | None = None
@@ -81,7 +84,7 @@ class _Facts:
 def _facts(folder: Path) -> _Facts:
     """ValueError where something is missing; every file is opened, so that one that was cut off
     shows."""
-    saved, _ = open_checkpoint(folder)
+    saved, metadata = open_checkpoint(folder)
     model = saved.files.model(0)
     for rank in range(saved.layout.ranks):
         for replica in range(saved.replicas):
@@ -92,6 +95,7 @@ def _facts(folder: Path) -> _Facts:
     first = next(value for value in model["module"].values() if isinstance(value, Tensor))
     return _Facts(
         deepspeed=model["ds_version"],
+        model=None if metadata.recipe is None else metadata.recipe.get("model"),
         tp_size=saved.layout.ranks,
         replicas=saved.replicas,
         optimizer=saved.kind.words,

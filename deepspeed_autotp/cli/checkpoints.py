@@ -111,6 +111,7 @@ def _rows(summary: Summary) -> Iterable[tuple[str, object]]:
     yield "written by", f"{summary.written_by}, DeepSpeed {summary.deepspeed or 'not known'}"
     if summary.tp_size is not None:
         assert summary.parameters and summary.sharded is not None
+        yield "model", summary.model or "not one of transformers, or not known"
         yield "ranks", f"TP size {summary.tp_size}, {summary.replicas} data-parallel"
         share = 100 * summary.sharded / summary.parameters
         yield (

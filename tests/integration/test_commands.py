@@ -83,6 +83,7 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
     assert (found["tp_size"], found["replicas"], found["steps"]) == (2, 2, 2)
     assert found["states"] == ["step", "exp_avg", "exp_avg_sq", "fp32"]
     assert found["written_by"].startswith("deepspeed-autotp ")
+    assert found["model"] == "LlamaForCausalLM"
     status, out, _ = pool.run(command, "inspect", str(run), ranks=1)[0]
     assert status == 0
     assert "TP size 2, 2 data-parallel" in out
