@@ -113,8 +113,7 @@ class Pattern:
     @property
     def pattern(self) -> str: ...
     @property
-    def native(self) -> bool:
-        """Whether PCRE2 decides; otherwise Python's re does."""
+    def native(self) -> bool: ...  # whether PCRE2 decides; otherwise Python's re does
 
 @final
 class Records:
@@ -225,8 +224,7 @@ class Entry:
     @property
     def dim(self) -> int: ...  # the dimension that shrinks; -1: replicated
     @property
-    def view(self) -> tuple[int, int, int]:
-        """(outer, size, inner) around the sharded dim; (1, elements, 1) if replicated."""
+    def view(self) -> tuple[int, int, int]: ...  # (outer, size, inner); replicated: (1, n, 1)
     @property
     def is_sharded(self) -> bool: ...
     @property
@@ -237,8 +235,9 @@ class Entry:
     def width(self, rank: int, /) -> int:
         """Elements of the sharded dim that `rank` holds, out of `view[1]`; all if replicated."""
     def runs(self, rank: int, /) -> tuple[int, ...]: ...  # start, length, ...; replicated: empty
-    def is_counted(self, rank: int, /) -> bool:
-        """Whether `rank` counts some of its shard in a sum over all ranks: it owns a run of it."""
+    def is_counted(self, rank: int, /) -> bool: ...  # in a sum over all ranks: it owns a run
+    def chunks(self, rank: int, begin: int, end: int, /) -> tuple[tuple[int, int, int, bool], ...]:
+        """(offset in the shard, offset in the full tensor, length, owned), all along `dim`."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
         """Runs that other ranks hold too: (offset in the shard, length, owner, holders)."""
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* entry.c -- the type Entry: what happens to one parameter. */
+#include <stdlib.h>
+
+#include "core/plan/chunks.h"
 #include "python/args.h"
 #include "python/enums.h"
 #include "python/holder.h"
@@ -182,6 +185,30 @@ done:
 }
 
 static PyObject *
+entry_chunks(PyObject *self, PyObject *args)
+{
+    int rank = 0, count = 0;
+    long long begin = 0, end = 0;
+    PyObject *rank_arg;
+    tp_chunk *chunks = NULL;
+    tp_error err = TP_NO_ERROR;
+    if (!PyArg_ParseTuple(args, "OLL:chunks", &rank_arg, &begin, &end) ||
+        read_rank(self, rank_arg, &rank) < 0)
+        return NULL;
+    if (tp_chunks(py_view_plan(self), ((py_view *)self)->index, rank, begin, end,
+                  &chunks, &count, &err) < 0)
+        return py_raise(&err);
+    PyObject *result = PyTuple_New(count);
+    for (int i = 0; result != NULL && i < count; i++)
+        py_tuple_put(&result, i,
+                     Py_BuildValue("LLLO", (long long)chunks[i].from,
+                                   (long long)chunks[i].at, (long long)chunks[i].length,
+                                   chunks[i].is_owned ? Py_True : Py_False));
+    free(chunks);
+    return result;
+}
+
+static PyObject *
 entry_is_counted(PyObject *self, PyObject *arg)
 {
     int rank = 0;
@@ -225,6 +252,15 @@ static PyMethodDef methods[] = {
      "Runs that other ranks hold, too: (offset in the shard, length, owner, "
      "holders).\n\n"
      "Ranks owner to owner + holders - 1 hold the run."},
+    {"chunks", entry_chunks, METH_VARARGS,
+     "chunks($self, rank, begin, end, /)\n--\n\n"
+     "Where the shard on ``rank`` from ``begin`` up to ``end`` along ``dim`` is in the "
+     "full "
+     "parameter:\n"
+     "(offset in the shard, offset in the full parameter, length, whether ``rank`` "
+     "owns it),"
+     "\n"
+     "all along ``dim``. ValueError for a replicated parameter, and for other bounds."},
     {"is_counted", entry_is_counted, METH_O,
      "is_counted($self, rank, /)\n--\n\n"
      "Whether ``rank`` counts some of its shard in a sum over all ranks: it owns a run "
