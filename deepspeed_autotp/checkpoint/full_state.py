@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
+from deepspeed_autotp.interop.fully_shard import gathered, reshard
+from deepspeed_autotp.state.fully_shard import follow_fully_shard
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -59,7 +61,9 @@ def _full_state(
     state = find_nested_tensor_parallel(model)
     inner = unwrapped_model(model)
     with _gatherer(state, everywhere=everywhere) as gather:
+        reshard(inner)
         if state is not None:
+            follow_fully_shard(inner, state)
             state.check_identity(inner)
         copies: dict[int, Tensor | None] = {}
         result = {}
@@ -71,9 +75,9 @@ def _full_state(
             if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
                 continue
             if id(tensor) not in copies:
-                # ZeRO 3 gathers a weight over all data-parallel ranks, wherever it is kept.
+                # ZeRO 3 and fully_shard gather a weight over all data-parallel ranks.
                 with gathered_parameters([tensor]):
-                    copies[id(tensor)] = gather(tensor)
+                    copies[id(tensor)] = gather(tensor, gathered(tensor.detach()))
             copied = copies[id(tensor)]
             if copied is not None:
                 result[name] = copied
@@ -83,12 +87,15 @@ def _full_state(
 @contextmanager
 def _gatherer(
     state: TensorParallel | None, *, everywhere: bool
-) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """What makes a full copy of a tensor on the CPU, or None where this rank gets none."""
+) -> Iterator[Callable[[Tensor, Tensor], Tensor | None]]:
+    """What makes a full copy of a tensor on the CPU, or None where this rank gets none.
+
+    It is given the tensor of the model, and its values as they are on a TP rank.
+    """
     is_given = everywhere or _is_rank0()
 
-    def replicated(tensor: Tensor) -> Tensor | None:
-        return tensor.detach().to("cpu", copy=True) if is_given else None
+    def replicated(tensor: Tensor, values: Tensor) -> Tensor | None:
+        return values.to("cpu", copy=True) if is_given else None
 
     if state is None:
         yield replicated
@@ -96,13 +103,13 @@ def _gatherer(
     takes_part = everywhere or 0 in state.group.global_ranks
     assert everywhere or not takes_part or state.group.global_ranks[0] == 0, "torch sorts ranks"
 
-    def gather(tensor: Tensor) -> Tensor | None:
+    def gather(tensor: Tensor, values: Tensor) -> Tensor | None:
         entry = state.entry(tensor)
         if entry is None or not entry.is_sharded:
-            return replicated(tensor)
+            return replicated(tensor, values)
         if not takes_part:
             return None
-        return state.gather_to_cpu(tensor, entry=entry, transport=transport, all_ranks=everywhere)
+        return state.gather_to_cpu(values, entry=entry, transport=transport, all_ranks=everywhere)
 
     if not takes_part:
         yield gather

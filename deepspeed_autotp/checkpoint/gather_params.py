@@ -19,6 +19,7 @@ from deepspeed_autotp.interop.deepspeed.master_weights import (
     rewritten_parameters,
 )
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters, is_partitioned
+from deepspeed_autotp.interop.fully_shard import is_distributed
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of, unwrapped_model
 
 __all__ = ["gather_params"]
@@ -76,14 +77,19 @@ class _Held:
 
 def _parameters(given: object) -> list[Tensor]:
     """The parameters, each once."""
-    if isinstance(given, nn.Module):
-        return list(unwrapped_model(given).parameters())
     parameters: dict[int, Tensor] = {}
+    if isinstance(given, nn.Module):
+        given = unwrapped_model(given).parameters()
     several = [given] if isinstance(given, Tensor) or not isinstance(given, Iterable) else given
     for each in several:
         if not isinstance(each, Tensor):
             raise ValueError(
                 f"gather_params: {wrong(each, 'a parameter, several, or a torch.nn.Module')}"
+            )
+        if is_distributed(each):
+            raise ValueError(
+                "gather_params: got a DTensor, which fully_shard keeps in parts on data-parallel "
+                "ranks, expected a parameter that a rank has; read it with full_state_dict"
             )
         parameters[id(each)] = each
     return list(parameters.values())

@@ -22,6 +22,7 @@ from deepspeed_autotp.checkpoint.weight_writer import WeightWriter
 from deepspeed_autotp.distributed.failure_barrier import failure_barrier
 from deepspeed_autotp.distributed.transport import Transport, open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
+from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
 from deepspeed_autotp.interop.peft import has_adapters
 from deepspeed_autotp.interop.pretrained import (
     kept_names,
@@ -91,6 +92,12 @@ def _checked(engine_or_model: nn.Module, max_shard_size: int | str, parallel: bo
     state = find_nested_tensor_parallel(engine_or_model)
     model = unwrapped_model(engine_or_model)
     refuse_unsaveable(model)
+    if fully_sharded_modules(model):
+        raise ValueError(
+            "save_pretrained: engine_or_model: got a model with fully_shard, expected parameters "
+            "that a rank has; give the state_dict of full_state_dict(model) to the save_pretrained "
+            "of an unsharded model, or save with torch.distributed.checkpoint and checkpoint_state"
+        )
     if state is not None:
         state.check_identity(model)
     return has_adapters(model)

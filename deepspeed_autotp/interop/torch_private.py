@@ -204,3 +204,21 @@ def traced_all_gather(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
 def is_hooked(module: nn.Module) -> bool:
     """Whether anybody registered a hook of the forward or backward of ``module`` itself."""
     return bool(output_hooks(module) or forward_pre_hooks(module))
+
+
+def checkpoint_chunks(tensor: Tensor) -> list[Any]:
+    """What ``tensor``, a DTensor, holds of itself on this rank, as torch.distributed.checkpoint
+    knows it: offsets and sizes."""
+    name = "__create_chunk_list__"
+    found: list[Any] = _required(tensor, name, needed_for="torch.distributed.checkpoint")()
+    return found
+
+
+def fully_shard_meshes(module: nn.Module) -> list[Any]:
+    """The meshes that ``module``, for which fully_shard was called, was given."""
+    name = "_get_fsdp_state"
+    state = _required(module, name, needed_for="fully_shard around a sharded model")()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one group before torch 2.11
+    if groups is None:
+        groups = [_required(state, "_fsdp_param_group", needed_for="fully_shard")]
+    return [group.mesh_info.mesh for group in groups if group is not None]

@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.interop.fully_shard import (
+    is_distributed,
+    local_part,
+    local_window,
+    same_parts,
+    sum_over_parts,
+)
+from deepspeed_autotp.state.fully_shard import follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, find_nested_tensor_parallel
 
 
@@ -25,9 +33,12 @@ class GradNorm:
         """A gradient with zeros in the runs that a lower rank holds, too.
 
         ``gradient`` has the elements of this rank's shard of ``parameter`` in order, or those from
-        ``first`` on, as ZeRO partitions it; zeros may follow them.
+        ``first`` on, as ZeRO partitions it; zeros may follow them. Or it is a DTensor: the result
+        is of its local part.
         """
         entry, rank = self._state.entry(parameter), self._state.group.rank
+        if is_distributed(gradient):
+            return _counted_part(gradient, entry, rank)
         if entry is None or not entry.is_sharded:
             return gradient if rank == 0 else gradient.new_zeros(0)
         others = [(offset, n) for offset, n, owner, _ in entry.shared(rank) if owner != rank]
@@ -54,11 +65,19 @@ class GradNorm:
         All ranks of the TP group call it. Squares are formed in float32, or in float64 where the
         gradient is.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self._state.parameters[0].device)
+        # By where fully_shard has their parts, in the order of the parameters on all ranks.
+        sums: dict[object, tuple[Tensor, Tensor]] = {}
         for parameter, gradient in pairs:
-            counted = self.counted(gradient, parameter)
-            total += counted.to(_square_dtype(gradient)).square().sum()
+            counted = self.counted(gradient, parameter).to(_square_dtype(gradient))
+            before = sums.get(same_parts(gradient), (gradient, self._zero()))[1]
+            sums[same_parts(gradient)] = gradient, before + counted.square().sum()
+        total = self._zero()
+        for gradient, squares in sums.values():
+            total += sum_over_parts(squares, gradient)
         return self._state.group.all_reduce(total).sqrt()
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self._state.device)
 
 
 @torch.no_grad()
@@ -73,6 +92,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     state = find_nested_tensor_parallel(model)
     if state is None:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    follow_fully_shard(model, state)
     state.check_identity(model)
     pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
     dtype = torch.float32
@@ -81,8 +101,20 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     norm = GradNorm(state).of(pairs).to(dtype)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for _, gradient in pairs:
-        gradient.mul_(scale.to(gradient.device))
+        local_part(gradient).mul_(scale.to(gradient.device))
     return norm
+
+
+def _counted_part(gradient: Tensor, entry: Entry | None, rank: int) -> Tensor:
+    """What ``rank`` counts of the local part of a DTensor."""
+    part = local_part(gradient)
+    if entry is None or not entry.is_sharded:
+        return part if rank == 0 else part.new_zeros(0)
+    offsets, sizes = local_window(gradient)
+    begin = offsets[entry.dim]
+    chunks = entry.chunks(rank, begin, begin + sizes[entry.dim])
+    own = [part.narrow(entry.dim, at - begin, n) for at, _, n, is_owned in chunks if is_owned]
+    return torch.cat([each.flatten() for each in own]) if own else part.new_zeros(0)
 
 
 def _square_dtype(gradient: Tensor) -> torch.dtype:

@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from deepspeed_autotp._core import Entry, Kind, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 
+GradHook = Callable[[Tensor | None], Tensor | None]
+
 
 def register_grad_hooks(
     plan: Plan, parameters: Sequence[nn.Parameter], group: TPGroup
@@ -22,16 +24,20 @@ def register_grad_hooks(
     ``parameters[i]`` is the tensor of ``plan.entries[i]``. Each is registered when it is asked for.
     """
     for entry, parameter in zip(plan.entries, parameters, strict=True):
-        hook = None if entry.is_tied else _grad_hook(entry, group)
+        hook = None if entry.is_tied else grad_hook(entry, group)
         if hook is None or not parameter.is_floating_point():
             continue
-        frozen = not parameter.requires_grad
-        # Registering needs requires_grad; the hook stays when a frozen parameter is unfrozen later.
-        parameter.requires_grad_(True)
-        made = parameter.register_hook(hook)
-        if frozen:
-            parameter.requires_grad_(False)
-        yield made
+        yield hook_gradient(parameter, hook)
+
+
+def hook_gradient(parameter: Tensor, hook: GradHook) -> RemovableHandle:
+    """Register a hook, which stays when a frozen parameter is unfrozen later."""
+    frozen = not parameter.requires_grad
+    parameter.requires_grad_(True)  # registering needs it
+    made: RemovableHandle = parameter.register_hook(hook)
+    if frozen:
+        parameter.requires_grad_(False)
+    return made
 
 
 def open_subgroups(plan: Plan, group: TPGroup) -> None:
@@ -41,7 +47,9 @@ def open_subgroups(plan: Plan, group: TPGroup) -> None:
     group.open_subgroups([_holders(entry, group.size) for entry in shared])
 
 
-def _grad_hook(entry: Entry, group: TPGroup) -> Callable[[Tensor | None], Tensor | None] | None:
+def grad_hook(entry: Entry, group: TPGroup) -> GradHook | None:
+    """What sums the gradient of a parameter over the TP ranks that hold it; None where nothing is
+    to be summed."""
     if entry.kind is Kind.REPLICATED_SUM:
         return _AllReduceGrad(group, entry)
     if _is_shared(entry, group.size):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.fully_shard import is_distributed, local_part, reshard
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
 
@@ -24,25 +26,32 @@ class _BeforeStep:
     there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
     """
 
-    def __init__(self, model: nn.Module, state: TensorParallel) -> None:
+    def __init__(self, model: nn.Module, state: TensorParallel, unsharded: SumUnsharded) -> None:
         self._model = weakref.ref(model)
         self._state = weakref.ref(state)
+        self._unsharded = weakref.ref(unsharded)
         self._others = 0  # steps of what is not in the plan
         self.steps = 0
         self.norm: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        model, state = self._model(), self._state()
-        if model is None or state is None:
+        model, state, unsharded = self._model(), self._state(), self._unsharded()
+        if model is None or state is None or unsharded is None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(is_distributed(p) and state.entry(p) is None for p in parameters):
+            follow_fully_shard(model, state)
         entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
         if any(entry.is_sharded for _, entry in entries):
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
+        for parameter, entry in entries:
+            if is_distributed(parameter) and parameter.grad is not None:
+                unsharded.check(entry)
         self.steps += bool(entries)
         self._others += not entries
         if (self.steps if entries else self._others).bit_count() == 1:  # now and then
+            reshard(model)  # after a forward without a backward some are no DTensors
             own = {id(p) for p in model.parameters()}
             if any(id(p) in own for p in parameters):
                 state.check_parameters(model)
@@ -50,7 +59,7 @@ class _BeforeStep:
         if replicated:
             smallest: Tensor = min(replicated, key=torch.numel)
             assert smallest.grad is not None
-            self.norm = torch.linalg.vector_norm(smallest.grad.float())
+            self.norm = torch.linalg.vector_norm(local_part(smallest.grad).float())
 
 
 class _CompareSteps:
@@ -93,7 +102,9 @@ class _CompareSteps:
 
 def check_optimizers(model: nn.Module, state: TensorParallel) -> None:
     """Check the steps of ``model`` from now on, as long as ``state`` is there."""
-    before_step = _BeforeStep(model, state)
+    unsharded = SumUnsharded(state)
+    model.register_forward_pre_hook(unsharded)
+    before_step = _BeforeStep(model, state, unsharded)
     handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
     model.register_forward_pre_hook(_CompareSteps(state.group, before_step))

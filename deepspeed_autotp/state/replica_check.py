@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
+from deepspeed_autotp.interop.fully_shard import gathered
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.state.fully_shard import follow_fully_shard
 from deepspeed_autotp.state.sharded_model import tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -112,10 +114,11 @@ def check_replicas(model: nn.Module) -> None:
     """Compare, bit by bit, what several ranks of the TP group hold of every parameter.
 
     That is every replicated parameter, and the key/value heads that several ranks hold. Every
-    rank of the group calls it, with ZeRO 3 every rank of the run. RuntimeError on each of them,
-    naming the parameters that differ.
+    rank of the group calls it, with ZeRO 3 and fully_shard every rank of the run. RuntimeError on
+    each of them, naming the parameters that differ.
     """
     state = tensor_parallel(model)
+    follow_fully_shard(model, state)
     agreement = Agreement(state.group.cpu_handle)
     local: dict[tuple[str, int, int], str] = {}  # by name, owner and index of the run
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
@@ -123,7 +126,7 @@ def check_replicas(model: nn.Module) -> None:
         if entry.is_tied or (entry.is_sharded and not shared):
             continue
         with gathered_parameters([parameter]):
-            values = parameter.detach()
+            values = gathered(parameter.detach())
             if not entry.is_sharded:
                 local[entry.name, 0, 0] = _hash(values)
             for index, (offset, length, owner, _) in enumerate(shared):

@@ -60,13 +60,17 @@ class TensorParallel:
         self.settings = settings
         self.recipe = recipe
         self.group = group
-        self.parameters = parameters
-        self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
+        self.replace_parameters(parameters)
         # Of parameters that are full for now: their own memory, and how often they are held.
         self._held: dict[int, tuple[Tensor, int]] = {}
         self.masters: MasterWeights | None = None  # of DeepSpeed's optimizer, where there is one
         group.join(self)
         _states.add(self)
+
+    def replace_parameters(self, parameters: tuple[nn.Parameter, ...]) -> None:
+        """Know ``parameters`` as those of the plan's entries, as fully_shard makes DTensors."""
+        self.parameters = parameters
+        self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's ``fully_shard`` (FSDP2) around a sharded model, over the data-parallel mesh.
+
+It takes a rank's shards for the parameters: between steps a rank has some rows of its shard, a
+DTensor, and while a module runs there is a plain parameter with all of them. DTensors and plain
+parameters both take the place of what was sharded, and with it of the hooks that sum gradients over
+the TP ranks: the plain ones are given these hooks, the DTensors are known by their names.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp._core import Entry
+from deepspeed_autotp.interop.fully_shard import (
+    fully_sharded_modules,
+    is_distributed,
+    is_fully_sharded,
+    mesh_ranks,
+    reshard,
+)
+from deepspeed_autotp.interop.module_state import find_state
+from deepspeed_autotp.state.grad_sync import grad_hook, hook_gradient
+from deepspeed_autotp.state.sharded_model import TensorParallel
+
+
+class SumUnsharded:
+    """A forward pre-hook of the sharded model: has the gradients of the parameters that fully_shard
+    makes for a forward summed over the TP ranks, as the plan says."""
+
+    def __init__(self, state: TensorParallel) -> None:
+        self._state = state
+        self._entries = {entry.name: entry for entry in state.plan.entries}
+        self._seen: set[int] = set()  # modules of fully_shard
+        self._summed: set[str] = set()
+        self._to_sum: frozenset[str] | None = None  # names, once they were asked for
+        self._calls = 0
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        """fully_shard's own hook has run before this one."""
+        if torch.compiler.is_compiling():  # without hooks the optimizer's step is refused
+            return
+        self._calls += 1
+        is_new = is_fully_sharded(module) and id(module) not in self._seen
+        if not is_new and self._calls.bit_count() > 1:  # modules alone: now and then
+            return
+        for name, each in fully_sharded_modules(module):
+            if id(each) not in self._seen:
+                check_mesh(each, self._state)
+                self._seen.add(id(each))
+                once = _OnceUnsharded(self, f"{name}." if name else "", each)
+                if each is module:
+                    once(each, ())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SumUnsharded:
+        """Of a copy of the model, which fully_shard has yet to be called for."""
+        return SumUnsharded(copy.deepcopy(self._state, memo))
+
+    def register(self, name: str, parameter: Tensor) -> None:
+        """Have the gradient of a parameter summed; of a DTensor nothing is done."""
+        entry = self._entries.get(name)
+        if entry is None or is_distributed(parameter) or self._state.entry(parameter) is not None:
+            return
+        if entry.is_tied:
+            entry = self._state.plan.entries[entry.tied_to]
+        hook = grad_hook(entry, self._state.group)
+        if hook is not None and parameter.is_floating_point():
+            hook_gradient(parameter, hook)
+            self._summed.add(entry.name)
+
+    def check(self, entry: Entry) -> None:
+        """ValueError where the gradient of a DTensor was to be summed, and was not."""
+        if self._to_sum is None:
+            hooks = {e.name: grad_hook(e, self._state.group) for e in self._entries.values()}
+            self._to_sum = frozenset(name for name, hook in hooks.items() if hook is not None)
+        if entry.name in self._summed or entry.name not in self._to_sum:
+            return
+        raise ValueError(
+            f"the gradient of {entry.name} was not summed over the TP group, each rank of which "
+            "has a part of the sum: fully_shard made its parameter outside of a forward of the "
+            "sharded model; call fully_shard before the first forward, then the model itself, and "
+            "compile its layers, layer.compile(), not the model"
+        )
+
+
+class _OnceUnsharded:
+    """A forward pre-hook of one module of fully_shard, until its parameters are there."""
+
+    def __init__(self, unsharded: SumUnsharded, prefix: str, module: nn.Module) -> None:
+        self._unsharded = unsharded
+        self._prefix = prefix
+        # Not traced: a module that is compiled by itself calls it, too.
+        self._handle = module.register_forward_pre_hook(torch.compiler.disable(self))
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        self._handle.remove()
+        for name, parameter in module.named_parameters():
+            self._unsharded.register(self._prefix + name, parameter)
+
+
+def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
+    """Let ``state`` know the DTensors that fully_shard has put in the place of parameters."""
+    modules = [module for _, module in fully_sharded_modules(model)]
+    if not modules:
+        return
+    for module in modules:
+        check_mesh(module, state)
+    reshard(model)
+    sharded = next(m for m in model.modules() if find_state(m, TensorParallel) is state)
+    named = dict(sharded.named_parameters(remove_duplicate=False))
+    parameters = []
+    for entry, known in zip(state.plan.entries, state.parameters, strict=True):
+        found = named.get(entry.name, known)
+        parameters.append(found if is_distributed(found) else known)
+    state.replace_parameters(tuple(parameters))
+
+
+def check_mesh(module: nn.Module, state: TensorParallel) -> None:
+    """ValueError for a mesh with several ranks of the TP group, whose shards it would mix."""
+    shared = mesh_ranks(module).intersection(state.group.global_ranks)
+    if len(shared) > 1:
+        raise ValueError(
+            f"fully_shard: mesh: got one with the ranks {sorted(shared)}, which have different "
+            "shards in one TP group, expected a mesh of data-parallel ranks; make one mesh, "
+            'init_device_mesh(device, (dp, tp), mesh_dim_names=("dp", "tp")), and pass mesh["tp"] '
+            'to parallelize and mesh["dp"] to fully_shard'
+        )
