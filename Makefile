@@ -157,7 +157,8 @@ sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP
 	@$(python) -m benchmarks.sweep --tp $(TP) $(SWEEP)
 
 resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinations; takes minutes
-	@AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py $(ARGS)
+	@AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py \
+		tests/integration/test_distributed_checkpoint.py $(ARGS)
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

@@ -17,6 +17,7 @@ from deepspeed_autotp.api.install import install, uninstall
 from deepspeed_autotp.api.mode import is_autotp_training_mode, set_autotp_mode
 from deepspeed_autotp.api.sharded_loading import from_pretrained, sharded_init
 from deepspeed_autotp.api.torch_loop import parallelize
+from deepspeed_autotp.checkpoint.distributed_state import checkpoint_state
 from deepspeed_autotp.checkpoint.full_state import full_state_dict
 from deepspeed_autotp.checkpoint.gather_params import gather_params
 from deepspeed_autotp.checkpoint.save_pretrained import save_pretrained
@@ -46,6 +47,7 @@ __all__ = [
     "TPLayerSpec",
     "TPTrainingConfig",
     "check_replicas",
+    "checkpoint_state",
     "clip_grad_norm_",
     "destroy",
     "from_pretrained",

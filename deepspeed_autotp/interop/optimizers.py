@@ -9,8 +9,16 @@ and its variants, Adagrad, RMSprop, Lion, Adadelta, Rprop, schedule-free ones, 8
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_STEP = "step"
 
 _FACTORS = "factors of rows and columns, and the root mean square of a tensor"
 _ORTHOGONAL = "an orthogonal matrix of a full matrix"
@@ -59,3 +67,28 @@ def _names(optimizer: Any) -> Iterator[str]:
     while optimizer is not None:
         yield from (cls.__name__ for cls in type(optimizer).__mro__)
         optimizer = vars(optimizer).get("optimizer") if hasattr(optimizer, "__dict__") else None
+
+
+def first_state(
+    optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The states of ``parameter``, of ``group``, before it is stepped: those that a step with a
+    zero gradient makes, and a count of no steps. Nothing of ``optimizer`` changes."""
+    stand_in = nn.Parameter(torch.zeros_like(parameter))
+    stand_in.grad = torch.zeros_like(parameter)
+    scratch = object.__new__(type(optimizer))
+    vars(scratch).update(vars(optimizer))
+    scratch.param_groups = [{**group, "params": [stand_in]}]
+    scratch.state = defaultdict(dict)
+    # Without the hooks of steps, and the counter that a scheduler puts around the step.
+    with torch.no_grad():
+        inspect.unwrap(type(optimizer).step)(scratch)
+    states = dict(scratch.state[stand_in])
+    if _STEP in states:
+        states[_STEP] = states[_STEP] * 0
+    return states
+
+
+def is_unstepped(states: Mapping[str, Any]) -> bool:
+    """Whether ``states`` of a parameter say that it was not stepped."""
+    return _STEP in states and float(states[_STEP]) == 0.0

@@ -15,6 +15,14 @@ def versions() -> str:
     return tested_and_found("deepspeed")
 
 
+def is_engine(model: object) -> bool:
+    """Whether ``model`` is an engine of DeepSpeed."""
+    return any(
+        cls.__name__ == "DeepSpeedEngine" and cls.__module__.startswith("deepspeed.")
+        for cls in type(model).__mro__
+    )
+
+
 def deepspeed_module() -> ModuleType:
     """The deepspeed module; ImportError says what to install."""
     if importlib.util.find_spec("deepspeed") is None:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model and its optimizer as torch.distributed.checkpoint (DCP) saves and loads them.
+
+    state = deepspeed_autotp.checkpoint_state(model, optimizer)
+    torch.distributed.checkpoint.save(state, checkpoint_id=folder)
+    torch.distributed.checkpoint.load(state, checkpoint_id=folder)
+
+The checkpoint has the tensors of the unsharded model under their names, in the form of torch's own
+``get_model_state_dict`` and ``get_optimizer_state_dict``: what wrote it is not to be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from deepspeed_autotp.checkpoint.optimizer_state import OptimizerState
+from deepspeed_autotp.checkpoint.ranks import ranks_of_run
+from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
+from deepspeed_autotp.config.validation import wrong
+from deepspeed_autotp.interop.deepspeed.module import is_engine
+from deepspeed_autotp.interop.fully_shard import reshard
+from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from deepspeed_autotp.state.fully_shard import follow_fully_shard
+from deepspeed_autotp.state.sharded_model import (
+    TensorParallel,
+    find_nested_tensor_parallel,
+    unwrapped_model,
+)
+
+__all__ = ["checkpoint_state"]
+
+
+def checkpoint_state(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
+    """``{"model": ..., "optimizer": ...}`` for ``save``, ``async_save`` and ``load`` of
+    torch.distributed.checkpoint.
+
+    model       sharded or not, also within DDP, or with fully_shard over the data-parallel mesh
+    optimizer   of torch, over parameters of ``model``; made after fully_shard
+
+    Each rank writes and reads what it holds of the full tensors, at any TP size and number of
+    data-parallel ranks. Add what else the loop has: ``state["scheduler"] = scheduler``. Every rank
+    of the run calls it. ValueError on all of them for an engine of DeepSpeed, an optimizer of
+    another model, and one whose update of a shard is not that of the full tensor.
+    """
+    with ranks_of_run("checkpoint_state") as ranks:
+        return ranks.together(lambda: _checked(model, optimizer))
+
+
+def _checked(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"checkpoint_state: model: {wrong(model, 'a torch.nn.Module')}")
+    inner, state = unwrapped_model(model), find_nested_tensor_parallel(model)
+    if is_engine(model) or (state is not None and state.masters is not None):
+        raise ValueError(
+            "checkpoint_state: model: got an engine of DeepSpeed, whose optimizer has the weights "
+            "in other forms; expected a model of a loop without DeepSpeed: call "
+            "engine.save_checkpoint and engine.load_checkpoint"
+        )
+    made: dict[str, Any] = {"model": ModelState(inner, state)}
+    made["model"].state_dict()  # or its error, now
+    if optimizer is None:
+        return made
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"checkpoint_state: optimizer: {wrong(optimizer, 'a torch.optim.Optimizer')}"
+        )
+    if state is not None:
+        refuse_optimizer_over_tensors(optimizer, before="checkpoint_state: optimizer")
+    made["optimizer"] = OptimizerState(inner, state, optimizer)
+    return made
+
+
+class ModelState:
+    """The weights and buffers of ``model``; a ``Stateful`` of torch.distributed.checkpoint.
+
+    Tied names are each in it, as in the model's own ``state_dict``.
+    """
+
+    def __init__(self, model: nn.Module, state: TensorParallel | None) -> None:
+        self._model = model
+        self._state = state
+        self._given = Given({})
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Full shapes by full names, in the memory of the model's tensors."""
+        reshard(self._model)
+        if self._state is not None:
+            follow_fully_shard(self._model, self._state)
+            self._state.check_identity(self._model)
+        found = self._model.state_dict(keep_vars=True)
+        made = {name: self._value(name, value) for name, value in found.items()}
+        self._given = Given(made)
+        return made
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take what is no tensor; tensors of :meth:`state_dict` were read in place."""
+        self._given.check(state_dict)
+        others = {n: value for n, value in state_dict.items() if not isinstance(value, Tensor)}
+        if others:
+            self._model.load_state_dict(others, strict=False)
+
+    def _value(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):  # what a module's get_extra_state gave
+            return value
+        entry = None if self._state is None else self._state.entry(value)
+        if self._state is None or entry is None or not entry.is_sharded:
+            return value.detach()
+        rank = self._state.group.rank
+        if tuple(value.shape) != entry.local_shape(rank):
+            raise ValueError(
+                f"checkpoint_state: {name}: got a shard of shape {list(value.shape)}, expected "
+                f"{list(entry.local_shape(rank))}; its shape was changed after the model was "
+                "sharded: leave gather_params first, and write into parameters in place"
+            )
+        return placed(value, entry, rank)
