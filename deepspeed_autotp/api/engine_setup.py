@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
+from deepspeed_autotp.api.engine_checkpoints import watch_shards, watch_unsharded
 from deepspeed_autotp.api.engine_checks import (
     check_groups,
     check_optimizer,
@@ -23,8 +23,6 @@ from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.layout import Layout
-from deepspeed_autotp.checkpoint.metadata import write_metadata
-from deepspeed_autotp.checkpoint.resume import states_for_sharded, states_for_unsharded
 from deepspeed_autotp.checkpoint.universal import parameter_meta, universal_info
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
@@ -40,12 +38,6 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.deepspeed.checkpoints import (
-    LoadRequest,
-    MadeStates,
-    engine_optimizer,
-    watch_checkpoints,
-)
 from deepspeed_autotp.interop.deepspeed.engine import (
     gather_weights_on_save,
     on_destroy,
@@ -64,7 +56,6 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
 )
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
-from deepspeed_autotp.interop.transformers import config_texts
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -152,7 +143,7 @@ class EngineSetup:
             on_destroy(engine, self.close)
         else:
             self.close()
-            _finish_unsharded(engine)
+            watch_unsharded(engine)
 
     def close(self) -> None:
         """Close the process groups that were made for this engine. All ranks call it."""
@@ -274,40 +265,6 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
     refuse_optimizer_over_tensors(engine.basic_optimizer, before="initialize: optimizer")
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
-
-    def saving(folder: Path | None) -> None:
-        if folder is not None:
-            groups = engine_optimizer(engine).groups
-            names = [[name for name, _ in group] for group in groups]
-            is_named = all(name for group in names for name in group)
-            write_metadata(
-                folder,
-                state.plan,
-                names if is_named else None,
-                configs=config_texts(model),
-                recipe=state.recipe,
-            )
-
-    def loading(request: LoadRequest) -> MadeStates | None:
-        optimizer = engine_optimizer(engine)
-        return states_for_sharded(request, optimizer, state.plan, rank=state.group.rank)
-
-    watch_checkpoints(
-        engine,
-        saving=lambda folder: agreement.together(lambda: saving(folder)),
-        loading=lambda request: agreement.together(lambda: loading(request())),
-    )
+    watch_shards(engine, model, agreement=agreement)
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
     check_first_call(model, state.group)
-
-
-def _finish_unsharded(engine: Any) -> None:
-    """Let an engine of TP size 1 load the shards of a larger one."""
-
-    def loading(request: Callable[[], LoadRequest]) -> MadeStates | None:
-        with closing(OwnedGroups()) as owned:
-            return world_agreement(owned).together(
-                lambda: states_for_unsharded(request(), engine_optimizer(engine), engine.module)
-            )
-
-    watch_checkpoints(engine, saving=lambda folder: None, loading=loading)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What DeepSpeed's checkpoints of an engine have besides, and their loading at other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deepspeed_autotp.checkpoint.metadata import write_metadata
+from deepspeed_autotp.checkpoint.resume import states_for_sharded, states_for_unsharded
+from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.owned_groups import OwnedGroups
+from deepspeed_autotp.interop.deepspeed.checkpoints import (
+    LoadRequest,
+    MadeStates,
+    engine_optimizer,
+    watch_checkpoints,
+)
+from deepspeed_autotp.interop.transformers import config_texts
+from deepspeed_autotp.state.sharded_model import tensor_parallel
+
+
+def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
+    """Save with the engine of a sharded ``model`` how it is sharded, and load what other sizes have
+    saved. ``agreement`` spans all ranks of the run; it serves every checkpoint."""
+    state = tensor_parallel(model)
+
+    def saving(folder: Path | None) -> None:
+        if folder is not None:
+            groups = engine_optimizer(engine).groups
+            names = [[name for name, _ in group] for group in groups]
+            is_named = all(name for group in names for name in group)
+            write_metadata(
+                folder,
+                state.plan,
+                names if is_named else None,
+                configs=config_texts(model),
+                recipe=state.recipe,
+            )
+
+    def loading(request: LoadRequest) -> MadeStates | None:
+        optimizer = engine_optimizer(engine)
+        return states_for_sharded(request, optimizer, state.plan, rank=state.group.rank)
+
+    watch_checkpoints(
+        engine,
+        saving=lambda folder: agreement.together(lambda: saving(folder)),
+        loading=lambda request: agreement.together(lambda: loading(request())),
+    )
+
+
+def watch_unsharded(engine: Any) -> None:
+    """Let an engine of TP size 1 load the shards of a larger one."""
+
+    def loading(request: Callable[[], LoadRequest]) -> MadeStates | None:
+        with closing(OwnedGroups()) as owned:
+            return world_agreement(owned).together(
+                lambda: states_for_unsharded(request(), engine_optimizer(engine), engine.module)
+            )
+
+    watch_checkpoints(engine, saving=lambda folder: None, loading=loading)
