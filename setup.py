@@ -71,7 +71,7 @@ def sources(folder: str, *endings: str) -> list[str]:
 def torch_folder() -> Path:
     """Where torch is; found without importing it, which takes seconds."""
     spec = find_spec("torch")
-    how = "pip install 'torch>=2.10', then pip install --no-build-isolation ."
+    how = "pip install 'torch>=2.10,<2.14', then pip install --no-build-isolation ."
     if spec is None or spec.origin is None:
         raise missing("PyTorch 2.10 or later", how)
     found = version("torch")

@@ -103,7 +103,7 @@ def test_a_missing_header_is_one_sentence(
 def test_a_missing_torch_is_one_sentence(tmp_path: Path) -> None:
     assert build(tmp_path, "-c", NO_TORCH) == (
         "error: deepspeed-autotp needs PyTorch 2.10 or later to build: "
-        "pip install 'torch>=2.10', then pip install --no-build-isolation ."
+        "pip install 'torch>=2.10,<2.14', then pip install --no-build-isolation ."
     )
 
 

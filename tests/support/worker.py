@@ -183,7 +183,10 @@ def _reset_deepspeed() -> None:
 
     backend = comm.comm
     backend.cdb = None
-    groups._release_process_group_references()
+    if "_release_process_group_references" in vars(groups):
+        groups._release_process_group_references()
+    else:  # before DeepSpeed 0.19.8
+        importlib.reload(groups)
     init_utils._TP_MODEL_INIT_ARGS = None
     layers.DEEPSPEED_AUTOTP_MODE = layers.AUTOTP_MODE.INFERENCE
     # ZeRO 3 numbers modules and parameters from where the last engine of this process ended, and

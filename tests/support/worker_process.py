@@ -15,7 +15,7 @@ __all__ = ["EXTENSIONS", "Answer", "Failure", "Job", "PoolError", "Worker"]
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed compiles some of its operations at first use; built once, they serve later runs.
-EXTENSIONS = ROOT / "build" / "torch_extensions"
+EXTENSIONS = Path(os.environ.get("AUTOTP_TEST_EXTENSIONS", ROOT / "build" / "torch_extensions"))
 # faulthandler writes the stacks from a signal handler; the parent can only wait for it.
 DUMP_TIME = 0.5
 LOG_LINES = 60
