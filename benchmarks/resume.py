@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +76,28 @@ def main() -> None:
     asked = parser.parse_args()
     sizes = {"hidden_size": asked.hidden, "intermediate_size": 3 * asked.hidden}
     case = Case(changes={**sizes, "num_hidden_layers": asked.layers, "vocab_size": 16384})
-    pool = Pool()
-    try:
-        with tempfile.TemporaryDirectory(prefix="autotp-resume-") as root:
-            run, resharded, merged = (str(Path(root, n)) for n in ("run", "resharded", "merged"))
+    with tempfile.TemporaryDirectory(prefix="autotp-resume-") as root:
+        with closing(Pool()) as pool:
+            run = str(Path(root, "run"))
             shards = pool.run(f"{MODULE}:save", case, run, ranks=2, timeout=TIMEOUT)
-            print(f"{sum(shards) / 1e6:.0f} million parameters in the shards of two ranks")
-            reshard = ["reshard", run, resharded, "--tp", "4", "--jobs", "1"]
-            merge = ["merge", run, merged, "--jobs", "1"]
-            for arguments in (reshard, merge):
-                found = pool.run(f"{MODULE}:command", arguments, ranks=1, timeout=TIMEOUT)[0]
-                print(f"autotp {arguments[0]}: {found[0]:.1f} s, {found[1]:.0f} MB")
-            for words, folder in WAYS:
-                ranks = pool.run(
-                    f"{MODULE}:load", case, str(Path(root, folder)), ranks=4, timeout=TIMEOUT
-                )
-                seconds, peak = max(s for s, _ in ranks), max(m for _, m in ranks)
-                print(f"load_checkpoint, {words}: {seconds:.1f} s, {peak:.0f} MB per rank")
-    finally:
-        pool.close()
+        print(f"{sum(shards) / 1e6:.0f} million parameters in the shards of two ranks")
+        # Processes that have trained have memory which they use again.
+        with closing(Pool()) as pool:
+            measure(pool, case, Path(root))
+
+
+def measure(pool: Pool, case: Case, root: Path) -> None:
+    run, resharded, merged = (str(root / name) for name in ("run", "resharded", "merged"))
+    for arguments in (
+        ["merge", run, merged, "--jobs", "1"],
+        ["reshard", run, resharded, "--tp", "4", "--jobs", "1"],
+    ):
+        seconds, peak = pool.run(f"{MODULE}:command", arguments, ranks=1, timeout=TIMEOUT)[0]
+        print(f"autotp {arguments[0]}: {seconds:.1f} s, {peak:.0f} MB")
+    for words, folder in WAYS:
+        ranks = pool.run(f"{MODULE}:load", case, str(root / folder), ranks=4, timeout=TIMEOUT)
+        seconds, peak = max(s for s, _ in ranks), max(m for _, m in ranks)
+        print(f"load_checkpoint, {words}: {seconds:.1f} s, {peak:.0f} MB per rank")
 
 
 if __name__ == "__main__":
