@@ -42,20 +42,25 @@ class CheckedPlan:
         asked for with; ValueError on every rank of ``agreement`` where none is right."""
         is_checked = self.twin is not None or self.inputs is not None
         plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
-        if self.twin is not None:
-            plan = self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
-        elif self.inputs is None:
-            plan = plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
-        else:
-            check = SelfCheck(
-                description,
-                self.plan,
-                group=group,
-                overlap=settings.overlaps,
-                agreement=agreement,
-            )
-            plan = _run(check, self.inputs, plans, settings)
+        plan = self._right(description, plans, settings, group=group, agreement=agreement)
         return plan, plans.request_of(plan)
+
+    def _right(
+        self,
+        description: Description,
+        plans: AgreedPlans,
+        settings: TPTrainingConfig,
+        *,
+        group: TPGroup,
+        agreement: Agreement,
+    ) -> Plan:
+        if self.twin is not None:
+            return self._on_twin(self.twin, plans, settings, group=group, agreement=agreement)
+        if self.inputs is None:
+            return plans.with_sequence_parallel() if settings.sequence_parallel else self.plan
+        overlap = settings.overlaps
+        check = SelfCheck(description, self.plan, group=group, overlap=overlap, agreement=agreement)
+        return _run(check, self.inputs, plans, settings)
 
     def _on_twin(
         self,

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.api.adapters import AdapterChanges
 from deepspeed_autotp.api.checked_plan import CheckedPlan, plan_to_check
 from deepspeed_autotp.api.unshardable import refuse_unshardable
 from deepspeed_autotp.config.training_config import TPTrainingConfig
@@ -155,7 +156,9 @@ def shard(
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
-    return _attached(task, plan, request)
+    state = _attached(task, plan, request)
+    AdapterChanges(state, settings=settings, request=request, conversion=conversion).start()
+    return state
 
 
 def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:

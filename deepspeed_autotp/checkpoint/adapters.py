@@ -12,7 +12,7 @@ from deepspeed_autotp.checkpoint.atomic_folder import AtomicFolder
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.pretrained_folder import is_other_configuration, swap_folder
 from deepspeed_autotp.checkpoint.ranks import Ranks
-from deepspeed_autotp.interop.peft import adapter_names, write_adapters
+from deepspeed_autotp.interop.peft import saved_adapters, write_adapters
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -21,8 +21,9 @@ _CARD = "README.md"
 
 
 def save_adapters(model: nn.Module, folder: Path, ranks: Ranks) -> None:
-    """Write the adapter of ``model``. All ranks of the run call it, and fail together."""
-    names = ranks.together(lambda: adapter_names(model))
+    """Write the adapters of ``model``. All ranks of the run call it, and fail together."""
+    places = ranks.together(lambda: saved_adapters(model))
+    names = set().union(*places.values())
     full = ranks.together(lambda: rank0_state_dict(model, frozen=True, names=names))
 
     def save() -> None:
@@ -32,14 +33,33 @@ def save_adapters(model: nn.Module, folder: Path, ranks: Ranks) -> None:
             if (staged.folder / _CARD).is_file():
                 shutil.copyfile(staged.folder / _CARD, staged.staging / _CARD)
             write_adapters(model, staged.staging, full)
-            _commit(staged)
+            named = [(AtomicFolder(folder / place), place) for place in places if place]
+            try:
+                for each, place in named:
+                    _move(staged.staging / place, each.staging)
+                _commit(staged)
+                for each, _ in named:
+                    _commit(each)
+            finally:
+                for each, _ in named:
+                    each.close()
         finally:
             staged.close()
 
     ranks.on_first(save)
 
 
+def _move(source: Path, target: Path) -> None:
+    for entry in list(source.iterdir()):
+        entry.rename(target / entry.name)
+    source.rmdir()
+
+
 def _commit(staged: AtomicFolder) -> None:
+    """Let a loader find what is staged, weights last, where an adapter is among it."""
+    if not (staged.staging / _WEIGHTS).exists():
+        staged.commit(sorted(entry.name for entry in staged.staging.iterdir()))
+        return
     if is_other_configuration(staged, _CONFIG, [_WEIGHTS]):
         swap_folder(staged)
         return

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT's adapters: the model inside of them, and which of them are plain LoRA."""
+"""PEFT's adapters: the model inside of them, which are plain LoRA, and when they change."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,55 +32,246 @@ def has_adapters(model: nn.Module) -> bool:
     return is_wrapped or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def adapter_names(model: nn.Module) -> set[str]:
-    """The names of the tensors of ``model`` that are saved with its adapter.
-
-    ValueError unless it has one adapter.
-    """
+def saved_adapters(model: nn.Module) -> dict[str, set[str]]:
+    """The names of the tensors of ``model`` that are saved with each of its adapters, of which a
+    model of transformers saves the active one. Its folder is the one with the name of the adapter
+    in that of the model; the latter for "default", and for a model of transformers."""
     peft_model: Any = model
-    adapters = list(peft_model.peft_config)
-    if len(adapters) != 1:
-        raise ValueError(
-            f"save_pretrained: got the adapters {adapters}, expected one; for each of them call "
-            "deepspeed_autotp.full_state_dict(model) on every rank, then on rank 0 "
-            "model.save_pretrained(folder, state_dict=full, selected_adapters=[name])"
-        )
+    is_wrapped = type(model).__module__.startswith("peft.")
+    adapters = list(peft_model.peft_config) if is_wrapped else peft_model.active_adapters()[:1]
     found = model.state_dict(keep_vars=True)
     stand_ins = {name: torch.empty(1) for name in found}
     peft = importlib.import_module("peft")
-    saved = peft.get_peft_model_state_dict(
-        model, state_dict=dict(stand_ins), adapter_name=adapters[0]
-    )
-    wanted = {id(tensor) for tensor in saved.values()}
-    return {name for name, tensor in stand_ins.items() if id(tensor) in wanted}
+    result = {}
+    for adapter in adapters:
+        saved = peft.get_peft_model_state_dict(
+            model, state_dict=dict(stand_ins), adapter_name=adapter
+        )
+        wanted = {id(tensor) for tensor in saved.values()}
+        place = adapter if is_wrapped and adapter != "default" else ""
+        result[place] = {name for name, tensor in stand_ins.items() if id(tensor) in wanted}
+    return result
 
 
 def write_adapters(model: nn.Module, folder: Path, full: dict[str, Tensor]) -> None:
-    """Write the adapter of ``model``, whose tensors ``full`` has, as PEFT does."""
+    """Write the adapters of ``model``, whose tensors ``full`` has, as PEFT does."""
     saved: Any = model
     type(saved).save_pretrained(saved, folder, state_dict=full)
 
 
 # Submodules of a LoRA layer. The factors of an embedding are parameters, and replicated.
-_LORA_MODULES = frozenset({"base_layer", "lora_dropout", "lora_A", "lora_B"})
-_LORA_OF_EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
+_LORA_FACTORS = ("lora_A", "lora_B")
+_LORA_OF_EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+_LORA_MODULES = ("base_layer", "lora_dropout", *_LORA_FACTORS)
 
 
-def unsupported_adapter(model: nn.Module) -> str:
-    """The name of a layer with an adapter that is not plain LoRA; empty where there is none."""
-    name: str
-    for name, module in model.named_modules():
-        if "base_layer" not in submodules(module):
-            continue
-        is_plain = not own_parameters(module) and all(
-            _is_lora(key, child) for key, child in submodules(module).items() if child is not None
-        )
-        if not is_plain:
-            return name
-    return ""
+def unsupported_adapters(model: nn.Module) -> dict[str, str]:
+    """The layers with an adapter that is not plain LoRA, and what it is, by their names."""
+    return {
+        name: kind
+        for name, module in model.named_modules()
+        if "base_layer" in submodules(module) and (kind := _unsupported(module))
+    }
+
+
+def _unsupported(layer: nn.Module) -> str:
+    """What the adapter of ``layer`` is; empty for plain LoRA."""
+    variants: Mapping[str, object] = getattr(layer, "lora_variant", {})
+    if variants:
+        return ", ".join(dict.fromkeys(type(each).__name__ for each in variants.values()))
+    is_plain = not own_parameters(layer) and all(
+        _is_lora(key, child) for key, child in submodules(layer).items() if child is not None
+    )
+    # The layer of target_parameters has factors like any other, and uses them otherwise.
+    if is_plain and not hasattr(layer, "parameter_name"):
+        return ""
+    return type(layer).__module__.removeprefix("peft.tuners.").removesuffix(".layer")
 
 
 def _is_lora(key: str, child: nn.Module) -> bool:
     if key in _LORA_MODULES:
         return key == "base_layer" or not isinstance(child, nn.ParameterDict)
     return key in _LORA_OF_EMBEDDING or next(child.parameters(), None) is None
+
+
+def refuse_kinds(model: nn.Module) -> None:
+    """ValueError for adapters that do not wrap layers: what they do to a sharded one is not
+    known."""
+    configs: Any = getattr(model, "peft_config", None)
+    for name, config in configs.items() if isinstance(configs, dict) else ():
+        if config.is_prompt_learning or config.is_adaption_prompt:
+            raise ValueError(
+                f"the adapter '{name}' is {_kind(config)}, which a sharded model cannot be trained "
+                "with; expected LORA"
+            )
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+# What draws or sets the factors without the weight of the layer.
+_INITIAL = (True, False, "gaussian", "orthogonal")
+# Options of LoRA, beside its variants, that look at full weights or share tensors.
+_WHOLE_MODEL = ("layer_replication", "target_parameters", "trainable_token_indices")
+
+
+def refuse_late(config: Any, *, on_meta: object) -> None:
+    """ValueError for an adapter that cannot be added to a model that is sharded already."""
+    if _kind(config) != "LORA":
+        raise ValueError(
+            f"peft_type: got {_kind(config)}, expected LORA: other adapters cannot be added to a "
+            "sharded model"
+        )
+    if on_meta:
+        raise ValueError("low_cpu_mem_usage: got True, expected False: the model is sharded")
+    known = [each for each in _INITIAL if type(each) is type(config.init_lora_weights)]
+    if config.init_lora_weights not in known:
+        raise ValueError(
+            f"init_lora_weights: got {config.init_lora_weights!r}, expected one of "
+            f"{list(_INITIAL)}: it needs full weights; add this adapter before the model is sharded"
+        )
+    variants = [each.name for each in fields(config) if each.metadata.get("is_lora_variant")]
+    for name in (*variants, *_WHOLE_MODEL, "ensure_weight_tying"):
+        if getattr(config, name, None):
+            raise ValueError(
+                f"{name}: got {getattr(config, name)!r}: this kind of LoRA cannot be added to a "
+                "sharded model; leave it out"
+            )
+
+
+def copies_of_modules(model: nn.Module) -> dict[int, nn.Parameter]:
+    """The original of each parameter, by the id of its copy, in the modules that an adapter trains
+    in full (``modules_to_save``)."""
+    found: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        children = submodules(module)
+        original, copies = children.get("original_module"), children.get("modules_to_save")
+        if original is None or copies is None:
+            continue
+        own = dict(original.named_parameters(remove_duplicate=False))
+        for each in copies.children():
+            for name, parameter in each.named_parameters(remove_duplicate=False):
+                if name in own and own[name] is not parameter:
+                    found[id(parameter)] = own[name]
+    return found
+
+
+def lora_layers(model: nn.Module) -> list[tuple[nn.Module, nn.Module, list[nn.Parameter]]]:
+    """The layers with LoRA: what PEFT puts around them, they themselves, and all factors."""
+    found = []
+    for module in model.modules():
+        children = submodules(module)
+        base = children.get("base_layer")
+        factors = [children.get(key) for key in (*_LORA_FACTORS, *_LORA_OF_EMBEDDING)]
+        if base is not None and any(factors):
+            own = [p for each in factors if each is not None for p in each.parameters()]
+            found.append((module, base, own))
+    return found
+
+
+# What is the sharded model after a change.
+Root = Callable[[], nn.Module]
+
+
+class ModuleChanges(Protocol):
+    """Lets PEFT change the modules of one sharded model."""
+
+    def add(
+        self, change: Callable[[], Any], *, check: Callable[[], None], root: Root | None = None
+    ) -> Any:
+        """Call ``change``, which adds an adapter, between the modules of the unsharded model. All
+        ranks of the TP group call it; ValueError on each of them, with nothing changed, where
+        ``check`` raises. After it the sharded model is ``root()``, or the one of before."""
+
+    def remove(self, change: Callable[[], Any], *, root: Root | None = None) -> Any:
+        """As ``add``, where ``change`` takes adapters away."""
+
+
+# What finds them for a model, or for one inside of it or around it; None where it is not sharded.
+FindChanges = Callable[[nn.Module], "ModuleChanges | None"]
+
+
+def watch_peft(find: FindChanges) -> None:
+    """Let PEFT, where it was imported, change sharded models by ``ModuleChanges``."""
+    if "peft" not in sys.modules:  # importing it takes seconds
+        return
+    models = importlib.import_module("peft.peft_model")
+    tuners = importlib.import_module("peft.tuners.tuners_utils")
+    lora = importlib.import_module("peft.tuners.lora.model")
+    for owner, name, replacement in (
+        (models.PeftModel, "__init__", _made),
+        (models.PeftModel, "add_adapter", _added),
+        (tuners.BaseTuner, "inject_adapter", _injected),
+        (tuners.BaseTuner, "delete_adapter", _deleted),
+        (tuners.BaseTuner, "_unload_and_optionally_merge", _unloaded),
+        (lora.LoraModel, "add_weighted_adapter", _weighted),
+    ):
+        original = getattr(owner, name, None)  # None in a version that has another name for it
+        if original is not None and not hasattr(original, "autotp_original"):
+            setattr(owner, name, _replaced(original, replacement, find))
+
+
+def _replaced(original: Any, replacement: Any, find: FindChanges) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        return replacement(find, lambda: original(self, *args, **kwargs), self, bound.arguments)
+
+    call.autotp_original = original  # type: ignore[attr-defined]
+    return call
+
+
+def _made(find: FindChanges, change: Callable[[], Any], peft: Any, given: Mapping[str, Any]) -> Any:
+    changes = find(given["model"])
+    if changes is None:
+        return change()
+    config, on_meta = given["peft_config"], given.get("low_cpu_mem_usage")
+    return changes.add(
+        change, check=lambda: refuse_late(config, on_meta=on_meta), root=lambda: peft
+    )
+
+
+def _added(
+    find: FindChanges, change: Callable[[], Any], peft: Any, given: Mapping[str, Any]
+) -> Any:
+    # Within __init__ a model for prompts has no parameters yet, and is not sharded.
+    changes = find(peft)
+    if changes is None:
+        return change()
+    config, on_meta = given["peft_config"], given.get("low_cpu_mem_usage")
+    return changes.add(change, check=lambda: refuse_late(config, on_meta=on_meta))
+
+
+def _injected(
+    find: FindChanges, change: Callable[[], Any], tuner: Any, given: Mapping[str, Any]
+) -> Any:
+    changes = find(given["model"])
+    if changes is None:
+        return change()
+    config, on_meta = tuner.peft_config[given["adapter_name"]], given.get("low_cpu_mem_usage")
+    return changes.add(change, check=lambda: refuse_late(config, on_meta=on_meta))
+
+
+def _deleted(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:
+    changes = find(tuner.model)
+    return change() if changes is None else changes.remove(change)
+
+
+def _unloaded(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:
+    changes = find(tuner.model)
+    if changes is None:
+        return change()
+    return changes.remove(change, root=lambda: tuner.model)
+
+
+def _weighted(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:
+    if find(tuner.model) is not None:
+        raise ValueError(
+            "add_weighted_adapter: the model is sharded, and a combination of shards is not that "
+            "of full adapters; combine them in an unsharded model and load the result"
+        )
+    return change()

@@ -69,6 +69,23 @@ def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     return found
 
 
+def keep_modules(root: nn.Module) -> Callable[[], None]:
+    """What puts back the submodules and parameters that each module of ``root`` has now, and which
+    of the parameters train."""
+    kept = [(m, dict(submodules(m)), dict(own_parameters(m))) for m in root.modules()]
+    trains = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
+
+    def put_back() -> None:
+        for module, children, parameters in kept:
+            for current, before in ((module._modules, children), (module._parameters, parameters)):
+                current.clear()
+                current.update(before)  # type: ignore[arg-type]
+        for parameter, flag in trains:
+            parameter.requires_grad_(flag)
+
+    return put_back
+
+
 def forward_pre_hooks(module: nn.Module) -> Collection[Any]:
     """The hooks that run before the module's forward."""
     hooks = _required(module, "_forward_pre_hooks", needed_for="registering a hook once")

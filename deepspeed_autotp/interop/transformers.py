@@ -219,6 +219,18 @@ def guard_save_pretrained(model: nn.Module) -> None:
     """
     if callable(getattr(type(model), "save_pretrained", None)):
         vars(model)["save_pretrained"] = types.MethodType(_save_pretrained, model)
+    # PEFT's own takes shards of what it loads.
+    if not type(model).__module__.startswith("peft.") and callable(
+        getattr(type(model), "load_adapter", None)
+    ):
+        vars(model)["load_adapter"] = types.MethodType(_load_adapter, model)
+
+
+def _load_adapter(model: Any, *_: Any, **__: Any) -> Any:
+    raise ValueError(
+        f"{type(model).__name__} is sharded, and its load_adapter would load full tensors into "
+        "shards; call peft.PeftModel.from_pretrained(model, folder)"
+    )
 
 
 def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ Reads; decides nothing. Works on meta tensors and on models whose weights are el
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def describe(model: nn.Module) -> Description:
-    """Read ``model``; a tensor that has several names appears once per name, tied to the first."""
+def describe(
+    model: nn.Module, *, shape_of: Callable[[nn.Parameter], tuple[int, ...]] = full_shape
+) -> Description:
+    """Read ``model``; a tensor that has several names appears once per name, tied to the first.
+
+    ``shape_of`` gives the shape of a full parameter.
+    """
     modules = dict(model.named_modules())
     places = {module: index for index, module in enumerate(modules.values())}
     first: dict[int, int] = {}
@@ -74,7 +80,7 @@ def describe(model: nn.Module) -> Description:
                     f"{name}.{leaf}" if name else leaf,
                     leaf,
                     index,
-                    full_shape(parameter),
+                    shape_of(parameter),
                     dtype_name(parameter.dtype),
                     parameter.itemsize,
                     tied if tied < len(parameters) else -1,

@@ -13,7 +13,7 @@ from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.comparison import Compared, Planned
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
-from deepspeed_autotp.interop.peft import unsupported_adapter
+from deepspeed_autotp.interop.peft import refuse_kinds, unsupported_adapters
 from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
 from deepspeed_autotp.planning.model_description import Description
 
@@ -77,15 +77,22 @@ def make_plan(
 def _model_rules(description: Description) -> Rules:
     rules = Rules()
     model = description.modules[""]
-    if name := unsupported_adapter(model):
-        raise ValueError(
-            f"'{name}' has an adapter that is not plain LoRA, and how it is to be sharded is "
-            "not known: use LoRA (without DoRA), or write rules in tensor_parallel.partition_config"
-        )
     own = user_tp_plan_entries(model)
     for pattern, style in tp_plan(model).items():
         rules.add_style(pattern, style, required=pattern in own)
     return rules
+
+
+def _refuse_adapters(description: Description, plan: Plan) -> None:
+    """ValueError for adapters on sharded layers that would not be right there."""
+    refuse_kinds(description.modules[""])
+    for name, kind in unsupported_adapters(description.modules[""]).items():
+        if any(e.is_sharded and e.name.startswith(f"{name}.") for e in plan.entries):
+            raise ValueError(
+                f"'{name}' has an adapter that is not plain LoRA ({kind}), and its layer is "
+                "sharded: use LoRA without variants, or leave the layer replicated with "
+                "partition_type 'skip' in tensor_parallel.partition_config"
+            )
 
 
 def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
@@ -163,16 +170,14 @@ class AgreedPlans:
             large_layers=heuristics and first.large_layers,
             gather_logits=gather_logits,
         )
-        plan = self._agreed(request)
-        self._last = request
-        return plan
+        return self.again(request)
 
     def as_for(self, small: AgreedPlans, found: Plan) -> Plan:
         """As ``found``, the last one of a small model that stands for this one. ValueError where it
         has another form here."""
         sharded = self._settings.sequence_parallel
         names = self._first.large_names
-        plan = self._agreed(replace(small._last, large_names=names, sequence_parallel=sharded))
+        plan = self.again(replace(small._last, large_names=names, sequence_parallel=sharded))
         if problem := plan.form_difference(found):
             raise ValueError(
                 "the self-check found blocks to replicate in a small model of the same class and "
@@ -189,7 +194,7 @@ class AgreedPlans:
             self._ranks,
             self.agreement,
             is_checked=True,
-            large_names=_large_names(plan),
+            large_names=large_names(plan),
         )
 
     def plan_of_twin(self, description: Description, plan: Plan) -> Plan:
@@ -199,9 +204,12 @@ class AgreedPlans:
 
     def with_sequence_parallel(self) -> Plan:
         """As the last one, with the tokens sharded between blocks. ValueError as above."""
-        return self._agreed(replace(self._last, sequence_parallel=True))
+        return self.again(replace(self._last, sequence_parallel=True))
 
-    def _agreed(self, request: PlanRequest) -> Plan:
+    def again(self, request: PlanRequest) -> Plan:
+        """The plan that ``request`` comes to. ValueError as of ``make``."""
+        self._last = request
+
         def work() -> Outcome[Plan]:
             plan = self._own(request)
             return Outcome(plan, [self.compared(plan)])
@@ -215,10 +223,11 @@ class AgreedPlans:
         plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)
         _refuse_dropped_layers(self._description, plan)
         self._requests[plan.hash] = request
+        _refuse_adapters(self._description, plan)
         return plan
 
 
-def _large_names(plan: Plan) -> tuple[str, ...]:
+def large_names(plan: Plan) -> tuple[str, ...]:
     names = (index_pattern(layer.module) for layer in plan.layers if layer.is_large)
     return tuple(dict.fromkeys(names))
 

@@ -7,6 +7,7 @@ on modules, integers, hooks, the forward and loss function of the model, and the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,11 +66,13 @@ class Conversion:
         )
         self._context = ForwardContext(SharedInput(group, overlap=overlap), rng=rng)
         self._undo: list[Callable[[], None]] = []
+        self._unswitched = 0  # steps to undo that came before ``switch``
         open_subgroups(plan, group)
         self._copy: PinnedCopy | None = None
 
     def switch(self) -> None:
         """Give modules their sharded classes, local integers and gradient hooks."""
+        self._unswitched = len(self._undo)
         layers = self._plan.layers
         for layer in layers:
             siblings = [own_parameters(self._modules[layers[i].module]) for i in layer.siblings]
@@ -173,6 +176,19 @@ class Conversion:
         while self._undo:
             self._undo.pop()()
 
+    def switch_back(self) -> Callable[[], None]:
+        """What undoes ``switch`` and ``keep_logits`` alone, also after ``commit``: the modules are
+        as they were before, with the shards as their parameters. It keeps no model alive: a cycle
+        would keep its memory."""
+        steps, context = self._undo[self._unswitched :], self._context
+
+        def back() -> None:
+            context.input.forget()
+            while steps:
+                steps.pop()()
+
+        return back
+
     def _sharded_entries(self) -> list[tuple[int, Entry]]:
         return [
             (index, entry)
@@ -217,12 +233,15 @@ class Conversion:
         attributes = module.__dict__
         was_there, before = key in attributes, attributes.get(key)
         attributes[key] = value
+        owner = weakref.ref(module)
 
         def back() -> None:
+            module = owner()
+            attributes = {} if module is None else module.__dict__
             if was_there:
                 attributes[key] = before
             else:
-                del attributes[key]
+                attributes.pop(key, None)
 
         self._undo.append(back)
 

@@ -34,6 +34,7 @@ class SumUnsharded:
 
     def __init__(self, state: TensorParallel) -> None:
         self._state = state
+        self._plan = state.plan
         self._entries = {entry.name: entry for entry in state.plan.entries}
         self._seen: set[int] = set()  # modules of fully_shard
         self._summed: set[str] = set()
@@ -74,6 +75,11 @@ class SumUnsharded:
 
     def check(self, entry: Entry) -> None:
         """ValueError where the gradient of a DTensor was to be summed, and was not."""
+        if self._state.plan is not self._plan:
+            raise ValueError(
+                "adapters of the model were changed after it was sharded, which is not followed "
+                "where fully_shard is around it; add them before the model is sharded"
+            )
         if self._to_sum is None:
             hooks = {e.name: grad_hook(e, self._state.group) for e in self._entries.values()}
             self._to_sum = frozenset(name for name, hook in hooks.items() if hook is not None)
@@ -116,7 +122,7 @@ def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
     for entry, known in zip(state.plan.entries, state.parameters, strict=True):
         found = named.get(entry.name, known)
         parameters.append(found if is_distributed(found) else known)
-    state.replace_parameters(tuple(parameters))
+    state.set_plan(state.plan, tuple(parameters))
 
 
 def check_mesh(module: nn.Module, state: TensorParallel) -> None:

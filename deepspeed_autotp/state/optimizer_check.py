@@ -26,8 +26,7 @@ class _BeforeStep:
     there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
     """
 
-    def __init__(self, model: nn.Module, state: TensorParallel, unsharded: SumUnsharded) -> None:
-        self._model = weakref.ref(model)
+    def __init__(self, state: TensorParallel, unsharded: SumUnsharded) -> None:
         self._state = weakref.ref(state)
         self._unsharded = weakref.ref(unsharded)
         self._others = 0  # steps of what is not in the plan
@@ -36,7 +35,8 @@ class _BeforeStep:
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        model, state, unsharded = self._model(), self._state(), self._unsharded()
+        state, unsharded = self._state(), self._unsharded()
+        model = None if state is None or state.model is None else state.model()
         if model is None or state is None or unsharded is None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -104,7 +104,7 @@ def check_optimizers(model: nn.Module, state: TensorParallel) -> None:
     """Check the steps of ``model`` from now on, as long as ``state`` is there."""
     unsharded = SumUnsharded(state)
     model.register_forward_pre_hook(unsharded)
-    before_step = _BeforeStep(model, state, unsharded)
+    before_step = _BeforeStep(state, unsharded)
     handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
     model.register_forward_pre_hook(_CompareSteps(state.group, before_step))

@@ -20,6 +20,8 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.module_state import find_state, set_state
+from deepspeed_autotp.interop.peft import ModuleChanges
+from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.interop.wrappers import unwrapped
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
@@ -56,21 +58,29 @@ class TensorParallel:
         settings: Mapping[str, str],
         recipe: Mapping[str, Any] | None,
     ) -> None:
-        self.plan = plan
         self.settings = settings
         self.recipe = recipe
         self.group = group
-        self.replace_parameters(parameters)
+        self.set_plan(plan, parameters)
         # Of parameters that are full for now: their own memory, and how often they are held.
         self._held: dict[int, tuple[Tensor, int]] = {}
         self.masters: MasterWeights | None = None  # of DeepSpeed's optimizer, where there is one
+        self.model: weakref.ref[nn.Module] | None = None  # what carries it; None for a copy
+        self.changes: ModuleChanges | None = None  # None for a copy
         group.join(self)
         _states.add(self)
 
-    def replace_parameters(self, parameters: tuple[nn.Parameter, ...]) -> None:
-        """Know ``parameters`` as those of the plan's entries, as fully_shard makes DTensors."""
+    def set_plan(self, plan: Plan, parameters: tuple[nn.Parameter, ...]) -> None:
+        """Another plan for the same shards, as when modules were added to the model, or other
+        parameters for the same plan, as fully_shard makes them."""
+        self.plan = plan
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether some parameters are full for now."""
+        return bool(self._held)
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +110,7 @@ class TensorParallel:
             raise ValueError(
                 f"{gone} is not a parameter of {type(model).__name__} any more: its module was "
                 "replaced after the model was sharded, and what took its place knows nothing of "
-                "other ranks; add adapters and exchange modules before"
+                "other ranks; exchange modules before, and import peft before for adapters after"
             )
         self.check_identity(model)
 
@@ -177,11 +187,6 @@ class TensorParallel:
             parameter.data = self.gather(parameter, entry=entry) if is_sharded else data.clone()
         self._held[id(parameter)] = data, depth + 1
 
-    @property
-    def is_held(self) -> bool:
-        """Whether any parameter is held."""
-        return bool(self._held)
-
     def held(self, parameter: Tensor) -> Tensor | None:
         """The memory of a parameter that is held, or None; of a sharded one that of its shard."""
         return self._held.get(id(parameter), (None, 0))[0]
@@ -221,13 +226,15 @@ def _unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
 def attach(model: nn.Module, state: TensorParallel) -> None:
     """Make ``model`` carry ``state``, and refuse its forward while parameters are full."""
     set_state(model, state)
-    model.register_forward_pre_hook(_refuse_held)
+    state.model = weakref.ref(model)
+    if _refuse_held not in forward_pre_hooks(model):
+        model.register_forward_pre_hook(_refuse_held)
 
 
 def _refuse_held(model: nn.Module, args: object) -> None:
     # By the module, as a copy of it has a state of its own.
     state = find_state(model, TensorParallel)
-    if state is not None and state.is_held:
+    if state is not None and state.is_gathered:
         raise RuntimeError(
             f"{type(model).__name__} was called while gather_params holds full parameters of it, "
             "with which layers would sum full results over the ranks; call it after the context"

@@ -202,10 +202,9 @@ def replaced() -> dict[str, str]:
     model = made()
     model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()}, assign=True)
     found["assigned"] = raised_error(lambda: _step(model))
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(made(), LoraConfig(target_modules=["q_proj", "o_proj"]))
-    found["adapted"] = raised_error(lambda: _step(adapted))
+    model = made()
+    model.lm_head = nn.Sequential(model.lm_head)
+    found["wrapped"] = raised_error(lambda: _step(model))
     whole = copy.deepcopy(made())
     found["whole"] = raised_error(lambda: _step(whole))
     return found

@@ -73,6 +73,23 @@ tp_adapters_plain(const char *name, char *out, tp_adapted *part)
     return *part == TP_ADAPTED_NONE ? name : out;
 }
 
+int
+tp_adapters_parent(const tp_model *model, int module)
+{
+    char own[TP_LONGEST_NAME], other[TP_LONGEST_NAME];
+    tp_adapted part;
+    int parent = tp_model_module(model, module)->parent;
+    tp_adapters_plain(tp_model_module(model, module)->name, own, &part);
+    while (part > TP_ADAPTED_ROOT && parent >= 0) {
+        tp_adapted unused;
+        const char *name = tp_model_module(model, parent)->name;
+        if (strcmp(tp_adapters_plain(name, other, &unused), own) != 0)
+            break;
+        parent = tp_model_module(model, parent)->parent;
+    }
+    return parent;
+}
+
 bool
 tp_adapters_is_list(const char *name)
 {

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "model/model.h"
+
 enum { TP_LONGEST_NAME = 512 }; /* of those that are looked at for adapters */
 
 typedef enum {
@@ -28,6 +30,10 @@ tp_adapted tp_adapters_name(const char *name, char *out, size_t size);
 /* As tp_adapters_name: the name that a plan has for `name`, which is `name` itself
  * where no adapter has to do with it; `out` has room for TP_LONGEST_NAME bytes. */
 const char *tp_adapters_plain(const char *name, char *out, tp_adapted *part);
+
+/* The module that a layer is in, or one that adapters have for it: not what they put
+ * around it. -1: none. */
+int tp_adapters_parent(const tp_model *model, int module);
 
 /* Whether a module of that name holds, by their names, what adapters have for a layer.
  */

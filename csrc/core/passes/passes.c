@@ -6,6 +6,7 @@
 
 #include "passes/choose/choose.h"
 #include "passes/choose/defaults.h"
+#include "passes/choose/factors.h"
 #include "passes/choose/fallback.h"
 #include "passes/choose/family_blocks.h"
 #include "passes/choose/family_experts.h"
@@ -186,6 +187,8 @@ static const tp_pass passes[] = {
     {"defaults", tp_defaults_choose, CHOICES | GEOMETRIES | PAIRED, CHOICES},
     {"large layers", tp_large_layers_choose, CHOICES | MODULE_RULES,
      CHOICES | MESSAGES},
+    {"factors of adapters", tp_factors_choose, CHOICES | ATTENTIONS,
+     CHOICES | ATTENTIONS},
     {"weights", tp_resolve_weights, CHOICES | MODULE_RULES | ATTENTIONS | GEOMETRIES,
      DECISIONS | LAYOUTS | MESSAGES},
     {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | MESSAGES},

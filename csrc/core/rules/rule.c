@@ -184,47 +184,46 @@ match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
     return 0;
 }
 
-/* Whether a rule for a layer is one for the factor of an adapter beside it. That of a
- * column layer's input is full, and so is that of a row layer's output. */
-static bool
-fits_adapted(const tp_rule *rule, tp_adapted part)
+/* A name that rules are tried on. They know nothing of adapters, so that what is
+ * adapted has another one without them; factors have none, and follow their layer. */
+typedef struct {
+    tp_subject given, plain;
+    bool adapted;
+    char room[TP_LONGEST_NAME];
+} named;
+
+static void
+name_plainly(named *name)
 {
-    if (part == TP_ADAPTED_DOWN)
-        return rule->style == TP_STYLE_SHARD &&
-               rule->spec.partition == TP_PARTITION_ROW;
-    if (part == TP_ADAPTED_UP)
-        return rule->style == TP_STYLE_SHARD &&
-               rule->spec.partition == TP_PARTITION_COLUMN;
-    return true;
+    const tp_adapted part =
+        tp_adapters_name(name->given.text, name->room, sizeof(name->room));
+    name->adapted = part == TP_ADAPTED_ROOT || part == TP_ADAPTED_LAYER;
+    if (name->adapted)
+        name->plain = tp_subject_of(name->room, strlen(name->room));
 }
 
-/* A plan of the model knows nothing of adapters. */
 static bool
-match_hf(const tp_rule *rule, const tp_query *query, const tp_subject *name)
+match_hf(const tp_rule *rule, const char *prefix, const named *name)
 {
-    const char *prefix = query->prefix;
-    char plain[TP_LONGEST_NAME];
-
-    if ((rule->hf_pairs & ~name->pairs) != 0)
+    if ((rule->hf_pairs & ~name->given.pairs) != 0)
         return false;
-    if (tp_hf_plan_match(rule->hf_pattern, prefix, name->text))
-        return true;
-    const tp_adapted part = tp_adapters_name(name->text, plain, sizeof(plain));
-    /* Factors that are no layers of their own are another adapter's than LoRA's. */
-    if (query->raw && (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP))
-        return false;
-    return part != TP_ADAPTED_NONE && fits_adapted(rule, part) &&
-           tp_hf_plan_match(rule->hf_pattern, prefix, plain);
+    return tp_hf_plan_match(rule->hf_pattern, prefix, name->given.text) ||
+           (name->adapted && tp_hf_plan_match(rule->hf_pattern, prefix, name->room));
 }
 
 static int
-match_name(const tp_rule *rule, const tp_query *query, const tp_subject *name,
-           bool *matched, tp_error *err)
+match_name(const tp_rule *rule, const tp_query *query, const named *name, bool *matched,
+           tp_error *err)
 {
-    if (rule->hf_pattern == NULL)
-        return match_patterns(rule, name, matched, err);
-    *matched = match_hf(rule, query, name);
-    return 0;
+    if (rule->hf_pattern != NULL) {
+        *matched = match_hf(rule, query->prefix, name);
+        return 0;
+    }
+    if (match_patterns(rule, &name->given, matched, err) < 0)
+        return -1;
+    return *matched || !name->adapted
+               ? 0
+               : match_patterns(rule, &name->plain, matched, err);
 }
 
 int
@@ -233,9 +232,12 @@ tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room
 {
     const bool twice = query->module != NULL;
     const char *second = twice ? query->module : "";
-    const tp_subject module = tp_subject_of(second, strlen(second));
-    const tp_subject parameter =
-        tp_subject_after(&module, query->parameter, strlen(query->parameter));
+    named module, parameter;
+    module.given = tp_subject_of(second, strlen(second));
+    parameter.given =
+        tp_subject_after(&module.given, query->parameter, strlen(query->parameter));
+    name_plainly(&module);
+    name_plainly(&parameter);
     int count = 0;
     for (int i = 0; i < rules->count; i++) {
         const tp_rule *rule = &rules->rules[i];

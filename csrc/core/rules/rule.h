@@ -73,7 +73,6 @@ typedef struct {
     const char *module;     /* "model.layers.0.mlp.up_proj"; NULL: none */
     const char *model_type; /* "llama"; NULL: unknown */
     const char *prefix;     /* "model", the base-model prefix; "": none */
-    bool raw;               /* a parameter that is no layer's weight */
 } tp_query;
 
 /* The rules that match, in order, at most `room` of them; returns how many

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
@@ -15,6 +16,22 @@ from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
     """The shape, also of a parameter that ZeRO 3 has partitioned."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def stating_shapes(shapes: Iterable[tuple[nn.Parameter, tuple[int, ...]]]) -> Iterator[None]:
+    """Let parameters say the full shape as those that ZeRO 3 has partitioned do, for PEFT, which
+    asks the weight of a Conv1D for its features."""
+    stated: list[Any] = []
+    try:
+        for parameter, shape in shapes:
+            written: Any = parameter
+            written.ds_shape = torch.Size(shape)
+            stated.append(parameter)
+        yield
+    finally:
+        for parameter in stated:
+            del parameter.ds_shape
 
 
 def is_partitioned(parameter: Tensor) -> bool:

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "passes/resolve/raw.h"
-
 typedef struct {
     const char **labels; /* of the rules, which may be gone before the plan is */
     int *found;          /* room for one index per rule */
@@ -86,7 +84,7 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     const tp_parameter *parameter = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, parameter->module);
     const tp_query query = {parameter->name, module->name, facts->model_type,
-                            facts->prefix, tp_raw_is(build->model, index)};
+                            facts->prefix};
     const int rules = tp_rules_count(build->rules);
     const int count = tp_rules_find(build->rules, &query, with->found, rules, err);
     if (count <= 0)

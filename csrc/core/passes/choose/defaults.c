@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/adapters.h"
 #include "model/names.h"
 #include "passes/choose/choose.h"
 #include "passes/resolve/resolve.h"
@@ -37,17 +38,37 @@ is_asked(const tp_build *build)
             (build->paired > 0 || tp_family_is_tried(type)));
 }
 
+/* The layer that is `module`, or that adapters were put around there; -1 for none. */
+static int
+adapted_layer(const tp_build *build, int module)
+{
+    if (module < 0 || tp_module_is_layer(tp_model_module(build->model, module)))
+        return module;
+    for (int i = module + 1; i < tp_model_module_count(build->model); i++) {
+        const tp_module *at = tp_model_module(build->model, i);
+        char plain[TP_LONGEST_NAME];
+        tp_adapted part;
+        tp_adapters_plain(at->name, plain, &part);
+        if (at->parent == module && part == TP_ADAPTED_LAYER)
+            return i;
+    }
+    return -1;
+}
+
 static bool
-is_head(const tp_build *build, int module)
+is_head(const tp_build *build, int module, int output_head)
 {
     const tp_module *at = tp_model_module(build->model, module);
     if (at->kind != TP_MODULE_LINEAR)
         return false;
-    if (module == tp_model_get_facts(build->model)->output_head)
+    if (module == output_head)
         return true;
+    char room[TP_LONGEST_NAME];
+    tp_adapted part;
+    const char *leaf = tp_names_leaf(tp_adapters_plain(at->name, room, &part));
     const tp_plan_options *options = build->options;
     for (int i = 0; i < options->head_pattern_count; i++) {
-        if (strstr(tp_names_leaf(at->name), options->head_patterns[i]) != NULL)
+        if (strstr(leaf, options->head_patterns[i]) != NULL)
             return true;
     }
     return false;
@@ -75,7 +96,8 @@ is_tied(const tp_build *build, int index)
 static void
 choose_embedding(tp_build *build)
 {
-    const int module = tp_model_get_facts(build->model)->input_embedding;
+    const int module =
+        adapted_layer(build, tp_model_get_facts(build->model)->input_embedding);
     if (module < 0 ||
         tp_model_module(build->model, module)->kind != TP_MODULE_EMBEDDING)
         return;
@@ -98,8 +120,11 @@ tp_defaults_choose(tp_build *build, tp_error *err)
         return 0;
     choose_embedding(build);
     const int count = tp_model_module_count(build->model);
+    const int output_head =
+        adapted_layer(build, tp_model_get_facts(build->model)->output_head);
     for (int i = 0; i < count; i++) {
-        const int weight = is_head(build, i) ? find_weight(build, i, 0) : -1;
+        const int weight =
+            is_head(build, i, output_head) ? find_weight(build, i, 0) : -1;
         if (weight >= 0 && !tp_choose_is_taken(build, weight))
             choose(build, weight, &head, "output head");
     }
@@ -112,10 +137,13 @@ is_head_norm(const tp_build *build, int index, const char *sharded)
 {
     const tp_parameter *at = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, at->module);
-    if (at->dims != 1 || module->parent < 0 || !sharded[module->parent] ||
-        !tp_norms_is_head(tp_names_leaf(module->name)))
+    const int parent = tp_adapters_parent(build->model, at->module);
+    char room[TP_LONGEST_NAME];
+    tp_adapted part;
+    if (at->dims != 1 || parent < 0 || !sharded[parent] ||
+        !tp_norms_is_head(tp_names_leaf(tp_adapters_plain(module->name, room, &part))))
         return false;
-    const tp_geometry *geometry = tp_geometries_at(build->geometries, module->parent);
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, parent);
     return geometry != NULL && at->shape[0] == geometry->head_size &&
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
@@ -157,7 +185,7 @@ tp_defaults_inside(tp_build *build, tp_error *err)
         return tp_fail_memory(err);
     for (int i = 0; i < count; i++) {
         const int module = tp_model_parameter(build->model, i)->module;
-        const int parent = tp_model_module(build->model, module)->parent;
+        const int parent = tp_adapters_parent(build->model, module);
         const tp_decision *decision = &build->decisions[i];
         if (parent >= 0 && decision->kind == TP_COLUMN && !decision->gather_output)
             sharded[parent] = 1;

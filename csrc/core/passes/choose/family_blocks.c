@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/map.h"
+#include "model/adapters.h"
 #include "model/names.h"
 #include "passes/choose/family_fit.h"
 #include "passes/resolve/resolve.h"
@@ -15,11 +16,19 @@
 
 typedef struct {
     tp_build *build;
-    tp_map *names; /* of modules */
+    const char **plain; /* one per module: its name without adapters; NULL for what
+                         * these add */
+    tp_map *names;      /* of linear layers, without adapters */
     tp_text room;
     tp_source source;
     tp_map *warned; /* starred names of outputs that a message was made of */
 } search;
+
+static bool
+is_linear(const tp_module *module)
+{
+    return module->kind == TP_MODULE_LINEAR || module->kind == TP_MODULE_CONV1D;
+}
 
 /* Whether a layer may be sharded: a linear layer that no rule speaks of, not inside of
  * something whose output is summed. A tensor may be part of several blocks. */
@@ -29,7 +38,7 @@ is_free(const search *with, int module)
     const tp_build *build = with->build;
     const tp_module *at = tp_model_module(build->model, module);
     const int weight = tp_family_weight(build, module);
-    if ((at->kind != TP_MODULE_LINEAR && at->kind != TP_MODULE_CONV1D) || weight < 0)
+    if (!is_linear(at) || with->plain[module] == NULL || weight < 0)
         return false;
     for (int i = tp_build_first(build, weight); i >= 0; i = build->next_name[i]) {
         if (build->choices[i].spec != NULL &&
@@ -54,7 +63,7 @@ find_beside(search *with, const char *output, size_t tail, const char *name)
 static bool
 find_inputs(search *with, const tp_family_block *row, int output, tp_family_found *out)
 {
-    const char *name = tp_model_module(with->build->model, output)->name;
+    const char *name = with->plain[output];
     const size_t size = strlen(name), tail = strlen(row->output);
     if (size < tail || strcmp(name + size - tail, row->output) != 0 ||
         (size > tail && name[size - tail - 1] != '.'))
@@ -163,16 +172,42 @@ try_output(search *with, int module, tp_error *err)
     return 0;
 }
 
+/* The name of a module without adapters, in the arena; NULL for a factor, or a copy
+ * that is trained in full. */
+static int
+plain_name(const search *with, int module, const char **out, tp_error *err)
+{
+    char room[TP_LONGEST_NAME];
+    tp_adapted part;
+    const char *name = tp_model_module(with->build->model, module)->name;
+    const char *plain = tp_adapters_plain(name, room, &part);
+    *out = NULL;
+    if (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP ||
+        (part == TP_ADAPTED_LAYER && strstr(name, ".modules_to_save.") != NULL))
+        return 0;
+    *out = plain == name
+               ? name
+               : tp_arena_text(with->build->plan->arena, plain, strlen(plain), err);
+    return *out == NULL ? -1 : 0;
+}
+
 static int
 map_names(search *with, tp_error *err)
 {
     const tp_model *model = with->build->model;
     const int count = tp_model_module_count(model);
+    with->plain = calloc((size_t)count + 1, sizeof(*with->plain));
+    if (with->plain == NULL)
+        return tp_fail_memory(err);
     if (tp_map_new((size_t)count, &with->names, err) < 0 ||
         tp_map_new(16, &with->warned, err) < 0)
         return -1;
     for (int i = 0; i < count; i++) {
-        if (tp_map_add(with->names, tp_model_module(model, i)->name, i, err) < 0)
+        if (!is_linear(tp_model_module(model, i)))
+            continue;
+        if (plain_name(with, i, &with->plain[i], err) < 0 ||
+            (with->plain[i] != NULL &&
+             tp_map_add(with->names, with->plain[i], i, err) < 0))
             return -1;
     }
     return 0;
@@ -205,6 +240,7 @@ tp_family_blocks_choose(tp_build *build, tp_error *err)
     }
     if (result == 0 && with.room.failed)
         result = tp_fail_memory(err);
+    free(with.plain);
     tp_map_free(with.names);
     tp_map_free(with.warned);
     tp_text_free(&with.room);

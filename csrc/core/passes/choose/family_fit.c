@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "model/adapters.h"
 #include "model/head_counts.h"
 #include "rules/families.h"
 
@@ -36,7 +37,7 @@ guess_heads(const tp_build *build, tp_family_found *at)
     const int64_t first = features(build, at->inputs[0], true);
     const int64_t key =
         at->count == 1 ? (first - query) / 2 : features(build, at->inputs[1], true);
-    const int parent = tp_model_module(build->model, at->inputs[0])->parent;
+    const int parent = tp_adapters_parent(build->model, at->inputs[0]);
     const char *type = tp_model_get_facts(build->model)->model_type;
     tp_geometry found = {.separate_keys = at->count > 1 && key != query,
                          .guessed = true};

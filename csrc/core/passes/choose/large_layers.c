@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/map.h"
+#include "model/adapters.h"
 #include "model/names.h"
 #include "passes/choose/choose.h"
 #include "passes/choose/family_blocks.h"
@@ -68,6 +69,11 @@ find_weight(const tp_build *build, int module)
     const int weight = tp_model_find_parameter(build->model, module, "weight");
     const tp_parameter *at =
         weight < 0 ? NULL : tp_model_parameter(build->model, weight);
+    char plain[TP_LONGEST_NAME];
+    tp_adapted part;
+    tp_adapters_plain(tp_model_module(build->model, module)->name, plain, &part);
+    if (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP) /* follow their layer */
+        return -1;
     if (at == NULL || at->dims != 2 || tp_choose_is_taken(build, weight) ||
         build->next_name[tp_build_first(build, weight)] >= 0 ||
         is_ruled(build, module) || spec_of(build, module, at) == NULL)

@@ -21,7 +21,7 @@ refuse_adapted(const tp_rule *rule, const char *name, tp_error *err)
     return tp_fail(
         err, TP_VALUE,
         "rule '%s' (%s) cannot be followed with an adapter on '%s': leave that "
-        "layer out of the adapter's target_modules",
+        "layer out of the adapter's target_modules and target_parameters",
         rule->label, tp_source_name(rule->source), name);
 }
 

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "model/adapters.h"
 #include "model/names.h"
 
 /* What a norm works on: what a projection gives, or what the last layer takes. */
@@ -53,7 +54,10 @@ fits(const tp_build *build, int module, subject of, int64_t size)
     if (weight < 0 || build->decisions[weight].layout == NULL)
         return false;
     const tp_decision *at = &build->decisions[weight];
-    const char *leaf = tp_names_leaf(tp_model_module(build->model, module)->name);
+    char room[TP_LONGEST_NAME];
+    tp_adapted part;
+    const char *leaf = tp_names_leaf(
+        tp_adapters_plain(tp_model_module(build->model, module)->name, room, &part));
     if (at->layout->size != size || at->gather_output || at->split_input)
         return false;
     if (of == OF_INPUT)
@@ -68,8 +72,7 @@ find_weight(const tp_build *build, int parent, subject of, int64_t size)
     const int count = tp_model_module_count(build->model);
     for (int i = parent + 1;
          i < count && tp_model_module(build->model, i)->parent >= parent; i++) {
-        if (tp_model_module(build->model, i)->parent == parent &&
-            fits(build, i, of, size))
+        if (tp_adapters_parent(build->model, i) == parent && fits(build, i, of, size))
             return tp_model_find_parameter(build->model, i, "weight");
     }
     return -1;
@@ -79,18 +82,21 @@ int
 tp_norms_follow(const tp_build *build, int module)
 {
     const tp_module *at = tp_model_module(build->model, module);
-    const int name = find_name(tp_names_leaf(at->name));
+    const int parent = tp_adapters_parent(build->model, module);
+    char room[TP_LONGEST_NAME];
+    tp_adapted part;
+    const int name = find_name(tp_names_leaf(tp_adapters_plain(at->name, room, &part)));
     const int scale = tp_model_find_parameter(build->model, module, "weight");
-    if (name < 0 || scale < 0 || at->parent < 0 || tp_module_is_layer(at) ||
+    if (name < 0 || scale < 0 || parent < 0 || tp_module_is_layer(at) ||
         build->decisions[scale].layout != NULL)
         return -1;
     const tp_parameter *weight = tp_model_parameter(build->model, scale);
-    const tp_geometry *geometry = tp_geometries_at(build->geometries, at->parent);
+    const tp_geometry *geometry = tp_geometries_at(build->geometries, parent);
     /* A norm over one head works on full heads, also where there is one head. */
     if (weight->dims != 1 || (names[name].of != OF_INPUT && geometry != NULL &&
                               weight->shape[0] == geometry->head_size))
         return -1;
-    return find_weight(build, at->parent, names[name].of, weight->shape[0]);
+    return find_weight(build, parent, names[name].of, weight->shape[0]);
 }
 
 int

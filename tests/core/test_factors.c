@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plan_fixture.h"
+#include "rules/families.h"
+
+/* A layer with LoRA of rank 3 on it. */
+static void
+add_adapted(fixture *f, const char *name, tp_module_kind kind, int out, int in)
+{
+    const bool linear = kind == TP_MODULE_LINEAR;
+    char part[128];
+    add_module(f, name, TP_MODULE_OTHER, 0);
+    snprintf(part, sizeof(part), "%s.base_layer", name);
+    const int base = add_matrix(f, part, kind, linear ? out : in, linear ? in : out);
+    add_vector(f, base, "bias", out);
+    snprintf(part, sizeof(part), "%s.lora_A", name);
+    add_module(f, part, TP_MODULE_OTHER, 0);
+    snprintf(part, sizeof(part), "%s.lora_A.default", name);
+    add_linear(f, part, 3, in);
+    snprintf(part, sizeof(part), "%s.lora_B", name);
+    add_module(f, part, TP_MODULE_OTHER, 0);
+    snprintf(part, sizeof(part), "%s.lora_B.default", name);
+    add_linear(f, part, out, 3);
+}
+
+#define BLOCK "base_model.model.h.0."
+
+/* GPT-2's names, which no plan of transformers speaks of; of the MLP's output layer
+ * there are an original and a copy. */
+static fixture
+gpt2(void)
+{
+    fixture f = fixture_new(2);
+    f.options.families = f.options.heuristics = f.options.large_layers = true;
+    f.facts.model_type = "gpt2";
+    f.facts.prefix = "";
+    add_module(&f, BLOCK "attn", TP_MODULE_OTHER, 4, "num_heads", 4, "head_dim", 4,
+               "embed_dim", 16, "split_size", 16);
+    add_adapted(&f, BLOCK "attn.c_attn", TP_MODULE_CONV1D, 48, 16);
+    add_adapted(&f, BLOCK "attn.c_proj", TP_MODULE_CONV1D, 16, 16);
+    add_module(&f, BLOCK "mlp", TP_MODULE_OTHER, 0);
+    add_adapted(&f, BLOCK "mlp.c_fc", TP_MODULE_CONV1D, 64, 16);
+    add_module(&f, BLOCK "mlp.c_proj", TP_MODULE_OTHER, 0);
+    add_matrix(&f, BLOCK "mlp.c_proj.original_module", TP_MODULE_CONV1D, 64, 16);
+    add_module(&f, BLOCK "mlp.c_proj.modules_to_save", TP_MODULE_OTHER, 0);
+    add_matrix(&f, BLOCK "mlp.c_proj.modules_to_save.default", TP_MODULE_CONV1D, 64,
+               16);
+    return f;
+}
+
+static void
+test_blocks_are_known_through_adapters(void)
+{
+    fixture f = gpt2();
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "attn.c_attn.base_layer.weight", 0),
+                      "column [16, 24]");
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "attn.c_attn.base_layer.bias", 0),
+                      "column [24]");
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "attn.c_proj.base_layer.weight", 1),
+                      "row [8, 16]");
+        CHECK_INT_EQ(entry_of(&f, BLOCK "mlp.c_fc.base_layer.weight")->source,
+                     TP_FROM_FAMILY);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_one_factor_is_sharded_into_the_runs_of_its_layer(void)
+{
+    fixture f = gpt2();
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "attn.c_attn.lora_B.default.weight", 1),
+                      "column [24, 3]");
+        CHECK(entry_of(&f, BLOCK "attn.c_attn.lora_B.default.weight")->layout ==
+              entry_of(&f, BLOCK "attn.c_attn.base_layer.weight")->layout);
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "attn.c_proj.lora_A.default.weight", 0),
+                      "row [3, 8]");
+        CHECK_INT_EQ(entry_of(&f, BLOCK "attn.c_attn.lora_A.default.weight")->kind,
+                     TP_REPLICATED);
+        CHECK_INT_EQ(entry_of(&f, BLOCK "attn.c_proj.lora_B.default.weight")->kind,
+                     TP_REPLICATED);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_copy_is_sharded_as_the_original(void)
+{
+    fixture f = gpt2();
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, BLOCK "mlp.c_proj.original_module.weight", 0),
+                      "row [32, 16]");
+        CHECK_TEXT_EQ(
+            local_of(&f, BLOCK "mlp.c_proj.modules_to_save.default.weight", 0),
+            "row [32, 16]");
+    }
+    fixture_free(&f);
+}
+
+/* It works on the heads of a rank, whose layers are one deeper than it. */
+static void
+test_a_norm_beside_adapted_layers_sums_its_gradient(void)
+{
+    fixture f = gpt2();
+    const int norm = add_module(&f, BLOCK "attn.q_norm", TP_MODULE_OTHER, 0);
+    add_shaped(&f, norm, "weight", 1, (int64_t[]){4}, -1);
+    if (make_plan(&f))
+        CHECK_INT_EQ(entry_of(&f, BLOCK "attn.q_norm.weight")->kind, TP_REPLICATED_SUM);
+    fixture_free(&f);
+}
+
+/* A rule for both factors would shard the one that is full. */
+static void
+test_factors_follow_their_layer_and_no_rule(void)
+{
+    fixture f = fixture_new(2);
+    add_adapted(&f, "mlp.up", TP_MODULE_LINEAR, 32, 16);
+    add_adapted(&f, "mlp.down", TP_MODULE_LINEAR, 16, 32);
+    add_rule(&f, "up", "mlp\\.up", TP_PARTITION_COLUMN);
+    add_rule(&f, "down", "mlp\\.down\\.base_layer", TP_PARTITION_ROW);
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "mlp.up.lora_A.default.weight")->kind, TP_REPLICATED);
+        CHECK_TEXT_EQ(local_of(&f, "mlp.up.lora_B.default.weight", 0),
+                      "column [16, 3]");
+        CHECK_TEXT_EQ(local_of(&f, "mlp.down.lora_A.default.weight", 0), "row [3, 16]");
+    }
+    fixture_free(&f);
+}
+
+/* As before the adapters were there. */
+static void
+test_rules_are_tried_on_names_without_adapters(void)
+{
+    fixture f = fixture_new(2);
+    add_adapted(&f, "base_model.model.mlp.up", TP_MODULE_LINEAR, 32, 16);
+    add_adapted(&f, "base_model.model.mlp.down", TP_MODULE_LINEAR, 16, 32);
+    add_rule(&f, "up", "mlp\\.up\\.weight$", TP_PARTITION_COLUMN);
+    add_rule(&f, "down", "mlp\\.down$", TP_PARTITION_ROW);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "base_model.model.mlp.up.base_layer.weight", 0),
+                      "column [16, 16]");
+        CHECK_TEXT_EQ(local_of(&f, "base_model.model.mlp.up.lora_B.default.weight", 0),
+                      "column [16, 3]");
+        CHECK_TEXT_EQ(local_of(&f, "base_model.model.mlp.down.base_layer.weight", 0),
+                      "row [16, 16]");
+    }
+    fixture_free(&f);
+}
+
+int
+main(void)
+{
+    RUN(test_blocks_are_known_through_adapters);
+    RUN(test_one_factor_is_sharded_into_the_runs_of_its_layer);
+    RUN(test_a_copy_is_sharded_as_the_original);
+    RUN(test_a_norm_beside_adapted_layers_sums_its_gradient);
+    RUN(test_factors_follow_their_layer_and_no_rule);
+    RUN(test_rules_are_tried_on_names_without_adapters);
+    return check_result();
+}
