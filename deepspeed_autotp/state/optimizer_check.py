@@ -14,7 +14,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.fully_shard import is_distributed, local_part, reshard
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
-from deepspeed_autotp.state.sharded_model import TensorParallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
 
 
 class _BeforeStep:
@@ -40,7 +40,7 @@ class _BeforeStep:
         if model is None or state is None or unsharded is None:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if any(is_distributed(p) and state.entry(p) is None for p in parameters):
+        if any(is_distributed(p) and owner_of(p) is None for p in parameters):
             follow_fully_shard(model, state)
         entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
         if any(entry.is_sharded for _, entry in entries):

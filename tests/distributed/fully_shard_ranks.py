@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -219,9 +220,18 @@ def refusals(folder: str) -> dict[str, str]:
         fully_shard(layer, mesh=dp)
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.5)
     inner.model(input_ids=tokens(0)).last_hidden_state.sum().backward()
+    late = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
+    config = LoraConfig(target_modules=["q_proj", "o_proj"])
+    adapted = get_peft_model(late, config)
+    fully_shard(adapted, mesh=dp)
+    factors = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+    adapted(input_ids=tokens(0)).logits.sum().backward()
+    of_factors = raised_error(factors.step)
     mixed = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
     mixed = fully_shard(mixed, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return {
+        "adapters before": of_factors,
+        "adapters after": raised_error(lambda: get_peft_model(model, config)),
         "step": raised_error(optimizer.step),
         "save_pretrained": raised_error(lambda: deepspeed_autotp.save_pretrained(model, folder)),
         "gather_params": raised_error(deepspeed_autotp.gather_params(model).__enter__),

@@ -78,9 +78,11 @@ def test_what_would_train_wrongly_is_refused_by_name(pool: Pool, tmp_path: Path)
     found = {key: {each[key] for each in results} for key in results[0]}
     for key, words in {
         "step": "q_norm.weight was not summed over the TP group",
+        "adapters before": "adapters of the model were changed after it was sharded",
+        "adapters after": "fully_shard has partitioned the weights",
         "save_pretrained": "got a model with fully_shard",
         "gather_params": "got a DTensor, which fully_shard keeps in parts",
         "mesh": "fully_shard: mesh: got one with the ranks",
         "mesh, clip": "have different shards in one TP group",
     }.items():
-        assert all(text.startswith("ValueError") and words in text for text in found[key])
+        assert all(t.startswith("ValueError") and words in t for t in found[key]), found[key]
