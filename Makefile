@@ -135,7 +135,7 @@ kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is 
 
 kill-commands: $(stamp) ## End autotp merge and reshard at 20 moments, and look at what is there; takes minutes
 	@AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
-		tests/integration/test_killed_commands.py -k killed_command $(ARGS)
+		tests/integration/test_killed_commands.py::test_a_killed_command_leaves_all_or_nothing $(ARGS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
 SAVE ?=

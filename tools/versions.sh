@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 tests_of() {
     case $1 in
     trl*) echo tests/integration/test_trl.py tests/distributed/test_{gathered_weight,chunked_head}.py ;;
-    peft*) echo tests/integration/test_trl.py tests/distributed/test_{parallelize,save_pretrained}.py ;;
+    peft*) echo tests/integration/test_{trl,peft}.py tests/distributed/test_{parallelize,save_pretrained}.py ;;
     *)
         # The C core looks into nothing, and what an import costs is another question.
         echo tests/unit --ignore=tests/unit/test_core_c.py --ignore=tests/unit/test_import.py
@@ -36,6 +36,7 @@ failed=0
 for requirement in "$@"; do
     folder="build/versions/$requirement"
     if [ ! -d "$folder" ]; then
+        rm -rf "$folder.part"
         .venv/bin/python -m pip install --quiet --no-deps --target "$folder.part" "$requirement"
         mv "$folder.part" "$folder"
     fi

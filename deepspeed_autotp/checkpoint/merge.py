@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.open_checkpoint import open_checkpoint
 from deepspeed_autotp.checkpoint.pretrained_folder import INDEX, SINGLE, Index
 from deepspeed_autotp.checkpoint.safetensors_file import Tensorlike, file_layout
-from deepspeed_autotp.checkpoint.saved_checkpoint import MASTER, SavedCheckpoint
+from deepspeed_autotp.checkpoint.saved_checkpoint import (
+    MASTER,
+    SavedCheckpoint,
+    refuse_undescribed,
+)
 from deepspeed_autotp.checkpoint.unsharded import full
 from deepspeed_autotp.checkpoint.worker_processes import (
     Advance,
@@ -116,6 +121,7 @@ def _write(saved: SavedCheckpoint, made: Path, file: _File, done: Advance, *, ma
 def _tensors(saved: SavedCheckpoint, *, master: bool) -> Iterator[_Tensor]:
     """What is merged: parameters, tied ones once, and buffers."""
     module = saved.files.model(0)["module"]
+    _refuse_other_names(saved, module)
     for name, value in module.items():
         if not isinstance(value, Tensor):
             continue
@@ -125,6 +131,23 @@ def _tensors(saved: SavedCheckpoint, *, master: bool) -> Iterator[_Tensor]:
         shape = tuple(value.shape) if parameter is None else parameter.shape
         yield _Tensor(
             name, shape, torch.float32 if master and saved.has_master(name) else value.dtype
+        )
+
+
+def _refuse_other_names(saved: SavedCheckpoint, module: Mapping[str, Any]) -> None:
+    """ValueError where the files have not the weights of the model that was sharded."""
+    where, parameters = repr(str(saved.files.folder)), saved.layout.parameters
+    refuse_undescribed(saved, module)
+    missing = next((n for n, p in parameters.items() if p.tied_to is None and n not in module), "")
+    if missing:
+        raise ValueError(
+            f"{where} has no {missing!r}, as save_checkpoint(exclude_frozen_parameters=True) saves "
+            "it; save the checkpoint with all parameters"
+        )
+    if any(".base_layer." in name for name in parameters):
+        raise ValueError(
+            f"{where} is of a model with adapters, expected one without; load it, and call "
+            "deepspeed_autotp.save_pretrained on all ranks, which writes the adapters"
         )
 
 

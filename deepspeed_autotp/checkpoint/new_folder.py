@@ -23,7 +23,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     an error nothing of it is left, and what a killed process has left is removed. ValueError where
     ``folder`` has files already.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
+    if folder.is_mount():  # which no rename takes the place of
+        raise ValueError(f"{str(folder)!r} is a mount point, expected a folder in one; name that")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{str(folder)!r} exists, expected a folder that is empty or not there; name another "

@@ -14,6 +14,7 @@ def checkpoint_folder(path: Path) -> Path:
 
     ValueError where there is none.
     """
+    path = path.resolve()
     latest = path / "latest"
     folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
     if any(folder.glob("*_model_states.pt")):

@@ -21,7 +21,12 @@ from deepspeed_autotp.checkpoint.resharded_units import (
     new_units,
     refuse_other_orders,
 )
-from deepspeed_autotp.checkpoint.saved_checkpoint import MASTER, SavedCheckpoint, units_of
+from deepspeed_autotp.checkpoint.saved_checkpoint import (
+    MASTER,
+    SavedCheckpoint,
+    refuse_undescribed,
+    units_of,
+)
 from deepspeed_autotp.checkpoint.zero_partition import Partition, own_share
 
 # What a file with weights has of them, and of the optimizer; all else is copied.
@@ -149,16 +154,10 @@ class ReshardedStates:
 
     def _module(self, module: dict[str, Any], rank: int) -> dict[str, Any]:
         """The weights and buffers of a TP rank."""
-        buffers = set(self._saved.files.model(0)["buffer_names"])
+        refuse_undescribed(self._saved, module)
         made: dict[str, Any] = type(module)()
         for name, value in module.items():
             new = self._layout.parameters.get(name)
-            if new is None and isinstance(value, Tensor) and name not in buffers:
-                raise ValueError(
-                    f"{name!r} in the checkpoint is neither a buffer nor a parameter that "
-                    "tensor_parallel.json describes; load it into the model that was sharded, not "
-                    "into one around it"
-                )
             if new is None or self._saved.kind.is_stage3:
                 made[name] = value
                 continue
@@ -197,9 +196,9 @@ class ReshardedStates:
                 old=old, new=parameters[name], rank=rank,
             ).reshape(-1)  # fmt: skip
             part = own_share(weight.numel(), self._replicas)
-            filled = weight.new_zeros(part * self._replicas)
-            filled[: weight.numel()] = weight
-            fragments[name] = filled[part * replica : part * (replica + 1)].clone()
+            own = weight[part * replica : part * (replica + 1)]
+            fragments[name] = self._empty((part,), weight.dtype).zero_()
+            fragments[name][: own.numel()] = own
         states[_FROZEN] = fragments
 
     def _state(self, unit: Unit, rank: int, replica: int) -> dict[str, Any]:

@@ -140,6 +140,12 @@ def _check_own_files(request: LoadRequest, optimizer: EngineOptimizer, *, rank: 
     files, kind = CheckpointFiles(request.folder), Kind(optimizer.kind)
     names = [files.model_name(rank, optimizer.replica)]
     if kind.is_partitioned and request.optimizer_states:
+        if not any(request.folder.glob("*_optim_states.pt")):
+            raise ValueError(
+                f"the checkpoint {str(request.folder)!r} was saved without ZeRO, and this run has "
+                f"{kind.words}; load it with the zero_optimization section that it was saved with, "
+                "or with load_optimizer_states=False"
+            )
         names.append(files.optimizer_name(rank, optimizer.replica))
     files.check_all(names)
 

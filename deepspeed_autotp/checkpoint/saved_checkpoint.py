@@ -282,3 +282,16 @@ def _kind(files: CheckpointFiles, model: Mapping[str, Any]) -> Kind:
         "parameter, expected one of torch's, with or without ZeRO; load it at the sizes it was "
         "saved at"
     )
+
+
+def refuse_undescribed(saved: SavedCheckpoint, module: Mapping[str, Any]) -> None:
+    """ValueError for tensors among the weights of a rank that no layout describes."""
+    buffers = set(saved.files.model(0)["buffer_names"])
+    for name, value in module.items():
+        known = name in saved.layout.parameters or name in buffers
+        if not known and isinstance(value, Tensor):
+            raise ValueError(
+                f"{name!r} in the checkpoint is neither a buffer nor a parameter that "
+                "tensor_parallel.json describes; load it into the model that was sharded, not "
+                "into one around it"
+            )

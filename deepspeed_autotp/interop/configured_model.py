@@ -54,7 +54,7 @@ def configured_model(folder: Path, class_name: str | None) -> nn.Module:
         raise ValueError(f"{where} is of a {name}, which transformers does not have")
     from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="autotp reshard")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take

@@ -63,10 +63,19 @@ _SOFT_CAP = (Tensor.div, Tensor.tanh, Tensor.mul)
 
 @dataclass(slots=True)
 class Step:
-    """One forward of a model: while it runs steps are noted, and one loss is formed from shards."""
+    """One forward of a model: while it runs steps are noted, and one loss is formed from shards.
+
+    ``in_function``: it runs within an autograd.Function, as a re-entrant checkpoint of all of it.
+    """
 
     is_running: bool = True
     has_loss: bool = False
+    in_function: bool = False
+
+    def refuse_function(self) -> None:
+        """RuntimeError within an autograd.Function that is not around the whole forward."""
+        if in_autograd_function() != self.in_function:
+            raise RuntimeError(_FUNCTION)
 
 
 class LazyLogits:
@@ -106,12 +115,13 @@ class LazyLogits:
         """The cross-entropy of each token, formed from the shards; None where it takes the full
         logits: they were gathered, and maybe written to, there are not as many ``columns``, or the
         gradient of another loss will be written over the shard."""
+        self._step.refuse_function()
         step, computed = self._step, [x for x in self._taken if x[0] is not Tensor.float]
         if self._full is not None or columns != self._layout.size:
             return None
         if step.has_loss or not step.is_running:
             return None
-        step.has_loss = True
+        step.has_loss = torch.is_grad_enabled()  # or nothing is written over the shard
         functions = tuple(function for function, _ in computed)
         cap = computed[0][1][0] if functions == _SOFT_CAP else 0.0
         is_capped = cap > 0 and cap == computed[2][1][0]
@@ -119,8 +129,9 @@ class LazyLogits:
         before, after = self._shard.dtype, self._empty.dtype
         is_exact = before == after or before.itemsize < after.itemsize
         if not (is_exact and (is_capped or not computed)):
-            for function, numbers in self._taken:
-                self._shard = function(self._shard, *numbers)
+            with torch.set_grad_enabled(self._shard.requires_grad):
+                for function, numbers in self._taken:
+                    self._shard = function(self._shard, *numbers)
             self._taken, self._version, cap = (), version_counter(self._shard), 0.0
         return vocabulary_cross_entropy(
             self._shard.reshape(labels.numel(), self._shard.shape[-1]),
@@ -138,8 +149,7 @@ class LazyLogits:
 
     def full(self) -> Tensor:
         """The full logits, gathered at the first call. Every rank calls it."""
-        if in_autograd_function():
-            raise RuntimeError(_FUNCTION)
+        self._step.refuse_function()
         if self._full is None:
             if version_counter(self._shard) != self._version:
                 raise RuntimeError(_OVERWRITTEN)
@@ -151,13 +161,17 @@ class LazyLogits:
                 full = gather_from_tp_region(self._shard, self._layout, self._group)
                 for function, numbers in self._taken:
                     full = function(full, *numbers)
+                if self._taken and self._taken[-1][0] is Tensor.tanh:
+                    full = full.clone()  # which a user may write to
             self._full = full
         return self._full
 
     def _noted(self, name: Any, args: Sequence[Any]) -> LazyLogits | None:
         """These logits after a step by numbers, or None for what needs their values."""
         function = _STEPS.get(name)
-        if function is None or self._full is not None or not self._step.is_running:
+        if function is None or self._full is not None:
+            return None
+        if not self._step.is_running and function is not Tensor.float:  # as Accelerate calls it
             return None
         numbers = [x for x in args if type(x) in (int, float)]
         wanted = 1 if function in (Tensor.mul, Tensor.div) else 0
@@ -168,10 +182,12 @@ class LazyLogits:
         if function is Tensor.float and self._empty.dtype == torch.float32:
             return self
         taken = (*self._taken, (function, tuple(args)))
-        return LazyLogits(self._shard, self._layout, self._group, step=self._step, taken=taken)
+        made = LazyLogits(self._shard, self._layout, self._group, step=self._step, taken=taken)
+        made._version = self._version
+        return made
 
-    def contiguous(self) -> Any:
-        return self if self._step.is_running else self.full()
+    def contiguous(self, **kwargs: Any) -> Any:
+        return self if self._step.is_running and not kwargs else self.full().contiguous(**kwargs)
 
     def __len__(self) -> int:
         return len(self._empty)

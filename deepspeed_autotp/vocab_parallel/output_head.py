@@ -22,7 +22,7 @@ from deepspeed_autotp.interop.labels import labels_argument
 from deepspeed_autotp.interop.loss_function import has_user_hooks, replace_loss, shifts_labels
 from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.interop.peft import without_adapters
-from deepspeed_autotp.interop.torch_private import with_leaves
+from deepspeed_autotp.interop.torch_private import in_autograd_function, with_leaves
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output, sharding_of
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits, Step
 
@@ -43,7 +43,8 @@ class OutputHead:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the model."""
         forward, outer = type(self._model).forward, self._step
-        step = Step() if self._keeps_sharded(args, kwargs) else None
+        is_kept = self._keeps_sharded(args, kwargs)
+        step = Step(in_function=in_autograd_function()) if is_kept else None
         if step is outer is None:
             return forward(self._model, *args, **kwargs)
         # The last hook: those of ZeRO 3 have to see a tensor.
@@ -92,7 +93,9 @@ class OutputHead:
         )
 
     def _begin(self, head: nn.Module, args: object) -> None:
-        self._is_called = self._step is not None
+        # A re-entrant checkpoint of the head alone hands its result on as a tensor.
+        step = self._step
+        self._is_called = step is not None and step.in_function == in_autograd_function()
 
     def _lazy(self, head: nn.Module, args: object, shard: Any) -> LazyLogits | None:
         if self._step is None or not self._is_called:

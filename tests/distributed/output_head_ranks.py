@@ -99,9 +99,9 @@ def left_of_logits(family: str) -> int:
     return sum(tensor.shape == shape for tensor in tensors)
 
 
-def function_of_logits() -> str:
+def function_of_logits(kind: str) -> str:
     """The error of a model that gives its logits to an autograd.Function, without a self-check."""
-    model = shard(logit_forwards.build("Function", VOCABULARY), "llama", self_check=False)
+    model = shard(logit_forwards.build(kind, VOCABULARY), "llama", self_check=False)
     try:
         model(**batch())
     except RuntimeError as error:

@@ -60,8 +60,9 @@ def test_a_function_with_its_own_gradient_has_full_logits_or_is_an_error(pool: P
         assert right(found) and found["logits"] and not found["lazy"], found
         said += found["warnings"]
     assert len(said) == 1 and said[0].startswith("the logits are gathered for the loss: the model")
-    for error in pool.run(output_head_ranks.function_of_logits):
-        assert error.startswith("an autograd.Function was given outputs.logits")
+    for kind in ("Function", "CheckpointedLoss"):
+        for error in pool.run(output_head_ranks.function_of_logits, kind):
+            assert error.startswith("an autograd.Function was given outputs.logits")
 
 
 @pytest.mark.parametrize(

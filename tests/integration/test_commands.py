@@ -100,6 +100,18 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
         assert status == 1
         assert words in json.loads(out)["problem"]
         shutil.rmtree(damaged)
+    file = folder / "mp_rank_00_model_states.pt"
+    states = torch.load(file, weights_only=False)
+    for change, words in [
+        ({"model.norm.weight": None}, "has no 'model.norm.weight', as save_checkpoint(exclude_"),
+        ({"_orig_mod.model.norm.weight": torch.ones(64)}, "neither a buffer nor a parameter"),
+    ]:
+        module = {n: t for n, t in {**states["module"], **change}.items() if t is not None}
+        torch.save({**states, "module": module}, file)
+        status, _, errors = pool.run(command, "merge", str(run), str(tmp_path / "out"), ranks=1)[0]
+        assert status == 1
+        assert words in errors
+    torch.save(states, file)
     (folder / "config.json").unlink()
     status, _, errors = pool.run(command, "merge", str(run), str(tmp_path / "out"), ranks=1)[0]
     assert status == 1

@@ -127,6 +127,13 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(
     assert words in refused(pool, tmp_path, case, setting)
 
 
+def test_states_that_were_saved_without_zero_are_refused_by_zero(
+    pool: Pool, tmp_path: Path
+) -> None:
+    save(pool, tmp_path, Case(), replace(SAVED, zero=0))
+    assert "was saved without ZeRO, and this run has" in refused(pool, tmp_path, Case(), SAVED)
+
+
 def test_another_model_without_metadata_is_refused(pool: Pool, tmp_path: Path) -> None:
     unsharded = Setting(tp=1, zero=1, clip=1.0)
     save(pool, tmp_path, Case(changes={"intermediate_size": 96}), unsharded)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast as Output
 
@@ -294,6 +295,46 @@ class Nested(Base):
         return Output(loss=loss, logits=logits)
 
 
+class CheckpointedHead(Base):
+    """A head that runs again in the backward, and a term that has a gradient without it."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        hidden = self.hidden(input_ids)
+        x = checkpoint(self.lm_head, hidden, use_reentrant=True)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(x, labels, self.config.vocab_size, **more)
+            loss = loss + 0.01 * hidden.square().mean()
+        return Output(loss=loss, logits=x)
+
+
+class CheckpointedLoss(Base):
+    """A loss that is formed again in the backward."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        x = self.lm_head(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            given = (x, labels, self.config.vocab_size)
+            loss = checkpoint(self.loss_function, *given, use_reentrant=True)
+        return Output(loss=loss, logits=x)
+
+
+class LossTwice(Base):
+    """A loss without a gradient, to look at, before the one that trains."""
+
+    def forward(self, input_ids: Tensor, labels: Any = None, **more: Any) -> Any:
+        hidden = self.hidden(input_ids)
+        x = self.lm_head(hidden) * self.number
+        loss = None
+        if labels is not None:
+            with torch.no_grad():
+                seen = self.loss_function(x, labels, self.config.vocab_size, **more)
+            loss = self.loss_function(x, labels, self.config.vocab_size, **more)
+            loss = loss + 0.01 * hidden.square().mean() + 0 * seen
+        return Output(loss=loss, logits=x)
+
+
 class _Halved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -318,9 +359,9 @@ class Function(Base):
 # Of the first the loss is formed from shards, whatever is gathered besides; of the second it is
 # formed from full logits.
 SHARDED = (Plain, Scaled, Upcast, UpcastAtTimes, UpcastInCap, CappedThenScaled)
-SHARDED += (ZLoss, Twice, Looked, TwoLosses, Nested)
+SHARDED += (ZLoss, Twice, Looked, TwoLosses, Nested, LossTwice)
 GATHERED = (Sliced, Masked, Factor, Biased, Centred, Own, WrittenThrough, WithoutGradient, Unseen)
-GATHERED += (Direct,)
+GATHERED += (Direct, CheckpointedHead)
 
 
 def build(name: str, vocabulary: int) -> Any:
