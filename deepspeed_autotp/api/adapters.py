@@ -33,9 +33,10 @@ from deepspeed_autotp.interop.peft import (
     watch_peft,
     without_adapters,
 )
+from deepspeed_autotp.interop.peft_rollback import keep_adapters
 from deepspeed_autotp.interop.torch_private import keep_modules, own_parameters
 from deepspeed_autotp.interop.transformers import guard_save_pretrained
-from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.class_swap import changed_classes, mix_in
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.plan_recipe import recipe
 from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest, large_names
@@ -107,30 +108,51 @@ class AdapterChanges:
 
         return self._around(change, check_all, root)
 
-    def remove(self, change: Callable[[], T], *, root: Root | None = None) -> T:
+    def remove(
+        self, change: Callable[[], T], *, check: Callable[[], None], root: Root | None = None
+    ) -> T:
         """As of :class:`ModuleChanges`."""
-        return self._around(change, lambda: None, root)
+
+        def check_all() -> None:
+            check()
+            if self._state.masters is not None:
+                raise ValueError(
+                    "an engine of DeepSpeed trains this model, and its optimizer and checkpoints "
+                    "would still have the adapter; save the adapter, and merge it into a model "
+                    "that no engine trains"
+                )
+
+        return self._around(change, check_all, root)
 
     def _around(self, change: Callable[[], T], check: Callable[[], None], root: Root | None) -> T:
         if self._is_changing:  # what PEFT does within such a change
             check()
             return change()
+        if self._state.group.is_closed:
+            raise ValueError("the model was destroyed, and its adapters cannot be changed")
         agreement = Agreement(self._state.group.cpu_handle)
         agreement.together(lambda: self._check(check))
         before = self._root
+        put_back: list[Callable[[], None]] = []
+        unmerge: list[Callable[[], None]] = []
         self._is_changing = True
-        put_back = keep_modules(before)
-        self._unswitch()
-        self._merge_into_shards()
         try:
+            self._unswitch()
+            keep_notes, unmerge_since = keep_adapters(before)
+            put_back += [keep_modules(before), keep_notes]
+            unmerge.append(unmerge_since)
+            self._merge_into_shards()
             with stating_shapes(self._sharded()):
                 result = agreement.together(change)
             self._shard_again(before if root is None else root(), agreement)
-        except Exception:
-            self._undo_finish()
-            put_back()
+        except BaseException:
+            self._unswitch()
+            for step in put_back:
+                step()
             self._switch(self._described(before, {}), self._state.plan)
             self._finish()
+            for step in unmerge:
+                step()
             raise
         finally:
             self._is_changing = False
@@ -138,8 +160,6 @@ class AdapterChanges:
 
     def _check(self, check: Callable[[], None]) -> None:
         state = self._state
-        if state.group.is_closed:
-            raise ValueError("the model was destroyed, and its adapters cannot be changed")
         if state.is_gathered:
             raise ValueError("adapters cannot be changed within gather_params; leave it first")
         if any(map(is_partitioned, state.parameters)):
@@ -152,6 +172,13 @@ class AdapterChanges:
             raise ValueError(
                 "fully_shard has partitioned the weights, and adapters cannot be changed any more: "
                 "add them before fully_shard"
+            )
+        changed = changed_classes(self._root)
+        if changed:
+            raise ValueError(
+                f"the class of {changed[0]!r} was changed after the model was sharded, as by "
+                "torch.nn.utils.parametrize, and adapters would undo that; add adapters before "
+                "the model is sharded"
             )
         check()
 
@@ -204,7 +231,7 @@ class AdapterChanges:
         prefix = "" if without_adapters(root) is root else _PREFIX
 
         def renamed(names: Sequence[str]) -> tuple[str, ...]:
-            plain = (name.removeprefix(_PREFIX).replace(".base_layer", "") for name in names)
+            plain = (_without_base_layers(name.removeprefix(_PREFIX)) for name in names)
             return tuple(prefix + name for name in dict.fromkeys(plain))
 
         large = renamed(large_names(plans_before))
@@ -292,6 +319,11 @@ def find_changes(model: nn.Module) -> ModuleChanges | None:
             "the model itself, or add adapters before"
         )
     return None if state is None else state.changes
+
+
+def _without_base_layers(name: str) -> str:
+    """``name`` without the parts that PEFT adds."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def _same_shards(one: Entry, other: Entry, ranks: int) -> bool:

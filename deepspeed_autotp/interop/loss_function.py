@@ -28,11 +28,14 @@ def shifts_labels(model: Any) -> bool | None:
 
 
 def replace_loss(model: Any, loss: Callable[..., Any]) -> Callable[[], None]:
-    """Make ``loss`` the loss function of a transformers model; returns the undo."""
+    """Make ``loss`` the loss function of a transformers model; returns the undo, which keeps one
+    that others have put there since."""
     before = vars(model).get("_loss_function")
     model.loss_function = loss
 
     def back() -> None:
+        if vars(model).get("_loss_function") is not loss:
+            return
         if before is None:
             del model._loss_function
         else:

@@ -29,15 +29,20 @@ def find_state(module: nn.Module, kind: type[T]) -> T | None:
 
 
 def set_state(module: nn.Module, value: object) -> Callable[[], None]:
-    """Keep ``value`` on ``module``, in place of another of its type; returns the undo."""
+    """Keep ``value`` on ``module``, in place of another of its type; returns the undo, which
+    leaves objects of other types that came since."""
     attributes: dict[str, Any] = vars(module)
-    before = attributes.get(_SLOT)
-    attributes[_SLOT] = {**(before or {}), type(value): value}
+    kind = type(value)
+    before = attributes.get(_SLOT, {}).get(kind)
+    attributes[_SLOT] = {**attributes.get(_SLOT, {}), kind: value}
 
     def back() -> None:
-        if before is None:
-            del attributes[_SLOT]
+        kept = {key: each for key, each in attributes.get(_SLOT, {}).items() if key is not kind}
+        if before is not None:
+            kept[kind] = before
+        if kept:
+            attributes[_SLOT] = kept
         else:
-            attributes[_SLOT] = before
+            attributes.pop(_SLOT, None)
 
     return back

@@ -184,7 +184,9 @@ class ModuleChanges(Protocol):
         ranks of the TP group call it; ValueError on each of them, with nothing changed, where
         ``check`` raises. After it the sharded model is ``root()``, or the one of before."""
 
-    def remove(self, change: Callable[[], Any], *, root: Root | None = None) -> Any:
+    def remove(
+        self, change: Callable[[], Any], *, check: Callable[[], None], root: Root | None = None
+    ) -> Any:
         """As ``add``, where ``change`` takes adapters away."""
 
 
@@ -204,6 +206,7 @@ def watch_peft(find: FindChanges) -> None:
         (models.PeftModel, "add_adapter", _added),
         (tuners.BaseTuner, "inject_adapter", _injected),
         (tuners.BaseTuner, "delete_adapter", _deleted),
+        (tuners.BaseTuner, "merge_adapter", _merged),
         (tuners.BaseTuner, "_unload_and_optionally_merge", _unloaded),
         (lora.LoraModel, "add_weighted_adapter", _weighted),
     ):
@@ -252,20 +255,53 @@ def _injected(
     changes = find(given["model"])
     if changes is None:
         return change()
-    config, on_meta = tuner.peft_config[given["adapter_name"]], given.get("low_cpu_mem_usage")
-    return changes.add(change, check=lambda: refuse_late(config, on_meta=on_meta))
+    adapter, on_meta = given["adapter_name"], given.get("low_cpu_mem_usage")
+    config = tuner.peft_config[adapter]
+    try:
+        return changes.add(change, check=lambda: refuse_late(config, on_meta=on_meta))
+    except BaseException:
+        _forget_refused(tuner, given["model"], adapter)
+        raise
+
+
+def _forget_refused(tuner: Any, model: nn.Module, adapter: str) -> None:
+    """Forget the configuration of an adapter that ``model`` did not get: transformers, and what
+    PEFT makes for it, note it before they add the adapter."""
+    layers: list[Any] = [layer for layer, _, _ in lora_layers(model)]
+    if not any(adapter in layer.r for layer in layers):
+        tuner.peft_config.pop(adapter, None)
+    if not layers and not tuner.peft_config:
+        vars(model).pop("_hf_peft_config_loaded", None)
 
 
 def _deleted(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:
     changes = find(tuner.model)
-    return change() if changes is None else changes.remove(change)
+    return change() if changes is None else changes.remove(change, check=lambda: None)
 
 
-def _unloaded(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:
+def _merged(
+    find: FindChanges, change: Callable[[], Any], tuner: Any, given: Mapping[str, Any]
+) -> Any:
+    if given.get("safe_merge") and find(tuner.model) is not None:
+        _refuse_safe_merge(given)
+    return change()
+
+
+def _refuse_safe_merge(given: Mapping[str, Any]) -> None:
+    if given.get("safe_merge"):
+        raise ValueError(
+            "safe_merge: got True, expected False: the model is sharded, and a rank alone would "
+            "stop at a value that is not finite; merge without it and look at the result"
+        )
+
+
+def _unloaded(
+    find: FindChanges, change: Callable[[], Any], tuner: Any, given: Mapping[str, Any]
+) -> Any:
     changes = find(tuner.model)
     if changes is None:
         return change()
-    return changes.remove(change, root=lambda: tuner.model)
+    return changes.remove(change, check=lambda: _refuse_safe_merge(given), root=lambda: tuner.model)
 
 
 def _weighted(find: FindChanges, change: Callable[[], Any], tuner: Any, _: Any) -> Any:

@@ -106,19 +106,35 @@ def mix_in(mixin: Any, module: nn.Module) -> Callable[[], None]:
     return set_class(module, _combined(mixin, own, (mixin, own)))
 
 
+def changed_classes(model: nn.Module) -> list[str]:
+    """The modules that took another class after they were sharded, by their names: a class of
+    somebody else's around the sharded one."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if not _is_own(type(module)) and any(map(_is_own, type(module).__mro__))
+    ]
+
+
+def _is_own(cls: type[Any]) -> bool:
+    return cls.__module__.startswith("deepspeed_autotp.")
+
+
 # Both cached: one class for all layers alike, so that what is compiled for one serves the others.
 
 
 @functools.cache
 def _combined(sharded: type[Any], own: type[Any], bases: tuple[type[Any], ...]) -> type[nn.Module]:
-    return type(f"{sharded.__name__}Of{own.__name__}", bases, {})
+    # Named here: a metaclass, as PEFT's have, would give its own module.
+    return type(f"{sharded.__name__}Of{own.__name__}", bases, {"__module__": __name__})
 
 
 @functools.cache
 def _wrapped(
     wrapper: type[Any], own: type[Any], divided: tuple[str, ...], ranks: int
 ) -> type[nn.Module]:
-    attributes = {name: property(_divided(name, ranks)) for name in divided}
+    attributes: dict[str, Any] = {name: property(_divided(name, ranks)) for name in divided}
+    attributes["__module__"] = __name__
     return type(f"{wrapper.__name__}Of{own.__name__}", (wrapper, own), attributes)
 
 

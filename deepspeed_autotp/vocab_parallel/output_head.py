@@ -161,5 +161,11 @@ def keep_logits_sharded(
     undo.append(replace_loss(inner, state.loss))
     attributes = vars(inner)
     attributes["forward"] = state
-    undo.append(lambda: attributes.pop("forward"))
+
+    def back() -> None:
+        # What others put around it since stays, and runs the forward of the class by ``state``.
+        if attributes.get("forward") is state:
+            del attributes["forward"]
+
+    undo.append(back)
     return ""

@@ -2,7 +2,8 @@
 """PEFT's adapters in a sharded model, put there before or after it was sharded."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,99 @@ def refusals() -> tuple[dict[str, str], dict[str, float]]:
     said["on meta"] = raised_error(
         lambda: model.add_adapter("more", LoraConfig(r=2), low_cpu_mem_usage=True)
     )
+    said["safe merge"] = raised_error(lambda: model.merge_adapter(safe_merge=True))
+    said["safe unload"] = raised_error(lambda: model.merge_and_unload(safe_merge=True))
+    other: Any = sharded(_llama())
+    said["of transformers"] = raised_error(lambda: other.add_adapter(kinds["DoRA"]))
+    assert not other._hf_peft_config_loaded
+    q_proj = other.model.layers[0].self_attn.q_proj
+    nn.utils.parametrize.register_parametrization(q_proj, "weight", nn.Identity())
+    said["parametrized"] = raised_error(lambda: lora(other, target_modules=where))
+    deepspeed_autotp.destroy(other)
+    said["destroyed"] = raised_error(lambda: lora(other, target_modules=where))
     return said, found
+
+
+def one_rank_fails() -> tuple[dict[str, str], dict[str, bool], dict[str, float]]:
+    """What PEFT's changes say where rank 1 fails late in them, whether the model, as its adapters
+    are noted on it, is then as it was, and how far it trains from one process afterwards."""
+    from peft import LoraConfig
+
+    options: dict[str, Any] = {"target_modules": ["q_proj", "o_proj", "embed_tokens"]}
+    unsharded, model = lora(_llama(), **options), lora(sharded(_llama()), **options)
+    plain: Any = sharded(_llama())
+    more = LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    said, same = {}, {}
+    for what, owner, change in (
+        ("merged", model, model.merge_and_unload),
+        ("added", model, lambda: model.add_adapter("more", more)),
+        ("deleted", model, lambda: model.delete_adapter("default")),
+        ("of transformers", plain, lambda: plain.add_adapter(more)),
+    ):
+        before, noted = deepspeed_autotp.full_state_dict(owner), _noted(owner)
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        with _failing_last(what):
+            said[what] = raised_error(change)
+        same[what] = _noted(owner) == noted
+        found = _largest(deepspeed_autotp.full_state_dict(owner), before)
+        same[what] = same[what] and found < 1e-12
+    for each in (unsharded, model):
+        torch.manual_seed(4)
+        each.add_adapter("more", more)
+        each.base_model.set_adapter(["default", "more"])
+    return said, same, _trained("retried", unsharded, model)
+
+
+@contextmanager
+def _failing_last(what: str) -> Iterator[None]:
+    """On rank 1 what PEFT does at the end of a change fails, after it was done."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    name = {"merged": "_unload_and_optionally_merge", "deleted": "delete_adapter"}
+    watched: Any = getattr(BaseTuner, name.get(what, "inject_adapter"))
+    cell = next(
+        each for each in watched.__closure__ if each.cell_contents is watched.autotp_original
+    )
+    original = watched.autotp_original
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        original(*args, **kwargs)
+        if dist.get_rank() == 1:
+            raise RuntimeError("this rank failed")
+
+    cell.cell_contents = failing
+    try:
+        yield
+    finally:
+        cell.cell_contents = original
+
+
+def _noted(model: nn.Module) -> list[Any]:
+    """What PEFT keeps on the modules, beside tensors."""
+    names = ("r", "scaling", "lora_alpha", "merged_adapters", "_active_adapter", "peft_config")
+    names = (*names, "active_adapter", "_hf_peft_config_loaded", "_disable_adapters", "_keys")
+    return [
+        (at, type(module), [(key, str(vars(module).get(key))) for key in names])
+        for at, module in model.named_modules()
+    ]
+
+
+def user_attributes() -> tuple[float, bool]:
+    """The loss by a function that was set after sharding, with late adapters; and whether a
+    forward that was put around the sharded one still runs."""
+    model: Any = sharded(_llama())
+    calls = []
+    model.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 7
+    inner = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return inner(*args, **kwargs)
+
+    model.forward = forward
+    adapted = lora(model, target_modules=["q_proj"])
+    loss = adapted(input_ids=tokens(0), labels=tokens(0)).loss
+    return loss.item(), len(calls) == 1
 
 
 def other_kinds() -> dict[str, str]:
@@ -351,6 +444,7 @@ def engine_curve(setting: Setting, is_late: bool) -> tuple[list[float], dict[str
         more = LoraConfig(r=2, target_modules=["q_proj"])
         said["added"] = raised_error(lambda: engine.module.add_adapter("more", more))
         said["merged"] = raised_error(lambda: engine.module.merge_and_unload())
+        said["deleted"] = raised_error(lambda: engine.module.delete_adapter("default"))
     engine.destroy()
     return losses, said
 
