@@ -18,10 +18,8 @@ def test_a_conversion_that_fails_halfway_is_undone(pool: Pool) -> None:
 
 def test_modules_get_one_attribute_and_the_model_three_methods(pool: Pool) -> None:
     for added in pool.run(conversion_ranks.left_on_modules):
-        assert added.pop("") == {
-            *("_autotp", "_loss_function", "forward"),
-            *("load_adapter", "save_pretrained"),
-        }
+        methods = {"forward", "save_pretrained", "load_adapter"}
+        assert added.pop("") == {"_autotp", "_loss_function", *methods}
         assert "model.layers.1.self_attn.q_proj" in added and "model.layers.0" in added
         assert set().union(*added.values()) == {"_autotp"}
 
