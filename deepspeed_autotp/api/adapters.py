@@ -204,7 +204,7 @@ class AdapterChanges:
         ranks = state.group.size
         plans = AgreedPlans(description, self._settings, ranks, agreement, is_checked=True)
         plan = plans.again(self._request_for(root, plans_before=state.plan))
-        agreement.together(lambda: self._check_same(plan, description))
+        agreement.together(lambda: self._check_same(plan, description, originals))
         try:
             agreement.together(lambda: self._switch(description, plan))
             self._shard_new(description.parameters, plan, originals, agreement)
@@ -242,11 +242,19 @@ class AdapterChanges:
             large_names=(*large, *(f"{name}.base_layer" for name in large)),
         )
 
-    def _check_same(self, plan: Plan, description: Description) -> None:
-        """ValueError where a shard would have to be another one than it is."""
+    def _check_same(
+        self, plan: Plan, description: Description, originals: dict[int, nn.Parameter]
+    ) -> None:
+        """ValueError where a shard would have to be another one than it is, or than what it is a
+        copy of. One tensor that is tied may be of another kind under another name."""
+        ranks = self._state.group.size
         for entry, parameter in zip(plan.entries, description.parameters, strict=True):
             before = self._state.entry(parameter)
-            if before is not None and not _same_shards(entry, before, self._state.group.size):
+            original = originals.get(id(parameter))
+            of = None if original is None else self._state.entry(original)
+            if (before is not None and not _same_shards(entry, before, ranks)) or (
+                of is not None and not _same_runs(entry, of, ranks)
+            ):
                 raise ValueError(
                     f"{entry.name} would be sharded otherwise with this adapter than it is; add "
                     "the adapter before the model is sharded"
@@ -327,7 +335,11 @@ def _without_base_layers(name: str) -> str:
 
 
 def _same_shards(one: Entry, other: Entry, ranks: int) -> bool:
-    return (one.kind, one.dim, one.shape) == (other.kind, other.dim, other.shape) and (
+    return one.kind == other.kind and _same_runs(one, other, ranks)
+
+
+def _same_runs(one: Entry, other: Entry, ranks: int) -> bool:
+    return (one.dim, one.shape) == (other.dim, other.shape) and (
         not one.is_sharded or all(one.runs(rank) == other.runs(rank) for rank in range(ranks))
     )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import nn
@@ -28,25 +29,25 @@ def save_adapters(model: nn.Module, folder: Path, ranks: Ranks) -> None:
 
     def save() -> None:
         assert full is not None
-        staged = AtomicFolder(folder)
-        try:
+        with ExitStack() as opened:
+            staged = _open(folder, opened)
             if (staged.folder / _CARD).is_file():
                 shutil.copyfile(staged.folder / _CARD, staged.staging / _CARD)
             write_adapters(model, staged.staging, full)
-            named = [(AtomicFolder(folder / place), place) for place in places if place]
-            try:
-                for each, place in named:
-                    _move(staged.staging / place, each.staging)
-                _commit(staged)
-                for each, _ in named:
-                    _commit(each)
-            finally:
-                for each, _ in named:
-                    each.close()
-        finally:
-            staged.close()
+            named = [(_open(folder / place, opened), place) for place in places if place]
+            for each, place in named:
+                _move(staged.staging / place, each.staging)
+            _commit(staged)
+            for each, _ in named:
+                _commit(each)
 
     ranks.on_first(save)
+
+
+def _open(folder: Path, opened: ExitStack) -> AtomicFolder:
+    staged = AtomicFolder(folder)
+    opened.callback(staged.close)
+    return staged
 
 
 def _move(source: Path, target: Path) -> None:

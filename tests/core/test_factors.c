@@ -97,6 +97,114 @@ test_a_copy_is_sharded_as_the_original(void)
     fixture_free(&f);
 }
 
+/* An embedding and a head that are one tensor, of the head an original and a copy with
+ * biases. Returns the module of the copy. */
+static int
+add_tied(fixture *f)
+{
+    const int embedding =
+        add_matrix(f, "base_model.model.embed", TP_MODULE_EMBEDDING, 32, 16);
+    f->facts.input_embedding = tp_model_parameter(f->model, embedding)->module;
+    f->facts.output_head =
+        add_module(f, "base_model.model.lm_head", TP_MODULE_OTHER, 0);
+    const int head =
+        add_module(f, "base_model.model.lm_head.original_module", TP_MODULE_LINEAR, 0);
+    add_shaped(f, head, "weight", 2, (int64_t[]){32, 16}, embedding);
+    add_shaped(f, head, "bias", 1, (int64_t[]){32}, -1);
+    add_module(f, "base_model.model.lm_head.modules_to_save", TP_MODULE_OTHER, 0);
+    const int copy = add_module(f, "base_model.model.lm_head.modules_to_save.default",
+                                TP_MODULE_LINEAR, 0);
+    add_shaped(f, copy, "weight", 2, (int64_t[]){32, 16}, -1);
+    add_shaped(f, copy, "bias", 1, (int64_t[]){32}, -1);
+    return copy;
+}
+
+#define COPY "base_model.model.lm_head.modules_to_save.default."
+#define ORIGINAL "base_model.model.lm_head.original_module."
+
+/* The head has no rule of its own, and follows the embedding. */
+static void
+test_a_copy_follows_a_tied_head(void)
+{
+    fixture f = gpt2();
+    const int copy = add_tied(&f);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, ORIGINAL "weight", 1), "vocabulary [16, 16]");
+        CHECK_TEXT_EQ(local_of(&f, COPY "weight", 1), "column [16, 16]");
+        CHECK_TEXT_EQ(local_of(&f, ORIGINAL "bias", 1), "column [16]");
+        CHECK_TEXT_EQ(local_of(&f, COPY "bias", 1), "column [16]");
+        bool gathers = false;
+        for (int i = 0; i < tp_plan_layer_count(f.plan); i++)
+            gathers |= tp_plan_layer(f.plan, i)->module == copy &&
+                       tp_plan_layer(f.plan, i)->gather_output;
+        CHECK(gathers);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_copy_tied_to_what_is_sharded_otherwise_is_refused(void)
+{
+    fixture f = gpt2();
+    add_tied(&f);
+    const int weight = tp_model_parameter_count(f.model) - 2; /* of the copy */
+    const int other = add_module(&f, "base_model.model.other", TP_MODULE_LINEAR, 0);
+    add_shaped(&f, other, "weight", 2, (int64_t[]){32, 16}, weight);
+    CHECK_REFUSED(&f, "it is one tensor with 'base_model.model.other.weight'");
+}
+
+/* A rule for the copy's name, which the original has too, changes nothing. */
+static void
+test_a_copy_stays_full_where_ties_disagree(void)
+{
+    fixture f = gpt2();
+    f.options.embedding_dim = 0;
+    add_tied(&f);
+    add_style(&f, "embed", "embedding_colwise");
+    add_style(&f, "lm_head", "colwise_gather_output");
+    add_style(&f, "h.*.mlp.c_fc", "colwise");
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, ORIGINAL "weight")->kind, TP_REPLICATED);
+        CHECK_INT_EQ(entry_of(&f, COPY "weight")->kind, TP_REPLICATED);
+    }
+    fixture_free(&f);
+}
+
+static void
+add_attention(fixture *f, const char *name)
+{
+    char part[128];
+    const int module = add_module(f, name, TP_MODULE_OTHER, 4, "num_heads", 4,
+                                  "head_dim", 4, "embed_dim", 16, "split_size", 16);
+    add_shaped(f, module, "sinks", 1, (int64_t[]){4}, -1);
+    snprintf(part, sizeof(part), "%s.c_attn", name);
+    const int input = add_matrix(f, part, TP_MODULE_CONV1D, 16, 48);
+    add_vector(f, input, "bias", 48);
+    snprintf(part, sizeof(part), "%s.c_proj", name);
+    add_matrix(f, part, TP_MODULE_CONV1D, 16, 16);
+}
+
+/* Also biases and what is no layer's, and the copy works on the heads of a rank. */
+static void
+test_a_copy_of_attention_follows_with_all_that_is_in_it(void)
+{
+    fixture f = gpt2();
+    add_module(&f, "base_model.model.h.1.attn", TP_MODULE_OTHER, 0);
+    add_attention(&f, "base_model.model.h.1.attn.original_module");
+    add_module(&f, "base_model.model.h.1.attn.modules_to_save", TP_MODULE_OTHER, 0);
+#define WHOLE "base_model.model.h.1.attn.modules_to_save.default"
+    add_attention(&f, WHOLE);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, WHOLE ".c_attn.weight", 1), "column [16, 24]");
+        CHECK_TEXT_EQ(local_of(&f, WHOLE ".c_attn.bias", 1), "column [24]");
+        CHECK_TEXT_EQ(local_of(&f, WHOLE ".c_proj.weight", 1), "row [8, 16]");
+        CHECK_TEXT_EQ(local_of(&f, WHOLE ".sinks", 1), "column [2]");
+        const int64_t *heads = integer_of(&f, WHOLE, "num_heads");
+        CHECK(heads != NULL && heads[1] == 2);
+    }
+    fixture_free(&f);
+}
+
 /* It works on the heads of a rank, whose layers are one deeper than it. */
 static void
 test_a_norm_beside_adapted_layers_sums_its_gradient(void)
@@ -153,6 +261,10 @@ main(void)
     RUN(test_blocks_are_known_through_adapters);
     RUN(test_one_factor_is_sharded_into_the_runs_of_its_layer);
     RUN(test_a_copy_is_sharded_as_the_original);
+    RUN(test_a_copy_follows_a_tied_head);
+    RUN(test_a_copy_tied_to_what_is_sharded_otherwise_is_refused);
+    RUN(test_a_copy_stays_full_where_ties_disagree);
+    RUN(test_a_copy_of_attention_follows_with_all_that_is_in_it);
     RUN(test_a_norm_beside_adapted_layers_sums_its_gradient);
     RUN(test_factors_follow_their_layer_and_no_rule);
     RUN(test_rules_are_tried_on_names_without_adapters);

@@ -178,9 +178,54 @@ def several(folder: str) -> tuple[dict[str, float], bool]:
     return found | _trained("one deleted", *both), dist.get_rank() > 0 or written[0] == written[1]
 
 
+def blocked(folder: str) -> tuple[str, list[str]]:
+    """The error of a save of three adapters, of which the last has a file in its place; and what
+    is in the folder afterwards."""
+    from peft import LoraConfig
+
+    model = lora(sharded(_llama()), target_modules=["q_proj"])
+    for name in ("one", "two"):
+        model.add_adapter(name, LoraConfig(r=2, target_modules=["q_proj"]))
+    if dist.get_rank() == 0:
+        Path(folder, "two").write_text("a file")
+    dist.barrier()
+    said = raised_error(lambda: deepspeed_autotp.save_pretrained(model, folder))
+    dist.barrier()
+    return said, sorted(str(each.relative_to(folder)) for each in Path(folder).rglob("*"))
+
+
 def _trained(what: str, unsharded: nn.Module, model: nn.Module) -> dict[str, float]:
     found = apart(unsharded, model, (train_unsharded(unsharded), train_sharded(model)))
     return {f"{what}: {key}": value for key, value in found.items()}
+
+
+# A model, where adapters are, and what is trained in full.
+COPIES: list[tuple[Callable[[], nn.Module], list[str], list[str]]] = [
+    (lambda: _llama(tied=True), ["q_proj"], ["lm_head"]),
+    (lambda: _llama(tied=True), ["q_proj"], ["embed_tokens"]),
+    (_llama, ["q_proj"], ["lm_head", "norm"]),
+    (_gpt2, ["c_attn"], ["lm_head"]),
+    (_gpt2, ["c_attn"], ["wte", "c_fc", "ln_1"]),
+]
+
+
+def trained_in_full(is_late: bool, folder: str) -> dict[str, float]:
+    """How far training, and the adapters that are saved of it, are from one process, with copies
+    of heads and embeddings."""
+    from safetensors.torch import load_file
+
+    found: dict[str, float] = {}
+    for at, (made, where, copied) in enumerate(COPIES):
+        options = {"target_modules": where, "modules_to_save": copied}
+        unsharded = lora(made(), **options)
+        model = lora(sharded(made()), **options) if is_late else sharded(lora(made(), **options))
+        found |= _trained(f"{at}", unsharded, model)
+        ours, plain = Path(folder, f"ours{at}"), Path(folder, f"plain{at}-{dist.get_rank()}")
+        deepspeed_autotp.save_pretrained(model, ours)
+        unsharded.save_pretrained(plain)
+        files = [load_file(each / "adapter_model.safetensors") for each in (ours, plain)]
+        found[f"{at}: saved"] = _largest(*files)
+    return found
 
 
 FILES = {

@@ -36,10 +36,24 @@ def test_adapters_are_merged_into_shards(pool: Pool, case: str, late: bool, tmp_
         assert large_differences(found) == {}
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_copies_of_tied_layers_are_sharded_as_the_originals(
+    pool: Pool, late: bool, tmp_path: Path
+) -> None:
+    for found in pool.run(peft_ranks.trained_in_full, late, str(tmp_path), ranks=3):
+        assert large_differences(found) == {}
+
+
 def test_several_adapters_are_trained_saved_and_deleted(pool: Pool, tmp_path: Path) -> None:
     for found, same_files in pool.run(peft_ranks.several, str(tmp_path)):
         assert large_differences(found) == {}
         assert same_files
+
+
+def test_a_save_that_fails_leaves_nothing_behind(pool: Pool, tmp_path: Path) -> None:
+    for said, left in pool.run(peft_ranks.blocked, str(tmp_path)):
+        assert "two' is a file, expected a folder" in said
+        assert left == ["two"]
 
 
 def test_files_are_those_of_one_process_and_load_at_another_size(

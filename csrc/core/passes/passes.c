@@ -24,6 +24,7 @@
 #include "passes/output/unmatched.h"
 #include "passes/pass.h"
 #include "passes/resolve/resolve.h"
+#include "passes/settle/copies.h"
 #include "passes/settle/experts.h"
 #include "passes/settle/norms.h"
 #include "passes/settle/per_head.h"
@@ -172,7 +173,8 @@ make_hash(tp_build *build, tp_error *err)
 }
 
 /* A name without a rule follows what another name of its tensor came to, so weights are
- * resolved before ties are settled; biases follow their weights. */
+ * resolved before ties are settled; biases follow their weights, and copies for an
+ * adapter what their originals came to. */
 static const tp_pass passes[] = {
     {"rules", tp_choose_rules, 0, CHOICES | MATCHED | MESSAGES},
     {"module styles", tp_module_styles_choose, 0, MODULE_RULES | MATCHED | MESSAGES},
@@ -201,6 +203,8 @@ static const tp_pass passes[] = {
      CHOICES | DECISIONS},
     {"biases", tp_resolve_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
     {"ties of biases", tp_ties_settle_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
+    {"copies of modules", tp_copies_settle, CHOICES | STACKED | DECISIONS | EXPERTS,
+     CHOICES | STACKED | DECISIONS | EXPERTS},
     {"unmatched rules", tp_unmatched_rules, MATCHED, MESSAGES},
     {"unmatched layers", tp_unmatched_layers, CHOICES, 0},
     {"entries", tp_entries_make, CHOICES | DECISIONS, ENTRIES},

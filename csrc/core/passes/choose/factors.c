@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* factors.c -- factors of adapters, and copies trained in full, sharded as their
- * layers. */
+/* factors.c -- factors of adapters, sharded as their layers. */
 #include "passes/choose/factors.h"
 
 #include <string.h>
 
 #include "base/map.h"
 #include "model/adapters.h"
+#include "passes/settle/copies.h"
 
 typedef struct {
     tp_build *build;
@@ -79,16 +79,13 @@ follow_layer(search *with, int factor, int layer, tp_partition side, tp_error *e
     return 0;
 }
 
+/* A copy is sharded as the original, once that is known for good. */
 static void
-follow_original(search *with, int copy, int original)
+clear(tp_build *build, int copy)
 {
-    tp_build *build = with->build;
-    const int own = weight_of(build, copy);
-    const int weight = original < 0 ? -1 : weight_of(build, original);
-    if (own < 0 || weight < 0)
-        return;
-    build->choices[own] = build->choices[weight];
-    build->attentions[copy] = build->attentions[original];
+    for (int i = tp_model_first_parameter(build->model, copy); i >= 0;
+         i = tp_model_next_parameter(build->model, i))
+        build->choices[i] = (tp_choice)TP_NO_CHOICE;
 }
 
 static int
@@ -105,10 +102,8 @@ follow(search *with, int module, tp_error *err)
         return follow_layer(with, module, layer,
                             down ? TP_PARTITION_ROW : TP_PARTITION_COLUMN, err);
     }
-    if (part == TP_ADAPTED_LAYER && strstr(name, ".modules_to_save.") != NULL)
-        follow_original(
-            with, module,
-            find_instead(with, name, ".modules_to_save.", ".original_module"));
+    if (tp_copies_is(name))
+        clear(with->build, module);
     return 0;
 }
 
