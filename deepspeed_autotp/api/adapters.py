@@ -46,6 +46,7 @@ from deepspeed_autotp.sharding.weight_sync import broadcast_tensors
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     attach,
+    container_of,
     owner_of,
     shard_of,
 )
@@ -214,7 +215,7 @@ class AdapterChanges:
         self._request = plans.request_of(plan)
         if root is not self._root:
             attach(root, state)  # the model of before, inside or around, keeps it
-            guard_save_pretrained(root)
+            guard_save_pretrained(root, is_sharded=state.is_sharded)
         state.set_plan(plan, description.parameters)
         state.recipe = recipe(description, self._settings, self._request)
         self._finish()
@@ -320,7 +321,7 @@ def find_changes(model: nn.Module) -> ModuleChanges | None:
     """What changes the sharded model that ``model`` is, is inside of, or has inside."""
     if not isinstance(model, nn.Module):
         return None
-    state = next((s for p in model.parameters() if (s := owner_of(p)) is not None), None)
+    state = container_of(model.parameters())
     if state is not None and state.changes is None:
         raise ValueError(
             "this is a copy of a sharded model, whose adapters cannot be changed; change those of "

@@ -139,7 +139,7 @@ class EngineSetup:
         """Let ``engine`` save and load what a sharded model needs, and close with it what was made
         for it."""
         if self._shards:
-            _finish(engine, self._model, agreement=self._agreement)
+            _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             on_destroy(engine, self.close)
         else:
             self.close()
@@ -237,6 +237,12 @@ class EngineSetup:
         return settings
 
 
+def _forget(state: TensorParallel, masters: MasterWeights) -> None:
+    """Let the optimizer of a destroyed engine be none, unless another engine has come since."""
+    if state.masters is masters:
+        state.masters = None
+
+
 def _record_of(model: nn.Module, *, warn: bool) -> Recorded | None:
     recorded = RECORDS.of(model)
     if recorded is None and RECORDS.any_alive() and warn:
@@ -252,7 +258,7 @@ def _state_of(state: TensorParallel | None) -> str:
     return "unsharded" if state is None else where
 
 
-def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
+def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: ExitStack) -> None:
     """``agreement`` spans all ranks of the run; it serves every checkpoint."""
     save_full_weights(
         engine,
@@ -260,11 +266,12 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement) -> None:
         replaced=replaced,
     )
     state = tensor_parallel(model)
-    state.masters = MasterWeights(engine.optimizer)
+    masters = state.masters = MasterWeights(engine.optimizer)
+    on_close.callback(_forget, state, masters)
     # Where DeepSpeed was given a function that makes the optimizer, its class is known only now.
     refuse_optimizer_over_tensors(engine.basic_optimizer, before="initialize: optimizer")
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
     watch_shards(engine, model, agreement=agreement)
     # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
-    check_first_call(model, state.group)
+    check_first_call(state)

@@ -319,5 +319,5 @@ def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
         recipe=recipe(task.description, task.settings, request),
     )
     attach(task.model, state)
-    guard_save_pretrained(task.model)
+    guard_save_pretrained(task.model, is_sharded=state.is_sharded)
     return state

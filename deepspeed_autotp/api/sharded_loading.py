@@ -38,7 +38,6 @@ from deepspeed_autotp.loading.file_weights import FileWeights, separate_weights
 from deepspeed_autotp.loading.read_plan import are_equal
 from deepspeed_autotp.loading.traced_tensor import traced
 from deepspeed_autotp.planning.planner import compared
-from deepspeed_autotp.state.replica_check import check_first_call
 
 
 def from_pretrained(
@@ -126,9 +125,7 @@ def _loaded(
     if group is None:
         model = call()
         return model if device is None else model.to(device)
-    model = made[0][0]
-    check_first_call(model, group)
-    return model
+    return made[0][0]
 
 
 class _Files:

@@ -81,7 +81,6 @@ def parallelize(
     group = sharded_over(given, settle, example_inputs=example_inputs, device=device)
     if group is None:
         return model if device is None else model.to(device)
-    check_first_call(model, group)
     return model
 
 
@@ -117,7 +116,8 @@ def sharded_over(
             device=_numbered(device),
             weights=from_files,
         )
-        check_optimizers(description.modules[""], state)
+        check_optimizers(state)
+        check_first_call(state)
         on_failure.pop_all()
     return group
 

@@ -23,9 +23,8 @@ from deepspeed_autotp.checkpoint.ranks import ranks_of_run
 from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.module import is_engine
-from deepspeed_autotp.interop.fully_shard import reshard
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
-from deepspeed_autotp.state.fully_shard import follow_fully_shard
+from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -89,10 +88,7 @@ class ModelState:
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Full shapes by full names, in the memory of the model's tensors."""
-        reshard(self._model)
-        if self._state is not None:
-            follow_fully_shard(self._model, self._state)
-            self._state.check_identity(self._model)
+        settle_parameters(self._model, self._state)
         found = self._model.state_dict(keep_vars=True)
         made = {name: self._value(name, value) for name, value in found.items()}
         self._given = Given(made)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
-from deepspeed_autotp.interop.fully_shard import gathered, reshard
-from deepspeed_autotp.state.fully_shard import follow_fully_shard
+from deepspeed_autotp.interop.fully_shard import gathered
+from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -61,10 +61,7 @@ def _full_state(
     state = find_nested_tensor_parallel(model)
     inner = unwrapped_model(model)
     with _gatherer(state, everywhere=everywhere) as gather:
-        reshard(inner)
-        if state is not None:
-            follow_fully_shard(inner, state)
-            state.check_identity(inner)
+        settle_parameters(inner, state)
         copies: dict[int, Tensor | None] = {}
         result = {}
         for name, tensor in inner.state_dict(keep_vars=True).items():

@@ -19,10 +19,16 @@ from deepspeed_autotp.interop.deepspeed.master_weights import (
     rewritten_parameters,
 )
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters, is_partitioned
-from deepspeed_autotp.interop.fully_shard import is_distributed
+from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
+from deepspeed_autotp.state.fully_shard import is_fully_sharded_parameter
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of, unwrapped_model
 
 __all__ = ["gather_params"]
+
+_IN_PARTS = (
+    "gather_params: got a parameter of a model with fully_shard, which keeps it in parts on "
+    "data-parallel ranks, expected one that a rank has; read it with full_state_dict"
+)
 
 
 @contextmanager
@@ -79,18 +85,18 @@ def _parameters(given: object) -> list[Tensor]:
     """The parameters, each once."""
     parameters: dict[int, Tensor] = {}
     if isinstance(given, nn.Module):
-        given = unwrapped_model(given).parameters()
+        given = unwrapped_model(given)
+        if fully_sharded_modules(given):
+            raise ValueError(_IN_PARTS)
+        given = given.parameters()
     several = [given] if isinstance(given, Tensor) or not isinstance(given, Iterable) else given
     for each in several:
         if not isinstance(each, Tensor):
             raise ValueError(
                 f"gather_params: {wrong(each, 'a parameter, several, or a torch.nn.Module')}"
             )
-        if is_distributed(each):
-            raise ValueError(
-                "gather_params: got a DTensor, which fully_shard keeps in parts on data-parallel "
-                "ranks, expected a parameter that a rank has; read it with full_state_dict"
-            )
+        if is_fully_sharded_parameter(each):
+            raise ValueError(_IN_PARTS)
         parameters[id(each)] = each
     return list(parameters.values())
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
 from deepspeed_autotp.interop.optimizers import first_state, is_unstepped
+from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
 _PARAMS = "params"
@@ -42,6 +43,7 @@ class OptimizerState:
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Full shapes by full names, in the memory of the optimizer's tensors."""
+        settle_parameters(self._model, self._state)
         self._made = {}
         states = {}
         for name, parameter, group in self._parameters():
@@ -60,6 +62,7 @@ class OptimizerState:
         ValueError where the groups of the checkpoint have other parameters.
         """
         self._given.check(state_dict)
+        settle_parameters(self._model, self._state)
         own, loaded = self._groups(), state_dict["param_groups"]
         for index, (mine, theirs) in enumerate(zip(own, loaded, strict=True)):
             if list(mine[_PARAMS]) != list(theirs[_PARAMS]):

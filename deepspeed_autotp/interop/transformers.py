@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -211,12 +211,20 @@ def config_texts(model: nn.Module) -> dict[str, str]:
     return texts
 
 
-def guard_save_pretrained(model: nn.Module) -> None:
-    """Let ``save_pretrained`` refuse to write the shards of one rank.
+def guard_save_pretrained(model: nn.Module, *, is_sharded: Callable[[Tensor], bool]) -> None:
+    """Let ``save_pretrained`` refuse to write the shards of one rank, also that of a backbone or
+    of the model inside of a PeftModel.
 
     Without the argument ``state_dict`` it would write ``model.state_dict()``. Replaced by a method
     of the instance, so that a deep copy has its own.
     """
+    for module in model.modules():
+        is_model = callable(getattr(type(module), "save_pretrained", None))
+        if module is model or (is_model and any(map(is_sharded, module.parameters()))):
+            _guard(module)
+
+
+def _guard(model: nn.Module) -> None:
     if callable(getattr(type(model), "save_pretrained", None)):
         vars(model)["save_pretrained"] = types.MethodType(_save_pretrained, model)
     # PEFT's own takes shards of what it loads.

@@ -10,6 +10,7 @@ the TP ranks: the plain ones are given these hooks, the DTensors are known by th
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import torch
@@ -23,9 +24,8 @@ from deepspeed_autotp.interop.fully_shard import (
     mesh_ranks,
     reshard,
 )
-from deepspeed_autotp.interop.module_state import find_state
 from deepspeed_autotp.state.grad_sync import grad_hook, hook_gradient
-from deepspeed_autotp.state.sharded_model import TensorParallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, container_of, owner_of
 
 
 class SumUnsharded:
@@ -33,9 +33,8 @@ class SumUnsharded:
     makes for a forward summed over the TP ranks, as the plan says."""
 
     def __init__(self, state: TensorParallel) -> None:
-        self._state = state
-        self._plan = state.plan
-        self._entries = {entry.name: entry for entry in state.plan.entries}
+        self._weak = weakref.ref(state)  # which has this: no cycle keeps the shards
+        self._entries: dict[str, Entry] = {}  # once there is a module of fully_shard
         self._seen: set[int] = set()  # modules of fully_shard
         self._summed: set[str] = set()
         self._to_sum: frozenset[str] | None = None  # names, once they were asked for
@@ -49,9 +48,12 @@ class SumUnsharded:
         is_new = is_fully_sharded(module) and id(module) not in self._seen
         if not is_new and self._calls.bit_count() > 1:  # modules alone: now and then
             return
-        for name, each in fully_sharded_modules(module):
+        state = self._state
+        root = state.root_in(module)
+        for name, each in fully_sharded_modules(root):
             if id(each) not in self._seen:
-                check_mesh(each, self._state)
+                self._know(root, state)
+                check_mesh(each, state)
                 self._seen.add(id(each))
                 once = _OnceUnsharded(self, f"{name}." if name else "", each)
                 if each is module:
@@ -60,6 +62,27 @@ class SumUnsharded:
     def __deepcopy__(self, memo: dict[int, Any]) -> SumUnsharded:
         """Of a copy of the model, which fully_shard has yet to be called for."""
         return SumUnsharded(copy.deepcopy(self._state, memo))
+
+    @property
+    def _state(self) -> TensorParallel:
+        state = self._weak()
+        assert state is not None, "the model that is called has it"
+        return state
+
+    def _know(self, root: nn.Module, state: TensorParallel) -> None:
+        """The plan as it is with fully_shard, after which adapters are no more changed."""
+        if self._entries:
+            return
+        names = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+        entries = {entry.name: entry for entry in state.plan.entries}
+        gone = next((name for name in entries if name not in names), None)
+        if gone is not None:
+            raise ValueError(
+                f"fully_shard: {gone} is not a parameter of {type(root).__name__}: adapters have "
+                "made another module the sharded model; keep that module, as get_peft_model "
+                "returns it, and call it"
+            )
+        self._entries = entries
 
     def register(self, name: str, parameter: Tensor) -> None:
         """Have the gradient of a parameter summed; of a DTensor nothing is done."""
@@ -75,13 +98,9 @@ class SumUnsharded:
 
     def check(self, entry: Entry) -> None:
         """ValueError where the gradient of a DTensor was to be summed, and was not."""
-        if self._state.plan is not self._plan:
-            raise ValueError(
-                "adapters of the model were changed after it was sharded, which is not followed "
-                "where fully_shard is around it; add them before the model is sharded"
-            )
         if self._to_sum is None:
-            hooks = {e.name: grad_hook(e, self._state.group) for e in self._entries.values()}
+            state = self._state
+            hooks = {each.name: grad_hook(each, state.group) for each in state.plan.entries}
             self._to_sum = frozenset(name for name, hook in hooks.items() if hook is not None)
         if entry.name in self._summed or entry.name not in self._to_sum:
             return
@@ -110,19 +129,41 @@ class _OnceUnsharded:
 
 def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
     """Let ``state`` know the DTensors that fully_shard has put in the place of parameters."""
-    modules = [module for _, module in fully_sharded_modules(model)]
+    root = state.root_in(model)
+    modules = {each for top in (model, root) for _, each in fully_sharded_modules(top)}
     if not modules:
         return
     for module in modules:
         check_mesh(module, state)
     reshard(model)
-    sharded = next(m for m in model.modules() if find_state(m, TensorParallel) is state)
-    named = dict(sharded.named_parameters(remove_duplicate=False))
+    reshard(root)
+    named = dict(root.named_parameters(remove_duplicate=False))
     parameters = []
     for entry, known in zip(state.plan.entries, state.parameters, strict=True):
         found = named.get(entry.name, known)
         parameters.append(found if is_distributed(found) else known)
     state.set_plan(state.plan, tuple(parameters))
+
+
+def settle_parameters(model: nn.Module, state: TensorParallel | None) -> None:
+    """Let the parameters of ``model`` be what they are between steps, and ``state`` know them.
+
+    ValueError where one is not what was sharded.
+    """
+    reshard(model)
+    if state is not None:
+        follow_fully_shard(model, state)
+        state.check_identity(model)
+
+
+def is_fully_sharded_parameter(parameter: Tensor) -> bool:
+    """Whether fully_shard keeps ``parameter``, of a sharded model, in parts, also where all of it
+    is there for a while."""
+    if is_distributed(parameter):
+        return True
+    state = None if owner_of(parameter) is not None else container_of([parameter])
+    root = None if state is None else state.root
+    return root is not None and bool(fully_sharded_modules(root))
 
 
 def check_mesh(module: nn.Module, state: TensorParallel) -> None:

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.fully_shard import is_distributed, local_part, reshard
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
 
@@ -28,29 +29,31 @@ class _BeforeStep:
 
     def __init__(self, state: TensorParallel, unsharded: SumUnsharded) -> None:
         self._state = weakref.ref(state)
-        self._unsharded = weakref.ref(unsharded)
+        self._unsharded = unsharded
         self._others = 0  # steps of what is not in the plan
         self.steps = 0
         self.norm: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        state, unsharded = self._state(), self._unsharded()
-        model = None if state is None or state.model is None else state.model()
-        if model is None or state is None or unsharded is None:
+        state = self._state()
+        if state is None:
             return
+        model = state.root  # or None, where adapters were added and their model is gone
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if any(is_distributed(p) and owner_of(p) is None for p in parameters):
+        unknown = any(is_distributed(p) and owner_of(p) is None for p in parameters)
+        if model is not None and unknown:
             follow_fully_shard(model, state)
         entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
         if any(entry.is_sharded for _, entry in entries):
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
         for parameter, entry in entries:
             if is_distributed(parameter) and parameter.grad is not None:
-                unsharded.check(entry)
+                self._unsharded.check(entry)
         self.steps += bool(entries)
         self._others += not entries
-        if (self.steps if entries else self._others).bit_count() == 1:  # now and then
+        calls = self.steps if entries else self._others
+        if model is not None and calls.bit_count() == 1:  # now and then
             reshard(model)  # after a forward without a backward some are no DTensors
             own = {id(p) for p in model.parameters()}
             if any(id(p) in own for p in parameters):
@@ -100,11 +103,17 @@ class _CompareSteps:
         )
 
 
-def check_optimizers(model: nn.Module, state: TensorParallel) -> None:
-    """Check the steps of ``model`` from now on, as long as ``state`` is there."""
+def check_optimizers(state: TensorParallel) -> None:
+    """Check the steps of a sharded model from now on, as long as ``state`` is there."""
     unsharded = SumUnsharded(state)
-    model.register_forward_pre_hook(unsharded)
     before_step = _BeforeStep(state, unsharded)
     handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
-    model.register_forward_pre_hook(_CompareSteps(state.group, before_step))
+    compare = _CompareSteps(state.group, before_step)
+
+    def register(model: nn.Module) -> None:
+        for hook in (unsharded, compare):
+            if hook not in forward_pre_hooks(model):
+                model.register_forward_pre_hook(hook)
+
+    state.hook(register)

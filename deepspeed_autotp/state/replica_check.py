@@ -18,7 +18,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.interop.fully_shard import gathered
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.state.fully_shard import follow_fully_shard
-from deepspeed_autotp.state.sharded_model import tensor_parallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -99,14 +99,18 @@ def _rng_digest(device: torch.device) -> bytes:
     return digest.digest()
 
 
-def check_first_call(model: nn.Module, group: TPGroup) -> None:
-    """Register the check of the first call of ``model``, before any other hook.
+def check_first_call(state: TensorParallel) -> None:
+    """Register the check of the first call of a sharded model, before any other hook.
 
     Only once, though an engine may be built around a model that ``parallelize`` has sharded.
     """
-    if any(isinstance(hook, FirstCallCheck) for hook in forward_pre_hooks(model)):
-        return
-    model.register_forward_pre_hook(FirstCallCheck(group), prepend=True, with_kwargs=True)
+    check = FirstCallCheck(state.group)
+
+    def register(model: nn.Module) -> None:
+        if not any(isinstance(hook, FirstCallCheck) for hook in forward_pre_hooks(model)):
+            model.register_forward_pre_hook(check, prepend=True, with_kwargs=True)
+
+    state.hook(register)
 
 
 @torch.no_grad()

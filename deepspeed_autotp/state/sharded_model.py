@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class TensorParallel:
         self.masters: MasterWeights | None = None  # of DeepSpeed's optimizer, where there is one
         self.model: weakref.ref[nn.Module] | None = None  # what carries it; None for a copy
         self.changes: ModuleChanges | None = None  # None for a copy
+        self._hook: list[Callable[[nn.Module], None]] = []  # what registers hooks, once on a module
         group.join(self)
         _states.add(self)
 
@@ -76,6 +77,31 @@ class TensorParallel:
         self.plan = plan
         self.parameters = parameters
         self._index = {id(p): i for i, p in reversed(list(enumerate(parameters)))}
+
+    @property
+    def root(self) -> nn.Module | None:
+        """The model with the names of the plan; None for a copy, and where it is gone."""
+        return None if self.model is None else self.model()
+
+    def root_in(self, model: nn.Module) -> nn.Module:
+        """As ``root``; where there is none, the outermost module of ``model`` with this state."""
+        if self.root is not None:
+            return self.root
+        own = (each for each in model.modules() if find_state(each, TensorParallel) is self)
+        return next(own, model)
+
+    def hook(self, register: Callable[[nn.Module], None]) -> None:
+        """Let ``register`` give the model its hooks, now and where PEFT makes another module the
+        model. What it holds must not hold this state."""
+        assert self.root is not None
+        register(self.root)
+        self._hook.append(register)
+
+    def hook_root(self) -> None:
+        """Give the model its hooks: another one than before, or again, which changes nothing."""
+        assert self.root is not None
+        for register in self._hook:
+            register(self.root)
 
     @property
     def is_gathered(self) -> bool:
@@ -92,10 +118,18 @@ class TensorParallel:
         found = self._index.get(id(parameter))
         return None if found is None else self.plan.entries[found]
 
+    def is_sharded(self, parameter: Tensor) -> bool:
+        """Whether this rank has a shard of ``parameter`` alone."""
+        entry = self.entry(parameter)
+        return entry is not None and entry.is_sharded
+
     def check_identity(self, model: nn.Module) -> None:
-        """ValueError when a parameter of ``model`` is not the one that was sharded."""
+        """ValueError when a parameter of the model is not the one that was sharded.
+
+        ``model`` is that model, inside of it or around it.
+        """
         known = {e.name: p for e, p in zip(self.plan.entries, self.parameters, strict=True)}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.root_in(model).named_parameters(remove_duplicate=False):
             if known.get(name, parameter) is not parameter:
                 raise ValueError(
                     f"{name} was replaced after the model was sharded, so its shard of the full "
@@ -229,6 +263,7 @@ def attach(model: nn.Module, state: TensorParallel) -> None:
     state.model = weakref.ref(model)
     if _refuse_held not in forward_pre_hooks(model):
         model.register_forward_pre_hook(_refuse_held)
+    state.hook_root()
 
 
 def _refuse_held(model: nn.Module, args: object) -> None:
@@ -281,6 +316,18 @@ def owner_of(parameter: Tensor) -> TensorParallel | None:
     return next((state for state in list(_states) if state.entry(parameter) is not None), None)
 
 
+def container_of(parameters: Iterable[Tensor]) -> TensorParallel | None:
+    """The state of the sharded model that has one of ``parameters``, or None; also one that
+    fully_shard has made."""
+    wanted = set(map(id, parameters))
+    for state in list(_states):
+        root = state.root
+        held = [*state.parameters, *([] if root is None else root.parameters())]
+        if not wanted.isdisjoint(map(id, held)):
+            return state
+    return None
+
+
 def unwrapped_model(model: nn.Module) -> nn.Module:
     """The sharded module inside an engine or wrapper; the innermost where none is sharded."""
     inner = model
@@ -293,7 +340,8 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 def find_nested_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     """As :func:`find_tensor_parallel`, also where a submodule of ``model`` is sharded.
 
-    Modules outside of it are replicated. ValueError for several such submodules.
+    Modules outside of it are replicated. ValueError for several such submodules, and for a part
+    of a sharded model.
     """
     found = (find_tensor_parallel(module) for module in model.modules())
     states = {id(state): state for state in found if state is not None}
@@ -301,5 +349,11 @@ def find_nested_tensor_parallel(model: nn.Module) -> TensorParallel | None:
         raise ValueError(
             f"{len(states)} submodules of {type(model).__name__} are sharded separately, expected "
             "one; call this for each of them"
+        )
+    if not states and (whole := container_of(model.parameters())) is not None:
+        name = "model" if whole.root is None else type(whole.root).__name__
+        raise ValueError(
+            f"{type(model).__name__} is a part of a sharded {name}, and has this rank's shards; "
+            "pass the sharded model itself"
         )
     return next(iter(states.values()), None)

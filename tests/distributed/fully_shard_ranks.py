@@ -2,6 +2,7 @@
 """What the tests of fully_shard around a sharded model run on ranks."""
 
 import copy
+import gc
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import deepspeed_autotp
+from deepspeed_autotp.interop.fully_shard import is_distributed
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
 from tests.support.training_loops import loss_of
@@ -161,6 +163,52 @@ def unfrozen_late() -> float:
     return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
 
 
+def adapted(order: str) -> tuple[float, str]:
+    """Weights' largest difference to one process, where LoRA and the norms of queries and keys
+    train, or all that merged LoRA has left; and the error of an optimizer over tensors. ``order``:
+    adapters come "before" sharding, "after" it, or before it and are "merged" after it."""
+    dp, tensor_parallel = meshes(2)
+    plain, model = make("qwen3", {}), make("qwen3", {})
+    if order == "after":
+        model = deepspeed_autotp.parallelize(model, mesh=tensor_parallel)
+    own, model = _lora(plain), _lora(model)
+    if order != "after":
+        model = deepspeed_autotp.parallelize(model, mesh=tensor_parallel)
+    if order == "merged":
+        own, model = own.merge_and_unload(), model.merge_and_unload()
+        gc.collect()  # the model that was sharded
+    factors = torch.optim.Adafactor(model.parameters())
+    said = raised_error(factors.step)
+    inner = model if order == "merged" else model.get_base_model()
+    for layer in inner.model.layers:
+        fully_shard(layer, mesh=dp)
+    fully_shard(model, mesh=dp)
+    for each in (own, model):
+        for name, parameter in each.named_parameters():
+            trains = order == "merged" or "_norm" in name
+            parameter.requires_grad_(trains or parameter.requires_grad)
+        trained = [p for p in each.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.5, momentum=0.9)
+        for step in range(STEPS):
+            loss_of(each, tokens(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    deepspeed_autotp.check_replicas(model)
+    full = deepspeed_autotp.full_state_dict(model)
+    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items()), said
+
+
+def _lora(model: nn.Module) -> Any:
+    torch.manual_seed(3)
+    config = LoraConfig(
+        r=5,
+        target_modules=["q_proj", "v_proj", "o_proj"],
+        modules_to_save=["lm_head"],
+        init_lora_weights=False,
+    )
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
 def infinite_on_one_rank() -> list[float]:
     """The scale of a loss in three steps; in the second one rank has an infinite gradient."""
     dp, tensor_parallel = meshes(2)
@@ -220,21 +268,31 @@ def refusals(folder: str) -> dict[str, str]:
         fully_shard(layer, mesh=dp)
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.5)
     inner.model(input_ids=tokens(0)).last_hidden_state.sum().backward()
-    late = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
     config = LoraConfig(target_modules=["q_proj", "o_proj"])
-    adapted = get_peft_model(late, config)
-    fully_shard(adapted, mesh=dp)
-    factors = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
-    adapted(input_ids=tokens(0)).logits.sum().backward()
-    of_factors = raised_error(factors.step)
+    late = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
+    get_peft_model(late, config)  # what is returned is not kept
+    gc.collect()
+    fully_shard(late, mesh=dp)
+    evaluated = spread(deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel), dp)
+    with torch.no_grad():
+        evaluated(input_ids=tokens(0))
+    head = evaluated.lm_head
+    assert not is_distributed(head.weight)  # all of this rank's shard, for now
     mixed = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
     mixed = fully_shard(mixed, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return {
-        "adapters before": of_factors,
+        "adapters, their model is gone": raised_error(lambda: late(input_ids=tokens(0))),
         "adapters after": raised_error(lambda: get_peft_model(model, config)),
         "step": raised_error(optimizer.step),
         "save_pretrained": raised_error(lambda: deepspeed_autotp.save_pretrained(model, folder)),
         "gather_params": raised_error(deepspeed_autotp.gather_params(model).__enter__),
+        "gather_params, head": raised_error(deepspeed_autotp.gather_params(head).__enter__),
+        "gather_params, weight": raised_error(
+            deepspeed_autotp.gather_params(head.weight).__enter__
+        ),
+        "full_state_dict, backbone": raised_error(
+            lambda: deepspeed_autotp.full_state_dict(evaluated.model)
+        ),
         "mesh": raised_error(lambda: mixed(input_ids=tokens(0))),
         "mesh, clip": raised_error(lambda: deepspeed_autotp.clip_grad_norm_(mixed, CLIP)),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.fully_shard_ranks import (
+    adapted,
     compiled,
     infinite_on_one_rank,
     mixed_precision,
@@ -62,6 +63,13 @@ def test_gradients_of_parameters_that_were_frozen_at_first_are_summed(pool: Pool
     assert max(pool.run(unfrozen_late, ranks=4)) < 1e-9
 
 
+@pytest.mark.parametrize("order", ["before", "after", "merged"])
+def test_adapters_around_sharding_train_as_in_one_process(pool: Pool, order: str) -> None:
+    for apart, said in pool.run(adapted, order, ranks=4):
+        assert apart < 1e-9
+        assert said.startswith("ValueError") and "got Adafactor" in said
+
+
 def test_a_step_with_an_infinite_gradient_on_one_rank_is_skipped_on_all(pool: Pool) -> None:
     assert pool.run(infinite_on_one_rank, ranks=4) == [[65536.0, 32768.0, 32768.0]] * 4
 
@@ -78,10 +86,13 @@ def test_what_would_train_wrongly_is_refused_by_name(pool: Pool, tmp_path: Path)
     found = {key: {each[key] for each in results} for key in results[0]}
     for key, words in {
         "step": "q_norm.weight was not summed over the TP group",
-        "adapters before": "adapters of the model were changed after it was sharded",
+        "adapters, their model is gone": "keep that module, as get_peft_model returns it",
         "adapters after": "fully_shard has partitioned the weights",
         "save_pretrained": "got a model with fully_shard",
-        "gather_params": "got a DTensor, which fully_shard keeps in parts",
+        "gather_params": "got a parameter of a model with fully_shard",
+        "gather_params, head": "got a parameter of a model with fully_shard",
+        "gather_params, weight": "got a parameter of a model with fully_shard",
+        "full_state_dict, backbone": "Qwen3Model is a part of a sharded FSDPQwen3ForCausalLM",
         "mesh": "fully_shard: mesh: got one with the ranks",
         "mesh, clip": "have different shards in one TP group",
     }.items():

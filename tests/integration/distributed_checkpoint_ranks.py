@@ -160,6 +160,16 @@ def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
+def save_the_optimizer_after_evaluating(case: Case, size: Size, folder: str) -> int:
+    """After a forward without a backward, the optimizer alone; how many states are saved."""
+    loop = Loop(case, size)
+    loop.step(0)
+    with torch.no_grad():
+        loop.model(input_ids=tokens(1))
+    dcp.save({"optimizer": loop.state["optimizer"]}, checkpoint_id=folder)
+    return len(loop.state["optimizer"].state_dict()["state"])
+
+
 def save_before_the_first_step(case: Case, size: Size, folder: str) -> list[float]:
     """The losses of a run that was saved at its start, and whose optimizer is left as it was."""
     loop = Loop(case, size)

@@ -417,6 +417,27 @@ def user_attributes() -> tuple[float, bool]:
     return loss.item(), len(calls) == 1
 
 
+def parts(folder: str) -> dict[str, str]:
+    """The errors of what is given a module inside of the model that is sharded, and of a parameter
+    that was replaced there."""
+    early = sharded(lora(_llama(), target_modules=["q_proj"]))
+    base: Any = early.get_base_model()
+    late = lora(sharded(_llama()), target_modules=["q_proj"])
+    inner = late.get_base_model()
+    inner.lm_head.weight = nn.Parameter(inner.lm_head.weight.detach().clone())
+    calls: dict[str, Callable[[], object]] = {
+        "full_state_dict": lambda: deepspeed_autotp.full_state_dict(base),
+        "clip_grad_norm_": lambda: deepspeed_autotp.clip_grad_norm_(base.model, 1.0),
+        "a wrapper": lambda: deepspeed_autotp.clip_grad_norm_(nn.ModuleList([base.lm_head]), 1.0),
+        "checkpoint_state": lambda: deepspeed_autotp.checkpoint_state(base),
+        "save_pretrained": lambda: deepspeed_autotp.save_pretrained(base, folder),
+        "own save_pretrained": lambda: base.save_pretrained(folder),
+        "backbone's save_pretrained": lambda: base.model.save_pretrained(folder),
+        "replaced": lambda: deepspeed_autotp.full_state_dict(inner),
+    }
+    return {name: raised_error(call) for name, call in calls.items()}
+
+
 def other_kinds() -> dict[str, str]:
     """The errors of adapters that are not plain LoRA, in a model that is to be sharded."""
     import peft
@@ -490,7 +511,11 @@ def engine_curve(setting: Setting, is_late: bool) -> tuple[list[float], dict[str
         said["added"] = raised_error(lambda: engine.module.add_adapter("more", more))
         said["merged"] = raised_error(lambda: engine.module.merge_and_unload())
         said["deleted"] = raised_error(lambda: engine.module.delete_adapter("default"))
+    model = engine.module
     engine.destroy()
+    if is_late and setting.zero == 0:
+        deepspeed_autotp.checkpoint_state(model)
+        model.add_adapter("more", LoraConfig(r=2, target_modules=["q_proj"]))
     return losses, said
 
 

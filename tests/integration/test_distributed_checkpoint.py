@@ -30,6 +30,7 @@ from tests.integration.distributed_checkpoint_ranks import (
     refused,
     run,
     save_before_the_first_step,
+    save_the_optimizer_after_evaluating,
     save_with_full_state,
 )
 from tests.support.loss_curves import worst_difference
@@ -175,6 +176,13 @@ def test_loading_is_the_same_whether_the_optimizer_was_stepped(pool: Pool, tmp_p
     folder, case = str(tmp_path), CASES["fused"]
     pool.run(save_with_full_state, case, Size(2, 2, "fsdp"), folder, ranks=4)
     assert pool.run(load_twice, case, Size(3), folder, ranks=3) == [0] * 3
+
+
+def test_an_optimizer_is_saved_alone_after_an_evaluation(pool: Pool, tmp_path: Path) -> None:
+    case = CASES["fused"]
+    expected = len(list(case.make().parameters()))
+    args = (case, Size(2, 2, "fsdp"), str(tmp_path))
+    assert pool.run(save_the_optimizer_after_evaluating, *args, ranks=4) == [expected] * 4
 
 
 def test_a_run_saved_before_its_first_step_starts_as_if_it_was_not(

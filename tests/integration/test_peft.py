@@ -109,6 +109,18 @@ def test_a_loss_and_a_forward_that_a_user_set_stay(pool: Pool) -> None:
     assert pool.run(peft_ranks.user_attributes) == [(7.0, True)] * 2
 
 
+def test_a_part_of_a_sharded_model_is_refused(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(peft_ranks.parts, str(tmp_path))
+    assert first == second
+    inside = "is a part of a sharded PeftModelForCausalLM"
+    own = "its save_pretrained would write this rank's shards only"
+    for name, said in first.items():
+        own_way = "lm_head.weight was replaced" if name == "replaced" else inside
+        assert said.startswith("ValueError: ")
+        assert (own if " save_pretrained" in name else own_way) in said, (name, said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_kinds_of_adapters_are_refused_by_name(pool: Pool) -> None:
     first, second = pool.run(peft_ranks.other_kinds)
     assert first == second
