@@ -21,6 +21,7 @@ def test_modules_get_one_attribute_and_the_model_three_methods(pool: Pool) -> No
         methods = {"forward", "save_pretrained", "load_adapter"}
         assert added.pop("") == {"_autotp", "_loss_function", *methods}
         assert "model.layers.1.self_attn.q_proj" in added and "model.layers.0" in added
+        assert added.pop("model") == {"save_pretrained", "load_adapter"}  # of a part
         assert set().union(*added.values()) == {"_autotp"}
 
 
