@@ -99,31 +99,31 @@ class AdapterChanges:
     ) -> T:
         """As of :class:`ModuleChanges`."""
 
-        def check_all() -> None:
-            check()
-            if self._state.masters is not None:
-                raise ValueError(
-                    "an engine of DeepSpeed trains this model, and its optimizer would not know a "
-                    "new adapter; add adapters before initialize"
-                )
-
-        return self._around(change, check_all, root)
+        why = "would not know a new adapter; add adapters before initialize"
+        return self._around(change, self._untrained(check, why), root)
 
     def remove(
         self, change: Callable[[], T], *, check: Callable[[], None], root: Root | None = None
     ) -> T:
         """As of :class:`ModuleChanges`."""
 
+        why = (
+            "and checkpoints would still have the adapter; save the adapter, and merge it into a "
+            "model that no engine trains"
+        )
+        return self._around(change, self._untrained(check, why), root)
+
+    def _untrained(self, check: Callable[[], None], why: str) -> Callable[[], None]:
+        """``check``, and that no engine trains the model."""
+
         def check_all() -> None:
             check()
             if self._state.masters is not None:
                 raise ValueError(
-                    "an engine of DeepSpeed trains this model, and its optimizer and checkpoints "
-                    "would still have the adapter; save the adapter, and merge it into a model "
-                    "that no engine trains"
+                    f"an engine of DeepSpeed trains this model, and its optimizer {why}"
                 )
 
-        return self._around(change, check_all, root)
+        return check_all
 
     def _around(self, change: Callable[[], T], check: Callable[[], None], root: Root | None) -> T:
         if self._is_changing:  # what PEFT does within such a change

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deepspeed_autotp.interop.fully_shard import is_distributed
 from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel
@@ -22,7 +21,7 @@ def refuse_unshardable(model: nn.Module) -> None:
         raise ValueError(f"{what} is sharded already; shard a model once")
     places: dict[torch.device, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if _is_dtensor(tensor):
+        if is_distributed(tensor):  # as behind transformers' tp_plan="auto"
             raise ValueError(
                 f"{name} is a DTensor, which is sharded already; load the model without a "
                 "tp_plan or device mesh"
@@ -40,10 +39,3 @@ def refuse_unshardable(model: nn.Module) -> None:
     if len(places) > 1:
         named = ", ".join(f"{name} on {device}" for device, name in places.items())
         raise ValueError(f"the weights are on several devices ({named}); move the model to one")
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    """Whether torch's own sharding, as behind transformers' ``tp_plan="auto"``, holds it."""
-    # Without the module there is none, and importing it to ask would cost a second.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)

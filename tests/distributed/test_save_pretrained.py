@@ -11,6 +11,7 @@ import pytest
 
 from tests.distributed import save_pretrained_ranks as ranks
 from tests.support.same_error import same_error
+from tests.support.small_disk import mounted_disk
 from tests.support.worker_pool import Pool
 from tests.support.worker_process import ROOT
 
@@ -54,11 +55,8 @@ def test_every_error_is_the_same_on_every_rank_and_leaves_nothing_behind(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB."""
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mounted, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not possible here")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    with mounted_disk(tmp_path, size="256k") as disk:
+        yield disk
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_is_there(pool: Pool, small_disk: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.killed_commands_ranks import fails_for_want_of_a_process, save
 from tests.support.autotp_command import command
+from tests.support.small_disk import mounted_disk
 from tests.support.worker_pool import Pool
 
 
@@ -40,11 +41,8 @@ def test_a_killed_command_leaves_all_or_nothing(checkpoint: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MiB."""
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mounted, check=False, capture_output=True).returncode:
-        pytest.skip("mounting is not possible here")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    with mounted_disk(tmp_path, size="1m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ tp_adapters_parent(const tp_model *model, int module)
 }
 
 bool
+tp_adapters_is_copy(const char *name)
+{
+    char room[TP_LONGEST_NAME];
+    return strstr(name, ".modules_to_save.") != NULL &&
+           tp_adapters_name(name, room, sizeof(room)) == TP_ADAPTED_LAYER;
+}
+
+bool
 tp_adapters_is_list(const char *name)
 {
     const char *leaf = tp_names_leaf(name);

@@ -35,6 +35,9 @@ const char *tp_adapters_plain(const char *name, char *out, tp_adapted *part);
  * around it. -1: none. */
 int tp_adapters_parent(const tp_model *model, int module);
 
+/* Whether a module of that name is a copy that is trained in full, or inside of one. */
+bool tp_adapters_is_copy(const char *name);
+
 /* Whether a module of that name holds, by their names, what adapters have for a layer.
  */
 bool tp_adapters_is_list(const char *name);

@@ -30,6 +30,7 @@ tp_model_free(tp_model *model)
     tp_arena_free(model->arena);
     free(model->modules);
     free(model->parameters);
+    tp_map_free(model->module_names);
     free(model->first_parameter);
     free(model->next_parameter);
     free(model);
@@ -248,6 +249,12 @@ tp_model_elements(const tp_model *model)
             total += tp_parameter_elements(at);
     }
     return total;
+}
+
+int
+tp_model_find_module(const tp_model *model, const char *name, size_t size)
+{
+    return tp_map_find(model->module_names, name, size);
 }
 
 int

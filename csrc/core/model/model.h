@@ -6,6 +6,7 @@
 #define TP_MODEL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -84,6 +85,9 @@ const tp_model_facts *tp_model_get_facts(const tp_model *model);
 /* Elements of a parameter, and of all of them, a tensor of several names once. */
 int64_t tp_parameter_elements(const tp_parameter *parameter);
 int64_t tp_model_elements(const tp_model *model);
+
+/* The module whose name has the first `size` bytes of `name`, or -1. */
+int tp_model_find_module(const tp_model *model, const char *name, size_t size);
 
 /* The parameter `leaf` of module `index`, or -1. */
 int tp_model_find_parameter(const tp_model *model, int module, const char *leaf);

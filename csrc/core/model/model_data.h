@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/arena.h"
+#include "base/map.h"
 #include "model/model.h"
 
 struct tp_model {
@@ -21,6 +22,7 @@ struct tp_model {
     /* Chains of the parameters of a module, made by tp_model_seal. */
     int *first_parameter;   /* one per module; -1 ends a chain */
     int *next_parameter;    /* one per parameter */
+    tp_map *module_names;   /* to their indices, made by tp_model_seal */
     const char *last_class; /* shared by neighbours that have the same; or NULL */
     const char *last_leaf;
     const char *last_dtype;

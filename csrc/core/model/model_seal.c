@@ -38,14 +38,14 @@ add_name(tp_map *map, const char *name, int index, const char *what, tp_error *e
 static int
 link_modules(tp_model *model, tp_error *err)
 {
-    tp_map *map = NULL;
-    int result = tp_map_new((size_t)model->module_count, &map, err);
+    tp_map_free(model->module_names); /* of an attempt that failed */
+    model->module_names = NULL;
+    int result = tp_map_new((size_t)model->module_count, &model->module_names, err);
     for (int i = 0; result == 0 && i < model->module_count; i++) {
         const char *name = model->modules[i].name;
-        model->modules[i].parent = find_parent(map, name);
-        result = add_name(map, name, i, "modules", err);
+        model->modules[i].parent = find_parent(model->module_names, name);
+        result = add_name(model->module_names, name, i, "modules", err);
     }
-    tp_map_free(map);
     return result;
 }
 

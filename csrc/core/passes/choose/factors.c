@@ -4,13 +4,10 @@
 
 #include <string.h>
 
-#include "base/map.h"
 #include "model/adapters.h"
-#include "passes/settle/copies.h"
 
 typedef struct {
     tp_build *build;
-    tp_map *names; /* of modules */
     tp_text room;
 } search;
 
@@ -34,7 +31,7 @@ find_instead(search *with, const char *name, const char *list, const char *other
                 adapter + strcspn(adapter, "."));
     if (with->room.failed)
         return -1;
-    return tp_map_find(with->names, with->room.data, with->room.size);
+    return tp_model_find_module(with->build->model, with->room.data, with->room.size);
 }
 
 /* The specification of a layer for a factor beside it, a linear layer. */
@@ -102,7 +99,7 @@ follow(search *with, int module, tp_error *err)
         return follow_layer(with, module, layer,
                             down ? TP_PARTITION_ROW : TP_PARTITION_COLUMN, err);
     }
-    if (tp_copies_is(name))
+    if (tp_adapters_is_copy(name))
         clear(with->build, module);
     return 0;
 }
@@ -113,14 +110,11 @@ tp_factors_choose(tp_build *build, tp_error *err)
     const tp_model *model = build->model;
     const int count = tp_model_module_count(model);
     search with = {.build = build, .room = TP_NO_TEXT};
-    int result = tp_map_new((size_t)count, &with.names, err);
-    for (int i = 0; result >= 0 && i < count; i++)
-        result = tp_map_add(with.names, tp_model_module(model, i)->name, i, err);
+    int result = 0;
     for (int i = 0; result >= 0 && i < count; i++)
         result = follow(&with, i, err);
     if (result >= 0 && with.room.failed)
         result = tp_fail_memory(err);
-    tp_map_free(with.names);
     tp_text_free(&with.room);
-    return result < 0 ? -1 : 0;
+    return result;
 }

@@ -182,8 +182,7 @@ plain_name(const search *with, int module, const char **out, tp_error *err)
     const char *name = tp_model_module(with->build->model, module)->name;
     const char *plain = tp_adapters_plain(name, room, &part);
     *out = NULL;
-    if (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP ||
-        (part == TP_ADAPTED_LAYER && strstr(name, ".modules_to_save.") != NULL))
+    if (part == TP_ADAPTED_DOWN || part == TP_ADAPTED_UP || tp_adapters_is_copy(name))
         return 0;
     *out = plain == name
                ? name

@@ -4,27 +4,17 @@
 
 #include <string.h>
 
-#include "base/map.h"
 #include "model/adapters.h"
 
 static const char list[] = ".modules_to_save.", original[] = ".original_module";
 
 typedef struct {
     tp_build *build;
-    tp_map *names; /* of modules */
     tp_text room;
     const char *copy; /* the name of a module that is a copy, or is inside of one */
     size_t around;    /* length of the name of the module with the copy and original */
     size_t root;      /* length of the name of the copy that it is, or is inside of */
 } search;
-
-bool
-tp_copies_is(const char *name)
-{
-    char room[TP_LONGEST_NAME];
-    return strstr(name, list) != NULL &&
-           tp_adapters_name(name, room, sizeof(room)) == TP_ADAPTED_LAYER;
-}
 
 static void
 look_at(search *with, const char *name)
@@ -44,7 +34,7 @@ find_original(search *with)
                 with->copy + with->root);
     if (with->room.failed)
         return -1;
-    return tp_map_find(with->names, with->room.data, with->room.size);
+    return tp_model_find_module(with->build->model, with->room.data, with->room.size);
 }
 
 /* What the copy has in the place of a module of the original; any other module is the
@@ -64,7 +54,7 @@ find_own(search *with, int module)
     tp_text_add(&with->room, "%.*s%s", (int)with->root, with->copy, name + tail);
     if (with->room.failed)
         return -1;
-    return tp_map_find(with->names, with->room.data, with->room.size);
+    return tp_model_find_module(with->build->model, with->room.data, with->room.size);
 }
 
 static void
@@ -129,21 +119,16 @@ tp_copies_settle(tp_build *build, tp_error *err)
     const tp_model *model = build->model;
     const int count = tp_model_module_count(model);
     search with = {.build = build, .room = TP_NO_TEXT};
-    int result = tp_map_new((size_t)count, &with.names, err);
-    for (int i = 0; result >= 0 && i < count; i++)
-        result = tp_map_add(with.names, tp_model_module(model, i)->name, i, err);
-    for (int i = 0; result >= 0 && i < count; i++) {
-        if (tp_copies_is(tp_model_module(model, i)->name))
+    for (int i = 0; i < count; i++) {
+        if (tp_adapters_is_copy(tp_model_module(model, i)->name))
             follow(&with, i);
     }
-    if (result >= 0 && with.room.failed)
-        result = tp_fail_memory(err);
+    int result = with.room.failed ? tp_fail_memory(err) : 0;
     for (int i = 0; result >= 0 && i < tp_model_parameter_count(model); i++) {
         const int module = tp_model_parameter(model, i)->module;
-        if (tp_copies_is(tp_model_module(model, module)->name))
+        if (tp_adapters_is_copy(tp_model_module(model, module)->name))
             result = check_ties(build, i, err);
     }
-    tp_map_free(with.names);
     tp_text_free(&with.room);
     return result < 0 ? -1 : 0;
 }

@@ -5,9 +5,6 @@
 
 #include "plan/plan_build.h"
 
-/* Whether adapters have a module of that name as a copy, or inside of one. */
-bool tp_copies_is(const char *name);
-
 /* Give every parameter of a copy the decision of the original's, which is final by
  * then, whatever rules say of it. Fails with TP_VALUE where a copy is one tensor with a
  * name that is not sharded alike. */
