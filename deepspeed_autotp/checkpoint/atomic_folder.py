@@ -151,8 +151,11 @@ class AtomicFolder:
         sync(self.staging)
 
 
-def locked(folder: Path) -> int:
-    """A handle of ``folder`` that has its lock, which the end of this process gives back."""
+def locked(folder: Path, *, surely: bool = False) -> int:
+    """A handle of ``folder`` that has its lock, which the end of this process gives back.
+
+    On a file system without such locks it has none, or with ``surely`` there is an OSError.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,8 +164,10 @@ def locked(folder: Path) -> int:
         raise BlockingIOError(
             errno.EWOULDBLOCK, f"another save is writing into {str(folder)!r}; wait until it ends"
         ) from None
-    except OSError:  # a file system without such locks
-        pass
+    except OSError:
+        if surely:
+            os.close(handle)
+            raise
     return handle
 
 

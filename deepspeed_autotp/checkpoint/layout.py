@@ -77,6 +77,11 @@ class Layout:
             parameters[entry.name] = SavedParameter(entry.name, entry.shape, sharding, tied_to)
         return Layout(plan.ranks, parameters)
 
+    @property
+    def ties(self) -> dict[str, str | None]:
+        """By parameter the one whose tensor it is, where there is one."""
+        return {name: parameter.tied_to for name, parameter in self.parameters.items()}
+
     def json(self) -> dict[str, Any]:
         """What :meth:`from_json` reads, in JSON's types."""
         shardings = list(dict.fromkeys(p.sharding for p in self.parameters.values() if p.sharding))

@@ -18,6 +18,7 @@ from torch import nn
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.metadata import Metadata, metadata_of
+from deepspeed_autotp.checkpoint.model_config import config_source
 from deepspeed_autotp.checkpoint.unsharded import (
     is_unsharded,
     layout_of_files,
@@ -41,10 +42,11 @@ class Sizes:
 def layouts_at(folder: Path, metadata: Metadata | None, *, tp: int, config: Path | None) -> Sizes:
     """The layouts of the checkpoint in ``folder`` and at TP size ``tp``.
 
-    ``config`` is a folder with the configuration of the model, where the checkpoint has none.
+    ``config`` is a folder, or a file, with the configuration of the model, where it is not that
+    beside the checkpoint.
     ValueError where they cannot be known.
     """
-    source = folder if config is None else config
+    source = config_source(folder, config)
     if metadata is None:
         return _of_unsharded(folder, source, tp=tp)
     if metadata.layout is None:
@@ -64,7 +66,7 @@ def _of_unsharded(folder: Path, source: Path, *, tp: int) -> Sizes:
                        "by its own rules")  # fmt: skip
     model = _model(folder, source, None, tp=tp)
     known = layout_of_model(model)
-    old = layout_of_files(folder, known)
+    old = layout_of_files(folder, known.ties)
     if tp == 1:
         return Sizes(old, known, None)
     recipe = default_recipe(model)

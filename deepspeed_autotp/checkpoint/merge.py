@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deepspeed_autotp.checkpoint.layout import resharded
-from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
+from deepspeed_autotp.checkpoint.model_config import config_texts
 from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.open_checkpoint import open_checkpoint
 from deepspeed_autotp.checkpoint.pretrained_folder import INDEX, SINGLE, Index
@@ -68,11 +68,17 @@ def merge(
 ) -> None:
     """Write the full weights of a checkpoint as files that ``from_pretrained`` loads.
 
-    ``config`` is a folder, or a file, with the configuration of the model where the checkpoint has
-    none; ``jobs`` the number of processes, or None for a default. One tensor is in the memory of
-    each at a time. ValueError where something is missing.
+    ``config`` is a folder, or a file, with the configuration of the model, where it is not that
+    beside the checkpoint; ``jobs`` the number of processes, or None for a default. One tensor is in
+    the memory of each at a time. ValueError where something is missing.
     """
     saved, _ = open_checkpoint(folder)
+    if master and saved.groups is None and saved.kind.name != "torch":
+        raise ValueError(
+            f"--master: {str(folder)!r} does not name the parameters of its optimizer, expected "
+            "one of ZeRO or of a sharded run; leave out --master, which gives the weights in 16 "
+            "bits"
+        )
     files = _files(list(_tensors(saved, master=master)), max_file_bytes)
     total = sum(file.nbytes for file in files)
     with new_folder(out) as made, progress(total, "merge", "B") as done:
@@ -178,17 +184,10 @@ def _index(files: Sequence[_File]) -> str:
 
 def _config_texts(folder: Path, config: Path | None) -> Mapping[str, str]:
     """The configuration files of a merged model."""
-    source = folder if config is None else config
-    if source.is_file():
-        return {"config.json": source.read_text(encoding="utf-8")}
-    found = {
-        name: (source / name).read_text(encoding="utf-8")
-        for name in CONFIG_FILES
-        if (source / name).is_file()
-    }
+    found = config_texts(folder, config)
     if "config.json" not in found:
         raise ValueError(
-            f"{str(source)!r} has no config.json, expected the configuration of the model; name a "
+            f"{str(folder)!r} has no config.json, expected the configuration of the model; name a "
             "folder that has it with --config"
         )
     return found

@@ -53,7 +53,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what nobody has a lock of."""
     for left in folder.parent.glob(f".{escaped(folder.name)}{_MARK}*"):
         try:
-            lock = locked(left)
+            lock = locked(left, surely=True)
         except OSError:
             continue
         shutil.rmtree(left, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import Metadata, read_metadata
 from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, SavedCheckpoint
+from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, ties_of_files
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -25,15 +26,20 @@ def checkpoint_folder(path: Path) -> Path:
     )
 
 
-def open_checkpoint(folder: Path) -> tuple[SavedCheckpoint, Metadata]:
-    """A checkpoint that a sharded run has saved. ValueError where it is none, or not whole."""
-    metadata = read_metadata(folder)
-    if metadata is None or metadata.layout is None:
-        version = "none" if metadata is None else f"version {metadata.version}"
-        raise ValueError(
-            f"{str(folder)!r}: tensor_parallel.json: got {version}, expected version 3 or later "
-            "with the layout of the shards; load the checkpoint at the TP size it was saved at, "
-            "and save it again"
-        )
-    files = CheckpointFiles(folder)
-    return SavedCheckpoint(files, metadata.layout, groups=metadata.groups), metadata
+def open_checkpoint(folder: Path) -> tuple[SavedCheckpoint, Metadata | None]:
+    """A checkpoint that a sharded run has saved, or, without metadata, one of TP size 1.
+
+    ValueError where it is neither, or not whole.
+    """
+    files, metadata = CheckpointFiles(folder), read_metadata(folder)
+    if metadata is not None and metadata.layout is not None:
+        return SavedCheckpoint(files, metadata.layout, groups=metadata.groups), metadata
+    if metadata is None and is_unsharded(folder):
+        layout = layout_of_files(folder, ties_of_files(folder))
+        return SavedCheckpoint(files, layout, groups=None), None
+    version = "none" if metadata is None else f"version {metadata.version}"
+    raise ValueError(
+        f"{str(folder)!r}: tensor_parallel.json: got {version}, expected version 3 or later "
+        "with the layout of the shards; load the checkpoint at the TP size it was saved at, "
+        "and save it again"
+    )

@@ -16,7 +16,8 @@ from torch import Tensor
 from deepspeed_autotp.checkpoint.disk_memory import DiskMemory
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.layout_at_size import layouts_at
-from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES, read_metadata, write_layout
+from deepspeed_autotp.checkpoint.metadata import read_metadata, write_layout
+from deepspeed_autotp.checkpoint.model_config import config_texts
 from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
 from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, SavedCheckpoint
@@ -77,7 +78,8 @@ def reshard(
     """Write a checkpoint as a run of TP size ``tp`` and ``replicas`` data-parallel ranks, or as
     many as it has, would have saved it, into a folder of checkpoints ``out``.
 
-    ``config`` is a folder with the configuration of the model, where the checkpoint has none;
+    ``config`` is a folder, or a file, with the configuration of the model, where it is not that
+    beside the checkpoint;
     ``jobs`` the number of processes, or None for a default. Each has one tensor in its memory at a
     time. ValueError where something is missing.
     """
@@ -97,18 +99,11 @@ def reshard(
         do_all(partial(_start, task, target), places, jobs=count, done=done)
         if sizes.metadata is not None:
             write_layout(target, replace(sizes.metadata, groups=states.groups))
-        for name in CONFIG_FILES:
-            if (source := _beside(folder, config, name)) is not None:
-                (target / name).write_bytes(source.read_bytes())
+        for name, text in config_texts(folder, config).items():
+            (target / name).write_text(text, encoding="utf-8")
         for script in folder.parent.glob(_SCRIPTS):
             (made / script.name).write_bytes(script.read_bytes())
         (made / "latest").write_text(folder.name, encoding="utf-8")
-
-
-def _beside(folder: Path, config: Path | None, name: str) -> Path | None:
-    """A file with the configuration of the model, where there is one."""
-    places = [folder, *([config] if config is not None else [])]
-    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def _start(task: _Resharding, target: Path) -> Work[Place]:

@@ -39,7 +39,7 @@ def states_for_sharded(
     metadata = read_metadata(folder)
     if metadata is None and is_unsharded(folder):
         layout = Layout.of_plan(plan)
-        saved = _saved(folder, layout_of_files(folder, layout), None, optimizer)
+        saved = _saved(folder, layout_of_files(folder, layout.ties), None, optimizer)
         return _made(request, saved, layout, optimizer, rank=rank)
     check_metadata(folder, metadata, plan, rank=rank)
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed_autotp.checkpoint.metadata import NAME, read_metadata
 from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder, open_checkpoint
+from deepspeed_autotp.checkpoint.unsharded import is_unsharded
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def _facts(folder: Path) -> _Facts:
     first = next(value for value in model["module"].values() if isinstance(value, Tensor))
     return _Facts(
         deepspeed=model["ds_version"],
-        model=None if metadata.recipe is None else metadata.recipe.get("model"),
+        model=None if metadata is None else (metadata.recipe or {}).get("model"),
         tp_size=saved.layout.ranks,
         replicas=saved.replicas,
         optimizer=saved.kind.words,
@@ -111,7 +112,7 @@ def _facts(folder: Path) -> _Facts:
 def _written_by(folder: Path) -> str:
     try:
         if read_metadata(folder) is None:
-            return "DeepSpeed, unsharded or by its own rules"
+            return "DeepSpeed" if is_unsharded(folder) else "DeepSpeed, by its own rules"
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return "not known"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -33,31 +34,51 @@ def layout_of_model(model: nn.Module) -> Layout:
     return Layout(1, parameters)
 
 
-def layout_of_files(folder: Path, layout: Layout) -> Layout:
-    """The layout of a checkpoint of TP size 1, which says nothing of ties: they are those of
-    ``layout``."""
+def layout_of_files(folder: Path, ties: Mapping[str, str | None]) -> Layout:
+    """The layout of a checkpoint of TP size 1, whose parameters are tied as in ``ties``, by the
+    names of all parameters of the model."""
     model = CheckpointFiles(folder).model(0)
     shapes = {
         name: tuple(value.shape)
         for name, value in model["module"].items()
-        if name in layout.parameters or name not in model["buffer_names"]
+        if name in ties or name not in model["buffer_names"]
     }
     # Under ZeRO 3 the weights are with the optimizer, and there are empty ones in their place.
     for noted in [*(model["param_shapes"] or []), model["frozen_param_shapes"] or {}]:
         shapes |= {name: tuple(shape) for name, shape in noted.items()}
-    known = {name: p.tied_to for name, p in layout.parameters.items()}
     return Layout(
         1,
         {
             name: SavedParameter(
-                name, shapes.get(known.get(name) or name, shape), None, known.get(name)
+                name, shapes.get(ties.get(name) or name, shape), None, ties.get(name)
             )
             for name, shape in shapes.items()
         },
     )
 
 
+def ties_of_files(folder: Path) -> dict[str, str | None]:
+    """The ties that the files of a checkpoint of TP size 1 show by themselves: one tensor under two
+    names, or what ZeRO notes."""
+    model = CheckpointFiles(folder).model(0)
+    noted = model["shared_params"] or {}
+    first: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str | None] = {}
+    for name, value in model["module"].items():
+        if name in model["buffer_names"]:
+            continue
+        if value.numel():
+            known = first.setdefault((value.data_ptr(), value.shape, value.stride()), name)
+            ties[name] = noted.get(name, None if known == name else known)
+        else:  # under ZeRO 3
+            ties[name] = noted.get(name)
+    return ties
+
+
 def is_unsharded(folder: Path) -> bool:
-    """Whether the files are those of a run with TP size 1."""
+    """Whether the files are those of a run with TP size 1, none of whose ranks' are missing."""
     files = list(folder.glob("*mp_rank_*_model_states.pt"))
-    return bool(files) and all("mp_rank_00_" in file.name for file in files)
+    if not files or any("mp_rank_00_" not in file.name for file in files):
+        return False
+    ranks: int = CheckpointFiles(folder).model(0)["mp_world_size"]
+    return ranks == 1

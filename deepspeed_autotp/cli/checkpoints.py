@@ -83,7 +83,9 @@ def _writing(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path)
     command.add_argument("out", type=Path)
     command.add_argument(
-        "--config", type=Path, help="folder with config.json, where the checkpoint has none"
+        "--config",
+        type=Path,
+        help="config.json of the model, or its folder (default: that in the checkpoint)",
     )
     command.add_argument(
         "--jobs", type=int, help="processes (default: one for 2 GB, at most one for each CPU core)"

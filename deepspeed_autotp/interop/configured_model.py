@@ -31,15 +31,17 @@ def set_tp_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
     vars(without_adapters(model))["_tp_plan"] = dict(plan)
 
 
-def configured_model(folder: Path, class_name: str | None) -> nn.Module:
-    """The model that ``config.json`` in ``folder`` describes, on the meta device.
+def configured_model(source: Path, class_name: str | None) -> nn.Module:
+    """The model that the file ``source``, or ``config.json`` in that folder, describes, on the meta
+    device.
 
     Of the class ``class_name``, or the first of its architectures. ValueError saying what is
     missing, also for classes that are not in transformers: nothing of a checkpoint is run.
     """
-    where = repr(str(folder / "config.json"))
+    file = source if source.is_file() else source / "config.json"
+    where = repr(str(file))
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{where} is missing") from None
     except ValueError as error:
@@ -54,7 +56,7 @@ def configured_model(folder: Path, class_name: str | None) -> nn.Module:
         raise ValueError(f"{where} is of a {name}, which transformers does not have")
     from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="autotp reshard")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(file, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take

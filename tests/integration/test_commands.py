@@ -62,6 +62,20 @@ def test_a_resharded_checkpoint_goes_on_unsharded(
     worst = max(worst_difference(losses, expected) for losses in got)
     assert worst < (1e-5 if precision == "fp32" else 2e-2)
 
+    found, merged = [], []
+    for folder in (run, out):
+        _, text, _ = pool.run(command, "inspect", folder, "--json", ranks=1)[0]
+        found.append(json.loads(text))
+        config = Path(found[0]["folder"], "config.json")
+        asked = ("merge", folder, f"{folder}-full", "--master", "--config", str(config))
+        status, _, errors = pool.run(command, *asked, ranks=1)[0]
+        assert status == 0, errors
+        merged.append(Path(f"{folder}-full", "model.safetensors").read_bytes())
+    assert [each["tp_size"] for each in found] == [2, 1]
+    for key in ("parameters", "states", "steps", "problem"):
+        assert found[0][key] == found[1][key], key
+    assert merged[0] == merged[1]
+
 
 def test_a_checkpoint_with_other_data_parallel_ranks_loads_without_resharding(
     pool: Pool, tmp_path: Path
@@ -89,6 +103,12 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
     assert "TP size 2, 2 data-parallel" in out
 
     folder = run / "global_step2"
+    half = tmp_path / "half"  # which is no checkpoint of TP size 1
+    shutil.copytree(folder, half, ignore=shutil.ignore_patterns("*_mp_rank_01_*", "mp_rank_01_*"))
+    (half / "tensor_parallel.json").unlink()
+    status, out, _ = pool.run(command, "inspect", str(half), "--json", ranks=1)[0]
+    assert status == 1
+    assert "tensor_parallel.json: got none" in json.loads(out)["problem"]
     for damage, words in [
         (lambda file: file.unlink(), "zero_pp_rank_1_mp_rank_01_optim_states.pt missing"),
         (lambda file: file.write_bytes(file.read_bytes()[:-2000]), "it may have been cut off"),

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of the model of a checkpoint: beside its files, or where the user says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
+
+_CONFIG = CONFIG_FILES[0]
+
+
+def config_source(folder: Path, config: Path | None) -> Path:
+    """The folder, or the file, with the configuration: ``config``, or the ``folder`` of the
+    checkpoint. ValueError where ``config`` has none."""
+    if config is not None and not (config.is_file() or (config / _CONFIG).is_file()):
+        raise ValueError(
+            f"--config: {str(config)!r} has no {_CONFIG}, expected a folder with the configuration "
+            "of the model, or that file"
+        )
+    return folder if config is None else config
+
+
+def config_texts(folder: Path, config: Path | None) -> dict[str, str]:
+    """The texts of the configuration by file, of CONFIG_FILES, as far as they are there."""
+    source = config_source(folder, config)
+    if source.is_file():
+        return {_CONFIG: source.read_text(encoding="utf-8")}
+    return {
+        name: (source / name).read_text(encoding="utf-8")
+        for name in CONFIG_FILES
+        if (source / name).is_file()
+    }
