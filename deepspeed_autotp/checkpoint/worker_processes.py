@@ -136,8 +136,10 @@ def _serve(start: Callable[[], Work[Any]], pipe: Connection) -> None:
         while item := pipe.recv():
             work(item[0], pipe.send)
             pipe.send(None)
-    except (ValueError, OSError) as error:
-        pipe.send(error)
+    except OSError as error:  # as the words of each: not every error can be pickled
+        pipe.send(OSError(str(error)))
+    except ValueError as error:
+        pipe.send(ValueError(str(error)))
     except Exception:
         pipe.send(RuntimeError(traceback.format_exc()))
 

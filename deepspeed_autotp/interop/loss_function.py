@@ -7,10 +7,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from deepspeed_autotp.interop.torch_private import output_hooks
-
 _SHIFTS = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}
 
 
@@ -42,11 +38,3 @@ def replace_loss(model: Any, loss: Callable[..., Any]) -> Callable[[], None]:
             model.loss_function = before
 
     return back
-
-
-def has_user_hooks(module: nn.Module) -> bool:
-    """Whether others than DeepSpeed and this package watch the output of ``module``."""
-    own = ("deepspeed.", "deepspeed_autotp.")
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith(own) for hook in output_hooks(module)
-    )

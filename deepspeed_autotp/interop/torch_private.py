@@ -100,6 +100,14 @@ def output_hooks(module: nn.Module) -> list[Any]:
     return [hook for registered in found for hook in registered.values()]
 
 
+def has_user_hooks(module: nn.Module) -> bool:
+    """Whether others than DeepSpeed and this package watch the output of ``module``."""
+    own = ("deepspeed.", "deepspeed_autotp.")
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith(own) for hook in output_hooks(module)
+    )
+
+
 def has_gradient_hooks(x: Tensor) -> bool:
     """Whether hooks are registered for the gradient of ``x``."""
     return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))

@@ -19,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.labels import labels_argument
-from deepspeed_autotp.interop.loss_function import has_user_hooks, replace_loss, shifts_labels
+from deepspeed_autotp.interop.loss_function import replace_loss, shifts_labels
 from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.interop.peft import without_adapters
-from deepspeed_autotp.interop.torch_private import in_autograd_function, with_leaves
+from deepspeed_autotp.interop.torch_private import (
+    has_user_hooks,
+    in_autograd_function,
+    with_leaves,
+)
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output, sharding_of
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits, Step
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deepspeed_autotp.interop.loss_function import has_user_hooks, shifts_labels
+from deepspeed_autotp.interop.loss_function import shifts_labels
+from deepspeed_autotp.interop.torch_private import has_user_hooks
 from tests.support import logit_forwards
 from tests.support.output_head_models import build
 
