@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -159,6 +159,9 @@ sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP
 resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinations; takes minutes
 	@AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py \
 		tests/integration/test_distributed_checkpoint.py $(ARGS)
+
+loops: $(stamp) ## Run Trainer, Accelerate and TRL loops in all combinations; takes minutes
+	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py $(ARGS)
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

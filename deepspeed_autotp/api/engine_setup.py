@@ -208,7 +208,8 @@ class EngineSetup:
         check_groups(settings, mpu)
         check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
-        settle_engine_config(config, mpu=mpu)
+        replicas = dist.get_world_size() // settings.autotp_size
+        settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
         return _Prepared(
             config,

@@ -3,27 +3,42 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
 from deepspeed_autotp.interop.accelerate import forget_loaders, watch_loaders
+from deepspeed_autotp.interop.accelerate_replicas import see_replicas
 from deepspeed_autotp.interop.deepspeed.replace_functions import (
     install_functions,
     uninstall_functions,
 )
+from deepspeed_autotp.interop.replaced import Replaced
+from deepspeed_autotp.interop.trainer_replicas import see_replicas_in_trainer
+
+_REPLACED = Replaced()
 
 
 def install() -> None:
     """From now on ``deepspeed.initialize`` and ``deepspeed.tp_model_init`` are ours.
 
-    transformers, Accelerate and TRL look both up when they call them. Nothing else of
-    DeepSpeed changes; calling it twice is harmless. ImportError where DeepSpeed is missing. The
+    transformers, Accelerate and TRL look both up when they call them. Where a DeepSpeed
+    configuration has a TP size, Accelerate and transformers' Trainer see data-parallel replicas
+    where they would see ranks: what they gather, reduce, count and report is what it is without
+    tensor parallelism. Calling it twice is harmless. ImportError where DeepSpeed is missing. The
     self-check of a model whose inputs are not known takes a batch of the data that Accelerate has
     prepared last.
     """
     install_functions({"initialize": initialize, "tp_model_init": tp_model_init})
     watch_loaders()
+    if _REPLACED or importlib.util.find_spec("accelerate") is None:
+        return
+    see_replicas(_REPLACED)
+    if importlib.util.find_spec("transformers") is not None:
+        see_replicas_in_trainer(_REPLACED)
 
 
 def uninstall() -> None:
-    """Put DeepSpeed's own functions back; harmless where ours are not in place."""
+    """Put back what ``install`` has replaced; harmless where it has not."""
     uninstall_functions()
     forget_loaders()
+    _REPLACED.restore()

@@ -51,6 +51,7 @@ from deepspeed_autotp.sharding.weight_location import (
     report,
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
+from deepspeed_autotp.state.parameter_count import count_full_parameters
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach
 
@@ -320,4 +321,5 @@ def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     )
     attach(task.model, state)
     guard_save_pretrained(task.model, is_sharded=state.is_sharded)
+    count_full_parameters(task.model)
     return state

@@ -224,14 +224,17 @@ def guard_save_pretrained(model: nn.Module, *, is_sharded: Callable[[Tensor], bo
             _guard(module)
 
 
+def replace_method(module: nn.Module, name: str, ours: Callable[..., Any]) -> None:
+    """Let ``ours`` be the method ``name`` of a module whose class has one."""
+    if callable(getattr(type(module), name, None)):
+        vars(module)[name] = types.MethodType(ours, module)
+
+
 def _guard(model: nn.Module) -> None:
-    if callable(getattr(type(model), "save_pretrained", None)):
-        vars(model)["save_pretrained"] = types.MethodType(_save_pretrained, model)
+    replace_method(model, "save_pretrained", _save_pretrained)
     # PEFT's own takes shards of what it loads.
-    if not type(model).__module__.startswith("peft.") and callable(
-        getattr(type(model), "load_adapter", None)
-    ):
-        vars(model)["load_adapter"] = types.MethodType(_load_adapter, model)
+    if not type(model).__module__.startswith("peft."):
+        replace_method(model, "load_adapter", _load_adapter)
 
 
 def _load_adapter(model: Any, *_: Any, **__: Any) -> Any:

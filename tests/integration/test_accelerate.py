@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.engine_config import accelerate_config
 from tests.support.log_records import logged_warnings
 from tests.support.loss_curves import worst_difference
 from tests.support.small_models import build
@@ -14,19 +15,6 @@ from tests.support.trainer_script import Examples, saved_loss
 from tests.support.worker_pool import Pool
 
 STEPS = 4
-
-
-def plugin_config(tp: int, zero: int) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": zero},
-    }
-    if tp > 1:
-        config["tensor_parallel"] = {"autotp_size": tp}
-    else:
-        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
-    return config
 
 
 def loop(tp: int, zero: int, folder: str) -> tuple[list[float], list[float], list[float]]:
@@ -37,7 +25,7 @@ def loop(tp: int, zero: int, folder: str) -> tuple[list[float], list[float], lis
 
     deepspeed_autotp.install()
     PartialState(cpu=True)  # what TrainingArguments(use_cpu=True) does; a GPU box needs none of it
-    plugin = DeepSpeedPlugin(hf_ds_config=plugin_config(tp, zero))
+    plugin = DeepSpeedPlugin(hf_ds_config=accelerate_config(tp, zero))
     accelerator = Accelerator(deepspeed_plugin=plugin)
     model = build("llama", tied=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -105,7 +93,7 @@ def first_batch() -> tuple[list[str], float, bool]:
             optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-3)
             loader: Any = torch.utils.data.DataLoader(rows, batch_size=4)
             if sharded:
-                config = plugin_config(2, 1) | {"gradient_clipping": 0.0}
+                config = accelerate_config(2, 1) | {"gradient_clipping": 0.0}
                 plugin = DeepSpeedPlugin(hf_ds_config=config)
                 accelerator = Accelerator(deepspeed_plugin=plugin)
                 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

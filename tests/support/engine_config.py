@@ -59,3 +59,17 @@ def config_without_section(*, tp: int) -> dict[str, Any]:
 def initialize(model: Any, section: dict[str, Any], **more: Any) -> Any:
     config = {"train_micro_batch_size_per_gpu": 1, "tensor_parallel": section, **more}
     return deepspeed_autotp.initialize(model=model, config=config)
+
+
+def accelerate_config(tp: int, zero: int) -> dict[str, Any]:
+    """The configuration of an Accelerate script."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": zero},
+    }
+    if tp > 1:
+        config["tensor_parallel"] = {"autotp_size": tp}
+    else:
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    return config

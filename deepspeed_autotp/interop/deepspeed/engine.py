@@ -7,6 +7,7 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,21 +74,29 @@ def refuse_pipeline(model: nn.Module) -> None:
         )
 
 
-def settle_engine_config(config: dict[str, Any], *, mpu: Any) -> None:
+_BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def settle_engine_config(config: dict[str, Any], *, mpu: Any, replicas: int) -> None:
     """Let DeepSpeed check its configuration before anything is sharded, and settle batch sizes.
 
     DeepSpeed checks ``train_batch_size`` against all ranks, and ZeRO 3 again against the
     data-parallel ranks only, so that both checks cannot pass. Without the key, with the micro
-    batch size and the accumulation steps in its place, they do.
+    batch size and the accumulation steps in its place, they do. So does one that counts over the
+    ``replicas``, where all three are given.
     """
+    sizes = [config.get(key) for key in _BATCH]
+    known = [size for size in sizes if type(size) is int]
+    if len(known) == len(sizes) and config.get("train_batch_size") == math.prod(known) * replicas:
+        del config["train_batch_size"]
     try:
         checked = deepspeed_module().DeepSpeedConfig(config, mpu)
     except Exception as error:  # assertions, pydantic's errors and DeepSpeed's own
         raise ValueError(f"DeepSpeed refuses the configuration: {error}") from error
     refuse_wrong_loss_scale(checked)
     config.pop("train_batch_size", None)
-    config["train_micro_batch_size_per_gpu"] = checked.train_micro_batch_size_per_gpu
-    config["gradient_accumulation_steps"] = checked.gradient_accumulation_steps
+    for key in _BATCH:
+        config[key] = getattr(checked, key)
 
 
 def gather_weights_on_save(config: dict[str, Any]) -> None:

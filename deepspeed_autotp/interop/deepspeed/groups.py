@@ -47,3 +47,12 @@ def engine_group_size() -> int | None:
     groups = importlib.import_module("deepspeed.utils.groups")
     made = _required(groups, "_TENSOR_MODEL_PARALLEL_GROUP")
     return None if made is None else dist.get_world_size(made)
+
+
+def data_parallel_group(*, tp_size: int) -> dist.ProcessGroup:
+    """The ranks that hold this rank's shards, one of each replica, created at first use."""
+    init_distributed(port=29500, required=None)
+    engine_group(tp_size=tp_size)
+    groups = importlib.import_module("deepspeed.utils.groups")
+    handle: dist.ProcessGroup = _required(groups, "_DATA_PARALLEL_GROUP")
+    return handle
