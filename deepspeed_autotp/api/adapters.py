@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry, Plan
+from deepspeed_autotp.api.adapter_merges import merge_into_shards
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.interop.deepspeed.parameters import (
@@ -36,7 +37,7 @@ from deepspeed_autotp.interop.peft import (
 from deepspeed_autotp.interop.peft_rollback import keep_adapters
 from deepspeed_autotp.interop.torch_private import keep_modules, own_parameters
 from deepspeed_autotp.interop.transformers import guard_save_pretrained
-from deepspeed_autotp.layers.class_swap import changed_classes, mix_in
+from deepspeed_autotp.layers.class_swap import changed_classes
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.plan_recipe import recipe
 from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest, large_names
@@ -142,7 +143,7 @@ class AdapterChanges:
             keep_notes, unmerge_since = keep_adapters(before)
             put_back += [keep_modules(before), keep_notes]
             unmerge.append(unmerge_since)
-            self._merge_into_shards()
+            self._undo += merge_into_shards(self._state, self._root)
             with stating_shapes(self._sharded()):
                 result = agreement.together(change)
             self._shard_again(before if root is None else root(), agreement)
@@ -303,14 +304,7 @@ class AdapterChanges:
             if any(map(self._is_sharded, own_parameters(module).values())):
                 handle = module.register_load_state_dict_pre_hook(_take_shards)
                 self._undo.append(handle.remove)
-        self._merge_into_shards()
-
-    def _merge_into_shards(self) -> None:
-        """Where all factors of a sharded layer are replicated, as on an embedding."""
-        for layer, base, factors in lora_layers(self._root):
-            weight = own_parameters(base).get("weight")
-            if self._is_sharded(weight) and not any(map(self._is_sharded, factors)):
-                self._undo.append(mix_in(_MergesIntoShard, layer))
+        self._undo += merge_into_shards(self._state, self._root)
 
     def _is_sharded(self, parameter: nn.Parameter | None) -> bool:
         entry = None if parameter is None else self._state.entry(parameter)
@@ -355,19 +349,3 @@ def _take_shards(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_:
         entry = state.entry(parameter)
         if entry is not None and tuple(given.shape) == entry.shape != tuple(parameter.shape):
             state_dict[prefix + leaf] = shard_of(given, entry=entry, rank=state.group.rank)
-
-
-class _MergesIntoShard(nn.Module):
-    """LoRA on a sharded layer, whose factors are replicated."""
-
-    base_layer: nn.Module
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        inner: Any = super()
-        full: Tensor = inner.get_delta_weight(adapter)
-        weight = own_parameters(self.base_layer)["weight"]
-        state = None if weight is None else owner_of(weight)
-        entry = None if weight is None or state is None else state.entry(weight)
-        if state is None or entry is None:
-            return full
-        return shard_of(full, entry=entry, rank=state.group.rank)

@@ -14,6 +14,7 @@ from deepspeed_autotp.interop.deepspeed.replace_functions import (
 )
 from deepspeed_autotp.interop.replaced import Replaced
 from deepspeed_autotp.interop.trainer_replicas import see_replicas_in_trainer
+from deepspeed_autotp.interop.zero3_loading import load_under_zero3
 
 _REPLACED = Replaced()
 
@@ -35,6 +36,7 @@ def install() -> None:
     see_replicas(_REPLACED)
     if importlib.util.find_spec("transformers") is not None:
         see_replicas_in_trainer(_REPLACED)
+        load_under_zero3(_REPLACED)
 
 
 def uninstall() -> None:

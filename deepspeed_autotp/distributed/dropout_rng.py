@@ -82,7 +82,7 @@ class DropoutRNG:
         self._uncompiled: _Uncompiled | None = None
         self._region: _Region | None = None
         self._depth = 0  # of forwards of modules that hold regions
-        self._is_training = True  # outside of a forward of the model, as where one is recomputed
+        self._is_training: bool | None = None  # outside of a forward of the model
         self._observation: Observation | None = None
         if declared:
             self._set_drawing()
@@ -99,11 +99,32 @@ class DropoutRNG:
     def is_active(self) -> bool:
         """Whether there are regions: in a model of which anything is in training mode, whatever the
         mode of a layer. Nothing is observed in a compiled model."""
-        if not self._is_training:
+        if self._is_training is False:
             return False
         if self._is_drawing is None and not self._uneven:
             return not torch.compiler.is_compiling()
         return self._is_drawing is not False
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether no forward of the model runs: a part of it is called alone, or recomputed."""
+        return self._is_training is None
+
+    def run_outside(
+        self,
+        block: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """As ``run_block`` outside of a forward of the model, in the mode of ``block``."""
+        self._is_training = any(module.training for module in block.modules())
+        try:
+            if self.is_active:
+                return self.run_block(forward, args, kwargs)
+            return forward(*args, **kwargs)
+        finally:
+            self._is_training = None
 
     def begin(self, model: nn.Module) -> None:
         """Before an outermost forward of ``model``, which holds all regions."""
@@ -124,7 +145,7 @@ class DropoutRNG:
     def end(self, *, failed: bool) -> None:
         """Behind that forward, also where ``begin`` was not reached."""
         self._depth = max(0, self._depth - 1)
-        self._is_training = True
+        self._is_training = None
         if self._region is not None:
             self.leave()
         observed, self._observation = self._observation, None

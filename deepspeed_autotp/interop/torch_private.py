@@ -113,6 +113,20 @@ def has_gradient_hooks(x: Tensor) -> bool:
     return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
 
 
+def written_arguments(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a call of an operator of torch writes to."""
+    schema = _required(operator, "_schema", needed_for="the weight of an output head")
+    if not schema.is_mutable:
+        return []
+    written = [
+        each.alias_info is not None and each.alias_info.is_write for each in schema.arguments
+    ]
+    named = {each.name: flag for each, flag in zip(schema.arguments, written, strict=True)}
+    return [value for value, flag in zip(args, written, strict=False) if flag] + [
+        value for name, value in kwargs.items() if named.get(name)
+    ]
+
+
 def with_leaves(kind: type[T], change: Callable[[T], Any], tree: Any) -> Any:
     """``tree``, of mappings and sequences, with every leaf of ``kind`` changed."""
     tree_map = _required(pytree, "tree_map_only", needed_for="tensors within what torch is given")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.module_state import state_of
@@ -22,6 +23,8 @@ class RegionBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         rng = state_of(self, ForwardContext).rng
+        if rng.is_outside and not torch.compiler.is_compiling():
+            return rng.run_outside(self, super().forward, args, kwargs)
         if not rng.is_active:
             return super().forward(*args, **kwargs)
         return rng.run_block(super().forward, args, kwargs)
@@ -34,7 +37,7 @@ class _PlacedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         rng = state_of(self, ForwardContext).rng
-        if not rng.is_active:
+        if not rng.is_active or (rng.is_outside and not self.training):
             return super().forward(x)
         return rng.run_dropout(super().forward, x, sharded=self.sharded)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+from deepspeed_autotp.interop.peft import without_adapters
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
@@ -59,11 +60,17 @@ class ForwardContext:
         return self._depth > 0
 
     def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hooks around the forward of ``model``, which holds all sharded layers."""
+        """Hooks around the forward of ``model``, which holds all sharded layers, and of the model
+        inside of adapters, which generates by itself."""
         self._model = weakref.ref(model)
+        inner = without_adapters(model)
         return [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end, always_call=True),
+            handle
+            for each in ([model] if inner is model else [model, inner])
+            for handle in (
+                each.register_forward_pre_hook(self._begin),
+                each.register_forward_hook(self._end, always_call=True),
+            )
         ]
 
     def _begin(self, model: nn.Module, args: object) -> None:

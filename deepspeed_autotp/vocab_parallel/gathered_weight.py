@@ -10,7 +10,8 @@ the shard itself: no rank gathers the weight, or forms all logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
-from deepspeed_autotp.interop.module_state import set_state, state_of
+from deepspeed_autotp.interop.module_state import find_state, set_state, state_of
 from deepspeed_autotp.interop.torch_private import (
     backward_id,
     own_parameters,
@@ -33,12 +34,19 @@ from deepspeed_autotp.interop.torch_private import (
     tensor_without_memory,
     version_counter,
     with_leaves,
+    written_arguments,
 )
 from deepspeed_autotp.interop.trl import replace_head_kernel
 from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 from deepspeed_autotp.vocab_parallel.chunked_head import HeadTask, token_statistics
+
+_WRITTEN = (
+    "the weight of a sharded layer was written to in the forward of the model, where it reads as a "
+    "full copy of the shards; write to it outside of the forward, within "
+    "deepspeed_autotp.gather_params(weight, modifier_rank=0)"
+)
 
 
 class GatheredWeight(Tensor):
@@ -71,6 +79,17 @@ class GatheredWeight(Tensor):
         """Of the values, for kernels that are no operations of torch."""
         return self.full().data_ptr()
 
+    @property
+    def data(self) -> Tensor:
+        """As ``detach()``."""
+        with torch.no_grad():
+            own = self.shard, self.layout_of_shard, self.group, self.sharded_dim
+            return _made(*own, full=self._full)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise RuntimeError(_WRITTEN)
+
     # What shape, dtype and device are is known without the values, and never comes here.
     __torch_function__ = plain_results()
 
@@ -82,6 +101,8 @@ class GatheredWeight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if any(isinstance(written, cls) for written in written_arguments(func, args, kwargs or {})):
+            raise RuntimeError(_WRITTEN)
         args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
         return func(*args, **named)
 
@@ -107,10 +128,15 @@ class _Gather(torch.autograd.Function):
 
 def gathered_weight(shard: Tensor, sharding: LayerSharding, *, dim: int) -> GatheredWeight:
     """The full tensor of ``shard``, which is sharded along ``dim``."""
-    layout, group = sharding.layout, sharding.group
+    return _made(shard, sharding.layout, sharding.group, dim, full=None)
+
+
+def _made(
+    shard: Tensor, layout: ShardLayout, group: TPGroup, dim: int, *, full: Tensor | None
+) -> GatheredWeight:
     made: GatheredWeight = _Gather.apply(shard, layout, group, dim)  # type: ignore[no-untyped-call]
     made.shard, made.layout_of_shard, made.group, made.sharded_dim = shard, layout, group, dim
-    made._full = None
+    made._full = full
     copy_zero_status(made, shard)
     return made
 
@@ -142,6 +168,24 @@ class _OwnForward:
     """Whether the layer's own forward runs, to which ``weight`` is the shard."""
 
     is_running: bool = False
+
+
+@contextmanager
+def reading_shard(layer: nn.Module) -> Iterator[None]:
+    """A context in which the weight of ``layer`` is its shard, also in the model's forward, and
+    may be changed."""
+    own = find_state(layer, _OwnForward)
+    if own is None:
+        yield
+        return
+    before, own.is_running = own.is_running, True
+    try:
+        yield
+    finally:
+        own.is_running = before
+        gathered = sharding_of(layer).context.gathered
+        for request in [each for each in gathered if each[0] is layer]:
+            del gathered[request]
 
 
 class ReadsFullWeight(nn.Module):

@@ -2,6 +2,7 @@
 """Losses that multiply by the output head's weight themselves."""
 
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from deepspeed_autotp.layers.layer_sharding import sharding_of
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import RATE
 from tests.support.output_head_models import batch, build, gradient_difference, shard
+from tests.support.raised_error import raised_error
 from tests.support.recorded_collectives import recorded_collectives
 
 
@@ -277,3 +279,28 @@ def with_engine(zero: int) -> float:
         engine.backward(loss)
         engine.step()
     return worst
+
+
+def written() -> list[str]:
+    """What writing to the weight in the forward of the model says."""
+    model: Any = shard(build("llama", tied=False), "llama")
+    head = model.lm_head
+
+    def assign(weight: Any) -> None:
+        weight.data = weight.data * 0.5
+
+    def run(write: Callable[[Any], Any]) -> None:
+        handle = head.register_forward_pre_hook(lambda module, _: write(module.weight))
+        try:
+            with torch.no_grad():
+                model(**batch())
+        finally:
+            handle.remove()
+
+    writes: list[Callable[[Any], Any]] = [
+        lambda weight: weight.mul_(0.5),
+        lambda weight: weight.data.mul_(0.5),
+        lambda weight: torch.mul(weight, 0.5, out=weight),
+        assign,
+    ]
+    return [raised_error(lambda write=write: run(write)) for write in writes]  # type: ignore[misc]

@@ -65,3 +65,8 @@ def test_every_zero_stage_trains_alike(pool: Pool, zero: int) -> None:
 def test_a_compiled_model_gathers_the_weight_within_its_graph(pool: Pool) -> None:
     for loss, gradients, breaks in pool.run(gathered_weight_ranks.compiled, timeout=110):
         assert loss < 1e-6 and gradients < 1e-5 and breaks == 0
+
+
+def test_writing_to_a_full_weight_is_an_error(pool: Pool) -> None:
+    for said in pool.run(gathered_weight_ranks.written):
+        assert all("was written to in the forward" in each for each in said), said

@@ -141,6 +141,12 @@ def merged(case: str, is_late: bool, folder: str) -> dict[str, float]:
         full = deepspeed_autotp.full_state_dict(model)
         found[what] = _largest(full, unsharded.state_dict())
         found[f"{what}, logits"] = float((_logits(unsharded) - _logits(model)).abs().max())
+    for each in (unsharded, model):
+        each.merge_adapter()
+    with unsharded.disable_adapter(), model.disable_adapter():  # PEFT unmerges in the forward
+        found["merged, disabled"] = float((_logits(unsharded) - _logits(model)).abs().max())
+    full = deepspeed_autotp.full_state_dict(model)
+    found["unmerged in a forward"] = _largest(full, unsharded.state_dict())
     unsharded, model = unsharded.merge_and_unload(), model.merge_and_unload()
     found["unload"] = _largest(deepspeed_autotp.full_state_dict(model), unsharded.state_dict())
     deepspeed_autotp.save_pretrained(model, folder)
@@ -323,6 +329,14 @@ def refusals() -> tuple[dict[str, str], dict[str, float]]:
         lambda: model.add_adapter("more", LoraConfig(r=2), low_cpu_mem_usage=True)
     )
     said["safe merge"] = raised_error(lambda: model.merge_adapter(safe_merge=True))
+    with deepspeed_autotp.gather_params(model):
+        said["merged while gathered"] = raised_error(model.merge_adapter)
+    model.eval()
+    rows = ["default"] * len(tokens(0))
+    said["a batch of adapters"] = raised_error(
+        lambda: model(input_ids=tokens(0), adapter_names=rows)
+    )
+    model.train()
     said["safe unload"] = raised_error(lambda: model.merge_and_unload(safe_merge=True))
     other: Any = sharded(_llama())
     said["of transformers"] = raised_error(lambda: other.add_adapter(kinds["DoRA"]))
@@ -509,6 +523,8 @@ def engine_curve(setting: Setting, is_late: bool) -> tuple[list[float], dict[str
     if setting.tp > 1:
         more = LoraConfig(r=2, target_modules=["q_proj"])
         said["added"] = raised_error(lambda: engine.module.add_adapter("more", more))
+        if setting.zero == 3:
+            said["merged in place"] = raised_error(engine.module.merge_adapter)
         said["merged"] = raised_error(lambda: engine.module.merge_and_unload())
         said["deleted"] = raised_error(lambda: engine.module.delete_adapter("default"))
     model = engine.module

@@ -89,6 +89,8 @@ def test_what_a_sharded_model_cannot_take_is_refused_alike_on_every_rank(pool: P
         "on meta": "low_cpu_mem_usage: got True",
         "safe merge": "safe_merge: got True, expected False",
         "safe unload": "safe_merge: got True, expected False",
+        "merged while gathered": "cannot be merged or unmerged within gather_params",
+        "a batch of adapters": "adapter_names: got several adapters for one batch",
         "of transformers": "use_dora: got True",
         "parametrized": "q_proj' was changed after the model was sharded",
         "destroyed": "the model was destroyed",
@@ -143,6 +145,8 @@ def test_an_engine_trains_adapters_as_one_process(pool: Pool, zero: int, late: b
         assert "before initialize" in said["added"]
         reason = "ZeRO 3 has partitioned" if zero == 3 else "into a model that no engine trains"
         assert reason in said["merged"] and reason in said["deleted"]
+        if zero == 3:
+            assert "cannot be merged or unmerged" in said["merged in place"]
 
 
 @pytest.mark.parametrize(("zero", "before", "after"), [(1, 2, 1), (0, 1, 2)])

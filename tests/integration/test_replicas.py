@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.replicas_ranks import accelerate_counts, replaced_names, trainer_counts
+from tests.support.near import near
 from tests.support.worker_pool import Pool
 
 ALL = bool(os.environ.get("AUTOTP_LOOPS"))
@@ -35,15 +36,6 @@ LOADING: dict[str, dict[str, Any]] = {
     "split": {"split_batches": True},
     "dispatched": {"dispatch_batches": True},
 }
-
-
-def near(value: Any) -> Any:
-    """What a float, in whatever it is, has to be near to."""
-    if isinstance(value, float):
-        return pytest.approx(value, rel=1e-4)
-    if isinstance(value, dict):
-        return {key: near(each) for key, each in value.items()}
-    return [near(each) for each in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("ranks", [4, 2] if ALL else [4])
