@@ -14,6 +14,7 @@ from .api.torch_loop import parallelize
 from .checkpoint.distributed_state import checkpoint_state
 from .checkpoint.full_state import full_state_dict
 from .checkpoint.gather_params import gather_params
+from .checkpoint.iter_full_parameters import iter_full_parameters
 from .checkpoint.save_pretrained import save_pretrained
 from .config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
 from .config.layer_spec import PartitionType, TPLayerSpec
@@ -52,6 +53,7 @@ __all__ = [
     "initialize",
     "install",
     "is_autotp_training_mode",
+    "iter_full_parameters",
     "load_ds_config",
     "merge_autotp_configs",
     "merge_tp_model_init_into_config",

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
+from deepspeed_autotp.checkpoint.iter_full_parameters import iter_full_parameters
 from deepspeed_autotp.interop.accelerate import forget_loaders, watch_loaders
 from deepspeed_autotp.interop.accelerate_replicas import see_replicas
 from deepspeed_autotp.interop.deepspeed.replace_functions import (
@@ -14,7 +18,9 @@ from deepspeed_autotp.interop.deepspeed.replace_functions import (
 )
 from deepspeed_autotp.interop.replaced import Replaced
 from deepspeed_autotp.interop.trainer_replicas import see_replicas_in_trainer
+from deepspeed_autotp.interop.trl_vllm import send_full_weights
 from deepspeed_autotp.interop.zero3_loading import load_under_zero3
+from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel
 
 _REPLACED = Replaced()
 
@@ -35,7 +41,9 @@ def install() -> None:
         return
     see_replicas(_REPLACED)
     if importlib.util.find_spec("transformers") is not None:
-        see_replicas_in_trainer(_REPLACED)
+        see_replicas_in_trainer(
+            _REPLACED, configured=lambda: send_full_weights(_REPLACED, _full_parameters)
+        )
         load_under_zero3(_REPLACED)
 
 
@@ -44,3 +52,8 @@ def uninstall() -> None:
     uninstall_functions()
     forget_loaders()
     _REPLACED.restore()
+
+
+def _full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]] | None:
+    """Those of a sharded model; None for another one."""
+    return None if find_nested_tensor_parallel(model) is None else iter_full_parameters(model)

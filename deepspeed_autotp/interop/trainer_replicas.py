@@ -34,9 +34,9 @@ _OF_PROCESSES = ("_save_rng_state", "_load_rng_state")
 _sees_replica: ContextVar[bool] = ContextVar("autotp_sees_replica", default=False)
 
 
-def see_replicas_in_trainer(replaced: Replaced) -> None:
+def see_replicas_in_trainer(replaced: Replaced, *, configured: Callable[[], None]) -> None:
     """Let the Trainer and its arguments count replicas where their DeepSpeed configuration has a
-    TP size."""
+    TP size. ``configured`` is called whenever arguments with such a configuration were made."""
     trainer = importlib.import_module("transformers.trainer")
     arguments = importlib.import_module("transformers.training_args").TrainingArguments
     engine = importlib.import_module("transformers.integrations.deepspeed")
@@ -46,7 +46,11 @@ def see_replicas_in_trainer(replaced: Replaced) -> None:
     first = arguments.main_process_first
     replaced.put(arguments, "main_process_first", _context_of_ranks(first))
     process = engine.HfTrainerDeepSpeedConfig.trainer_config_process
-    replaced.put(engine.HfTrainerDeepSpeedConfig, "trainer_config_process", of_ranks(process))
+    replaced.put(
+        engine.HfTrainerDeepSpeedConfig,
+        "trainer_config_process",
+        _followed(of_ranks(process), configured),
+    )
 
     cls = trainer.Trainer
     size = _required(cls, "get_tp_size")
@@ -70,6 +74,16 @@ def _world_size(original: Callable[[Any], int], arguments: Any) -> int:
 
 def _process_index(original: Callable[[Any], int], arguments: Any) -> int:
     return original(arguments) // (_tp_size(arguments) if _sees_replica.get() else 1)
+
+
+def _followed(method: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        then()
+        return result
+
+    return call
 
 
 def _of_replica(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -160,7 +160,7 @@ class TensorParallel:
         """The full tensor on every rank. Every rank calls it, in the same order."""
         ranks = range(self.group.size)
         shards = self.group.all_gather(shard.detach(), [entry.local_shape(r) for r in ranks])
-        return _unsharded(shards, entry)
+        return unsharded(shards, entry)
 
     def gather_to_cpu(
         self, shard: Tensor, *, entry: Entry, transport: Transport, all_ranks: bool
@@ -180,7 +180,7 @@ class TensorParallel:
             transport.all_gather(shard, into, sizes)
         else:
             transport.gather(shard, into, sizes)
-        return _unsharded(into, entry)
+        return unsharded(into, entry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorParallel:
         """The state of a copy of the model: its parameters, with gradient hooks of their own."""
@@ -249,7 +249,7 @@ class TensorParallel:
                 yield parameter, entry
 
 
-def _unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
+def unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:
     """The full tensor of ``shards``, in rank order."""
     full = shards[0].new_empty(entry.shape)
     for rank, shard in enumerate(shards):
