@@ -181,10 +181,10 @@ class ReshardedStates:
             states[_FROZEN] = shapes
             return
         parameters = self._layout.parameters
-        states["frozen_param_shapes"] = {
-            name: torch.Size(parameters[name].local_shape(rank)) for name in shapes
-        }
-        fragments = {}
+        states["frozen_param_shapes"] = OrderedDict(
+            (name, torch.Size(parameters[name].local_shape(rank))) for name in shapes
+        )
+        fragments = OrderedDict[str, Tensor]()
         for name in shapes:
             if not self._saved.kind.is_stage3:
                 fragments[name] = states["module"][name]
