@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import Metadata, read_metadata
-from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, SavedCheckpoint
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
+from deepspeed_autotp.checkpoint.saved_checkpoint import SavedCheckpoint
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, ties_of_files
 
 

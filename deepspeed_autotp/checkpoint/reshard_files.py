@@ -19,8 +19,9 @@ from deepspeed_autotp.checkpoint.layout_at_size import layouts_at
 from deepspeed_autotp.checkpoint.metadata import read_metadata, write_layout
 from deepspeed_autotp.checkpoint.model_config import config_texts
 from deepspeed_autotp.checkpoint.new_folder import new_folder
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
-from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, SavedCheckpoint
+from deepspeed_autotp.checkpoint.saved_checkpoint import SavedCheckpoint
 from deepspeed_autotp.checkpoint.universal import universal_info
 from deepspeed_autotp.checkpoint.worker_processes import (
     Advance,

@@ -18,8 +18,9 @@ from deepspeed_autotp.checkpoint.metadata import (
     read_metadata,
     refuse_unknown_layout,
 )
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
-from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles, Kind, SavedCheckpoint
+from deepspeed_autotp.checkpoint.saved_checkpoint import Kind, SavedCheckpoint
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, layout_of_model
 from deepspeed_autotp.interop.deepspeed.checkpoints import (
     EngineOptimizer,

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint that DeepSpeed's engine has written, read without ranks.
-
-They are mapped into memory: of a tensor only what is used is read.
-"""
+"""What the files of a checkpoint of DeepSpeed's engine say of each parameter, without ranks."""
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.zero_partition import (
     Partition,
     flat_partitions,
@@ -26,8 +21,6 @@ from deepspeed_autotp.checkpoint.zero_partition import (
 )
 
 MASTER = "fp32"
-# How a file of torch.save begins.
-_ARCHIVE = b"PK\x03\x04"
 _WORDS = {
     "torch": "an optimizer in float32 without ZeRO",
     "16 bits": "an optimizer in 16 bits without ZeRO",
@@ -68,73 +61,6 @@ class Kind:
     def masters(self) -> str:
         """The key of the float32 weights, by unit."""
         return "fp32_flat_groups" if self.is_stage3 else "single_partition_of_fp32_groups"
-
-
-class CheckpointFiles:
-    """The names of the files in ``folder``, and what they hold. ValueError for one that is missing
-    or damaged."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._opened: dict[Path, dict[str, Any]] = {}
-        self._of_optimizer = "bf16_zero_" if any(folder.glob("bf16_zero_pp_rank_*")) else "zero_"
-        self.is_stage3 = any(folder.glob("zero_pp_rank_*_model_states.pt"))
-
-    def model_name(self, rank: int, replica: int) -> str:
-        """The file with the weights of a TP rank."""
-        prefix = f"zero_pp_rank_{replica}_" if self.is_stage3 else ""
-        return f"{prefix}mp_rank_{rank:02d}_model_states.pt"
-
-    def optimizer_name(self, rank: int, replica: int) -> str:
-        """The file with what a rank has of the optimizer under ZeRO."""
-        return f"{self._of_optimizer}pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
-
-    def model(self, rank: int, replica: int = 0) -> dict[str, Any]:
-        return self._open(self.model_name(rank, replica))
-
-    def optimizer(self, rank: int, replica: int) -> dict[str, Any]:
-        """DeepSpeed's optimizer of a rank under ZeRO."""
-        states: dict[str, Any] = self.optimizer_file(rank, replica)["optimizer_state_dict"]
-        return states
-
-    def optimizer_file(self, rank: int, replica: int) -> dict[str, Any]:
-        """All that the file with it holds."""
-        return self._open(self.optimizer_name(rank, replica))
-
-    def check_all(self, names: Sequence[str]) -> None:
-        """ValueError naming those of ``names`` that are missing, or were cut off."""
-        missing = [name for name in names if not (self.folder / name).is_file()]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise ValueError(
-                f"the checkpoint {str(self.folder)!r} is not whole: {', '.join(missing[:3])}{more} "
-                "missing; copy the files of all ranks into one folder, as use_node_local_storage "
-                "leaves them on each node, or load another checkpoint"
-            )
-        for name in names:
-            file = self.folder / name
-            with open(file, "rb") as opened:
-                is_archive = opened.read(len(_ARCHIVE)) == _ARCHIVE
-            if is_archive and not zipfile.is_zipfile(file):
-                raise self._unreadable(file, "its end is missing")
-
-    def _open(self, name: str) -> dict[str, Any]:
-        file = self.folder / name
-        if file not in self._opened:
-            self.check_all([name])
-            try:
-                self._opened[file] = torch.load(
-                    file, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(file)
-                )
-            except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-                raise self._unreadable(file, str(error)) from error
-        return self._opened[file]
-
-    def _unreadable(self, file: Path, why: str) -> ValueError:
-        return ValueError(
-            f"the file {str(file)!r} of the checkpoint cannot be read, it may have been cut off: "
-            f"{why}; load another checkpoint"
-        )
 
 
 class SavedCheckpoint:

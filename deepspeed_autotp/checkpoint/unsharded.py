@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter
-from deepspeed_autotp.checkpoint.saved_checkpoint import CheckpointFiles
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 
 

@@ -88,6 +88,33 @@ def test_a_checkpoint_with_other_data_parallel_ranks_loads_without_resharding(
     assert max(worst_difference(losses, expected) for losses in got) < 1e-5
 
 
+FIRST, FIRST_OPTIMIZER = "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-2000])
+
+
+def step_more(file: Path) -> None:
+    states = torch.load(file, weights_only=False)
+    states["optimizer_state_dict"]["base_optimizer_state"]["state"][0]["step"] += 1
+    torch.save(states, file)
+
+
+def train_more(file: Path) -> None:
+    torch.save(torch.load(file, weights_only=False) | {"global_steps": 99}, file)
+
+
+def halve(file: Path) -> None:
+    states = torch.load(file, weights_only=False)
+    states["module"]["model.norm.weight"] = states["module"]["model.norm.weight"].half()
+    torch.save(states, file)
+
+
 def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pool.run(save, TIED, Setting(tp=2, zero=1, clip=1.0), str(run), ranks=4)
@@ -109,13 +136,17 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
     status, out, _ = pool.run(command, "inspect", str(half), "--json", ranks=1)[0]
     assert status == 1
     assert "tensor_parallel.json: got none" in json.loads(out)["problem"]
-    for damage, words in [
-        (lambda file: file.unlink(), "zero_pp_rank_1_mp_rank_01_optim_states.pt missing"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-2000]), "it may have been cut off"),
+    optimizer, weights = "zero_pp_rank_1_mp_rank_01_optim_states.pt", "mp_rank_01_model_states.pt"
+    for name, damage, words in [
+        (optimizer, remove, f"{optimizer} missing"),
+        (optimizer, cut_off, "it may have been cut off"),
+        (optimizer, step_more, f"unit 0 is 2.0 in {FIRST_OPTIMIZER!r} and 3.0 in {optimizer!r}"),
+        (weights, train_more, f"global_steps is 2 in {FIRST!r} and 99 in {weights!r}, expected"),
+        (weights, halve, "the data type of model.norm.weight is torch.float32 in"),
     ]:
         damaged = tmp_path / "damaged"
         shutil.copytree(folder, damaged)
-        damage(damaged / "zero_pp_rank_1_mp_rank_01_optim_states.pt")
+        pool.run(damage, damaged / name, ranks=1)
         status, out, _ = pool.run(command, "inspect", str(damaged), "--json", ranks=1)[0]
         assert status == 1
         assert words in json.loads(out)["problem"]

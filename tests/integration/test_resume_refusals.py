@@ -87,6 +87,12 @@ def add_weight(folder: Path) -> None:
     torch.save(states, file)
 
 
+def mix(folder: Path) -> None:
+    """A file of a later save, under the same tag."""
+    file = folder / "mp_rank_01_model_states.pt"
+    torch.save(torch.load(file, weights_only=False) | {"global_steps": 2}, file)
+
+
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (cut_off, "it may have been cut off"),
     (remove, f"{OPTIMIZER} missing; copy the files of all ranks into one folder"),
@@ -94,6 +100,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (spoil, "cannot be read, expected what save_checkpoint wrote"),
     (newer, "has metadata of version 5, expected at most 4"),
     (add_weight, "'extra.weight' in the checkpoint is neither a buffer nor a parameter"),
+    (mix, "has files of different saves: global_steps is 1 in 'mp_rank_00_model_states.pt' and 2"),
     (reorder, "has its optimizer in an order of its own"),
 ]
 
