@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def from_pretrained(
     load_arguments  further keyword arguments of ``model_class.from_pretrained``
     tp_size, config, mesh, device, and ``group`` for tp_group: as in ``parallelize``
 
-    Returns a sharded model in evaluation mode. Raises one ValueError on every rank.
+    Returns a sharded model in evaluation mode, and with ``output_loading_info`` among
+    ``load_arguments`` the pair that transformers returns. Raises one ValueError on every rank.
     """
     arguments = dict(load_arguments or {})
     if dtype is not None:
@@ -84,7 +86,7 @@ def sharded_init(
     given = given_group(group, mesh)
     check_one(tp_size, group, mesh)
 
-    def load(call: Callable[[], nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    def load(call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
         return _loaded(call, arguments, tp_size=tp_size, config=config, given=given, device=device)
 
     with replaced_from_pretrained(load):
@@ -92,15 +94,15 @@ def sharded_init(
 
 
 def _loaded(
-    call: Callable[[], nn.Module],
+    call: Callable[[], Any],
     arguments: Mapping[str, Any],
     *,
     tp_size: int | None,
     config: TPTrainingConfig | Mapping[str, Any] | None,
     given: dist.ProcessGroup | None,
     device: torch.device | str | None,
-) -> nn.Module:
-    made: list[tuple[nn.Module, FileWeights]] = []
+) -> Any:
+    made: list[tuple[_Parts, FileWeights]] = []
 
     def settle() -> Settled:
         check_device(device)
@@ -110,10 +112,9 @@ def _loaded(
         refuse_arguments(arguments)
         files = _Files()
         with traced_loading(files.tensors, are_equal):
-            model = call()
-        weights = separate_weights(model)
-        made.append((model, weights))
-        return settings, compared(settings) | files.compared, described(model)
+            parts = _Parts.of(call())
+        made.append((parts, separate_weights(parts.model)))
+        return settings, compared(settings) | files.compared, described(parts.model)
 
     group = sharded_over(
         given,
@@ -122,10 +123,29 @@ def _loaded(
         device=device,
         weights=lambda: made[0][1] if made else None,
     )
-    if group is None:
-        model = call()
-        return model if device is None else model.to(device)
-    return made[0][0]
+    if group is not None:
+        return made[0][0].joined
+    parts = _Parts.of(call())
+    if device is not None:
+        parts.model.to(device)
+    return parts.joined
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What ``from_pretrained`` of transformers has returned: a model, and with
+    ``output_loading_info`` what it says of the loading."""
+
+    model: nn.Module
+    info: Mapping[str, Any] | None
+
+    @staticmethod
+    def of(returned: Any) -> _Parts:
+        return _Parts(*returned) if isinstance(returned, tuple) else _Parts(returned, None)
+
+    @property
+    def joined(self) -> Any:
+        return self.model if self.info is None else (self.model, self.info)
 
 
 class _Files:

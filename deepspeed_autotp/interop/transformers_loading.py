@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepspeed_autotp.interop.versions import required
 
@@ -125,10 +125,10 @@ def _without_quantizer(
 
 @contextmanager
 def replaced_from_pretrained(
-    load: Callable[[Callable[[], nn.Module], Mapping[str, Any]], nn.Module],
+    load: Callable[[Callable[[], Any], Mapping[str, Any]], Any],
 ) -> Iterator[None]:
     """Within it each outermost call of ``from_pretrained`` of a model is given to ``load``: as a
-    function that makes it, and its keyword arguments."""
+    function that makes it, or with ``output_loading_info`` a pair, and its keyword arguments."""
     base = _modeling().PreTrainedModel
     original = vars(base)["from_pretrained"].__func__
     is_inner = False

@@ -177,12 +177,16 @@ def misses(folder: str) -> tuple[list[str], list[str]]:
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(7)
-    full = LlamaForSequenceClassification.from_pretrained(folder)
-    torch.manual_seed(7 + dist.get_rank())
-    with logged_warnings() as texts:
-        sharded = deepspeed_autotp.from_pretrained(
-            LlamaForSequenceClassification, folder, tp_size=dist.get_world_size()
-        )
+    asked = {"output_loading_info": True}
+    full, expected = LlamaForSequenceClassification.from_pretrained(folder, **asked)
+    for size in (1, dist.get_world_size()):
+        torch.manual_seed(7 + dist.get_rank())
+        with logged_warnings() as texts:
+            loaded: Any = deepspeed_autotp.from_pretrained(
+                LlamaForSequenceClassification, folder, tp_size=size, load_arguments=asked
+            )
+        sharded, info = loaded
+        assert info == expected and info["missing_keys"] == {"score.weight"}
     return differences(sharded, full), [text for text in texts if "different weights" in text]
 
 
