@@ -33,6 +33,9 @@ from deepspeed_autotp.state.sharded_model import (
 
 __all__ = ["checkpoint_state"]
 
+# The end of the name of what a module's get_extra_state gives.
+_EXTRA_STATE = "_extra_state"
+
 
 def checkpoint_state(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
     """``{"model": ..., "optimizer": ...}`` for ``save``, ``async_save`` and ``load`` of
@@ -84,28 +87,47 @@ class ModelState:
         self._model = model
         self._state = state
         self._given = Given({})
+        self._copies: dict[str, Tensor] = {}  # that are not the model's own tensors
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Full shapes by full names, in the memory of the model's tensors."""
         settle_parameters(self._model, self._state)
         found = self._model.state_dict(keep_vars=True)
-        made = {name: self._value(name, value) for name, value in found.items()}
+        own: dict[str, Tensor] = {}
+        own |= self._model.named_parameters(remove_duplicate=False)
+        own |= self._model.named_buffers(remove_duplicate=False)
+        known = {id(tensor) for tensor in own.values()}
+        tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        self._copies = {name: value for name, value in tensors.items() if id(value) not in known}
+        made = dict(found)
+        for name, value in tensors.items():
+            source = own.get(name) if name in self._copies else value
+            made[name] = self._value(name, value, source)
         self._given = Given(made)
         return made
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take what is no tensor; tensors of :meth:`state_dict` were read in place."""
+        """Take what is no tensor of the model; those were read in place."""
         self._given.check(state_dict)
         others = {n: value for n, value in state_dict.items() if not isinstance(value, Tensor)}
+        others |= {name: self._copies[name] for name in state_dict.keys() & self._copies.keys()}
         if others:
             self._model.load_state_dict(others, strict=False)
 
-    def _value(self, name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor):  # what a module's get_extra_state gave
-            return value
-        entry = None if self._state is None else self._state.entry(value)
-        if self._state is None or entry is None or not entry.is_sharded:
+    def _value(self, name: str, value: Tensor, source: Tensor | None) -> Tensor:
+        """``source`` is the parameter or buffer whose value it is; None where it is of no such."""
+        if self._state is None:
+            return value.detach()
+        if source is None and name.rpartition(".")[2] != _EXTRA_STATE:
+            raise ValueError(
+                f"checkpoint_state: {name}: got a tensor that a hook or a module's own state_dict "
+                "made, expected the name of a parameter or a buffer: which elements of the full "
+                "tensor it has is not known; give it from get_extra_state, or register a buffer"
+            )
+        entry = None if source is None else self._state.entry(source)
+        if entry is None or not entry.is_sharded:
             return value.detach()
         rank = self._state.group.rank
         if tuple(value.shape) != entry.local_shape(rank):

@@ -231,6 +231,56 @@ def refused() -> dict[str, str]:
     }
 
 
+class Counter(nn.Module):
+    """Its number is saved as a tensor."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor([self.number])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.number = int(state)
+
+
+def load_what_modules_give(folder: str) -> tuple[int, list[str], str]:
+    """A number that a module gives as a tensor, which weights differ where hooks give copies of
+    them, and the error where one gives a tensor of its own."""
+
+    def make(number: int) -> nn.Module:
+        model = Case().make()
+        model.counter = Counter(number)
+        for parameter in model.parameters():
+            parameter.data.mul_(number)
+        model = deepspeed_autotp.parallelize(model, tp_size=2)
+        for module in model.modules():
+            module.register_state_dict_post_hook(_copies)
+        return model
+
+    saved, loaded = make(3), make(1)
+    dcp.save(deepspeed_autotp.checkpoint_state(saved), checkpoint_id=folder)
+    dcp.load(deepspeed_autotp.checkpoint_state(loaded), checkpoint_id=folder)
+    pairs = zip(saved.named_parameters(), loaded.parameters(), strict=True)
+    wrong = [name for (name, one), other in pairs if not torch.equal(one, other)]
+    saved.register_state_dict_post_hook(_adds)
+    return (
+        loaded.counter.number,
+        wrong,
+        raised_error(lambda: deepspeed_autotp.checkpoint_state(saved)),
+    )
+
+
+def _copies(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name, _parameter in module.named_parameters(recurse=False):
+        state[prefix + name] = state[prefix + name].detach().clone()
+
+
+def _adds(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    state["half"] = state["lm_head.weight"] / 2
+
+
 def load_in_other_groups(case: Case, folder: str) -> str:
     """Save, and load into an optimizer that has its parameters in another order."""
     loop = Loop(case, Size(2))

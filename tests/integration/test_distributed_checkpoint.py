@@ -26,6 +26,7 @@ from tests.integration.distributed_checkpoint_ranks import (
     load_in_other_groups,
     load_other,
     load_twice,
+    load_what_modules_give,
     rate,
     refused,
     run,
@@ -215,6 +216,12 @@ def test_a_checkpoint_of_another_model_is_an_error_on_all_ranks_and_changes_noth
     with pytest.raises(PoolError, match=words) as raised:
         pool.run(load_other, other, str(tmp_path))
     assert str(raised.value).count("CheckpointException") >= 2
+
+
+def test_what_a_module_gives_in_place_of_its_tensors_is_loaded(pool: Pool, tmp_path: Path) -> None:
+    for number, wrong, error in pool.run(load_what_modules_give, str(tmp_path)):
+        assert (number, wrong) == (3, [])
+        assert "half: got a tensor that a hook or a module's own state_dict made" in error
 
 
 def test_parameters_in_other_groups_are_an_error(pool: Pool, tmp_path: Path) -> None:
