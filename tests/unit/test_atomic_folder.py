@@ -5,13 +5,20 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deepspeed_autotp.checkpoint.atomic_folder import AtomicFolder, replaced, write_atomically
+from deepspeed_autotp.checkpoint.atomic_folder import (
+    AtomicFolder,
+    locked,
+    replaced,
+    write_atomically,
+)
 from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.pretrained_folder import INDEX, SINGLE, Index, commit_weights
 
@@ -211,3 +218,39 @@ def test_a_new_folder_leaves_that_of_another_process_alone(tmp_path: Path) -> No
             (tmp_path / "out" / "file").mkdir(parents=True)
             write(tmp_path / "out", "a")
         (tmp_path / "out" / "file").rmdir()
+
+
+def test_a_new_folder_that_another_process_finished_first_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with (
+        pytest.raises(ValueError, match="was written by another process meanwhile, expected"),
+        new_folder(folder),
+    ):
+        write(folder, "first")
+    assert (folder / "one").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(ValueError, match="one' is a file, expected a folder; name another place"):
+        write(folder / "one" / "below" / "it", "a")
+
+
+@pytest.mark.parametrize("is_found", [False, True], ids=["gone", "being removed"])
+def test_a_new_folder_is_made_again_where_it_was_taken_for_a_leftover(
+    is_found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another process does between the making of a folder and its lock."""
+    make, made, locks = tempfile.mkdtemp, [], []
+
+    def make_and_lose(**kwargs: Any) -> str:
+        made.append(make(**kwargs))
+        if len(made) == 1 and is_found:
+            locks.append(locked(Path(made[0])))
+        elif len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    write(tmp_path / "out", "a")
+    assert len(made) == 2
+    assert (tmp_path / "out" / "one").read_text() == "a"
+    for lock in locks:
+        os.close(lock)
