@@ -81,8 +81,9 @@ def merge(
         )
     files = _files(list(_tensors(saved, master=master)), max_file_bytes)
     total = sum(file.nbytes for file in files)
+    configs = _config_texts(folder, config)
     with new_folder(out) as made, progress(total, "merge", "B") as done:
-        for name, text in _config_texts(folder, config).items():
+        for name, text in configs.items():
             (made / name).write_text(text, encoding="utf-8")
         start = partial(_start, folder, made, master=master)
         count = default_jobs(total) if jobs is None else jobs

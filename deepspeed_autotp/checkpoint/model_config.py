@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
@@ -22,12 +23,29 @@ def config_source(folder: Path, config: Path | None) -> Path:
 
 
 def config_texts(folder: Path, config: Path | None) -> dict[str, str]:
-    """The texts of the configuration by file, of CONFIG_FILES, as far as they are there."""
+    """The texts of the configuration by file, of CONFIG_FILES, as far as they are there. ValueError
+    for one that is no JSON object."""
     source = config_source(folder, config)
     if source.is_file():
-        return {_CONFIG: source.read_text(encoding="utf-8")}
-    return {
-        name: (source / name).read_text(encoding="utf-8")
-        for name in CONFIG_FILES
-        if (source / name).is_file()
-    }
+        return {_CONFIG: _json_object(source)}
+    files = [source / name for name in CONFIG_FILES if (source / name).is_file()]
+    return {file.name: _json_object(file) for file in files}
+
+
+def _json_object(file: Path) -> str:
+    """The text of ``file``."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except ValueError as error:
+        raise _not_json(file, str(error)) from error
+    if not isinstance(found, dict):
+        raise _not_json(file, f"got {type(found).__name__}")
+    return text
+
+
+def _not_json(file: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{str(file)!r}: {what}, expected a JSON object, the configuration of the model; name a "
+        "folder that has it with --config"
+    )

@@ -90,6 +90,7 @@ def reshard(
     task = _Resharding(folder, sizes.old, sizes.new, groups, replicas)
     saved = task.opened()
     states = task.states(saved)
+    configs = config_texts(folder, config)
     nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     copies = range(replicas or saved.replicas)
     places = [(rank, replica) for rank in range(tp) for replica in copies]
@@ -100,7 +101,7 @@ def reshard(
         do_all(partial(_start, task, target), places, jobs=count, done=done)
         if sizes.metadata is not None:
             write_layout(target, replace(sizes.metadata, groups=states.groups))
-        for name, text in config_texts(folder, config).items():
+        for name, text in configs.items():
             (target / name).write_text(text, encoding="utf-8")
         for script in folder.parent.glob(_SCRIPTS):
             (made / script.name).write_bytes(script.read_bytes())

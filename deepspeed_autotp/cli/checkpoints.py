@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def run(asked: argparse.Namespace, console: Console) -> int:
     folder = checkpoint_folder(asked.checkpoint)
     _refuse_zeros(asked, ("tp", "dp", "jobs"))
     if asked.command == "merge":
+        if not 0 < asked.max_file_gb < math.inf:
+            raise ValueError(
+                f"--max-file-gb: got {asked.max_file_gb}, expected a size larger than 0, such as 5"
+            )
         merge(
             folder,
             asked.out,

@@ -163,8 +163,16 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
         assert status == 1
         assert words in errors
     torch.save(states, file)
-    (folder / "config.json").unlink()
-    status, _, errors = pool.run(command, "merge", str(run), str(tmp_path / "out"), ranks=1)[0]
-    assert status == 1
-    assert "has no config.json" in errors
+    merging = ("merge", str(run), str(tmp_path / "out"))
+    for size in ("nan", "0", "-1", "inf"):
+        status, _, errors = pool.run(command, *merging, f"--max-file-gb={size}", ranks=1)[0]
+        assert (status, "--max-file-gb: got" in errors) == (1, True)
+    for text in ('{"model_type": ', "[]", None):
+        (folder / "config.json").unlink()
+        if text is not None:
+            (folder / "config.json").write_text(text)
+        status, _, errors = pool.run(command, *merging, ranks=1)[0]
+        assert status == 1
+        words = "has no config.json" if text is None else "expected a JSON object"
+        assert words in errors
     assert not (tmp_path / "out").exists()
