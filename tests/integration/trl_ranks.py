@@ -135,7 +135,7 @@ def run_loop(kind: str, script: Script, lora: bool) -> tuple[list[dict[str, floa
         per_device_eval_batch_size=4,
         max_steps=script.steps,
         logging_steps=1,
-        learning_rate=1e-2,
+        learning_rate=3e-3,
         bf16=False,
         gradient_checkpointing=False,
         save_steps=2,
