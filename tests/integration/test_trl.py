@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.trl_ranks import run_loop, save_start, saved_apart
 from tests.support.near import near
 from tests.support.trainer_script import Script
+from tests.support.trl_loops import run_loop, save_start, saved_apart
 from tests.support.worker_pool import Pool
 
 ALL = bool(os.environ.get("AUTOTP_LOOPS"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration import vllm_ranks
-from tests.integration.trl_ranks import save_start
 from tests.support.near import near
 from tests.support.trainer_script import Script
+from tests.support.trl_loops import save_start
 from tests.support.worker_pool import Pool
 
 

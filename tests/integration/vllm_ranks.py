@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import deepspeed_autotp
-from tests.integration.trl_ranks import run_loop
 from tests.support.engine_config import accelerate_config
 from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build
 from tests.support.trainer_script import Script, deepspeed_config
+from tests.support.trl_loops import run_loop
 
 Weights = dict[str, Tensor]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A script for TRL's SFTTrainer as a user writes it, as a function that a worker runs."""
+"""Loops with the trainers of TRL, as a user writes them, as functions that workers run."""
 
 from pathlib import Path
 from typing import Any
