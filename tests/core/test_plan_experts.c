@@ -203,6 +203,23 @@ test_a_style_that_is_not_known_here_is_told_once(void)
 }
 
 static void
+test_an_adapter_on_experts_is_refused_with_the_layers_that_may_have_one(void)
+{
+    fixture f = fixture_new(2);
+    add_linear(&f, "layers.0.q_proj.base_layer", 8, 8);
+    add_linear(&f, "layers.0.v_proj.base_layer", 8, 8);
+    add_module(&f, "layers.0.experts.base_layer.base_layer", TP_MODULE_OTHER, 0);
+    add_linear(&f, "layers.1.q_proj.base_layer", 8, 8);
+    add_linear(&f, "head.modules_to_save.default", 8, 8);
+    add_style(&f, "layers.*.experts", "moe_tp_experts");
+    CHECK_REFUSED(&f,
+                  "with an adapter on 'layers.0.experts': leave that layer out of "
+                  "the adapter's target_modules and target_parameters; in place of "
+                  "'all-linear', which takes it in, name the others: "
+                  "target_modules=['q_proj', 'v_proj']");
+}
+
+static void
 test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
 {
     fixture f = fixture_new(2);
@@ -221,6 +238,7 @@ test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
 int
 main(void)
 {
+    RUN(test_an_adapter_on_experts_is_refused_with_the_layers_that_may_have_one);
     RUN(test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves);
     RUN(test_experts_are_sharded_inside_each_expert_and_their_module_sums);
     RUN(test_a_style_names_a_dimension_where_experts_are_transposed);

@@ -3,7 +3,11 @@
  * weights. */
 #include "passes/choose/module_styles.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "model/adapters.h"
+#include "model/names.h"
 
 static int
 warn_of_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
@@ -15,14 +19,58 @@ warn_of_unknown(tp_build *build, const tp_rule *rule, tp_error *err)
     return tp_build_message(build, &text, err);
 }
 
-static int
-refuse_adapted(const tp_rule *rule, const char *name, tp_error *err)
+/* Whether a rule with a style that changes modules names the module `plain`. */
+static bool
+has_module_style(const tp_build *build, const char *plain)
 {
-    return tp_fail(
-        err, TP_VALUE,
-        "rule '%s' (%s) cannot be followed with an adapter on '%s': leave that "
-        "layer out of the adapter's target_modules and target_parameters",
-        rule->label, tp_source_name(rule->source), name);
+    const char *prefix = tp_model_get_facts(build->model)->prefix;
+    for (int i = 0; i < tp_rules_count(build->rules); i++) {
+        const tp_rule *rule = tp_rules_at(build->rules, i);
+        if (rule->style != TP_STYLE_SHARD && rule->style != TP_STYLE_NOTHING &&
+            tp_hf_plan_match(rule->hf_pattern, prefix, plain))
+            return true;
+    }
+    return false;
+}
+
+/* Add "'q_proj', 'v_proj'" to `list`: the leaves of the layers with adapters that no
+ * such rule names, each once. */
+static void
+add_other_layers(const tp_build *build, tp_text *list)
+{
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        const char *name = tp_model_module(build->model, i)->name;
+        char room[TP_LONGEST_NAME], quoted[TP_LONGEST_NAME + 2];
+        tp_adapted part;
+        const char *plain = tp_adapters_plain(name, room, &part);
+        if (part != TP_ADAPTED_LAYER ||
+            strcmp(tp_names_leaf(name), "base_layer") != 0 ||
+            has_module_style(build, plain))
+            continue;
+        snprintf(quoted, sizeof(quoted), "'%s'", tp_names_leaf(plain));
+        if (list->data == NULL || strstr(list->data, quoted) == NULL)
+            tp_text_add(list, "%s%s", list->size > 0 ? ", " : "", quoted);
+    }
+}
+
+static int
+refuse_adapted(const tp_build *build, const tp_rule *rule, const char *name,
+               tp_error *err)
+{
+    tp_text others = TP_NO_TEXT, text = TP_NO_TEXT;
+    add_other_layers(build, &others);
+    tp_text_add(&text,
+                "rule '%s' (%s) cannot be followed with an adapter on '%s': leave that "
+                "layer out of the adapter's target_modules and target_parameters",
+                rule->label, tp_source_name(rule->source), name);
+    if (others.data != NULL)
+        tp_text_add(&text,
+                    "; in place of 'all-linear', which takes it in, name the others: "
+                    "target_modules=[%s]",
+                    others.data);
+    text.failed |= others.failed;
+    tp_text_free(&others);
+    return tp_text_fail(&text, TP_VALUE, err);
 }
 
 /* Give the modules that `rule` names to it; `any` says whether there are some. */
@@ -39,7 +87,7 @@ take_modules(tp_build *build, int index, const tp_rule *rule, bool *any, tp_erro
             !tp_hf_plan_match(rule->hf_pattern, prefix, plain))
             continue;
         if (part > TP_ADAPTED_ROOT && rule->style != TP_STYLE_NOTHING)
-            return refuse_adapted(rule, plain, err);
+            return refuse_adapted(build, rule, plain, err);
         build->module_rules[i] = index;
         *any = true;
     }
