@@ -9,6 +9,7 @@ initialised; every rank makes the same calls.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp.api.pipeline import described
-from deepspeed_autotp.api.torch_loop import (
-    Settled,
-    check_device,
-    check_one,
-    given_group,
-    settings_of,
-    sharded_over,
-)
+from deepspeed_autotp.api.torch_loop import Settled, sharded_over
+from deepspeed_autotp.api.tp_arguments import TPArguments
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.interop.transformers_loading import (
     load_pickled,
@@ -43,7 +38,7 @@ from deepspeed_autotp.planning.planner import compared
 
 def from_pretrained(
     model_class: Any,
-    path: str,
+    path: str | os.PathLike[str],
     *,
     tp_size: int | None = None,
     dtype: torch.dtype | str | None = None,
@@ -52,23 +47,34 @@ def from_pretrained(
     mesh: Any = None,
     device: torch.device | str | None = None,
     load_arguments: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
-    """``model_class.from_pretrained(path)``, of which each rank loads its shards alone.
+    """``model_class.from_pretrained(path, **kwargs)``, of which each rank loads its shards alone.
 
     model_class     a model class of transformers, or an AutoModel class
     path            a folder, or a name on the Hugging Face Hub
     dtype           data type of the weights; by default that of the checkpoint
-    load_arguments  further keyword arguments of ``model_class.from_pretrained``
     tp_size, config, mesh, device, and ``group`` for tp_group: as in ``parallelize``
+    load_arguments  more of ``kwargs``, such as {"config": a configuration of transformers},
+                    whose name is taken here
 
     Returns a sharded model in evaluation mode, and with ``output_loading_info`` among
-    ``load_arguments`` the pair that transformers returns. Raises one ValueError on every rank.
+    the keyword arguments the pair that transformers returns. Raises one ValueError on every rank.
     """
-    arguments = dict(load_arguments or {})
-    if dtype is not None:
-        arguments["dtype"] = dtype
-    with sharded_init(tp_size=tp_size, config=config, group=group, mesh=mesh, device=device):
-        model: nn.Module = model_class.from_pretrained(path, **arguments)
+    arguments = TPArguments(
+        called="from_pretrained",
+        group_key="group",
+        tp_size=tp_size,
+        group=group,
+        mesh=mesh,
+        config=config,
+        device=device,
+    )
+    own = {} if dtype is None else {"dtype": dtype}
+    with _loading(arguments):
+        model: nn.Module = model_class.from_pretrained(
+            path, **own, **(load_arguments or {}), **kwargs
+        )
     return model
 
 
@@ -83,11 +89,25 @@ def sharded_init(
 ) -> Iterator[None]:
     """Within it every ``from_pretrained`` of a transformers model does as
     :func:`from_pretrained` with these arguments."""
-    given = given_group(group, mesh)
-    check_one(tp_size, group, mesh)
+    arguments = TPArguments(
+        called="sharded_init",
+        group_key="group",
+        tp_size=tp_size,
+        group=group,
+        mesh=mesh,
+        config=config,
+        device=device,
+    )
+    with _loading(arguments):
+        yield
 
-    def load(call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
-        return _loaded(call, arguments, tp_size=tp_size, config=config, given=given, device=device)
+
+@contextmanager
+def _loading(arguments: TPArguments) -> Iterator[None]:
+    given = arguments.given_group()
+
+    def load(call: Callable[[], Any], keywords: Mapping[str, Any]) -> Any:
+        return _loaded(call, keywords, arguments, given)
 
     with replaced_from_pretrained(load):
         yield
@@ -95,21 +115,19 @@ def sharded_init(
 
 def _loaded(
     call: Callable[[], Any],
-    arguments: Mapping[str, Any],
-    *,
-    tp_size: int | None,
-    config: TPTrainingConfig | Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    arguments: TPArguments,
     given: dist.ProcessGroup | None,
-    device: torch.device | str | None,
 ) -> Any:
     made: list[tuple[_Parts, FileWeights]] = []
 
     def settle() -> Settled:
-        check_device(device)
-        settings = settings_of(config, tp_size, given)
+        arguments.check()
+        _refuse_model_config(arguments)
+        settings = arguments.settings(given)
         if settings.autotp_size <= 1:
             return settings, compared(settings), None
-        refuse_arguments(arguments)
+        refuse_arguments(keywords)
         files = _Files()
         with traced_loading(files.tensors, are_equal):
             parts = _Parts.of(call())
@@ -120,14 +138,14 @@ def _loaded(
         given,
         settle,
         example_inputs=None,
-        device=device,
+        device=arguments.device,
         weights=lambda: made[0][1] if made else None,
     )
     if group is not None:
         return made[0][0].joined
     parts = _Parts.of(call())
-    if device is not None:
-        parts.model.to(device)
+    if arguments.device is not None:
+        parts.model.to(arguments.device)
     return parts.joined
 
 
@@ -146,6 +164,17 @@ class _Parts:
     @property
     def joined(self) -> Any:
         return self.model if self.info is None else (self.model, self.info)
+
+
+def _refuse_model_config(arguments: TPArguments) -> None:
+    """ValueError for the configuration of a model in the place of that of its sharding."""
+    config = arguments.config
+    if config is not None and not isinstance(config, (TPTrainingConfig, Mapping)):
+        raise ValueError(
+            f"{arguments.called}: config: got {type(config).__name__}, expected a dictionary with "
+            "keys of DeepSpeed's tensor_parallel section; give that of the model as "
+            "load_arguments={'config': ...}, or within sharded_init to its class"
+        )
 
 
 class _Files:

@@ -27,14 +27,13 @@ import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp.api.pipeline import described, settled, shard
-from deepspeed_autotp.config.tp_size import group_size, settle_tp_size
+from deepspeed_autotp.api.tp_arguments import TPArguments
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.model_groups import group_timeout
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.process_groups import mesh_group
 from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
@@ -68,13 +67,21 @@ def parallelize(
     Raises one ValueError on every rank, with the model unchanged. What the loop has to do is in
     the docstring of the module, deepspeed_autotp.api.torch_loop.
     """
-    given = given_group(tp_group, mesh)
+    arguments = TPArguments(
+        called="parallelize",
+        group_key="tp_group",
+        tp_size=tp_size,
+        group=tp_group,
+        mesh=mesh,
+        config=config,
+        device=device,
+    )
+    given = arguments.given_group()
 
     def settle() -> Settled:
         _check_model(model)
-        check_one(tp_size, tp_group, mesh)
-        check_device(device)
-        settings = settings_of(config, tp_size, given)
+        arguments.check()
+        settings = arguments.settings(given)
         description = described(model) if settings.autotp_size > 1 else None
         return settings, compared(settings), description
 
@@ -127,19 +134,6 @@ def _closed_by(stack: ExitStack, group: TPGroup) -> TPGroup:
     return group
 
 
-def given_group(tp_group: dist.ProcessGroup | None, mesh: Any) -> dist.ProcessGroup | None:
-    """The process group that the user gives."""
-    if not dist.is_initialized():
-        raise ValueError(
-            "parallelize needs torch.distributed: call torch.distributed.init_process_group and "
-            "start the script with torchrun"
-        )
-    handle = tp_group if mesh is None else mesh_group(mesh)
-    if handle is not None:
-        group_size(handle, dist, "parallelize: tp_group")
-    return handle
-
-
 def _new_group(tp_size: int) -> TPGroup:
     """The group of consecutive ranks that this rank belongs to."""
     assert dist.group.WORLD is not None
@@ -153,49 +147,6 @@ def _check_model(model: object) -> None:
         raise ValueError(f"parallelize: model: {wrong(model, 'a torch.nn.Module')}")
 
 
-def check_one(*ways: object) -> None:
-    if sum(way is not None for way in ways) > 1:
-        raise ValueError("parallelize: got several of tp_size, tp_group and mesh; pass one")
-
-
-def check_device(device: torch.device | str | None) -> None:
-    """ValueError for a device that is not here."""
-    if device is None:
-        return
-    reason = "it holds no values"
-    try:
-        if torch.empty(0, device=device).device.type != "meta":
-            return
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-    expected = "a device of this machine, such as 'cuda'"
-    raise ValueError(f"parallelize: device: {wrong(device, expected)}: {reason}")
-
-
 def _numbered(device: torch.device | str | None) -> torch.device | None:
     """``cuda`` as the current one of its devices, as tensors name it."""
     return None if device is None else torch.empty(0, device=device).device
-
-
-def settings_of(
-    config: TPTrainingConfig | Mapping[str, Any] | None, tp_size: int | None, handle: Any
-) -> TPTrainingConfig:
-    """The configuration with the TP size in ``autotp_size``, wherever it was given."""
-    settings = TPTrainingConfig.read(config)
-    if "dtype" in settings.model_fields_set:
-        raise ValueError(
-            "parallelize: config.dtype has no effect here: the model trains in the data type "
-            "of its weights; leave it out"
-        )
-    if settings.tensor_parallel.tp_group is not None or settings.tensor_parallel.mpu is not None:
-        raise ValueError(
-            "parallelize: config.tp has a tp_group or an mpu, which has no effect here; pass "
-            "tp_group to parallelize instead"
-        )
-    size = settle_tp_size(
-        settings,
-        tp_size=tp_size,
-        group_ranks=None if handle is None else dist.get_world_size(handle),
-        ranks=dist.get_world_size(),
-    )
-    return settings.model_copy(update={"autotp_size": size})

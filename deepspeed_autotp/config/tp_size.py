@@ -53,14 +53,21 @@ def group_size(tp_group: Any, dist_module: Any, where: str) -> int:
 
 
 def settle_tp_size(
-    settings: TPTrainingConfig, *, tp_size: object, group_ranks: int | None, ranks: int
+    settings: TPTrainingConfig,
+    *,
+    tp_size: object,
+    group_ranks: int | None,
+    ranks: int,
+    called: str,
+    group_key: str,
 ) -> int:
-    """The TP size for ``parallelize``; ``group_ranks`` is the size of its process group."""
+    """The TP size for the function ``called``; ``group_ranks`` is the size of its process group,
+    which it calls ``group_key``."""
     if tp_size is not None and (type(tp_size) is not int or tp_size < 1):
-        raise ValueError(f"parallelize: tp_size: {wrong(tp_size, 'a number of ranks')}")
+        raise ValueError(f"{called}: tp_size: {wrong(tp_size, 'a number of ranks')}")
     nested = settings.tensor_parallel
     stated = {
-        "tp_size of parallelize": tp_size,
+        f"tp_size of {called}": tp_size,
         "the size of the TP group": group_ranks,
         "config.autotp_size": settings.autotp_size if _has(settings, "autotp_size") else None,
         "config.tp.tp_size": nested.tp_size if _has(nested, "tp_size") else None,
@@ -68,10 +75,10 @@ def settle_tp_size(
     size = _core.settle_tp_size([(key, n) for key, n in stated.items() if isinstance(n, int)])
     if size is None:
         raise ValueError(
-            "parallelize: no TP size is given; pass tp_size, tp_group, mesh or config.autotp_size"
+            f"{called}: no TP size is given; pass tp_size, {group_key}, mesh or config.autotp_size"
         )
     if group_ranks is None:
-        _check_divides(size, ranks, "parallelize: the TP size")
+        _check_divides(size, ranks, f"{called}: the TP size")
     return size
 
 

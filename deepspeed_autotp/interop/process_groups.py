@@ -19,14 +19,15 @@ def mpu_group(mpu: Any) -> dist.ProcessGroup | None:
     return None
 
 
-def mesh_group(mesh: Any) -> dist.ProcessGroup:
-    """The group of a one-dimensional DeviceMesh, or of its dimension "tp"."""
+def mesh_group(mesh: Any, called: str) -> dist.ProcessGroup:
+    """The group of a one-dimensional DeviceMesh, or of its dimension "tp"; ``called`` is the
+    function that was given it."""
     if not isinstance(mesh, DeviceMesh):
-        raise ValueError(f"parallelize: mesh: got {type(mesh).__name__}, expected a DeviceMesh")
+        raise ValueError(f"{called}: mesh: got {type(mesh).__name__}, expected a DeviceMesh")
     names = mesh.mesh_dim_names or ()
     if mesh.ndim > 1 and "tp" not in names:
         raise ValueError(
-            f"parallelize: mesh: got the dimensions {list(names) or mesh.ndim}, expected one "
+            f"{called}: mesh: got the dimensions {list(names) or mesh.ndim}, expected one "
             'dimension or one named "tp"; name the TP dimension "tp", or pass mesh["its name"]'
         )
     handle: dist.ProcessGroup = mesh.get_group("tp" if "tp" in names else 0)

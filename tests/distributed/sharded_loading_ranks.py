@@ -172,18 +172,18 @@ def refuses_own(folders: list[str]) -> str:
 
 
 def misses(folder: str) -> tuple[list[str], list[str]]:
-    """A head that the checkpoint does not have: what differs from one process with the RNG state
-    of TP rank 0, though this rank has another, and which weights were drawn."""
+    """A head of three labels that the checkpoint does not have: what differs from one process with
+    the RNG state of TP rank 0, though this rank has another, and which weights were drawn."""
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(7)
-    asked = {"output_loading_info": True}
+    asked: dict[str, Any] = {"output_loading_info": True, "num_labels": 3}
     full, expected = LlamaForSequenceClassification.from_pretrained(folder, **asked)
     for size in (1, dist.get_world_size()):
         torch.manual_seed(7 + dist.get_rank())
         with logged_warnings() as texts:
             loaded: Any = deepspeed_autotp.from_pretrained(
-                LlamaForSequenceClassification, folder, tp_size=size, load_arguments=asked
+                LlamaForSequenceClassification, folder, tp_size=size, **asked
             )
         sharded, info = loaded
         assert info == expected and info["missing_keys"] == {"score.weight"}
@@ -205,14 +205,19 @@ def base_into_head(folder: str) -> tuple[list[str], bool]:
     return differences(sharded, full), head.shape != full.lm_head.weight.shape
 
 
-def within_context(folder: str) -> tuple[list[str], list[str], bool]:
-    """``from_pretrained`` of an AutoModel class in the context, and after it."""
+def within_context(folder: str) -> tuple[list[str], list[str], bool, str]:
+    """``from_pretrained`` of an AutoModel class in the context, and after it; its error for a TP
+    size that does not fit."""
     from transformers import AutoModelForCausalLM
 
+    def load_over(tp_size: int) -> Any:
+        with deepspeed_autotp.sharded_init(tp_size=tp_size):
+            return AutoModelForCausalLM.from_pretrained(folder)
+
     full = AutoModelForCausalLM.from_pretrained(folder)
-    with deepspeed_autotp.sharded_init(tp_size=dist.get_world_size()):
-        sharded = AutoModelForCausalLM.from_pretrained(folder)
+    sharded = load_over(dist.get_world_size())
     after = AutoModelForCausalLM.from_pretrained(folder)
     same = all(torch.equal(t, after.state_dict()[n]) for n, t in full.state_dict().items())
     is_plain = "tensor_parallel" not in vars(after)
-    return differences(sharded, full), [] if same else ["after"], is_plain and not full.training
+    differing, error = differences(sharded, full), raised_error(lambda: load_over(3))
+    return differing, [] if same else ["after"], is_plain and not full.training, error

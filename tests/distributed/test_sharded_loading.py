@@ -101,7 +101,10 @@ def test_what_is_missing_is_drawn_alike_on_all_ranks(pool: Pool, tmp_path: Path)
 def test_within_the_context_every_from_pretrained_loads_shards(
     pool: Pool, folders: dict[str, str]
 ) -> None:
-    assert pool.run(ranks.within_context, folders["llama"]) == [([], [], True)] * 2
+    found = pool.run(ranks.within_context, folders["llama"])
+    assert [each[:3] for each in found] == [([], [], True)] * 2
+    text = same_error([error for *_, error in found])
+    assert text.startswith("ValueError: sharded_init: the TP size is 3, which does not divide")
 
 
 def _header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -212,9 +215,16 @@ def test_ranks_with_other_files_are_told_so(pool: Pool, tmp_path: Path) -> None:
     ("arguments", "more", "expected"),
     [
         ({"device_map": "auto"}, {}, "device_map does not go with"),
+        ({}, {"device_map": "auto"}, "device_map does not go with"),
+        ({}, {"config": [1]}, "from_pretrained: config: got list, expected a dictionary"),
+        ({}, {"numlabels": 3}, "unexpected keyword argument 'numlabels'"),
         ({"state_dict": {}}, {}, "state_dict: got weights in memory"),
-        ({}, {"tp_size": 3}, "does not divide the 2 ranks"),
-        ({}, {"device": "nowhere"}, "device: got"),
+        (
+            {},
+            {"tp_size": 3},
+            "from_pretrained: the TP size is 3, which does not divide the 2 ranks",
+        ),
+        ({}, {"device": "nowhere"}, "from_pretrained: device: got"),
         ({}, {"config": {"self_check": True}}, "asks for a self-check"),
     ],
 )

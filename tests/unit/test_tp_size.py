@@ -16,7 +16,8 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 
 def settled(config: dict[str, Any], **given: Any) -> int:
     arguments = {"tp_size": None, "group_ranks": None, "ranks": 4, **given}
-    return settle_tp_size(TPTrainingConfig(**config), **arguments)
+    named = {"called": "parallelize", "group_key": "tp_group"}
+    return settle_tp_size(TPTrainingConfig(**config), **{**arguments, **named})
 
 
 def check(size: int, nested: int = 1, **given: Any) -> None:
