@@ -58,17 +58,18 @@ def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
     ``are_equal`` compares the values of two of these tensors, where a checkpoint has both of a tied
     pair.
 
-    ValueError for a quantised checkpoint. ZeRO 3 partitions no model there.
+    ValueError for a quantised checkpoint, and for one with an adapter. ZeRO 3 partitions no model
+    there.
     """
     modeling = _modeling()
     base = modeling.PreTrainedModel
     load = _required(base, "_load_pretrained_model")
 
     def load_traced(
-        model: Any, state_dict: Any, files: Any, load_config: Any, *args: Any, **kwargs: Any
+        model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any
     ) -> Any:
-        tensors = checkpoint(files or ())
-        info, offloaded = load(model, tensors, None, load_config, *args, **kwargs)
+        tensors = checkpoint(checkpoint_files or ())
+        info, offloaded = load(model, tensors, None, load_config, *args)
         _check(model, tensors, info, load_config)
         _tie_equal(model, info, are_equal)
         return info, offloaded
@@ -77,6 +78,7 @@ def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
         for owner, name, value in (
             (base, "_load_pretrained_model", staticmethod(load_traced)),
             (modeling, "get_hf_quantizer", _without_quantizer),
+            (modeling, "maybe_load_adapters", _without_adapter(modeling)),
             (modeling, "is_deepspeed_zero3_enabled", lambda: False),
         ):
             stack.enter_context(_replaced(owner, name, value))
@@ -106,6 +108,26 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if was_on:
             bars.enable_progress_bar()
+
+
+def _without_adapter(modeling: Any) -> Callable[..., Any]:
+    """What transformers looks for an adapter with; ValueError where it finds one."""
+    find = _required(modeling, "maybe_load_adapters")
+
+    def maybe_load_adapters(*args: Any, **kwargs: Any) -> Any:
+        adapter, base, _ = found = find(*args, **kwargs)
+        if adapter is not None:
+            how = f"load the base model '{base}'", f"'{adapter}'"
+            if adapter == base:
+                how = "move its files into a folder of their own, load the model", "that folder"
+            raise ValueError(
+                f"'{adapter}' has an adapter (adapter_config.json), which is not loaded as shards "
+                f"together with its model; {how[0]}, then peft.PeftModel.from_pretrained(model, "
+                f"{how[1]})"
+            )
+        return found
+
+    return maybe_load_adapters
 
 
 def _without_quantizer(

@@ -131,6 +131,15 @@ def _truncate(file: Path, by: int = 100) -> None:
         opened.truncate(file.stat().st_size - by)
 
 
+def _adapter_of(folder: Path, base: Path) -> None:
+    """Leave an adapter of the model, which is moved to ``base``, in ``folder``."""
+    if base != folder:
+        shutil.copytree(folder, base)
+        (folder / "config.json").unlink()
+    text = json.dumps({"base_model_name_or_path": str(base)})
+    (folder / "adapter_config.json").write_text(text)
+
+
 WEIGHTS = "model.safetensors"
 # What is done to a checkpoint, and what the error says.
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -174,6 +183,12 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "quantization_config: got 'gptq'",
     ),
     "missing": (lambda f: (f / WEIGHTS).unlink(), "model.safetensors"),
+    "adapter": (
+        lambda f: _adapter_of(f, f / "base"),
+        "has an adapter (adapter_config.json), which is not loaded as shards together with its "
+        "model; load the base model",
+    ),
+    "adapter within": (lambda f: _adapter_of(f, f), "move its files into a folder of their own"),
 }
 
 
