@@ -10,6 +10,16 @@ from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.saved_checkpoint import SavedCheckpoint
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, ties_of_files
 
+_STATES = "*_model_states.pt"
+_LATEST = "latest"
+# What from_pretrained looks for.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
 
 def checkpoint_folder(path: Path) -> Path:
     """The folder of a checkpoint: ``path``, or what the file ``latest`` in it names.
@@ -17,14 +27,41 @@ def checkpoint_folder(path: Path) -> Path:
     ValueError where there is none.
     """
     path = path.resolve()
-    latest = path / "latest"
+    latest = path / _LATEST
     folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
-    if any(folder.glob("*_model_states.pt")):
+    if any(folder.glob(_STATES)):
         return folder
-    raise ValueError(
-        f"{str(path)!r}: found no file *_model_states.pt, expected a checkpoint of DeepSpeed, or a "
-        "folder of them with the file 'latest'; name one of them"
-    )
+    expected = "a checkpoint of DeepSpeed, or a folder of them with the file 'latest'"
+    raise ValueError(f"{str(path)!r} {_found(path, folder)}, expected {expected}; {_remedy(path)}")
+
+
+def _found(path: Path, folder: Path) -> str:
+    """What ``path`` is, where ``folder``, which is meant, has no files of a checkpoint."""
+    if not path.exists():
+        return "does not exist"
+    if not path.is_dir():
+        return "is a file"
+    if folder != path:
+        return f"names {folder.name!r} in its file 'latest', where no file {_STATES} is"
+    return f"has no file {_STATES}"
+
+
+def _remedy(path: Path) -> str:
+    """What to name in the place of ``path``."""
+    if not path.exists():
+        return "correct the path"
+    if path.is_file():
+        return f"name its folder, {str(path.parent)!r}"
+    saved = [each.parent for each in path.glob("checkpoint-*/latest")]
+    if saved:
+        last = max(saved, key=lambda each: (len(each.name), each.name))
+        return f"it is the folder of a Trainer: name one of its checkpoints, such as {str(last)!r}"
+    weights = [name for name in _WEIGHTS if (path / name).is_file()]
+    if weights:
+        return f"with its {weights[0]} it is what from_pretrained loads as it is, at any TP size"
+    if (path / ".metadata").is_file():
+        return "with its .metadata torch.distributed.checkpoint.load loads it, at any TP size"
+    return "name one of them"
 
 
 def open_checkpoint(folder: Path) -> tuple[SavedCheckpoint, Metadata | None]:

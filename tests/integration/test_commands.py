@@ -176,3 +176,29 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
         words = "has no config.json" if text is None else "expected a JSON object"
         assert words in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_checkpoint_is_said_with_what_to_name(tmp_path: Path) -> None:
+    trainer, full, torch_ = tmp_path / "trainer", tmp_path / "full", tmp_path / "torch"
+    for name in ("checkpoint-9/latest", "checkpoint-10/latest", "checkpoint-11/model.safetensors"):
+        (trainer / name).parent.mkdir(parents=True)
+        (trainer / name).write_text("global_step1")
+    for file in (full / "model.safetensors", torch_ / ".metadata"):
+        file.parent.mkdir()
+        file.touch()
+    for path, words in [
+        (tmp_path / "nowhere", "/nowhere' does not exist, expected a checkpoint of DeepSpeed"),
+        (full / "model.safetensors", f"is a file, expected a ch|name its folder, '{full}'"),
+        (trainer, f"such as '{trainer / 'checkpoint-10'}'"),
+        (trainer / "checkpoint-9", "names 'global_step1' in its file 'latest', where no file"),
+        (full, "with its model.safetensors it is what from_pretrained loads as it is"),
+        (torch_, "with its .metadata torch.distributed.checkpoint.load loads it"),
+        (
+            tmp_path,
+            "has no file *_model_states.pt, expected a checkpoint of DeepSpeed, or a folder",
+        ),
+    ]:
+        for asked in (("inspect",), ("merge", str(tmp_path / "out"))):
+            status, _, errors = command(asked[0], str(path), *asked[1:])
+            assert status == 1
+            assert [each for each in words.split("|") if each not in errors] == [], errors
