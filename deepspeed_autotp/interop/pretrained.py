@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from deepspeed_autotp.interop.progress_bars import without_progress_bars
 from deepspeed_autotp.interop.versions import required
 
 
@@ -63,7 +64,8 @@ def refuse_unsaveable(model: nn.Module) -> None:
 def write_config(model: nn.Module, folder: Path) -> None:
     """Write into ``folder`` all that ``save_pretrained`` writes but for the weights."""
     saved: Any = model
-    type(saved).save_pretrained(saved, folder, state_dict={})
+    with without_progress_bars():
+        type(saved).save_pretrained(saved, folder, state_dict={})
 
 
 def kept_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepspeed_autotp.interop.progress_bars import without_progress_bars
 from deepspeed_autotp.interop.versions import required
 
 _required = functools.partial(
@@ -82,7 +83,7 @@ def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
             (modeling, "is_deepspeed_zero3_enabled", lambda: False),
         ):
             stack.enter_context(_replaced(owner, name, value))
-        stack.enter_context(_without_progress_bar())
+        stack.enter_context(without_progress_bars())
         yield
 
 
@@ -95,19 +96,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers shows one of the tensors that it has seen, not of what is read."""
-    bars = importlib.import_module("transformers.utils.logging")
-    was_on = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            bars.enable_progress_bar()
 
 
 def _without_adapter(modeling: Any) -> Callable[..., Any]:
