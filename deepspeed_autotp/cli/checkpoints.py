@@ -26,7 +26,7 @@ _GB = 10**9
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of ``autotp``."""
     command = commands.add_parser("inspect", help="say what a checkpoint holds")
-    command.add_argument("checkpoint", type=Path)
+    _add_checkpoint(command)
     command.add_argument("--json", action="store_true", help="print JSON")
     command = _writing(
         commands, "merge", "write the full weights of a checkpoint as from_pretrained loads them"
@@ -85,8 +85,8 @@ def run(asked: argparse.Namespace, console: Console) -> int:
 def _writing(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
     """A command that writes a folder."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=words)
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("out", type=Path)
+    _add_checkpoint(command)
+    command.add_argument("out", type=Path, help="new folder, which is written")
     command.add_argument(
         "--config",
         type=Path,
@@ -96,6 +96,14 @@ def _writing(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
         "--jobs", type=int, help="processes (default: one for 2 GB, at most one for each CPU core)"
     )
     return command
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder of a checkpoint, or of a run with the file 'latest'",
+    )
 
 
 def _refuse_zeros(asked: argparse.Namespace, names: Iterable[str]) -> None:

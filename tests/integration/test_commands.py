@@ -2,12 +2,14 @@
 """``autotp inspect``, ``merge`` and ``reshard`` of checkpoints, without ranks."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from deepspeed_autotp.cli.main import main
 from tests.integration.commands_ranks import from_pretrained, save
 from tests.support.autotp_command import command
 from tests.support.engine_config import Setting
@@ -202,3 +204,12 @@ def test_what_is_no_checkpoint_is_said_with_what_to_name(tmp_path: Path) -> None
             status, _, errors = command(asked[0], str(path), *asked[1:])
             assert status == 1
             assert [each for each in words.split("|") if each not in errors] == [], errors
+
+
+@pytest.mark.parametrize("name", ["inspect", "merge", "reshard"])
+def test_the_help_explains_every_argument(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    said = capsys.readouterr().out.partition("positional arguments:\n")[2]
+    explained = re.findall(r"^  (\w+) +\w", said, re.MULTILINE)
+    assert explained == ["checkpoint"] + ["out"] * (name != "inspect")
