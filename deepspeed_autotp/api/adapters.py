@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +44,11 @@ from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest, large_na
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
 from deepspeed_autotp.sharding.partition import shard_parameters
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors
+from deepspeed_autotp.state.full_weights import take_shards
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     attach,
     container_of,
-    owner_of,
-    shard_of,
 )
 
 T = TypeVar("T")
@@ -302,7 +301,7 @@ class AdapterChanges:
             return
         for module in self._root.modules():
             if any(map(self._is_sharded, own_parameters(module).values())):
-                handle = module.register_load_state_dict_pre_hook(_take_shards)
+                handle = module.register_load_state_dict_pre_hook(take_shards)
                 self._undo.append(handle.remove)
         self._undo += merge_into_shards(self._state, self._root)
 
@@ -337,15 +336,3 @@ def _same_runs(one: Entry, other: Entry, ranks: int) -> bool:
     return (one.dim, one.shape) == (other.dim, other.shape) and (
         not one.is_sharded or all(one.runs(rank) == other.runs(rank) for rank in range(ranks))
     )
-
-
-def _take_shards(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before a state is loaded: full tensors are replaced by this rank's shards."""
-    for leaf, parameter in own_parameters(module).items():
-        given = state_dict.get(prefix + leaf)
-        state = None if parameter is None else owner_of(parameter)
-        if parameter is None or state is None or given is None:
-            continue
-        entry = state.entry(parameter)
-        if entry is not None and tuple(given.shape) == entry.shape != tuple(parameter.shape):
-            state_dict[prefix + leaf] = shard_of(given, entry=entry, rank=state.group.rank)

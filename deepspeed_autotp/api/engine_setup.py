@@ -39,6 +39,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.engine import (
+    drop_batch_comparison,
     gather_weights_on_save,
     on_destroy,
     refuse_engine_record,
@@ -274,5 +275,5 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
     watch_shards(engine, model, agreement=agreement)
-    # DeepSpeed compares, too, but lets TP rank 0 go on and wait for the others.
+    drop_batch_comparison(engine)
     check_first_call(state)

@@ -33,6 +33,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.owned_groups import close_dropped, groups_in_use
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.attention_maps import refuse_local_maps
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.loading.file_weights import FileWeights
@@ -51,6 +52,7 @@ from deepspeed_autotp.sharding.weight_location import (
     report,
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
+from deepspeed_autotp.state.full_weights import take_full_weights
 from deepspeed_autotp.state.parameter_count import count_full_parameters
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach
@@ -306,6 +308,10 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
     agreement.together(scatter)
 
 
+def _refuse_local_maps(model: nn.Module) -> None:
+    model.register_forward_hook(refuse_local_maps)
+
+
 def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     group, parameters = task.group, task.description.parameters
     device = parameters[0].device
@@ -322,4 +328,6 @@ def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     attach(task.model, state)
     guard_save_pretrained(task.model, is_sharded=state.is_sharded)
     count_full_parameters(task.model)
+    take_full_weights(task.model, state)
+    state.hook(_refuse_local_maps)
     return state

@@ -17,7 +17,11 @@ from deepspeed_autotp.interop.fully_shard import (
     sum_over_parts,
 )
 from deepspeed_autotp.state.fully_shard import follow_fully_shard
-from deepspeed_autotp.state.sharded_model import TensorParallel, find_nested_tensor_parallel
+from deepspeed_autotp.state.sharded_model import (
+    TensorParallel,
+    container_of,
+    find_nested_tensor_parallel,
+)
 
 
 class GradNorm:
@@ -81,20 +85,30 @@ class GradNorm:
 
 
 @torch.no_grad()
-def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
+def clip_grad_norm_(model: nn.Module | Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale the gradients so that their Euclidean norm is at most ``max_norm``.
+
+    model  a sharded model, or as torch's function parameters of one, to which norm and scale are
+           limited
 
     Returns the norm before, in float32, or in float64 where a gradient is: that of the unsharded
     model, each weight counted once however many ranks hold it. Parameters added after the model
     was sharded count as replicated. All ranks of the TP group call it. An unsharded model is
     clipped as torch does.
     """
-    state = find_nested_tensor_parallel(model)
+    parameters: list[Tensor]
+    if isinstance(model, nn.Module):
+        parameters, state = list(model.parameters()), find_nested_tensor_parallel(model)
+    else:
+        parameters = [model] if isinstance(model, Tensor) else list(model)
+        state = container_of(parameters)
     if state is None:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    follow_fully_shard(model, state)
-    state.check_identity(model)
-    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    whole = model if isinstance(model, nn.Module) else state.root
+    if whole is not None:  # a copy has no root
+        follow_fully_shard(whole, state)
+        state.check_identity(whole)
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
     dtype = torch.float32
     for _, gradient in pairs:
         dtype = torch.promote_types(dtype, gradient.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,8 @@ class FirstCallCheck:
         group = self._group
         digest = hashlib.blake2b(digest_size=_DIGEST)
         for name, value in (*enumerate(args), *sorted(kwargs.items())):
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {list(value.shape)} {value.dtype} {_hash(value)};".encode())
+            for each in _tensors(value):
+                digest.update(f"{name} {list(each.shape)} {each.dtype} {_hash(each)};".encode())
         device = next(module.parameters()).device
         local = digest.digest() + _rng_digest(device)
         sent = torch.frombuffer(bytearray(local), dtype=torch.uint8)
@@ -90,6 +91,18 @@ class FirstCallCheck:
                     group.global_ranks[0],
                     group.size,
                 )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors among what a forward is given; functions and modules are nobody's batch."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
 
 
 def _rng_digest(device: torch.device) -> bytes:

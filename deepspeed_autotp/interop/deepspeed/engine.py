@@ -141,6 +141,15 @@ def on_destroy(engine: Any, then: Callable[[], None]) -> None:
     engine.destroy = destroy_all
 
 
+def drop_batch_comparison(engine: Any) -> None:
+    """Remove DeepSpeed's comparison of the first batches, which pickles all arguments of the
+    forward, and lets TP rank 0 go on where they differ."""
+    comparison = getattr(engine, "first_dataloader_check", None)
+    if comparison is not None:
+        comparison.remove()
+        engine.first_dataloader_check = None
+
+
 def set_engine_mode(*, training: bool) -> None:
     """DeepSpeed's AutoTP mode; nothing without DeepSpeed."""
     if importlib.util.find_spec("deepspeed") is not None:
