@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 import weakref
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -150,8 +151,11 @@ def _leave() -> None:
 def _group_threads() -> int:
     """Threads of process groups that something still refers to: ZeRO 3 keeps its engine, and
     torch.compile its model."""
-    names = (task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir())
-    return sum("gloo" in name for name in names)
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            count += "gloo" in task.joinpath("comm").read_text()
+    return count
 
 
 def _reset_own() -> None:
