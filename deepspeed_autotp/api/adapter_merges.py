@@ -46,7 +46,7 @@ def merge_into_shards(state: TensorParallel, root: nn.Module) -> list[Callable[[
 
 
 class _Merges(nn.Module):
-    """A LoRA layer."""
+    """A LoRA layer of a sharded model: merges into shards, and refuses ``adapter_names``."""
 
     base_layer: nn.Module
 
@@ -72,13 +72,16 @@ class _Merges(nn.Module):
 @contextmanager
 def _changing_weight(layer: nn.Module, base: nn.Module) -> Iterator[None]:
     """Within it PEFT adds to the weight of ``base``. ValueError where that would be lost."""
-    state = state_of(layer, _Owner).state()
+    own = [p for p in own_parameters(base).values() if p is not None]
+    # A copy has a state of its own; fully_shard puts other tensors in the place of parameters.
+    found = (owner_of(parameter) for parameter in own)
+    state = next((each for each in found if each is not None), state_of(layer, _Owner).state())
     if state is not None and state.is_gathered:
         raise ValueError(
             "adapters cannot be merged or unmerged within gather_params, which discards what is "
             "added to weights; leave it first"
         )
-    if any(p is not None and is_partitioned(p) for p in own_parameters(base).values()):
+    if any(map(is_partitioned, own)):
         raise ValueError(
             "ZeRO 3 has partitioned the weights, and adapters cannot be merged or unmerged: save "
             "the adapter and merge it into an unsharded model"

@@ -35,7 +35,7 @@ from deepspeed_autotp.interop.peft import (
     without_adapters,
 )
 from deepspeed_autotp.interop.peft_rollback import keep_adapters
-from deepspeed_autotp.interop.torch_private import keep_modules, own_parameters
+from deepspeed_autotp.interop.torch_private import keep_modules
 from deepspeed_autotp.interop.transformers import guard_save_pretrained
 from deepspeed_autotp.layers.class_swap import changed_classes
 from deepspeed_autotp.planning.model_description import Description, describe
@@ -44,7 +44,7 @@ from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest, large_na
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
 from deepspeed_autotp.sharding.partition import shard_parameters
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors
-from deepspeed_autotp.state.full_weights import take_shards
+from deepspeed_autotp.state.full_weights import take_full_weights
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     attach,
@@ -299,10 +299,7 @@ class AdapterChanges:
         """Let the layers of adapters load full tensors, and merge into shards."""
         if not lora_layers(self._root):
             return
-        for module in self._root.modules():
-            if any(map(self._is_sharded, own_parameters(module).values())):
-                handle = module.register_load_state_dict_pre_hook(take_shards)
-                self._undo.append(handle.remove)
+        self._undo += take_full_weights(self._root, self._state)
         self._undo += merge_into_shards(self._state, self._root)
 
     def _is_sharded(self, parameter: nn.Parameter | None) -> bool:

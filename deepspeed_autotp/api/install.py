@@ -22,7 +22,7 @@ from deepspeed_autotp.interop.trl_vllm import send_full_weights
 from deepspeed_autotp.interop.zero3_loading import load_under_zero3
 from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel
 
-_REPLACED = Replaced()
+_REPLACED = Replaced()  # in this process, as what it replaces is
 
 
 def install() -> None:
@@ -39,6 +39,14 @@ def install() -> None:
     watch_loaders()
     if _REPLACED or importlib.util.find_spec("accelerate") is None:
         return
+    try:
+        _see_replicas()
+    except BaseException:  # as of a version that has not what is replaced
+        uninstall()
+        raise
+
+
+def _see_replicas() -> None:
     see_replicas(_REPLACED)
     if importlib.util.find_spec("transformers") is not None:
         see_replicas_in_trainer(

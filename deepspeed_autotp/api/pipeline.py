@@ -35,6 +35,7 @@ from deepspeed_autotp.distributed.owned_groups import close_dropped, groups_in_u
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.attention_maps import refuse_local_maps
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
+from deepspeed_autotp.interop.torch_private import output_hooks
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.loading.load_shards import LoadShards
@@ -309,7 +310,8 @@ def _commit(conversion: Conversion, agreement: Agreement, device: torch.device |
 
 
 def _refuse_local_maps(model: nn.Module) -> None:
-    model.register_forward_hook(refuse_local_maps)
+    if refuse_local_maps not in output_hooks(model):
+        model.register_forward_hook(refuse_local_maps)
 
 
 def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:

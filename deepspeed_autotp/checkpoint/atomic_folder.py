@@ -151,10 +151,10 @@ class AtomicFolder:
         sync(self.staging)
 
 
-def locked(folder: Path, *, surely: bool = False) -> int:
+def locked(folder: Path, *, required: bool = False) -> int:
     """A handle of ``folder`` that has its lock, which the end of this process gives back.
 
-    On a file system without such locks it has none, or with ``surely`` there is an OSError.
+    On a file system without such locks it has none, or with ``required`` there is an OSError.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -165,7 +165,7 @@ def locked(folder: Path, *, surely: bool = False) -> int:
             errno.EWOULDBLOCK, f"another save is writing into {str(folder)!r}; wait until it ends"
         ) from None
     except OSError:
-        if surely:
+        if required:
             os.close(handle)
             raise
     return handle

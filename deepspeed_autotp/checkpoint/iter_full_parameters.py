@@ -14,6 +14,7 @@ from deepspeed_autotp._core import Entry
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape, gathered_parameters
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
+from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -36,7 +37,8 @@ def iter_full_parameters(
     the run iterate to the end, also those that do nothing with the tensors. A tensor is a copy, or
     of a replicated parameter the values themselves, and may be kept until the next step; under
     ZeRO 3 until the next one is asked for. ValueError for ``bucket_bytes`` below 1, for a model
-    with ``fully_shard`` and for a part of a sharded model.
+    with ``fully_shard``, for a part of a sharded model, for a parameter that was replaced, and
+    within ``gather_params``.
     """
     if type(bucket_bytes) is not int or bucket_bytes < 1:
         raise ValueError(
@@ -55,6 +57,9 @@ def iter_full_parameters(
 def _full(
     model: nn.Module, state: TensorParallel | None, bucket_bytes: int
 ) -> Iterator[tuple[str, Tensor]]:
+    settle_parameters(model, state)
+    if state is not None and state.is_gathered:
+        raise ValueError("iter_full_parameters: called within gather_params; leave it first")
     for bucket in _buckets(model.named_parameters(), state, bucket_bytes):
         with gathered_parameters([parameter for _, parameter in bucket]):
             values = [parameter.detach() for _, parameter in bucket]

@@ -83,7 +83,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what nobody has a lock of."""
     for left in folder.parent.glob(f".{escaped(folder.name)}{_MARK}*"):
         try:
-            lock = locked(left, surely=True)
+            lock = locked(left, required=True)
         except OSError:
             continue
         shutil.rmtree(left, ignore_errors=True)

@@ -32,6 +32,7 @@ class CheckpointFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._opened: dict[str, dict[str, Any]] = {}
+        self._facts: dict[str, _Facts] = {}  # of the files of rank 0
         self._of_optimizer = "bf16_zero_" if any(folder.glob("bf16_zero_pp_rank_*")) else "zero_"
         self.is_stage3 = any(folder.glob("zero_pp_rank_*_model_states.pt"))
 
@@ -45,7 +46,7 @@ class CheckpointFiles:
         return f"{self._of_optimizer}pp_rank_{replica}_mp_rank_{rank:02d}_optim_states.pt"
 
     def model(self, rank: int, replica: int = 0) -> dict[str, Any]:
-        """What the file with the weights of a rank holds."""
+        """What the file with the weights of a rank holds. ValueError as of the class."""
         return self._open(self.model_name(rank, replica), self.model_name(0, 0), _model_facts)
 
     def optimizer(self, rank: int, replica: int) -> dict[str, Any]:
@@ -79,9 +80,12 @@ class CheckpointFiles:
         """What the file ``name`` holds; ``first`` is that of rank 0."""
         if name not in self._opened:
             opened = self._read(name)
-            if name != first:
-                theirs = self._open(first, first, facts)
-                self._refuse_another_save(first, facts(theirs), name, facts(opened))
+            own = facts(opened)
+            if name == first:
+                self._facts[first] = own
+            else:
+                self._open(first, first, facts)
+                self._refuse_another_save(first, self._facts[first], name, own)
             self._opened[name] = opened
         return self._opened[name]
 
@@ -131,7 +135,7 @@ def _optimizer_facts(states: Mapping[str, Any]) -> _Facts:
     base = saved.get("base_optimizer_state", saved.get("optimizer_state_dict"))
     if isinstance(base, Mapping):  # it is a list with elastic_checkpoint
         for unit, state in base["state"].items():
-            step = state.get("step")
+            step = state.get("step") if isinstance(state, Mapping) else None
             if isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1):
                 facts[f"the step of the optimizer's unit {unit}"] = str(float(step))
     return facts

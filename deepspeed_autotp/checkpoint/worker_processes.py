@@ -136,10 +136,9 @@ def _serve(start: Callable[[], Work[Any]], pipe: Connection) -> None:
         while item := pipe.recv():
             work(item[0], pipe.send)
             pipe.send(None)
-    except OSError as error:  # as the words of each: not every error can be pickled
-        pipe.send(OSError(str(error)))
-    except ValueError as error:
-        pipe.send(ValueError(str(error)))
+    except (ValueError, OSError) as error:  # by its message: not every error can be pickled
+        kind = OSError if isinstance(error, OSError) else ValueError
+        pipe.send(kind(str(error)))
     except Exception:
         pipe.send(RuntimeError(traceback.format_exc()))
 

@@ -32,6 +32,7 @@ from deepspeed_autotp.distributed.rng_observation import (
     default_generator,
     is_capturing,
 )
+from deepspeed_autotp.interop.torch_private import backward_id
 
 _REASON = "deepspeed_autotp: ranks draw dropout masks of their own between column and row layers"
 
@@ -107,8 +108,8 @@ class DropoutRNG:
 
     @property
     def is_outside(self) -> bool:
-        """Whether no forward of the model runs: a part of it is called alone, or recomputed."""
-        return self._is_training is None
+        """Whether a part of the model is called alone: no forward runs, and none is recomputed."""
+        return self._is_training is None and backward_id() < 0
 
     def run_outside(
         self,

@@ -45,12 +45,14 @@ def tp_size() -> int:
 
 
 class Replicas:
-    """A state of Accelerate in which a replica is a process."""
+    """Accelerate's state, with data-parallel replicas in the place of processes."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_state":  # of one that is being copied
+            raise AttributeError(name)
         return getattr(self._state, name)
 
     @property
@@ -60,6 +62,28 @@ class Replicas:
     @property
     def process_index(self) -> int:
         return int(self._state.process_index) // tp_size()
+
+
+class _OneReader(Replicas):
+    """Replicas, of which rank 0 alone is process 0."""
+
+    @property
+    def process_index(self) -> int:
+        return int(self._state.process_index)
+
+
+class _OfRank:
+    """An Accelerator whose process is a rank."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    @property
+    def process_index(self) -> int:
+        return int(self._accelerator.state.process_index)
 
 
 @contextmanager
@@ -118,8 +142,13 @@ def _see_replicas_in_accelerator(replaced: Replaced) -> None:
     mesh = _required(cls, "_prepare_device_mesh")
     # By which Accelerate would shard the data over the replicas once more.
     replaced.put(cls, "_prepare_device_mesh", lambda self: mesh(self) if tp_size() == 1 else None)
-    for name in ("check_trigger", "profile"):
-        replaced.put(cls, name, of_ranks(vars(cls)[name]))
+    replaced.put(cls, "check_trigger", of_ranks(cls.check_trigger))
+    profile = cls.profile  # a file for each process
+    replaced.put(
+        cls,
+        "profile",
+        functools.wraps(profile)(lambda self, *a, **k: profile(_OfRank(self), *a, **k)),
+    )
     last = cls.is_last_process.fget
     replaced.put(cls, "is_last_process", property(of_ranks(last)))
 
@@ -130,16 +159,32 @@ def _replica_number(name: str, accelerator: Any) -> int:
 
 
 def _see_replicas_in_dispatcher(replaced: Replaced) -> None:
-    """The loader whose first process reads for all: its batch is cut by replica."""
-    cls = importlib.import_module("accelerate.data_loader").DataLoaderDispatcher
+    """The loader whose first process reads for all: its batch is sharded over the replicas."""
+    module = importlib.import_module("accelerate.data_loader")
+    states = importlib.import_module("accelerate.state")
+    replaced.put(module, "PartialState", lambda: Replicas(states.PartialState()))
+    cls = module.DataLoaderDispatcher
     original = cls.__init__
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self.state = Replicas(self.state)
+        self.state = _OneReader(states.PartialState())
+        self.slice_fn = functools.partial(_rows_of_replica, self.slice_fn)
 
     replaced.put(cls, "__init__", init)
+
+
+def _rows_of_replica(
+    pick: Callable[..., Any], data: Any, rows: slice, process_index: int, num_processes: int
+) -> Any:
+    """What ``pick`` gives the replica of a rank, where ``rows`` are those by rank; others, which
+    fill up the last batch, are the same on all."""
+    count = rows.stop - rows.start
+    if rows.start == process_index * count:
+        process_index //= tp_size()
+        rows = slice(process_index * count, (process_index + 1) * count)
+    return pick(data, rows, process_index=process_index, num_processes=num_processes)
 
 
 def _gather(original: Callable[..., Any], tensor: Any) -> Any:

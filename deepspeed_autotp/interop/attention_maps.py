@@ -14,12 +14,19 @@ _KEYS = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attent
 _HEADS, _DIMS = 1, 4
 
 
+def _heads(config: Any, key: str) -> object:
+    """The heads of the full model in its maps ``key``."""
+    part = {"attentions": "num", "encoder_attentions": "encoder"}.get(key, "decoder")
+    found = getattr(config, f"{part}_attention_heads", None)
+    return getattr(config, "num_attention_heads", None) if found is None else found
+
+
 def refuse_local_maps(model: nn.Module, _: object, output: Any) -> None:
     """A forward hook. ValueError for maps [B, N/R, Q, K] of some of the N heads."""
     if torch.compiler.is_compiling():
         return
-    heads = getattr(text_config(model), "num_attention_heads", None)
     for key in _KEYS:
+        heads = _heads(text_config(model), key)
         maps = getattr(output, key, None)
         for each in maps if isinstance(maps, tuple) else ():
             is_map = isinstance(each, Tensor) and each.dim() == _DIMS

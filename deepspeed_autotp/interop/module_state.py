@@ -3,11 +3,13 @@
 
 A dictionary with one object of each type: the sharding of a layer, a layer's part in a stack, the
 state of a sharded model. It is in the ``__dict__`` of the module, not among its submodules or
-parameters, and a copy of the module copies it.
+parameters, and a copy of the module copies it. Beside it there are methods of modules that are
+replaced, under their own names.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -46,3 +48,11 @@ def set_state(module: nn.Module, value: object) -> Callable[[], None]:
             attributes.pop(_SLOT, None)
 
     return back
+
+
+def replace_method(module: nn.Module, name: str, ours: Callable[..., Any]) -> Callable[[], None]:
+    """Let ``ours`` be the method ``name`` of a module whose class has one; returns the undo. A copy
+    of the module has it, bound to the copy."""
+    if callable(getattr(type(module), name, None)):
+        vars(module)[name] = types.MethodType(ours, module)
+    return lambda: vars(module).pop(name, None)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """For a call of transformers that is given no values: its bar would show none of what is read
-    or written."""
+    """A context in which transformers shows no progress bar, as where tensors without values are
+    loaded or written."""
     bars = importlib.import_module("transformers.utils.logging")
     was_on = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()

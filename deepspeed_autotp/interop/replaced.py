@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes of other packages that stand for theirs, until they are put back."""
+"""Attributes of other packages that ours replace, until they are restored."""
 
 from __future__ import annotations
 

@@ -122,9 +122,10 @@ def written_arguments(operator: Any, args: Sequence[Any], kwargs: Mapping[str, A
         each.alias_info is not None and each.alias_info.is_write for each in schema.arguments
     ]
     named = {each.name: flag for each, flag in zip(schema.arguments, written, strict=True)}
-    return [value for value, flag in zip(args, written, strict=False) if flag] + [
-        value for name, value in kwargs.items() if named.get(name)
-    ]
+    found = [value for value, flag in zip(args, written, strict=False) if flag]
+    found += [value for name, value in kwargs.items() if named.get(name)]
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in found]
+    return [each for values in lists for each in values]
 
 
 def with_leaves(kind: type[T], change: Callable[[T], Any], tree: Any) -> Any:

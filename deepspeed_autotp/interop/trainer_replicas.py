@@ -108,8 +108,13 @@ def _context_of_ranks(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _scalars(original: Callable[..., Any], scalars: Any, *args: Any, **kwargs: Any) -> Any:
+def _scalars(
+    original: Callable[..., Any],
+    scalars: Any,
+    num_total_examples: int | None = None,
+    device: Any = "cuda",
+) -> Any:
     if tp_size() == 1:
-        return original(scalars, *args, **kwargs)
+        return original(scalars, num_total_examples, device)
     gather = importlib.import_module("accelerate.utils").gather
-    return gather(torch.tensor(scalars, device=kwargs.get("device")))
+    return gather(torch.tensor(scalars, device=device))[:num_total_examples]

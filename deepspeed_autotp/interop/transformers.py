@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp.interop.module_state import replace_method
 from deepspeed_autotp.interop.peft import without_adapters
 
 # Keys of a configuration that do not change what is computed, or that the weights show.
@@ -222,12 +222,6 @@ def guard_save_pretrained(model: nn.Module, *, is_sharded: Callable[[Tensor], bo
         is_model = callable(getattr(type(module), "save_pretrained", None))
         if module is model or (is_model and any(map(is_sharded, module.parameters()))):
             _guard(module)
-
-
-def replace_method(module: nn.Module, name: str, ours: Callable[..., Any]) -> None:
-    """Let ``ours`` be the method ``name`` of a module whose class has one."""
-    if callable(getattr(type(module), name, None)):
-        vars(module)[name] = types.MethodType(ours, module)
 
 
 def _guard(model: nn.Module) -> None:

@@ -105,13 +105,14 @@ def _without_adapter(modeling: Any) -> Callable[..., Any]:
     def maybe_load_adapters(*args: Any, **kwargs: Any) -> Any:
         adapter, base, _ = found = find(*args, **kwargs)
         if adapter is not None:
-            how = f"load the base model '{base}'", f"'{adapter}'"
+            first, folder = f"load the base model '{base}'", f"'{adapter}'"
             if adapter == base:
-                how = "move its files into a folder of their own, load the model", "that folder"
+                first = "move its files into a folder of their own, load the model"
+                folder = "that folder"
             raise ValueError(
                 f"'{adapter}' has an adapter (adapter_config.json), which is not loaded as shards "
-                f"together with its model; {how[0]}, then peft.PeftModel.from_pretrained(model, "
-                f"{how[1]})"
+                f"together with its model; {first}, then peft.PeftModel.from_pretrained(model, "
+                f"{folder})"
             )
         return found
 

@@ -59,9 +59,9 @@ def _named_params(
         yield from original(generation)
         return
     prefix = getattr(model, "prefix", None)  # of PEFT's own parameters
-    if prefix is not None:
-        model.merge_adapter()
     try:
+        if prefix is not None:
+            model.merge_adapter()
         for name, tensor in found:
             plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
             if prefix is None or not (prefix in plain or "original_module" in plain):

@@ -23,7 +23,7 @@ class RegionBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         rng = state_of(self, ForwardContext).rng
-        if rng.is_outside and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and rng.is_outside:
             return rng.run_outside(self, super().forward, args, kwargs)
         if not rng.is_active:
             return super().forward(*args, **kwargs)
@@ -37,7 +37,8 @@ class _PlacedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         rng = state_of(self, ForwardContext).rng
-        if not rng.is_active or (rng.is_outside and not self.training):
+        is_alone = not torch.compiler.is_compiling() and rng.is_outside
+        if not rng.is_active or (is_alone and not self.training):
             return super().forward(x)
         return rng.run_dropout(super().forward, x, sharded=self.sharded)
 

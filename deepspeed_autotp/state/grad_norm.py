@@ -21,6 +21,7 @@ from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     container_of,
     find_nested_tensor_parallel,
+    owner_of,
 )
 
 
@@ -85,29 +86,39 @@ class GradNorm:
 
 
 @torch.no_grad()
-def clip_grad_norm_(model: nn.Module | Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm_(
+    model_or_parameters: nn.Module | Tensor | Iterable[Tensor], max_norm: float
+) -> Tensor:
     """Scale the gradients so that their Euclidean norm is at most ``max_norm``.
 
-    model  a sharded model, or as torch's function parameters of one, to which norm and scale are
-           limited
+    model_or_parameters  a sharded model; or parameters of one, as torch's function takes: the norm
+                         is of these, and only these are scaled
 
     Returns the norm before, in float32, or in float64 where a gradient is: that of the unsharded
     model, each weight counted once however many ranks hold it. Parameters added after the model
     was sharded count as replicated. All ranks of the TP group call it. An unsharded model is
-    clipped as torch does.
+    clipped as torch does. ValueError for parameters of several sharded models.
     """
     parameters: list[Tensor]
-    if isinstance(model, nn.Module):
-        parameters, state = list(model.parameters()), find_nested_tensor_parallel(model)
+    if isinstance(model_or_parameters, nn.Module):
+        parameters = list(model_or_parameters.parameters())
+        state = find_nested_tensor_parallel(model_or_parameters)
+        root: nn.Module | None = model_or_parameters
     else:
-        parameters = [model] if isinstance(model, Tensor) else list(model)
+        given = model_or_parameters
+        parameters = [given] if isinstance(given, Tensor) else list(given)
         state = container_of(parameters)
+        root = None if state is None else state.root  # a copy has none
     if state is None:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    whole = model if isinstance(model, nn.Module) else state.root
-    if whole is not None:  # a copy has no root
-        follow_fully_shard(whole, state)
-        state.check_identity(whole)
+    if root is not None:
+        follow_fully_shard(root, state)
+        state.check_identity(root)
+    if any(owner_of(parameter) not in (None, state) for parameter in parameters):
+        raise ValueError(
+            "clip_grad_norm_: got parameters of several sharded models, expected those of one; "
+            "call it for each of them"
+        )
     pairs = [(p, p.grad) for p in parameters if p.grad is not None]
     dtype = torch.float32
     for _, gradient in pairs:

@@ -7,8 +7,10 @@ import math
 
 from torch import nn
 
-from deepspeed_autotp.interop.transformers import replace_method
-from deepspeed_autotp.state.sharded_model import owner_of
+from deepspeed_autotp.interop.deepspeed.parameters import full_shape
+from deepspeed_autotp.interop.module_state import replace_method
+from deepspeed_autotp.state.fully_shard import follow_fully_shard
+from deepspeed_autotp.state.sharded_model import container_of, owner_of
 
 
 def count_full_parameters(model: nn.Module) -> None:
@@ -22,6 +24,9 @@ def num_parameters(
     model: nn.Module, only_trainable: bool = False, exclude_embeddings: bool = False
 ) -> int:
     """As ``PreTrainedModel.num_parameters`` of the model before it was sharded."""
+    state = container_of(model.parameters())
+    if state is not None and state.root is not None:
+        follow_fully_shard(state.root, state)
     left_out = {
         id(module.weight)
         for module in model.modules()
@@ -32,5 +37,5 @@ def num_parameters(
         if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable):
             owner = owner_of(parameter)
             entry = None if owner is None else owner.entry(parameter)
-            count += parameter.numel() if entry is None else math.prod(entry.shape)
+            count += math.prod(full_shape(parameter) if entry is None else entry.shape)
     return count

@@ -40,20 +40,27 @@ def given(family: str) -> dict[str, list[str]]:
     model.base_model.load_state_dict(build(family, tied=True, seed=2).base_model.state_dict())
     plain.base_model.load_state_dict(build(family, tied=True, seed=2).base_model.state_dict())
     found["a part loaded"] = _differ(model, plain)
-    for each in (plain, model):
-        torch.manual_seed(5)
-        each.apply(_initialise)
+    torch.manual_seed(5)
+    plain.apply(_initialise)
+    torch.manual_seed(5)
+    with deepspeed_autotp.gather_params(model, modifier_rank=0):
+        model.apply(_initialise)
     found["applied"] = _differ(model, plain)
-    for each in (plain, model):
-        torch.manual_seed(6)
-        for module in each.modules():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
-    found["reset"] = _differ(model, plain)
+    model.apply(lambda module: None)
     own = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(own)
     found["own shards"] = _differ(model, plain)
     return found
+
+
+def drawn() -> list[str]:
+    """What drawing new weights for shards says."""
+    model = _sharded("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    linear = model.model.layers[0].mlp.up_proj
+    said = [raised_error(linear.reset_parameters)]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return [*said, raised_error(lambda: model.apply(_initialise))]
 
 
 def clipped() -> list[tuple[float, float]]:
@@ -74,6 +81,13 @@ def clipped() -> list[tuple[float, float]]:
             norms.append(float(clip(model, 1e9)))
         found += [(norms[0], norms[2]), (norms[1], norms[3])]
     return found
+
+
+def clipped_together() -> str:
+    """What clipping the parameters of two sharded models by one norm says."""
+    two: list[Any] = [_sharded("llama"), _sharded("gpt2")]
+    parameters = [parameter for model in two for parameter in model.parameters()]
+    return raised_error(lambda: deepspeed_autotp.clip_grad_norm_(parameters, 1.0))
 
 
 def attention_maps() -> tuple[str, int]:

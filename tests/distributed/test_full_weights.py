@@ -8,7 +8,7 @@ from tests.support.worker_pool import Pool
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_full_weights_are_loaded_and_drawn_as_in_one_process(pool: Pool, family: str) -> None:
+def test_full_weights_are_loaded_as_in_one_process(pool: Pool, family: str) -> None:
     for found in pool.run(full_weights_ranks.given, family):
         assert {way: names for way, names in found.items() if names} == {}
 
@@ -16,6 +16,18 @@ def test_full_weights_are_loaded_and_drawn_as_in_one_process(pool: Pool, family:
 def test_gradients_are_clipped_by_parameters_as_torch_does(pool: Pool) -> None:
     for norms in pool.run(full_weights_ranks.clipped):
         assert all(ours == pytest.approx(expected, rel=1e-5) for ours, expected in norms), norms
+
+
+def test_drawing_weights_for_shards_is_an_error(pool: Pool) -> None:
+    for said in pool.run(full_weights_ranks.drawn):
+        assert all("draw the same values for the shards of all ranks" in each for each in said), (
+            said
+        )
+
+
+def test_parameters_of_two_models_are_not_clipped_together(pool: Pool) -> None:
+    for said in pool.run(full_weights_ranks.clipped_together):
+        assert "got parameters of several sharded models" in said
 
 
 def test_attention_maps_of_some_heads_are_an_error(pool: Pool) -> None:
