@@ -30,7 +30,6 @@ from deepspeed_autotp.interop.peft import (
     ModuleChanges,
     Root,
     copies_of_modules,
-    lora_layers,
     watch_peft,
     without_adapters,
 )
@@ -296,9 +295,7 @@ class AdapterChanges:
         self._switch_back = conversion.switch_back()
 
     def _finish(self) -> None:
-        """Let the layers of adapters load full tensors, and merge into shards."""
-        if not lora_layers(self._root):
-            return
+        """Let modules load full tensors, and adapters merge into shards."""
         self._undo += take_full_weights(self._root, self._state)
         self._undo += merge_into_shards(self._state, self._root)
 

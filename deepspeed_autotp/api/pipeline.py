@@ -53,7 +53,6 @@ from deepspeed_autotp.sharding.weight_location import (
     report,
 )
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
-from deepspeed_autotp.state.full_weights import take_full_weights
 from deepspeed_autotp.state.parameter_count import count_full_parameters
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
 from deepspeed_autotp.state.sharded_model import TensorParallel, attach
@@ -330,6 +329,5 @@ def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     attach(task.model, state)
     guard_save_pretrained(task.model, is_sharded=state.is_sharded)
     count_full_parameters(task.model)
-    take_full_weights(task.model, state)
     state.hook(_refuse_local_maps)
     return state

@@ -18,13 +18,6 @@ def test_gradients_are_clipped_by_parameters_as_torch_does(pool: Pool) -> None:
         assert all(ours == pytest.approx(expected, rel=1e-5) for ours, expected in norms), norms
 
 
-def test_drawing_weights_for_shards_is_an_error(pool: Pool) -> None:
-    for said in pool.run(full_weights_ranks.drawn):
-        assert all("draw the same values for the shards of all ranks" in each for each in said), (
-            said
-        )
-
-
 def test_parameters_of_two_models_are_not_clipped_together(pool: Pool) -> None:
     for said in pool.run(full_weights_ranks.clipped_together):
         assert "got parameters of several sharded models" in said

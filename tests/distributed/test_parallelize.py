@@ -57,7 +57,7 @@ def test_hooks_from_before_fire_as_in_one_process(pool: Pool) -> None:
 def test_weights_of_one_rank_go_out_and_come_in(pool: Pool) -> None:
     for found in pool.run(parallelize_ranks.states):
         assert found["keys"] and found["loaded"] and found["saved"]
-        assert "size mismatch for model.embed_tokens.weight" in str(found["full"])
+        assert found["full"] == "nothing"  # is raised
         for how in ("pickle", "save"):
             assert str(found[how]).startswith(
                 "TypeError: cannot pickle a sharded model: it holds a process group"

@@ -24,19 +24,20 @@ SPLIT_GROUPS = {"per_device_train_batch_size": 2}
 Loop = tuple[str, int, int, bool, bool, dict[str, Any]]
 SOME: list[Loop] = [
     ("sft", 2, 3, False, True, {}),
-    ("sft", 4, 2, True, False, {}),
     ("dpo", 4, 1, False, False, PRECOMPUTED),
-    ("dpo", 2, 3, True, True, {}),
-    ("kto", 4, 2, False, False, {}),
     ("reward", 4, 1, True, False, {}),
     ("grpo", 4, 2, True, False, SPLIT_GROUPS),
-    ("rloo", 4, 1, False, True, {}),
 ]
 EVERY: list[Loop] = [
-    (kind, ranks, zero, lora, False, {})
-    for kind, ranks, zero, lora in itertools.product(
-        ("sft", "dpo", "grpo", "reward", "kto", "rloo"), (2, 4), (1, 2, 3), (False, True)
-    )
+    ("sft", 4, 2, True, True, {}),
+    ("dpo", 2, 3, True, True, PRECOMPUTED),
+    ("rloo", 4, 1, False, True, {}),
+    *(
+        (kind, ranks, zero, lora, False, {})
+        for kind, ranks, zero, lora in itertools.product(
+            ("sft", "dpo", "grpo", "reward", "kto", "rloo"), (2, 4), (1, 2, 3), (False, True)
+        )
+    ),
 ]
 # Of one process's speed, and what DeepSpeed's ZeRO 3 hides from transformers.
 _LEFT_OUT = ("runtime", "per_second", "step_time", "total_flos")

@@ -2,6 +2,7 @@
 """Full weights for an inference engine, and TRL's generation by one: a stand-in for vLLM records
 what arrives."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from tests.support.trainer_script import Script
 from tests.support.trl_loops import save_start
 from tests.support.worker_pool import Pool
 
+ALL = bool(os.environ.get("AUTOTP_LOOPS"))
 
-@pytest.mark.parametrize(("zero", "lora"), [(1, True), (3, False)])
+
+@pytest.mark.parametrize(("zero", "lora"), [(1, True), *([(3, False)] if ALL else [])])
 def test_a_server_is_given_full_weights(pool: Pool, zero: int, lora: bool, tmp_path: Path) -> None:
     start = str(tmp_path / "start")
     sharded, plain = (
