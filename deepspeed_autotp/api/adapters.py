@@ -299,10 +299,6 @@ class AdapterChanges:
         self._undo += take_full_weights(self._root, self._state)
         self._undo += merge_into_shards(self._state, self._root)
 
-    def _is_sharded(self, parameter: nn.Parameter | None) -> bool:
-        entry = None if parameter is None else self._state.entry(parameter)
-        return entry is not None and entry.is_sharded
-
 
 def find_changes(model: nn.Module) -> ModuleChanges | None:
     """What changes the sharded model that ``model`` is, is inside of, or has inside."""

@@ -96,15 +96,23 @@ def seeing_ranks() -> Iterator[None]:
         _sees_ranks.reset(token)
 
 
-def of_ranks(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method``, whose calls see ranks."""
+def with_flag(flag: ContextVar[bool], method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method``, whose calls have ``flag`` set."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with seeing_ranks():
+        token = flag.set(True)
+        try:
             return method(*args, **kwargs)
+        finally:
+            flag.reset(token)
 
     return call
+
+
+def of_ranks(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method``, whose calls see ranks."""
+    return with_flag(_sees_ranks, method)
 
 
 def see_replicas(replaced: Replaced) -> None:

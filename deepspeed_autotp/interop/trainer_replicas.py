@@ -21,6 +21,7 @@ from deepspeed_autotp.interop.accelerate_replicas import (
     of_ranks,
     seeing_ranks,
     tp_size,
+    with_flag,
 )
 from deepspeed_autotp.interop.replaced import Replaced
 from deepspeed_autotp.interop.versions import required
@@ -56,7 +57,7 @@ def see_replicas_in_trainer(replaced: Replaced, *, configured: Callable[[], None
     size = _required(cls, "get_tp_size")
     replaced.put(cls, "get_tp_size", lambda self: size(self) if _tp_size(self.args) == 1 else 1)
     for name in _OF_DATA:
-        replaced.put(cls, name, _of_replica(_required(cls, name)))
+        replaced.put(cls, name, with_flag(_sees_replica, _required(cls, name)))
     for name in _OF_PROCESSES:
         replaced.put(cls, name, of_ranks(_required(cls, name)))
     scalars = _required(trainer, "distributed_broadcast_scalars")
@@ -82,18 +83,6 @@ def _followed(method: Callable[..., Any], then: Callable[[], None]) -> Callable[
         result = method(*args, **kwargs)
         then()
         return result
-
-    return call
-
-
-def _of_replica(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        token = _sees_replica.set(True)
-        try:
-            return method(*args, **kwargs)
-        finally:
-            _sees_replica.reset(token)
 
     return call
 

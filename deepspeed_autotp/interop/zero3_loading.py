@@ -2,7 +2,7 @@
 """transformers' ``from_pretrained`` under ZeRO 3 with a TP size in the configuration.
 
 transformers 5.23 refuses to convert weights then, as DeepSpeed might slice what it loads. Before
-``initialize`` nothing is sliced: ZeRO 3 has partitioned the model, and nobody sharded it.
+``initialize`` it slices nothing: the model is partitioned by ZeRO 3, and not sharded yet.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class FirstCallCheck:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors among what a forward is given; functions and modules are nobody's batch."""
+    """The tensors among what a forward is given; functions and modules are not compared."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
