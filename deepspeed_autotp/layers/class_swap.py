@@ -19,6 +19,7 @@ from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.interop.transformers import is_plain_linear
 from deepspeed_autotp.layers.attention import PerHeadBias, ReplicatedRope
+from deepspeed_autotp.layers.drawn_weights import DrawnInFull, ResetInFull
 from deepspeed_autotp.layers.embedding import HeadEmbedding, HiddenEmbedding, VocabularyEmbedding
 from deepspeed_autotp.layers.experts import (
     Experts,
@@ -135,7 +136,11 @@ def _wrapped(
 ) -> type[nn.Module]:
     attributes: dict[str, Any] = {name: property(_divided(name, ranks)) for name in divided}
     attributes["__module__"] = __name__
-    return type(f"{wrapper.__name__}Of{own.__name__}", (wrapper, own), attributes)
+    resets = issubclass(wrapper, DrawnInFull) and any(
+        "reset_parameters" in vars(cls) for cls in own.__mro__
+    )
+    bases = (wrapper, ResetInFull, own) if resets else (wrapper, own)
+    return type(f"{wrapper.__name__}Of{own.__name__}", bases, attributes)
 
 
 def _divided(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:

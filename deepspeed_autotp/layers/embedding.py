@@ -13,11 +13,12 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     gather_from_tp_region,
     reduce_from_tp_region,
 )
+from deepspeed_autotp.layers.drawn_weights import ResetInFull
 from deepspeed_autotp.layers.embedding_lookup import lookup
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 
 
-class VocabularyEmbedding(nn.Embedding):
+class VocabularyEmbedding(ResetInFull, nn.Embedding):
     """Embedding whose vocabulary is sharded.
 
     ids [T]        replicated
@@ -44,7 +45,7 @@ class VocabularyEmbedding(nn.Embedding):
         return reduce_from_tp_region(found, group)
 
 
-class HiddenEmbedding(nn.Embedding):
+class HiddenEmbedding(ResetInFull, nn.Embedding):
     """Embedding whose hidden dimension is sharded.
 
     ids [T]        replicated
@@ -61,7 +62,7 @@ class HiddenEmbedding(nn.Embedding):
         return gather_from_tp_region(y, s.layout, s.group)
 
 
-class HeadEmbedding(nn.Embedding):
+class HeadEmbedding(ResetInFull, nn.Embedding):
     """Embedding with a column for each head of attention whose heads are sharded.
 
     ids [T]        replicated

@@ -17,10 +17,11 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     reduce_from_tp_region,
 )
 from deepspeed_autotp.distributed.rng_observation import first_tensor, run_without_draws
+from deepspeed_autotp.layers.drawn_weights import DrawnInFull
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 
 
-class Experts(nn.Module):
+class Experts(DrawnInFull):
     """Experts whose inner features are sharded; every rank runs its shard of every expert.
 
     x  [T, H]   replicated, with routing indices [T, K] and routing weights [T, K]
@@ -42,7 +43,7 @@ class Experts(nn.Module):
         return reduce_from_tp_region(y, s.group)
 
 
-class ExpertsColumn(nn.Module):
+class ExpertsColumn(DrawnInFull):
     """One layer of all experts, whose output features are sharded.
 
     x  [T, I]     replicated
@@ -59,7 +60,7 @@ class ExpertsColumn(nn.Module):
         return super().forward(*args, **kwargs)
 
 
-class ExpertsRow(nn.Module):
+class ExpertsRow(DrawnInFull):
     """One layer of all experts, whose input features are sharded.
 
     x  [T, I/R]   this rank's shard

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -37,6 +37,7 @@ class LayerSharding:
     reduce         the output of a row layer from this rank's summand
     opens_region   a column layer behind which each rank has its own features
     closes_region  a row layer that is given these
+    local_shapes   of this rank's shards of the layer's own parameters, by name
     """
 
     group: TPGroup
@@ -47,6 +48,7 @@ class LayerSharding:
     split_input: bool = False
     opens_region: bool = False
     closes_region: bool = False
+    local_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     gather: Callable[[Tensor, LayerSharding], Tensor] = all_gather_output
     reduce: Callable[[Tensor, TPGroup], Tensor] = reduce_from_tp_region
 

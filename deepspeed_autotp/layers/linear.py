@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import scatter_to_tp_region
+from deepspeed_autotp.layers.drawn_weights import DrawnInFull, ResetInFull
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 
 
-class ColumnLinear(nn.Linear):
+class ColumnLinear(ResetInFull, nn.Linear):
     """Linear whose output features are sharded.
 
     x  [T, I]     replicated
@@ -32,7 +33,7 @@ class ColumnLinear(nn.Linear):
         return s.gather(y, s) if s.gather_output else y
 
 
-class RowLinear(nn.Linear):
+class RowLinear(ResetInFull, nn.Linear):
     """Linear whose input features are sharded.
 
     x  [T, I/R]   this rank's shard, or [T, I] with ``split_input``
@@ -53,7 +54,7 @@ class RowLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-class ColumnConv1D(nn.Module):
+class ColumnConv1D(DrawnInFull):
     """GPT-2's transposed linear, ``w [I, O/R]``; otherwise as :class:`ColumnLinear`."""
 
     weight: nn.Parameter
@@ -66,7 +67,7 @@ class ColumnConv1D(nn.Module):
         return s.gather(y, s) if s.gather_output else y
 
 
-class RowConv1D(nn.Module):
+class RowConv1D(DrawnInFull):
     """GPT-2's transposed linear, ``w [I/R, O]``; otherwise as :class:`RowLinear`."""
 
     weight: nn.Parameter

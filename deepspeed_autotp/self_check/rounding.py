@@ -9,6 +9,8 @@ float32, or else a run that is rounded otherwise shows what rounding does to eac
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,8 @@ _LEAST, _LEAST_SCALAR = 2e-2, 1e-2
 
 def root_mean_square(t: Tensor) -> float:
     """Of the elements that are finite; 0 without any."""
+    if (quick := _quick_mean(t.detach())) is not None:
+        return quick
     finite = t.detach().double()
     finite = finite[finite.isfinite()]
     return float(finite.square().mean().sqrt()) if finite.numel() else 0.0
@@ -38,10 +42,24 @@ def root_mean_square(t: Tensor) -> float:
 def difference(got: Tensor, expected: Tensor, *, least: float = 0.0) -> float:
     """Relative to the root mean square of ``expected``, or to ``least`` where that is larger: what
     should vanish is rounding alone, and no scale for itself."""
-    a, b = got.detach().double(), expected.detach().double()
-    apart = torch.where(a == b, 0.0, a - b)  # equal infinities are equal
+    if not got.numel():
+        return 0.0
+    a, b = got.detach(), expected.detach()
     scale = max(root_mean_square(b), least, 1e-30)
-    return float(apart.square().mean().sqrt()) / scale if apart.numel() else 0.0
+    if a.is_floating_point() and (quick := _quick_mean(a - b)) is not None:
+        return quick / scale
+    a, b = a.double(), b.double()
+    apart = torch.where(a == b, 0.0, a - b)  # equal infinities are equal
+    return float(apart.square().mean().sqrt()) / scale
+
+
+def _quick_mean(t: Tensor) -> float | None:
+    """The root mean square, in one pass without a copy in float64; None where that is not finite,
+    or not of such a tensor."""
+    if not t.numel() or not t.is_floating_point():
+        return None
+    norm = float(torch.linalg.vector_norm(t, dtype=torch.float64))
+    return norm / math.sqrt(t.numel()) if math.isfinite(norm) else None
 
 
 def differs(

@@ -54,6 +54,7 @@ class Conversion:
         self._modules = description.modules
         self._parameters = description.parameters
         self._plan = plan
+        self._entries = dict(zip(map(id, self._parameters), plan.entries, strict=True))
         self._group = group
         rng = DropoutRNG(
             group.rank,
@@ -216,6 +217,7 @@ class Conversion:
             siblings=tuple(siblings),
             opens_region=layer.opens_region,
             closes_region=layer.closes_region,
+            local_shapes=self._local_shapes(module),
         )
         self._undo.append(set_state(module, sharding))
         if layer.gathers_weight:
@@ -228,6 +230,14 @@ class Conversion:
             self._assign(
                 module, "in_features", module.in_features if layer.split_input else columns
             )
+
+    def _local_shapes(self, module: nn.Module) -> dict[str, tuple[int, ...]]:
+        entries = {
+            name: self._entries.get(id(parameter))
+            for name, parameter in own_parameters(module).items()
+        }
+        rank = self._group.rank
+        return {n: tuple(e.local_shape(rank)) for n, e in entries.items() if e and e.is_sharded}
 
     def _assign(self, module: nn.Module, key: str, value: Any) -> None:
         attributes = module.__dict__

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 
 class LocalConfig:
-    """Mixed into the class of a configuration, one class for each object.
+    """Mixed into the class of a configuration.
 
     The integers in ``local`` read as this rank's and can be assigned. All else is that of ``full``,
     the model's own configuration, also what is assigned later: both have one ``__dict__``. What is
@@ -18,6 +19,7 @@ class LocalConfig:
     Copies and pickles keep the integers.
     """
 
+    __slots__ = ()
     full: Any
     local: dict[str, int]
 
@@ -36,17 +38,31 @@ def with_local_integer(config: Any, key: str, value: int) -> Any:
 
 
 def _made(full: Any, local: Mapping[str, int]) -> Any:
-    own, values = type(full), dict(local)
-    attributes = {key: _integer(values, key) for key in values}
-    attributes["__class__"] = property(lambda _: own)
-    made = type(own.__name__, (LocalConfig, own), attributes | {"full": full, "local": values})
+    own: Any = type(full)  # Any: mypy finds no hash in a class
+    made = _class(own, tuple(local))
     config: Any = object.__new__(made)
+    made.full.__set__(config, full)
+    made.local.__set__(config, dict(local))
     object.__setattr__(config, "__dict__", vars(full))
     return config
 
 
-def _integer(values: dict[str, int], key: str) -> Any:
-    def assign(_: object, value: int) -> None:
-        values[key] = value
+@lru_cache(maxsize=32)
+def _class(own: type, keys: tuple[str, ...]) -> Any:
+    """Of a configuration with these integers. To make one takes a millisecond, which each layer of
+    a model would take again."""
+    attributes: dict[str, Any] = {key: _integer(key) for key in keys}
+    attributes["__class__"] = property(lambda _: own)
+    # Slots, as the two have one __dict__.
+    attributes["__slots__"] = ("full", "local")
+    return type(own.__name__, (LocalConfig, own), attributes)
 
-    return property(lambda _: values[key], assign)
+
+def _integer(key: str) -> Any:
+    def read(config: LocalConfig) -> int:
+        return config.local[key]
+
+    def assign(config: LocalConfig, value: int) -> None:
+        config.local[key] = value
+
+    return property(read, assign)

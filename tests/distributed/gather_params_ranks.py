@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run on every rank by tests.distributed.test_gather_params."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,36 @@ def reads() -> dict[str, bool]:
         found["still full"] = all(torch.equal(model.get_parameter(n), full[n]) for n in NAMES)
     found["back"] = same(model, before)
     return found
+
+
+def draws() -> dict[str, str]:
+    """What is said of values that are drawn for shards, and for full parameters."""
+    model = sharded()
+
+    def draw(how: Callable[[Tensor], Any]) -> str:
+        return raised_error(lambda: model.apply(lambda each: _each_matrix(each, how)))
+
+    def reset() -> None:
+        model.apply(lambda each: each.reset_parameters() if isinstance(each, nn.Linear) else None)
+
+    found = {
+        "torch.nn.init": draw(nn.init.xavier_uniform_),
+        "handed over": draw(nn.init.kaiming_uniform_),
+        "data": draw(lambda p: p.data.normal_()),
+        "drawn elsewhere": draw(nn.init.orthogonal_),
+        "copied": draw(lambda p: p.data.copy_(torch.randn(p.shape))),
+        "reset": raised_error(reset),
+        "other functions": draw(nn.init.zeros_),
+    }
+    with deepspeed_autotp.gather_params(model, modifier_rank=0):
+        found["full"] = draw(nn.init.xavier_uniform_)
+    return found
+
+
+def _each_matrix(module: nn.Module, how: Callable[[Tensor], Any]) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() > 1:
+            how(parameter)
 
 
 def writes() -> dict[str, bool]:

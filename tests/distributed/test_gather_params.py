@@ -42,6 +42,14 @@ def test_errors_leave_the_shards_as_they_were(pool: Pool) -> None:
         assert part in second[key][0], second[key]
 
 
+def test_weights_are_drawn_anew_while_they_are_full_alone(pool: Pool) -> None:
+    for found in pool.run(ranks.draws):
+        assert found.pop("full") == "nothing"
+        assert found.pop("other functions") == "nothing"
+        for drawn in found.values():
+            assert "expected a full one; draw new weights within" in drawn, found
+
+
 @pytest.mark.parametrize(
     ("zero", "precision"),
     [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")],
