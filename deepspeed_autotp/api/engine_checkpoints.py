@@ -18,6 +18,7 @@ from deepspeed_autotp.interop.deepspeed.checkpoints import (
     LoadRequest,
     MadeStates,
     engine_optimizer,
+    replace_recovery_scripts,
     watch_checkpoints,
 )
 from deepspeed_autotp.interop.transformers import config_texts
@@ -51,6 +52,7 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
         saving=lambda folder: agreement.together(lambda: saving(folder)),
         loading=lambda request: agreement.together(lambda: loading(request())),
     )
+    replace_recovery_scripts(engine)
 
 
 def watch_unsharded(engine: Any) -> None:

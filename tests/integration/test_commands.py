@@ -4,6 +4,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,11 @@ def test_merged_weights_are_those_of_the_run(
     assert merged.keys() == full.keys()
     assert all(torch.equal(merged[name], full[name].to(merged[name].dtype)) for name in full)
     assert sorted(tmp_path.iterdir()) == [out, tmp_path / "run"]
+    if zero:
+        script = [sys.executable, str(tmp_path / "run" / "zero_to_fp32.py"), str(tmp_path / "run")]
+        found = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert found.returncode == 1
+        assert "run: autotp merge CHECKPOINT_FOLDER OUTPUT_FOLDER" in found.stderr
 
     status, _, errors = pool.run(command, *asked, ranks=1)[0]
     assert status == 1

@@ -12,6 +12,18 @@ from typing import Any
 
 import torch.distributed as dist
 
+_RECOVERY_SCRIPT = """#!/usr/bin/env python
+import sys
+
+sys.exit(
+    "DeepSpeed's zero_to_fp32.py and zero_to_torch.py do not put together the shards of a "
+    "tensor-parallel run, which these checkpoints are of. For full weights that "
+    "from_pretrained loads run: autotp merge CHECKPOINT_FOLDER OUTPUT_FOLDER, with --master "
+    "for the float32 weights of the optimizer. For a checkpoint that was saved here without "
+    "tensor parallelism run: python -m deepspeed.utils.zero_to_fp32"
+)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class MadeStates:
@@ -138,6 +150,17 @@ def watch_checkpoints(
 
     engine.save_checkpoint = save_checkpoint
     engine.load_checkpoint = load_checkpoint
+
+
+def replace_recovery_scripts(engine: Any) -> None:
+    """Let the scripts that DeepSpeed puts beside the checkpoints of ``engine`` say what makes full
+    weights of its shards; DeepSpeed's do not."""
+
+    def write(folder: str) -> None:
+        for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+            Path(folder, name).write_text(_RECOVERY_SCRIPT)
+
+    engine._copy_recovery_script = write
 
 
 def _folder(load_dir: Path, tag: Any) -> Path:
