@@ -60,8 +60,8 @@ class Comparison:
             return None
         return replace(found, text=f"the sharded model differs from the full model: {found.text}")
 
-    def failure(self, sharded: Run, error: Exception) -> Difference:
-        """What to say of a run that ended with ``error``."""
+    def failure(self, sharded: Run, error: Exception, hint: str) -> Difference:
+        """What to say of a run that ended with ``error``, with a ``hint`` at its end."""
         running = sharded.running
         where = "the backward pass" if sharded.in_backward else running[-1] if running else ""
         where = where or "the model"
@@ -72,7 +72,7 @@ class Comparison:
         found = self._due_to(
             culprit,
             f"the model cannot run with this plan: {where} failed with "
-            f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}",
+            f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}{hint}",
         )
         return replace(found, logits=self._plan.logits_layer is not None)
 

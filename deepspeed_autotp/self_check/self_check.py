@@ -32,6 +32,7 @@ from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import drop_frames, isolated
 from deepspeed_autotp.self_check.runs import Reference, Runs, Way
 from deepspeed_autotp.self_check.trace import Dropout, Run, Trace
+from deepspeed_autotp.self_check.view_errors import likely_counts
 from deepspeed_autotp.sharding.conversion import Conversion
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -188,7 +189,7 @@ class SelfCheck:
                 if isinstance(error, CollectiveMismatch):
                     found = Difference(f"the model runs other modules on each rank: {error}", ())
                 elif not isinstance(error, PeerFailed):  # which has the words
-                    found = comparison.failure(trace.run, error)
+                    found = comparison.failure(trace.run, error, self._hint(trace.run, error, plan))
                 drop_frames(error)
             finally:
                 conversion.undo()
@@ -196,6 +197,12 @@ class SelfCheck:
         if found is not None:  # maybe in the middle of a collective
             self._group.recover()
         return found
+
+    def _hint(self, run: Run, error: Exception, plan: Plan) -> str:
+        """What the module that failed may need beside the plan."""
+        name = run.running[-1] if run.running else ""
+        local = {each.key for each in plan.integers if each.module == name}
+        return likely_counts(self._description.modules[name], error, local=local)
 
     def _compared(
         self, conversion: Conversion, comparison: Comparison, trace: Trace, way: Way

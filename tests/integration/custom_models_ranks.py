@@ -4,11 +4,20 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import deepspeed_autotp
-from tests.support.custom_models import HIDDEN, batch, build
+from tests.support.custom_models import (
+    HIDDEN,
+    Block,
+    FeedForward,
+    GroupedProjection,
+    Language,
+    batch,
+    build,
+)
 from tests.support.log_records import logged_warnings
 
 STEPS = 3
@@ -75,6 +84,36 @@ class Regression(nn.Module):
 
     def forward(self, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return (self.fc2(self.fc1(x).relu()) - wanted).square().mean()
+
+
+def _groups_rule() -> dict[str, Any]:
+    """A rule for ``wqkv`` as groups of [queries, key, value], and for its output."""
+    specs = [
+        {"patterns": [r".*wqkv\."], "shape": [6, -1, HIDDEN], "partition_dim": 0},
+        {"patterns": [r".*wo\.", r".*fc2\.weight"], "partition_type": "row"},
+        {"patterns": [r".*fc1\."]},
+    ]
+    return {"partition_config": {"layer_specs": specs, "use_default_specs": False}}
+
+
+def groups_by_rule(groups: str) -> tuple[list[str], float] | str:
+    """The kinds of the attention's weights, and the difference of the losses; or the error."""
+    torch.manual_seed(0)
+    model = Language([Block(GroupedProjection(groups), FeedForward())])
+    expected = float(model(*batch(0)).detach())
+    tokens, targets = batch(0)
+    try:
+        deepspeed_autotp.parallelize(
+            model,
+            tp_size=dist.get_world_size(),
+            config=_groups_rule(),
+            example_inputs={"tokens": tokens, "targets": targets},
+        )
+    except ValueError as error:
+        return str(error)
+    entries = deepspeed_autotp.tensor_parallel(model).plan.entries
+    kinds = [f"{e.name}: {e.kind}" for e in entries if ".attention." in e.name]
+    return kinds, abs(float(model(tokens, targets).detach()) - expected)
 
 
 def refused_without_inputs() -> str:

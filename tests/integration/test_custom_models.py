@@ -3,7 +3,12 @@
 
 import pytest
 
-from tests.integration.custom_models_ranks import kinds_with, refused_without_inputs, train
+from tests.integration.custom_models_ranks import (
+    groups_by_rule,
+    kinds_with,
+    refused_without_inputs,
+    train,
+)
 from tests.support.custom_models import MODELS
 from tests.support.worker_pool import Pool
 
@@ -29,6 +34,19 @@ def test_a_wrong_guess_of_the_layout_is_found_by_the_self_check(pool: Pool) -> N
     [found, _] = pool.run(train, "interleaved q|k|v", 2)
     [warning] = found["warnings"]
     assert "blocks.*.attention is sharded layer by layer" in warning
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_a_rule_shards_a_projection_of_groups_of_queries_key_and_value(pool: Pool, tp: int) -> None:
+    for kinds, difference in pool.run(groups_by_rule, "num_key_value_heads", ranks=tp):
+        assert kinds == [
+            "blocks.0.attention.wqkv.weight: column",
+            "blocks.0.attention.wo.weight: row",
+        ]
+        assert difference < BOUND
+    for error in pool.run(groups_by_rule, "groups_of_heads", ranks=tp):
+        assert "groups_of_heads (6)" in error
+        assert "those called num_heads, num_key_value_heads" in error
 
 
 def test_a_model_of_unknown_names_alone_is_sharded_individually_and_that_is_said(

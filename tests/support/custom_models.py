@@ -64,6 +64,26 @@ class InterleavedAttention(nn.Module):
         return out
 
 
+class GroupedProjection(nn.Module):
+    """One projection whose output has the queries, the key and the value of the first group, then
+    of the second, ...; ``groups`` is what the number of groups is called."""
+
+    def __init__(self, groups: str = "num_key_value_heads") -> None:
+        super().__init__()
+        self.groups, self.num_heads, self.head_dim = groups, 12, 4
+        vars(self)[groups] = 6
+        self.wqkv = nn.Linear(HIDDEN, (12 + 2 * 6) * 4, bias=False)
+        self.wo = nn.Linear(12 * 4, HIDDEN, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length, _ = x.shape
+        mixed = self.wqkv(x).view(rows, length, vars(self)[self.groups], -1, self.head_dim)
+        q, k, v = (mixed[..., :-2, :], mixed[..., -2, :], mixed[..., -1, :])
+        q = q.reshape(rows, length, self.num_heads * self.head_dim)
+        out: Tensor = self.wo(_attend(q, k.flatten(2), v.flatten(2), self.head_dim))
+        return out
+
+
 class MultiQueryAttention(nn.Module):
     """All query heads read one key and one value head, which are one projection."""
 

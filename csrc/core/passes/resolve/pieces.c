@@ -98,6 +98,24 @@ refuse_thirds(const tp_geometry *geometry, const tp_view *view, tp_error *err)
                    key * head);
 }
 
+/* A fused q|k|v of groups, one for each key/value head, that the specification names:
+ * shape [groups, features of a group, ...], sharded along the first. */
+static bool
+add_groups(const tp_geometry *geometry, int attention, const tp_spec *spec,
+           const tp_view *view, tp_pieces *out)
+{
+    const tp_heads heads = geometry->heads;
+    const int64_t group = (heads.query / heads.key + 2) * geometry->head_size;
+    if (spec->partition != TP_PARTITION_COLUMN || spec->shape.dims < 2 ||
+        (spec->shape.sizes[1] != group && spec->shape.sizes[1] != -1) ||
+        view->inner % group != 0 || view->dim != 0 || view->size != heads.key)
+        return false;
+    mark_heads(out, geometry, attention, true);
+    out->heads = (tp_heads){0, 0};
+    add_piece(out, view->size, 1, TP_PIECE_UNITS);
+    return true;
+}
+
 /* One piece that the specification does not divide, inside an attention module. */
 static bool
 add_undivided(const tp_build *build, int module, int attention, const tp_spec *spec,
@@ -108,7 +126,7 @@ add_undivided(const tp_build *build, int module, int attention, const tp_spec *s
     if (add_heads(geometry, attention, size, out))
         return true;
     if (spec->shape.dims > 0)
-        return false;
+        return add_groups(geometry, attention, spec, view, out);
     if (spec->partition == TP_PARTITION_COLUMN && !geometry->separate_keys &&
         size == fused_size(geometry)) {
         const char *name = tp_model_module(build->model, module)->name;
