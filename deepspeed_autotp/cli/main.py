@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from deepspeed_autotp.cli import checkpoints
+from deepspeed_autotp.cli import checkpoints, plan
 from deepspeed_autotp.cli.doctor import examined_table
 
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "doctor", help="say what is installed, how it was built and what would be used here"
     )
+    plan.add_commands(commands)
     checkpoints.add_commands(commands)
     asked = parser.parse_args(arguments)
     # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(examined_table())
         return 0
     try:
-        return checkpoints.run(asked, console)
+        run = plan.run if asked.command in plan.COMMANDS else checkpoints.run
+        return run(asked, console)
     except (ValueError, OSError) as error:
         print(f"autotp {asked.command}: {error}", file=sys.stderr)
         return 1

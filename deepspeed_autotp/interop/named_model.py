@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model by the words that a user names it with, on the meta device."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepspeed_autotp import _core
+from deepspeed_autotp.interop.configured_model import configured_model
+
+FORMS = (
+    "a folder with config.json, that file, a model type of transformers "
+    "(llama:hidden_size=8192,num_hidden_layers=80), or module:factory"
+)
+
+_COMMA = re.compile(r",(?=\w+=)")  # not within a list
+
+
+def named_model(text: str, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model that ``text`` names in one of FORMS, without values.
+
+    ``dtype`` is that of its weights; by default what its configuration or its factory says.
+    ValueError for what names no model, or one that cannot be made.
+    """
+    model = _named(text)
+    return model if dtype is None else model.to(dtype)
+
+
+def _named(text: str) -> nn.Module:
+    if Path(text).exists():
+        return configured_model(Path(text), None)
+    name, colon, rest = text.partition(":")
+    transformers: Any = importlib.import_module("transformers")
+    types = transformers.CONFIG_MAPPING
+    if name in types:
+        return _of_type(transformers, name, rest)
+    if colon and rest.isidentifier():
+        return _of_factory(name, rest)
+    near = _core.nearest(name, list(types))
+    raise ValueError(
+        f"MODEL: got {text!r}, expected {FORMS}; there is no such file"
+        + (f", and near model types are {', '.join(near)}" if near else "")
+    )
+
+
+def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
+    values = dict(_override(each) for each in _COMMA.split(overrides) if each)
+    config = transformers.AutoConfig.for_model(name)
+    for key in values:
+        if not hasattr(config, key):
+            near = _core.nearest(key, list(config.to_dict()))
+            raise ValueError(
+                f"MODEL: {name} has no {key!r} in its configuration"
+                + (f"; near names are {', '.join(near)}" if near else "")
+            )
+    try:
+        config = transformers.AutoConfig.for_model(name, **values)
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        maker = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        with torch.device("meta"):
+            model: nn.Module = maker.from_config(config)
+    except Exception as error:  # whatever a class raises for what it does not take
+        raise ValueError(f"MODEL: no {name} can be made with {values}: {error}") from error
+    return model
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"MODEL: got {text!r} among the overrides, expected key=value")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value
+
+
+def _of_factory(module: str, name: str) -> nn.Module:
+    """What the function ``name`` of a module returns, which may lie in the current folder."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module), name)
+        with torch.device("meta"):
+            model = factory()
+    except Exception as error:  # a user's module
+        raise ValueError(
+            f"MODEL: {module}:{name} made no model: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"MODEL: {module}:{name} returned {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model
