@@ -21,7 +21,7 @@ from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_dictionary
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
-from deepspeed_autotp.config.tp_size import group_size
+from deepspeed_autotp.config.tp_size import group_ranks
 from deepspeed_autotp.config.validation import shown, wrong
 from deepspeed_autotp.interop.accelerate import last_data
 from deepspeed_autotp.interop.deepspeed.engine import (
@@ -44,7 +44,8 @@ def tp_model_init(
     config   a DeepSpeed configuration to check the arguments against, at once
     tp_group (keyword) the process group; without it groups are made
 
-    ValueError when a live record or ``config`` says otherwise, naming both values.
+    ValueError when a live record or ``config`` says otherwise, naming both values. On a rank that
+    is not in ``tp_group``, ``initialize`` raises it, on all ranks.
     """
     tp_group = kwargs.pop("tp_group", None)
     if kwargs:
@@ -54,7 +55,8 @@ def tp_model_init(
     if config is not None:
         record = _record_of(tp_size, dtype, tp_group, dist)
         asked = _initialized(dist)
-        compare(load_ds_config(config), record, mpu=None, mesh_param=None, dist_module=asked)
+        if record.values[3] >= 0:  # or initialize says on all ranks that this one is not in it
+            compare(load_ds_config(config), record, mpu=None, mesh_param=None, dist_module=asked)
     record_tp_model_init_args(tp_size, dtype, tp_group, dist, model=model)
     set_autotp_mode(training=True)
     return model
@@ -156,7 +158,7 @@ def _record_of(tp_size: Any, dtype: Any, tp_group: Any, dist_module: Any) -> Rec
     if type(tp_size) is not int:
         raise TypeError(f"tp_model_init: tp_size: got {shown(tp_size)}, expected an int")
     name = dtype_name(parse_dtype(dtype, "tp_model_init: dtype"))
-    ranks = group_size(tp_group, _initialized(dist_module), "tp_model_init: tp_group")
+    ranks = group_ranks(tp_group, _initialized(dist_module), "tp_model_init: tp_group")
     return Recorded((tp_size, name, 0 if tp_group is None else id(tp_group), ranks), tp_group)
 
 

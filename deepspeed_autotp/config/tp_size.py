@@ -17,6 +17,7 @@ from deepspeed_autotp.config.validation import ConfigProblems, shown, wrong
 __all__ = [
     "check_engine_tp_size",
     "consecutive_ranks",
+    "group_ranks",
     "group_size",
     "refuse_unfilled_auto",
     "settle_tp_size",
@@ -36,18 +37,22 @@ def stated_size(section: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
-def group_size(tp_group: Any, dist_module: Any, where: str) -> int:
-    """Ranks of a process group; 0 when there is no group, or no torch.distributed to ask.
-
-    ValueError starting with ``where`` for what is no group, or not one of this rank.
-    """
+def group_ranks(tp_group: Any, dist_module: Any, where: str) -> int:
+    """Ranks of a process group; 0 when there is no group, or no torch.distributed to ask, and -1
+    where this rank is not in it. ValueError starting with ``where`` for what is no group."""
     if tp_group is None or dist_module is None:
         return 0
     try:
         size = int(dist_module.get_world_size(group=tp_group))
     except Exception as error:  # each library has its own way to say that it is no group
         raise ValueError(f"{where}: {wrong(tp_group, 'a process group')} ({error})") from None
-    if size < 1:
+    return size if size > 0 else -1
+
+
+def group_size(tp_group: Any, dist_module: Any, where: str) -> int:
+    """As :func:`group_ranks`, with a ValueError where this rank is not in the group."""
+    size = group_ranks(tp_group, dist_module, where)
+    if size < 0:
         raise ValueError(f"{where}: this rank is not in the group; pass the group it belongs to")
     return size
 

@@ -64,8 +64,24 @@ test_a_recorded_group_and_an_mpu_conflict(void)
     tp_merge_facts facts = silence();
     facts.has_mpu = true;
     check_conflict(&with_group, &facts,
-                   "mpu: passed to initialize(mpu=...), but the group 0xa0 of 2 ranks "
-                   "in tp_model_init(tp_group=...)");
+                   "mpu: passed to initialize(mpu=...), but tp_model_init provided "
+                   "tp_group, the group 0xa0 of 2 ranks");
+}
+
+static void
+test_a_rank_outside_of_a_recorded_group_conflicts(void)
+{
+    const tp_record outside = {2, "bfloat16", 0xa0, -1};
+    const char *const lines[] = {
+        "tp_group of tp_model_init: this rank is not in the group; pass on each rank "
+        "the group that it belongs to",
+        "mpu: passed to initialize(mpu=...), but tp_model_init provided tp_group, the "
+        "group 0xa0",
+    };
+    tp_merge_facts facts = silence();
+    check_conflict(&outside, &facts, lines[0]);
+    facts.has_mpu = true;
+    check_conflicts(&outside, &facts, 2, lines);
 }
 
 static void
@@ -114,15 +130,16 @@ test_another_group_conflicts(void)
     const char *const lines[] = {
         "TP size: the size of tensor_parallel.tp.tp_group is 1, but tp_size of "
         "tp_model_init is 2, the size of tp_group of tp_model_init is 2",
-        "tensor_parallel.tp.tp_group: the group 0xb0 of 1 rank in the configuration, "
+        "Conflicting tensor_parallel.tp.tp_group: the group 0xb0 of 1 rank in the "
+        "configuration, "
         "but the group 0xa0 of 2 ranks in tp_model_init(tp_group=...)",
     };
     tp_merge_facts facts = silence();
     facts.tp_group = 0xb0;
-    check_conflict(
-        &with_group, &facts,
-        "tensor_parallel.tp.tp_group: the group 0xb0 in the configuration, but "
-        "the group 0xa0 of 2 ranks in tp_model_init(tp_group=...)");
+    check_conflict(&with_group, &facts,
+                   "Conflicting tensor_parallel.tp.tp_group: the group 0xb0 in the "
+                   "configuration, but "
+                   "the group 0xa0 of 2 ranks in tp_model_init(tp_group=...)");
     facts.tp_group_size = 1;
     check_conflicts(&with_group, &facts, 2, lines);
 }
@@ -149,17 +166,20 @@ test_a_recorded_dtype_conflicts_with_the_switch_of_another(void)
     const tp_record full = {2, "float32", 0, 0};
     tp_merge_facts facts = silence();
     facts.bf16 = true;
-    check_conflict(&half, &facts,
-                   "bf16.enabled: true in the configuration, but float16 in "
-                   "tp_model_init(dtype=float16)");
-    check_conflict(&full, &facts,
-                   "bf16.enabled: true in the configuration, but float32 in "
-                   "tp_model_init(dtype=float32)");
+    check_conflict(
+        &half, &facts,
+        "Conflicting dtype: bf16.enabled: true in the configuration, but float16 in "
+        "tp_model_init(dtype=float16)");
+    check_conflict(
+        &full, &facts,
+        "Conflicting dtype: bf16.enabled: true in the configuration, but float32 in "
+        "tp_model_init(dtype=float32)");
     facts.bf16 = false;
     facts.fp16 = true;
-    check_conflict(&record, &facts,
-                   "fp16.enabled: true in the configuration, but bfloat16 in "
-                   "tp_model_init(dtype=bfloat16)");
+    check_conflict(
+        &record, &facts,
+        "Conflicting dtype: fp16.enabled: true in the configuration, but bfloat16 in "
+        "tp_model_init(dtype=bfloat16)");
 }
 
 static void
@@ -181,7 +201,7 @@ test_both_switches_conflict_by_themselves(void)
 {
     const char *const lines[] = {
         "bf16.enabled: true in the configuration, but true in fp16.enabled, too",
-        "bf16.enabled: true in the configuration, but float32 in "
+        "Conflicting dtype: bf16.enabled: true in the configuration, but float32 in "
         "tp_model_init(dtype=float32)",
     };
     const tp_record half = {2, "float16", 0, 0};
@@ -198,9 +218,10 @@ test_a_configured_dtype_conflicts_with_the_record_and_the_switches(void)
 {
     tp_merge_facts facts = silence();
     facts.dtype = "half";
-    check_conflict(&record, &facts,
-                   "tensor_parallel.dtype: half in the configuration, but bfloat16 in "
-                   "tp_model_init(dtype=bfloat16)");
+    check_conflict(
+        &record, &facts,
+        "Conflicting tensor_parallel.dtype: half in the configuration, but bfloat16 in "
+        "tp_model_init(dtype=bfloat16)");
     facts.bf16 = true;
     check_conflict(
         NULL, &facts,
@@ -252,13 +273,14 @@ test_every_conflict_of_a_call_is_in_one_message(void)
         "the size of tensor_parallel.tp.tp_group is 4, but tp_size of tp_model_init is "
         "2, the "
         "size of tp_group of tp_model_init is 2",
-        "tensor_parallel.tp.tp_group: the group 0xb0 of 4 ranks in the configuration, "
+        "Conflicting tensor_parallel.tp.tp_group: the group 0xb0 of 4 ranks in the "
+        "configuration, "
         "but the group 0xa0 of 2 ranks in tp_model_init(tp_group=...)",
-        "mpu: passed to initialize(mpu=...), but the group 0xa0 of 2 ranks in "
-        "tp_model_init(tp_group=...)",
-        "fp16.enabled: true in the configuration, but bfloat16 in "
+        "mpu: passed to initialize(mpu=...), but tp_model_init provided tp_group, the "
+        "group 0xa0 of 2 ranks",
+        "Conflicting dtype: fp16.enabled: true in the configuration, but bfloat16 in "
         "tp_model_init(dtype=bfloat16)",
-        "tensor_parallel.dtype: fp32 in the configuration, but bfloat16 in "
+        "Conflicting tensor_parallel.dtype: fp32 in the configuration, but bfloat16 in "
         "tp_model_init(dtype=bfloat16)",
         "tensor_parallel.dtype: fp32 in the configuration, but true in fp16.enabled",
     };
@@ -274,6 +296,7 @@ int
 main(void)
 {
     RUN(test_a_recorded_group_and_an_mpu_conflict);
+    RUN(test_a_rank_outside_of_a_recorded_group_conflicts);
     RUN(test_another_autotp_size_conflicts);
     RUN(test_an_explicit_zero_or_one_switches_off_and_conflicts_with_more);
     RUN(test_another_tp_size_conflicts_and_names_the_spelling_of_its_section);

@@ -107,25 +107,28 @@ def test_auto_is_filled_and_is_not_true(model: nn.Module) -> None:
         ),
         (
             {"bf16": {"enabled": True}},
-            "bf16.enabled: true in the configuration, but float32 in tp_model_init(dtype=float32)",
+            "Conflicting dtype: bf16.enabled: true in the configuration, but float32 in "
+            "tp_model_init(dtype=float32)",
         ),
         (
             {"fp16": {"enabled": 1}},
-            "fp16.enabled: true in the configuration, but float32 in tp_model_init(dtype=float32)",
+            "Conflicting dtype: fp16.enabled: true in the configuration, but float32 in "
+            "tp_model_init(dtype=float32)",
         ),
         (
             {"bfloat16": {"enabled": "true"}},
-            "bf16.enabled: true in the configuration, but float32 in tp_model_init(dtype=float32)",
+            "Conflicting dtype: bf16.enabled: true in the configuration, but float32 in "
+            "tp_model_init(dtype=float32)",
         ),
         (
             {"tensor_parallel": {"dtype": "half"}},
-            "tensor_parallel.dtype: half in the configuration, but float32 in "
+            "Conflicting tensor_parallel.dtype: half in the configuration, but float32 in "
             "tp_model_init(dtype=float32)",
         ),
         (
             {"tensor_parallel": {"dtype": torch.bfloat16}},
-            "tensor_parallel.dtype: torch.bfloat16 in the configuration, but float32 in "
-            "tp_model_init(dtype=float32)",
+            "Conflicting tensor_parallel.dtype: torch.bfloat16 in the configuration, but float32 "
+            "in tp_model_init(dtype=float32)",
         ),
     ],
 )
@@ -148,7 +151,7 @@ def test_all_conflicts_come_in_one_error(model: nn.Module) -> None:
     for words in (
         "TP size: tensor_parallel.autotp_size is 8, but tensor_parallel.tp.tp_size is 4, "
         "the size of tensor_parallel.tp.tp_group is 4, tp_size of tp_model_init is 2",
-        "mpu: passed to initialize(mpu=...), but the group",
+        "mpu: passed to initialize(mpu=...), but tp_model_init provided tp_group",
         "bf16.enabled: true in the configuration, but float32",
         "tensor_parallel.dtype: fp16 in the configuration, but float32",
         "tensor_parallel.dtype: fp16 in the configuration, but true in bf16.enabled",
@@ -250,7 +253,7 @@ def test_initialize_lists_conflicts_with_the_record(pool: Pool, kind: str) -> No
     assert {
         "size": "tensor_parallel.autotp_size is 1, but tp_size of tp_model_init is 2",
         "dtype": "bf16.enabled: true in the configuration, but float32 in tp_model_init",
-        "mpu": "mpu: passed to initialize(mpu=...), but the group",
+        "mpu": "mpu: passed to initialize(mpu=...), but tp_model_init provided tp_group",
     }[kind] in text
 
 

@@ -11,7 +11,8 @@
 #include "base/text.h"
 #include "config/tp_size.h"
 
-/* The conflicts of one call, one line each. */
+/* The conflicts of one call, one line each. The lines keep the words of DeepSpeed's
+ * errors, by which programs know them. */
 typedef struct {
     const tp_record *record; /* may be NULL */
     const tp_merge_facts *facts;
@@ -66,9 +67,13 @@ compare_groups(conflicts *all)
     const tp_merge_facts *facts = all->facts;
     if (record == NULL || record->group == 0)
         return;
+    if (record->group_size < 0)
+        tp_text_add(begin_line(all),
+                    "tp_group of tp_model_init: this rank is not in the group; pass on "
+                    "each rank the group that it belongs to");
     if (facts->tp_group != 0 && facts->tp_group != record->group) {
         tp_text *text = begin_line(all);
-        tp_text_add(text, "tensor_parallel.%s.tp_group: ", facts->section);
+        tp_text_add(text, "Conflicting tensor_parallel.%s.tp_group: ", facts->section);
         add_group(text, facts->tp_group, facts->tp_group_size);
         tp_text_add(text, " in the configuration, but ");
         add_group(text, record->group, record->group_size);
@@ -76,9 +81,10 @@ compare_groups(conflicts *all)
     }
     if (facts->has_mpu) {
         tp_text *text = begin_line(all);
-        tp_text_add(text, "mpu: passed to initialize(mpu=...), but ");
+        tp_text_add(text,
+                    "mpu: passed to initialize(mpu=...), but "
+                    "tp_model_init provided tp_group, ");
         add_group(text, record->group, record->group_size);
-        tp_text_add(text, " in tp_model_init(tp_group=...)");
     }
 }
 
@@ -104,8 +110,8 @@ compare_switches(conflicts *all)
             "too");
     if (all->record != NULL && !fits_switches(facts, all->record->dtype))
         tp_text_add(begin_line(all),
-                    "%s.enabled: true in the configuration, but %s in "
-                    "tp_model_init(dtype=%s)",
+                    "Conflicting dtype: %s.enabled: true in the configuration, but %s "
+                    "in tp_model_init(dtype=%s)",
                     facts->bf16 ? "bf16" : "fp16", all->record->dtype,
                     all->record->dtype);
 }
@@ -129,8 +135,8 @@ compare_dtype(conflicts *all, tp_error *err)
     }
     if (all->record != NULL && strcmp(dtype, all->record->dtype) != 0)
         tp_text_add(begin_line(all),
-                    "tensor_parallel.dtype: %s in the configuration, but %s in "
-                    "tp_model_init(dtype=%s)",
+                    "Conflicting tensor_parallel.dtype: %s in the configuration, but "
+                    "%s in tp_model_init(dtype=%s)",
                     facts->dtype, all->record->dtype, all->record->dtype);
     if (!fits_switches(facts, dtype))
         tp_text_add(begin_line(all),

@@ -35,7 +35,7 @@ check_record(const tp_record *record, tp_error *err)
                        "tp_model_init: tp_size is %" PRId64
                        ", but it must be at least 1",
                        record->tp_size);
-    if (record->group_size != 0 && record->group_size != record->tp_size)
+    if (record->group_size > 0 && record->group_size != record->tp_size)
         return tp_fail(
             err, TP_VALUE,
             "tp_model_init: tp_group has %" PRId64 " rank%s, but tp_size is %" PRId64
@@ -69,8 +69,8 @@ add_differences(tp_text *text, const tp_record *now, const tp_record *before)
         tp_text_add(text, " now, but ");
         add_group(text, before->group);
         tp_text_add(text, " before");
-    } else if (now->group_size != before->group_size && now->group_size != 0 &&
-               before->group_size != 0) {
+    } else if (now->group_size != before->group_size && now->group_size > 0 &&
+               before->group_size > 0) {
         tp_text_add(text,
                     "\n  - ranks of tp_group: %" PRId64 " now, but %" PRId64 " before",
                     now->group_size, before->group_size);
@@ -81,10 +81,10 @@ static int
 check_against(const tp_record *now, const tp_record *before, tp_error *err)
 {
     tp_text text = TP_NO_TEXT;
-    tp_text_add(
-        &text,
-        "tp_model_init: the arguments conflict with an earlier call whose model "
-        "is still alive:");
+    tp_text_add(&text,
+                "Conflicting tp_model_init arguments: they differ from those of an "
+                "earlier call "
+                "whose model is still alive:");
     const size_t headline = text.size;
     add_differences(&text, now, before);
     if (!text.failed && text.size == headline) {

@@ -14,7 +14,7 @@ typedef struct {
     int64_t tp_size;
     const char *dtype;  /* canonical name, static lifetime */
     int64_t group;      /* identity of the process group; 0: none */
-    int64_t group_size; /* ranks of the group; 0: unknown */
+    int64_t group_size; /* ranks of the group; 0: unknown; -1: this is none of them */
 } tp_record;
 
 typedef struct tp_records tp_records;
