@@ -7,14 +7,17 @@ shards out of full tensors (deepspeed/checkpoint/affine.py).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from deepspeed_autotp.checkpoint.layout import Layout, SavedParameter, Sharding
 
 _VERSION = 0.4
 _AFFINE_VERSION = 1
+# What is in the names of weights with a row for each token, for DeepSpeed.
+_VOCABULARY = ("embed", "lm_head")
 
 
 def universal_info(layout: Layout, *, frozen: Collection[str] = ()) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def universal_info(layout: Layout, *, frozen: Collection[str] = ()) -> dict[str,
     own = [p for p in layout.parameters.values() if p.tied_to is None]
     return {
         "universal_checkpoint_version": _VERSION,
+        **_categories([p for p in own if p.name not in frozen]),
         "affine_map": {
             "version": _AFFINE_VERSION,
             "params": {
@@ -38,6 +42,38 @@ def universal_info(layout: Layout, *, frozen: Collection[str] = ()) -> dict[str,
             for name in frozen
         },
     }
+
+
+def _categories(parameters: Sequence[SavedParameter]) -> dict[str, Any]:
+    """What readers ask for that know no affine maps. A weight that is no plain concatenation of
+    its shards is in none: only its map describes it."""
+    plain = {p.name: p.sharding.dim for p in parameters if p.sharding and _is_plain(p)}
+    rows = [p for p in parameters if plain.get(p.name) == 1 and len(p.shape) == 2]
+    tables = [p for p in parameters if plain.get(p.name) == 0 and len(p.shape) == 2]
+    tables = [p for p in tables if any(part in p.name for part in _VOCABULARY)]
+    size = tables[0].shape[0] if tables else None
+    found: dict[str, Any] = {
+        "parameter_with_row_parallelism_patterns": sorted(_pattern(p.name) for p in rows),
+        "tp_replicated_parameter_patterns": sorted(
+            _pattern(p.name) for p in parameters if p.sharding is None
+        ),
+        "vocabulary_parameter_patterns": sorted(
+            _pattern(p.name) for p in tables if p.shape[0] == size
+        ),
+    }
+    return found if size is None else {**found, "original_vocab_size": size}
+
+
+def _is_plain(parameter: SavedParameter) -> bool:
+    """Whether the shards in rank order make the full tensor."""
+    sharding = parameter.sharding
+    assert sharding is not None
+    joined = [pair for rank in range(len(sharding.runs)) for pair in _pairs(sharding, rank)]
+    ends = [0, *(start + length for start, length in joined)]
+    starts = [start for start, _ in joined]
+    inner = math.prod(parameter.shape[sharding.dim + 1 :])
+    in_order = starts == ends[:-1] and ends[-1] == sharding.view[1]
+    return in_order and sharding.view[1:] == (parameter.shape[sharding.dim], inner)
 
 
 def parameter_meta(parameter: SavedParameter, ranks: int) -> Mapping[str, Any]:

@@ -26,6 +26,11 @@ class ColumnLinear(ResetInFull, nn.Linear):
     backward  all-reduce of dx
     """
 
+    @property
+    def gather_output(self) -> bool:
+        """Whether it gives its full output, under the name that DeepSpeed's LinearLayer has."""
+        return sharding_of(self).gather_output
+
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
         s.enter_region(x)
