@@ -154,6 +154,8 @@ class Rules:
         prefix: str = "",
     ) -> tuple[int, ...]:
         """Indices of the rules that match, in order."""
+    @property
+    def only_skip(self) -> bool: ...  # there are rules, and all of them skip
     def __len__(self) -> int: ...
 
 @final
@@ -358,13 +360,10 @@ class Plan:
         """replicated: names of modules that stay replicated with all below; ``*`` is one index.
 
         individual: those whose layers are sharded one by one, with full activations between them.
-        families: where no rule speaks, blocks are sharded that names and sizes tell.
-        heuristics: also in models of a type that was never tried.
-        large_layers: large layers that nothing else shards are sharded individually.
-        large_names: these are large, ``*`` for each index, and not those that hold much.
-        sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
+        families: blocks that names and sizes tell, where no rule speaks; heuristics: in any model.
+        large_layers: others that are large, one by one; large_names: these, ``*`` for an index.
+        sequence_parallel: the tokens are sharded; must_shard: something is. ValueError where not.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
-        must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
 
     @property
@@ -391,6 +390,8 @@ class Plan:
     def samples(self) -> tuple[int, ...]: ...  # whose gradients are compared for all
     @property
     def layout_hash(self) -> str: ...  # of names, shapes and runs
+    @property
+    def skips_all(self) -> bool: ...  # rules skip parameters, and nothing else is asked for
     @property
     def messages(self) -> tuple[str, ...]: ...
     def table(self) -> tuple[Row, ...]: ...

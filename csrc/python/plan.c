@@ -112,6 +112,13 @@ plan_get_integers(PyObject *self, void *closure)
 }
 
 static PyObject *
+plan_get_skips_all(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(tp_plan_skips_all(get(self)));
+}
+
+static PyObject *
 plan_get_messages(PyObject *self, void *closure)
 {
     (void)closure;
@@ -270,6 +277,8 @@ static PyGetSetDef getters[] = {
      "Indices of the first and last entry of each pattern of names.", NULL},
     {"layout_hash", plan_get_layout_hash, NULL,
      "As hash, of names, shapes and runs alone.", NULL},
+    {"skips_all", plan_get_skips_all, NULL,
+     "Whether rules skip parameters and nothing else is asked for.", NULL},
     {"messages", plan_get_messages, NULL, "What the user should know.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -181,12 +181,26 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *
+rules_get_only_skip(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(tp_rules_only_skip(get(self)));
+}
+
+static PyGetSetDef getters[] = {
+    {"only_skip", rules_get_only_skip, NULL,
+     "Whether there are rules, and all of them skip what they match.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)"Rules()\n--\n\nOrdered rules; earlier ones win."},
     {Py_tp_new, PY_SLOT(rules_new)},
     {Py_tp_dealloc, PY_SLOT(rules_dealloc)},
     {Py_sq_length, PY_SLOT(rules_length)},
     {Py_tp_methods, methods},
+    {Py_tp_getset, getters},
     {0, NULL},
 };
 

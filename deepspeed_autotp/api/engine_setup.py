@@ -20,6 +20,7 @@ from deepspeed_autotp.api.engine_checks import (
     compared_settings,
 )
 from deepspeed_autotp.api.pipeline import described, settled, shard
+from deepspeed_autotp.api.skipped_model import finish_skipped, skip
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.layout import Layout
@@ -45,6 +46,7 @@ from deepspeed_autotp.interop.deepspeed.engine import (
     refuse_engine_record,
     refuse_pipeline,
     settle_engine_config,
+    skip_everything,
 )
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
@@ -58,7 +60,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.planning.planner import compared, skips_all
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
@@ -78,13 +80,14 @@ class _Prepared:
     """``settings`` is None where there is nothing to shard; ``config`` is DeepSpeed's.
 
     ``compared`` has to be the same on every rank. ``description`` is of a model that is not sharded
-    yet.
+    yet, and is to be; ``skips`` says that its rules leave all of it as it is.
     """
 
     config: dict[str, Any]
     settings: TPTrainingConfig | None
     compared: Mapping[str, str]
     description: Description | None = None
+    skips: bool = False
 
 
 class EngineSetup:
@@ -112,6 +115,7 @@ class EngineSetup:
         self._owned = OwnedGroups()
         self._agreement = world_agreement(self._owned)
         self._shards = False
+        self._skips = False
         self._on_close = ExitStack()
         self._on_close.callback(self._owned.close)
 
@@ -131,7 +135,10 @@ class EngineSetup:
             return ready, ready.compared, ready.description
 
         prepared, description, reports = settled(self._agreement, prepare)
-        if prepared.settings is not None:
+        if prepared.settings is not None and prepared.skips:
+            self._skips = True
+            skip(self._model, prepared.settings.autotp_size, agreement=self._agreement)
+        elif prepared.settings is not None:
             self._shards = True
             self._shard(prepared.settings, description, reports)
         return prepared.config
@@ -142,8 +149,11 @@ class EngineSetup:
         if self._shards:
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             on_destroy(engine, self.close)
+            return
+        self.close()
+        if self._skips:
+            finish_skipped(engine, self._model)
         else:
-            self.close()
             watch_unsharded(engine)
 
     def close(self) -> None:
@@ -212,11 +222,16 @@ class EngineSetup:
         replicas = dist.get_world_size() // settings.autotp_size
         settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
+        skips = found is None and skips_all(model, settings)
+        state = "left as it is" if skips else _state_of(found)
+        if skips:
+            skip_everything(config)
         return _Prepared(
             config,
             settings,
-            compared(settings) | compared_settings(config) | {"the model": _state_of(found)},
-            described(model) if found is None else None,
+            compared(settings) | compared_settings(config) | {"the model": state},
+            None if skips or found is not None else described(model),
+            skips,
         )
 
     def _merged(self, config: dict[str, Any]) -> TPTrainingConfig:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.fully_shard import is_distributed
 from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
@@ -28,6 +29,12 @@ def refuse_unshardable(model: nn.Module) -> None:
             )
         if not isinstance(tensor, nn.Parameter):
             continue
+        if is_shard_of_others(tensor):
+            raise ValueError(
+                f"{name} is marked as a shard already, as by a LinearLayer of DeepSpeed; shard the "
+                "model without such layers, or leave all of it to them: initialize with "
+                "layer_specs of partition_type 'skip' for everything"
+            )
         places.setdefault(tensor.device, name)
         if tensor.grad is not None:
             raise ValueError(

@@ -15,7 +15,7 @@ from deepspeed_autotp.distributed.comparison import Compared, Planned
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.interop.peft import refuse_kinds, unsupported_adapters
 from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
-from deepspeed_autotp.planning.model_description import Description
+from deepspeed_autotp.planning.model_description import Description, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,14 @@ def make_plan(
     *,
     ranks: int,
     request: PlanRequest = _RULES_ALONE,
+    must_shard: bool = True,
 ) -> Plan:
-    """The plan for ``ranks`` ranks; ValueError when nothing of the model is sharded."""
+    """The plan for ``ranks`` ranks; with ``must_shard`` ValueError when it shards nothing."""
     given = settings.get_partition_config_object()
     partition = given or AutoTPConfig()
     return Plan(
         description.model,
-        _model_rules(description) if given is None else build_rules(given),
+        _model_rules(description.modules[""]) if given is None else build_rules(given),
         ranks=ranks,
         grain=settings.tensor_parallel.tp_grain_size,
         strict=partition.strict_mode,
@@ -70,13 +71,26 @@ def make_plan(
         large_names=request.large_names,
         sequence_parallel=request.sequence_parallel,
         vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
-        must_shard=True,
+        must_shard=must_shard,
     )
 
 
-def _model_rules(description: Description) -> Rules:
+def skips_all(model: nn.Module, settings: TPTrainingConfig) -> bool:
+    """Whether the rules skip parameters of ``model`` and ask for nothing else, so that it is meant
+    to stay as it is."""
+    given = settings.get_partition_config_object()
+    rules = _model_rules(model) if given is None else build_rules(given)
+    if not rules.only_skip or settings.sequence_parallel or settings.vocab_parallel_lm_head:
+        return False
+    try:
+        ranks = settings.autotp_size
+        return make_plan(describe(model), settings, ranks=ranks, must_shard=False).skips_all
+    except ValueError:  # said where the model is to be sharded
+        return False
+
+
+def _model_rules(model: nn.Module) -> Rules:
     rules = Rules()
-    model = description.modules[""]
     own = user_tp_plan_entries(model)
     for pattern, style in tp_plan(model).items():
         rules.add_style(pattern, style, required=pattern in own)

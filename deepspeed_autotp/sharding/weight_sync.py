@@ -27,10 +27,11 @@ def _sample(tensor: Tensor) -> bytes:
     return bytes(taken.view(torch.uint8).numpy())
 
 
-def _digest(tensors: Sequence[Tensor]) -> str:
+def sample_digest(tensors: Sequence[Tensor]) -> str:
+    """A hash of shapes and of some elements of each tensor."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        digest.update(_sample(tensor))
+        digest.update(f"{list(tensor.shape)}".encode() + _sample(tensor))
     return digest.hexdigest()
 
 
@@ -57,7 +58,7 @@ def broadcast_tensors(
     what: str, tensors: Sequence[Tensor], group: TPGroup, *, agreement: Agreement, keep: bool
 ) -> Callable[[], None]:
     """As ``broadcast_weights``, of some tensors of ``what``."""
-    if len(set(agreement.exchange(_digest(tensors)))) == 1:
+    if len(set(agreement.exchange(sample_digest(tensors)))) == 1:
         return _nothing
     if group.rank == 0:
         _log.warning(

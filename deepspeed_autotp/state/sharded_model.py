@@ -19,6 +19,7 @@ from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
+from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.module_state import find_state, set_state
 from deepspeed_autotp.interop.peft import ModuleChanges
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
@@ -340,8 +341,8 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 def find_nested_tensor_parallel(model: nn.Module) -> TensorParallel | None:
     """As :func:`find_tensor_parallel`, also where a submodule of ``model`` is sharded.
 
-    Modules outside of it are replicated. ValueError for several such submodules, and for a part
-    of a sharded model.
+    Modules outside of it are replicated. ValueError for several such submodules, for a part of a
+    sharded model, and for one that others have sharded.
     """
     found = (find_tensor_parallel(module) for module in model.modules())
     states = {id(state): state for state in found if state is not None}
@@ -355,5 +356,11 @@ def find_nested_tensor_parallel(model: nn.Module) -> TensorParallel | None:
         raise ValueError(
             f"{type(model).__name__} is a part of a sharded {name}, and has this rank's shards; "
             "pass the sharded model itself"
+        )
+    others = model.named_parameters() if not states else ()
+    if (marked := next((n for n, p in others if is_shard_of_others(p)), None)) is not None:
+        raise ValueError(
+            f"{marked} is marked as a shard, as by a LinearLayer of DeepSpeed, and was not sharded "
+            "here: its full weight is not known; use what its layers offer, or DeepSpeed's engine"
         )
     return next(iter(states.values()), None)

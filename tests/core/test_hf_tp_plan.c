@@ -141,58 +141,88 @@ test_an_unknown_style_names_pattern_style_and_the_nearest(void)
     CHECK_FAILS(result, TP_VALUE, &err, "did you mean 'colwise'");
 }
 
+static bool
+matches(const char *pattern, const char *prefix, const char *name)
+{
+    return tp_hf_plan_match(pattern, prefix, name, TP_STARS_INDICES);
+}
+
+static bool
+globs(const char *pattern, const char *prefix, const char *name)
+{
+    return tp_hf_plan_match(pattern, prefix, name, TP_STARS_TEXT);
+}
+
 static void
 test_a_star_takes_exactly_one_index_between_dots(void)
 {
-    CHECK(tp_hf_plan_match("layers.*.mlp", "", "layers.0.mlp"));
-    CHECK(tp_hf_plan_match("layers.*.mlp", "", "layers.1234567890123.mlp"));
-    CHECK(tp_hf_plan_match("*.mlp", "", "3.mlp"));
-    CHECK(tp_hf_plan_match("experts.*", "", "experts.7"));
-    CHECK(tp_hf_plan_match("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers..mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.a.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.0a.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.0.1.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "layers.-1.mlp"));
-    CHECK(!tp_hf_plan_match("experts.*", "", "experts."));
-    CHECK(!tp_hf_plan_match("experts.*", "", "experts.7.w1"));
+    CHECK(matches("layers.*.mlp", "", "layers.0.mlp"));
+    CHECK(matches("layers.*.mlp", "", "layers.1234567890123.mlp"));
+    CHECK(matches("*.mlp", "", "3.mlp"));
+    CHECK(matches("experts.*", "", "experts.7"));
+    CHECK(matches("layers.*.experts.*.w1", "", "layers.1.experts.22.w1"));
+    CHECK(!matches("layers.*.mlp", "", "layers.mlp"));
+    CHECK(!matches("layers.*.mlp", "", "layers..mlp"));
+    CHECK(!matches("layers.*.mlp", "", "layers.a.mlp"));
+    CHECK(!matches("layers.*.mlp", "", "layers.0a.mlp"));
+    CHECK(!matches("layers.*.mlp", "", "layers.0.1.mlp"));
+    CHECK(!matches("layers.*.mlp", "", "layers.-1.mlp"));
+    CHECK(!matches("experts.*", "", "experts."));
+    CHECK(!matches("experts.*", "", "experts.7.w1"));
 }
 
 static void
 test_a_star_inside_a_part_is_only_a_star(void)
 {
-    CHECK(!tp_hf_plan_match("w*.weight", "", "w1.weight"));
-    CHECK(!tp_hf_plan_match("*x.weight", "", "1x.weight"));
-    CHECK(tp_hf_plan_match("w*.weight", "", "w*.weight"));
+    CHECK(!matches("w*.weight", "", "w1.weight"));
+    CHECK(!matches("*x.weight", "", "1x.weight"));
+    CHECK(matches("w*.weight", "", "w*.weight"));
 }
 
 static void
 test_a_name_matches_whole_and_case_counts(void)
 {
-    CHECK(tp_hf_plan_match("lm_head", "", "lm_head"));
-    CHECK(!tp_hf_plan_match("lm_head", "", "lm_head.weight"));
-    CHECK(!tp_hf_plan_match("lm_head", "", "my_lm_head"));
-    CHECK(!tp_hf_plan_match("lm_head.weight", "", "lm_head"));
-    CHECK(!tp_hf_plan_match("lm_head", "", "LM_head"));
-    CHECK(!tp_hf_plan_match("a.b", "", "a_b"));
+    CHECK(matches("lm_head", "", "lm_head"));
+    CHECK(!matches("lm_head", "", "lm_head.weight"));
+    CHECK(!matches("lm_head", "", "my_lm_head"));
+    CHECK(!matches("lm_head.weight", "", "lm_head"));
+    CHECK(!matches("lm_head", "", "LM_head"));
+    CHECK(!matches("a.b", "", "a_b"));
 }
 
 static void
 test_the_base_model_prefix_may_stand_on_either_side(void)
 {
-    CHECK(tp_hf_plan_match("layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hf_plan_match("layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hf_plan_match("model.layers.*.mlp", "model", "layers.0.mlp"));
-    CHECK(tp_hf_plan_match("model.layers.*.mlp", "model", "model.layers.0.mlp"));
-    CHECK(tp_hf_plan_match("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "other.layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "", "model.layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "modellayers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "models.layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "model_layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("layers.*.mlp", "model", "model.model.layers.0.mlp"));
-    CHECK(!tp_hf_plan_match("", "model", "model"));
+    CHECK(matches("layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(matches("layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(matches("model.layers.*.mlp", "model", "layers.0.mlp"));
+    CHECK(matches("model.layers.*.mlp", "model", "model.layers.0.mlp"));
+    CHECK(matches("layers.*.mlp", "model.text", "model.text.layers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "model", "other.layers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "", "model.layers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "model", "modellayers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "model", "models.layers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "model", "model_layers.0.mlp"));
+    CHECK(!matches("layers.*.mlp", "model", "model.model.layers.0.mlp"));
+    CHECK(!matches("", "model", "model"));
+}
+
+static void
+test_a_star_that_takes_any_text_takes_dots_too(void)
+{
+    CHECK(globs("*.q_proj", "", "layers.0.attn.q_proj"));
+    CHECK(globs("*.q_proj", "", "q.q_proj"));
+    CHECK(globs("layers.*.q_proj", "", "layers.0.attn.q_proj"));
+    CHECK(globs("layers.*.q_proj", "model", "model.layers.0.attn.q_proj"));
+    CHECK(globs("model.layers.*.q_proj", "model", "layers.0.attn.q_proj"));
+    CHECK(globs("*.a.*.w", "", "x.a.a.b.w"));
+    CHECK(globs("w*", "", "w") && globs("w*", "", "w.1") && globs("**", "", ""));
+    CHECK(!globs("*.q_proj", "", "q_proj"));
+    CHECK(!globs("*.q_proj", "", "layers.0.xq_proj"));
+    CHECK(!globs("*.q_proj", "", "layers.0.q_proj.weight"));
+    CHECK(!globs("layers.*.q_proj", "", "model.layers.0.q_proj"));
+    CHECK(!globs("*.a.*.w", "", "x.a.w"));
+    CHECK(!globs("q_proj", "", "layers.0.q_proj"));
 }
 
 int
@@ -210,5 +240,6 @@ main(void)
     RUN(test_a_star_inside_a_part_is_only_a_star);
     RUN(test_a_name_matches_whole_and_case_counts);
     RUN(test_the_base_model_prefix_may_stand_on_either_side);
+    RUN(test_a_star_that_takes_any_text_takes_dots_too);
     return check_result();
 }

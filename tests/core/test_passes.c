@@ -12,6 +12,7 @@ typedef struct {
     tp_build build;
     tp_choice choice;
     tp_decision decision;
+    tp_stars stars;
     bool matched, experts;
     int module_rule, attention, stacked, next_name;
     tp_entry entry;
@@ -43,6 +44,7 @@ fill(everything *parts, const fixture *f)
                               .choices = &parts->choice,
                               .next_name = &parts->next_name,
                               .decisions = &parts->decision,
+                              .stars = &parts->stars,
                               .matched = &parts->matched,
                               .module_rules = &parts->module_rule,
                               .experts = &parts->experts,
@@ -89,6 +91,7 @@ byte_of(everything *parts, tp_build_part part)
     void *const bytes[TP_PART_COUNT] = {
         [TP_PART_FIXED] = &parts->next_name,
         [TP_PART_CHOICES] = &parts->choice.reason,
+        [TP_PART_STARS] = &parts->stars,
         [TP_PART_MATCHED] = &parts->matched,
         [TP_PART_MODULE_RULES] = &parts->module_rule,
         [TP_PART_ATTENTIONS] = &parts->attention,

@@ -105,6 +105,75 @@ test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told(void)
 }
 
 static void
+test_a_star_takes_any_text_where_no_name_has_an_index_there(void)
+{
+    fixture f = fixture_new(2);
+    add_mlps(&f);
+    add_style(&f, "*.up_proj", "colwise");
+    add_style(&f, "layers.*.down_proj", "rowwise");
+    add_style(&f, "model.layers.1.*.up_proj", "rowwise"); /* too late */
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.mlp.up_proj.weight")->kind,
+                     TP_COLUMN);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.1.mlp.up_proj.weight")->kind,
+                     TP_COLUMN);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.1.mlp.down_proj.weight")->kind, TP_ROW);
+        CHECK_TEXT_HAS(only_note(&f),
+                       "so it stands for any text: '*.up_proj', "
+                       "'layers.*.down_proj'");
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_star_is_an_index_where_any_name_has_one_there(void)
+{
+    fixture f = fixture_new(2);
+    add_mlps(&f);
+    add_linear(&f, "model.layers.0.up_proj", 16, 8);
+    add_style(&f, "model.layers.*.up_proj", "colwise");
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.up_proj.weight")->kind, TP_COLUMN);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.mlp.up_proj.weight")->kind,
+                     TP_REPLICATED);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_plan_that_follows_skips_alone_says_so(void)
+{
+    static const struct {
+        const char *second, *third;
+        tp_partition partition;
+        bool skips;
+    } rows[] = {
+        {".*down_proj.*", NULL, TP_PARTITION_SKIP, true},
+        {".*down_porj.*", NULL, TP_PARTITION_COLUMN, true}, /* matches nothing */
+        {".*down_proj.*", NULL, TP_PARTITION_ROW, false},
+        {".*down_proj.*", "model.layers.*.mlp.down_proj", TP_PARTITION_SKIP, true},
+        {".*down_porj.*", "model.layers.*.mlp.down_proj", TP_PARTITION_SKIP, false},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        fixture f = fixture_new(2);
+        add_mlps(&f);
+        add_rule(&f, "a", ".*up_proj\\.weight$", TP_PARTITION_SKIP);
+        add_rule(&f, "b", rows[i].second, rows[i].partition);
+        if (rows[i].third != NULL)
+            add_style(&f, rows[i].third, "replicated_with_grad_allreduce");
+        if (make_plan(&f))
+            CHECK_INT_EQ(tp_plan_skips_all(f.plan), rows[i].skips);
+        fixture_free(&f);
+    }
+    fixture f = fixture_new(2); /* and one that follows no rule does not */
+    add_mlps(&f);
+    if (make_plan(&f))
+        CHECK(!tp_plan_skips_all(f.plan));
+    fixture_free(&f);
+}
+
+static void
 test_rules_for_other_model_types_are_not_told(void)
 {
     fixture f = fixture_new(2);
@@ -289,6 +358,9 @@ main(void)
     RUN(test_a_rule_that_is_refused_is_told_what_to_do_before_near_names);
     RUN(test_a_transformers_pattern_that_matches_nothing_is_told_with_near_names);
     RUN(test_a_transformers_pattern_that_matched_under_a_longer_name_is_not_told);
+    RUN(test_a_star_takes_any_text_where_no_name_has_an_index_there);
+    RUN(test_a_star_is_an_index_where_any_name_has_one_there);
+    RUN(test_a_plan_that_follows_skips_alone_says_so);
     RUN(test_rules_for_other_model_types_are_not_told);
     RUN(test_strict_refuses_a_rule_that_matches_nothing);
     RUN(test_strict_refuses_a_preset_only_when_none_of_its_rows_matches);

@@ -64,7 +64,8 @@ count_of(const tp_rules *rules, const char *parameter, const char *module,
          const char *model_type)
 {
     int found[ROOM];
-    return find(rules, (tp_query){parameter, module, model_type, ""}, found, ROOM);
+    return find(rules, (tp_query){parameter, module, model_type, "", NULL}, found,
+                ROOM);
 }
 
 static void
@@ -85,7 +86,7 @@ test_rules_that_match_come_in_their_order(void)
     add_rule(rules, ".*weight$", NULL, NULL);
     add_rule(rules, ".*bias$", NULL, NULL);
     add_rule(rules, ".*up_proj", NULL, NULL);
-    const tp_query query = {"mlp.up_proj.weight", NULL, NULL, ""};
+    const tp_query query = {"mlp.up_proj.weight", NULL, NULL, "", NULL};
     CHECK_INT_EQ(find(rules, query, found, ROOM), 2);
     CHECK_INT_EQ(found[0], 1);
     CHECK_INT_EQ(found[1], 3);
@@ -99,7 +100,7 @@ test_the_count_goes_on_where_the_room_ends(void)
     int found[2] = {-7, -7};
     for (int i = 0; i < 40; i++)
         add_rule(rules, ".*", NULL, NULL);
-    const tp_query query = {"w", NULL, NULL, ""};
+    const tp_query query = {"w", NULL, NULL, "", NULL};
     CHECK_INT_EQ(find(rules, query, found, 1), 40);
     CHECK_INT_EQ(found[0], 0);
     CHECK_INT_EQ(found[1], -7);
@@ -154,7 +155,8 @@ test_a_preset_adds_its_rows_with_labels(void)
     CHECK_INT_EQ(tp_rules_count(rules), 5);
     CHECK_TEXT_EQ(tp_rules_at(rules, 1)->label, "preset llama[0]");
     CHECK_TEXT_EQ(tp_rules_at(rules, 4)->label, "preset llama[3]");
-    const tp_query query = {"model.layers.0.mlp.down_proj.weight", NULL, NULL, ""};
+    const tp_query query = {"model.layers.0.mlp.down_proj.weight", NULL, NULL, "",
+                            NULL};
     CHECK_INT_EQ(find(rules, query, found, ROOM), 1);
     CHECK_INT_EQ(found[0], 3);
     CHECK_INT_EQ(tp_rules_at(rules, 3)->source, TP_FROM_PRESET);
@@ -186,17 +188,17 @@ test_a_transformers_rule_matches_parameter_or_module_with_the_prefix(void)
                                 false, &err),
              &err);
     const tp_query module = {"model.layers.3.mlp.up_proj.weight",
-                             "model.layers.3.mlp.up_proj", NULL, "model"};
+                             "model.layers.3.mlp.up_proj", NULL, "model", NULL};
     CHECK_INT_EQ(find(rules, module, found, ROOM), 1);
     CHECK_INT_EQ(found[0], 0);
     const tp_query parameter = {"layers.3.mlp.experts.up", "layers.3.mlp.experts", NULL,
-                                "model"};
+                                "model", NULL};
     CHECK_INT_EQ(find(rules, parameter, found, ROOM), 1);
     CHECK_INT_EQ(found[0], 1);
     const tp_query no_module = {"model.layers.3.mlp.up_proj.weight", NULL, NULL,
-                                "model"};
+                                "model", NULL};
     CHECK_INT_EQ(find(rules, no_module, found, ROOM), 0);
-    const tp_query no_prefix = {module.parameter, module.module, NULL, ""};
+    const tp_query no_prefix = {module.parameter, module.module, NULL, "", NULL};
     CHECK_INT_EQ(find(rules, no_prefix, found, ROOM), 0);
 
     const tp_rule *rule = tp_rules_at(rules, 1);
@@ -232,7 +234,7 @@ test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
     /* A subject that is not ASCII goes to the fallback, whatever the pattern. */
     CHECK_OK(tp_regex_new(".", &matcher, &rule.patterns[0], &err), &err);
     CHECK_OK(tp_rules_add(rules, &rule, &err), &err);
-    const tp_query query = {"\xc3\xa9", NULL, NULL, ""};
+    const tp_query query = {"\xc3\xa9", NULL, NULL, "", NULL};
     CHECK_FAILS(tp_rules_find(rules, &query, NULL, 0, &err), TP_LIMIT, &err, "refused");
     tp_rules_free(rules);
     tp_rules_free(NULL);

@@ -9,6 +9,7 @@
 static const char *const names[] = {
     [TP_PART_FIXED] = "fixed",
     [TP_PART_CHOICES] = "choices",
+    [TP_PART_STARS] = "stars",
     [TP_PART_MATCHED] = "matched",
     [TP_PART_MODULE_RULES] = "module_rules",
     [TP_PART_ATTENTIONS] = "attentions",
@@ -206,6 +207,15 @@ hash_integers(const tp_plan *plan)
 }
 
 static uint64_t
+hash_stars(const tp_build *build)
+{
+    uint64_t hash = TP_HASH_START;
+    for (int i = 0; i < tp_rules_count(build->rules); i++)
+        hash = tp_hash_int(hash, build->stars[i]);
+    return hash;
+}
+
+static uint64_t
 hash_fixed(const tp_build *build)
 {
     const int count = tp_model_parameter_count(build->model);
@@ -227,6 +237,7 @@ tp_parts_hash(const tp_build *build, uint64_t *out)
 {
     const int modules = tp_model_module_count(build->model);
     out[TP_PART_CHOICES] = hash_choices(build);
+    out[TP_PART_STARS] = hash_stars(build);
     out[TP_PART_MATCHED] = hash_flags(build->matched, tp_rules_count(build->rules));
     out[TP_PART_MODULE_RULES] = hash_ints(TP_HASH_START, build->module_rules, modules);
     out[TP_PART_ATTENTIONS] = hash_ints(TP_HASH_START, build->attentions, modules);

@@ -12,6 +12,7 @@
 typedef enum {
     TP_PART_FIXED, /* ranks and names of tensors: no pass may write them */
     TP_PART_CHOICES,
+    TP_PART_STARS,
     TP_PART_MATCHED,
     TP_PART_MODULE_RULES,
     TP_PART_ATTENTIONS,

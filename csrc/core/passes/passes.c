@@ -13,6 +13,7 @@
 #include "passes/choose/few_heads.h"
 #include "passes/choose/large_layers.h"
 #include "passes/choose/module_styles.h"
+#include "passes/choose/stars.h"
 #include "passes/output/entries.h"
 #include "passes/output/layers.h"
 #include "passes/output/local_integers.h"
@@ -105,6 +106,7 @@ open_build(tp_build *build, tp_error *err)
     build->choices = calloc(parameters, sizeof(*build->choices));
     build->decisions = calloc(parameters, sizeof(*build->decisions));
     build->next_name = calloc(parameters, sizeof(*build->next_name));
+    build->stars = calloc(rules, sizeof(*build->stars));
     build->matched = calloc(rules, sizeof(*build->matched));
     build->module_rules = calloc(modules, sizeof(*build->module_rules));
     build->experts = calloc(modules, sizeof(*build->experts));
@@ -112,7 +114,8 @@ open_build(tp_build *build, tp_error *err)
     build->attentions = calloc(modules, sizeof(*build->attentions));
     if (build->module_rules == NULL || build->experts == NULL ||
         build->stacked == NULL || build->attentions == NULL || build->choices == NULL ||
-        build->decisions == NULL || build->next_name == NULL || build->matched == NULL)
+        build->decisions == NULL || build->next_name == NULL || build->stars == NULL ||
+        build->matched == NULL)
         return tp_fail_memory(err);
     for (size_t i = 0; i < modules; i++) {
         build->attentions[i] = TP_ATTENTION_NEAR;
@@ -132,6 +135,7 @@ close_build(tp_build *build)
     free(build->choices);
     free(build->decisions);
     free(build->next_name);
+    free(build->stars);
     free(build->matched);
     free(build->module_rules);
     free(build->experts);
@@ -144,6 +148,7 @@ close_build(tp_build *build)
 /* The parts of pass.h, as bits. */
 enum {
     CHOICES = 1 << TP_PART_CHOICES,
+    STARS = 1 << TP_PART_STARS,
     MATCHED = 1 << TP_PART_MATCHED,
     MODULE_RULES = 1 << TP_PART_MODULE_RULES,
     ATTENTIONS = 1 << TP_PART_ATTENTIONS,
@@ -176,8 +181,10 @@ make_hash(tp_build *build, tp_error *err)
  * resolved before ties are settled; biases follow their weights, and copies for an
  * adapter what their originals came to. */
 static const tp_pass passes[] = {
-    {"rules", tp_choose_rules, 0, CHOICES | MATCHED | MESSAGES},
-    {"module styles", tp_module_styles_choose, 0, MODULE_RULES | MATCHED | MESSAGES},
+    {"stars", tp_stars_read, 0, STARS | MESSAGES},
+    {"rules", tp_choose_rules, STARS, CHOICES | MATCHED | MESSAGES},
+    {"module styles", tp_module_styles_choose, STARS,
+     MODULE_RULES | MATCHED | MESSAGES},
     {"replicated by option", tp_fallback_replicate, CHOICES, CHOICES},
     {"few heads", tp_few_heads_replicate, CHOICES | MODULE_RULES,
      CHOICES | DECISIONS | LAYOUTS | MESSAGES},
@@ -205,7 +212,7 @@ static const tp_pass passes[] = {
     {"ties of biases", tp_ties_settle_biases, CHOICES | DECISIONS, CHOICES | DECISIONS},
     {"copies of modules", tp_copies_settle, CHOICES | STACKED | DECISIONS | EXPERTS,
      CHOICES | STACKED | DECISIONS | EXPERTS},
-    {"unmatched rules", tp_unmatched_rules, MATCHED, MESSAGES},
+    {"unmatched rules", tp_unmatched_rules, STARS | MATCHED, MESSAGES},
     {"unmatched layers", tp_unmatched_layers, CHOICES, 0},
     {"entries", tp_entries_make, CHOICES | DECISIONS, ENTRIES},
     {"layers", tp_layers_make,

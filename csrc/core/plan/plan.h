@@ -151,6 +151,10 @@ const tp_regions *tp_plan_regions(const tp_plan *plan);
 /* The layer that keeps its shard of the logits where labels are given, or -1. */
 int tp_plan_logits_layer(const tp_plan *plan);
 
+/* Whether nothing is sharded, and no gradient summed, because rules skip parameters and
+ * none asks for anything else: the model is meant to stay as it is. */
+bool tp_plan_skips_all(const tp_plan *plan);
+
 int tp_plan_message_count(const tp_plan *plan);
 const tp_message *tp_plan_message(const tp_plan *plan, int index);
 

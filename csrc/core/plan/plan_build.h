@@ -88,6 +88,7 @@ typedef struct {
     tp_choice *choices;     /* one per parameter; a bias has its weight's */
     tp_decision *decisions; /* one per parameter */
     int *next_name;         /* one per parameter: the next name of its tensor, or -1 */
+    tp_stars *stars;        /* one per rule: how the `*` of its pattern is read */
     bool *matched;          /* one per rule: it matched some parameter or module */
     int *module_rules;      /* one per module: the rule that names it, or -1 */
     bool *experts;          /* one per module: its output is a sum over ranks */

@@ -92,6 +92,22 @@ tp_plan_logits_layer(const tp_plan *plan)
     return plan->logits_layer;
 }
 
+bool
+tp_plan_skips_all(const tp_plan *plan)
+{
+    bool skips = false;
+    for (int i = 0; i < plan->entry_count; i++) {
+        const tp_entry *entry = &plan->entries[i];
+        const bool by_rule =
+            entry->source != TP_FROM_NOTHING && entry->source != TP_FROM_DEFAULT;
+        if (entry->layout != NULL || entry->kind == TP_REPLICATED_SUM ||
+            (by_rule && entry->kind != TP_SKIPPED))
+            return false;
+        skips |= by_rule;
+    }
+    return skips;
+}
+
 int
 tp_plan_message_count(const tp_plan *plan)
 {

@@ -135,6 +135,29 @@ same_name(const char *pattern, const char *name)
     return *name == '\0';
 }
 
+/* Compares with `*` for any text, dots included. */
+static bool
+same_text(const char *pattern, const char *name)
+{
+    const char *star = NULL; /* the last one, which takes the names from `taken` on */
+    const char *taken = NULL;
+    while (*name != '\0') {
+        if (*pattern == '*') {
+            star = pattern++;
+            taken = name;
+        } else if (*pattern == *name) {
+            pattern++;
+            name++;
+        } else if (star != NULL) {
+            pattern = star + 1;
+            name = ++taken;
+        } else {
+            return false;
+        }
+    }
+    return pattern[strspn(pattern, "*")] == '\0';
+}
+
 /* What follows `prefix.` in `name`, or NULL. */
 static const char *
 after_prefix(const char *name, const char *prefix)
@@ -146,16 +169,19 @@ after_prefix(const char *name, const char *prefix)
 }
 
 bool
-tp_hf_plan_match(const char *pattern, const char *prefix, const char *name)
+tp_hf_plan_match(const char *pattern, const char *prefix, const char *name,
+                 tp_stars stars)
 {
-    if (same_name(pattern, name))
+    bool (*same)(const char *, const char *) =
+        stars == TP_STARS_INDICES ? same_name : same_text;
+    if (same(pattern, name))
         return true;
     if (prefix[0] == '\0')
         return false;
 
     const char *rest = after_prefix(name, prefix);
-    if (rest != NULL && same_name(pattern, rest))
+    if (rest != NULL && same(pattern, rest))
         return true;
     rest = after_prefix(pattern, prefix);
-    return rest != NULL && same_name(rest, name);
+    return rest != NULL && same(rest, name);
 }

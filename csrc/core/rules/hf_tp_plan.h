@@ -2,7 +2,7 @@
 /* hf_tp_plan.h -- the tensor-parallel plans of transformers.
  *
  * Translates a style to a specification and matches the names of a plan,
- * where `*` stands for one index between dots and nothing else. */
+ * where `*` stands for one index between dots, or for any text. */
 #ifndef TP_HF_TP_PLAN_H
 #define TP_HF_TP_PLAN_H
 
@@ -30,8 +30,16 @@ int tp_hf_plan_style(const char *style, const char *pattern, tp_style *out,
 int tp_hf_plan_spec(const char *style, const char *pattern, tp_spec *out,
                     tp_error *err);
 
+/* How the `*` of a pattern is read. */
+typedef enum {
+    TP_STARS_INDICES, /* one index between dots and nothing else, as transformers does
+                       */
+    TP_STARS_TEXT     /* any text, dots included, as DeepSpeed does */
+} tp_stars;
+
 /* Whether `name` is `pattern`, or `prefix.pattern` when `prefix` is not empty,
  * or `pattern` begins with `prefix.` and `name` is the rest. */
-bool tp_hf_plan_match(const char *pattern, const char *prefix, const char *name);
+bool tp_hf_plan_match(const char *pattern, const char *prefix, const char *name,
+                      tp_stars stars);
 
 #endif

@@ -155,6 +155,18 @@ tp_rules_have(const tp_rules *rules, tp_source source)
     return false;
 }
 
+bool
+tp_rules_only_skip(const tp_rules *rules)
+{
+    for (int i = 0; i < rules->count; i++) {
+        const tp_rule *rule = &rules->rules[i];
+        if (rule->style != TP_STYLE_SHARD ||
+            rule->spec.partition != TP_PARTITION_SKIP || rule->spec.sum_gradient)
+            return false;
+    }
+    return rules->count > 0;
+}
+
 const tp_rule *
 tp_rules_at(const tp_rules *rules, int index)
 {
@@ -203,20 +215,24 @@ name_plainly(named *name)
 }
 
 static bool
-match_hf(const tp_rule *rule, const char *prefix, const named *name)
+match_hf(const tp_rule *rule, const char *prefix, tp_stars stars, const named *name)
 {
+    const char *pattern = rule->hf_pattern;
     if ((rule->hf_pairs & ~name->given.pairs) != 0)
         return false;
-    return tp_hf_plan_match(rule->hf_pattern, prefix, name->given.text) ||
-           (name->adapted && tp_hf_plan_match(rule->hf_pattern, prefix, name->room));
+    return tp_hf_plan_match(pattern, prefix, name->given.text, stars) ||
+           (name->adapted && tp_hf_plan_match(pattern, prefix, name->room, stars));
 }
 
 static int
-match_name(const tp_rule *rule, const tp_query *query, const named *name, bool *matched,
-           tp_error *err)
+match_name(const tp_rules *rules, int index, const tp_query *query, const named *name,
+           bool *matched, tp_error *err)
 {
+    const tp_rule *rule = &rules->rules[index];
     if (rule->hf_pattern != NULL) {
-        *matched = match_hf(rule, query->prefix, name);
+        const tp_stars stars =
+            query->stars == NULL ? TP_STARS_INDICES : query->stars[index];
+        *matched = match_hf(rule, query->prefix, stars, name);
         return 0;
     }
     if (match_patterns(rule, &name->given, matched, err) < 0)
@@ -240,13 +256,13 @@ tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room
     name_plainly(&parameter);
     int count = 0;
     for (int i = 0; i < rules->count; i++) {
-        const tp_rule *rule = &rules->rules[i];
         bool matched = false;
-        if (!tp_rule_fits_model(rule, query->model_type))
+        if (!tp_rule_fits_model(&rules->rules[i], query->model_type))
             continue;
-        if (match_name(rule, query, &parameter, &matched, err) < 0)
+        if (match_name(rules, i, query, &parameter, &matched, err) < 0)
             return -1;
-        if (!matched && twice && match_name(rule, query, &module, &matched, err) < 0)
+        if (!matched && twice &&
+            match_name(rules, i, query, &module, &matched, err) < 0)
             return -1;
         if (!matched)
             continue;

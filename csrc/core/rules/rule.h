@@ -62,6 +62,9 @@ int tp_rules_count(const tp_rules *rules);
 /* Whether any rule comes from there. */
 bool tp_rules_have(const tp_rules *rules, tp_source source);
 
+/* Whether there are rules, and all of them skip what they match. */
+bool tp_rules_only_skip(const tp_rules *rules);
+
 const tp_rule *tp_rules_at(const tp_rules *rules, int index);
 
 /* Whether the rule is for models of this type at all; NULL: unknown. */
@@ -73,6 +76,7 @@ typedef struct {
     const char *module;     /* "model.layers.0.mlp.up_proj"; NULL: none */
     const char *model_type; /* "llama"; NULL: unknown */
     const char *prefix;     /* "model", the base-model prefix; "": none */
+    const tp_stars *stars;  /* of each rule; NULL: TP_STARS_INDICES for all */
 } tp_query;
 
 /* The rules that match, in order, at most `room` of them; returns how many

@@ -110,6 +110,13 @@ def gather_weights_on_save(config: dict[str, Any]) -> None:
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
 
 
+def skip_everything(config: dict[str, Any]) -> None:
+    """Let DeepSpeed's engine shard nothing, and tell its own layers of the model what they ask."""
+    rule = {"patterns": [".*"], "partition_type": "skip"}
+    rules = {"use_default_specs": False, "layer_specs": [rule]}
+    config["tensor_parallel"]["partition_config"] = rules
+
+
 def optimizer_type(config: Mapping[str, Any]) -> str | None:
     """The optimizer that a configuration names."""
     section = config.get("optimizer")

@@ -33,6 +33,15 @@ def refuse_wrong_loss_scale(checked: Any) -> None:
         )
 
 
+def refuse_own_scale(engine: Any) -> None:
+    """ValueError where each rank would skip steps by the gradients of its own shards."""
+    if getattr(engine, "torch_autocast_z0_gradscaler", None) is not None:
+        raise ValueError(
+            "initialize: torch_autocast.dtype: got float16 with layers that are parallel by "
+            "themselves, expected bfloat16: each rank would skip steps by its own gradients"
+        )
+
+
 def scale_on_all_ranks(engine: Any, *, scaler: Callable[[str], torch.amp.GradScaler]) -> None:
     """Replace the scaler of torch's autocast, whose skipped steps are those of one rank."""
     if getattr(engine, "torch_autocast_z0_gradscaler", None) is not None:

@@ -115,6 +115,13 @@ def mark_model(model: nn.Module) -> None:
     written.ds_autotp_parsed = True
 
 
+def is_shard_of_others(parameter: Tensor) -> bool:
+    """Whether a layer that is parallel by itself, as DeepSpeed's ``LinearLayer`` or Megatron-LM's,
+    has marked the parameter as this rank's shard."""
+    marks = ("tensor_model_parallel", "model_parallel")
+    return any(getattr(parameter, mark, False) is True for mark in marks)
+
+
 def mark_universal(
     model: nn.Module,
     info: Mapping[str, Any],

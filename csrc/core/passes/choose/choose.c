@@ -84,7 +84,7 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     const tp_parameter *parameter = tp_model_parameter(build->model, index);
     const tp_module *module = tp_model_module(build->model, parameter->module);
     const tp_query query = {parameter->name, module->name, facts->model_type,
-                            facts->prefix};
+                            facts->prefix, build->stars};
     const int rules = tp_rules_count(build->rules);
     const int count = tp_rules_find(build->rules, &query, with->found, rules, err);
     if (count <= 0)

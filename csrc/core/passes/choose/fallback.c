@@ -53,7 +53,7 @@ mark(const tp_build *build, const named *modules, bool *marked, bool *found,
         const tp_module *module = tp_model_module(build->model, i);
         marked[i] = module->parent >= 0 && marked[module->parent];
         for (int j = 0; j < modules->count; j++) {
-            if (tp_hf_plan_match(modules->names[j], "", module->name))
+            if (tp_hf_plan_match(modules->names[j], "", module->name, TP_STARS_INDICES))
                 marked[i] = found[j] = true;
         }
     }

@@ -27,7 +27,7 @@ has_module_style(const tp_build *build, const char *plain)
     for (int i = 0; i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
         if (rule->style != TP_STYLE_SHARD && rule->style != TP_STYLE_NOTHING &&
-            tp_hf_plan_match(rule->hf_pattern, prefix, plain))
+            tp_hf_plan_match(rule->hf_pattern, prefix, plain, build->stars[i]))
             return true;
     }
     return false;
@@ -84,7 +84,7 @@ take_modules(tp_build *build, int index, const tp_rule *rule, bool *any, tp_erro
         tp_adapted part;
         const char *plain = tp_adapters_plain(name, room, &part);
         if (build->module_rules[i] >= 0 ||
-            !tp_hf_plan_match(rule->hf_pattern, prefix, plain))
+            !tp_hf_plan_match(rule->hf_pattern, prefix, plain, build->stars[index]))
             continue;
         if (part > TP_ADAPTED_ROOT && rule->style != TP_STYLE_NOTHING)
             return refuse_adapted(build, rule, plain, err);

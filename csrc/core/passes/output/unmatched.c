@@ -125,8 +125,9 @@ report(tp_build *build, tp_arena *arena, const tp_names *names, const tp_rule *r
 
 /* Whether a transformers plan speaks of a module that is there and has no weight. */
 static bool
-names_module(const tp_build *build, const tp_rule *rule)
+names_module(const tp_build *build, int index)
 {
+    const tp_rule *rule = tp_rules_at(build->rules, index);
     const char *prefix = tp_model_get_facts(build->model)->prefix;
     for (int i = 0; rule->hf_pattern != NULL && i < tp_model_module_count(build->model);
          i++) {
@@ -134,7 +135,7 @@ names_module(const tp_build *build, const tp_rule *rule)
         char room[TP_LONGEST_NAME];
         tp_adapted part;
         const char *plain = tp_adapters_plain(name, room, &part);
-        if (tp_hf_plan_match(rule->hf_pattern, prefix, plain))
+        if (tp_hf_plan_match(rule->hf_pattern, prefix, plain, build->stars[index]))
             return true;
     }
     return false;
@@ -150,7 +151,7 @@ tp_unmatched_rules(tp_build *build, tp_error *err)
     for (int i = 0; result == 0 && i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
         if (build->matched[i] || !tp_rule_fits_model(rule, model_type) ||
-            longer_matched(build, rule) || names_module(build, rule))
+            longer_matched(build, rule) || names_module(build, i))
             continue;
         if (arena == NULL && (tp_arena_new(&arena, err) < 0 ||
                               tp_names_of_model(arena, build->model, &names, err) < 0))
