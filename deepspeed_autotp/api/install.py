@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
+from deepspeed_autotp.checkpoint.gather_params import gather_params
 from deepspeed_autotp.checkpoint.iter_full_parameters import iter_full_parameters
 from deepspeed_autotp.interop.accelerate import forget_loaders, watch_loaders
 from deepspeed_autotp.interop.accelerate_replicas import see_replicas
+from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status
 from deepspeed_autotp.interop.deepspeed.replace_functions import (
     install_functions,
     uninstall_functions,
 )
 from deepspeed_autotp.interop.replaced import Replaced
 from deepspeed_autotp.interop.trainer_replicas import see_replicas_in_trainer
+from deepspeed_autotp.interop.trl_models import follow_with_shards
+from deepspeed_autotp.interop.trl_options import refuse_options
 from deepspeed_autotp.interop.trl_vllm import send_full_weights
 from deepspeed_autotp.interop.zero3_loading import load_under_zero3
-from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel
+from deepspeed_autotp.state.sharded_model import find_nested_tensor_parallel, owner_of
 
 _REPLACED = Replaced()  # in this process, as what it replaces is
 
@@ -49,10 +53,16 @@ def install() -> None:
 def _see_replicas() -> None:
     see_replicas(_REPLACED)
     if importlib.util.find_spec("transformers") is not None:
-        see_replicas_in_trainer(
-            _REPLACED, configured=lambda: send_full_weights(_REPLACED, _full_parameters)
-        )
+        see_replicas_in_trainer(_REPLACED, configured=_configured)
         load_under_zero3(_REPLACED)
+
+
+def _configured(arguments: object, tp_size: int) -> None:
+    """What a Trainer with these arguments needs of TRL; ValueError for what cannot be right."""
+    if tp_size > 1:
+        refuse_options(arguments, tp_size=tp_size)
+    send_full_weights(_REPLACED, _full_parameters)
+    follow_with_shards(_REPLACED, _full_parameter)
 
 
 def uninstall() -> None:
@@ -65,3 +75,13 @@ def uninstall() -> None:
 def _full_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]] | None:
     """Those of a sharded model; None for another one."""
     return None if find_nested_tensor_parallel(model) is None else iter_full_parameters(model)
+
+
+def _full_parameter(parameter: Tensor) -> Tensor | None:
+    """A copy of the full tensor of one of a sharded model; None for another one."""
+    if owner_of(parameter) is None:
+        return None
+    with gather_params(parameter):
+        full = parameter.detach().clone()
+        copy_zero_status(full, parameter)
+        return full

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 _ABSENT = object()
@@ -32,3 +34,25 @@ class Replaced:
                 delattr(owner, name)
             else:
                 setattr(owner, name, original)
+
+
+def put_method(
+    replaced: Replaced,
+    owner: Any,
+    name: str,
+    ours: Callable[..., Any],
+    *,
+    wrap: Callable[[Any], Any] = lambda function: function,
+) -> None:
+    """Let the function ``name`` of a module or a class be ``ours``, which is given the original
+    before its arguments; once, however often it is asked for. ``wrap`` is staticmethod for one."""
+    original = getattr(owner, name)
+    if hasattr(original, "autotp_original"):
+        return
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return ours(original, *args, **kwargs)
+
+    call.autotp_original = original  # type: ignore[attr-defined]
+    replaced.put(owner, name, wrap(call))

@@ -32,12 +32,14 @@ _required = functools.partial(required, project="transformers", needed_for="inst
 _OF_DATA = ("_get_train_sampler", "_get_dataloader")
 # Methods that are about processes and their files.
 _OF_PROCESSES = ("_save_rng_state", "_load_rng_state")
+Configured = Callable[[Any, int], None]
 _sees_replica: ContextVar[bool] = ContextVar("autotp_sees_replica", default=False)
 
 
-def see_replicas_in_trainer(replaced: Replaced, *, configured: Callable[[], None]) -> None:
+def see_replicas_in_trainer(replaced: Replaced, *, configured: Configured) -> None:
     """Let the Trainer and its arguments count replicas where their DeepSpeed configuration has a
-    TP size. ``configured`` is called whenever arguments with such a configuration were made."""
+    TP size. ``configured`` is called with arguments for DeepSpeed and their TP size, when they are
+    made and when a Trainer is."""
     trainer = importlib.import_module("transformers.trainer")
     arguments = importlib.import_module("transformers.training_args").TrainingArguments
     engine = importlib.import_module("transformers.integrations.deepspeed")
@@ -50,7 +52,7 @@ def see_replicas_in_trainer(replaced: Replaced, *, configured: Callable[[], None
     replaced.put(
         engine.HfTrainerDeepSpeedConfig,
         "trainer_config_process",
-        _followed(of_ranks(process), configured),
+        _processed(of_ranks(process), configured),
     )
 
     cls = trainer.Trainer
@@ -60,6 +62,8 @@ def see_replicas_in_trainer(replaced: Replaced, *, configured: Callable[[], None
         replaced.put(cls, name, with_flag(_sees_replica, _required(cls, name)))
     for name in _OF_PROCESSES:
         replaced.put(cls, name, of_ranks(_required(cls, name)))
+    make = _required(cls, "create_accelerator_and_postprocess")
+    replaced.put(cls, "create_accelerator_and_postprocess", _made(make, configured))
     scalars = _required(trainer, "distributed_broadcast_scalars")
     replaced.put(trainer, "distributed_broadcast_scalars", functools.partial(_scalars, scalars))
 
@@ -77,12 +81,22 @@ def _process_index(original: Callable[[Any], int], arguments: Any) -> int:
     return original(arguments) // (_tp_size(arguments) if _sees_replica.get() else 1)
 
 
-def _followed(method: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        then()
+def _processed(process: Callable[..., Any], configured: Configured) -> Callable[..., Any]:
+    @functools.wraps(process)
+    def call(self: Any, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+        result = process(self, arguments, *args, **kwargs)
+        configured(arguments, configured_tp_size(self.config))
         return result
+
+    return call
+
+
+def _made(make: Callable[..., Any], configured: Configured) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def call(self: Any) -> Any:
+        # The arguments may have been made before install().
+        configured(self.args, _tp_size(self.args))
+        return make(self)
 
     return call
 

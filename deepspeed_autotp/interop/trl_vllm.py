@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.interop.accelerate_replicas import of_ranks, tp_size
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
-from deepspeed_autotp.interop.replaced import Replaced
+from deepspeed_autotp.interop.replaced import Replaced, put_method
 from deepspeed_autotp.interop.versions import required
 
 _MODULE, _CLASS = "trl.generation.vllm_generation", "VLLMGeneration"
 # Those that generate by it.
-_CONFIGS = ("trl.trainer.grpo_config", "trl.trainer.rloo_config")
+_CONFIGS = (
+    *("trl.trainer.grpo_config", "trl.trainer.rloo_config", "trl.trainer.distillation_config"),
+    *("trl.experimental.gold.gold_config", "trl.experimental.iw_opd.iw_opd_config"),
+    *("trl.experimental.sdft.sdft_config", "trl.experimental.sdpo.sdpo_config"),
+)
 
 # Name and full tensor of each parameter of a model, or None for one that is not sharded.
 FullParameters = Callable[[nn.Module], Iterator[tuple[str, Tensor]] | None]
@@ -36,18 +40,8 @@ def send_full_weights(replaced: Replaced, full_parameters: FullParameters) -> No
         ("_init_vllm", _init_vllm),
         ("generate", _generate),
     ):
-        original = required(cls, name, project="trl", needed_for="install()")
-        if not hasattr(original, "autotp_original"):
-            replaced.put(cls, name, _method(original, ours))
-
-
-def _method(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return ours(original, *args, **kwargs)
-
-    call.autotp_original = original  # type: ignore[attr-defined]
-    return call
+        required(cls, name, project="trl", needed_for="install()")
+        put_method(replaced, cls, name, ours)
 
 
 def _named_params(
