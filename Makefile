@@ -162,7 +162,8 @@ resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinatio
 
 loops: $(stamp) ## Run Trainer, Accelerate and TRL loops in all combinations; takes minutes
 	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
-		tests/integration/test_trl.py tests/integration/test_vllm.py $(ARGS)
+		tests/integration/test_trl.py tests/integration/test_trl_options.py \
+		tests/integration/test_vllm.py $(ARGS)
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

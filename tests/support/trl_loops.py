@@ -8,16 +8,16 @@ import torch
 
 from tests.support.trainer_script import Script, deepspeed_config
 
-_WORDS = 95
+WORDS = 95
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(_WORDS))]
+    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(WORDS))]
     made = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
     made.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
@@ -28,7 +28,7 @@ def _texts(rows: int) -> Any:
 
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(6, 20, (rows,), generator=draw).tolist()
-    drawn = [torch.randint(0, _WORDS, (length,), generator=draw).tolist() for length in lengths]
+    drawn = [torch.randint(0, WORDS, (length,), generator=draw).tolist() for length in lengths]
     return Dataset.from_dict({"text": [" ".join(f"w{word}" for word in row) for row in drawn]})
 
 
@@ -74,6 +74,10 @@ def low_words(completions: list[str], **_: Any) -> list[float]:
 _DATA = {"sft": _texts, "kto": _unpaired, "grpo": _prompts, "rloo": _prompts}
 
 
+def training_data(kind: str, rows: int) -> Any:
+    return _DATA.get(kind, _pairs)(rows)
+
+
 def save_start(kind: str, script: Script, folder: str) -> None:
     """The model and the data that a run of :func:`run_loop` loads, as trainers want them: they load
     their reference model from there, too, and share what they compute of the data as files."""
@@ -81,13 +85,13 @@ def save_start(kind: str, script: Script, folder: str) -> None:
 
     from tests.support.small_models import build
 
-    model: Any = build("llama", tied=script.tied, vocab_size=_WORDS + 2)
+    model: Any = build("llama", tied=script.tied, vocab_size=WORDS + 2)
     if kind == "reward":
         config = model.config
         config.num_labels, config.pad_token_id = 1, 0
         model = LlamaForSequenceClassification(config)
     model.save_pretrained(folder)
-    data = _DATA.get(kind, _pairs)(40)
+    data = training_data(kind, 40)
     data.select(range(32)).save_to_disk(f"{folder}/train")
     data.select(range(32, 40)).save_to_disk(f"{folder}/eval")
 
@@ -149,7 +153,7 @@ def run_loop(kind: str, script: Script, lora: bool) -> tuple[list[dict[str, floa
         args=arguments,
         train_dataset=load_from_disk(f"{script.pretrained}/train"),
         eval_dataset=load_from_disk(f"{script.pretrained}/eval"),
-        processing_class=_tokenizer(),
+        processing_class=tokenizer(),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
         **({"reward_funcs": reward} if generates else {}),
     )
