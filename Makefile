@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops docs-options clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -160,10 +160,13 @@ resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinatio
 	@AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py \
 		tests/integration/test_distributed_checkpoint.py $(ARGS)
 
-loops: $(stamp) ## Run Trainer, Accelerate and TRL loops in all combinations; takes minutes
+loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all combinations; takes minutes
 	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
-		tests/integration/test_vllm.py $(ARGS)
+		tests/integration/test_vllm.py tests/integration/test_options.py $(ARGS)
+
+docs-options: $(stamp) ## Write docs/options.md from the table that the tests run
+	@$(python) -m tools.options_table
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

@@ -19,6 +19,7 @@ from deepspeed_autotp.interop.deepspeed.checkpoints import (
     MadeStates,
     engine_optimizer,
     replace_recovery_scripts,
+    save_every_shard,
     watch_checkpoints,
 )
 from deepspeed_autotp.interop.transformers import config_texts
@@ -29,6 +30,7 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
     """Save with the engine of a sharded ``model`` how it is sharded, and load what other sizes have
     saved. ``agreement`` spans all ranks of the run; it serves every checkpoint."""
     state = tensor_parallel(model)
+    save_every_shard(engine, tp_size=state.group.size)
 
     def saving(folder: Path | None) -> None:
         if folder is not None:

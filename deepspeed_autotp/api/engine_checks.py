@@ -13,6 +13,7 @@ from deepspeed_autotp.config.tp_size import check_engine_tp_size, consecutive_ra
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.interop.deepspeed.engine import has_stepped, optimizer_type
 from deepspeed_autotp.interop.deepspeed.groups import engine_group_size
+from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.process_groups import mpu_group
 from deepspeed_autotp.planning.planner import compared
@@ -102,10 +103,19 @@ def check_optimizer(optimizer: Any, config: Mapping[str, Any]) -> None:
     """ValueError for an optimizer that cannot update shards."""
     if optimizer is not None:
         refuse_optimizer_over_tensors(optimizer, before="initialize: optimizer")
+        refuse_unlike_on_parts(optimizer, before="initialize: optimizer")
     else:
         refuse_optimizer_over_tensors(optimizer_type(config), before="initialize: optimizer.type")
     if has_stepped(optimizer):
         raise ValueError(
-            "the optimizer holds state of the full weights already; build it anew, or load its "
-            "state with engine.load_checkpoint after initialize"
+            "the optimizer holds state of the full weights already, as Adagrad does from the "
+            "beginning; build it anew, or load its state with engine.load_checkpoint after "
+            "initialize, or give initialize a function that builds it from parameters"
         )
+
+
+def check_made_optimizer(made: Any, *, given: Any) -> None:
+    """The same for the optimizer of an engine, where ``given`` is a function that makes it."""
+    if made is not given:
+        refuse_optimizer_over_tensors(made, before="initialize: optimizer")
+        refuse_unlike_on_parts(made, before="initialize: optimizer")

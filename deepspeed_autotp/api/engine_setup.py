@@ -15,6 +15,7 @@ from torch import nn
 from deepspeed_autotp.api.engine_checkpoints import watch_shards, watch_unsharded
 from deepspeed_autotp.api.engine_checks import (
     check_groups,
+    check_made_optimizer,
     check_optimizer,
     check_tp_size,
     compared_settings,
@@ -28,6 +29,7 @@ from deepspeed_autotp.checkpoint.universal import parameter_meta, universal_info
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
+from deepspeed_autotp.config.refused_options import refuse_options
 from deepspeed_autotp.config.tp_size import refuse_unfilled_auto
 from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
@@ -58,7 +60,6 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
     mark_universal,
 )
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
-from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared, skips_all
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
@@ -147,6 +148,7 @@ class EngineSetup:
         """Let ``engine`` save and load what a sharded model needs, and close with it what was made
         for it."""
         if self._shards:
+            check_made_optimizer(engine.basic_optimizer, given=self._optimizer)
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             on_destroy(engine, self.close)
             return
@@ -216,6 +218,7 @@ class EngineSetup:
         if settings.autotp_size <= 1:
             return _Prepared(config, None, {"tensor_parallel.autotp_size": "0 or 1"})
         refuse_pipeline(model)
+        refuse_options(config, mesh_param=self._mesh_param)
         check_groups(settings, mpu)
         check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
@@ -285,8 +288,6 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
     state = tensor_parallel(model)
     masters = state.masters = MasterWeights(engine.optimizer)
     on_close.callback(_forget, state, masters)
-    # Where DeepSpeed was given a function that makes the optimizer, its class is known only now.
-    refuse_optimizer_over_tensors(engine.basic_optimizer, before="initialize: optimizer")
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
     watch_shards(engine, model, agreement=agreement)

@@ -236,10 +236,16 @@ def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig
     return TPTrainingConfig(**dictionary({} if section is None else section, "tensor_parallel"))
 
 
+# Sections of DeepSpeed with a name like ours.
+_OTHER_SECTIONS = ("expert_parallel",)
+
+
 def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
     """ValueError for a configuration whose only such section has a slip in its name."""
     ours = "tensor_parallel"
     for key in ds_config if ds_config.get(ours) is None else ():
+        if key in _OTHER_SECTIONS:
+            continue
         near = isinstance(key, str) and _core.nearest(key, [ours])
         # A part of the name, as ``tensor``, is another word.
         if near and abs(len(key) - len(ours)) <= len(ours) // 3:

@@ -3,8 +3,9 @@
 
 Of a shard they would form another number than of the full tensor, and each rank its own for a
 replicated one where they go over the model. Known by the names of classes, since most of them come
-from packages that may not be installed. What works element by element is right on shards: SGD, Adam
-and its variants, Adagrad, RMSprop, Lion, Adadelta, Rprop, schedule-free ones, 8-bit states.
+from packages that may not be installed; optimizer_parts.py tries what has another name. What works
+element by element is right on shards: SGD, Adam and its variants, Adagrad, RMSprop, Lion, Adadelta,
+Rprop, schedule-free ones, 8-bit states.
 """
 
 from __future__ import annotations
@@ -59,14 +60,20 @@ def refuse_optimizer_over_tensors(optimizer: Any, *, before: str) -> None:
             )
 
 
+def wrapped_optimizers(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and those that it wraps, as Accelerate's does."""
+    while optimizer is not None:
+        yield optimizer
+        optimizer = vars(optimizer).get("optimizer") if hasattr(optimizer, "__dict__") else None
+
+
 def _names(optimizer: Any) -> Iterator[str]:
     """Names of the classes of an optimizer, and of those that it wraps, as Accelerate's does."""
     if isinstance(optimizer, str):
         yield optimizer
         return
-    while optimizer is not None:
-        yield from (cls.__name__ for cls in type(optimizer).__mro__)
-        optimizer = vars(optimizer).get("optimizer") if hasattr(optimizer, "__dict__") else None
+    for each in wrapped_optimizers(optimizer):
+        yield from (cls.__name__ for cls in type(each).__mro__)
 
 
 def first_state(

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.fully_shard import is_distributed, local_part, reshard
+from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
@@ -30,6 +31,7 @@ class _BeforeStep:
     def __init__(self, state: TensorParallel, unsharded: SumUnsharded) -> None:
         self._state = weakref.ref(state)
         self._unsharded = unsharded
+        self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that may step shards
         self._others = 0  # steps of what is not in the plan
         self.steps = 0
         self.norm: Tensor | None = None
@@ -45,8 +47,10 @@ class _BeforeStep:
         if model is not None and unknown:
             follow_fully_shard(model, state)
         entries = [(p, entry) for p in parameters if (entry := state.entry(p)) is not None]
-        if any(entry.is_sharded for _, entry in entries):
+        if any(entry.is_sharded for _, entry in entries) and optimizer not in self._known:
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
+            refuse_unlike_on_parts(optimizer, before="the optimizer of a sharded model")
+            self._known.add(optimizer)
         for parameter, entry in entries:
             if is_distributed(parameter) and parameter.grad is not None:
                 self._unsharded.check(entry)

@@ -181,6 +181,7 @@ def _destroy_engines() -> None:
 def _reset_deepspeed() -> None:
     from deepspeed import comm, zero
     from deepspeed.module_inject import layers
+    from deepspeed.runtime import torch_autocast
     from deepspeed.runtime.tensor_parallel import init_utils
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.utils import groups
@@ -196,6 +197,7 @@ def _reset_deepspeed() -> None:
     # ZeRO 3 numbers modules and parameters from where the last engine of this process ended, and
     # compares the numbers over ranks, which have served different jobs here.
     zero.Init.param_id = 0
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     number = DeepSpeedZeRoOffload._register_deepspeed_module
     number.__defaults__[0][0] = 0
 

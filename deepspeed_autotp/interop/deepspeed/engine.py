@@ -103,10 +103,10 @@ def gather_weights_on_save(config: dict[str, Any]) -> None:
     """Let ``save_16bit_model`` and ``Trainer.save_model`` gather full weights.
 
     DeepSpeed gathers over the TP group only with a key of ZeRO 3, which is false by default;
-    without it saving fails. A value of the user is kept.
+    without it saving fails. A value of the user is kept, also under the key's old name.
     """
     zero = config.setdefault("zero_optimization", {})
-    if isinstance(zero, dict):
+    if isinstance(zero, dict) and "stage3_gather_fp16_weights_on_model_save" not in zero:
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
 
 

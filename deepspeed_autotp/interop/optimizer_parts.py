@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers of unknown names, tried on a small tensor and on its parts.
+
+A rank has a part of a tensor. An optimizer is right there where the parts are updated as the whole
+is, each in an optimizer of its own, with another rate and other weights in the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from deepspeed_autotp.interop.optimizers import wrapped_optimizers
+
+_log = logging.getLogger("deepspeed_autotp")
+
+# Their classes are known, by name where they are refused; those of DeepSpeed and bitsandbytes have
+# states outside of Python besides.
+_KNOWN = ("torch", "deepspeed", "accelerate", "transformers", "bitsandbytes", "apex")
+
+# Large enough that rows and columns are factored, and many enough that matrices are renewed.
+_SHAPE = (256, 128)
+_STEPS = 12
+_RATE = 0.01
+_NEAR = 1e-3
+
+_OWN = ("param_groups", "state")
+_NAMED = ("params", "param_names")
+_CHANGING = (dict, list, set)
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def refuse_unlike_on_parts(optimizer: Any, *, before: str) -> None:
+    """ValueError where an update of a part is another one than that of the whole; ``before`` says
+    where the optimizer is from. A warning where it cannot be tried; nothing of it changes."""
+    for each in wrapped_optimizers(optimizer):
+        if not isinstance(each, Optimizer) or type(each).__module__.split(".")[0] in _KNOWN:
+            continue
+        name = type(each).__name__
+        reason = _untriable(each)
+        try:
+            unlike = not reason and any(_is_unlike(each, group) for group in _kinds(each))
+        except Exception as error:  # of code that is not ours
+            reason, unlike = f"{type(error).__name__}: {error}", False
+        if reason:
+            _log.warning(
+                "%s: %s could not be tried on parts of a tensor (%s); with tensor parallelism it "
+                "trains as one process does only if it works element by element",
+                *(before, name, reason),
+            )
+        if unlike:
+            raise ValueError(
+                f"{before}: got {name}, which updates a part of a tensor otherwise than the whole "
+                "(by a number over tensors, a product of matrices, or random numbers); on the "
+                "shard of a rank it would train another model than one process does. Use an "
+                "optimizer that works element by element, such as AdamW, SGD, Adagrad or Lion"
+            )
+
+
+def _untriable(optimizer: Optimizer) -> str:
+    """Why a copy of ``optimizer`` could change what is not its own, or nothing."""
+    if hasattr(type(optimizer), "__del__"):
+        return "it frees something when it is deleted"
+    held = [v for k, v in vars(optimizer).items() if k not in _OWN]
+    inner = [e for v in held for e in (v if isinstance(v, list | tuple) else [v])]
+    if any(isinstance(each, Optimizer | nn.Module | Tensor) for each in inner):
+        return "it holds tensors, modules or optimizers"
+    return ""
+
+
+def _kinds(optimizer: Optimizer) -> list[Mapping[str, Any]]:
+    """One group of parameters of each kind: those with the same options, whatever the rate."""
+    kinds: dict[str, Mapping[str, Any]] = {}
+    for group in optimizer.param_groups:
+        options = {k: v for k, v in group.items() if k not in (*_NAMED, "lr")}
+        kinds.setdefault(repr(options), group)
+    return list(kinds.values())
+
+
+def _is_unlike(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether a part is updated in another way; 1 and 2 dimensions, cut along each of them."""
+    on = (p.device for p in group["params"] if p.device.type != "meta")
+    place = next(on, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(0)
+    # Rows and columns of other sizes, and gradients that grow.
+    sizes = torch.logspace(-2, 0, _SHAPE[0])[:, None] * torch.logspace(0, -1, _SHAPE[1])
+    weight = (torch.randn(_SHAPE, generator=draw) * sizes).to(place)
+    gradients = [
+        (torch.randn(_SHAPE, generator=draw) * sizes.flip(0) * (step + 1)).to(place)
+        for step in range(_STEPS)
+    ]
+    for whole, grads, dims in (
+        (weight, gradients, (0, 1)),
+        (weight[:, 0], [g[:, 0] for g in gradients], (0,)),
+    ):
+        moved = _moved(optimizer, group, whole, grads)
+        if not moved.isfinite().all():
+            raise ArithmeticError("its steps are not finite")
+        for dim, half in itertools.product(dims, (0, 1)):
+            parts = [each.chunk(2, dim)[half] for each in (whole, moved, *grads)]
+            own = _moved(optimizer, group, parts[0], parts[2:])
+            if float((own - parts[1]).norm()) > _NEAR * float(parts[1].norm()):
+                return True
+    return False
+
+
+def _moved(
+    optimizer: Optimizer, group: Mapping[str, Any], weight: Tensor, gradients: list[Tensor]
+) -> Tensor:
+    """How far a copy of ``optimizer`` moves ``weight`` in a step for each of ``gradients``."""
+    trained = nn.Parameter(weight.clone())
+    scratch = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        if name not in (*_OWN, *_HOOKS):
+            vars(scratch)[name] = copy.deepcopy(value) if isinstance(value, _CHANGING) else value
+    for name in _HOOKS:  # which a step that calls that of its base class would run
+        vars(scratch)[name] = {}
+    scratch.state = defaultdict(dict)
+    own = {k: copy.deepcopy(v) for k, v in group.items() if k not in _NAMED}
+    own["params"] = [trained]
+    # A scheduler may begin at zero, where nothing would move.
+    if isinstance(own.get("lr"), int | float):
+        own["lr"] = _RATE
+    scratch.param_groups = [own]
+    drawn_on = [weight.device] if weight.device.type == "cuda" else []
+    with torch.random.fork_rng(drawn_on), torch.no_grad():
+        for gradient in gradients:
+            trained.grad = gradient.clone()
+            # Without the hooks of steps, and the counter that a scheduler puts around the step.
+            inspect.unwrap(type(optimizer).step)(scratch)
+    return trained.detach() - weight

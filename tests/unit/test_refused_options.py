@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed's options that are refused beside tensor parallelism, and those that are left alone."""
+
+from typing import Any
+
+import pytest
+
+from deepspeed_autotp.config.refused_options import refuse_options
+from deepspeed_autotp.config.training_config import refuse_misspelt_section
+from deepspeed_autotp.interop.deepspeed.engine import gather_weights_on_save
+
+
+def test_all_refused_options_come_in_one_error() -> None:
+    config = {"sequence_parallel_size": 2, "zero_optimization": {"zero_hpz_partition_size": 4}}
+    with pytest.raises(ValueError, match="beside tensor parallelism") as caught:
+        refuse_options(config, mesh_param=(2, 2))
+    first, second, third = str(caught.value).splitlines()
+    assert "sequence_parallel_size: got 2" in first and "sequence_parallel" in first
+    assert second.startswith("zero_optimization.zero_hpz_partition_size: got 4")
+    assert third.startswith("mesh_param: got (2, 2)")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"sequence_parallel_size": 1, "compile": {"deepcompile": False}},
+        {"expert_parallel": {"enabled": False}, "hybrid_engine": {"enabled": False}},
+        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 1, "zenflow": None}},
+        {"zero_optimization": {"offload_optimizer": None, "zero_quantized_weights": False}},
+        {"zero_optimization": True, "data_efficiency": {"enabled": True}},
+    ],
+)
+def test_options_that_are_off_are_left_alone(config: dict[str, Any]) -> None:
+    refuse_options(config)
+
+
+def test_a_section_of_deepspeed_is_no_slip_of_ours() -> None:
+    refuse_misspelt_section({"expert_parallel": {"enabled": True}})
+
+
+def test_the_old_name_of_a_key_is_not_given_beside_the_new_one() -> None:
+    old: dict[str, Any] = {"stage": 3, "stage3_gather_fp16_weights_on_model_save": True}
+    config = {"zero_optimization": dict(old)}
+    gather_weights_on_save(config)
+    assert config["zero_optimization"] == old
