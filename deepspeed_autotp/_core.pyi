@@ -234,12 +234,13 @@ class Entry:
     @property
     def tied_to(self) -> int: ...  # index of the entry whose tensor this is, or -1
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
-    def width(self, rank: int, /) -> int:
-        """Elements of the sharded dim that `rank` holds, out of `view[1]`; all if replicated."""
+    def width(self, rank: int, /) -> int: ...  # of `view[1]` that it holds; replicated: all
     def runs(self, rank: int, /) -> tuple[int, ...]: ...  # start, length, ...; replicated: empty
     def is_counted(self, rank: int, /) -> bool: ...  # in a sum over all ranks: it owns a run
     def chunks(self, rank: int, begin: int, end: int, /) -> tuple[tuple[int, int, int, bool], ...]:
         """(offset in the shard, offset in the full tensor, length, owned), all along `dim`."""
+    def blocks(self, rank: int, block: int, /) -> tuple[int, int, tuple[int, ...]]:
+        """(outer, size, runs along size) in blocks of `block` elements; an error if one splits."""
     def shared(self, rank: int, /) -> tuple[tuple[int, int, int, int], ...]:
         """Runs that other ranks hold too: (offset in the shard, length, owner, holders)."""
 

@@ -2,6 +2,7 @@
 /* entry.c -- the type Entry: what happens to one parameter. */
 #include <stdlib.h>
 
+#include "core/plan/blocks.h"
 #include "core/plan/chunks.h"
 #include "python/args.h"
 #include "python/enums.h"
@@ -209,6 +210,27 @@ entry_chunks(PyObject *self, PyObject *args)
 }
 
 static PyObject *
+entry_blocks(PyObject *self, PyObject *args)
+{
+    int rank = 0;
+    long long block = 0;
+    PyObject *rank_arg;
+    tp_blocks blocks = {0};
+    tp_error err = TP_NO_ERROR;
+    if (!PyArg_ParseTuple(args, "OL:blocks", &rank_arg, &block) ||
+        read_rank(self, rank_arg, &rank) < 0)
+        return NULL;
+    if (tp_blocks_of(py_view_plan(self), ((py_view *)self)->index, rank, block, &blocks,
+                     &err) < 0)
+        return py_raise(&err);
+    PyObject *runs = py_runs_tuple(blocks.runs, blocks.count);
+    free(blocks.runs);
+    if (runs == NULL)
+        return NULL;
+    return Py_BuildValue("LLN", (long long)blocks.outer, (long long)blocks.size, runs);
+}
+
+static PyObject *
 entry_is_counted(PyObject *self, PyObject *arg)
 {
     int rank = 0;
@@ -261,6 +283,13 @@ static PyMethodDef methods[] = {
      "owns it),"
      "\n"
      "all along ``dim``. ValueError for a replicated parameter, and for other bounds."},
+    {"blocks", entry_blocks, METH_VARARGS,
+     "blocks($self, rank, block, /)\n--\n\n"
+     "The shard on ``rank`` in blocks of ``block`` elements that follow one another in "
+     "the full\n"
+     "parameter, which is (outer, size) blocks: (outer, size, runs along size). "
+     "ValueError for a\n"
+     "replicated parameter, and where a block would be split."},
     {"is_counted", entry_is_counted, METH_O,
      "is_counted($self, rank, /)\n--\n\n"
      "Whether ``rank`` counts some of its shard in a sum over all ranks: it owns a run "
