@@ -15,6 +15,7 @@ tests_of() {
     case $1 in
     trl*) echo tests/integration/test_trl.py tests/distributed/test_{gathered_weight,chunked_head}.py ;;
     peft*) echo tests/integration/test_{trl,peft}.py tests/distributed/test_{parallelize,save_pretrained}.py ;;
+    bitsandbytes*) echo tests/unit/test_quantized.py tests/integration/test_quantized.py ;;
     *)
         # The C core looks into nothing, and what an import costs is another question.
         echo tests/unit --ignore=tests/unit/test_core_c.py --ignore=tests/unit/test_import.py

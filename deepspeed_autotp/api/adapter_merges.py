@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deepspeed_autotp.interop.bitsandbytes import is_4bit
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
 from deepspeed_autotp.interop.module_state import set_state, state_of
@@ -90,6 +91,11 @@ def _changing_weight(layer: nn.Module, base: nn.Module) -> Iterator[None]:
         raise ValueError(
             "fully_shard has partitioned the weights, and adapters cannot be merged or unmerged: "
             "save the adapter and merge it into an unsharded model"
+        )
+    if any(map(is_4bit, own)):
+        raise ValueError(
+            "the weights are in 4 bits, and adapters cannot be merged or unmerged: save the "
+            "adapter, and merge it into an unsharded model in bfloat16 or the like"
         )
     # PEFT unmerges within the forward of a model whose adapters were merged, and then disabled.
     with ExitStack() as stack:

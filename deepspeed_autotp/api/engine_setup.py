@@ -70,6 +70,7 @@ from deepspeed_autotp.state.replica_check import check_first_call
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_tensor_parallel,
+    sharded_4bit,
     tensor_parallel,
 )
 
@@ -284,6 +285,7 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
         engine,
         full_state=lambda frozen: rank0_state_dict(model, frozen=frozen),
         replaced=replaced,
+        leaves_out=bool(sharded_4bit(model.parameters())),
     )
     state = tensor_parallel(model)
     masters = state.masters = MasterWeights(engine.optimizer)

@@ -8,6 +8,7 @@ from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.fully_shard import is_distributed
+from deepspeed_autotp.interop.quantizers import refuse_quantizer
 from deepspeed_autotp.interop.torch_private import submodules
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel
@@ -20,6 +21,7 @@ def refuse_unshardable(model: nn.Module) -> None:
         raise ValueError("the model is compiled already; shard it first, then call torch.compile")
     if any(find_tensor_parallel(module) is not None for module in model.modules()):
         raise ValueError(f"{what} is sharded already; shard a model once")
+    refuse_quantizer(model)
     places: dict[torch.device, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_distributed(tensor):  # as behind transformers' tp_plan="auto"

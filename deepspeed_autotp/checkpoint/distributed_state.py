@@ -28,6 +28,7 @@ from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
+    refuse_sharded_4bit,
     unwrapped_model,
 )
 
@@ -63,6 +64,7 @@ def _checked(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
             "in other forms; expected a model of a loop without DeepSpeed: call "
             "engine.save_checkpoint and engine.load_checkpoint"
         )
+    refuse_sharded_4bit("checkpoint_state: model", inner.parameters())
     made: dict[str, Any] = {"model": ModelState(inner, state)}
     made["model"].state_dict()  # or its error, now
     if optimizer is None:

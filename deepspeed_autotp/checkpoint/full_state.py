@@ -17,10 +17,13 @@ from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_bar
 from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.interop.fully_shard import gathered
+from deepspeed_autotp.interop.peft import has_adapters
 from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
+    refuse_sharded_4bit,
+    sharded_4bit,
     unwrapped_model,
 )
 
@@ -33,6 +36,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Every rank of the run calls it. The tensors are copies, tied names share one; plain
     transformers and torch load the result. ValueError when a parameter was replaced.
     """
+    refuse_sharded_4bit("full_state_dict", unwrapped_model(model).parameters())
     return _full_state(model, frozen=True, everywhere=True)
 
 
@@ -43,8 +47,12 @@ def rank0_state_dict(
 
     They never hold the full weight of a shard, but for small ones. Those that are not in the TP
     group of rank 0 only do what ZeRO 3 needs of them. ``frozen`` says whether weights that do not
-    train are in it; with ``names`` only these tensors are.
+    train are in it; with ``names`` only these tensors are. Of a model with adapters, the weights in
+    4 bits that are sharded are not; of another, ValueError for these.
     """
+    inner = unwrapped_model(model)
+    if not has_adapters(inner):
+        refuse_sharded_4bit("the full weights", inner.parameters())
     state = _full_state(model, frozen=frozen, everywhere=False, names=names)
     return state if _is_rank0() else None
 
@@ -60,11 +68,17 @@ def _full_state(
     """The state of ``model``, on rank 0 of the run or on all ranks."""
     state = find_nested_tensor_parallel(model)
     inner = unwrapped_model(model)
+    packed = {id(each) for each in sharded_4bit(inner.parameters())}
     with _gatherer(state, everywhere=everywhere) as gather:
         settle_parameters(inner, state)
+        found = inner.state_dict(keep_vars=True)
+        left_out = [name for name, tensor in found.items() if id(tensor) in packed]
+        belonging = tuple(f"{name}." for name in left_out)
         copies: dict[int, Tensor | None] = {}
         result = {}
-        for name, tensor in inner.state_dict(keep_vars=True).items():
+        for name, tensor in found.items():
+            if name in left_out or name.startswith(belonging):
+                continue
             if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
                 continue
             if names is not None and name not in names:

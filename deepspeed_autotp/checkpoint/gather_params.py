@@ -21,7 +21,12 @@ from deepspeed_autotp.interop.deepspeed.master_weights import (
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters, is_partitioned
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
 from deepspeed_autotp.state.fully_shard import is_fully_sharded_parameter
-from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of, unwrapped_model
+from deepspeed_autotp.state.sharded_model import (
+    TensorParallel,
+    owner_of,
+    refuse_sharded_4bit,
+    unwrapped_model,
+)
 
 __all__ = ["gather_params"]
 
@@ -98,6 +103,7 @@ def _parameters(given: object) -> list[Tensor]:
         if is_fully_sharded_parameter(each):
             raise ValueError(_IN_PARTS)
         parameters[id(each)] = each
+    refuse_sharded_4bit("gather_params", parameters.values())
     return list(parameters.values())
 
 

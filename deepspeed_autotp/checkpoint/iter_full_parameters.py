@@ -18,6 +18,7 @@ from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
+    refuse_sharded_4bit,
     unsharded,
     unwrapped_model,
 )
@@ -37,8 +38,8 @@ def iter_full_parameters(
     the run iterate to the end, also those that do nothing with the tensors. A tensor is a copy, or
     of a replicated parameter the values themselves, and may be kept until the next step; under
     ZeRO 3 until the next one is asked for. ValueError for ``bucket_bytes`` below 1, for a model
-    with ``fully_shard``, for a part of a sharded model, for a parameter that was replaced, and
-    within ``gather_params``.
+    with ``fully_shard`` or shards in 4 bits, for a part of a sharded model, for a parameter that
+    was replaced, and within ``gather_params``.
     """
     if type(bucket_bytes) is not int or bucket_bytes < 1:
         raise ValueError(
@@ -51,6 +52,7 @@ def iter_full_parameters(
             "iter_full_parameters: got a model with fully_shard, which keeps its parameters in "
             "parts on data-parallel ranks; read it with full_state_dict"
         )
+    refuse_sharded_4bit("iter_full_parameters", model.parameters())
     return _full(model, state, bucket_bytes)
 
 

@@ -91,7 +91,8 @@ def _checked(engine_or_model: nn.Module, max_shard_size: int | str, parallel: bo
         )
     state = find_nested_tensor_parallel(engine_or_model)
     model = unwrapped_model(engine_or_model)
-    refuse_unsaveable(model)
+    only_adapters = has_adapters(model)
+    refuse_unsaveable(model, only_adapters=only_adapters)
     if fully_sharded_modules(model):
         raise ValueError(
             "save_pretrained: engine_or_model: got a model with fully_shard, expected parameters "
@@ -100,7 +101,7 @@ def _checked(engine_or_model: nn.Module, max_shard_size: int | str, parallel: bo
         )
     if state is not None:
         state.check_identity(model)
-    return has_adapters(model)
+    return only_adapters
 
 
 def _planned(engine_or_model: nn.Module, max_shard_size: int | str) -> _Saving:

@@ -19,6 +19,7 @@ from deepspeed_autotp.checkpoint.zero_partition import (
     one_parameter,
     own_partitions,
 )
+from deepspeed_autotp.interop.bitsandbytes import BESIDE_4BIT
 
 MASTER = "fp32"
 _WORDS = {
@@ -215,6 +216,13 @@ def refuse_undescribed(saved: SavedCheckpoint, module: Mapping[str, Any]) -> Non
     buffers = set(saved.files.model(0)["buffer_names"])
     for name, value in module.items():
         known = name in saved.layout.parameters or name in buffers
+        if not known and name.endswith(BESIDE_4BIT):
+            raise ValueError(
+                f"{name!r} in the checkpoint is of a weight in 4 bits of bitsandbytes, expected "
+                "weights in floating point: shards in 4 bits load at the TP size and by the rules "
+                "that they were saved with; save the adapter, and load it into a model that is "
+                "sharded otherwise"
+            )
         if not known and isinstance(value, Tensor):
             raise ValueError(
                 f"{name!r} in the checkpoint is neither a buffer nor a parameter that "

@@ -46,17 +46,17 @@ class SavedModel:
     total_size: int
 
 
-def refuse_unsaveable(model: nn.Module) -> None:
-    """ValueError for a model that is not of transformers, or is quantized."""
+def refuse_unsaveable(model: nn.Module, *, only_adapters: bool) -> None:
+    """ValueError for a model that is not of transformers, or is quantised and saved itself."""
     if not callable(getattr(type(model), "save_pretrained", None)) or not hasattr(model, "config"):
         raise ValueError(
             f"save_pretrained: got {type(model).__name__}, expected a model of transformers; for "
             "another model call deepspeed_autotp.full_state_dict(model) on every rank, and save "
             "what it returns on one"
         )
-    if getattr(model, "hf_quantizer", None) is not None:
+    if getattr(model, "hf_quantizer", None) is not None and not only_adapters:
         raise ValueError(
-            f"save_pretrained: {type(model).__name__} is quantized, expected plain weights; save "
+            f"save_pretrained: {type(model).__name__} is quantised, expected plain weights; save "
             "it before it is sharded"
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from deepspeed_autotp.interop.progress_bars import without_progress_bars
+from deepspeed_autotp.interop.quantizers import refuse_quantization
 from deepspeed_autotp.interop.versions import required
 
 _required = functools.partial(
@@ -124,12 +125,11 @@ def _without_quantizer(
 ) -> tuple[None, Any, Any]:
     found = quantization_config or getattr(config, "quantization_config", None)
     if found is not None:
-        values = found if isinstance(found, Mapping) else vars(found)
-        method = values.get("quant_method", type(found).__name__)
+        refuse_quantization(found)
         raise ValueError(
-            f"quantization_config: got {str(getattr(method, 'value', method))!r}, expected weights "
-            "that are not quantised: a training step needs them in floating point; load a "
-            "checkpoint in bfloat16 or the like"
+            "quantization_config: got load_in_4bit, expected weights in floating point: they are "
+            "quantised before they are sharded; load the model with its own from_pretrained on "
+            "every rank, and give it to parallelize or initialize"
         )
     return None, config, device_map
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Kind
+from deepspeed_autotp.interop.bitsandbytes import is_linear_4bit
 from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.torch_private import own_parameters
 from deepspeed_autotp.interop.transformers import is_plain_linear
@@ -28,6 +29,7 @@ from deepspeed_autotp.layers.experts import (
     ReplicatedInExperts,
 )
 from deepspeed_autotp.layers.linear import ColumnConv1D, ColumnLinear, RowConv1D, RowLinear
+from deepspeed_autotp.layers.linear_4bit import ColumnLinear4bit, RowLinear4bit
 from deepspeed_autotp.layers.norm import GatheredNorm
 
 _CLASSES: dict[tuple[Kind, type[nn.Module]], type[nn.Module]] = {
@@ -37,6 +39,7 @@ _CLASSES: dict[tuple[Kind, type[nn.Module]], type[nn.Module]] = {
     (Kind.VOCABULARY, nn.Embedding): VocabularyEmbedding,
     (Kind.HIDDEN, nn.Embedding): HiddenEmbedding,
 }
+_4BIT: dict[Kind, type[nn.Module]] = {Kind.COLUMN: ColumnLinear4bit, Kind.ROW: RowLinear4bit}
 _CONV1D: dict[Kind, type[nn.Module]] = {Kind.COLUMN: ColumnConv1D, Kind.ROW: RowConv1D}
 
 # By kind, what goes around the own forward of a module.
@@ -65,6 +68,9 @@ def sharded_class(module: nn.Module, kind: Kind) -> type[nn.Module]:
         _refuse_options(module)
     sharded: Any = _CLASSES[kind, base]  # Any: mypy finds no hash in a class of modules
     own: Any = type(module)
+    if is_linear_4bit(module):
+        sharded = _4BIT[kind]
+        return _combined(sharded, own, (sharded, own))
     if own is base:
         return _CLASSES[kind, base]
     if own.forward is base.forward:

@@ -206,6 +206,14 @@ class SharedInput:
         y: Tensor = _Linear.apply(entry.y, weight, bias, entry.deferred, transposed)  # type: ignore[no-untyped-call]
         return y
 
+    def shared(self, x: Tensor, *, siblings: Sequence[Mapping[str, Tensor | None]]) -> Tensor:
+        """What a layer with a frozen weight computes with that is given ``x``; as ``linear``."""
+        if torch.compiler.is_compiling():
+            return self._traced(x, siblings)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return x
+        return self._enter(x, siblings).y
+
     def set_gathered(self, gathered: GatheredSequence) -> None:
         """The next layers are likely to be given ``gathered.full``."""
         self._gathered = gathered

@@ -16,6 +16,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.interop.peft import refuse_kinds, unsupported_adapters
 from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
 from deepspeed_autotp.planning.model_description import Description, describe
+from deepspeed_autotp.planning.quantized_weights import refuse_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,7 @@ class AgreedPlans:
         _refuse_dropped_layers(self._description, plan)
         self._requests[plan.hash] = request
         _refuse_adapters(self._description, plan)
+        refuse_quantized(self._description, plan)
         return plan
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.interop.bitsandbytes import computing_in_float32
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import fix_rng, isolated
@@ -104,7 +105,9 @@ class Runs:
     @contextmanager
     def weights(self, way: Way) -> Iterator[None]:
         """A context in which the weights have the data type and the values of ``way``."""
+        exact = way.float32 or not self._is_16_bit
         with (
+            computing_in_float32(self._model, enabled=exact),
             in_float32(self._model) if way.float32 else nullcontext(),
             drawn_values(self._tiny if way.drawn else ()),
         ):

@@ -18,6 +18,7 @@ from deepspeed_autotp._core import Entry, Kind, Layer, Plan
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.bitsandbytes import is_4bit, is_linear_4bit
 from deepspeed_autotp.interop.dropout import declares_dropout
 from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.interop.torch_private import own_parameters
@@ -39,6 +40,7 @@ from deepspeed_autotp.sequence_parallel.stack_modules import shard_sequence
 from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
+from deepspeed_autotp.sharding.quantized import shard_quantized
 from deepspeed_autotp.state.grad_sync import open_subgroups, register_grad_hooks
 from deepspeed_autotp.state.sharded_model import shard_of
 from deepspeed_autotp.vocab_parallel.gathered_weight import read_full_weight
@@ -124,6 +126,9 @@ class Conversion:
         for index, entry in self._sharded_entries():
             parameter = self._parameters[index]
             rank = self._group.rank
+            if is_4bit(parameter):
+                self._undo.append(shard_quantized(parameter, entry, rank=rank))
+                continue
             view = packing.narrow(
                 parameter.data,
                 view=entry.view,
@@ -168,7 +173,8 @@ class Conversion:
                 self.commit()
             self._modules[""].to(device)
         for index, _ in self._sharded_entries():
-            replace_data(self._parameters[index], self._parameters[index].data)
+            if not is_4bit(self._parameters[index]):  # which has no gradients
+                replace_data(self._parameters[index], self._parameters[index].data)
         torch.clear_autocast_cache()  # it may have copies of the full weights
 
     def undo(self) -> None:
@@ -220,7 +226,7 @@ class Conversion:
             local_shapes=self._local_shapes(module),
         )
         self._undo.append(set_state(module, sharding))
-        if layer.gathers_weight:
+        if layer.gathers_weight and not is_linear_4bit(module):
             read_full_weight(module, self._context, self._undo)
         if isinstance(module, nn.Linear) and entry is not None and entry.is_sharded:
             rows, columns = entry.local_shape(self._group.rank)

@@ -17,8 +17,10 @@ from rich.filesize import decimal
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.interop.bitsandbytes import is_4bit
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
+from deepspeed_autotp.sharding.quantized import shard_quantized
 
 __all__ = ["check_memory", "shard_parameters", "move_parameters"]
 
@@ -51,7 +53,11 @@ def check_memory(size: int, tensors: int, device: torch.device) -> None:
 
 def shard_parameters(parameters: Iterable[tuple[nn.Parameter, Entry]], *, rank: int) -> None:
     """Replace every parameter's data by the shard of its entry on ``rank``."""
-    for several in _batches(parameters):
+    parameters = list(parameters)
+    for parameter, entry in parameters:
+        if is_4bit(parameter):
+            shard_quantized(parameter, entry, rank=rank)
+    for several in _batches(each for each in parameters if not is_4bit(each[0])):
         slices = [_shard_slice(entry, rank) for _, entry in several]
         try:
             shards = packing.pack_many([parameter.data for parameter, _ in several], slices)
@@ -73,7 +79,10 @@ def move_parameters(
     for parameter, entry in parameters:
         if entry.is_tied:
             continue
-        if entry.is_sharded:
+        if is_4bit(parameter):  # which moves with its module
+            if entry.is_sharded:
+                shard_quantized(parameter, entry, rank=rank)
+        elif entry.is_sharded:
             parameter.data = copy.shard(parameter.data, _shard_slice(entry, rank))
         else:
             parameter.data = copy.full(parameter.data)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.bitsandbytes import is_4bit, tensors_of_4bit
 from deepspeed_autotp.planning.model_description import Description
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -49,7 +50,9 @@ def broadcast_weights(
     returned restores the ranks' own weights, of which a copy was kept with ``keep``.
     """
     model = description.modules[""]
-    tensors = [*dict.fromkeys(description.parameters), *model.buffers()]
+    parameters = list(dict.fromkeys(description.parameters))
+    scales = [each for p in parameters if is_4bit(p) for each in tensors_of_4bit(p)]
+    tensors = [*parameters, *scales, *model.buffers()]
     return broadcast_tensors(type(model).__name__, tensors, group, agreement=agreement, keep=keep)
 
 

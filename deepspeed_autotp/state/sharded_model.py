@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
+from deepspeed_autotp.interop.bitsandbytes import is_4bit
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.module_state import find_state, set_state
@@ -216,6 +217,7 @@ class TensorParallel:
 
     def hold(self, parameter: Tensor, *, entry: Entry) -> None:
         """Let a parameter be its full tensor, in other memory, until it is released as often."""
+        refuse_sharded_4bit("gathering parameters", [parameter])
         data, depth = self._held.get(id(parameter), (parameter.data, 0))
         if depth == 0:
             is_sharded = entry.is_sharded
@@ -248,6 +250,22 @@ class TensorParallel:
             entry = None if parameter is None else self.entry(parameter)
             if parameter is not None and entry is not None and entry.is_sharded:
                 yield parameter, entry
+
+
+def sharded_4bit(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those of ``parameters`` of which a rank has a shard in 4 bits."""
+    wanted = [p for p in parameters if is_4bit(p)]
+    return [p for p in wanted if (state := owner_of(p)) is not None and state.is_sharded(p)]
+
+
+def refuse_sharded_4bit(called: str, parameters: Iterable[Tensor]) -> None:
+    """ValueError for ``called``, which needs full tensors, where a rank has a shard in 4 bits."""
+    if sharded_4bit(parameters):
+        raise ValueError(
+            f"{called}: got shards of weights in 4 bits of bitsandbytes, expected weights in "
+            "floating point: shards in 4 bits are not gathered; save the adapter with "
+            "deepspeed_autotp.save_pretrained(model, folder), the weights themselves do not change"
+        )
 
 
 def unsharded(shards: Sequence[Tensor], entry: Entry) -> Tensor:

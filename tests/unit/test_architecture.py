@@ -18,7 +18,7 @@ CSRC = ROOT / "csrc"
 CORE = CSRC / "core"
 PACKAGE = ROOT / "deepspeed_autotp"
 INTEROP = PACKAGE / "interop"
-FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl")
+FOREIGN = ("deepspeed", "transformers", "peft", "accelerate", "trl", "bitsandbytes")
 MAX_LINES = 400
 
 # A room imports from rooms below it, and from itself.

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp.interop.bitsandbytes import shape_of_4bit
 from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:
-    """The shape, also of a parameter that ZeRO 3 has partitioned."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    """The shape, also of a parameter that ZeRO 3 has partitioned, and of a weight in 4 bits."""
+    packed = shape_of_4bit(parameter)
+    return tuple(getattr(parameter, "ds_shape", parameter.shape if packed is None else packed))
 
 
 @contextmanager

@@ -16,16 +16,24 @@ def save_full_weights(
     *,
     full_state: Callable[[bool], dict[str, Tensor] | None],
     replaced: Callable[[Path], AbstractContextManager[Path]],
+    leaves_out: bool,
 ) -> None:
     """Let ``engine`` write full weights wherever it writes a model without its optimizer.
 
     ``full_state(frozen)`` is the state dict on rank 0 and None elsewhere. Without it DeepSpeed
     0.19.8 writes the shards of rank 0 in ``save_16bit_model`` unless ZeRO 3 is on, and omits the
     buffers in what ``Trainer.save_model`` takes. ``replaced(file)`` gives a name to write in place
-    of that of ``file``, so that a crash leaves the file that was there.
+    of that of ``file``, so that a crash leaves the file that was there. ``leaves_out``: it omits
+    some weights, which DeepSpeed would gather under ZeRO 3.
     """
     _replace_states(engine, full_state, replaced)
     engine._replace_module_consolidated_state_dict = lambda: full_state(True)
+    if leaves_out:
+
+        def consolidated(exclude_frozen_parameters: bool = False) -> dict[str, Tensor] | None:
+            return full_state(not exclude_frozen_parameters)
+
+        engine._zero3_consolidated_16bit_state_dict = consolidated
 
 
 def save_gathered_weights(
