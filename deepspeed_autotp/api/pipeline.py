@@ -35,6 +35,7 @@ from deepspeed_autotp.distributed.owned_groups import close_dropped, groups_in_u
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.attention_maps import refuse_local_maps
 from deepspeed_autotp.interop.deepspeed.parameters import remove_zero_partitioning
+from deepspeed_autotp.interop.quantizers import refuse_dequantize
 from deepspeed_autotp.interop.torch_private import output_hooks
 from deepspeed_autotp.interop.transformers import config_values, guard_save_pretrained
 from deepspeed_autotp.loading.file_weights import FileWeights
@@ -55,7 +56,7 @@ from deepspeed_autotp.sharding.weight_location import (
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors, broadcast_weights
 from deepspeed_autotp.state.parameter_count import count_full_parameters
 from deepspeed_autotp.state.replica_check import broadcast_rng_state
-from deepspeed_autotp.state.sharded_model import TensorParallel, attach
+from deepspeed_autotp.state.sharded_model import TensorParallel, attach, sharded_4bit
 
 T = TypeVar("T")
 Planned = tuple[Plan, PlanRequest]
@@ -329,5 +330,7 @@ def _attached(task: _Task, plan: Plan, request: PlanRequest) -> TensorParallel:
     attach(task.model, state)
     guard_save_pretrained(task.model, is_sharded=state.is_sharded)
     count_full_parameters(task.model)
+    if sharded_4bit(parameters):
+        refuse_dequantize(task.model)
     state.hook(_refuse_local_maps)
     return state

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from deepspeed_autotp.interop.module_state import replace_method
+
 _BITSANDBYTES = "bitsandbytes"
 _EIGHT_BITS = ("load_in_8bit", "_load_in_8bit")
 
@@ -37,6 +39,20 @@ def refuse_quantization(config: Any) -> None:
             "point: layers in 8 bits round their input by the largest value of a full row, of "
             "which a rank of a row layer has a part"
         )
+
+
+def refuse_dequantize(model: nn.Module) -> None:
+    """Let ``dequantize`` of the models of transformers in ``model`` be a ValueError: it would put
+    other layers, of this rank's shards, in the place of the sharded ones."""
+    for module in model.modules():
+        replace_method(module, "dequantize", _refuse_dequantize)
+
+
+def _refuse_dequantize(model: nn.Module, *_: Any, **__: Any) -> None:
+    raise ValueError(
+        f"dequantize: {type(model).__name__} is sharded, and its layers would be replaced by such "
+        "that know nothing of other ranks; dequantise the model before it is sharded"
+    )
 
 
 def quantization_method(config: Any) -> str:

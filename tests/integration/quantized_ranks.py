@@ -233,6 +233,7 @@ def _refused_of(model: Any, folder: str) -> dict[str, Callable[[], Any]]:
     return {
         "merge_and_unload": model.merge_and_unload,
         "merge_adapter": model.merge_adapter,
+        "dequantize": model.dequantize,
         "full_state_dict": lambda: deepspeed_autotp.full_state_dict(model),
         "iter_full_parameters": lambda: list(deepspeed_autotp.iter_full_parameters(model)),
         "gather_params": lambda: deepspeed_autotp.gather_params(model).__enter__(),
