@@ -234,7 +234,8 @@ class Entry:
     @property
     def tied_to(self) -> int: ...  # index of the entry whose tensor this is, or -1
     def local_shape(self, rank: int, /) -> tuple[int, ...]: ...
-    def width(self, rank: int, /) -> int: ...  # of `view[1]` that it holds; replicated: all
+    def width(self, rank: int, /) -> int:
+        """Elements of the sharded dim that `rank` holds, out of `view[1]`; all if replicated."""
     def runs(self, rank: int, /) -> tuple[int, ...]: ...  # start, length, ...; replicated: empty
     def is_counted(self, rank: int, /) -> bool: ...  # in a sum over all ranks: it owns a run
     def chunks(self, rank: int, begin: int, end: int, /) -> tuple[tuple[int, int, int, bool], ...]:
@@ -361,10 +362,13 @@ class Plan:
         """replicated: names of modules that stay replicated with all below; ``*`` is one index.
 
         individual: those whose layers are sharded one by one, with full activations between them.
-        families: blocks that names and sizes tell, where no rule speaks; heuristics: in any model.
-        large_layers: others that are large, one by one; large_names: these, ``*`` for an index.
-        sequence_parallel: the tokens are sharded; must_shard: something is. ValueError where not.
+        families: where no rule speaks, blocks are sharded that names and sizes tell.
+        heuristics: also in models of a type that was never tried.
+        large_layers: large layers that nothing else shards are sharded individually.
+        large_names: these are large, ``*`` for each index, and not those that hold much.
+        sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
+        must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
 
     @property

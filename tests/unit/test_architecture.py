@@ -362,7 +362,8 @@ def test_every_module_of_tests_is_a_test_its_ranks_or_support() -> None:
 
 
 def test_no_source_file_is_long() -> None:
-    lengths = {label(p): len(p.read_text().splitlines()) for p in SOURCES}
+    # A stub lists one compiled module, which cannot be divided.
+    lengths = {label(p): len(p.read_text().splitlines()) for p in SOURCES if p not in STUBS}
     assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
