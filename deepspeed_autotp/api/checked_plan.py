@@ -74,7 +74,12 @@ class CheckedPlan:
         small = plans.of_twin(twin.description, self.plan)
         overlap = settings.overlaps
         check = SelfCheck(
-            twin.description, twin.plan, group=group, overlap=overlap, agreement=agreement
+            twin.description,
+            twin.plan,
+            group=group,
+            overlap=overlap,
+            agreement=agreement,
+            runs=twin.runs,
         )
         try:
             found = _run(check, twin.inputs, small, settings)

@@ -66,6 +66,7 @@ class Runs:
         self._head = plan.logits_layer
         self._exits = {layer.module for layer in plan.layers if layer.has_full_output}
         tensors = [*model.parameters(), *model.buffers()]
+        self._attempts: list[tuple[Reference | None, str]] = []
         self._is_16_bit = is_16_bit(tensors)
         self._fits = sum(t.numel() for t in tensors) <= _LARGEST_IN_FLOAT32
         self._sampled = [
@@ -99,8 +100,15 @@ class Runs:
             return None, "its output has no loss"
         return found, ""
 
+    def attempts(self, inputs: Inputs) -> Iterator[tuple[Reference | None, str]]:
+        """The attempts of all ways, each made once; ``inputs`` are always the same."""
+        for at, way in enumerate(self.ways(inputs)):
+            if at == len(self._attempts):
+                self._attempts.append(self.attempt(way))
+            yield self._attempts[at]
+
     def can_run(self, inputs: Inputs) -> bool:
-        return any(self.attempt(way)[0] is not None for way in self.ways(inputs))
+        return any(found is not None for found, _ in self.attempts(inputs))
 
     @contextmanager
     def weights(self, way: Way) -> Iterator[None]:

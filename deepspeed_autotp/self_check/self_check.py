@@ -41,7 +41,8 @@ _log = logging.getLogger("deepspeed_autotp")
 class SelfCheck:
     """Runs and compares; the model is as it was before, whatever happens.
 
-    ``plan`` is the first one to be checked: what it shards says what is compared.
+    ``plan`` is the first one to be checked: what it shards says what is compared. ``runs`` are of
+    both, and may have run the full model already.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SelfCheck:
         group: TPGroup,
         overlap: bool,
         agreement: Agreement,
+        runs: Runs | None = None,
     ) -> None:
         self._model = description.modules[""]
         self._description = description
@@ -59,7 +61,7 @@ class SelfCheck:
         self._group = group
         self._overlap = overlap
         self._agreement = agreement
-        self._runs = Runs(description, plan)
+        self._runs = runs or Runs(description, plan)
         self._full: Reference | None = None
         self._keep_logits = False
 
@@ -142,8 +144,7 @@ class SelfCheck:
     def _run_full(self, inputs: Inputs) -> Reference | None:
         """The run of the full model, or None where there is nothing to compare with."""
         problem = ""
-        for way in self._runs.ways(inputs):
-            found, problem = self._runs.attempt(way)
+        for found, problem in self._runs.attempts(inputs):
             problems = self._agreement.exchange(problem)
             if not any(problems):
                 assert found is not None

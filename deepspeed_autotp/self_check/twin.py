@@ -36,6 +36,8 @@ from deepspeed_autotp.self_check.runs import Runs
 # A twin beyond these costs more than it is worth.
 _MOST_LAYERS = 16
 _LARGEST = 150_000_000
+# Below this a small model is made with values at once, as it takes no longer.
+_MADE_AT_ONCE = 40_000_000
 _FACTORS_TRIED = 4
 # How far values of one dimension, such as biases and scales, are moved from where they begin.
 _MOVED = 0.1
@@ -46,11 +48,12 @@ MakePlan = Callable[[Description], Plan]
 @dataclass(frozen=True, slots=True)
 class Twin:
     """``description`` is of a small model, which takes ``inputs``; its ``plan`` has the form of the
-    large model's."""
+    large model's. ``runs`` are its own, which it has begun."""
 
     description: Description
     plan: Plan
     inputs: Inputs
+    runs: Runs
 
 
 def find_twin(
@@ -63,23 +66,30 @@ def find_twin(
     if not is_configured(model):
         return None
     with seeded():
-        config = _with_few_layers(model)
-        if config is None:
+        found = _with_few_layers(model)
+        if found is None:
             return None
+        config, elements = found
         ranks = plan.ranks
         for factor in (*factors(config, ranks=ranks)[:_FACTORS_TRIED], 1):
             small = narrowed(config, factor, ranks=ranks)
-            sketch = _sketch(model, small)
-            if sketch is None or sum(p.numel() for p in sketch.parameters()) > _LARGEST:
+            at_once = elements // factor <= _MADE_AT_ONCE
+            sketch = _sketch(model, small, device="cpu" if at_once else "meta")
+            if sketch is None or _elements(sketch) > _LARGEST:
                 continue
             if _planned(describe(sketch), plan, make_plan) is not None:
-                return _made(model, small, plan, make_plan, device)
+                twin = sketch if at_once else _sketch(model, small, device="cpu")
+                return _made(twin, model, plan, make_plan, device)
     return None
 
 
-def _with_few_layers(model: nn.Module) -> Any:
-    """The configuration with the first layers, of which the model has no others; None where the
-    model is not what its configuration says."""
+def _elements(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _with_few_layers(model: nn.Module) -> tuple[Any, int] | None:
+    """The configuration with the first layers, of which the model has no others, and the number of
+    elements that these have; None where the model is not what its configuration says."""
     expected = _shapes(model)
     for layers in layers_to_try(model, _MOST_LAYERS):
         config = with_layers(model, layers)
@@ -87,12 +97,12 @@ def _with_few_layers(model: nn.Module) -> Any:
         if small is None:
             return None
         if _shapes(small) == expected:
-            return config
+            return config, _elements(small)
     return None
 
 
 def _sketch(model: nn.Module, config: Any, *, device: str = "meta") -> nn.Module | None:
-    """A small model, without values, or None for a configuration that its class does not take."""
+    """A small model, or None for a configuration that its class does not take."""
     try:
         return small_model(model, config, device=device)
     except Exception:  # whatever a class raises for what it does not take
@@ -121,10 +131,13 @@ def _planned(description: Description, plan: Plan, make_plan: MakePlan) -> Plan 
 
 
 def _made(
-    model: nn.Module, config: Any, plan: Plan, make_plan: MakePlan, device: torch.device
+    twin: nn.Module | None,
+    model: nn.Module,
+    plan: Plan,
+    make_plan: MakePlan,
+    device: torch.device,
 ) -> Twin | None:
-    """The twin with its values, if it runs."""
-    twin = _sketch(model, config, device="cpu")
+    """The twin, if it runs; it has its values."""
     if twin is None:
         return None
     _prepare(twin, model)
@@ -136,7 +149,7 @@ def _made(
     inputs = Inputs(values, with_labels(twin, values), insist=True)
     runs = Runs(description, own)
     with isolated(twin, device):
-        return Twin(description, own, inputs) if runs.can_run(inputs) else None
+        return Twin(description, own, inputs, runs) if runs.can_run(inputs) else None
 
 
 @torch.no_grad()
