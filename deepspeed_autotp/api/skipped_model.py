@@ -10,6 +10,7 @@ full on each of them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.checkpoints import save_every_shard
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import refuse_own_scale
@@ -48,7 +50,9 @@ def skip(model: nn.Module, tp_size: int, *, agreement: Agreement) -> None:
     remove_zero_partitioning(model.parameters())
     with closing(TPGroup(engine_group(tp_size=tp_size))) as group:
         local = agreement.within(group)
-        agreement.together(lambda: _refuse_different(model, local))
+        samples = agreement.together(lambda: _samples(model))
+        everyone = local.exchange(samples)
+        agreement.together(lambda: _refuse_different(everyone, local))
         broadcast_rng_state(group, device=next(model.parameters()).device)
     if agreement.is_first:
         sharded = any(is_shard_of_others(p) for p in model.parameters())
@@ -64,6 +68,7 @@ def skip(model: nn.Module, tp_size: int, *, agreement: Agreement) -> None:
 def finish_skipped(engine: Any, model: nn.Module) -> None:
     """Let ``engine`` save full weights, and count each weight once in the gradient norm."""
     save_gathered_weights(engine, replaced=replaced)
+    save_every_shard(engine, tp_size=engine.autotp_size())
     if any(is_shard_of_others(p) for p in model.parameters()):
         refuse_own_scale(engine)
     handle = engine_group(tp_size=engine.autotp_size())
@@ -87,11 +92,14 @@ def _refuse_unready(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _refuse_different(model: nn.Module, local: Agreement) -> None:
-    """ValueError where what is no shard differs between the ranks of a TP group."""
+def _samples(model: nn.Module) -> dict[str, Any]:
+    """Digests of what is no shard, by name."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    samples = {n: sample_digest([t]) for n, t in named.items() if not is_shard_of_others(t)}
-    everyone = local.exchange(samples)
+    return {n: sample_digest([t]) for n, t in named.items() if not is_shard_of_others(t)}
+
+
+def _refuse_different(everyone: Sequence[Mapping[str, Any]], local: Agreement) -> None:
+    """ValueError where the ranks of a TP group have different samples."""
     names = {name for each in everyone for name in each}
     different = [name for name in sorted(names) if len({e.get(name) for e in everyone}) > 1]
     if different:

@@ -21,7 +21,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor
 from deepspeed_autotp.interop.named_model import FORMS, named_model
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.planning.plan_table import plan_table
-from deepspeed_autotp.planning.planner import make_plan
+from deepspeed_autotp.planning.planner import make_plan, skips_all
 
 COMMANDS = ("plan", "explain")
 
@@ -76,12 +76,16 @@ def _plan(asked: argparse.Namespace) -> Plan:
     dtype = infer_config_dtype(config)
     if asked.dtype is not None:
         dtype = parse_dtype(asked.dtype, "--dtype")
-    description = describe(named_model(asked.model, dtype=dtype))
-    return make_plan(description, TPTrainingConfig(**given), ranks=asked.tp)
+    model, settings = named_model(asked.model, dtype=dtype), TPTrainingConfig(**given)
+    must_shard = not skips_all(model, settings)
+    return make_plan(describe(model), settings, ranks=asked.tp, must_shard=must_shard)
 
 
 def _messages(plan: Plan) -> Iterator[str]:
     yield from plan.messages
+    if plan.skips_all:
+        yield "the rules skip all of the model: every rank holds and computes all of it"
+        return
     warning = plan.replicated_warning()
     if warning is not None:
         yield warning
@@ -117,14 +121,20 @@ def _explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
         yield "tied to", plan.entries[entry.tied_to].name
     yield "full shape", str(list(entry.shape))
     for rank in range(plan.ranks):
-        runs = entry.runs(rank)
-        spans = [f"{a} to {a + n - 1}" for a, n in zip(runs[::2], runs[1::2], strict=True)]
-        along = f", {', '.join(spans)} of {entry.view[1]} along dim {entry.dim}" if spans else ""
-        yield f"rank {rank}", f"{list(entry.local_shape(rank))}{along}"
+        yield f"rank {rank}", f"{list(entry.local_shape(rank))}{_span(entry, rank)}"
     module = entry.name.rpartition(".")[0]
     for integer in plan.integers:
         if module == integer.module or module.startswith(f"{integer.module}."):
             yield f"{integer.module}.{integer.key}", f"{integer.full}, local {list(integer.values)}"
+
+
+def _span(entry: Entry, rank: int) -> str:
+    """Where the shard of ``rank`` is in the full parameter."""
+    if not entry.is_sharded:
+        return ""
+    width = entry.local_shape(rank)[entry.dim]
+    spans = [f"{at} to {at + n - 1}" for _, at, n, _ in entry.chunks(rank, 0, width)]
+    return f", {', '.join(spans) or 'nothing'} of {entry.shape[entry.dim]} along dim {entry.dim}"
 
 
 def _content(plan: Plan, model: str) -> dict[str, Any]:

@@ -11,15 +11,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from deepspeed_autotp.config.validation import shown
+
+_BOOL, _INT = TypeAdapter(bool), TypeAdapter(int)
 
 
 def _is_on(value: object) -> bool:
-    return value is True or (isinstance(value, str) and value.lower() == "true")
+    return _read(_BOOL, value) is True
 
 
 def _is_several(value: object) -> bool:
-    return isinstance(value, int) and value > 1
+    number = _read(_INT, value)
+    return number is not None and number > 1
+
+
+def _read(adapter: TypeAdapter[Any], value: object) -> Any:
+    """As DeepSpeed reads it, also from text; None for what it refuses itself."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        return None
 
 
 def _is_given(value: object) -> bool:
@@ -101,14 +114,24 @@ _REFUSED = (
 def refuse_options(config: Mapping[str, Any], *, mesh_param: object = None) -> None:
     """One ValueError for all options of ``config``, and of ``initialize``, that are refused."""
     lines = [
-        f"{each.key}: got {shown(value)}, which is not supported: {each.why}; {each.remedy}"
+        f"{each.key}: got {shown(value)}, expected no such option: {each.why}; {each.remedy}"
         for each in _REFUSED
-        if each.when(value := _value(config, each.key))
+        if each.when(value := _value(config, each.key)) and not _is_off(config, each.key)
     ]
     if mesh_param is not None:
         lines.append(f"mesh_param: got {shown(mesh_param)}, expected None: {_GROUPS}; leave it out")
     if lines:
-        raise ValueError("beside tensor parallelism " + "\n".join(lines))
+        raise ValueError("\n".join(["not supported beside tensor parallelism:", *lines]))
+
+
+def _is_off(config: object, key: str) -> bool:
+    """Whether a section around ``key`` is switched off."""
+    sections = key.split(".")[:-1]
+    for at in range(1, len(sections)):
+        name = ".".join([*sections[:at], "enabled"])
+        if _value(config, name) is not None and not _is_on(_value(config, name)):
+            return True
+    return False
 
 
 def _value(config: object, key: str) -> object:

@@ -54,7 +54,7 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
     cls = getattr(transformers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise ValueError(f"{where} is of a {name}, which transformers does not have")
-    from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="autotp reshard")
+    from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="the autotp command")
     try:
         config = transformers.AutoConfig.from_pretrained(file, trust_remote_code=False)
         with torch.device("meta"):

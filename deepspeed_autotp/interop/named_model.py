@@ -36,13 +36,14 @@ def named_model(text: str, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def _named(text: str) -> nn.Module:
-    if Path(text).exists():
-        return configured_model(Path(text), None)
     name, colon, rest = text.partition(":")
     transformers: Any = importlib.import_module("transformers")
     types = transformers.CONFIG_MAPPING
-    if name in types:
+    is_folder = os.path.isfile(os.path.join(text, "config.json"))
+    if name in types and not is_folder:
         return _of_type(transformers, name, rest)
+    if os.path.exists(text):
+        return configured_model(Path(text), None)
     if colon and rest.isidentifier():
         return _of_factory(name, rest)
     near = _core.nearest(name, list(types))
@@ -84,7 +85,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _of_factory(module: str, name: str) -> nn.Module:
-    """What the function ``name`` of a module returns, which may lie in the current folder."""
+    """What the function ``name`` of a module returns, which may be in the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers of unknown names, tried on a small tensor and on its parts.
+"""Optimizers of unknown names, tried on a small tensor and on shards of it.
 
-A rank has a part of a tensor. An optimizer is right there where the parts are updated as the whole
-is, each in an optimizer of its own, with another rate and other weights in the rest.
+A rank has a shard. An optimizer is right there where shards are updated as the full tensor is, each
+in an optimizer of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deepspeed_autotp.interop.optimizers import wrapped_optimizers
+from deepspeed_autotp.interop.torch_private import without_global_step_hooks
 
 _log = logging.getLogger("deepspeed_autotp")
 
@@ -48,7 +49,8 @@ def refuse_unlike_on_parts(optimizer: Any, *, before: str) -> None:
         name = type(each).__name__
         reason = _untriable(each)
         try:
-            unlike = not reason and any(_is_unlike(each, group) for group in _kinds(each))
+            with without_global_step_hooks():
+                unlike = not reason and any(_is_unlike(each, group) for group in _kinds(each))
         except Exception as error:  # of code that is not ours
             reason, unlike = f"{type(error).__name__}: {error}", False
         if reason:
@@ -70,11 +72,18 @@ def _untriable(optimizer: Optimizer) -> str:
     """Why a copy of ``optimizer`` could change what is not its own, or nothing."""
     if hasattr(type(optimizer), "__del__"):
         return "it frees something when it is deleted"
-    held = [v for k, v in vars(optimizer).items() if k not in _OWN]
-    inner = [e for v in held for e in (v if isinstance(v, list | tuple) else [v])]
-    if any(isinstance(each, Optimizer | nn.Module | Tensor) for each in inner):
+    held = [value for key, value in vars(optimizer).items() if key not in _OWN]
+    if any(map(_holds_others, held)):
         return "it holds tensors, modules or optimizers"
     return ""
+
+
+def _holds_others(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_others, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_others, value))
+    return isinstance(value, Optimizer | nn.Module | Tensor)
 
 
 def _kinds(optimizer: Optimizer) -> list[Mapping[str, Any]]:
@@ -105,6 +114,8 @@ def _is_unlike(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
         moved = _moved(optimizer, group, whole, grads)
         if not moved.isfinite().all():
             raise ArithmeticError("its steps are not finite")
+        if not moved.any():
+            raise ArithmeticError("its steps move nothing")
         for dim, half in itertools.product(dims, (0, 1)):
             parts = [each.chunk(2, dim)[half] for each in (whole, moved, *grads)]
             own = _moved(optimizer, group, parts[0], parts[2:])
@@ -130,6 +141,8 @@ def _moved(
     # A scheduler may begin at zero, where nothing would move.
     if isinstance(own.get("lr"), int | float):
         own["lr"] = _RATE
+    elif isinstance(own.get("lr"), Tensor):
+        own["lr"] = torch.full_like(own["lr"], _RATE)
     scratch.param_groups = [own]
     drawn_on = [weight.device] if weight.device.type == "cuda" else []
     with torch.random.fork_rng(drawn_on), torch.no_grad():

@@ -7,7 +7,8 @@ RuntimeError, from each of them, where the installed torch does not have the nam
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
+from torch.optim import optimizer as optimizers
 from torch.utils import _pytree as pytree
 
 from deepspeed_autotp.interop.versions import required
@@ -209,6 +211,22 @@ def is_registered(handle: dist.ProcessGroup) -> bool:
 
 def _world() -> Any:
     return _required(c10d, "_world", needed_for="process groups")
+
+
+@contextmanager
+def without_global_step_hooks() -> Iterator[None]:
+    """A context in which a step of an optimizer runs no hooks that are registered for all."""
+    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    needed_for = "the trial of optimizers"
+    found = [_required(optimizers, name, needed_for=needed_for) for name in names]
+    kept = [dict(hooks) for hooks in found]
+    for hooks in found:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in zip(found, kept, strict=True):
+            hooks.update(before)
 
 
 def in_autograd_function() -> bool:

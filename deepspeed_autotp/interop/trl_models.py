@@ -31,8 +31,8 @@ def follow_with_shards(replaced: Replaced, full_parameter: FullParameter) -> Non
     if callbacks is not None:
         cls = required(callbacks, "SyncRefModelCallback", project="trl", needed_for="install()")
         put_method(replaced, cls, "sync_target_model", _sync, wrap=staticmethod)
-        cls = required(callbacks, "BEMACallback", project="trl", needed_for="install()")
-        put_method(replaced, cls, "on_train_begin", _refuse_averages)
+        if (cls := vars(callbacks).get("BEMACallback")) is not None:
+            put_method(replaced, cls, "on_train_begin", _refuse_averages)
     if distillation is not None:
 
         def loss(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -23,11 +23,17 @@ _DRAWS: frozenset[Any] = frozenset(
         *(Tensor.log_normal_, Tensor.normal_, Tensor.random_, Tensor.uniform_),
         *(torch.bernoulli, torch.normal, torch.rand, torch.rand_like, torch.randint),
         *(torch.randn, torch.randn_like, torch.randperm),
-        # What torch hands over whole.
+        # What torch calls as one function.
         *(init.kaiming_normal_, init.kaiming_uniform_, init.normal_, init.uniform_),
     ]
 )
-_WRITES: frozenset[Any] = frozenset([Tensor.add_, Tensor.copy_, Tensor.mul_, Tensor.sub_])
+_DATA: Any = Tensor.data
+_WRITES: frozenset[Any] = frozenset(
+    [
+        *(Tensor.add_, Tensor.copy_, Tensor.lerp_, Tensor.mul_, Tensor.set_, Tensor.sub_),
+        *(Tensor.__setitem__, _DATA.__set__),
+    ]
+)
 
 
 class DrawnInFull(nn.Module):
@@ -57,7 +63,8 @@ class _NoDraws(TorchFunctionMode):
         super().__init__()
         self._module = module
         self._has_drawn = False
-        self._memory = {shard.untyped_storage().data_ptr() for shard in _shards(module)}
+        # An empty shard has no memory: it is the same whatever is drawn.
+        self._memory = {_memory(shard) for shard in _shards(module)} - {0}
 
     def __torch_function__(
         self,
@@ -70,9 +77,13 @@ class _NoDraws(TorchFunctionMode):
         if self._memory and (func in _DRAWS or (self._has_drawn and func in _WRITES)):
             self._has_drawn = True
             into = args[0] if args else kwargs.get("tensor")
-            if isinstance(into, Tensor) and into.untyped_storage().data_ptr() in self._memory:
+            if isinstance(into, Tensor) and _memory(into) in self._memory:
                 raise RuntimeError(_drawn(self._module, func.__name__))
         return func(*args, **kwargs)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _shards(module: nn.Module) -> list[Tensor]:

@@ -60,7 +60,7 @@ class Comparison:
             return None
         return replace(found, text=f"the sharded model differs from the full model: {found.text}")
 
-    def failure(self, sharded: Run, error: Exception, hint: str) -> Difference:
+    def failure(self, sharded: Run, error: Exception, *, hint: str) -> Difference:
         """What to say of a run that ended with ``error``, with a ``hint`` at its end."""
         running = sharded.running
         where = "the backward pass" if sharded.in_backward else running[-1] if running else ""

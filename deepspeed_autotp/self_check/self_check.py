@@ -190,7 +190,8 @@ class SelfCheck:
                 if isinstance(error, CollectiveMismatch):
                     found = Difference(f"the model runs other modules on each rank: {error}", ())
                 elif not isinstance(error, PeerFailed):  # which has the words
-                    found = comparison.failure(trace.run, error, self._hint(trace.run, error, plan))
+                    hint = self._hint(trace.run, error, plan)
+                    found = comparison.failure(trace.run, error, hint=hint)
                 drop_frames(error)
             finally:
                 conversion.undo()
@@ -203,7 +204,8 @@ class SelfCheck:
         """What the module that failed may need beside the plan."""
         name = run.running[-1] if run.running else ""
         local = {each.key for each in plan.integers if each.module == name}
-        return likely_counts(self._description.modules[name], error, local=local)
+        module = self._description.modules.get(name)
+        return "" if module is None else likely_counts(module, error, local=local)
 
     def _compared(
         self, conversion: Conversion, comparison: Comparison, trace: Trace, way: Way

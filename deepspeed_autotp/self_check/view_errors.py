@@ -22,7 +22,10 @@ def likely_counts(module: nn.Module, error: Exception, *, local: Collection[str]
     names = [
         f"{key} ({value})"
         for key, value in vars(module).items()
-        if type(value) is int and value >= _LEAST and key not in local
+        if type(value) is int
+        and value >= _LEAST
+        and key not in local
+        and not key.endswith(("idx", "index"))
         if any(size > 0 and size % value == 0 for size in sizes)
     ]
     if not names:

@@ -56,7 +56,10 @@ class Conversion:
         self._modules = description.modules
         self._parameters = description.parameters
         self._plan = plan
-        self._entries = dict(zip(map(id, self._parameters), plan.entries, strict=True))
+        self._entries = {
+            id(p): entry
+            for p, entry in zip(reversed(self._parameters), reversed(plan.entries), strict=True)
+        }
         self._group = group
         rng = DropoutRNG(
             group.rank,
@@ -238,12 +241,14 @@ class Conversion:
             )
 
     def _local_shapes(self, module: nn.Module) -> dict[str, tuple[int, ...]]:
-        entries = {
-            name: self._entries.get(id(parameter))
-            for name, parameter in own_parameters(module).items()
-        }
-        rank = self._group.rank
-        return {n: tuple(e.local_shape(rank)) for n, e in entries.items() if e and e.is_sharded}
+        """Of shards that are another part of the tensor on each rank, by name."""
+        found = {}
+        for name, parameter in own_parameters(module).items():
+            entry = self._entries.get(id(parameter))
+            shapes = (entry.local_shape(rank) for rank in range(self._group.size)) if entry else ()
+            if entry is not None and entry.shape not in shapes:
+                found[name] = entry.local_shape(self._group.rank)
+        return found
 
     def _assign(self, module: nn.Module, key: str, value: Any) -> None:
         attributes = module.__dict__

@@ -84,6 +84,8 @@ def draws() -> dict[str, str]:
         "handed over": draw(nn.init.kaiming_uniform_),
         "data": draw(lambda p: p.data.normal_()),
         "drawn elsewhere": draw(nn.init.orthogonal_),
+        "set": draw(_set_to_drawn),
+        "an index": draw(lambda p: p.data.__setitem__(slice(None), torch.randn(p.shape))),
         "copied": draw(lambda p: p.data.copy_(torch.randn(p.shape))),
         "reset": raised_error(reset),
         "other functions": draw(nn.init.zeros_),
@@ -91,6 +93,10 @@ def draws() -> dict[str, str]:
     with deepspeed_autotp.gather_params(model, modifier_rank=0):
         found["full"] = draw(nn.init.xavier_uniform_)
     return found
+
+
+def _set_to_drawn(parameter: Tensor) -> None:
+    parameter.data = torch.randn(parameter.shape)
 
 
 def _each_matrix(module: nn.Module, how: Callable[[Tensor], Any]) -> None:

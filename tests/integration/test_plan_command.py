@@ -47,6 +47,10 @@ def test_rules_of_a_configuration_decide(tmp_path: Path) -> None:
     assert [name for name, kind in kinds.items() if kind == "column"] == [
         "model.layers.*.mlp.up_proj.weight"
     ]
+    section["partition_config"]["layer_specs"] = specs[1:]
+    config.write_text(json.dumps({"tensor_parallel": section}))
+    _, out, _ = command("plan", LLAMA, "--tp", "2", "--config", str(config))
+    assert "the rules skip all of the model" in out
 
 
 @pytest.mark.parametrize(

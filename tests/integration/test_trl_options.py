@@ -108,8 +108,8 @@ def compared(
     kind, zero, options = case
     sharded, plain = scripts(folder, tp, zero=zero, steps=3, more=options)
     pool.run(save_models, plain.pretrained, ranks=1)
-    got = pool.run(run_options, kind, sharded, False, rewards, ranks=ranks, timeout=110)
-    expected = pool.run(run_options, kind, plain, False, rewards, ranks=ranks // tp, timeout=110)
+    got = pool.run(run_options, kind, sharded, rewards, ranks=ranks, timeout=110)
+    expected = pool.run(run_options, kind, plain, rewards, ranks=ranks // tp, timeout=110)
     histories = [
         # Rounding decides which of two equal answers is preferred before the first step.
         [

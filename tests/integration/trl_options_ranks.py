@@ -119,11 +119,10 @@ def _rewards(kind: str, folder: str, tp: int, answers: list[str]) -> dict[str, A
 
 
 def run_options(
-    kind: str, script: Script, lora: bool, rewards: str
+    kind: str, script: Script, rewards: str
 ) -> tuple[list[dict[str, float]], list[str]]:
     """Train a few steps; what the trainer logged, and the answers that this rank has rewarded."""
     import deepspeed
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     import deepspeed_autotp
@@ -168,7 +167,6 @@ def run_options(
         processing_class=words,
         **{key: AutoModelForCausalLM.from_pretrained(path) for key, path in second.items()},
         **(_rewards(rewards, folder, script.tp, answers) if "rewards" in takes else {}),
-        **({"peft_config": LoraConfig(r=4, target_modules="all-linear")} if lora else {}),
     )
     trainer.train()
     deepspeed_autotp.uninstall()
@@ -177,7 +175,7 @@ def run_options(
 
 def reward_curve(script: Script) -> tuple[list[float], list[str]]:
     """The mean reward of each step of GRPO, and the answers that this rank has rewarded."""
-    history, answers = run_options("grpo", script, False, "")
+    history, answers = run_options("grpo", script, "")
     return [row["reward"] for row in history if "reward" in row], answers
 
 

@@ -306,7 +306,7 @@ PARALLELISM = (
             fast=name == "zero_hpz_partition_size",
         )
         for name, value, note in (
-            ("zero_hpz_partition_size", 2, "trained with other losses, in silence, before"),
+            ("zero_hpz_partition_size", 2, "would train with other losses in silence"),
             ("zero_quantized_weights", True, ""),
             ("zero_quantized_nontrainable_weights", True, ""),
             ("zero_quantized_gradients", True, ""),

@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 
-from deepspeed_autotp.config.refused_options import refuse_options
+from deepspeed_autotp.config.refused_options import _REFUSED, refuse_options
 from deepspeed_autotp.config.training_config import refuse_misspelt_section
 from deepspeed_autotp.interop.deepspeed.engine import gather_weights_on_save
+from tests.support.options import Option
+from tests.support.options_table import TABLE
 
 
 def test_all_refused_options_come_in_one_error() -> None:
     config = {"sequence_parallel_size": 2, "zero_optimization": {"zero_hpz_partition_size": 4}}
     with pytest.raises(ValueError, match="beside tensor parallelism") as caught:
         refuse_options(config, mesh_param=(2, 2))
-    first, second, third = str(caught.value).splitlines()
+    _, first, second, third = str(caught.value).splitlines()
     assert "sequence_parallel_size: got 2" in first and "sequence_parallel" in first
     assert second.startswith("zero_optimization.zero_hpz_partition_size: got 4")
     assert third.startswith("mesh_param: got (2, 2)")
@@ -29,10 +31,38 @@ def test_all_refused_options_come_in_one_error() -> None:
         {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 1, "zenflow": None}},
         {"zero_optimization": {"offload_optimizer": None, "zero_quantized_weights": False}},
         {"zero_optimization": True, "data_efficiency": {"enabled": True}},
+        {"data_efficiency": {"enabled": False, "data_routing": {"random_ltd": {"enabled": True}}}},
+        {"zero_optimization": {"zero_hpz_partition_size": "auto", "zenflow": None}},
     ],
 )
 def test_options_that_are_off_are_left_alone(config: dict[str, Any]) -> None:
     refuse_options(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"zero_optimization": {"zero_hpz_partition_size": "2"}},
+        {"zero_optimization": {"zero_hpz_partition_size": 2.0}},
+        {"zero_optimization": {"zero_quantized_weights": 1}},
+        {"compile": {"deepcompile": "1"}},
+        {"sequence_parallel_size": "2"},
+    ],
+)
+def test_other_spellings_of_what_is_on_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not supported beside tensor parallelism"):
+        refuse_options(config)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [each for each in TABLE if each.words.partition(": got")[0] in {o.key for o in _REFUSED}],
+    ids=lambda option: option.words,
+)
+def test_what_the_table_refuses_by_name_is_refused(option: Option) -> None:
+    with pytest.raises(ValueError, match="not supported beside tensor parallelism") as caught:
+        refuse_options(option.config)
+    assert option.words in str(caught.value)
 
 
 def test_a_section_of_deepspeed_is_no_slip_of_ours() -> None:

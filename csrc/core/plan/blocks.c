@@ -32,6 +32,10 @@ tp_blocks_of(const tp_plan *plan, int entry, int rank, int64_t block, tp_blocks 
                        name);
     const tp_shard *shard = &at->layout->shards[rank];
     const int64_t elements = at->layout->size * at->inner;
+    if (elements % block != 0)
+        return tp_fail(err, TP_VALUE,
+                       "%s: got %lld elements, expected whole blocks of %lld elements",
+                       name, (long long)elements, (long long)block);
     tp_blocks blocks = {at->outer, elements / block, NULL, 0};
     blocks.runs = calloc((size_t)(shard->count + 1), sizeof(*blocks.runs));
     if (blocks.runs == NULL)
@@ -44,8 +48,7 @@ tp_blocks_of(const tp_plan *plan, int entry, int rank, int64_t block, tp_blocks 
     }
     for (int i = 0; i < blocks.count; i++) {
         tp_run *run = &blocks.runs[i];
-        if (elements % block != 0 || run->start % block != 0 ||
-            run->length % block != 0) {
+        if (run->start % block != 0 || run->length % block != 0) {
             tp_fail(
                 err, TP_VALUE,
                 "%s: rank %d would hold %lld elements from %lld on out of each %lld, "

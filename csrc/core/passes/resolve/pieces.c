@@ -106,9 +106,11 @@ add_groups(const tp_geometry *geometry, int attention, const tp_spec *spec,
 {
     const tp_heads heads = geometry->heads;
     const int64_t group = (heads.query / heads.key + 2) * geometry->head_size;
-    if (spec->partition != TP_PARTITION_COLUMN || spec->shape.dims < 2 ||
-        (spec->shape.sizes[1] != group && spec->shape.sizes[1] != -1) ||
-        view->inner % group != 0 || view->dim != 0 || view->size != heads.key)
+    const tp_shape *shape = &spec->shape;
+    const bool inferred = shape->dims == 3 && shape->sizes[1] == -1 &&
+                          view->inner == group * shape->sizes[2];
+    if (spec->partition != TP_PARTITION_COLUMN || shape->dims < 2 || view->dim != 0 ||
+        view->size != heads.key || (shape->sizes[1] != group && !inferred))
         return false;
     mark_heads(out, geometry, attention, true);
     out->heads = (tp_heads){0, 0};
