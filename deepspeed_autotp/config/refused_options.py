@@ -36,7 +36,7 @@ def _read(adapter: TypeAdapter[Any], value: object) -> Any:
 
 
 def _is_given(value: object) -> bool:
-    return value is not None
+    return value is not None and value is not False and value != "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -145,6 +146,12 @@ def see_replicas(replaced: Replaced) -> None:
 
 def _see_replicas_in_accelerator(replaced: Replaced) -> None:
     cls = importlib.import_module("accelerate").Accelerator
+    make = cls.__init__
+    replaced.put(
+        cls,
+        "__init__",
+        functools.wraps(make)(lambda self, *a, **k: _make(self, make, *a, **k)),
+    )
     for name in ("num_processes", "process_index"):
         replaced.put(cls, name, property(functools.partial(_replica_number, name)))
     mesh = _required(cls, "_prepare_device_mesh")
@@ -159,6 +166,24 @@ def _see_replicas_in_accelerator(replaced: Replaced) -> None:
     )
     last = cls.is_last_process.fget
     replaced.put(cls, "is_last_process", property(of_ranks(last)))
+
+
+def _make(accelerator: Any, make: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """ValueError for an Accelerator that leaves out the DeepSpeed plugin that it is given."""
+    make(accelerator, *args, **kwargs)
+    given = inspect.signature(make).bind(accelerator, *args, **kwargs).arguments
+    plugins = given.get("deepspeed_plugins") or given.get("deepspeed_plugin")
+    for plugin in plugins.values() if isinstance(plugins, dict) else [plugins]:
+        size = configured_tp_size(getattr(plugin, "deepspeed_config", None))
+        kind = getattr(accelerator.distributed_type, "value", accelerator.distributed_type)
+        if size > 1 and kind != "DEEPSPEED":
+            raise ValueError(
+                f"Accelerator: got tensor_parallel.autotp_size {size} in its DeepSpeed plugin and "
+                f"distributed_type {kind}, expected DEEPSPEED: Accelerate uses no plugin with "
+                "cpu=True or ACCELERATE_USE_CPU, and no model would be sharded. On CPUs call "
+                "accelerate.PartialState(cpu=True) before, and leave cpu=True out; elsewhere start "
+                "the script with torchrun or accelerate launch"
+            )
 
 
 def _replica_number(name: str, accelerator: Any) -> int:

@@ -22,6 +22,7 @@ FORMS = (
     "(llama:hidden_size=8192,num_hidden_layers=80), or module:factory"
 )
 
+_LONGEST = 400  # of what transformers says, which may list all of its classes
 _COMMA = re.compile(r",(?=\w+=)")  # not within a list
 
 
@@ -48,8 +49,9 @@ def _named(text: str) -> nn.Module:
         return _of_factory(name, rest)
     near = _core.nearest(name, list(types))
     raise ValueError(
-        f"MODEL: got {text!r}, expected {FORMS}; there is no such file"
-        + (f", and near model types are {', '.join(near)}" if near else "")
+        f"MODEL: got {text!r}, expected {FORMS}; there is no such file, and names on the Hugging "
+        "Face Hub are not looked up: download the config.json"
+        + (f"; near model types are {', '.join(near)}" if near else "")
     )
 
 
@@ -70,7 +72,8 @@ def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = maker.from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take
-        raise ValueError(f"MODEL: no {name} can be made with {values}: {error}") from error
+        first = str(error).split("\n", 1)[0][:_LONGEST]
+        raise ValueError(f"MODEL: no {name} can be made with {values}: {first}") from error
     return model
 
 
@@ -92,7 +95,7 @@ def _of_factory(module: str, name: str) -> nn.Module:
         factory = getattr(importlib.import_module(module), name)
         with torch.device("meta"):
             model = factory()
-    except Exception as error:  # a user's module
+    except (Exception, SystemExit) as error:  # a user's module
         raise ValueError(
             f"MODEL: {module}:{name} made no model: {type(error).__name__}: {error}"
         ) from error

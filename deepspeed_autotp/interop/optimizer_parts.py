@@ -11,10 +11,13 @@ import copy
 import inspect
 import itertools
 import logging
+import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,6 +39,7 @@ _NEAR = 1e-3
 
 _OWN = ("param_groups", "state")
 _NAMED = ("params", "param_names")
+_LABELS = ("lr", "initial_lr", "name")
 _CHANGING = (dict, list, set)
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
@@ -72,31 +76,38 @@ def _untriable(optimizer: Optimizer) -> str:
     """Why a copy of ``optimizer`` could change what is not its own, or nothing."""
     if hasattr(type(optimizer), "__del__"):
         return "it frees something when it is deleted"
-    held = [value for key, value in vars(optimizer).items() if key not in _OWN]
-    if any(map(_holds_others, held)):
-        return "it holds tensors, modules or optimizers"
+    step = vars(optimizer).get("step")
+    if step is not None and inspect.unwrap(step) != inspect.unwrap(type(optimizer).step):
+        return "its step is not that of its class"
+    # A scheduler puts a counter around the step.
+    base = vars(Optimizer([nn.Parameter(torch.zeros(1))], {})).keys() | {"step"}
+    for key, value in vars(optimizer).items():
+        if key not in base and not _is_plain(value):
+            return f"its attribute {key} is not made of numbers and texts alone"
     return ""
 
 
-def _holds_others(value: object) -> bool:
+def _is_plain(value: object) -> bool:
+    """Whether a copy of ``value`` shares nothing with it that a step could change."""
     if isinstance(value, Mapping):
-        return any(map(_holds_others, value.values()))
-    if isinstance(value, list | tuple | set):
-        return any(map(_holds_others, value))
-    return isinstance(value, Optimizer | nn.Module | Tensor)
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    plain = int | float | complex | str | bytes | torch.dtype | torch.device
+    return value is None or isinstance(value, plain)
 
 
 def _kinds(optimizer: Optimizer) -> list[Mapping[str, Any]]:
     """One group of parameters of each kind: those with the same options, whatever the rate."""
     kinds: dict[str, Mapping[str, Any]] = {}
     for group in optimizer.param_groups:
-        options = {k: v for k, v in group.items() if k not in (*_NAMED, "lr")}
+        options = {k: v for k, v in group.items() if k not in (*_NAMED, *_LABELS)}
         kinds.setdefault(repr(options), group)
     return list(kinds.values())
 
 
 def _is_unlike(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether a part is updated in another way; 1 and 2 dimensions, cut along each of them."""
+    """Whether a shard is updated in another way; of 1 to 3 dimensions, sharded along each."""
     on = (p.device for p in group["params"] if p.device.type != "meta")
     place = next(on, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
@@ -107,10 +118,9 @@ def _is_unlike(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
         (torch.randn(_SHAPE, generator=draw) * sizes.flip(0) * (step + 1)).to(place)
         for step in range(_STEPS)
     ]
-    for whole, grads, dims in (
-        (weight, gradients, (0, 1)),
-        (weight[:, 0], [g[:, 0] for g in gradients], (0,)),
-    ):
+    for shape, dims in ((_SHAPE, (0, 1)), ((16, 16, _SHAPE[1]), (0, 1, 2)), ((-1,), (0,))):
+        columns = slice(None) if len(shape) > 1 else slice(1)
+        whole, *grads = (each[:, columns].reshape(shape) for each in (weight, *gradients))
         moved = _moved(optimizer, group, whole, grads)
         if not moved.isfinite().all():
             raise ArithmeticError("its steps are not finite")
@@ -145,9 +155,20 @@ def _moved(
         own["lr"] = torch.full_like(own["lr"], _RATE)
     scratch.param_groups = [own]
     drawn_on = [weight.device] if weight.device.type == "cuda" else []
-    with torch.random.fork_rng(drawn_on), torch.no_grad():
+    with torch.random.fork_rng(drawn_on), _other_rng_kept(), torch.no_grad():
         for gradient in gradients:
             trained.grad = gradient.clone()
             # Without the hooks of steps, and the counter that a scheduler puts around the step.
             inspect.unwrap(type(optimizer).step)(scratch)
     return trained.detach() - weight
+
+
+@contextmanager
+def _other_rng_kept() -> Iterator[None]:
+    """Afterwards the RNG states of Python and numpy are as before."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)

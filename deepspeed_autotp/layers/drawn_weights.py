@@ -30,7 +30,8 @@ _DRAWS: frozenset[Any] = frozenset(
 _DATA: Any = Tensor.data
 _WRITES: frozenset[Any] = frozenset(
     [
-        *(Tensor.add_, Tensor.copy_, Tensor.lerp_, Tensor.mul_, Tensor.set_, Tensor.sub_),
+        *(Tensor.add_, Tensor.addcdiv_, Tensor.addcmul_, Tensor.copy_, Tensor.div_),
+        *(Tensor.lerp_, Tensor.mul_, Tensor.set_, Tensor.sub_),
         *(Tensor.__setitem__, _DATA.__set__),
     ]
 )
@@ -77,7 +78,9 @@ class _NoDraws(TorchFunctionMode):
         if self._memory and (func in _DRAWS or (self._has_drawn and func in _WRITES)):
             self._has_drawn = True
             into = args[0] if args else kwargs.get("tensor")
-            if isinstance(into, Tensor) and _memory(into) in self._memory:
+            others = [each for each in args[1:] if isinstance(each, Tensor) and each.dim() > 0]
+            is_drawn = func in _DRAWS or bool(others)  # a shard may be scaled by a number
+            if is_drawn and isinstance(into, Tensor) and _memory(into) in self._memory:
                 raise RuntimeError(_drawn(self._module, func.__name__))
         return func(*args, **kwargs)
 

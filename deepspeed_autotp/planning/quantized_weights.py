@@ -52,8 +52,8 @@ def _check_blocks(entry: Entry, parameter: nn.Parameter, ranks: int) -> None:
             entry.blocks(rank, size)
     except ValueError as error:
         raise ValueError(
-            f"{error}, as which bitsandbytes has quantised it: set tensor_parallel.tp_grain_size "
-            f"to {size}, choose another TP size, or {_SKIP}"
+            f"{error}, as which bitsandbytes has quantised it: choose another TP size, {_SKIP}, or "
+            f"where rows are multiples of {size} set tensor_parallel.tp_grain_size to {size}"
         ) from None
 
 

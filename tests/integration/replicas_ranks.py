@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tests.support.engine_config import accelerate_config
+from tests.support.raised_error import raised_error
 from tests.support.small_models import build
 from tests.support.trainer_script import Examples, Script, deepspeed_config
 
@@ -137,6 +138,25 @@ def accelerate_counts(tp: int, loading: dict[str, Any]) -> dict[str, Any]:
         "main": accelerator.is_main_process,
     }
     deepspeed_autotp.uninstall()
+    return found
+
+
+def left_out_plugin() -> tuple[str, str]:
+    """What an Accelerator says that leaves out its DeepSpeed plugin, with and without a TP size."""
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
+
+    import deepspeed_autotp
+
+    def make(tp: int) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        plugin = DeepSpeedPlugin(hf_ds_config=accelerate_config(tp, zero=1))
+        return raised_error(lambda: Accelerator(deepspeed_plugin=plugin, cpu=True))
+
+    deepspeed_autotp.install()
+    found = make(2), make(1)
+    deepspeed_autotp.uninstall()
+    AcceleratorState._reset_state(reset_partial_state=True)
     return found
 
 

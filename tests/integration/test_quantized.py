@@ -73,8 +73,7 @@ def test_other_quantised_weights_are_refused_by_name(pool: Pool, tmp_path: Path)
     parts = {
         "8 bits": "got load_in_8bit, expected load_in_4bit",
         "split blocks": "rank 0 would hold 96 elements from 0 on out of each 192, expected whole "
-        "blocks of 64 elements, as which bitsandbytes has quantised it: set "
-        "tensor_parallel.tp_grain_size to 64",
+        "blocks of 64 elements, as which bitsandbytes has quantised it: choose another TP size",
         "head": "lm_head.weight: got a weight in 4 bits, expected one in floating point",
         "storage": "bnb_4bit_quant_storage: got torch.bfloat16, expected torch.uint8",
         "integers": "0.0.weight: got torch.int8, a quantised weight",

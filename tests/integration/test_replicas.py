@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration.replicas_ranks import accelerate_counts, replaced_names, trainer_counts
+from tests.integration.replicas_ranks import (
+    accelerate_counts,
+    left_out_plugin,
+    replaced_names,
+    trainer_counts,
+)
 from tests.support.near import near
 from tests.support.worker_pool import Pool
 
@@ -57,6 +62,13 @@ def test_accelerate_sees_replicas_in_the_place_of_ranks(pool: Pool, name: str) -
     del expected["main"]
     assert all(each == near(expected) for each in got), (got[0], expected)
     assert (got[0]["processes"], got[0]["triggered"]) == (2, True)
+
+
+def test_an_accelerator_that_would_shard_nothing_is_an_error(pool: Pool) -> None:
+    for sharded, plain in pool.run(left_out_plugin):
+        assert "got tensor_parallel.autotp_size 2 in its DeepSpeed plugin" in sharded
+        assert "call accelerate.PartialState(cpu=True) before" in sharded
+        assert plain == "nothing"
 
 
 def test_uninstall_puts_everything_back(pool: Pool) -> None:

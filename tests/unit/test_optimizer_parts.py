@@ -122,7 +122,7 @@ def test_every_kind_of_group_is_tried() -> None:
     [
         (Late, "RuntimeError: call begin() first"),
         (Freeing, "it frees something when it is deleted"),
-        (Holding, "it holds tensors, modules or optimizers"),
+        (Holding, "its attribute remembered is not made of numbers and texts alone"),
     ],
 )
 def test_one_that_cannot_be_tried_is_warned_of(
