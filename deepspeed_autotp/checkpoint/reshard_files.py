@@ -30,6 +30,7 @@ from deepspeed_autotp.checkpoint.worker_processes import (
     default_jobs,
     do_all,
 )
+from deepspeed_autotp.interop.deepspeed.checkpoints import write_recovery_scripts
 
 # What DeepSpeed puts beside its checkpoints.
 _SCRIPTS = "zero_to_*.py"
@@ -103,8 +104,8 @@ def reshard(
             write_layout(target, replace(sizes.metadata, groups=states.groups))
         for name, text in configs.items():
             (target / name).write_text(text, encoding="utf-8")
-        for script in folder.parent.glob(_SCRIPTS):
-            (made / script.name).write_bytes(script.read_bytes())
+        if any(folder.parent.glob(_SCRIPTS)):
+            write_recovery_scripts(made, sharded=tp > 1)
         (made / "latest").write_text(folder.name, encoding="utf-8")
 
 

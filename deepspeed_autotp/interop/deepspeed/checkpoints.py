@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import tempfile
 from collections.abc import Callable, Mapping
@@ -162,12 +163,19 @@ def watch_checkpoints(
 def replace_recovery_scripts(engine: Any) -> None:
     """Let the scripts that DeepSpeed puts beside the checkpoints of ``engine`` say what makes full
     weights of its shards; DeepSpeed's do not."""
+    engine._copy_recovery_script = lambda folder: write_recovery_scripts(Path(folder), sharded=True)
 
-    def write(folder: str) -> None:
-        for name in ("zero_to_fp32.py", "zero_to_torch.py"):
-            Path(folder, name).write_text(_RECOVERY_SCRIPT)
 
-    engine._copy_recovery_script = write
+def write_recovery_scripts(folder: Path, *, sharded: bool) -> None:
+    """The scripts beside checkpoints: DeepSpeed's own, where it is installed, or for shards what
+    says what to run."""
+    found = importlib.util.find_spec("deepspeed")
+    own = None if found is None or found.origin is None else Path(found.origin).parent / "utils"
+    for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+        if sharded:
+            (folder / name).write_text(_RECOVERY_SCRIPT, encoding="utf-8")
+        elif own is not None:
+            (folder / name).write_bytes((own / name).read_bytes())
 
 
 def _folder(load_dir: Path, tag: Any) -> Path:
