@@ -11,18 +11,19 @@ import copy
 import inspect
 import itertools
 import logging
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deepspeed_autotp.interop.optimizers import wrapped_optimizers
+from deepspeed_autotp.interop.optimizers import (
+    stand_in,
+    step_alone,
+    wrapped_optimizers,
+)
+from deepspeed_autotp.interop.rng_states import rng_kept
 from deepspeed_autotp.interop.torch_private import without_global_step_hooks
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -139,36 +140,20 @@ def _moved(
 ) -> Tensor:
     """How far a copy of ``optimizer`` moves ``weight`` in a step for each of ``gradients``."""
     trained = nn.Parameter(weight.clone())
-    scratch = object.__new__(type(optimizer))
-    for name, value in vars(optimizer).items():
-        if name not in (*_OWN, *_HOOKS):
-            vars(scratch)[name] = copy.deepcopy(value) if isinstance(value, _CHANGING) else value
-    for name in _HOOKS:  # which a step that calls that of its base class would run
-        vars(scratch)[name] = {}
-    scratch.state = defaultdict(dict)
     own = {k: copy.deepcopy(v) for k, v in group.items() if k not in _NAMED}
-    own["params"] = [trained]
     # A scheduler may begin at zero, where nothing would move.
     if isinstance(own.get("lr"), int | float):
         own["lr"] = _RATE
     elif isinstance(own.get("lr"), Tensor):
         own["lr"] = torch.full_like(own["lr"], _RATE)
-    scratch.param_groups = [own]
-    drawn_on = [weight.device] if weight.device.type == "cuda" else []
-    with torch.random.fork_rng(drawn_on), _other_rng_kept(), torch.no_grad():
+    scratch = stand_in(optimizer, trained, own)
+    for name, value in vars(optimizer).items():
+        if name not in (*_OWN, *_HOOKS) and isinstance(value, _CHANGING):
+            vars(scratch)[name] = copy.deepcopy(value)
+    for name in _HOOKS:  # which a step that calls that of its base class would run
+        vars(scratch)[name] = {}
+    with rng_kept(weight.device), torch.no_grad():
         for gradient in gradients:
             trained.grad = gradient.clone()
-            # Without the hooks of steps, and the counter that a scheduler puts around the step.
-            inspect.unwrap(type(optimizer).step)(scratch)
+            step_alone(scratch)
     return trained.detach() - weight
-
-
-@contextmanager
-def _other_rng_kept() -> Iterator[None]:
-    """Afterwards the RNG states of Python and numpy are as before."""
-    python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)

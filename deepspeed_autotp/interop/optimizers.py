@@ -76,21 +76,32 @@ def _names(optimizer: Any) -> Iterator[str]:
         yield from (cls.__name__ for cls in type(each).__mro__)
 
 
+def stand_in(optimizer: Optimizer, parameter: nn.Parameter, group: Mapping[str, Any]) -> Optimizer:
+    """An optimizer with the attributes of ``optimizer``, for ``parameter`` alone as of ``group``,
+    which has not stepped."""
+    made: Optimizer = object.__new__(type(optimizer))
+    vars(made).update(vars(optimizer))
+    made.param_groups = [{**group, "params": [parameter]}]
+    made.state = defaultdict(dict)
+    return made
+
+
+def step_alone(optimizer: Optimizer) -> None:
+    """A step without its hooks, and without the counter that a scheduler puts around it."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
+
+
 def first_state(
     optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The states of ``parameter``, of ``group``, before it is stepped: those that a step with a
     zero gradient makes, and a count of no steps. Nothing of ``optimizer`` changes."""
-    stand_in = nn.Parameter(torch.zeros_like(parameter))
-    stand_in.grad = torch.zeros_like(parameter)
-    scratch = object.__new__(type(optimizer))
-    vars(scratch).update(vars(optimizer))
-    scratch.param_groups = [{**group, "params": [stand_in]}]
-    scratch.state = defaultdict(dict)
-    # Without the hooks of steps, and the counter that a scheduler puts around the step.
+    zeros = nn.Parameter(torch.zeros_like(parameter))
+    zeros.grad = torch.zeros_like(parameter)
+    scratch = stand_in(optimizer, zeros, group)
     with torch.no_grad():
-        inspect.unwrap(type(optimizer).step)(scratch)
-    states = dict(scratch.state[stand_in])
+        step_alone(scratch)
+    states = dict(scratch.state[zeros])
     if _STEP in states:
         states[_STEP] = states[_STEP] * 0
     return states

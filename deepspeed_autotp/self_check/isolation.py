@@ -8,12 +8,14 @@ import random
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from deepspeed_autotp.interop.rng_states import rng_kept
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 _SEED = 20
@@ -30,7 +32,7 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
     """
     saved = [_Saved(module) for module in model.modules()]
     try:
-        with _rng_kept(device), torch.autocast(device.type, enabled=False):
+        with rng_kept(device), torch.autocast(device.type, enabled=False):
             for module in model.modules():
                 module.training = training
                 attributes = vars(module)
@@ -47,21 +49,9 @@ def isolated(model: nn.Module, device: torch.device, *, training: bool = True) -
 def seeded() -> Iterator[None]:
     """The RNG state of :func:`fix_rng` on the CPU; afterwards it is as before."""
     cpu = torch.device("cpu")
-    with _rng_kept(cpu):
+    with rng_kept(cpu):
         fix_rng(cpu)
         yield
-
-
-@contextmanager
-def _rng_kept(device: torch.device) -> Iterator[None]:
-    """Afterwards the RNG states of Python, numpy, the CPU and ``device`` are as before."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with _forked(device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def drop_frames(error: BaseException) -> None:
@@ -87,12 +77,6 @@ def rng_digest(device: torch.device) -> int:
     """Equal for equal RNG states of ``device``."""
     state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     return int.from_bytes(hashlib.blake2b(state.numpy().tobytes(), digest_size=7).digest())
-
-
-def _forked(device: torch.device) -> AbstractContextManager[None]:
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 class _Saved:

@@ -74,7 +74,7 @@ def engine_optimizer(engine: Any) -> EngineOptimizer:
 
 
 def save_every_shard(engine: Any, *, tp_size: int) -> None:
-    """Let the first rank of each TP rank on a node write model states with use_node_local_storage,
+    """Let one rank of each TP rank on a node write model states with use_node_local_storage,
     where DeepSpeed lets local rank 0 alone, and the shards of the others are saved nowhere."""
     if engine.use_node_local_storage() and engine.local_rank < tp_size:
         engine.save_non_zero_checkpoint = True
