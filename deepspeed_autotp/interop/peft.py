@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import wrapt
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.torch_private import own_parameters, submodules
@@ -194,10 +194,14 @@ class ModuleChanges(Protocol):
 FindChanges = Callable[[nn.Module], "ModuleChanges | None"]
 
 
+@functools.cache
 def watch_peft(find: FindChanges) -> None:
-    """Let PEFT, where it was imported, change sharded models by ``ModuleChanges``."""
-    if "peft" not in sys.modules:  # importing it takes seconds
-        return
+    """Let PEFT change sharded models by ``ModuleChanges``, from now on or from when it is imported,
+    which takes seconds."""
+    wrapt.register_post_import_hook(lambda _: _watch(find), "peft")
+
+
+def _watch(find: FindChanges) -> None:
     models = importlib.import_module("peft.peft_model")
     tuners = importlib.import_module("peft.tuners.tuners_utils")
     lora = importlib.import_module("peft.tuners.lora.model")

@@ -85,3 +85,19 @@ def test_importing_costs_next_to_nothing_and_all_names_a_part_of_what_torch_cost
     assert package < 0.05, f"{package:.3f} s"
     # A third of it is pydantic; a busy machine is slow at both, and ours reads more small files.
     assert names < max(0.3, 0.4 * torch), f"{names:.2f} s of {torch:.2f} s for torch"
+
+
+PEFT_COMES_LATER = """
+import sys
+from deepspeed_autotp.interop.peft import watch_peft
+watch_peft(lambda model: None)
+assert "peft" not in sys.modules
+import peft
+from peft.tuners.tuners_utils import BaseTuner
+for method in (peft.PeftModel.__init__, peft.PeftModel.add_adapter, BaseTuner.inject_adapter):
+    assert hasattr(method, "autotp_original"), method
+"""
+
+
+def test_peft_is_watched_also_where_it_is_imported_after_a_model_was_sharded() -> None:
+    subprocess.run([sys.executable, "-c", PEFT_COMES_LATER], timeout=120, check=True)
