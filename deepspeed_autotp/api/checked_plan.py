@@ -105,16 +105,14 @@ def plan_to_check(
     """The first plan of the model, and what its self-check will run on, the same on every rank of
     ``agreement``; all ranks are told whether that is a twin, which it is only with ``on_twin``.
     ValueError on each of them, as of ``agreed_inputs``."""
-    may_have_twin = on_twin and settings.self_check == "auto"
     first = None
-    # Ranks that are given different inputs are told so below.
-    if may_have_twin and all(agreement.exchange(given is None)):
+    if on_twin and settings.self_check == "auto":
         plans = AgreedPlans(description, settings, ranks, agreement, is_checked=True)
         with suppress(ValueError):  # said below, unless it is not so without a self-check
-            first = agreement.together(plans.first)
-        twin = None if first is None else _agreed_twin(description, first[0], plans, location)
-        if first is not None and twin is not None:
-            return Outcome(CheckedPlan(first[0], twin, None), [_there_is(True), *first[1]], True)
+            first, twin = _first_and_twin(description, plans, location, is_given=given is not None)
+            if twin is not None:
+                checked = CheckedPlan(first[0], twin, None)
+                return Outcome(checked, [_there_is(True), *first[1]], True)
     inputs = agreed_inputs(
         description.modules[""],
         description,
@@ -132,18 +130,23 @@ def plan_to_check(
     return Outcome(CheckedPlan(plan, None, inputs), [_there_is(is_checked), *planned], False)
 
 
-def _agreed_twin(
-    description: Description, plan: Plan, plans: AgreedPlans, location: WeightLocation
-) -> Twin | None:
-    """The twin, where every rank that agrees about ``plans`` has the same."""
+def _first_and_twin(
+    description: Description, plans: AgreedPlans, location: WeightLocation, *, is_given: bool
+) -> tuple[tuple[Plan, list[Compared]], Twin | None]:
+    """The first of ``plans``, and the twin where every rank that agrees about them has the same.
+    There is none for ranks that are given inputs: all are told so where others are not."""
 
-    def make_plan(small: Description) -> Plan:
-        return plans.plan_of_twin(small, plan)
+    def work() -> Outcome[tuple[tuple[Plan, list[Compared]], Twin | None]]:
+        plan, planned = plans.first()
 
-    agreement = plans.agreement
-    twin = agreement.together(lambda: find_twin(description, plan, make_plan, location.device))
-    hashes = set(agreement.exchange(None if twin is None else twin.plan.hash))
-    return twin if len(hashes) == 1 else None
+        def make_plan(small: Description) -> Plan:
+            return plans.plan_of_twin(small, plan)
+
+        twin = None if is_given else find_twin(description, plan, make_plan, location.device)
+        return Outcome(((plan, planned), twin), told=None if twin is None else twin.plan.hash)
+
+    (first, twin), hashes = plans.agreement.conclude(work)
+    return first, twin if len(set(hashes)) == 1 else None
 
 
 def _there_is(check: bool) -> Compared:

@@ -239,8 +239,8 @@ def _convert(
     )
     plan = planned[0]
     conversion = _conversion(task, plan)
-    _switch(task, conversion, agreement=agreement)
     on_failure.callback(conversion.undo)
+    _switch(task, conversion)
     return Outcome((planned, conversion), told=plan.hash)
 
 
@@ -267,26 +267,18 @@ def _conversion(task: _Task, plan: Plan) -> Conversion:
     )
 
 
-def _switch(task: _Task, conversion: Conversion, *, agreement: Agreement) -> None:
-    """Do everything of the conversion but shard the weights; undone where any rank fails."""
-
-    def finish() -> None:
-        insist = task.insists_on_sharded_logits
-        why = conversion.keep_logits(insist=insist)
-        if why and insist:
-            raise ValueError(
-                f"tensor_parallel.vocab_parallel_lm_head: got true, but {why}; leave the key out"
-            )
-        if why:
-            _log.info("the logits are gathered in training: %s", why)
-        conversion.check_memory(task.device)
-
-    try:
-        agreement.together(conversion.switch)
-        agreement.together(finish)
-    except Exception:
-        conversion.undo()
-        raise
+def _switch(task: _Task, conversion: Conversion) -> None:
+    """Do everything of the conversion but shard the weights."""
+    conversion.switch()
+    insist = task.insists_on_sharded_logits
+    why = conversion.keep_logits(insist=insist)
+    if why and insist:
+        raise ValueError(
+            f"tensor_parallel.vocab_parallel_lm_head: got true, but {why}; leave the key out"
+        )
+    if why:
+        _log.info("the logits are gathered in training: %s", why)
+    conversion.check_memory(task.device)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
     gather_from_tp_region,
     reduce_from_tp_region,
+    scatter_to_tp_region,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.module_state import state_of
@@ -67,6 +68,17 @@ class LayerSharding:
             self.context.rng.check_called_from_block()
             self.context.rng.leave()
         self.context.input.forget()
+
+    def row_output(
+        self, x: Tensor, product: Callable[[Tensor], Tensor], bias: Tensor | None
+    ) -> Tensor:
+        """The output of a row layer: ``product`` of this rank's features, summed, and ``bias``."""
+        self.leave_region()
+        if self.split_input:
+            x = scatter_to_tp_region(x, self.layout, self.group)
+        y = self.reduce(product(x), self.group)
+        # Under autocast the bias is wider than the product, and would widen the output.
+        return y if bias is None else y + bias.to(y.dtype)
 
 
 def sharding_of(module: nn.Module) -> LayerSharding:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.autograd_collectives import scatter_to_tp_region
 from deepspeed_autotp.layers.drawn_weights import DrawnInFull, ResetInFull
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 
@@ -50,13 +49,7 @@ class RowLinear(ResetInFull, nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        s = sharding_of(self)
-        s.leave_region()
-        if s.split_input:
-            x = scatter_to_tp_region(x, s.layout, s.group)
-        y = s.reduce(F.linear(x, self.weight), s.group)
-        # Under autocast the bias is wider than the product, and would widen the output.
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return sharding_of(self).row_output(x, lambda own: F.linear(own, self.weight), self.bias)
 
 
 class ColumnConv1D(DrawnInFull):
@@ -80,8 +73,4 @@ class RowConv1D(DrawnInFull):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.leave_region()
-        if s.split_input:
-            x = scatter_to_tp_region(x, s.layout, s.group)
-        y = s.reduce(F.linear(x, self.weight.t()), s.group)
-        return y + self.bias.to(y.dtype)
+        return s.row_output(x, lambda own: F.linear(own, self.weight.t()), self.bias)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.autograd_collectives import scatter_to_tp_region
 from deepspeed_autotp.interop.bitsandbytes import product_4bit
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 
@@ -45,8 +44,4 @@ class RowLinear4bit(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         s = sharding_of(self)
-        s.leave_region()
-        if s.split_input:
-            x = scatter_to_tp_region(x, s.layout, s.group)
-        y = s.reduce(product_4bit(self, x, None), s.group)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return s.row_output(x, lambda own: product_4bit(self, own, None), self.bias)

@@ -12,7 +12,6 @@ is sharded layer by layer, or replicated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 
 from deepspeed_autotp._core import Plan
@@ -63,6 +62,7 @@ class SelfCheck:
         self._agreement = agreement
         self._runs = runs or Runs(description, plan)
         self._full: Reference | None = None
+        self._idle: list[str] = []
         self._keep_logits = False
 
     def run(
@@ -85,8 +85,9 @@ class SelfCheck:
                 guessed = heuristic(plan) + large_layers(plan)
                 unguessed = guessed and not rules_are_users
                 return replan((), (), heuristics=False) if unguessed else plan
-            if not rules_are_users:
-                plan = self._without_idle(plan, full.run, fallback)
+            if self._idle and not rules_are_users:
+                fallback.replicate(self._idle)
+                plan = fallback.plan()
             while found := self._wrong(plan, full, rules_are_users=rules_are_users):
                 gathered = self._with_gathered_logits(full, fallback) if found.logits else None
                 if gathered is not None:
@@ -120,34 +121,29 @@ class SelfCheck:
 
     def _wrong(self, plan: Plan, full: Reference, *, rules_are_users: bool) -> Difference | None:
         """What is wrong with the plan, the same on every rank."""
-        found = self._check(plan, full)
-        if found is None and not rules_are_users:
-            parts = other_modalities(self._model)
-            own = never_ran(plan, self._description.modules, full.run.order(), parts=parts)
-            found = self._agreed(own)
-        return found
+        unused = None
+        if not rules_are_users:
+            parts, order = other_modalities(self._model), full.run.order()
+            unused = never_ran(plan, self._description.modules, order, parts=parts)
+        return self._check(plan, full, unused=unused)
 
     def _with_gathered_logits(self, full: Reference, fallback: Fallback) -> Plan | None:
         """The plan with gathered logits, if that one is right."""
         plan = fallback.plan(gather_logits=True)
         return plan if self._check(plan, full) is None else None
 
-    def _without_idle(self, plan: Plan, full: Run, fallback: Fallback) -> Plan:
-        """The plan without the individually sharded layers that did not run."""
-        own = idle(plan, self._description.modules, full.order())
-        names: list[str] = self._agreement.exchange(own)[0]
-        if not names:
-            return plan
-        fallback.replicate(names)
-        return fallback.plan()
-
     def _run_full(self, inputs: Inputs) -> Reference | None:
-        """The run of the full model, or None where there is nothing to compare with."""
+        """The run of the full model, or None where there is nothing to compare with. ``_idle`` are
+        the individually sharded layers that did not run in it."""
         problem = ""
         for found, problem in self._runs.attempts(inputs):
-            problems = self._agreement.exchange(problem)
+            order = [] if found is None else found.run.order()
+            own = (problem, idle(self._first, self._description.modules, order))
+            said = self._agreement.exchange(own)
+            problems = [each for each, _ in said]
             if not any(problems):
                 assert found is not None
+                self._idle = said[0][1]
                 self._warn_of_nothing(found.run)
                 return found
             if not all(problems):
@@ -175,8 +171,11 @@ class SelfCheck:
                 type(self._model).__name__,
             )
 
-    def _check(self, plan: Plan, full: Reference) -> Difference | None:
-        """The first difference that the lowest rank with one sees, the same on every rank."""
+    def _check(
+        self, plan: Plan, full: Reference, *, unused: Difference | None = None
+    ) -> Difference | None:
+        """The first difference that the lowest rank with one sees, the same on every rank; where
+        there is none, ``unused``, which this rank has found before."""
         conversion = Conversion(
             self._description, plan=plan, group=self._group, overlap=self._overlap
         )
@@ -195,7 +194,7 @@ class SelfCheck:
                 drop_frames(error)
             finally:
                 conversion.undo()
-        found = self._agreed(found, comparison, comparison.replicated_dropouts(trace.run))
+        found = self._agreed(found, unused, comparison, trace.run)
         if found is not None:  # maybe in the middle of a collective
             self._group.recover()
         return found
@@ -218,22 +217,26 @@ class SelfCheck:
         return comparison.first(trace.run)
 
     def _agreed(
-        self,
-        found: Difference | None,
-        comparison: Comparison | None = None,
-        dropouts: Mapping[int, Dropout] | None = None,
+        self, found: Difference | None, unused: Difference | None, comparison: Comparison, run: Run
     ) -> Difference | None:
         """What the lowest rank with a difference found, also in the RNG states of dropout."""
-        said = self._agreement.exchange((found, dict(dropouts or {})))
-        failed = [(rank, each) for rank, (each, _) in enumerate(said) if each is not None]
-        if not failed:
-            states = [each for _, each in said]
-            return None if comparison is None else _other_dropout(states, comparison)
-        _, first = failed[0]
-        if len(failed) == len(said):
-            return first
-        names = ", ".join(str(rank) for rank, _ in failed)
-        return replace(first, text=f"on rank {names} of {len(said)}: {first.text}")
+        said = self._agreement.exchange((found, unused, comparison.replicated_dropouts(run)))
+        first = _of_lowest([each for each, *_ in said])
+        if first is None:
+            first = _other_dropout([each for *_, each in said], comparison)
+        return _of_lowest([each for _, each, _ in said]) if first is None else first
+
+
+def _of_lowest(ranks: list[Difference | None]) -> Difference | None:
+    """That of the lowest rank with one."""
+    failed = [(rank, each) for rank, each in enumerate(ranks) if each is not None]
+    if not failed:
+        return None
+    _, first = failed[0]
+    if len(failed) == len(ranks):
+        return first
+    names = ", ".join(str(rank) for rank, _ in failed)
+    return replace(first, text=f"on rank {names} of {len(ranks)}: {first.text}")
 
 
 def _other_dropout(ranks: list[dict[int, Dropout]], comparison: Comparison) -> Difference | None:
