@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops docs-options clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs-options clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -165,6 +165,9 @@ loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all comb
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
 		tests/integration/test_vllm.py tests/integration/test_options.py \
 		tests/integration/test_quantized.py $(ARGS)
+
+long: $(stamp) ## Run the tests that take too long for `make test`
+	@AUTOTP_LONG=1 $(python) -m pytest -m long -o timeout=0 --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
 docs-options: $(stamp) ## Write docs/options.md from the table that the tests run
 	@$(python) -m tools.options_table

@@ -11,6 +11,16 @@ import pytest
 
 from tests.support.worker_pool import Pool
 
+# Tests that start processes of their own wait for no compiler; those of `make long` do.
+WITHOUT_SHM = Path(__file__).parent / "support" / "without_shm"
+IS_LONG = os.environ.get("AUTOTP_LONG") == "1"
+
+
+def pytest_configure() -> None:
+    if not IS_LONG:
+        paths = [str(WITHOUT_SHM), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
 
 def missing_gpu() -> str:
     """Why GPU tests cannot run here; empty where they can."""
@@ -22,7 +32,12 @@ def missing_gpu() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests where there is none; AUTOTP_REQUIRE_GPU=1 makes that an error."""
+    """Skip GPU tests where there is no GPU, which AUTOTP_REQUIRE_GPU=1 makes an error, and long
+    ones without AUTOTP_LONG=1."""
+    if not IS_LONG:
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason="make long"))
     on_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
     reason = missing_gpu() if on_gpu else ""
     if reason and os.environ.get("AUTOTP_REQUIRE_GPU") == "1":

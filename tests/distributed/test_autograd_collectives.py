@@ -6,7 +6,7 @@ import pytest
 from tests.distributed import autograd_collectives_ranks
 from tests.support.worker_pool import Pool
 
-RANKS = pytest.mark.parametrize("ranks", [2, 3, 4])
+RANKS = pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.long)])
 
 
 @RANKS

@@ -11,7 +11,12 @@ from tests.support.worker_pool import Pool
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("llama", {}), ("qwen3", {}), ("gemma2", {}), ("llama", {"num_key_value_heads": 1})],
+    [
+        ("llama", {}),
+        pytest.param("qwen3", {}, marks=pytest.mark.long),
+        pytest.param("gemma2", {}, marks=pytest.mark.long),
+        ("llama", {"num_key_value_heads": 1}),
+    ],
 )
 def test_a_compiled_model_trains_in_one_graph(
     pool: Pool, family: str, changes: dict[str, Any]

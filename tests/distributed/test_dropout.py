@@ -102,9 +102,9 @@ def test_checkpoints_change_neither_gradients_nor_the_rng_state(
     ("heads", "ranks", "sequence", "reentrant", "compiled"),
     [
         (4, 3, False, True, False),
-        (4, 3, False, False, False),
+        pytest.param(4, 3, False, False, False, marks=pytest.mark.long),
         (5, 2, True, False, False),
-        (4, 2, False, False, True),
+        pytest.param(4, 2, False, False, True, marks=pytest.mark.long),
     ],
 )
 def test_replicas_stay_equal_over_200_steps_with_all_dropouts(

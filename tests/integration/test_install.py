@@ -128,7 +128,13 @@ assert not held, held
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["", "import transformers.trainer"], ids=["after", "before"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param("", id="after"),
+        pytest.param("import transformers.trainer", id="before", marks=pytest.mark.long),
+    ],
+)
 def test_transformers_may_be_imported_before_or_after(first: str, tmp_path: Path) -> None:
     """Neither transformers nor Accelerate keeps DeepSpeed's functions under a name of its own."""
     script = tmp_path / "order.py"

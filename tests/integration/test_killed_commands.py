@@ -25,7 +25,7 @@ def checkpoint(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_killed_command_leaves_all_or_nothing(checkpoint: Path) -> None:
     """``make kill-commands`` has twenty moments."""
-    moments = "20" if os.environ.get("AUTOTP_KILL_COMMANDS") else "3"
+    moments = "20" if os.environ.get("AUTOTP_KILL_COMMANDS") else "1"
     run = subprocess.run(
         [sys.executable, "-m", "tests.support.killed_commands", str(checkpoint), moments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training over ranks gives the losses of one process."""
 
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -10,12 +11,16 @@ from tests.support.loss_curves import train_family
 from tests.support.small_models import FAMILIES
 from tests.support.worker_pool import Pool
 
-TIES = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+
+def cases() -> Iterator[object]:
+    """One of each family in two of four ways is enough for each run; `make long` has the others."""
+    for family, tied, tp in product(FAMILIES, (False, True), (4, 2)):
+        marks = [] if family == "llama" or tied == (tp == 4) else [pytest.mark.long]
+        name = f"{'tp4' if tp == 4 else 'tp2xdp2'}-{'tied' if tied else 'untied'}-{family}"
+        yield pytest.param(family, tied, tp, 4, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@TIES
-@pytest.mark.parametrize(("tp", "ranks"), [(4, 4), (2, 4)], ids=["tp4", "tp2xdp2"])
+@pytest.mark.parametrize(("family", "tied", "tp", "ranks"), cases())
 def test_losses_equal_one_process(pool: Pool, family: str, tied: bool, tp: int, ranks: int) -> None:
     settings = [
         Setting(tp=tp, zero=zero, clip=clip, self_check="auto" if zero % 2 == clip else False)

@@ -30,7 +30,15 @@ CALLS = ("deepspeed_autotp.initialize(", "deepspeed_autotp.install()", "deepspee
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("index", range(3), ids=["initialize", "install", "parallelize"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(0, id="initialize"),
+        pytest.param(1, id="install"),
+        pytest.param(2, id="parallelize"),
+        pytest.param(0, id="initialize as a user does, with a compiler", marks=pytest.mark.long),
+    ],
+)
 def test_a_script_of_the_readme_trains_on_two_ranks(index: int, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(scripts()[index])
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

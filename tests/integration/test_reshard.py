@@ -25,10 +25,10 @@ EXPERTS = Case("mixtral", tied=False, changes={"num_local_experts": 4}, frozen="
     ("case", "pair", "zero", "precision"),
     [
         (TIED, (2, 4, 4, 4), 1, "bf16"),
-        (TIED, (4, 4, 2, 2), 0, "fp32"),
+        pytest.param(TIED, (4, 4, 2, 2), 0, "fp32", marks=pytest.mark.long),
         (replace(TIED, frozen="k_proj"), (2, 2, 3, 3), 2, "fp32"),
         (FUSED, (2, 4, 4, 4), 2, "bf16"),
-        (EXPERTS, (4, 4, 2, 4), 3, "fp32"),
+        pytest.param(EXPERTS, (4, 4, 2, 4), 3, "fp32", marks=pytest.mark.long),
         (TIED, (2, 4, 1, 2), 3, "bf16"),
         (TIED, (1, 2, 2, 4), 1, "fp32"),
     ],

@@ -34,6 +34,7 @@ def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     assert expected in done.stdout
 
 
+@pytest.mark.long
 def test_the_benchmark_of_saving_measures_both_ways_of_ours() -> None:
     small = ["--tp=2", "--layers=1", "--rounds=1", "--ways=gathered,parallel"]
     done = subprocess.run(

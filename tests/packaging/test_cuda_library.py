@@ -44,7 +44,7 @@ def test_the_library_holds_code_for_the_architectures_it_names() -> None:
 
 
 @needs_nvcc
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_release_compiles_without_warnings_for_all_architectures() -> None:
     folder = ROOT / "build" / "release"

@@ -117,7 +117,7 @@ def test_a_step_is_compared_with_the_bare_one_after_it() -> None:
     assert Round.of(ranks).processor_over_bare == 2.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)  # three times two processes start and import everything
 def test_a_comparison_runs_and_its_losses_agree(tmp_path: Path) -> None:
     record, chart = tmp_path / "step.json", tmp_path / "step.svg"

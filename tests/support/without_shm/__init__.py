@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On the path of the processes that tests start."""
