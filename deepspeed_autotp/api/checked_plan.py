@@ -30,6 +30,11 @@ class CheckedPlan:
     twin: Twin | None
     inputs: Inputs | None
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether there is a self-check."""
+        return self.twin is not None or self.inputs is not None
+
     def checked(
         self,
         description: Description,
@@ -40,8 +45,8 @@ class CheckedPlan:
     ) -> tuple[Plan, PlanRequest]:
         """The plan that the self-check found to be right, or without one the first, and what it was
         asked for with; ValueError on every rank of ``agreement`` where none is right."""
-        is_checked = self.twin is not None or self.inputs is not None
-        plans = AgreedPlans(description, settings, group.size, agreement, is_checked=is_checked)
+        ranks, is_checked = group.size, self.is_checked
+        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
         plan = self._right(description, plans, settings, group=group, agreement=agreement)
         return plan, plans.request_of(plan)
 

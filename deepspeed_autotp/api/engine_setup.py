@@ -20,6 +20,7 @@ from deepspeed_autotp.api.engine_checks import (
     check_tp_size,
     compared_settings,
 )
+from deepspeed_autotp.api.engine_metrics import check_monitor, engine_tp_group, write_metrics
 from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.api.skipped_model import finish_skipped, skip
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
@@ -40,7 +41,6 @@ from deepspeed_autotp.config.training_config import (
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
-from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.engine import (
     drop_batch_comparison,
     gather_weights_on_save,
@@ -118,6 +118,7 @@ class EngineSetup:
         self._agreement = world_agreement(self._owned)
         self._shards = False
         self._skips = False
+        self._monitors = False
         self._on_close = ExitStack()
         self._on_close.callback(self._owned.close)
 
@@ -141,7 +142,7 @@ class EngineSetup:
             self._skips = True
             skip(self._model, prepared.settings.autotp_size, agreement=self._agreement)
         elif prepared.settings is not None:
-            self._shards = True
+            self._shards, self._monitors = True, prepared.settings.monitor
             self._shard(prepared.settings, description, reports)
         return prepared.config
 
@@ -151,6 +152,8 @@ class EngineSetup:
         if self._shards:
             check_made_optimizer(engine.basic_optimizer, given=self._optimizer)
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
+            group = tensor_parallel(self._model).group
+            write_metrics(engine, group, is_asked=self._monitors)
             on_destroy(engine, self.close)
             return
         self.close()
@@ -180,7 +183,7 @@ class EngineSetup:
                 self._on_close.callback(state.group.leave, state)
         else:
             with ExitStack() as on_failure:
-                group = TPGroup(handle)
+                group = engine_tp_group(handle, settings)
                 on_failure.callback(group.close)
                 state = shard(
                     description,
@@ -222,6 +225,7 @@ class EngineSetup:
         refuse_options(config, mesh_param=self._mesh_param)
         check_groups(settings, mpu)
         check_optimizer(self._optimizer, config)
+        check_monitor(settings, config)
         gather_weights_on_save(config)
         replicas = dist.get_world_size() // settings.autotp_size
         settle_engine_config(config, mpu=mpu, replicas=replicas)

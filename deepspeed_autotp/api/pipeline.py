@@ -25,7 +25,9 @@ from torch import nn
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.api.adapters import AdapterChanges
 from deepspeed_autotp.api.checked_plan import CheckedPlan, plan_to_check
+from deepspeed_autotp.api.sharding_report import Stopwatch, log_report
 from deepspeed_autotp.api.unshardable import refuse_unshardable
+from deepspeed_autotp.config import logs
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed import nccl, shared_memory
 from deepspeed_autotp.distributed.comparison import Compared, Values
@@ -92,6 +94,7 @@ def described(model: nn.Module) -> Description:
     operators.loaded()  # or an error here, on every rank
     shared_memory.check_environment()
     nccl.check_environment()
+    logs.check_environment()
     refuse_unshardable(model)
     return describe(model)
 
@@ -141,17 +144,21 @@ def shard(
         if weights is None
         else WeightLocation(device or torch.device("cpu"), only_on_rank0=False, in_files=True)
     )
+    logs.set_up_logging(is_first=agreement.is_first)
+    watch = Stopwatch()
     task = _Task(description, settings, group, location, device, weights)
     local = agreement.within(group)
     first = functools.partial(_first_plan, task, example_inputs, data, local)
     to_check, on_twins = agreement.conclude(first)
     if any(on_twins) and not all(on_twins):  # TP groups whose models differ
         to_check, _ = agreement.conclude(functools.partial(first, on_twin=False))
+    watch.note("plan")
     _warn(agreement, to_check.plan.messages)
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
     (plan, request), conversion = _converted(task, to_check, agreement, local)
+    watch.note("self-check" if to_check.is_checked else "convert")
     if weights is not None:
         what, drawn = type(task.model).__name__, list(weights.values.values())
         broadcast_tensors(what, drawn, group, agreement=local, keep=False)
@@ -161,6 +168,9 @@ def shard(
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     state = _attached(task, plan, request)
+    watch.note("shard")
+    if agreement.is_first:
+        log_report(task.model, plan, request, watch)
     AdapterChanges(state, settings=settings, request=request, conversion=conversion).start()
     return state
 

@@ -61,6 +61,11 @@ class TPArguments:
                 f"{self.called}: config.dtype has no effect here: the model trains in the data "
                 "type of its weights; leave it out"
             )
+        if settings.monitor:
+            raise ValueError(
+                f"{self.called}: config.monitor: got true, which needs the monitor of DeepSpeed's "
+                "engine; leave it out, or call initialize"
+            )
         nested = settings.tensor_parallel
         if nested.tp_group is not None or nested.mpu is not None:
             raise ValueError(

@@ -30,6 +30,7 @@ from deepspeed_autotp.interop.pretrained import (
     saved_model,
     write_config,
 )
+from deepspeed_autotp.interop.progress_bars import progress_bar
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -213,7 +214,9 @@ class _Staged:
                 transport=transport,
                 parallel=parallel,
             )
-            writer.write(saving.model, saving.tensors, saving.files)
+            total = saving.files.nbytes if self._ranks.is_first else None
+            done = stack.enter_context(progress_bar(total, "Saving weights"))
+            writer.write(saving.model, saving.tensors, saving.files, done=done)
 
 
 def _identity(folder: Path) -> str:

@@ -48,6 +48,11 @@ class WeightFiles:
     places: Mapping[str, tuple[Place, ...]]
     computed: tuple[Computed, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all ``places``."""
+        return sum(place.nbytes for places in self.places.values() for place in places)
+
     def make(self, folder: Path) -> None:
         """Make the files with their headers and room for their tensors. OSError without it."""
         for name, layout in self.layouts.items():

@@ -48,15 +48,24 @@ class WeightWriter:
         self._failure: Exception | None = None
 
     @torch.no_grad()
-    def write(self, model: nn.Module, tensors: Mapping[str, Tensor], plan: WeightFiles) -> None:
+    def write(
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, Tensor],
+        plan: WeightFiles,
+        *,
+        done: Callable[[int], object],
+    ) -> None:
         """Write ``tensors``, the state of ``model`` by its names. All ranks of the run call it.
 
-        A rank that fails goes on to help the others, and raises at the end.
+        ``done`` is told of the bytes of each. A rank that fails goes on to help the others, and
+        raises at the end.
         """
         for name, places in plan.places.items():
             # ZeRO 3 gathers a weight over all data-parallel ranks, wherever it is kept.
             with gathered_parameters([tensors[name]]):
                 self._write(tensors[name], places)
+            done(sum(place.nbytes for place in places))
         for computed in plan.computed:
             self._compute(model, tensors, computed)
         if self._failure is not None:

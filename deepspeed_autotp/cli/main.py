@@ -4,36 +4,85 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import shtab
 from rich.console import Console
 
-from deepspeed_autotp.cli import checkpoints, plan
+import deepspeed_autotp
+from deepspeed_autotp.cli import check, checkpoints, plan
+from deepspeed_autotp.cli.arguments import DONE, INTERRUPTED, NOT_DONE, Parser, near
 from deepspeed_autotp.cli.doctor import examined_table
+
+_DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
+_EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"
+_MODULES = (plan, check, checkpoints)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    parser = argparse.ArgumentParser(prog="autotp", description="Tensor parallelism for training.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser(
-        "doctor", help="say what is installed, how it was built and what would be used here"
-    )
-    plan.add_commands(commands)
-    checkpoints.add_commands(commands)
-    asked = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        asked = _parsed(given)
+    except SystemExit as end:  # of argparse, which has said why
+        return end.code if isinstance(end.code, int) else NOT_DONE
     # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    if asked.command == "doctor":
-        console.print(examined_table())
-        return 0
     try:
-        run = plan.run if asked.command in plan.COMMANDS else checkpoints.run
-        return run(asked, console)
-    except (ValueError, OSError) as error:
+        return _run(asked, console)
+    except BrokenPipeError:  # as of `autotp plan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (ValueError, OSError, ImportError) as error:
         print(f"autotp {asked.command}: {error}", file=sys.stderr)
-        return 1
+        return NOT_DONE
     except KeyboardInterrupt:
         print(f"autotp {asked.command}: interrupted, nothing was written", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _run(asked: argparse.Namespace, console: Console) -> int:
+    if asked.command == "doctor":
+        console.print(examined_table())
+        return DONE
+    module = next(each for each in _MODULES if asked.command in each.COMMANDS)
+    status: int = module.run(asked, console)
+    return status
+
+
+def _parsed(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; ends the program as argparse does where one is wrong."""
+    parser, commands = _parser()
+    command = next((each for each in given if not each.startswith("-")), None)
+    if command is None:
+        parser.refuse_unknown(given)
+    elif command in commands:
+        commands[command].refuse_unknown(given[given.index(command) + 1 :])
+    elif not given[0].startswith("--print-completion"):
+        expected = ", ".join(commands)
+        parser.error(
+            f"unknown command {command!r}, expected one of {expected}"
+            f"{near(command, list(commands))}"
+        )
+    return parser.parse_args(given)
+
+
+def _parser() -> tuple[Parser, Mapping[str, Parser]]:
+    parser = Parser(prog="autotp", description=_DESCRIPTION, epilog=_EXAMPLE)
+    parser.add_argument(
+        "--version", action="version", version=f"autotp {deepspeed_autotp.__version__}"
+    )
+    shtab.add_argument_to(
+        parser, ["--print-completion"], help="print a script that completes commands in this shell"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser(
+        "doctor",
+        help="say what is installed, how it was built and what would be used here",
+        epilog="example: autotp doctor",
+    )
+    for module in _MODULES:
+        module.add_commands(commands)
+    return parser, commands.choices

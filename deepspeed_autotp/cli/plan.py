@@ -21,6 +21,7 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor
 from deepspeed_autotp.interop.named_model import FORMS, named_model
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.planning.plan_table import plan_table
+from deepspeed_autotp.planning.plan_words import explanation
 from deepspeed_autotp.planning.planner import make_plan, skips_all
 
 COMMANDS = ("plan", "explain")
@@ -106,35 +107,9 @@ def _explained(plan: Plan, entry: Entry) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for title, words in _explanation(plan, entry):
+    for title, words in explanation(plan, entry):
         table.add_row(title, escape(words))
     return table
-
-
-def _explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
-    yield "parameter", entry.name
-    yield "kind", str(entry.kind)
-    yield "decided by", str(entry.source)
-    if entry.rule:
-        yield "rule", entry.rule
-    if entry.is_tied:
-        yield "tied to", plan.entries[entry.tied_to].name
-    yield "full shape", str(list(entry.shape))
-    for rank in range(plan.ranks):
-        yield f"rank {rank}", f"{list(entry.local_shape(rank))}{_span(entry, rank)}"
-    module = entry.name.rpartition(".")[0]
-    for integer in plan.integers:
-        if module == integer.module or module.startswith(f"{integer.module}."):
-            yield f"{integer.module}.{integer.key}", f"{integer.full}, local {list(integer.values)}"
-
-
-def _span(entry: Entry, rank: int) -> str:
-    """Where the shard of ``rank`` is in the full parameter."""
-    if not entry.is_sharded:
-        return ""
-    width = entry.local_shape(rank)[entry.dim]
-    spans = [f"{at} to {at + n - 1}" for _, at, n, _ in entry.chunks(rank, 0, width)]
-    return f", {', '.join(spans) or 'nothing'} of {entry.shape[entry.dim]} along dim {entry.dim}"
 
 
 def _content(plan: Plan, model: str) -> dict[str, Any]:

@@ -122,6 +122,9 @@ class TPTrainingConfig(Section):
     sequence_parallel between blocks the tokens are sharded over the ranks, or an error that says
                       which module does not allow it; see sequence_parallel.stack
 
+    monitor           after each step DeepSpeed's monitor is given the bytes, the time and the share
+                      of the step of the TP group's collectives; for ``initialize`` only
+
     ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
     fields are DeepSpeed's; a value that asks for what is not supported is refused.
     """
@@ -156,6 +159,7 @@ class TPTrainingConfig(Section):
     )
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
     sequence_parallel: StrictBool = False
+    monitor: StrictBool = False
 
     # Spelled out so that type checkers accept what the checks accept.
     def __init__(self, /, **data: Any) -> None:

@@ -26,17 +26,18 @@ _LONGEST = 400  # of what transformers says, which may list all of its classes
 _COMMA = re.compile(r",(?=\w+=)")  # not within a list
 
 
-def named_model(text: str, *, dtype: torch.dtype | None = None) -> nn.Module:
+def named_model(text: str, *, dtype: torch.dtype | None = None, device: str = "meta") -> nn.Module:
     """The model that ``text`` names in one of FORMS, without values.
 
     ``dtype`` is that of its weights; by default what its configuration or its factory says.
+    ``device`` is where a factory makes it, with values where that is not "meta".
     ValueError for what names no model, or one that cannot be made.
     """
-    model = _named(text)
+    model = _named(text, device)
     return model if dtype is None else model.to(dtype)
 
 
-def _named(text: str) -> nn.Module:
+def _named(text: str, device: str) -> nn.Module:
     name, colon, rest = text.partition(":")
     transformers: Any = importlib.import_module("transformers")
     types = transformers.CONFIG_MAPPING
@@ -46,7 +47,7 @@ def _named(text: str) -> nn.Module:
     if os.path.exists(text):
         return configured_model(Path(text), None)
     if colon and rest.isidentifier():
-        return _of_factory(name, rest)
+        return _of_factory(name, rest, device)
     near = _core.nearest(name, list(types))
     raise ValueError(
         f"MODEL: got {text!r}, expected {FORMS}; there is no such file, and names on the Hugging "
@@ -87,13 +88,13 @@ def _override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _of_factory(module: str, name: str) -> nn.Module:
+def _of_factory(module: str, name: str, device: str) -> nn.Module:
     """What the function ``name`` of a module returns, which may be in the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module), name)
-        with torch.device("meta"):
+        with torch.device(device):
             model = factory()
     except (Exception, SystemExit) as error:  # a user's module
         raise ValueError(

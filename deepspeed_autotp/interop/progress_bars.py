@@ -1,11 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress bars of transformers."""
+"""Progress bars: ours, and those of transformers."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# Work that takes fewer seconds shows none.
+_SHORT = 1.0
+
+
+@contextmanager
+def progress_bar(
+    total: int | None, title: str = "Reading shards", unit: str = "B"
+) -> Iterator[Callable[[int], object]]:
+    """A function that advances a bar of ``total`` units, on a terminal.
+
+    There is no bar where ``total`` is None, for short work, and where tqdm is not installed.
+    """
+    if total is None or importlib.util.find_spec("tqdm") is None:
+        yield lambda _: None
+        return
+    tqdm = importlib.import_module("tqdm.auto").tqdm
+    options = {"unit": unit, "unit_scale": unit == "B", "delay": _SHORT}
+    with tqdm(total=total, desc=title, disable=None, **options) as bar:
+        yield bar.update
 
 
 @contextmanager

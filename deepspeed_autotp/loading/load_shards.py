@@ -12,8 +12,8 @@ from torch import Tensor
 
 from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.progress_bars import progress_bar
 from deepspeed_autotp.loading.file_weights import FileWeights
-from deepspeed_autotp.loading.progress import progress_bar
 from deepspeed_autotp.loading.read_plan import ReadPlan, Target
 from deepspeed_autotp.loading.slices import own_slices
 from deepspeed_autotp.native.file_reads import OpenFiles

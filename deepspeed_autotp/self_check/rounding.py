@@ -71,13 +71,14 @@ def differs(
     """
     if got.shape != expected.shape:
         return f"has shape {list(got.shape)} instead of {list(expected.shape)}"
-    error, bound = difference(got, expected, least=least), _bound(expected, rounded, least)
+    error, bound = difference(got, expected, least=least), allowed(expected, rounded, least)
     if error <= bound:
         return None
     return f"differs from the full model's by {error:.2g} of its norm (allowed {bound:.0e})"
 
 
-def _bound(expected: Tensor, rounded: Tensor | None, least: float) -> float:
+def allowed(expected: Tensor, rounded: Tensor | None, least: float = 0.0) -> float:
+    """The largest ``difference`` that is rounding alone; ``rounded`` as in ``differs``."""
     is_scalar = expected.dim() == 0
     if rounded is not None and rounded.shape == expected.shape:
         measured = difference(rounded, expected, least=least)

@@ -98,6 +98,24 @@ class Trace:
         self, output: object, parameters: Mapping[int, nn.Parameter], *, labelled: bool
     ) -> None:
         """Keep the model's ``output``, and gradients of its loss where it is ``labelled``."""
+        run, (ends, weights) = self.run, self._ends(output, labelled=labelled)
+        if ends and parameters:
+            found = torch.autograd.grad(ends, list(parameters.values()), weights, allow_unused=True)
+            run.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
+
+    def objective(self, output: object, *, labelled: bool) -> Tensor:
+        """Keep the model's ``output``; the number whose gradients :meth:`differentiate` keeps.
+
+        ValueError where no gradient can be formed."""
+        ends, weights = self._ends(output, labelled=labelled)
+        if not ends:
+            raise ValueError("no output of the model has a gradient")
+        if weights is None:
+            return ends[0]
+        return torch.stack([(t * w).sum() for t, w in zip(ends, weights, strict=True)]).sum()
+
+    def _ends(self, output: object, *, labelled: bool) -> tuple[list[Tensor], list[Tensor] | None]:
+        """What is differentiated, each with its weight; without weights it is the loss."""
         run = self.run
         # Sharded logits are gathered for who reads them, and before the backward.
         output = with_leaves(LazyLogits, LazyLogits.full, output)
@@ -107,10 +125,7 @@ class Trace:
         run.loss = None if loss is None else loss.detach().clone()
         run.in_backward = True
         ends = [t for t in (finals if loss is None else [loss]) if t.requires_grad]
-        if ends and parameters:
-            weights = [_weights(t) for t in ends] if loss is None else None
-            found = torch.autograd.grad(ends, list(parameters.values()), weights, allow_unused=True)
-            run.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
+        return ends, [_weights(t) for t in ends] if loss is None else None
 
     def _enter(self, name: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:

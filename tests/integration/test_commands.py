@@ -53,7 +53,7 @@ def test_merged_weights_are_those_of_the_run(
         assert "run: autotp merge CHECKPOINT_FOLDER OUTPUT_FOLDER" in found.stderr
 
     status, _, errors = pool.run(command, *asked, ranks=1)[0]
-    assert status == 1
+    assert status == 2
     assert "exists, expected a folder that is empty or not there" in errors
 
 
@@ -169,19 +169,19 @@ def test_inspect_says_what_is_there_and_what_is_missing(pool: Pool, tmp_path: Pa
         module = {n: t for n, t in {**states["module"], **change}.items() if t is not None}
         torch.save({**states, "module": module}, file)
         status, _, errors = pool.run(command, "merge", str(run), str(tmp_path / "out"), ranks=1)[0]
-        assert status == 1
+        assert status == 2
         assert words in errors
     torch.save(states, file)
     merging = ("merge", str(run), str(tmp_path / "out"))
     for size in ("nan", "0", "-1", "inf"):
         status, _, errors = pool.run(command, *merging, f"--max-file-gb={size}", ranks=1)[0]
-        assert (status, "--max-file-gb: got" in errors) == (1, True)
+        assert (status, "--max-file-gb: got" in errors) == (2, True)
     for text in ('{"model_type": ', "[]", None):
         (folder / "config.json").unlink()
         if text is not None:
             (folder / "config.json").write_text(text)
         status, _, errors = pool.run(command, *merging, ranks=1)[0]
-        assert status == 1
+        assert status == 2
         words = "has no config.json" if text is None else "expected a JSON object"
         assert words in errors
     assert not (tmp_path / "out").exists()
@@ -209,7 +209,7 @@ def test_what_is_no_checkpoint_is_said_with_what_to_name(tmp_path: Path) -> None
     ]:
         for asked in (("inspect",), ("merge", str(tmp_path / "out"))):
             status, _, errors = command(asked[0], str(path), *asked[1:])
-            assert status == 1
+            assert status == 2
             assert [each for each in words.split("|") if each not in errors] == [], errors
 
 

@@ -56,7 +56,7 @@ def test_a_full_disk_keeps_what_is_there(
     (small_disk / "other").write_bytes(b"mine")
     arguments = (name, str(checkpoint), str(small_disk / "out"), *more)
     status, _, errors = pool.run(command, *arguments, ranks=1)[0]
-    assert status == 1
+    assert status == 2
     assert "No space left on device" in errors or "bytes are free on the disk" in errors
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
@@ -66,7 +66,7 @@ def test_a_process_that_is_killed_is_an_error(pool: Pool, checkpoint: Path, tmp_
     status, errors, left = pool.run(
         fails_for_want_of_a_process, str(checkpoint), str(out), ranks=1
     )[0]
-    assert status == 1
+    assert status == 2
     assert "a process ended with the exit code -9, expected 0" in errors
     assert left == []
     assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def test_rules_of_a_configuration_decide(tmp_path: Path) -> None:
 )
 def test_what_names_no_model_is_said(arguments: tuple[str, ...], words: str) -> None:
     status, _, errors = command("plan", *arguments, "--tp", "2")
-    assert status == 1
+    assert status == 2
     assert words in errors
 
 

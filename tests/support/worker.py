@@ -8,6 +8,7 @@ groups, the state of DeepSpeed, Accelerate and transformers) is put back after i
 import faulthandler
 import gc
 import importlib
+import logging
 import os
 import pickle
 import random
@@ -164,6 +165,9 @@ def _reset_own() -> None:
     if package is not None:
         package.uninstall()
         package.reset()
+    logger = logging.getLogger("deepspeed_autotp")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 def _destroy_engines() -> None:

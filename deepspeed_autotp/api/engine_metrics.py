@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks of a TP group send in a training step, in the monitor of DeepSpeed's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from deepspeed_autotp.config.training_config import TPTrainingConfig
+from deepspeed_autotp.distributed.metered_group import CollectiveMeter, MeteredGroup
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.deepspeed.monitor import SECTIONS, is_monitored, write_at_steps
+
+_KEY = "tensor_parallel.monitor"
+
+
+def check_monitor(settings: TPTrainingConfig, config: Mapping[str, Any]) -> None:
+    """ValueError where values are to be written and no monitor of DeepSpeed is enabled."""
+    if settings.monitor and not is_monitored(config):
+        raise ValueError(
+            f"{_KEY}: got true, but no monitor of DeepSpeed is enabled; enable one of "
+            f"{', '.join(SECTIONS)}, or leave it out"
+        )
+
+
+def engine_tp_group(handle: dist.ProcessGroup, settings: TPTrainingConfig) -> TPGroup:
+    """The group of an engine: on the rank that writes, one that measures where that is asked."""
+    is_metered = settings.monitor and dist.get_rank() == 0
+    return MeteredGroup(handle) if is_metered else TPGroup(handle)
+
+
+def write_metrics(engine: Any, group: TPGroup, *, is_asked: bool) -> None:
+    """Write bytes, time and share of the collectives of ``group`` after each step, where that is
+    asked. ValueError where the model was sharded without."""
+    if not is_asked or dist.get_rank() != 0:
+        return
+    if not isinstance(group, MeteredGroup):
+        raise ValueError(
+            f"{_KEY}: got true, but the model was sharded before without it; shard it by this "
+            "initialize, or leave it out"
+        )
+    group.meter.take()
+    write_at_steps(engine, lambda: _values(group.meter))
+
+
+def _values(meter: CollectiveMeter) -> Iterator[tuple[str, float]]:
+    found = meter.take()
+    yield "tp_communication_bytes", found.nbytes
+    yield "tp_communication_ms", 1000 * found.seconds
+    yield "tp_communication_share", found.seconds / found.elapsed

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rank 0 logs of a model that was sharded: one line, and with AUTOTP_LOG=debug why."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from torch import nn
+
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.planning.plan_words import decisions, report_line
+from deepspeed_autotp.planning.planner import PlanRequest
+
+_log = logging.getLogger("deepspeed_autotp")
+
+
+class Stopwatch:
+    """Seconds of one thing after the other, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def note(self, name: str) -> None:
+        """What was done since the last note, or since the start, was ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def log_report(model: nn.Module, plan: Plan, request: PlanRequest, watch: Stopwatch) -> None:
+    """The line, and the decisions where they are asked for."""
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in watch.seconds.items())
+    line = report_line(plan, replicated=request.replicated)
+    _log.info("%s: %s; %s", type(model).__name__, line, took)
+    if _log.isEnabledFor(logging.DEBUG):
+        for decision in decisions(plan):
+            _log.debug("%s", decision)

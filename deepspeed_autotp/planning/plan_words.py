@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan in words: one line of what was sharded and what was not, and why for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.filesize import decimal
+
+from deepspeed_autotp._core import Entry, Kind, Plan, Row, Source, index_pattern
+
+_NAMED = 3
+
+
+def report_line(plan: Plan, *, replicated: Sequence[str] = ()) -> str:
+    """What is sharded by whom, what stays replicated and why, and the bytes of a rank.
+
+    ``replicated`` names the modules that the self-check found to differ, as in a PlanRequest.
+    """
+    rows = [row for row in plan.table() if not row.entry.is_tied]
+    sharded: dict[str, int] = {}
+    kept: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.entry.is_sharded:
+            source = str(row.entry.source)
+            sharded[source] = sharded.get(source, 0) + row.count
+        else:
+            kept.setdefault(_why_replicated(row, replicated), []).append(row)
+    full = sum(row.full_bytes for row in rows)
+    ranks = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
+    by = ", ".join(f"{count} by {source}" for source, count in sharded.items()) or "none"
+    return (
+        f"{sum(sharded.values())} parameters sharded over {plan.ranks} ranks ({by}); "
+        f"replicated {_replicated(kept, full)}; {_per_rank(ranks, full)}"
+    )
+
+
+def _why_replicated(row: Row, replicated: Sequence[str]) -> str:
+    entry = row.entry
+    if any(f"{row.pattern}.".startswith(f"{index_pattern(name)}.") for name in replicated):
+        return "differed in the self-check"
+    if entry.kind is Kind.SKIPPED or (entry.rule and entry.source is not Source.NONE):
+        return f"by {entry.source}"
+    if len(entry.shape) <= 1:
+        return "norms and biases"
+    return "no rule"
+
+
+def _replicated(kept: dict[str, list[Row]], full: int) -> str:
+    if not kept:
+        return "nothing"
+    parts = []
+    for why, rows in kept.items():
+        size = sum(row.full_bytes for row in rows)
+        largest = sorted(rows, key=lambda row: -row.full_bytes)
+        names = ", ".join(row.pattern for row in largest[:_NAMED])
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        named = "" if why == "norms and biases" else f": {names}{more}"
+        parts.append(f"{decimal(size)} ({why}{named})")
+    share = sum(row.full_bytes for rows in kept.values() for row in rows) / max(1, full)
+    return f"{', '.join(parts)}, {100 * share:.1f} % of the model"
+
+
+def _per_rank(ranks: Sequence[int], full: int) -> str:
+    most, least = max(ranks), min(ranks)
+    shares = f"{most / max(1, full):.3f}"
+    sizes = decimal(most)
+    if least != most:
+        sizes = f"{decimal(least)} to {sizes}"
+        shares = f"{least / max(1, full):.3f} to {shares}"
+    return f"each rank holds {sizes} of {decimal(full)} ({shares} of the model)"
+
+
+def decisions(plan: Plan) -> Iterator[str]:
+    """One line for each pattern of names: what was decided, by whom, and its shapes."""
+    for row in plan.table():
+        words = dict(explanation(plan, row.entry))
+        name = row.pattern + (f" x{row.count}" if row.count > 1 else "")
+        words.pop("parameter")
+        yield f"{name}: " + "; ".join(f"{title} {text}" for title, text in words.items())
+
+
+def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
+    """What was decided on one parameter: titles and words."""
+    yield "parameter", entry.name
+    yield "kind", str(entry.kind)
+    yield "decided by", str(entry.source)
+    if entry.rule:
+        yield "rule", entry.rule
+    if entry.is_tied:
+        yield "tied to", plan.entries[entry.tied_to].name
+    yield "full shape", str(list(entry.shape))
+    for rank in range(plan.ranks):
+        yield f"rank {rank}", f"{list(entry.local_shape(rank))}{_span(entry, rank)}"
+    module = entry.name.rpartition(".")[0]
+    for integer in plan.integers:
+        if module == integer.module or module.startswith(f"{integer.module}."):
+            yield f"{integer.module}.{integer.key}", f"{integer.full}, local {list(integer.values)}"
+
+
+def _span(entry: Entry, rank: int) -> str:
+    """Where the shard of ``rank`` is in the full parameter."""
+    if not entry.is_sharded:
+        return ""
+    width = entry.local_shape(rank)[entry.dim]
+    spans = [f"{at} to {at + n - 1}" for _, at, n, _ in entry.chunks(rank, 0, width)]
+    return f", {', '.join(spans) or 'nothing'} of {entry.shape[entry.dim]} along dim {entry.dim}"

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run on every rank by tests.integration.test_engine_metrics."""
+
+import torch
+import torch.distributed as dist
+
+import deepspeed_autotp
+from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import sgd
+from tests.support.recorded_collectives import recorded_collectives
+from tests.support.small_models import build, tokens
+
+
+def bytes_of_steps(folder: str, accumulate: int) -> list[int]:
+    """What this rank gives to the collectives of each step but the first; an engine whose monitor
+    writes into ``folder``."""
+    model = build("llama", tied=False)
+    config = engine_config(Setting(tp=2, zero=0, clip=0.0, accumulate=accumulate))
+    config["tensor_parallel"]["monitor"] = True
+    config["csv_monitor"] = {"enabled": True, "output_path": folder, "job_name": "job"}
+    engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    counted = []
+    for step in range(3):
+        with recorded_collectives() as calls:
+            for row in tokens(step).chunk(accumulate):
+                engine.backward(engine(input_ids=row, labels=row).loss)
+                engine.step()
+        counted.append(sum(size for _, size in calls))
+    engine.destroy()
+    return counted[1:]
+
+
+def refusals() -> list[str]:
+    """What is said where nothing can be written."""
+    said = []
+    config = engine_config(Setting(tp=2, zero=0, clip=0.0))
+    config["tensor_parallel"]["monitor"] = True
+    calls = [
+        lambda model: deepspeed_autotp.initialize(
+            model=model, optimizer=sgd(model), config=dict(config)
+        ),
+        lambda model: deepspeed_autotp.parallelize(model, tp_size=2, config={"monitor": True}),
+    ]
+    for call in calls:
+        try:
+            call(build("llama", tied=False))
+        except ValueError as error:
+            said.append(str(error))
+    dist.barrier()
+    assert torch.get_default_dtype() == torch.float32
+    return said
