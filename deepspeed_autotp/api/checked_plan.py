@@ -24,11 +24,12 @@ from deepspeed_autotp.sharding.weight_location import WeightLocation
 @dataclass(frozen=True, slots=True)
 class CheckedPlan:
     """``plan`` is the first one. At most one of ``twin`` and ``inputs`` is there: what the
-    self-check runs on, the second with the model's own weights."""
+    self-check runs on, the second with the model's own weights. ``large_names`` as in a request."""
 
     plan: Plan
     twin: Twin | None
     inputs: Inputs | None
+    large_names: tuple[str, ...] | None = None
 
     @property
     def is_checked(self) -> bool:
@@ -46,7 +47,14 @@ class CheckedPlan:
         """The plan that the self-check found to be right, or without one the first, and what it was
         asked for with; ValueError on every rank of ``agreement`` where none is right."""
         ranks, is_checked = group.size, self.is_checked
-        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
+        plans = AgreedPlans(
+            description,
+            settings,
+            ranks,
+            agreement,
+            is_checked=is_checked,
+            large_names=self.large_names,
+        )
         plan = self._right(description, plans, settings, group=group, agreement=agreement)
         return plan, plans.request_of(plan)
 
@@ -106,18 +114,31 @@ def plan_to_check(
     agreement: Agreement,
     location: WeightLocation,
     on_twin: bool = True,
+    large_names: tuple[str, ...] | None = None,
 ) -> Outcome[CheckedPlan]:
     """The first plan of the model, and what its self-check will run on, the same on every rank of
     ``agreement``; all ranks are told whether that is a twin, which it is only with ``on_twin``.
-    ValueError on each of them, as of ``agreed_inputs``."""
+    ValueError on each of them, as of ``agreed_inputs``. ``large_names`` as in a request, for a
+    model that stands for a larger one and has no twin."""
+
+    def plans(*, is_checked: bool) -> AgreedPlans:
+        return AgreedPlans(
+            description,
+            settings,
+            ranks,
+            agreement,
+            is_checked=is_checked,
+            large_names=large_names,
+        )
+
     first = None
-    if on_twin and settings.self_check == "auto":
-        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=True)
+    if on_twin and settings.self_check == "auto" and large_names is None:
+        checked, is_given = plans(is_checked=True), given is not None
         with suppress(ValueError):  # said below, unless it is not so without a self-check
-            first, twin = _first_and_twin(description, plans, location, is_given=given is not None)
+            first, twin = _first_and_twin(description, checked, location, is_given=is_given)
             if twin is not None:
-                checked = CheckedPlan(first[0], twin, None)
-                return Outcome(checked, [_there_is(True), *first[1]], True)
+                found = CheckedPlan(first[0], twin, None)
+                return Outcome(found, [_there_is(True), *first[1]], True)
     inputs = agreed_inputs(
         description.modules[""],
         description,
@@ -129,10 +150,10 @@ def plan_to_check(
     )
     is_checked = inputs is not None
     if first is None or not is_checked:
-        plans = AgreedPlans(description, settings, ranks, agreement, is_checked=is_checked)
-        first = plans.first()
+        first = plans(is_checked=is_checked).first()
     plan, planned = first
-    return Outcome(CheckedPlan(plan, None, inputs), [_there_is(is_checked), *planned], False)
+    found = CheckedPlan(plan, None, inputs, large_names)
+    return Outcome(found, [_there_is(is_checked), *planned], False)
 
 
 def _first_and_twin(

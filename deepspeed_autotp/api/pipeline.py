@@ -70,7 +70,8 @@ _log = logging.getLogger("deepspeed_autotp")
 class _Task:
     """One model to be sharded over one group. Shards go to ``device``, or where the weights are.
 
-    ``weights`` says what is read from files, of a model without values."""
+    ``weights`` says what is read from files, of a model without values; ``large_names`` is as in a
+    PlanRequest, for a model that stands for a larger one."""
 
     description: Description
     settings: TPTrainingConfig
@@ -78,6 +79,7 @@ class _Task:
     location: WeightLocation
     device: torch.device | None
     weights: FileWeights | None
+    large_names: tuple[str, ...] | None
 
     @property
     def model(self) -> nn.Module:
@@ -131,6 +133,7 @@ def shard(
     data: TrainingData | None = None,
     device: torch.device | None = None,
     weights: FileWeights | None = None,
+    large_names: tuple[str, ...] | None = None,
 ) -> TensorParallel:
     """Shard a model over ``group``, keeping every Parameter object.
 
@@ -146,7 +149,7 @@ def shard(
     )
     logs.set_up_logging(is_first=agreement.is_first)
     watch = Stopwatch()
-    task = _Task(description, settings, group, location, device, weights)
+    task = _Task(description, settings, group, location, device, weights, large_names)
     local = agreement.within(group)
     first = functools.partial(_first_plan, task, example_inputs, data, local)
     to_check, on_twins = agreement.conclude(first)
@@ -199,6 +202,7 @@ def _first_plan(
         agreement=local,
         location=task.location,
         on_twin=on_twin,
+        large_names=task.large_names,
     )
     return Outcome(found.result, [*found.compared, *_rest(task.model)], found.told)
 

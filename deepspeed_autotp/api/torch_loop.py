@@ -98,9 +98,11 @@ def sharded_over(
     example_inputs: Mapping[str, object] | None,
     device: torch.device | str | None,
     weights: Callable[[], FileWeights | None] = lambda: None,
+    large_names: tuple[str, ...] | None = None,
 ) -> TPGroup | None:
     """Shard what ``settle`` describes, and return over which group; None where there is nothing
-    to shard. ``weights()`` is asked then. What was made is closed where any rank fails."""
+    to shard. ``weights()`` is asked then. What was made is closed where any rank fails.
+    ``large_names`` as in a PlanRequest, for a model that stands for a larger one."""
     with ExitStack() as on_failure, closing(OwnedGroups()) as for_this_call:
         group = None if given is None else _closed_by(on_failure, TPGroup(given))
         # Which ranks agree has to be known before they can; everything else all of them check.
@@ -122,6 +124,7 @@ def sharded_over(
             example_inputs=example_inputs,
             device=_numbered(device),
             weights=from_files,
+            large_names=large_names,
         )
         check_optimizers(state)
         check_first_call(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,15 +26,17 @@ from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.distributed.local_processes import RankError, preload, run_on_ranks
-from deepspeed_autotp.interop.named_model import FORMS
+from deepspeed_autotp.interop.named_model import FORMS, named_model
 from deepspeed_autotp.interop.progress_bars import progress_bar
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.self_check.precision import is_16_bit
-from deepspeed_autotp.self_check.subject import Subject, find_subject
+from deepspeed_autotp.self_check.subject import NoPlan, Subject, find_subject
 from deepspeed_autotp.self_check.training import train
 from deepspeed_autotp.self_check.training_comparison import FullTraining, Measured
 
 COMMANDS = ("check",)
+
+_log = logging.getLogger("deepspeed_autotp")
 
 _STEPS = 3
 _TIMEOUT = 600.0
@@ -70,10 +73,14 @@ def run(asked: argparse.Namespace, console: Console) -> int:
     """Run the command; the exit status. ValueError and OSError say what is wrong."""
     _refuse_numbers(asked)
     dtype = parse_dtype(asked.dtype, "--dtype")
-    section = _section(asked)
-    settings = TPTrainingConfig(**section)
+    settings = _settings(asked)
+    named = named_model(asked.model)
     preload(_PRELOADED)
-    report = _checked(asked, section, settings, dtype)
+    try:
+        subject, model = find_subject(asked.model, named, settings, ranks=asked.tp, dtype=dtype)
+        report = _checked(asked, settings, subject, model)
+    except NoPlan as error:
+        report = Report(asked.model, asked.tp, "", False, 0, str(error))
     if asked.json:
         print(json.dumps(report.content(), indent=2))
     else:
@@ -89,15 +96,18 @@ def _refuse_numbers(asked: argparse.Namespace) -> None:
         raise ValueError(f"--timeout: got {asked.timeout}, expected seconds, such as 600")
 
 
-def _section(asked: argparse.Namespace) -> dict[str, Any]:
+def _settings(asked: argparse.Namespace) -> TPTrainingConfig:
     config = {} if asked.config is None else load_ds_config(asked.config)
-    return dict(get_tensor_parallel_config(config)) | {"autotp_size": asked.tp}
+    given = get_tensor_parallel_config(config)
+    # Without defaults: some count only where they are written.
+    written = {key: value for key, value in given if key in given.model_fields_set}
+    return TPTrainingConfig(**(written | {"autotp_size": asked.tp}))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found; ``problem`` is None where all is equal. ``subject`` is None where no model
-    could be trained at all."""
+    """What was found; ``problem`` is None where all is equal. There is only that where the model
+    cannot be sharded at all."""
 
     model: str
     tp_size: int
@@ -105,10 +115,10 @@ class Report:
     is_twin: bool
     steps: int
     problem: str | None
-    measured: Sequence[Measured]
-    losses: Sequence[float]
-    full_losses: Sequence[float]
-    warnings: Sequence[str]
+    measured: Sequence[Measured] = ()
+    losses: Sequence[float] = ()
+    full_losses: Sequence[float] = ()
+    warnings: Sequence[str] = ()
 
     def content(self) -> dict[str, Any]:
         """As JSON."""
@@ -138,7 +148,7 @@ class Report:
         console.print(escape(self._closing()))
 
     def _closing(self) -> str:
-        what = f"{self.name} at TP size {self.tp_size}"
+        what = f"{self.name or self.model} at TP size {self.tp_size}"
         if self.problem is not None:
             return f"{what}: WRONG: {self.problem}"
         kind = "a small model of its class" if self.is_twin else "the model itself"
@@ -195,13 +205,8 @@ def _row_content(pattern: str, row: Mapping[str, Measured]) -> dict[str, Any]:
 
 
 def _checked(
-    asked: argparse.Namespace,
-    section: Mapping[str, Any],
-    settings: TPTrainingConfig,
-    dtype: torch.dtype,
+    asked: argparse.Namespace, settings: TPTrainingConfig, subject: Subject, model: nn.Module
 ) -> Report:
-    subject, model = find_subject(asked.model, settings, ranks=asked.tp, dtype=dtype)
-    name = type(model).__name__
     with (
         tempfile.TemporaryDirectory(prefix="autotp-check-") as folder,
         progress_bar(2 * asked.steps, "check", "step") as done,
@@ -215,7 +220,7 @@ def _checked(
             found = run_on_ranks(
                 check_rank,
                 folder,
-                section,
+                settings,
                 asked.steps,
                 ranks=asked.tp,
                 timeout=asked.timeout,
@@ -223,11 +228,12 @@ def _checked(
             )
         except RankError as error:
             problem = str(error)
+            _log.debug("%s", error.details)
     measured = [each for rank in found for each in rank.measured]
     return Report(
         model=asked.model,
         tp_size=asked.tp,
-        name=name,
+        name=type(model).__name__,
         is_twin=subject.is_twin,
         steps=asked.steps,
         problem=problem or next(_problems(found, measured), None),

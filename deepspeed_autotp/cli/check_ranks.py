@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from deepspeed_autotp.api.torch_loop import parallelize
+from deepspeed_autotp.api.pipeline import described
+from deepspeed_autotp.api.torch_loop import sharded_over
+from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.planning.model_description import Description, describe
+from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.subject import Subject
 from deepspeed_autotp.self_check.training import Training, train
 from deepspeed_autotp.self_check.training_comparison import (
@@ -60,9 +61,9 @@ class _Warnings(logging.Handler):
 
 
 def check_rank(
-    told: Callable[[int], object], files: str, section: Mapping[str, Any], steps: int
+    told: Callable[[int], object], files: str, settings: TPTrainingConfig, steps: int
 ) -> Found:
-    """Train what is in the folder ``files``, sharded by the section ``tensor_parallel``."""
+    """Train what is in the folder ``files``, sharded by ``settings``, and compare."""
     subject: Subject = torch.load(Path(files, "subject"), weights_only=False)
     full: FullTraining = torch.load(Path(files, "full"), weights_only=False, mmap=True)
     warnings = _Warnings()
@@ -72,7 +73,7 @@ def check_rank(
     model = subject.made()
     description = describe(model)
     try:
-        refused = _shard(model, section, subject)
+        refused = _shard(model, settings, subject)
     except ValueError as error:  # not even without a self-check
         return Found(str(error), None, None, [], [], warnings.texts)
     state = tensor_parallel(model)
@@ -87,17 +88,24 @@ def check_rank(
     return Found(refused, difference, failure, found, losses, warnings.texts)
 
 
-def _shard(model: nn.Module, section: Mapping[str, Any], subject: Subject) -> str | None:
+def _shard(model: nn.Module, settings: TPTrainingConfig, subject: Subject) -> str | None:
     """Why the self-check refuses the plan; the model is sharded nevertheless, to show by how much
     it differs. ValueError where it cannot be."""
-    ranks, inputs = dist.get_world_size(), subject.inputs.values
-    given = {key: value for key, value in section.items() if key != "dtype"}
+
+    def shard(settings: TPTrainingConfig) -> None:
+        sharded_over(
+            None,
+            lambda: (settings, compared(settings), described(model)),
+            example_inputs=subject.inputs.values,
+            device=None,
+            large_names=subject.large_names,
+        )
+
     try:
-        parallelize(model, tp_size=ranks, config=given, example_inputs=inputs)
+        shard(settings)
     except ValueError as error:
-        without = {**given, "self_check": False}
         try:
-            parallelize(model, tp_size=ranks, config=without)
+            shard(settings.model_copy(update={"self_check": False}))
         except ValueError:
             raise error from None
         return str(error)

@@ -15,6 +15,7 @@ import deepspeed_autotp
 from deepspeed_autotp.cli import check, checkpoints, plan
 from deepspeed_autotp.cli.arguments import DONE, INTERRUPTED, NOT_DONE, Parser, near
 from deepspeed_autotp.cli.doctor import examined_table
+from deepspeed_autotp.config import logs
 
 _DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
 _EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     try:
+        if "AUTOTP_LOG" in os.environ:
+            logs.check_environment()
+            logs.set_up_logging(is_first=True)
         return _run(asked, console)
     except BrokenPipeError:  # as of `autotp plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

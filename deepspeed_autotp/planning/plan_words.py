@@ -84,7 +84,7 @@ def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
     """What was decided on one parameter: titles and words."""
     yield "parameter", entry.name
     yield "kind", str(entry.kind)
-    yield "decided by", str(entry.source)
+    yield "decided by", "no rule" if entry.source is Source.NONE else str(entry.source)
     if entry.rule:
         yield "rule", entry.rule
     if entry.is_tied:

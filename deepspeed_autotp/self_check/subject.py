@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp._core import Plan
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.named_model import named_model
@@ -32,16 +33,22 @@ class Subject:
     """How other processes make the same model: of the class of the model that ``text`` names with
     ``config``, or without one what its factory gives. It has ``values`` and ``buffers``, by the
     order of the parameters and by name, of which ``trains`` train; ``inputs`` are what it takes.
+    ``large_names``, as in a PlanRequest, are those of the model of which it is the twin.
     """
 
     text: str
-    is_twin: bool
     config: Any
     dtype: torch.dtype
     values: list[Tensor]
     buffers: dict[str, Tensor]
     trains: list[bool]
     inputs: Inputs
+    large_names: tuple[str, ...] | None
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether it stands for a larger model."""
+        return self.large_names is not None
 
     def made(self) -> nn.Module:
         """The model, with its values."""
@@ -59,26 +66,37 @@ class Subject:
         return model
 
 
+class NoPlan(ValueError):
+    """There is such a model, and it cannot be sharded so."""
+
+
 def find_subject(
-    text: str, settings: TPTrainingConfig, *, ranks: int, dtype: torch.dtype
+    text: str, named: nn.Module, settings: TPTrainingConfig, *, ranks: int, dtype: torch.dtype
 ) -> tuple[Subject, nn.Module]:
-    """What stands for the model that ``text`` names, and that model.
+    """What stands for ``named``, the model that ``text`` names, and that model.
 
-    ValueError where there is no such model, no plan for it, or neither a twin nor a model that is
-    small enough and whose inputs are known.
+    NoPlan where it cannot be sharded. ValueError where it has no twin and is too large itself, or
+    its inputs are not known.
     """
-    named = named_model(text)
     description = describe(named)
-    plan = make_plan(description, settings, ranks=ranks)
+    try:
+        plan = make_plan(description, settings, ranks=ranks)
+    except ValueError as error:
+        raise NoPlan(str(error)) from error
+    large = large_names(plan)
 
-    def plan_of_twin(small: Description) -> Any:
-        request = PlanRequest(large_names=large_names(plan))
-        return make_plan(small, settings, ranks=ranks, request=request)
+    def plan_of_twin(small: Description) -> Plan:
+        return make_plan(small, settings, ranks=ranks, request=PlanRequest(large_names=large))
 
     twin = find_twin(description, plan, plan_of_twin, _CPU)
-    if twin is not None:
-        model = twin.description.modules[""]
-        return _subject(text, model, twin.inputs, is_twin=True, dtype=dtype), model
+    if twin is None:
+        model, inputs = _itself(text, named)
+        return _subject(text, model, inputs, dtype, None), model
+    model = twin.description.modules[""]
+    return _subject(text, model, twin.inputs, dtype, large), model
+
+
+def _itself(text: str, named: nn.Module) -> tuple[nn.Module, Inputs]:
     elements = sum(p.numel() for p in named.parameters())
     name = type(named).__name__
     if elements > _LARGEST:
@@ -95,8 +113,7 @@ def find_subject(
             f"MODEL: the inputs of {name} are not known: its forward needs something other than "
             "token ids. Check it in a script of your own, with parallelize and example_inputs"
         )
-    inputs = Inputs(values, with_labels(model, values), insist=True)
-    return _subject(text, model, inputs, is_twin=False, dtype=dtype), model
+    return model, Inputs(values, with_labels(model, values), insist=True)
 
 
 def _made(text: str, config: Any) -> nn.Module:
@@ -106,18 +123,22 @@ def _made(text: str, config: Any) -> nn.Module:
 
 
 def _subject(
-    text: str, model: nn.Module, inputs: Inputs, *, is_twin: bool, dtype: torch.dtype
+    text: str,
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    large: tuple[str, ...] | None,
 ) -> Subject:
     """``model`` gets the data type."""
     model.to(dtype).train()
     parameters: Sequence[nn.Parameter] = describe(model).parameters
     return Subject(
         text=text,
-        is_twin=is_twin,
         config=model.config if is_configured(model) else None,
         dtype=dtype,
         values=[p.detach().clone() for p in parameters],
         buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
         trains=[p.requires_grad for p in parameters],
         inputs=inputs,
+        large_names=large,
     )

@@ -82,7 +82,7 @@ def test_what_cannot_be_checked_is_said(arguments: tuple[str, ...], words: str) 
     assert words in errors and "Traceback" not in errors
 
 
-def test_a_model_that_no_plan_shards_so_is_wrong() -> None:
-    status, out, _ = command("check", LLAMA, "--tp", "3", "--json")
-    assert status == 1
-    assert "TODO" not in json.loads(out)["problem"]
+def test_a_model_that_cannot_be_sharded_so_is_wrong() -> None:
+    status, out, errors = command("check", LLAMA, "--tp", "16", "--json")
+    assert status == 1, errors
+    assert "16" in json.loads(out)["problem"]
