@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 
 import deepspeed_autotp
+from benchmarks.step_calls import Recorder
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import sgd
-from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import build, tokens
 
 
@@ -21,11 +21,12 @@ def bytes_of_steps(folder: str, accumulate: int) -> list[int]:
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
     counted = []
     for step in range(3):
-        with recorded_collectives() as calls:
+        with Recorder() as recorder:
             for row in tokens(step).chunk(accumulate):
                 engine.backward(engine(input_ids=row, labels=row).loss)
                 engine.step()
-        counted.append(sum(size for _, size in calls))
+        # Those of data parallelism are over one rank.
+        counted.append(sum(call.size for call in recorder.calls if call.ranks == 2))
     engine.destroy()
     return counted[1:]
 

@@ -20,7 +20,7 @@ def column(folder: Path, name: str) -> list[tuple[int, float]]:
 def test_bytes_and_share_of_each_step_are_written(pool: Pool, tmp_path: Path) -> None:
     counted, _ = pool.run(bytes_of_steps, str(tmp_path), ACCUMULATE)
     values = column(tmp_path, "tp_communication_bytes")
-    samples = [at for at, _ in column(tmp_path, "train_loss")]
+    samples = [at for at, _ in column(tmp_path, "lr")]
     assert [at for at, _ in values] == sorted(set(samples))
     assert [value for _, value in values][1:] == counted and counted[0] > 0
     shares = [value for _, value in column(tmp_path, "tp_communication_share")]
