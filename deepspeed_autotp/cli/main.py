@@ -19,6 +19,7 @@ from deepspeed_autotp.config import logs
 
 _DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
 _EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"
+_COMPLETION = "--print-completion"
 _MODULES = (plan, check, checkpoints)
 
 
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `autotp plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (ValueError, OSError, ImportError) as error:
+    except ImportError as error:
+        print(f"autotp {asked.command}: {error}: pip install {error.name}", file=sys.stderr)
+        return NOT_DONE
+    except (ValueError, OSError) as error:
         print(f"autotp {asked.command}: {error}", file=sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
@@ -59,17 +63,15 @@ def _run(asked: argparse.Namespace, console: Console) -> int:
 def _parsed(given: Sequence[str]) -> argparse.Namespace:
     """The arguments; ends the program as argparse does where one is wrong."""
     parser, commands = _parser()
-    command = next((each for each in given if not each.startswith("-")), None)
-    if command is None:
-        parser.refuse_unknown(given)
-    elif command in commands:
-        commands[command].refuse_unknown(given[given.index(command) + 1 :])
-    elif not given[0].startswith("--print-completion"):
-        expected = ", ".join(commands)
-        parser.error(
-            f"unknown command {command!r}, expected one of {expected}"
-            f"{near(command, list(commands))}"
-        )
+    at = next((at for at, each in enumerate(given) if not each.startswith("-")), len(given))
+    parser.refuse_unknown(given[:at])
+    if at < len(given) and not any(each.startswith(_COMPLETION) for each in given[:at]):
+        command = given[at]
+        if command not in commands:
+            expected = ", ".join(commands)
+            hint = near(command, list(commands))
+            parser.error(f"unknown command {command!r}, expected one of {expected}{hint}")
+        commands[command].refuse_unknown(given[at + 1 :])
     return parser.parse_args(given)
 
 
@@ -79,7 +81,7 @@ def _parser() -> tuple[Parser, Mapping[str, Parser]]:
         "--version", action="version", version=f"autotp {deepspeed_autotp.__version__}"
     )
     shtab.add_argument_to(
-        parser, ["--print-completion"], help="print a script that completes commands in this shell"
+        parser, [_COMPLETION], help="print a script that completes commands in this shell"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser(

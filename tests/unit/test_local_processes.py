@@ -49,7 +49,7 @@ def test_ranks_talk_tell_and_return() -> None:
     [
         ("raises", 60.0, "rank 1 failed: ValueError: no such thing"),
         ("is killed", 60.0, "rank 1 failed: it was killed, maybe for want of memory"),
-        ("hangs", 12.0, "did not answer within 12 s"),
+        ("hangs", 4.0, "did not answer within 4 s"),
     ],
 )
 def test_a_rank_that_fails_ends_all(how: str, timeout: float, words: str) -> None:
