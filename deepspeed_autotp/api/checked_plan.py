@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,16 +122,9 @@ def plan_to_check(
     ValueError on each of them, as of ``agreed_inputs``. ``large_names`` as in a request, for a
     model that stands for a larger one and has no twin."""
 
-    def plans(*, is_checked: bool) -> AgreedPlans:
-        return AgreedPlans(
-            description,
-            settings,
-            ranks,
-            agreement,
-            is_checked=is_checked,
-            large_names=large_names,
-        )
-
+    plans = functools.partial(
+        AgreedPlans, description, settings, ranks, agreement, large_names=large_names
+    )
     first = None
     if on_twin and settings.self_check == "auto" and large_names is None:
         checked, is_given = plans(is_checked=True), given is not None

@@ -118,6 +118,7 @@ def settled(
         return Outcome((result, description), compared, (told, groups_in_use()))
 
     (result, description), told = agreement.conclude(outcome)
+    logs.set_up_logging(is_first=agreement.is_first)
     close_dropped([name for _, names in told for name in names], agreement.ranks)
     return result, description, [each for each, _ in told]
 
@@ -138,16 +139,10 @@ def shard(
     """Shard a model over ``group``, keeping every Parameter object.
 
     Shards go to ``device``, or where the weights are; with ``weights`` each rank reads its own from
-    files. ``agreement`` spans all ranks, and
-    ``reports`` are theirs: ValueError on all, with the model unchanged, where one cannot plan,
-    plans differently, or a check differs.
+    files. ``agreement`` spans all ranks, and ``reports`` are theirs: ValueError on all, with the
+    model unchanged, where one cannot plan, plans differently, or a check differs.
     """
-    location = (
-        locate_weights(description, group, reports)
-        if weights is None
-        else WeightLocation(device or torch.device("cpu"), only_on_rank0=False, in_files=True)
-    )
-    logs.set_up_logging(is_first=agreement.is_first)
+    location = _location(description, group, reports, weights, device)
     watch = Stopwatch()
     task = _Task(description, settings, group, location, device, weights, large_names)
     local = agreement.within(group)
@@ -162,20 +157,36 @@ def shard(
         group.share_memory()
     (plan, request), conversion = _converted(task, to_check, agreement, local)
     watch.note("self-check" if to_check.is_checked else "convert")
-    if weights is not None:
-        what, drawn = type(task.model).__name__, list(weights.values.values())
-        broadcast_tensors(what, drawn, group, agreement=local, keep=False)
-    elif to_check.inputs is None and location.on_every_rank:
-        broadcast_weights(description, group, agreement=local, keep=False)
+    _share_weights(task, to_check, local)
     if warning := plan.replicated_warning():
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     state = _attached(task, plan, request)
     watch.note("shard")
-    if agreement.is_first:
-        log_report(task.model, plan, request, watch)
+    log_report(task.model, plan, request, watch, is_first=agreement.is_first)
     AdapterChanges(state, settings=settings, request=request, conversion=conversion).start()
     return state
+
+
+def _location(
+    description: Description,
+    group: TPGroup,
+    reports: Sequence[RankReport],
+    weights: FileWeights | None,
+    device: torch.device | None,
+) -> WeightLocation:
+    if weights is None:
+        return locate_weights(description, group, reports)
+    return WeightLocation(device or torch.device("cpu"), only_on_rank0=False, in_files=True)
+
+
+def _share_weights(task: _Task, to_check: CheckedPlan, local: Agreement) -> None:
+    """Give all ranks of a TP group the same weights, where none was given them for a check."""
+    if task.weights is not None:
+        what, drawn = type(task.model).__name__, list(task.weights.values.values())
+        broadcast_tensors(what, drawn, task.group, agreement=local, keep=False)
+    elif to_check.inputs is None and task.location.on_every_rank:
+        broadcast_weights(task.description, task.group, agreement=local, keep=False)
 
 
 def _warn(agreement: Agreement, warnings: Sequence[str]) -> None:

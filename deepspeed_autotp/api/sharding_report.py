@@ -29,8 +29,12 @@ class Stopwatch:
         self._last = now
 
 
-def log_report(model: nn.Module, plan: Plan, request: PlanRequest, watch: Stopwatch) -> None:
-    """The line, and the decisions where they are asked for."""
+def log_report(
+    model: nn.Module, plan: Plan, request: PlanRequest, watch: Stopwatch, *, is_first: bool
+) -> None:
+    """The line, and the decisions where they are asked for; nothing but on the first rank."""
+    if not is_first:
+        return
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in watch.seconds.items())
     line = report_line(plan, replicated=request.replicated)
     _log.info("%s: %s; %s", type(model).__name__, line, took)

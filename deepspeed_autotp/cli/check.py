@@ -27,7 +27,7 @@ from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.distributed.local_processes import RankError, preload, run_on_ranks
 from deepspeed_autotp.interop.named_model import FORMS, named_model
-from deepspeed_autotp.interop.progress_bars import progress_bar
+from deepspeed_autotp.interop.progress_bars import progress_bar, without_warnings
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.self_check.precision import is_16_bit
 from deepspeed_autotp.self_check.subject import NoPlan, Subject, find_subject
@@ -76,11 +76,12 @@ def run(asked: argparse.Namespace, console: Console) -> int:
     settings = _settings(asked)
     named = named_model(asked.model)
     preload(_PRELOADED)
-    try:
-        subject, model = find_subject(asked.model, named, settings, ranks=asked.tp, dtype=dtype)
-        report = _checked(asked, settings, subject, model)
-    except NoPlan as error:
-        report = Report(asked.model, asked.tp, "", False, 0, str(error))
+    with without_warnings():
+        try:
+            subject, model = find_subject(asked.model, named, settings, ranks=asked.tp, dtype=dtype)
+            report = _checked(asked, settings, subject, model)
+        except NoPlan as error:
+            report = Report(asked.model, asked.tp, "", False, 0, str(error))
     if asked.json:
         print(json.dumps(report.content(), indent=2))
     else:

@@ -16,6 +16,7 @@ from deepspeed_autotp.api.torch_loop import sharded_over
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
+from deepspeed_autotp.interop.progress_bars import without_warnings
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.subject import Subject
@@ -64,6 +65,13 @@ def check_rank(
     told: Callable[[int], object], files: str, settings: TPTrainingConfig, steps: int
 ) -> Found:
     """Train what is in the folder ``files``, sharded by ``settings``, and compare."""
+    with without_warnings():
+        return _checked(told, files, settings, steps)
+
+
+def _checked(
+    told: Callable[[int], object], files: str, settings: TPTrainingConfig, steps: int
+) -> Found:
     subject: Subject = torch.load(Path(files, "subject"), weights_only=False)
     full: FullTraining = torch.load(Path(files, "full"), weights_only=False, mmap=True)
     warnings = _Warnings()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars: ours, and those of transformers."""
+"""Progress bars, ours and those of transformers, and its warnings."""
 
 from __future__ import annotations
 
@@ -41,3 +41,16 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if was_on:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """A context in which transformers logs errors only, as where a model is made that nobody asked
+    for in these words."""
+    logs = importlib.import_module("transformers.utils.logging")
+    before = logs.get_verbosity()
+    logs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(before)
