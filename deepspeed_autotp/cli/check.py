@@ -26,7 +26,7 @@ from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.distributed.local_processes import RankError, preload, run_on_ranks
-from deepspeed_autotp.interop.named_model import FORMS, named_model
+from deepspeed_autotp.interop.named_model import FORMS, named_inputs, named_model
 from deepspeed_autotp.interop.progress_bars import progress_bar, without_warnings
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.self_check.precision import is_16_bit
@@ -59,6 +59,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL", help=FORMS)
     command.add_argument("--tp", type=int, required=True, help="TP size, 2 or more")
     command.add_argument("--config", help="a DeepSpeed configuration, for its rules")
+    command.add_argument(
+        "--inputs",
+        metavar="MODULE:FUNCTION",
+        help="returns keyword arguments of the model, which is then trained itself",
+    )
     command.add_argument("--steps", type=int, default=_STEPS, help=f"default {_STEPS}")
     command.add_argument(
         "--dtype", default="float32", help="data type of the weights (default float32)"
@@ -75,10 +80,13 @@ def run(asked: argparse.Namespace, console: Console) -> int:
     dtype = parse_dtype(asked.dtype, "--dtype")
     settings = _settings(asked)
     named = named_model(asked.model)
+    given = None if asked.inputs is None else named_inputs(asked.inputs)
     preload(_PRELOADED)
     with without_warnings():
         try:
-            subject, model = find_subject(asked.model, named, settings, ranks=asked.tp, dtype=dtype)
+            subject, model = find_subject(
+                asked.model, named, settings, ranks=asked.tp, dtype=dtype, given=given
+            )
             report = _checked(asked, settings, subject, model)
         except NoPlan as error:
             report = Report(asked.model, asked.tp, "", False, 0, str(error))
@@ -146,7 +154,7 @@ class Report:
             console.print(self._table())
         for warning in self.warnings:
             console.print(f"[yellow]warning[/]: {escape(warning)}")
-        console.print(escape(self._closing()))
+        console.print(escape(self._closing()), soft_wrap=True)
 
     def _closing(self) -> str:
         what = f"{self.name or self.model} at TP size {self.tp_size}"

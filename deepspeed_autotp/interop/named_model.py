@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,43 @@ def _override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
+def named_inputs(text: str) -> Mapping[str, object]:
+    """What the function ``module:function`` gives: keyword arguments of a model. ValueError for
+    what names no such function."""
+    module, colon, name = text.partition(":")
+    if not colon or not name.isidentifier():
+        raise ValueError(
+            f"--inputs: got {text!r}, expected module:function, which returns a dictionary of "
+            "keyword arguments"
+        )
+    inputs = _returned("--inputs", module, name, "cpu")
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise ValueError(
+            f"--inputs: {text} returned {type(inputs).__name__}, expected a dictionary of keyword "
+            "arguments of the model"
+        )
+    return {str(key): value for key, value in inputs.items()}
+
+
 def _of_factory(module: str, name: str, device: str) -> nn.Module:
+    model = _returned("MODEL", module, name, device)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"MODEL: {module}:{name} returned {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model
+
+
+def _returned(what: str, module: str, name: str, device: str) -> Any:
     """What the function ``name`` of a module returns, which may be in the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module), name)
         with torch.device(device):
-            model = factory()
+            return factory()
     except (Exception, SystemExit) as error:  # a user's module
+        made = "no model" if what == "MODEL" else "nothing"
         raise ValueError(
-            f"MODEL: {module}:{name} made no model: {type(error).__name__}: {error}"
+            f"{what}: {module}:{name} made {made}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"MODEL: {module}:{name} returned {type(model).__name__}, expected a torch.nn.Module"
-        )
-    return model

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,19 @@ class NoPlan(ValueError):
 
 
 def find_subject(
-    text: str, named: nn.Module, settings: TPTrainingConfig, *, ranks: int, dtype: torch.dtype
+    text: str,
+    named: nn.Module,
+    settings: TPTrainingConfig,
+    *,
+    ranks: int,
+    dtype: torch.dtype,
+    given: Mapping[str, object] | None = None,
 ) -> tuple[Subject, nn.Module]:
     """What stands for ``named``, the model that ``text`` names, and that model.
 
-    NoPlan where it cannot be sharded. ValueError where it has no twin and is too large itself, or
-    its inputs are not known.
+    ``given`` are keyword arguments for the model itself, which has no twin then. NoPlan where it
+    cannot be sharded. ValueError where it has no twin and is too large itself, or its inputs are
+    not known.
     """
     description = describe(named)
     try:
@@ -88,15 +95,17 @@ def find_subject(
     def plan_of_twin(small: Description) -> Plan:
         return make_plan(small, settings, ranks=ranks, request=PlanRequest(large_names=large))
 
-    twin = find_twin(description, plan, plan_of_twin, _CPU)
+    twin = find_twin(description, plan, plan_of_twin, _CPU) if given is None else None
     if twin is None:
-        model, inputs = _itself(text, named)
+        model, inputs = _itself(text, named, given, dtype)
         return _subject(text, model, inputs, dtype, None), model
     model = twin.description.modules[""]
     return _subject(text, model, twin.inputs, dtype, large), model
 
 
-def _itself(text: str, named: nn.Module) -> tuple[nn.Module, Inputs]:
+def _itself(
+    text: str, named: nn.Module, given: Mapping[str, object] | None, dtype: torch.dtype
+) -> tuple[nn.Module, Inputs]:
     elements = sum(p.numel() for p in named.parameters())
     name = type(named).__name__
     if elements > _LARGEST:
@@ -107,13 +116,19 @@ def _itself(text: str, named: nn.Module) -> tuple[nn.Module, Inputs]:
         )
     with seeded():
         model = _made(text, named.config if is_configured(named) else None)
-    values = token_inputs(model, device=_CPU) or inferred_inputs(model, device=_CPU)
+    values = given or token_inputs(model, device=_CPU) or inferred_inputs(model, device=_CPU)
     if values is None:
         raise ValueError(
             f"MODEL: the inputs of {name} are not known: its forward needs something other than "
-            "token ids. Check it in a script of your own, with parallelize and example_inputs"
+            "token ids; pass --inputs module:function, which returns its keyword arguments"
         )
+    values = {key: _as(value, dtype) for key, value in values.items()}
     return model, Inputs(values, with_labels(model, values), insist=True)
+
+
+def _as(value: object, dtype: torch.dtype) -> object:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float and isinstance(value, Tensor) else value
 
 
 def _made(text: str, config: Any) -> nn.Module:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that ``autotp check`` is given as module:factory."""
 
+import torch
 from torch import Tensor, nn
 
 from tests.support.custom_models import Language, build
@@ -25,3 +26,15 @@ class TakesText(nn.Module):
 
 def takes_text() -> TakesText:
     return TakesText()
+
+
+def vectors() -> dict[str, Tensor]:
+    """Keyword arguments of a Sequential."""
+    return {"input": torch.arange(128.0).view(2, 64) / 128}
+
+
+def two_linears() -> nn.Sequential:
+    """Takes vectors; its buffer has another value each time."""
+    model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64))
+    model.register_buffer("drawn", torch.randn(3))
+    return model
