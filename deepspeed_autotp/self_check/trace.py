@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,6 +17,8 @@ from deepspeed_autotp.interop.torch_private import with_leaves
 from deepspeed_autotp.interop.transformers import output_tensors
 from deepspeed_autotp.self_check.isolation import rng_digest
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
+
+_SEED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,5 +159,5 @@ def _plain(t: Tensor) -> Tensor:
 
 
 def _weights(t: Tensor) -> Tensor:
-    draw = torch.Generator().manual_seed(4)
-    return torch.randn(t.shape, generator=draw).to(t)
+    # Not drawn by torch: without randomness that would be 0.
+    return torch.from_numpy(np.random.default_rng(_SEED).standard_normal(t.shape)).to(t)

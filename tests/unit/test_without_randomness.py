@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepspeed_autotp.self_check.isolation import isolated
+from deepspeed_autotp.self_check.trace import Trace
 from deepspeed_autotp.self_check.without_randomness import WithoutRandomness
 
 X = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
@@ -111,3 +112,19 @@ def test_probabilities_that_modules_keep_are_zero_for_a_while() -> None:
     assert torch.equal(results[0][0], results[1][0])
     assert all(0 < kept < 1e-20 for _, kept in results)
     assert (model.attention_dropout, model.layerdrop, model.rnn.dropout) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("way", ["gradients", "objective"])
+def test_a_model_without_a_loss_has_gradients(way: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    trace = Trace(dict(model.named_modules()), exits=())
+    parameters = dict(enumerate(model.parameters()))
+    with WithoutRandomness(trace.drawn), trace:
+        if way == "gradients":
+            trace.differentiate(model(X), parameters, labelled=False)
+            gradients = list(trace.run.gradients.values())
+        else:
+            trace.objective(model(X), labelled=False).backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) == 2
+    assert all(float(gradient.norm()) > 0.1 for gradient in gradients)
