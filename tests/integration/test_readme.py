@@ -62,3 +62,4 @@ def test_a_script_of_the_readme_trains_on_two_ranks(index: int, tmp_path: Path) 
     assert len(losses) == 3 * printed, done.stdout
     assert len(set(losses)) == 3, "the ranks of a TP group have one loss"
     assert losses[-1] < losses[0]
+    assert done.stderr.count("LlamaForCausalLM: 16 parameters sharded over 2 ranks (") == 1
