@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ from deepspeed_autotp import _core
 
 # As ruff and argparse have them.
 DONE, WRONG, NOT_DONE, INTERRUPTED = 0, 1, 2, 130
+
+_WIDTH = 80
 
 # Arguments that may be a file, and are text.
 _FILES = ("model", "config", "html")
@@ -27,8 +30,12 @@ _EXIT_CODES = """exit codes:
 class Parser(argparse.ArgumentParser):
     """``epilog`` has an example; the exit codes stand below it."""
 
-    def __init__(self, *args: Any, epilog: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, description: str = "", epilog: str | None = None, **kwargs: Any
+    ) -> None:
         self.flags: list[str] = []
+        # The lines of the epilog stay as they are, which argparse does for both or none.
+        kwargs["description"] = textwrap.fill(description, _WIDTH)
         kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
         kwargs["epilog"] = f"{epilog}\n\n{_EXIT_CODES}" if epilog else None
         kwargs["allow_abbrev"] = False

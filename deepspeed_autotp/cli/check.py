@@ -246,7 +246,7 @@ def _checked(
         is_twin=subject.is_twin,
         steps=asked.steps,
         problem=problem or next(_problems(found, measured), None),
-        measured=_in_order(found),
+        measured=measured,
         losses=found[0].losses if found else [],
         full_losses=[float(each) for each in full.training.losses],
         warnings=found[0].warnings if found else [],
@@ -254,8 +254,21 @@ def _checked(
 
 
 def _full_training(subject: Subject, model: nn.Module, steps: int, done: Any) -> FullTraining:
+    """ValueError where the model does not train in one process."""
     description = describe(model)
-    training = train(description, subject.inputs, steps=steps, done=done)
+    try:
+        training = train(description, subject.inputs, steps=steps, done=done)
+    except Exception as error:  # whatever a user's model raises
+        raise ValueError(
+            f"MODEL: {type(model).__name__} does not train in one process: "
+            f"{type(error).__name__}: {error}; give inputs that it takes with --inputs"
+        ) from error
+    if not all(bool(loss.isfinite()) for loss in training.losses):
+        losses = ", ".join(f"{float(loss):g}" for loss in training.losses)
+        raise ValueError(
+            f"MODEL: {type(model).__name__} does not train in one process: its losses are {losses},"
+            " expected finite ones; give other inputs with --inputs, or fewer --steps"
+        )
     rounded = None
     if is_16_bit(description.parameters):
         again = subject.made()
@@ -267,8 +280,3 @@ def _problems(found: Sequence[Found], measured: Sequence[Measured]) -> Iterator[
     """What is wrong, the first first."""
     yield from (rank.problem for rank in found if rank.problem)
     yield from (str(each) for each in measured if each.is_wrong)
-
-
-def _in_order(found: Sequence[Found]) -> list[Measured]:
-    """All that was measured; of what the ranks measured alike, one after the other."""
-    return [each for rank in found for each in rank.measured]

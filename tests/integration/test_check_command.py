@@ -74,6 +74,14 @@ def test_heads_that_a_rule_splits_are_named_with_the_rule(tmp_path: Path) -> Non
         ((LLAMA, "--tp", "2", "--config", "nowhere.json"), "nowhere.json"),
         ((f"{CUSTOM}:takes_text", "--tp", "2"), "the inputs of TakesText are not known"),
         (("lama", "--tp", "2"), "near model types are llama"),
+        (
+            (f"{CUSTOM}:two_linears", "--tp", "2", "--inputs", f"{CUSTOM}:diverging"),
+            "Sequential does not train in one process: its losses are",
+        ),
+        (
+            (f"{CUSTOM}:interleaved", "--tp", "2", "--inputs", f"{CUSTOM}:vectors"),
+            "Language does not train in one process: TypeError",
+        ),
     ],
 )
 def test_what_cannot_be_checked_is_said(arguments: tuple[str, ...], words: str) -> None:

@@ -33,6 +33,11 @@ def vectors() -> dict[str, Tensor]:
     return {"input": torch.arange(128.0).view(2, 64) / 128}
 
 
+def diverging() -> dict[str, Tensor]:
+    """Nothing trains with them."""
+    return {"input": torch.full((2, 64), torch.inf)}
+
+
 def two_linears() -> nn.Sequential:
     """Takes vectors; its buffer has another value each time."""
     model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64))
