@@ -12,13 +12,24 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.metered_group import CollectiveMeter, MeteredGroup
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.monitor import SECTIONS, is_monitored, write_at_steps
+from deepspeed_autotp.state.sharded_model import TensorParallel
 
 _KEY = "tensor_parallel.monitor"
 
 
-def check_monitor(settings: TPTrainingConfig, config: Mapping[str, Any]) -> None:
-    """ValueError where values are to be written and no monitor of DeepSpeed is enabled."""
-    if settings.monitor and not is_monitored(config):
+def check_monitor(
+    settings: TPTrainingConfig, config: Mapping[str, Any], sharded: TensorParallel | None
+) -> None:
+    """ValueError where values are to be written and no monitor of DeepSpeed is enabled, or the
+    model was ``sharded`` before without."""
+    if not settings.monitor:
+        return
+    if sharded is not None and sharded.settings.get(_KEY) != str(True):
+        raise ValueError(
+            f"{_KEY}: got true, but the model was sharded before without it; shard it by this "
+            "initialize, or leave it out"
+        )
+    if not is_monitored(config):
         raise ValueError(
             f"{_KEY}: got true, but no monitor of DeepSpeed is enabled; enable one of "
             f"{', '.join(SECTIONS)}, or leave it out"
@@ -33,16 +44,10 @@ def engine_tp_group(handle: dist.ProcessGroup, settings: TPTrainingConfig) -> TP
 
 def write_metrics(engine: Any, group: TPGroup, *, is_asked: bool) -> None:
     """Write bytes, time and share of the collectives of ``group`` after each step, where that is
-    asked. ValueError where the model was sharded without."""
-    if not is_asked or dist.get_rank() != 0:
-        return
-    if not isinstance(group, MeteredGroup):
-        raise ValueError(
-            f"{_KEY}: got true, but the model was sharded before without it; shard it by this "
-            "initialize, or leave it out"
-        )
-    group.meter.take()
-    write_at_steps(engine, lambda: _values(group.meter))
+    asked, and on the rank that writes."""
+    if is_asked and isinstance(group, MeteredGroup):
+        group.meter.take()
+        write_at_steps(engine, lambda: _values(group.meter))
 
 
 def _values(meter: CollectiveMeter) -> Iterator[tuple[str, float]]:

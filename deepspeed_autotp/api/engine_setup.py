@@ -225,11 +225,11 @@ class EngineSetup:
         refuse_options(config, mesh_param=self._mesh_param)
         check_groups(settings, mpu)
         check_optimizer(self._optimizer, config)
-        check_monitor(settings, config)
         gather_weights_on_save(config)
         replicas = dist.get_world_size() // settings.autotp_size
         settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
+        check_monitor(settings, config, found)
         skips = found is None and skips_all(model, settings)
         state = "left as it is" if skips else _state_of(found)
         if skips:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run on every rank by tests.integration.test_engine_metrics."""
 
-import torch
-import torch.distributed as dist
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
 
 import deepspeed_autotp
 from benchmarks.step_calls import Recorder
@@ -33,20 +35,28 @@ def bytes_of_steps(folder: str, accumulate: int) -> list[int]:
 
 def refusals() -> list[str]:
     """What is said where nothing can be written."""
-    said = []
     config = engine_config(Setting(tp=2, zero=0, clip=0.0))
     config["tensor_parallel"]["monitor"] = True
-    calls = [
-        lambda model: deepspeed_autotp.initialize(
-            model=model, optimizer=sgd(model), config=dict(config)
+    sharded = deepspeed_autotp.parallelize(build("llama", tied=False), tp_size=2)
+    monitored = {**config, "csv_monitor": {"enabled": True, "output_path": "unused"}}
+    return [
+        _said(lambda: _engine(build("llama", tied=False), config)),
+        _said(lambda: _engine(sharded, monitored)),
+        _said(
+            lambda: deepspeed_autotp.parallelize(
+                build("llama", tied=False), tp_size=2, config={"monitor": True}
+            )
         ),
-        lambda model: deepspeed_autotp.parallelize(model, tp_size=2, config={"monitor": True}),
     ]
-    for call in calls:
-        try:
-            call(build("llama", tied=False))
-        except ValueError as error:
-            said.append(str(error))
-    dist.barrier()
-    assert torch.get_default_dtype() == torch.float32
-    return said
+
+
+def _engine(model: nn.Module, config: dict[str, Any]) -> None:
+    deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+
+
+def _said(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""

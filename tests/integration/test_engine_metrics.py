@@ -30,6 +30,7 @@ def test_bytes_and_share_of_each_step_are_written(pool: Pool, tmp_path: Path) ->
 
 
 def test_metrics_that_nobody_would_see_are_refused(pool: Pool) -> None:
-    for without_monitor, without_engine in pool.run(refusals):
+    for without_monitor, sharded_before, without_engine in pool.run(refusals):
         assert "tensor_parallel.monitor: got true, but no monitor of DeepSpeed" in without_monitor
+        assert "but the model was sharded before without it" in sharded_before
         assert "config.monitor: got true, which needs the monitor of" in without_engine
