@@ -31,19 +31,17 @@ class Parser(argparse.ArgumentParser):
     """``epilog`` has an example; the exit codes stand below it."""
 
     def __init__(
-        self, *args: Any, description: str = "", epilog: str | None = None, **kwargs: Any
+        self, *args: Any, description: str | None = None, epilog: str | None = None, **kwargs: Any
     ) -> None:
-        self.flags: list[str] = []
         # The lines of the epilog stay as they are, which argparse does for both or none.
-        kwargs["description"] = textwrap.fill(description, _WIDTH)
+        kwargs["description"] = textwrap.fill(description or "", _WIDTH)
         kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
         kwargs["epilog"] = f"{epilog}\n\n{_EXIT_CODES}" if epilog else None
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-        """As of argparse; notes the names of flags, and what is completed by the names of files."""
-        self.flags += [name for name in names if name.startswith("--")]
+        """As of argparse; notes what is completed by the names of files."""
         action = super().add_argument(*names, **kwargs)
         if action.type is Path or action.dest in _FILES:
             vars(action)["complete"] = shtab.FILE
@@ -52,12 +50,13 @@ class Parser(argparse.ArgumentParser):
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """End with a message that has the near names where a flag is not known: argparse would say
         which other one is missing."""
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
         for given in arguments:
             name = given.partition("=")[0]
             if name == "--":
                 return
-            if name.startswith("--") and name not in self.flags:
-                self.error(f"unknown option {name}{near(name, self.flags)}")
+            if name.startswith("--") and name not in flags:
+                self.error(f"unknown option {name}{near(name, flags)}")
 
     def error(self, message: str) -> NoReturn:
         """End with the message and where to look."""
