@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs-options clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -169,8 +169,26 @@ loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all comb
 long: $(stamp) ## Run the tests that take too long for `make test`
 	@AUTOTP_LONG=1 $(python) -m pytest -m long -o timeout=0 --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
-docs-options: $(stamp) ## Write docs/options.md from the table that the tests run
-	@$(python) -m tools.options_table
+docs-pages: $(stamp) ## Write the pages of docs/ that are made of code and records
+	@$(python) -m tools.docs_pages
+
+support: $(stamp) ## Run the sweep at TP 2, 3 and 4, and write docs/support.md; many minutes each. SWEEP=
+	@mkdir -p build/sweep
+	@for tp in 2 3 4; do $(python) -m benchmarks.sweep --tp $$tp --out build/sweep/tp$$tp.json $(SWEEP) || exit 1; done
+	@$(python) -m tools.support_page $(foreach tp,2 3 4,$(tp)=build/sweep/tp$(tp).json)
+
+# The generator is an extra of its own, put into .venv when it is first asked for.
+generator := $(venv)/.docs
+
+$(generator): pyproject.toml | $(stamp)
+	@$(python) -m tools.extra docs | $(python) -m pip install --quiet -r /dev/stdin
+	@touch $@
+
+docs: $(generator) ## Make HTML of docs/ in build/docs, without a warning and without network
+	@rm -rf build/docs
+	@$(python) -m sphinx -q -W --keep-going -c docs -d build/doctrees -b html . build/docs
+	@$(python) -m tools.check_pages build/docs
+	@echo "build/docs/index.html"
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

@@ -60,6 +60,11 @@ class Row:
     seconds: float = 0.0
 
 
+def judged_rows(file: Path) -> list[Row]:
+    """The rows that ``--out`` has written."""
+    return [Row(**row) for row in json.loads(file.read_text())]
+
+
 def sweep_one(
     pool: Pool, model_type: str, *, tp: int, clips: tuple[float, ...], timeout: float
 ) -> Row:

@@ -36,6 +36,7 @@ __all__ = [
     "settle_tp_size",
     "split",
     "split_grain",
+    "style_names",
     "style_spec",
 ]
 
@@ -62,6 +63,7 @@ def preset_names() -> tuple[str, ...]: ...
 def preset_rows(name: str, /) -> tuple[tuple[str, dict[str, Any]], ...]:
     """(pattern, spec) of a preset; spec as check_spec returns it."""
 
+def style_names() -> tuple[str, ...]: ...  # of plans of transformers, old and new
 def style_spec(style: str, pattern: str) -> dict[str, Any]:
     """The specification behind a style of a transformers plan. Errors name `pattern`."""
 

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/options.md from the table that the tests run.
-
-python -m tools.options_table
-"""
+"""docs/options.md from the table that the tests run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tests.support.options import LOOP, WORKS, Option
 from tests.support.options_table import SECTIONS
-
-FILE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 
 _BEGINNING = """\
 # Options beside tensor parallelism
 
 What DeepSpeed 0.19.8, optimizers and loops offer, and what happens with it at a TP size above 1.
-`make docs-options` writes this page from the table that `make loops` runs, and a test fails where
+`make docs-pages` writes this page from the table that `make loops` runs, and a test fails where
 the installed DeepSpeed reads a key that is not here.
 
 - **works**: three steps of a small Llama have the losses, gradient norms and weights of the same
@@ -60,7 +54,3 @@ def _tested(option: Option) -> str:
 
 def _listed(stages: Iterable[int]) -> str:
     return ", ".join(str(stage) for stage in stages)
-
-
-if __name__ == "__main__":
-    FILE.write_text(page())

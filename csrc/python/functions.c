@@ -198,6 +198,24 @@ py_precision(PyObject *module, PyObject *args, PyObject *kwargs)
     return Py_BuildValue("z", tp_merge_precision(bf16, fp16));
 }
 
+const char py_style_names_doc[] =
+    "style_names()\n--\n\n"
+    "The names of the styles of transformers plans, old and new.";
+
+PyObject *
+py_style_names(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    int count = 0;
+    while (tp_hf_plan_style_name(count) != NULL)
+        count++;
+    PyObject *tuple = PyTuple_New(count);
+    for (int i = 0; tuple != NULL && i < count; i++)
+        py_tuple_put(&tuple, i, PyUnicode_FromString(tp_hf_plan_style_name(i)));
+    return tuple;
+}
+
 const char py_style_spec_doc[] =
     "style_spec(style, pattern)\n--\n\n"
     "The specification behind a style of a transformers plan.\n\n"

@@ -19,6 +19,7 @@ static PyMethodDef methods[] = {
     {"family_blocks", py_family_blocks, METH_NOARGS, py_family_blocks_doc},
     {"preset_names", py_preset_names, METH_NOARGS, py_preset_names_doc},
     {"preset_rows", py_preset_rows, METH_O, py_preset_rows_doc},
+    {"style_names", py_style_names, METH_NOARGS, py_style_names_doc},
     {"style_spec", PY_KEYWORDS(py_style_spec), METH_VARARGS | METH_KEYWORDS,
      py_style_spec_doc},
     {"check_spec", PY_KEYWORDS(py_check_spec), METH_VARARGS | METH_KEYWORDS,

@@ -117,7 +117,7 @@ def initialize(
     *,
     example_inputs: Mapping[str, object] | None = None,
 ) -> tuple[Any, Any, Any, Any]:
-    """``deepspeed.initialize`` on a model that is sharded first; see the module's docstring.
+    """``deepspeed.initialize`` on a model that is sharded first.
 
     Takes and returns what DeepSpeed does: engine, optimizer, data loader and scheduler;
     ``example_inputs``, keyword arguments of ``model`` for the self-check, is ours. Raises

@@ -62,7 +62,7 @@ def _run(asked: argparse.Namespace, console: Console) -> int:
 
 def _parsed(given: Sequence[str]) -> argparse.Namespace:
     """The arguments; ends the program as argparse does where one is wrong."""
-    parser, commands = _parser()
+    parser, commands = build_parser()
     at = next((at for at, each in enumerate(given) if not each.startswith("-")), len(given))
     parser.refuse_unknown(given[:at])
     if at < len(given) and not any(each.startswith(_COMPLETION) for each in given[:at]):
@@ -75,7 +75,8 @@ def _parsed(given: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def _parser() -> tuple[Parser, Mapping[str, Parser]]:
+def build_parser() -> tuple[Parser, Mapping[str, Parser]]:
+    """The parser, and those of the commands; docs/command-line.md is made of them."""
     parser = Parser(prog="autotp", description=_DESCRIPTION, epilog=_EXAMPLE)
     parser.add_argument(
         "--version", action="version", version=f"autotp {deepspeed_autotp.__version__}"

@@ -72,11 +72,12 @@ _EmbeddingDim = Annotated[int, BeforeValidator(_embedding_dim)]
 class AutoTPConfig:
     """Ordered layer specifications and what holds for the rest of the model.
 
-    tp_size                  ranks; taken from ``autotp_size`` where a configuration has one
-    layer_specs              the first that matches a parameter decides
-    embedding_partition_dim  the sharded dimension under a default rule: 0 vocabulary, 1 hidden
+    tp_size                  TP size; taken from `autotp_size` where a configuration has one, and
+                             another value is refused
+    layer_specs              ordered rules: the first that matches a parameter decides
+    embedding_partition_dim  where default rules shard an embedding: 0 vocabulary, 1 hidden
     lm_head_patterns         a module whose name contains one of these is an output head
-    use_default_specs        False: nothing but `layer_specs` decides
+    use_default_specs        `false`: nothing but `layer_specs` decides
     strict_mode              a linear layer that no rule matches is an error
 
     Raises ValueError that lists every field with a wrong value.

@@ -100,13 +100,16 @@ def _compiles(patterns: list[str]) -> list[str]:
 class TPLayerSpec:
     """How the parameters that match one of `patterns` are sharded.
 
-    patterns        regular expressions with the results of ``re.match`` on the parameter's name
-    shape           the pieces of a fused weight: ``(2, -1)`` is two equal pieces along dim 0,
-                    ``((q, k, v), -1)`` three of these sizes, in elements; -1 is inferred
+    patterns        regular expressions with the results of `re.match` on the parameter's name, or
+                    on that of its module
+    partition_type  `"column"` shards output features, `"row"` input features, `"skip"` leaves the
+                    weight replicated
+    shape           the pieces of a fused weight: `[2, -1]` is two equal ones along dim 0,
+                    `[[q, k, v], -1]` three of these sizes, in elements; -1 is inferred
     partition_dim   the dimension that is sharded, of the weight as `shape` shows it; by default 0
                     for column and 1 for row
-    model_types     the specification holds for these model types only, in any case
-    gather_output   column: the output is gathered on every rank
+    model_types     the rule holds for these model types only, in any case
+    gather_output   column: every rank receives the full output
     grad_allreduce  skip: the gradient is partial on each rank, and is all-reduced
 
     Raises ValueError that lists every field with a wrong value.

@@ -44,10 +44,11 @@ __all__ = ["TPConfig", "TPTrainingConfig", "deepspeed_section", "get_tensor_para
 class TPConfig(Section):
     """The nested section ``tp``: the ranks and who groups them.
 
-    tp_size        ranks over which the model is sharded
-    tp_grain_size  widths are multiples of this where the model leaves a choice, in elements
+    tp_size        TP size, as DeepSpeed's nested section has it; `autotp_size` decides
+    tp_grain_size  shard sizes are multiples of this where the model leaves a choice, in elements,
+                   and of 16 bytes where they are not equal
     mpu            an object that knows the parallel groups
-    tp_group       the process group of the ranks
+    tp_group       the process group of the TP ranks
     """
 
     _where: ClassVar[str] = "tp"
@@ -99,34 +100,40 @@ def _self_check(value: object) -> object:
     return value
 
 
+# The list of keys is shown in docs/configuration.md.
 class TPTrainingConfig(Section):
     """The section ``tensor_parallel``.
 
-    dtype             the data type of the weights: a torch data type or any usual spelling
-    autotp_size       ranks over which the model is sharded; 0 and 1 leave it unsharded
-    tensor_parallel   the nested section, ``tp`` for short
-    partition_config  the user's rules, as AutoTPConfig.from_dict reads them
-    preset_model      the name of one of AutoTPPresets
-    tp_overlap_comm   compute weight gradients during the all-reduce of an input gradient; on
-                      unless false is written, see ``overlaps``. In a forward the all-reduce could
-                      overlap only with the layer's own GEMM, in chunks of tokens, which did not pay
-                      where it was measured
-    self_check        compare a few tokens with the unsharded model before the weights are sharded:
-                      "auto" on a small model of its kind where there is one, or else on the model
-                      itself where its inputs are known and it is not too large; True always on the
-                      model itself; False never
+    autotp_size       TP size; with 0 and 1 the model stays unsharded
+    dtype             data type that `tp_model_init` recorded has to agree with: a torch dtype or
+                      any usual spelling
+    tp_overlap_comm   compute weight gradients while an input gradient is all-reduced; on unless
+                      `false` is written. The forward pass hides nothing
     vocab_parallel_lm_head
-                      in training with labels each rank keeps its shard of the logits, and the loss
-                      is computed from the shards; None: where the output head allows it, True:
-                      there, or an error that says why not, False: never
-    sequence_parallel between blocks the tokens are sharded over the ranks, or an error that says
-                      which module does not allow it; see sequence_parallel.stack
+                      in training with labels keep the logits sharded over the vocabulary, also in
+                      the loss: where the output head allows it (`null`), or else an error that says
+                      why not (`true`), never (`false`)
+    vocab_parallel_ce_backend
+                      DeepSpeed's key; `"liger"` is refused
+    preset_model      rules of a model family; [presets](#presets) lists them
+    partition_config  your rules, before those of a preset
+    self_check        compare a few tokens with the full model before sharding: on a small twin
+                      where there is one, else on the model itself where inputs are known and it is
+                      not too large (`"auto"`); always on the model itself (`true`); never (`false`)
+    sequence_parallel shard the tokens between blocks, or an error that says which module does not
+                      allow it
+    injection_policy_tuple
+                      DeepSpeed's key; other values are refused
+    keep_module_on_host
+                      DeepSpeed's key; `true` is refused
+    replace_with_kernel_inject
+                      DeepSpeed's key; `true` is refused
+    tensor_parallel   nested section
 
-    monitor           after each step DeepSpeed's monitor is given the bytes, the time and the share
-                      of the step of the TP group's collectives; for ``initialize`` only
+    monitor           after each step give DeepSpeed's monitor the bytes, the time and the share of the
+                      step of the TP group's collectives; for `initialize` only
 
-    ``tp_grain_size`` may stand here or in the nested section, where it is stored. The other
-    fields are DeepSpeed's; a value that asks for what is not supported is refused.
+    ``tp_grain_size`` may stand here or in the nested section, where it is stored.
     """
 
     _where: ClassVar[str] = "tensor_parallel"

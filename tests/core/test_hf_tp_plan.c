@@ -131,6 +131,17 @@ test_a_style_that_shards_no_weight_is_known_and_has_no_specification(void)
 }
 
 static void
+test_the_table_has_the_names_of_styles_and_an_end(void)
+{
+    bool found = false;
+    int count = 0;
+    for (; tp_hf_plan_style_name(count) != NULL; count++)
+        found = found || strcmp(tp_hf_plan_style_name(count), "colwise") == 0;
+    CHECK(found && count > 1);
+    CHECK(tp_hf_plan_style_name(-1) == NULL);
+}
+
+static void
 test_an_unknown_style_names_pattern_style_and_the_nearest(void)
 {
     tp_error err = TP_NO_ERROR;
@@ -235,6 +246,7 @@ main(void)
     RUN(test_every_style_that_is_built_passes_the_check_of_specs);
     RUN(test_the_case_of_a_style_does_not_count);
     RUN(test_a_style_that_shards_no_weight_is_known_and_has_no_specification);
+    RUN(test_the_table_has_the_names_of_styles_and_an_end);
     RUN(test_an_unknown_style_names_pattern_style_and_the_nearest);
     RUN(test_a_star_takes_exactly_one_index_between_dots);
     RUN(test_a_star_inside_a_part_is_only_a_star);

@@ -4,6 +4,7 @@
 from typing import Any
 
 from tests.support.options import LOOP, NOT_OURS, NOT_TRIED, REFUSED, Option, zero
+from tests.support.trainer_optimizers import OPTIMIZERS_OF_THE_TRAINER
 
 EVERYWHERE = (LOOP, 0, 1)
 ROUNDED = 0.3  # weights in 16 bits, whose rounding is a large part of a small step
@@ -593,6 +594,7 @@ REMOVED = (
 
 SECTIONS = {
     "Optimizers": OPTIMIZERS,
+    "Optimizers of the Trainer": OPTIMIZERS_OF_THE_TRAINER,
     "Clipping": CLIPPING,
     "Precision": PRECISION,
     "Other kinds of parallelism": PARALLELISM,

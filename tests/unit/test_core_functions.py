@@ -187,6 +187,16 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         _core.preset_rows("lama")
 
 
+def test_every_style_of_the_table_is_a_spec_or_says_that_it_shards_no_weight() -> None:
+    names = _core.style_names()
+    assert {"colwise", "rowwise", "moe_tp_experts"} < set(names) and len(names) == len(set(names))
+    for name in names:
+        try:
+            assert _core.check_spec(_core.style_spec(name, "x"), "x")
+        except ValueError as error:
+            assert f"'{name}' is a transformers style that shards no weight" in str(error)
+
+
 def test_a_style_is_a_spec() -> None:
     assert _core.style_spec("colwise", "q_proj") == DEFAULT
     assert _core.style_spec("rowwise", "o_proj")["partition_type"] == "row"

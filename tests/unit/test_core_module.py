@@ -105,7 +105,11 @@ def use_functions() -> None:
     _core.nearest("lama", ["llama", "lamb"]), _core.dtype_name("bf16", "x"), _core.preset_names()
     for name in _core.preset_names():
         _core.preset_rows(name)
-    _core.style_spec("colwise", "x"), _core.check_spec({"shape": [[1, 2], -1]}, "x")
+    (
+        _core.style_names(),
+        _core.style_spec("colwise", "x"),
+        _core.check_spec({"shape": [[1, 2], -1]}, "x"),
+    )
     refused(lambda: _core.check_spec({"shape": [[1, 2], [3]]}, "x"))
     refused(lambda: _core.dtype_name("nothing", "x"))
     refused(lambda: _core.nearest("a", ["b", 3]))  # type: ignore[list-item]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of options has every key that the installed DeepSpeed reads, and the page is of it."""
+"""The table of options has every key that the installed DeepSpeed reads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,9 +8,8 @@ import pytest
 
 from tests.support.options import REFUSED, WORKS
 from tests.support.options_table import TABLE
-from tools.options_table import FILE, page
 
-# README.md has the keys of this section.
+# docs/configuration.md has the keys of this section.
 OURS = {"tensor_parallel"}
 
 
@@ -84,7 +83,3 @@ def test_the_rows_are_whole() -> None:
         assert bool(option.words) == (option.outcome == REFUSED), option.name
         assert option.note or option.tested or option.runs, option.name
     assert {option.outcome for option in TABLE if option.fast} == {REFUSED, WORKS}
-
-
-def test_the_page_of_options_is_that_of_the_table() -> None:
-    assert FILE.read_text() == page()

@@ -66,6 +66,12 @@ static const style_row styles[] = {
 
 enum { STYLE_COUNT = sizeof(styles) / sizeof(styles[0]) };
 
+const char *
+tp_hf_plan_style_name(int index)
+{
+    return index >= 0 && index < STYLE_COUNT ? styles[index].name : NULL;
+}
+
 static int
 unknown_style(const char *style, const char *pattern, tp_error *err)
 {

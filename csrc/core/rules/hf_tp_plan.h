@@ -26,6 +26,9 @@ typedef enum {
 int tp_hf_plan_style(const char *style, const char *pattern, tp_style *out,
                      tp_spec *spec, tp_error *err);
 
+/* The name of the style at `index` of the table, or NULL behind the last. */
+const char *tp_hf_plan_style_name(int index);
+
 /* As tp_hf_plan_style, for TP_STYLE_SHARD alone: any other style fails. */
 int tp_hf_plan_spec(const char *style, const char *pattern, tp_spec *out,
                     tp_error *err);
