@@ -48,7 +48,9 @@ def section(name: str, words: str, command: argparse.ArgumentParser) -> str:
     parts = [f"\n## autotp {name}\n\n{_sentence(words)}\n"]
     if command.description:
         parts.append(f"\n{_sentence(command.description)}\n")
-    example = re.fullmatch(r"examples?:\s*(.+)", (command.epilog or "").partition("\n\n")[0].strip(), re.DOTALL)
+    example = re.fullmatch(
+        r"examples?:\s*(.+)", (command.epilog or "").partition("\n\n")[0].strip(), re.DOTALL
+    )
     if example:
         lines = "\n".join(line.strip() for line in example[1].splitlines())
         parts.append(f"\n```bash\n{lines}\n```\n")

@@ -130,8 +130,8 @@ class TPTrainingConfig(Section):
                       DeepSpeed's key; `true` is refused
     tensor_parallel   nested section
 
-    monitor           after each step give DeepSpeed's monitor the bytes, the time and the share of the
-                      step of the TP group's collectives; for `initialize` only
+    monitor           after each step give DeepSpeed's monitor the bytes, the time and the share of
+                      the step of the TP group's collectives; for `initialize` only
 
     ``tp_grain_size`` may stand here or in the nested section, where it is stored.
     """

@@ -75,7 +75,7 @@ def problem(words: list[str]) -> str:
         case ["python", "-m", module, *_]:
             return "" if importlib.util.find_spec(module) else f"there is no module {module}"
         case ["autotp", *given]:
-            build_parser().parse_args(given)
+            build_parser()[0].parse_args(given)
             if given[0] in RUN:
                 status, _, errors = command(*given)
                 return errors if status else ""
