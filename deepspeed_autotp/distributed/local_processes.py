@@ -148,7 +148,8 @@ class _Answers:
         except (EOFError, ConnectionResetError):
             process = self._processes[pipe]
             process.join()
-            kind, value = "failure", _Failure(time.monotonic(), _ended(process.exitcode), "")
+            # The others fail because of it, and may be read before.
+            kind, value = "failure", _Failure(0.0, _ended(process.exitcode), "")
         if kind == "told":
             self._told(value)
         elif kind == "result":
