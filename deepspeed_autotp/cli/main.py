@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from deepspeed_autotp.cli import checkpoints, plan
-from deepspeed_autotp.cli.doctor import examined_table
+from deepspeed_autotp.cli import checkpoint_arguments, plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,16 +20,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor", help="say what is installed, how it was built and what would be used here"
     )
     plan.add_commands(commands)
-    checkpoints.add_commands(commands)
+    checkpoint_arguments.add_commands(commands)
     asked = parser.parse_args(arguments)
     # Where the output is not a terminal, as in a report that is pasted, lines are not folded.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     if asked.command == "doctor":
+        from deepspeed_autotp.cli.doctor import examined_table
+
         console.print(examined_table())
         return 0
     try:
-        run = plan.run if asked.command in plan.COMMANDS else checkpoints.run
-        return run(asked, console)
+        if asked.command in plan.COMMANDS:
+            return plan.run(asked, console)
+        # Each command imports what it needs alone: torch and its friends take seconds.
+        from deepspeed_autotp.cli import checkpoints
+
+        return checkpoints.run(asked, console)
     except (ValueError, OSError) as error:
         print(f"autotp {asked.command}: {error}", file=sys.stderr)
         return 1

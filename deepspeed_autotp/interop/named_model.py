@@ -16,11 +16,7 @@ from torch import nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.interop.configured_model import configured_model
-
-FORMS = (
-    "a folder with config.json, that file, a model type of transformers "
-    "(llama:hidden_size=8192,num_hidden_layers=80), or module:factory"
-)
+from deepspeed_autotp.interop.model_forms import FORMS
 
 _LONGEST = 400  # of what transformers says, which may list all of its classes
 _COMMA = re.compile(r",(?=\w+=)")  # not within a list
