@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.interop.labels import loss_of
 from deepspeed_autotp.interop.live_bytes import LiveBytes, current_node, label_nodes, node_label
+from deepspeed_autotp.interop.transformers import output_tensors
 
 # Bytes of tensors, and of the gradients of parameters among what came to be.
 Moment = tuple[int, int]
@@ -100,7 +101,8 @@ class StepRecorder:
         self._open.calls.append(Call(kind, size, ranks, module, self._phase))
 
     def run(self, inputs: Mapping[str, object]) -> Step:
-        """The step on arguments ``inputs``, which have labels. ValueError without a loss."""
+        """The step on arguments ``inputs``. Without a loss in what the model returns, its first
+        tensor of floating-point numbers is summed; ValueError where there is none."""
         model = self._model
         self._live.leave_out([*model.parameters(), *model.buffers()])
         self._live.leave_out(v for v in inputs.values() if isinstance(v, Tensor))
@@ -108,7 +110,7 @@ class StepRecorder:
             output = model(**inputs)
             loss = loss_of(output)
             if loss is None:
-                raise ValueError("its output has no loss")
+                loss = _sum_of(output)
             del output
             saved = self._live.alive
             self._phase = "backward"
@@ -184,6 +186,13 @@ def _on_gradient(output: Any, call: Callable[[], None]) -> None:
     first = output[0] if isinstance(output, (tuple, list)) else output
     if isinstance(first, Tensor) and first.requires_grad:
         first.register_hook(lambda gradient: call())
+
+
+def _sum_of(output: Any) -> Tensor:
+    for tensor in output_tensors(output):
+        if tensor.is_floating_point() and tensor.requires_grad:
+            return tensor.sum()
+    raise ValueError("the model returns neither a loss nor a tensor that one can be made of")
 
 
 def stacks_of(model: nn.Module) -> dict[str, nn.ModuleList]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Subject:
         self._full = self._base if changes.lora is None else self.build(None)
         self.description = describe(self._full)
         self._plans: dict[int, Plan] = {}
+        # As a run has it: without a self-check no large layer is sharded by itself.
+        self._request = PlanRequest(large_layers=section.get("self_check") is not False)
 
     @property
     def model(self) -> nn.Module:
@@ -85,7 +87,11 @@ class Subject:
             settings = self._settings(ranks)
             must_shard = not skips_all(self._full, settings)
             self._plans[ranks] = make_plan(
-                self.description, settings, ranks=ranks, must_shard=must_shard
+                self.description,
+                settings,
+                ranks=ranks,
+                request=self._request,
+                must_shard=must_shard,
             )
         return self._plans[ranks]
 
@@ -94,7 +100,7 @@ class Subject:
         plan = self.plan(ranks)
         if plan is None:
             return None
-        request = PlanRequest(large_names=large_names(plan))
+        request = replace(self._request, large_names=large_names(plan))
         return make_plan(
             description, self._settings(ranks), ranks=ranks, request=request, must_shard=False
         )

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ from deepspeed_autotp.estimate.step_recorder import (
     block_kind,
     stacks_of,
 )
+from deepspeed_autotp.interop.fused_attention import FusedAttention
 from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.live_bytes import fake_tensors, make_fake
 from deepspeed_autotp.interop.transformers import model_facts, token_inputs
@@ -38,8 +40,8 @@ from deepspeed_autotp.sharding.conversion import Conversion
 
 # A model with more blocks than are needed to show all kinds is traced with these.
 _MOST_BLOCKS = 16
-# Of each kind one between others of it, where there is one.
-_BETWEEN = 2
+# Blocks at each end that stand for themselves alone; the exact number first.
+_MARGINS = (2, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,40 +90,43 @@ Build = Callable[[int | None], nn.Module]
 
 
 def trace_step(
-    build: Build, plan_of: Callable[[Description], Plan | None], *, rank: int, shape: Shape
+    build: Build,
+    plan_of: Callable[[Description], Plan | None],
+    *,
+    rank: int,
+    shape: Shape,
+    on_gpu: bool = True,
 ) -> Trace:
     """Trace the step of ``rank``. ``plan_of`` gives the plan of what ``build`` made; None: the
-    model is not sharded. ValueError saying why where it cannot be traced."""
+    model is not sharded. ``on_gpu``: attention is fused as on a GPU, and not as on a CPU.
+
+    ValueError saying why where it cannot be traced.
+    """
     began = time.monotonic()
     full = build(None)
     kinds = {name: [block_kind(block) for block in s] for name, s in stacks_of(full).items()}
-    for count in _counts(kinds):
+    for count, margin in _counts(kinds):
         small = _built(build, count)
         if small is None:
             break
         own = {name: [block_kind(block) for block in s] for name, s in stacks_of(small).items()}
-        stands_for = _standing(kinds, own)
+        stands_for = _standing(kinds, own, margin)
         if stands_for is not None:
-            step = _traced(small, plan_of, rank, shape)
+            step = _traced(small, plan_of, rank, shape, on_gpu)
             blocks = f"{sum(map(len, own.values()))} of {sum(map(len, kinds.values()))}"
             return _composed(step, _repeated(step.parts, stands_for), blocks, began)
-    step = _traced(full, plan_of, rank, shape)
+    step = _traced(full, plan_of, rank, shape, on_gpu)
     return _composed(step, [(part, 1) for part in step.parts], "all", began)
 
 
-def _counts(kinds: Mapping[str, Sequence[str]]) -> Iterator[int]:
-    """Numbers of first blocks that show every kind, as the last one is."""
+def _counts(kinds: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, int]]:
+    """Numbers of first blocks in which all have one that stands for them, and with which margin."""
     longest = max(map(len, kinds.values()), default=0)
-    for count in range(1, min(_MOST_BLOCKS, longest - 1) + 1):
-        if all(_shows(names[:count], names) for names in kinds.values()):
-            yield count
-
-
-def _shows(first: Sequence[str], names: Sequence[str]) -> bool:
-    if len(first) == len(names):
-        return True
-    inner, wanted = Counter(first[1:-1]), set(names[1:-1])
-    return first[-1] == names[-1] and all(inner[kind] > 0 for kind in wanted)
+    for margin in _MARGINS:
+        for count in range(1, min(_MOST_BLOCKS, longest - 1) + 1):
+            first = {name: names[:count] for name, names in kinds.items()}
+            if _standing(kinds, first, margin) is not None:
+                yield count, margin
 
 
 def _built(build: Build, count: int) -> nn.Module | None:
@@ -132,29 +137,46 @@ def _built(build: Build, count: int) -> nn.Module | None:
 
 
 def _standing(
-    kinds: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]
+    kinds: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]], margin: int
 ) -> dict[str, list[int]] | None:
     """For each block of the full model the index of the one that stands for it; None where some
-    have none."""
+    have none.
+
+    The first ``margin`` blocks stand for themselves, and so do the last, from the end. For one
+    between stands one between that is of its kind, and with a margin of 2 among the same
+    neighbours: what a block leaves to the next one is then counted exactly.
+    """
     if list(kinds) != list(own):
         return None
     found = {}
     for name, names in kinds.items():
         there = own[name]
-        last = len(there) - 1
-        if len(there) > len(names) or there[0] != names[0] or there[-1] != names[-1]:
+        if list(there) == list(names):
+            found[name] = list(range(len(names)))
+            continue
+        if not 2 * margin < len(there) < len(names):
             return None
-        inner = {kind: at for at, kind in list(enumerate(there))[1:last]}
-        try:
-            middle = [inner[kind] for kind in names[1:-1]]
-        except KeyError:
+        ends = there[:margin] == names[:margin] and there[-margin:] == names[-margin:]
+        inner = {_context(there, at, margin): at for at in range(margin, len(there) - margin)}
+        wanted = [_context(names, at, margin) for at in range(margin, len(names) - margin)]
+        if not ends or not set(wanted) <= set(inner):
             return None
-        found[name] = [0, *middle, last] if len(names) > 1 else [0]
+        first, last = range(margin), range(len(there) - margin, len(there))
+        found[name] = [*first, *(inner[each] for each in wanted), *last]
     return found
 
 
+def _context(names: Sequence[str], at: int, margin: int) -> tuple[str, ...]:
+    reach = margin - 1
+    return tuple(names[at - reach : at + reach + 1])
+
+
 def _traced(
-    model: nn.Module, plan_of: Callable[[Description], Plan | None], rank: int, shape: Shape
+    model: nn.Module,
+    plan_of: Callable[[Description], Plan | None],
+    rank: int,
+    shape: Shape,
+    on_gpu: bool,
 ) -> Step:
     """The step of a model on the meta device, which is used up."""
     description = describe(model)
@@ -164,7 +186,7 @@ def _traced(
     group = None if plan is None else StandInGroup(rank, plan.ranks, recorder.sent)
     if plan is not None and group is not None:
         Conversion(description, plan=plan, group=group, overlap=True).commit()
-    with fake_tensors():
+    with fake_tensors(), FusedAttention() if on_gpu else nullcontext():
         fake = make_fake(model)
         if plan is not None and group is not None:
             _switch(description, fake, plan, group)

@@ -6,10 +6,12 @@ Fake tensors have a shape, a data type and a device, and no memory (torch._subcl
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +19,22 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_TRUTH = torch.ops.aten._local_scalar_dense.default
+_VALUE = torch.ops.aten._local_scalar_dense.default
 
 
 class LiveBytes(TorchDispatchMode):
     """Counts the storages of what operations return, from their first use to their end.
 
     ``changed`` is called with the bytes alive after each storage that has come to be. What a branch
-    of Python asks of a fake tensor of truth values is answered with no: the rare case, as a label
-    that is out of range, is not the one that is traced.
+    of Python asks of a fake tensor of truth values is answered as for ordinary tokens: all are as
+    they should be (``all``), and none is not (anything else), as a label that is out of range.
     """
 
     def __init__(self, changed: Callable[[int], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._changed = changed
         self._sizes: dict[int, int] = {}
+        self._true: set[int] = set()  # ids of fake tensors
         self.alive = 0
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
@@ -46,19 +49,22 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if any("__torch_dispatch__" in vars(kind) and kind is not FakeTensor for kind in types):
+        others = set(types) - {Tensor, FakeTensor}
+        if any("__torch_dispatch__" in vars(kind) for kind in others):
             return NotImplemented  # comes again, as operations on what such a tensor stands for
         given = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
         if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with unset_fake_temporarily():  # such as RNG states, among fake ones
                 result = func(*args, **given)
-        elif (
-            func is _TRUTH and tensors[0].dtype == torch.bool and isinstance(tensors[0], FakeTensor)
-        ):
-            return False
+        elif func is _VALUE and tensors[0].dtype == torch.bool:
+            return id(tensors[0]) in self._true
         else:
             result = func(*args, **given)
+        if func.overloadpacket is torch.ops.aten.all and isinstance(result, FakeTensor):
+            key = id(result)
+            self._true.add(key)
+            weakref.finalize(result, self._true.discard, key)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf, counted=True)
@@ -82,8 +88,16 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Within it operations give fake tensors on the device that they name."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    """Within it operations give fake tensors on the device that they name.
+
+    transformers takes them for ordinary ones: where it traces a graph it makes attention masks that
+    a run does not make (masking_utils).
+    """
+    found = sys.modules.get("transformers.utils.import_utils")
+    with ExitStack() as stack:
+        if found is not None:
+            stack.enter_context(mock.patch.object(found, "is_fake_tensor", lambda x: False))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
 

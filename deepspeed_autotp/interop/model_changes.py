@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ def with_lora(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         config = peft.LoraConfig(task_type="CAUSAL_LM", **arguments)
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PEFT about names of transformers
             made: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     except Exception as error:  # whatever PEFT raises for arguments that it does not take
         first = str(error).split("\n", 1)[0]
@@ -36,10 +38,19 @@ def enable_checkpointing(model: nn.Module) -> None:
 
     ValueError for a model that cannot.
     """
-    enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if not getattr(model, "supports_gradient_checkpointing", False) or not callable(enable):
+    if not getattr(model, "supports_gradient_checkpointing", False):
         raise ValueError(
             f"--gradient-checkpointing: {type(model).__name__} has none, expected a model of "
             "transformers that supports it"
         )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(model, {"use_reentrant": False})
+
+
+def checkpoint_blocks(model: Any, options: Mapping[str, Any]) -> None:
+    """Enable activation checkpointing with ``options`` of torch.utils.checkpoint, by the name that
+    the installed transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable(activation_checkpointing_kwargs=dict(options))
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(options))

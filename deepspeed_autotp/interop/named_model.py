@@ -63,14 +63,22 @@ def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
             )
     try:
         config = transformers.AutoConfig.for_model(name, **values)
-        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        maker = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        maker = _maker(transformers, config)
         with torch.device("meta"):
             model: nn.Module = maker.from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take
         first = str(error).split("\n", 1)[0][:_LONGEST]
         raise ValueError(f"MODEL: no {name} can be made with {values}: {first}") from error
     return model
+
+
+def _maker(transformers: Any, config: Any) -> Any:
+    """A class that has an output head, where there is one for the configuration."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModel
 
 
 def _override(text: str) -> tuple[str, Any]:

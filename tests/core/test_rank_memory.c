@@ -200,8 +200,12 @@ test_wrong_sizes_are_said(void)
 static void
 test_replicas_are_sent_what_the_stage_needs(void)
 {
-    const tp_rank_memory memory = {
-        .trained = 100, .item = 2, .partition = 26, .fetched = 50, .refetched = 50};
+    const tp_rank_memory memory = {.trained = 100,
+                                   .item = 2,
+                                   .partition = 26,
+                                   .fetched = 50,
+                                   .refetched = 50,
+                                   .refreshed = 6};
     tp_replica_traffic rows[TP_REPLICA_TRAFFIC];
     tp_memory_options options = options_of(0, 4);
     CHECK_INT_EQ(tp_replica_traffic_of(&options, &memory, rows), 1);
@@ -210,8 +214,9 @@ test_replicas_are_sent_what_the_stage_needs(void)
     CHECK_INT_EQ(tp_replica_traffic_of(&options, &memory, rows), 2);
     CHECK_INT_EQ(rows[1].bytes, 52);
     options.stage = 3;
-    CHECK_INT_EQ(tp_replica_traffic_of(&options, &memory, rows), 3);
-    CHECK_INT_EQ(rows[2].bytes, 26 * 2 * 4);
+    CHECK_INT_EQ(tp_replica_traffic_of(&options, &memory, rows), 4);
+    CHECK_INT_EQ(rows[2].bytes, 6);
+    CHECK_INT_EQ(rows[3].bytes, 26 * 2 * 4);
     options.replicas = 1;
     CHECK_INT_EQ(tp_replica_traffic_of(&options, &memory, rows), 0);
 }

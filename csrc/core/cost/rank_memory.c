@@ -148,9 +148,23 @@ typedef struct {
     int64_t frozen;    /* bytes of frozen tensors */
     int64_t frozen_partition; /* bytes of a partition of each frozen tensor */
     int64_t persistent; /* bytes of the tensors that stay on each replica at stage 3 */
-    int64_t other;      /* elements of the others */
-    int64_t other_partition; /* bytes of a partition of each of the others */
+    int64_t persistent_partition; /* bytes of a partition of each of them */
+    int64_t other;                /* elements of the others */
+    int64_t other_partition;      /* bytes of a partition of each of the others */
 } sums;
+
+/* What of a tensor stays on each replica at stage 3, and what is gathered from their
+ * partitions, for each module that has it. */
+static void
+add_gathered(sums *found, int64_t bytes, int64_t part, bool is_small, bool is_again)
+{
+    if (!is_small)
+        found->other_partition += part;
+    else if (!is_again) {
+        found->persistent += bytes;
+        found->persistent_partition += part;
+    }
+}
 
 static sums
 sum_shards(const tp_plan *plan, int rank, const tp_memory_options *options,
@@ -159,10 +173,13 @@ sum_shards(const tp_plan *plan, int rank, const tp_memory_options *options,
     sums found = {0};
     for (int i = 0; i < plan->entry_count; i++) {
         const tp_parameter *at = tp_model_parameter(plan->model, i);
-        if (at->tied_to >= 0)
-            continue;
         const int64_t size = local_elements(plan, i, rank);
         const int64_t part = (size + options->replicas - 1) / options->replicas;
+        const bool is_small = size <= options->persistence;
+        add_gathered(&found, size * at->itemsize, part * at->itemsize, is_small,
+                     at->tied_to >= 0);
+        if (at->tied_to >= 0)
+            continue;
         const bool trained = is_trained(plan, i, options);
         out->elements += size;
         out->trained += trained ? size : 0;
@@ -171,12 +188,7 @@ sum_shards(const tp_plan *plan, int rank, const tp_memory_options *options,
         found.frozen_partition += trained ? 0 : part * at->itemsize;
         found.per_param += trained ? part : 0;
         found.item = trained ? larger(found.item, at->itemsize) : found.item;
-        if (size <= options->persistence) {
-            found.persistent += size * at->itemsize;
-        } else {
-            found.other += size;
-            found.other_partition += part * at->itemsize;
-        }
+        found.other += is_small ? 0 : size;
     }
     found.item = found.item == 0 ? FLOAT32 : found.item;
     return found;
@@ -226,6 +238,7 @@ partitioned(tp_rank_memory *out, const sums *found, const tp_memory_options *opt
     out->parameters = found->per_param * found->item + found->frozen_partition;
     out->gathered = found->persistent + live;
     out->fetched = found->other_partition;
+    out->refreshed = found->persistent_partition;
     out->refetched = found->other > options->max_live ? found->other_partition : 0;
     out->gradients = found->per_param * found->item;
     add_optimizer(out, found->per_param, found->item, true, options);

@@ -44,6 +44,8 @@ typedef struct {
     int64_t item;      /* bytes of an element that is trained */
     int64_t partition; /* trained elements of a data-parallel rank's optimizer */
     int64_t fetched;   /* bytes of its partitions that are gathered in a forward pass */
+    int64_t
+        refreshed; /* of small tensors, that every replica has in full, after a step */
     int64_t refetched; /* and again in the backward pass; both at stage 3 */
 } tp_rank_memory;
 

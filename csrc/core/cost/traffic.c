@@ -79,6 +79,9 @@ tp_replica_traffic_of(const tp_memory_options *options, const tp_rank_memory *me
     if (memory->refetched > 0)
         rows[count++] = (tp_replica_traffic){TP_ALL_GATHER, memory->refetched,
                                              "weights in the backward pass"};
+    if (memory->refreshed > 0)
+        rows[count++] = (tp_replica_traffic){TP_ALL_GATHER, memory->refreshed,
+                                             "small weights after the step"};
     rows[count++] = (tp_replica_traffic){
         TP_REDUCE_SCATTER, memory->partition * item * options->replicas, "gradients"};
     return count;

@@ -28,7 +28,7 @@ int tp_collective_of(const char *name, tp_collective *out, tp_error *err);
 double tp_collective_seconds(tp_collective kind, int64_t bytes, int64_t ranks,
                              double bandwidth);
 
-enum { TP_REPLICA_TRAFFIC = 3 };
+enum { TP_REPLICA_TRAFFIC = 4 };
 
 typedef struct {
     tp_collective kind;
