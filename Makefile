@@ -162,6 +162,7 @@ resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinatio
 
 loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all combinations; takes minutes
 	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
+		tests/integration/test_estimate.py tests/unit/test_estimate.py \
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
 		tests/integration/test_vllm.py tests/integration/test_options.py \
 		tests/integration/test_quantized.py $(ARGS)

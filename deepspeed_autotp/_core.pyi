@@ -21,13 +21,17 @@ __all__ = [
     "Rules",
     "Source",
     "Stack",
+    "activation_formula",
     "check_spec",
+    "collective_seconds",
     "core_info",
     "dtype_name",
     "family_blocks",
     "index_pattern",
     "merge",
     "nearest",
+    "optimizer_states",
+    "order_layouts",
     "plan_reads",
     "precision",
     "preset_names",
@@ -37,6 +41,7 @@ __all__ = [
     "split",
     "split_grain",
     "style_spec",
+    "timeline_peak",
 ]
 
 def split(size: int, unit: int, ranks: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ py_optimizer_states(PyObject *module, PyObject *arg)
 }
 
 const char py_collective_seconds_doc[] =
-    "collective_seconds(kind, size, ranks, bandwidth)\n--\n\n"
+    "collective_seconds(kind, size, ranks, bandwidth, /)\n--\n\n"
     "Seconds of a collective to which each rank gives ``size`` bytes, on a ring on "
     "which "
     "each\nsends ``bandwidth`` bytes per second.";
@@ -96,7 +96,7 @@ read_candidate(PyObject *row, tp_candidate *out)
 }
 
 const char py_order_layouts_doc[] =
-    "order_layouts(candidates, memory)\n--\n\n"
+    "order_layouts(candidates, memory, /)\n--\n\n"
     "(index, fits, reason) of each of ``candidates``, (tp, replicas, stage, bytes, "
     "seconds),\nbest first: what fits in ``memory`` bytes, by communication time over "
     "replicas, then\nreplicas, then stage.";
@@ -139,7 +139,7 @@ done:
 
 const char py_activation_formula_doc[] =
     "activation_formula(layers, tokens, hidden, ranks, itemsize, sequence_parallel, "
-    "checkpointing)\n--\n\n"
+    "checkpointing, /)\n--\n\n"
     "Bytes that a transformer keeps for its backward pass on one TP rank, by "
     "Korthikanti "
     "et\nal. 2022, with attention that keeps no scores.";

@@ -49,7 +49,7 @@ done:
 }
 
 const char py_timeline_peak_doc[] =
-    "timeline_peak(parts, share)\n--\n\n"
+    "timeline_peak(parts, share, /)\n--\n\n"
     "(live, gradients) at the moment of a step at which live + share * gradients is "
     "largest.\n\n"
     "``parts`` are tuples (end, moments, repeats), in order: what each adds, and what "

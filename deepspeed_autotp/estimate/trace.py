@@ -30,7 +30,7 @@ from deepspeed_autotp.estimate.step_recorder import (
     block_kind,
     stacks_of,
 )
-from deepspeed_autotp.interop.fused_attention import FusedAttention
+from deepspeed_autotp.interop.fused_attention import fused_attention
 from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.live_bytes import fake_tensors, make_fake
 from deepspeed_autotp.interop.transformers import model_facts, token_inputs
@@ -186,7 +186,7 @@ def _traced(
     group = None if plan is None else StandInGroup(rank, plan.ranks, recorder.sent)
     if plan is not None and group is not None:
         Conversion(description, plan=plan, group=group, overlap=True).commit()
-    with fake_tensors(), FusedAttention() if on_gpu else nullcontext():
+    with fake_tensors(), fused_attention() if on_gpu else nullcontext():
         fake = make_fake(model)
         if plan is not None and group is not None:
             _switch(description, fake, plan, group)

@@ -8,30 +8,24 @@ GPU keeps in no memory (FlashAttention, Dao et al. 2022; memory-efficient attent
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 
-class FusedAttention(TorchFunctionMode):
+@contextmanager
+def fused_attention() -> Iterator[None]:
     """Within it ``scaled_dot_product_attention`` of fake tensors has the sizes of a fused kernel;
-    there are no values."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    there are no values. The function is replaced: a mode of torch does not reach what is run again
+    in the backward pass."""
+    with mock.patch.object(F, "scaled_dot_product_attention", _attention):
+        yield
 
 
 def _attention(

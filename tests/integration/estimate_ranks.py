@@ -99,7 +99,7 @@ def _kinds(engine: Any) -> dict[str, int]:
     masters = [p for group in inner.param_groups for p in group["params"]]
     masters += zero.get("fp32_partitioned_groups_flat", [])
     averaged = [v for v in zero.get("averaged_gradients", {}).values() if v is not None]
-    own = sizes.take([p.data for p in parameters] if not partitions else partitions)
+    own = sizes.take(partitions or [p.data for p in parameters])
     return {
         "parameters": own,
         "gathered": sizes.take(p.data for p in parameters),
