@@ -47,8 +47,8 @@ def print_suggestion(found: Suggestion, console: Console) -> None:
             escape(layout.reason),
         )
     console.print(table)
-    for line in found.left_out:
-        console.print(escape(f"left out: {line}"))
+    for line in found.notes:
+        console.print(escape(line))
 
 
 def _memory(estimate: Estimate) -> Table:

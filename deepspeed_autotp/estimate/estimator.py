@@ -87,6 +87,7 @@ class Estimator:
                 found: Trace | str = trace_step(
                     subject.build,
                     lambda description: subject.plan_of(description, ranks),
+                    subject.stacks(),
                     rank=rank,
                     shape=shape,
                 )

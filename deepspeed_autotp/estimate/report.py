@@ -159,14 +159,17 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """The layouts of ``gpus`` GPUs with ``memory`` bytes each, the best first."""
+    """The layouts of ``gpus`` GPUs with ``memory`` bytes each, the best first.
+
+    ``notes`` say what is left out, or not counted.
+    """
 
     model: str
     gpus: int
     memory: int
     bandwidth: float
     layouts: tuple[Layout, ...]
-    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def content(self) -> dict[str, Any]:
         """As JSON has it."""

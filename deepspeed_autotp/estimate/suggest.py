@@ -21,8 +21,8 @@ def suggest(
     ``request`` gives all but the number of data-parallel ranks and the stage; it has a bandwidth.
     The core orders what the estimates say (csrc/core/cost/layouts.h).
     """
-    left_out: list[str] = []
-    estimates = list(_estimates(estimator, request, gpus, most_ranks, left_out))
+    notes: list[str] = []
+    estimates = list(_estimates(estimator, request, gpus, most_ranks, notes))
     candidates = [
         (e.tp_size, e.settings.replicas, e.settings.zero_stage, _peak(e), _seconds(e))
         for e in estimates
@@ -32,11 +32,11 @@ def suggest(
         for index, fits, reason in _core.order_layouts(candidates, memory)
     ]
     assert request.bandwidth is not None
-    return Suggestion(model, gpus, memory, request.bandwidth, tuple(layouts), tuple(left_out))
+    return Suggestion(model, gpus, memory, request.bandwidth, tuple(layouts), tuple(notes))
 
 
 def _estimates(
-    estimator: Estimator, request: Request, gpus: int, most_ranks: int, left_out: list[str]
+    estimator: Estimator, request: Request, gpus: int, most_ranks: int, notes: list[str]
 ) -> Iterator[Estimate]:
     for ranks in range(1, min(gpus, most_ranks) + 1):
         if gpus % ranks:
@@ -45,10 +45,14 @@ def _estimates(
         for stage in _STAGES if replicas > 1 else _STAGES[:2]:
             wanted = replace(request, replicas=replicas, stage=stage)
             try:
-                yield estimator.estimate(ranks, wanted)
+                found = estimator.estimate(ranks, wanted)
             except ValueError as error:
-                left_out.append(f"TP size {ranks}: {error}")
+                notes.append(f"TP size {ranks} is left out: {error}")
                 break
+            if found.activations.source == "formula" and stage == 0:
+                why = found.activations.reason
+                notes.append(f"TP size {ranks} has no communication of its own counted: {why}")
+            yield found
 
 
 def _peak(estimate: Estimate) -> int:

@@ -42,6 +42,7 @@ from deepspeed_autotp.sharding.conversion import Conversion
 _MOST_BLOCKS = 16
 # Blocks at each end that stand for themselves alone; the exact number first.
 _MARGINS = (2, 1)
+_LONGEST = 200  # of what a model says
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +93,21 @@ Build = Callable[[int | None], nn.Module]
 def trace_step(
     build: Build,
     plan_of: Callable[[Description], Plan | None],
+    kinds: Mapping[str, Sequence[str]],
     *,
     rank: int,
     shape: Shape,
     on_gpu: bool = True,
 ) -> Trace:
-    """Trace the step of ``rank``. ``plan_of`` gives the plan of what ``build`` made; None: the
-    model is not sharded. ``on_gpu``: attention is fused as on a GPU, and not as on a CPU.
+    """Trace the step of ``rank``.
+
+    plan_of  gives the plan of what ``build`` made; None: the model is not sharded
+    kinds    of the blocks of each stack of the full model, by the name of its list
+    on_gpu   attention is fused as on a GPU, and not as on a CPU
 
     ValueError saying why where it cannot be traced.
     """
     began = time.monotonic()
-    full = build(None)
-    kinds = {name: [block_kind(block) for block in s] for name, s in stacks_of(full).items()}
     for count, margin in _counts(kinds):
         small = _built(build, count)
         if small is None:
@@ -115,7 +118,7 @@ def trace_step(
             step = _traced(small, plan_of, rank, shape, on_gpu)
             blocks = f"{sum(map(len, own.values()))} of {sum(map(len, kinds.values()))}"
             return _composed(step, _repeated(step.parts, stands_for), blocks, began)
-    step = _traced(full, plan_of, rank, shape, on_gpu)
+    step = _traced(build(None), plan_of, rank, shape, on_gpu)
     return _composed(step, [(part, 1) for part in step.parts], "all", began)
 
 
@@ -178,7 +181,21 @@ def _traced(
     shape: Shape,
     on_gpu: bool,
 ) -> Step:
-    """The step of a model on the meta device, which is used up."""
+    """The step of a model on the meta device, which is used up. ValueError saying why not."""
+    try:
+        return _run(model, plan_of, rank, shape, on_gpu)
+    except Exception as error:  # whatever a model raises on tensors without values
+        first = str(error).split("\n", 1)[0][:_LONGEST]
+        raise ValueError(f"{type(error).__name__}: {first}") from error
+
+
+def _run(
+    model: nn.Module,
+    plan_of: Callable[[Description], Plan | None],
+    rank: int,
+    shape: Shape,
+    on_gpu: bool,
+) -> Step:
     description = describe(model)
     plan = plan_of(description)
     inputs = _inputs(model, shape)
@@ -190,11 +207,7 @@ def _traced(
         fake = make_fake(model)
         if plan is not None and group is not None:
             _switch(description, fake, plan, group)
-        try:
-            return recorder.run({k: _fake(v, shape) for k, v in inputs.items()})
-        except Exception as error:  # whatever a model raises on tensors without values
-            first = str(error).split("\n", 1)[0][:200]
-            raise ValueError(f"{type(error).__name__}: {first}") from error
+        return recorder.run({key: _fake(value, shape) for key, value in inputs.items()})
 
 
 def _switch(

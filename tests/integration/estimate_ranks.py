@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run on every rank by tests.integration.test_estimate."""
 
+import ctypes
+import gc
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,10 @@ from deepspeed_autotp.estimate.step_recorder import StepRecorder, stacks_of
 from deepspeed_autotp.interop.named_model import named_model
 from deepspeed_autotp.interop.transformers import model_facts
 
+SMALLEST = (
+    "llama:hidden_size=64,intermediate_size=96,num_hidden_layers=1,num_attention_heads=8,"
+    "num_key_value_heads=2,vocab_size=100"
+)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Small enough for tensors of a tiny model to be on both sides of them.
 ZERO = {
@@ -152,3 +160,31 @@ def sent_to_replicas(text: str, tp: int, stage: int) -> dict[str, int]:
         if call.transport != SHARED_MEMORY:
             found[call.kind] += call.size
     return dict(found)
+
+
+def resident(text: str, tp: int, rows: int, length: int) -> int:
+    """Bytes by which the resident memory of this process grows for an engine, at the peak of a step
+    without ZeRO in float32."""
+    # Freed tensors go back to the machine at once (M_MMAP_THRESHOLD).
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)
+    _step(_engine(SMALLEST, tp, 0, "fp32"), 1, 8)  # what is imported and made once
+    gc.collect()
+    before = _status("VmRSS")
+    engine = _engine(text, tp, 0, "fp32")
+    for _ in range(2):
+        _step(engine, rows, length)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    _step(engine, rows, length)
+    return _status("VmHWM") - before
+
+
+def _step(engine: Any, rows: int, length: int) -> None:
+    loss = engine(**_inputs(engine.module, rows, length)).loss
+    engine.backward(loss)
+    engine.step()
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])

@@ -9,9 +9,10 @@ from collections import Counter
 
 import pytest
 
+from deepspeed_autotp.estimate.estimator import Estimator, Request
 from deepspeed_autotp.estimate.subject import Changes, Subject
 from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
-from tests.integration.estimate_ranks import DTYPES, held, recorded, sent_to_replicas
+from tests.integration.estimate_ranks import DTYPES, held, recorded, resident, sent_to_replicas
 from tests.support.worker_pool import Pool
 
 ALL = bool(os.environ.get("AUTOTP_LOOPS"))
@@ -72,6 +73,7 @@ def traced(text: str, dtype: str, rank: int, shape: Shape) -> Trace:
     return trace_step(
         subject.build,
         lambda description: subject.plan_of(description, TP),
+        subject.stacks(),
         rank=rank,
         shape=shape,
         on_gpu=False,
@@ -108,3 +110,17 @@ def test_replicas_send_what_the_estimate_says(pool: Pool, stage: int) -> None:
     assert {k: size for k, size in sent.items() if size > 100} == {
         k: pytest.approx(size, abs=100) for k, size in expected.items()
     }
+
+
+@pytest.mark.skipif(not ALL, reason="half a gigabyte on each rank; AUTOTP_LOOPS=1 runs it")
+def test_the_peak_is_that_of_the_resident_memory(pool: Pool) -> None:
+    text = (
+        "llama:hidden_size=512,intermediate_size=1408,num_hidden_layers=6,num_attention_heads=8,"
+        "num_key_value_heads=8,vocab_size=4000"
+    )
+    shape = Shape(2, 384)
+    found = pool.run(resident, text, TP, shape.sequences, shape.tokens, ranks=TP, timeout=300.0)
+    estimator = Estimator(Subject(text, SECTION, Changes(DTYPES["fp32"])))
+    request = Request(1, 0, "adamw", shape, None, False, None, {})
+    for rank in estimator.estimate(TP, request).ranks:
+        assert sum(rank.in_step.values()) == pytest.approx(found[rank.rank], rel=0.1)

@@ -42,7 +42,11 @@ REQUEST = Request(
 def traced(text: str, changes: Changes, tp: int) -> Trace:
     subject = Subject(text, {}, changes)
     return trace_step(
-        subject.build, lambda found: subject.plan_of(found, tp), rank=0, shape=Shape(2, 32)
+        subject.build,
+        lambda found: subject.plan_of(found, tp),
+        subject.stacks(),
+        rank=0,
+        shape=Shape(2, 32),
     )
 
 
