@@ -60,7 +60,7 @@ def _model(text: str, dtype: str) -> nn.Module:
 
 def _inputs(model: nn.Module, rows: int, length: int) -> dict[str, Any]:
     ids = torch.arange(rows * length).reshape(rows, length) % 90
-    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids, "use_cache": False}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
     return inputs
