@@ -6,6 +6,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -39,7 +40,8 @@ MODELS = {
     "vocab_size=101",
 }
 CHEAP = ("llama", "gpt2")
-NAMES = list(MODELS) if ALL else CHEAP
+# Models of one call of the pool.
+GROUPS = [(name,) for name in MODELS] if ALL else [CHEAP]
 # (stage of ZeRO, data type)
 CASES = (
     [(stage, dtype) for dtype in DTYPES for stage in range(4)]
@@ -53,10 +55,12 @@ TP, REPLICAS = 2, 2
 SECTION = {"self_check": False}
 
 
-def test_bytes_are_those_that_initialize_allocates(pool: Pool) -> None:
-    texts = [MODELS[name] for name in NAMES]
-    found = pool.run(held, texts, TP, CASES, ranks=TP * REPLICAS, timeout=60.0 * len(texts))
-    for at, name in enumerate(NAMES):
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("names", GROUPS, ids=", ".join)
+def test_bytes_are_those_that_initialize_allocates(pool: Pool, names: Sequence[str]) -> None:
+    texts = [MODELS[name] for name in names]
+    found = pool.run(held, texts, TP, CASES, ranks=TP * REPLICAS, timeout=120.0 * len(texts))
+    for at, name in enumerate(names):
         for case, (stage, dtype) in enumerate(CASES):
             plan = Subject(MODELS[name], SECTION, Changes(DTYPES[dtype])).plan(TP)
             assert plan is not None
@@ -80,13 +84,16 @@ def traced(text: str, dtype: str, rank: int, shape: Shape) -> Trace:
     )
 
 
-def test_activations_and_collectives_are_those_of_a_real_step(pool: Pool) -> None:
-    texts, shape = [MODELS[name] for name in NAMES], Shape(2, 48)
+@pytest.mark.parametrize("names", GROUPS, ids=", ".join)
+def test_activations_and_collectives_are_those_of_a_real_step(
+    pool: Pool, names: Sequence[str]
+) -> None:
+    texts, shape = [MODELS[name] for name in names], Shape(2, 48)
     found = pool.run(
         recorded, texts, "bf16", shape.sequences, shape.tokens, ranks=TP, timeout=30.0 * len(texts)
     )
     for rank in range(TP):
-        for name, ((peak, _), saved, calls) in zip(NAMES, found[rank], strict=True):
+        for name, ((peak, _), saved, calls) in zip(names, found[rank], strict=True):
             trace = traced(MODELS[name], "bf16", rank, shape)
             assert trace.peak(0.0)[0] == pytest.approx(peak, rel=0.02), (name, rank)
             assert trace.saved == pytest.approx(saved, rel=0.02), (name, rank)
