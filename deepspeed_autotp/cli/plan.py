@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepspeed_autotp import _core
+from deepspeed_autotp.cli.page.file import writable_file
 from deepspeed_autotp.cli.plan_arguments import (
     add_estimate_options,
     bandwidth_of,
@@ -44,6 +45,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_model(command, tp_required=False)
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--html", metavar="FILE", help="write a page to look at, without network")
     add_estimate_options(command)
     command = commands.add_parser(
         "explain",
@@ -89,6 +91,7 @@ def _plan(asked: argparse.Namespace, config: dict[str, Any], console: Console) -
     for option in ("gpus", "gpu_memory"):
         if vars(asked)[option] is not None:
             raise ValueError(f"--{option.replace('_', '-')}: expected --suggest beside it")
+    file = None if asked.html is None else writable_file(asked.html)
     request = _request(asked, config)
     subject = _subject(asked, config)
     _planned(subject, asked.tp)
@@ -96,7 +99,12 @@ def _plan(asked: argparse.Namespace, config: dict[str, Any], console: Console) -
     from deepspeed_autotp.cli.plan_report import print_estimate
     from deepspeed_autotp.estimate.estimator import Estimator
 
-    estimate = Estimator(subject).estimate(asked.tp, request)
+    estimator = Estimator(subject)
+    estimate = estimator.estimate(asked.tp, request)
+    if file is not None:
+        from deepspeed_autotp.cli.page.page import write_page
+
+        write_page(file, subject, estimator, request, estimate)
     if asked.json:
         print(json.dumps(estimate.content(), indent=2))
     else:
@@ -106,7 +114,7 @@ def _plan(asked: argparse.Namespace, config: dict[str, Any], console: Console) -
 def _suggest(asked: argparse.Namespace, config: dict[str, Any], console: Console) -> None:
     if asked.gpus is None or asked.gpu_memory is None:
         raise ValueError("--suggest: expected --gpus 16 --gpu-memory 80GiB or the like beside it")
-    for option in ("tp", "dp", "zero"):
+    for option in ("tp", "dp", "zero", "html"):
         if vars(asked)[option] is not None:
             raise ValueError(f"--{option}: got it with --suggest, which tries all, expected one")
     memory = bytes_of(asked.gpu_memory, "--gpu-memory")
