@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops docs-options clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops docs-options page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -166,6 +166,11 @@ loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all comb
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
 		tests/integration/test_vllm.py tests/integration/test_options.py \
 		tests/integration/test_quantized.py $(ARGS)
+
+page-test: $(stamp) ## Open the page of autotp plan --html in headless Chromium; installs playwright
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { echo "apt-get install chromium" >&2; exit 1; }
+	@$(python) -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	@$(python) -m pytest --numprocesses=0 tests/integration/test_plan_page.py $(ARGS)
 
 docs-options: $(stamp) ## Write docs/options.md from the table that the tests run
 	@$(python) -m tools.options_table

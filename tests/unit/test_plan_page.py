@@ -138,7 +138,7 @@ def test_the_page_has_every_number_and_every_pattern_of_the_json() -> None:
     sizes = json.loads(page.scripts["sizes"])
     assert [size["tp_size"] for size in sizes] == list(range(1, 9))
     for size in sizes:
-        wanted = {size["peak"], *size["by_purpose"].values(), size["sent"]}
+        wanted = {size["peak"], *size["most"].values(), size["sent"]}
         assert wanted <= page.numbers(), size["tp_size"]
     assert sizes[2]["peak"] == max(rank["peak"] for rank in content["ranks"])
 
@@ -230,8 +230,8 @@ def test_areas_are_proportional_to_bytes() -> None:
     for group in groups(LLAMA, 2):
         for picture in (group.wide, group.narrow):
             for cell in picture.cells:
-                assert 0 <= cell.box.x and cell.box.x + cell.box.width <= picture.width + 1e-6
-                assert 0 <= cell.box.y and cell.box.y + cell.box.height <= picture.height + 1e-6
+                assert cell.box.x >= 0 and cell.box.x + cell.box.width <= picture.width + 1e-6
+                assert cell.box.y >= 0 and cell.box.y + cell.box.height <= picture.height + 1e-6
 
 
 def entries(text: str, tp: int) -> dict[str, Entry]:

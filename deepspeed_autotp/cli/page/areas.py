@@ -15,8 +15,8 @@ from deepspeed_autotp._core import Entry, Kind
 _FROM_LEFT = (Kind.COLUMN, Kind.HIDDEN)
 # Of one box. More strips than these are no longer seen.
 _MOST_STRIPS = 128
-# Of a weight that has one matrix for each expert.
-_MOST_TILES = 8
+# Of a weight that has one matrix for each expert, and the area of each at least.
+_MOST_TILES, _LEAST_TILE = 8, 600.0
 # What is thinner is not seen.
 _THINNEST = 0.4
 # The background that is seen between cells.
@@ -86,13 +86,17 @@ def strips_of(entry: Entry, ranks: int, box: Box) -> tuple[Strips, ...]:
     """
     if not entry.is_sharded:
         return (Strips(None, (box,)),)
-    experts = entry.shape[0] if len(entry.shape) == 3 and entry.dim > 0 else 1
-    tiles = [each.inside(_GAP / 4) for each in divided(box, [1] * min(experts, _MOST_TILES))]
-    drawn = [_strips(entry, ranks, tile) for tile in (tiles if experts > 1 else [box])]
+    drawn = [_strips(entry, ranks, tile) for tile in _tiles(entry, box)]
     return tuple(
         Strips(rank, tuple(strip for tile in drawn for strip in tile[rank]))
         for rank in range(ranks)
     )
+
+
+def _tiles(entry: Entry, box: Box) -> list[Box]:
+    experts = entry.shape[0] if len(entry.shape) == 3 and entry.dim > 0 else 1
+    count = min(experts, _MOST_TILES, int(box.width * box.height / _LEAST_TILE))
+    return [box] if count < 2 else [each.inside(_GAP / 4) for each in divided(box, [1] * count)]
 
 
 def _strips(entry: Entry, ranks: int, box: Box) -> list[list[Box]]:

@@ -12,7 +12,7 @@ from deepspeed_autotp.cli.page.areas import Box, Strips, divided, strips_of, wit
 
 # (width, height) in pixels of a picture that stands for all of the model, for wide and narrow
 # windows. Pictures of one kind have the same bytes per area.
-_WIDE, _NARROW = (760.0, 400.0), (300.0, 460.0)
+_WIDE, _NARROW = (720.0, 400.0), (330.0, 440.0)
 _GLYPH = Box(0.0, 0.0, 40.0, 28.0)
 # Of a picture at least, and of a cell that is drawn.
 _LEAST, _SEEN = 14.0, 3.0
@@ -43,10 +43,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Parameters of a row that are in one group. Bytes are those of all of them."""
+    """Parameters of a row that are in one group. Bytes are those of all of them; ``tied_to`` is
+    the parameter that the first of them is, or empty."""
 
     row: int
     name: str
+    tied_to: str
     count: int
     bytes: int
     bytes_per_rank: tuple[int, ...]
@@ -95,7 +97,8 @@ def groups_of(plan: Plan, stacks: Mapping[str, Sequence[str]]) -> tuple[Group, .
             full = one.full_bytes * count // one.count
             name = _name(one.pattern, found.stack)
             glyph = strips_of(one.entry, plan.ranks, _GLYPH)
-            members.append(Member(row, name, count, full, held, glyph))
+            tied = plan.entries[one.entry.tied_to].name if one.entry.is_tied else ""
+            members.append(Member(row, name, tied, count, full, held, glyph))
         title, place, blocks = _titles(found, stacks, members)
         wide, narrow = (_picture(members, entries, plan, total, most) for most in (_WIDE, _NARROW))
         made.append(

@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
@@ -70,7 +69,7 @@ def page_of(
         duration=duration_text,
         sent=lambda each: each.count * each.size,
         seconds=lambda each: each.seconds or 0.0,
-        name_and_overrides=lambda model: model.partition(":")[::2],
+        name_and_overrides=name_and_overrides,
     )
     style = environment.get_template("page.css.j2").render(ranks=_RANKS_SHOWN)
     script = environment.get_template("page.js").render()
@@ -82,7 +81,7 @@ def page_of(
         asked=next(each for each in sizes if each.tp_size == estimate.tp_size),
         largest_peak=max((each.largest.peak for each in sizes if each.largest), default=1),
         groups=groups_of(plan, stacks),
-        alike=alike(estimate.ranks),
+        alike=alike(estimate),
         kinds=kinds_held(estimate.ranks),
         legend=_LEGEND,
         shown=min(plan.ranks, _RANKS_SHOWN),
@@ -96,12 +95,19 @@ def page_of(
     )
 
 
-def alike(ranks: Sequence[RankMemory]) -> list[list[RankMemory]]:
+def name_and_overrides(model: str) -> tuple[str, list[str]]:
+    """``llama:hidden_size=8192,...`` in its parts; what has no overrides is a name."""
+    name, _, overrides = model.partition(":")
+    return (name, overrides.split(",")) if "=" in overrides else (model, [])
+
+
+def alike(estimate: Estimate) -> list[list[RankMemory]]:
     """Ranks that need as much of everything, together."""
-    groups: dict[tuple[Any, ...], list[RankMemory]] = {}
-    for rank in ranks:
+    groups: dict[tuple[int, ...], list[RankMemory]] = {}
+    for rank in estimate.ranks:
+        held = (estimate.bytes_per_rank[rank.rank], rank.elements, rank.trained_elements)
         moments = (*rank.in_step.values(), *rank.in_optimizer.values())
-        groups.setdefault((rank.elements, rank.trained_elements, moments), []).append(rank)
+        groups.setdefault((*held, *moments), []).append(rank)
     return list(groups.values())
 
 

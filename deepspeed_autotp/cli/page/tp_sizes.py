@@ -29,6 +29,7 @@ class TpSize:
     ``largest``  the rank that needs most
     ``moment``   when: "in_step" or "in_optimizer"
     ``peak``     what it needs then, by purpose
+    ``most``     what it needs for each purpose at any moment
     """
 
     tp_size: int
@@ -37,6 +38,7 @@ class TpSize:
     largest: RankMemory | None
     moment: str
     peak: Mapping[str, int]
+    most: Mapping[str, int]
 
     def content(self) -> dict[str, Any]:
         """As the page has it in JSON."""
@@ -48,10 +50,9 @@ class TpSize:
             "rank": self.largest.rank,
             "peak": self.largest.peak,
             "moment": self.moment,
-            "by_purpose": dict(self.peak),
-            "after_backward": dict(self.largest.after_backward),
-            "activations": activations.peak if activations.source != "none" else None,
-            "activations_source": activations.source,
+            "at_the_peak": dict(self.peak),
+            "most": dict(self.most),
+            "activations": activations.source,
             "collectives": sum(each.count for each in self.estimate.collectives),
             "sent": sum(each.count * each.size for each in self.estimate.collectives),
             "seconds": seconds_of(self.estimate),
@@ -85,20 +86,25 @@ def _tp_size(
     try:
         return of_estimate(estimator.estimate(size, request))
     except ValueError as error:
-        return TpSize(size, None, str(error), None, "", {})
+        return TpSize(size, None, str(error), None, "", {}, {})
 
 
 def of_estimate(estimate: Estimate) -> TpSize:
     largest = max(estimate.ranks, key=lambda rank: rank.peak)
     in_step = sum(largest.in_step.values()) >= sum(largest.in_optimizer.values())
-    held = largest.in_step if in_step else largest.in_optimizer
+    moments = (largest.in_step, largest.after_backward, largest.in_optimizer)
+    purposes = [by_purpose(moment) for moment in moments]
+    most = {name: max(each.get(name, 0) for each in purposes) for name in PURPOSES}
+    # Where gradients are still few there are more activations than at the peak.
+    most["activations"] = max(most["activations"], estimate.activations.peak)
     return TpSize(
         tp_size=estimate.tp_size,
         estimate=estimate,
         reason="",
         largest=largest,
         moment="in_step" if in_step else "in_optimizer",
-        peak=by_purpose(held),
+        peak=purposes[0 if in_step else 2],
+        most=most,
     )
 
 
