@@ -225,6 +225,6 @@ def _label(name: str, cell: Box) -> str:
     words = name.removesuffix(_WEIGHT).split(".")
     for start in range(len(words)):
         text = ".".join(words[start:])
-        if len(text) * 7 + 8 <= cell.width and cell.height >= 16:
+        if words[start] != "*" and len(text) * 7 + 8 <= cell.width and cell.height >= 16:
             return text
     return ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -22,6 +23,7 @@ from deepspeed_autotp.estimate.subject import Subject
 
 # Ranks of which the map shows one at a time.
 _RANKS_SHOWN = 16
+_COMMA = re.compile(r",(?=\w+=)")  # not within a list
 _LEGEND = (
     ("column", "output features, from left to right"),
     ("row", "input features, from top to bottom"),
@@ -56,24 +58,10 @@ def page_of(
     stacks: Mapping[str, Sequence[str]],
 ) -> str:
     """The text of the file. ``stacks`` has the kinds of the blocks of each list, by its name."""
-    environment = Environment(
-        loader=PackageLoader(__package__),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        size=size_text,
-        percent=percent_text,
-        duration=duration_text,
-        sent=lambda each: each.count * each.size,
-        seconds=lambda each: each.seconds or 0.0,
-        name_and_overrides=name_and_overrides,
-    )
-    style = environment.get_template("page.css.j2").render(ranks=_RANKS_SHOWN)
-    script = environment.get_template("page.js").render()
-    return environment.get_template("page.html.j2").render(
+    templates = environment()
+    style = templates.get_template("page.css.j2").render(ranks=_RANKS_SHOWN)
+    script = templates.get_template("page.js").render()
+    return templates.get_template("page.html.j2").render(
         estimate=estimate,
         content=estimate.content(),
         sizes=sizes,
@@ -95,10 +83,30 @@ def page_of(
     )
 
 
+def environment() -> Environment:
+    """The templates, in which values are text and a name that is not there is an error."""
+    made = Environment(
+        loader=PackageLoader(__package__),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        size=size_text,
+        percent=percent_text,
+        duration=duration_text,
+        sent=lambda each: each.count * each.size,
+        seconds=lambda each: each.seconds or 0.0,
+        name_and_overrides=name_and_overrides,
+    )
+    return made
+
+
 def name_and_overrides(model: str) -> tuple[str, list[str]]:
     """``llama:hidden_size=8192,...`` in its parts; what has no overrides is a name."""
     name, _, overrides = model.partition(":")
-    return (name, overrides.split(",")) if "=" in overrides else (model, [])
+    return (name, _COMMA.split(overrides)) if "=" in overrides else (model, [])
 
 
 def alike(estimate: Estimate) -> list[list[RankMemory]]:
