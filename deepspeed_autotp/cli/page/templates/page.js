@@ -4,13 +4,21 @@
  * script the page is complete: links of the map lead to rows, which say the same. */
 const panel = document.getElementById("tip");
 
+let shown = null;
+
 function show(target) {
   const said = document.getElementById(target.getAttribute("aria-describedby"));
   panel.replaceChildren(said.cloneNode(true));
   panel.firstChild.hidden = false;
   panel.firstChild.removeAttribute("id");
   panel.hidden = false;
-  const at = target.getBoundingClientRect();
+  shown = target;
+  place();
+}
+
+function place() {
+  if (!shown) return;
+  const at = shown.getBoundingClientRect();
   const own = panel.getBoundingClientRect();
   const below = at.bottom + 8 + own.height <= window.innerHeight;
   const top = below ? at.bottom + 8 : Math.max(8, at.top - own.height - 8);
@@ -21,6 +29,7 @@ function show(target) {
 
 function hide() {
   panel.hidden = true;
+  shown = null;
 }
 
 function described(event) {
@@ -35,7 +44,9 @@ for (const name of ["mouseover", "focusin"]) {
   });
 }
 document.addEventListener("focusout", hide);
-document.addEventListener("scroll", hide, { passive: true });
+/* A focus that moves the page must not lose its text. */
+document.addEventListener("scroll", place, { passive: true });
+window.addEventListener("resize", place);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") hide();
 });
