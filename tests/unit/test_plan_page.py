@@ -143,6 +143,12 @@ def test_the_page_has_every_number_and_every_pattern_of_the_json() -> None:
     assert sizes[2]["peak"] == max(rank["peak"] for rank in content["ranks"])
 
 
+def test_eighty_layers_are_a_small_file() -> None:
+    text, _ = made(LLAMA.replace("layers=3", "layers=80"), 8)
+    assert len(text) < 150_000
+    assert "80 &times; <bdi>LlamaDecoderLayer</bdi>" in text
+
+
 def test_the_page_asks_nothing_of_a_network_and_runs_its_own_script_only() -> None:
     text, _ = made(MIXTRAL, 2)
     page = Page(text)

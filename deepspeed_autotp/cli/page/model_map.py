@@ -13,7 +13,7 @@ from deepspeed_autotp.cli.page.areas import Box, Strips, divided, strips_of, wit
 # (width, height) in pixels of a picture that stands for all of the model, for wide and narrow
 # windows. Pictures of one kind have the same bytes per area.
 _WIDE, _NARROW = (720.0, 400.0), (330.0, 440.0)
-_GLYPH = Box(0.0, 0.0, 40.0, 28.0)
+GLYPH = Box(0.0, 0.0, 40.0, 28.0)
 # Of a picture at least, and of a cell that is drawn.
 _LEAST, _SEEN = 14.0, 3.0
 # Of the names of modules that a title has.
@@ -52,7 +52,6 @@ class Member:
     count: int
     bytes: int
     bytes_per_rank: tuple[int, ...]
-    glyph: tuple[Strips, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +95,8 @@ def groups_of(plan: Plan, stacks: Mapping[str, Sequence[str]]) -> tuple[Group, .
             held = tuple(size * count // one.count for size in one.local_bytes)
             full = one.full_bytes * count // one.count
             name = _name(one.pattern, found.stack)
-            glyph = strips_of(one.entry, plan.ranks, _GLYPH)
             tied = plan.entries[one.entry.tied_to].name if one.entry.is_tied else ""
-            members.append(Member(row, name, tied, count, full, held, glyph))
+            members.append(Member(row, name, tied, count, full, held))
         title, place, blocks = _titles(found, stacks, members)
         wide, narrow = (_picture(members, entries, plan, total, most) for most in (_WIDE, _NARROW))
         made.append(
@@ -115,6 +113,11 @@ def groups_of(plan: Plan, stacks: Mapping[str, Sequence[str]]) -> tuple[Group, .
             )
         )
     return tuple(made)
+
+
+def glyphs_of(plan: Plan) -> list[tuple[Strips, ...]]:
+    """The shards of each row of the plan's table in GLYPH."""
+    return [strips_of(row.entry, plan.ranks, GLYPH) for row in plan.table()]
 
 
 def _sorted_into(plan: Plan, stacks: Mapping[str, Sequence[str]]) -> Iterable[_Found]:
@@ -209,7 +212,7 @@ def _cells(
 ) -> Iterator[Cell]:
     boxes = divided(room, [member.bytes for member in members])
     for member, box in zip(members, boxes, strict=True):
-        if min(box.width, box.height) < _SEEN:
+        if member.bytes == 0 or min(box.width, box.height) < _SEEN:
             continue
         cell = with_gap(box)
         yield Cell(

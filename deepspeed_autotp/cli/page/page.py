@@ -15,7 +15,7 @@ from rich.console import Console
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.cli.page.file import write_file
 from deepspeed_autotp.cli.page.gpus import GPUS, ROOMY
-from deepspeed_autotp.cli.page.model_map import groups_of
+from deepspeed_autotp.cli.page.model_map import GLYPH, glyphs_of, groups_of
 from deepspeed_autotp.cli.page.tp_sizes import PURPOSES, TpSize, tp_sizes
 from deepspeed_autotp.estimate.estimator import Estimator, Request
 from deepspeed_autotp.estimate.report import Estimate, RankMemory
@@ -69,6 +69,8 @@ def page_of(
         asked=next(each for each in sizes if each.tp_size == estimate.tp_size),
         largest_peak=max((each.largest.peak for each in sizes if each.largest), default=1),
         groups=groups_of(plan, stacks),
+        glyphs=glyphs_of(plan),
+        glyph=GLYPH,
         alike=alike(estimate),
         kinds=kinds_held(estimate.ranks),
         legend=_LEGEND,
