@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -162,6 +162,7 @@ resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinatio
 
 loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all combinations; takes minutes
 	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
+		tests/integration/test_estimate.py tests/unit/test_estimate.py \
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
 		tests/integration/test_vllm.py tests/integration/test_options.py \
 		tests/integration/test_quantized.py $(ARGS)
@@ -189,6 +190,11 @@ docs: $(generator) ## Make HTML of docs/ in build/docs, without a warning and wi
 	@$(python) -m sphinx -q -W --keep-going -c docs -d build/doctrees -b html . build/docs
 	@$(python) -m tools.check_pages build/docs
 	@echo "build/docs/index.html"
+
+page-test: $(stamp) ## Open the page of autotp plan --html in headless Chromium; installs playwright
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { echo "apt-get install chromium" >&2; exit 1; }
+	@$(python) -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	@$(python) -m pytest --numprocesses=0 tests/integration/test_plan_page.py $(ARGS)
 
 clean: ## Remove what was built; .venv stays
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

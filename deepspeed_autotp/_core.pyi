@@ -21,13 +21,17 @@ __all__ = [
     "Rules",
     "Source",
     "Stack",
+    "activation_formula",
     "check_spec",
+    "collective_seconds",
     "core_info",
     "dtype_name",
     "family_blocks",
     "index_pattern",
     "merge",
     "nearest",
+    "optimizer_states",
+    "order_layouts",
     "plan_reads",
     "precision",
     "preset_names",
@@ -38,6 +42,7 @@ __all__ = [
     "split_grain",
     "style_names",
     "style_spec",
+    "timeline_peak",
 ]
 
 def split(size: int, unit: int, ranks: int) -> tuple[int, ...]:
@@ -48,6 +53,37 @@ def split_grain(size: int, grain: int, ranks: int) -> tuple[int, ...]:
 
 def index_pattern(name: str, /) -> str:
     """A dotted name with ``*`` for each index, as in ``layers.*.mlp``."""
+
+def optimizer_states(name: str, /) -> int:
+    """Float32 values that an optimizer keeps per weight, by its name in lower case."""
+
+def collective_seconds(kind: str, size: int, ranks: int, bandwidth: float, /) -> float:
+    """Seconds of a collective to which each rank gives `size` bytes, on a ring of `ranks`."""
+
+def order_layouts(
+    candidates: Sequence[tuple[int, int, int, int, float]], memory: int, /
+) -> tuple[tuple[int, bool, str], ...]:
+    """(index, fits, reason) of each (tp, replicas, stage, bytes, seconds), best first."""
+
+def timeline_peak(
+    parts: Sequence[tuple[tuple[int, int], Sequence[tuple[int, int]], int]], share: float, /
+) -> tuple[int, int]:
+    """(live, gradients) where live + share * gradients is largest.
+
+    parts: (end, moments, repeats), in order, as pairs (live, gradients) above the start of a part.
+    """
+
+def activation_formula(
+    layers: int,
+    tokens: int,
+    hidden: int,
+    ranks: int,
+    itemsize: int,
+    sequence_parallel: bool,
+    checkpointing: bool,
+    /,
+) -> int:
+    """Bytes kept for the backward pass on one TP rank, by Korthikanti et al. 2022."""
 
 def nearest(name: str, names: Sequence[str], limit: int = 3) -> tuple[str, ...]:
     """The names close to `name`, nearest first."""
@@ -404,4 +440,25 @@ class Plan:
     def table(self) -> tuple[Row, ...]: ...
     def form_difference(self, other: Plan, /) -> str | None:
         """What only one of the plans says of what is called alike, whatever its size, or None."""
+    def rank_memory(
+        self,
+        rank: int,
+        *,
+        stage: int,
+        replicas: int,
+        states: int,
+        trains: Sequence[bool] | None = None,
+        reduce_bucket: int = 500_000_000,
+        persistence: int = 100_000,
+        max_live: int = 1_000_000_000,
+        overlap_comm: bool = False,
+    ) -> dict[str, Any]:
+        """What a TP rank holds with DeepSpeed, in bytes, of its data-parallel ranks the one that
+        holds most: parameters, gathered, gradients, master, states, buckets, kept_buckets, step;
+        share, the part of its gradients that it keeps while they come to be; elements, trained;
+        traffic, what it sends to replicas in a step, as (kind, bytes, purpose).
+
+        trains: by entry, whether it is trained.
+        """
+
     def replicated_warning(self) -> str | None: ...  # where a rank holds nearly everything

@@ -27,6 +27,7 @@ import pathlib
 import torch
 import deepspeed_autotp
 from deepspeed_autotp.cli import main
+from deepspeed_autotp.cli.page.page import environment
 from deepspeed_autotp.native import operators, packing
 
 here = pathlib.Path.cwd()
@@ -38,5 +39,6 @@ assert packing.pack(full, view=(3, 4, 1), runs=(1, 2), shape=(3, 2)).tolist() ==
 if torch.cuda.is_available():
     shard = packing.pack(full.cuda(), view=(3, 4, 1), runs=(1, 2), shape=(3, 2))
     assert shard.tolist() == [[1, 2], [5, 6], [9, 10]] and not operators.unavailable_reason(0)
+assert environment().get_template("page.html.j2")
 main.main(["doctor"])
 PROGRAM

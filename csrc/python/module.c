@@ -30,6 +30,13 @@ static PyMethodDef methods[] = {
     {"plan_reads", PY_KEYWORDS(py_plan_reads), METH_VARARGS | METH_KEYWORDS,
      py_plan_reads_doc},
     {"reshard", PY_KEYWORDS(py_reshard), METH_VARARGS | METH_KEYWORDS, py_reshard_doc},
+    {"optimizer_states", py_optimizer_states, METH_O, py_optimizer_states_doc},
+    {"collective_seconds", py_collective_seconds, METH_VARARGS,
+     py_collective_seconds_doc},
+    {"order_layouts", py_order_layouts, METH_VARARGS, py_order_layouts_doc},
+    {"activation_formula", py_activation_formula, METH_VARARGS,
+     py_activation_formula_doc},
+    {"timeline_peak", py_timeline_peak, METH_VARARGS, py_timeline_peak_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -78,6 +78,11 @@ PyObject *py_merge(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_settle_tp_size(PyObject *module, PyObject *arg);
 PyObject *py_plan_reads(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_reshard(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_optimizer_states(PyObject *module, PyObject *name);
+PyObject *py_collective_seconds(PyObject *module, PyObject *args);
+PyObject *py_order_layouts(PyObject *module, PyObject *args);
+PyObject *py_activation_formula(PyObject *module, PyObject *args);
+PyObject *py_timeline_peak(PyObject *module, PyObject *args);
 
 extern const char py_split_doc[];
 extern const char py_split_grain_doc[];
@@ -96,5 +101,10 @@ extern const char py_merge_doc[];
 extern const char py_settle_tp_size_doc[];
 extern const char py_plan_reads_doc[];
 extern const char py_reshard_doc[];
+extern const char py_optimizer_states_doc[];
+extern const char py_collective_seconds_doc[];
+extern const char py_order_layouts_doc[];
+extern const char py_activation_formula_doc[];
+extern const char py_timeline_peak_doc[];
 
 #endif

@@ -10,6 +10,7 @@
 #include "python/args.h"
 #include "python/holder.h"
 #include "python/plan_arguments.h"
+#include "python/rank_memory.h"
 #include "python/table_row.h"
 
 typedef struct {
@@ -227,6 +228,12 @@ plan_table(PyObject *self, PyObject *unused)
 }
 
 static PyObject *
+plan_rank_memory(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return py_rank_memory(get(self), args, kwargs);
+}
+
+static PyObject *
 plan_repr(PyObject *self)
 {
     return PyUnicode_FromFormat("<Plan of %d parameters for %d ranks>",
@@ -245,6 +252,8 @@ static PyMethodDef methods[] = {
      "form_difference($self, other, /)\n--\n\n"
      "What only one of the plans says of what is called alike, whatever its size, or "
      "None."},
+    {"rank_memory", PY_KEYWORDS(plan_rank_memory), METH_VARARGS | METH_KEYWORDS,
+     py_rank_memory_doc},
     {NULL, NULL, 0, NULL},
 };
 

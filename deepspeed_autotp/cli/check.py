@@ -26,7 +26,7 @@ from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.load_config import load_ds_config
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.distributed.local_processes import RankError, preload, run_on_ranks
-from deepspeed_autotp.interop.named_model import FORMS, named_inputs, named_model
+from deepspeed_autotp.interop.named_model import named_inputs, named_model
 from deepspeed_autotp.interop.progress_bars import progress_bar, without_warnings
 from deepspeed_autotp.planning.model_description import describe
 from deepspeed_autotp.self_check.precision import is_16_bit
@@ -34,44 +34,11 @@ from deepspeed_autotp.self_check.subject import NoPlan, Subject, find_subject
 from deepspeed_autotp.self_check.training import train
 from deepspeed_autotp.self_check.training_comparison import FullTraining, Measured
 
-COMMANDS = ("check",)
-
 _log = logging.getLogger("deepspeed_autotp")
 
-_STEPS = 3
-_TIMEOUT = 600.0
 _OF_MODULES = ("output", "gradient", "weights")
 # What a rank imports in any case.
 _PRELOADED = ("torch", "deepspeed_autotp.cli.check_ranks", "transformers")
-
-
-def add_commands(commands: Any) -> None:
-    """Add the command to the subparsers of ``autotp``."""
-    command = commands.add_parser(
-        "check",
-        help="train a small model of the same kind sharded and in one process, and compare",
-        description="Trains a small model of the same class and plan a few steps on local "
-        "processes, sharded, and in one process, and compares losses, outputs and gradients of "
-        "each module, and the weights afterwards. Needs no GPU and no weights. The exit code is 1 "
-        "where they differ by more than rounding, or the model cannot be sharded so.",
-        epilog="example: autotp check llama --tp 2",
-    )
-    command.add_argument("model", metavar="MODEL", help=FORMS)
-    command.add_argument("--tp", type=int, required=True, help="TP size, 2 or more")
-    command.add_argument("--config", help="a DeepSpeed configuration, for its rules")
-    command.add_argument(
-        "--inputs",
-        metavar="MODULE:FUNCTION",
-        help="returns keyword arguments of the model, which is then trained itself",
-    )
-    command.add_argument("--steps", type=int, default=_STEPS, help=f"default {_STEPS}")
-    command.add_argument(
-        "--dtype", default="float32", help="data type of the weights (default float32)"
-    )
-    command.add_argument(
-        "--timeout", type=float, default=_TIMEOUT, help=f"seconds (default {_TIMEOUT:g})"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(asked: argparse.Namespace, console: Console) -> int:

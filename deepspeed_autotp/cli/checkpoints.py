@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,40 +18,7 @@ from deepspeed_autotp.checkpoint.reshard_files import reshard
 from deepspeed_autotp.checkpoint.summary import Summary, summarize
 from deepspeed_autotp.interop.progress_bars import progress_bar
 
-COMMANDS = ("inspect", "merge", "reshard")
-
 _GB = 10**9
-
-
-def add_commands(commands: Any) -> None:
-    """Add the commands to the subparsers of ``autotp``."""
-    command = commands.add_parser(
-        "inspect",
-        help="say what a checkpoint holds",
-        epilog="example: autotp inspect out/checkpoint-500",
-    )
-    _add_checkpoint(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command = _writing(
-        commands,
-        "merge",
-        "write the full weights of a checkpoint as from_pretrained loads them",
-        "example: autotp merge out/checkpoint-500 full",
-    )
-    command.add_argument(
-        "--master", action="store_true", help="the float32 weights of the optimizer"
-    )
-    command.add_argument(
-        "--max-file-gb", type=float, default=5.0, help="most that a file has (default 5)"
-    )
-    command = _writing(
-        commands,
-        "reshard",
-        "write a checkpoint as a run of another size would have saved it",
-        "example: autotp reshard out/checkpoint-500 resharded --tp 4",
-    )
-    command.add_argument("--tp", type=int, required=True, help="TP size")
-    command.add_argument("--dp", type=int, help="data-parallel ranks (default: as saved)")
 
 
 def run(asked: argparse.Namespace, console: Console) -> int:
@@ -92,30 +57,6 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             progress=progress_bar,
         )
     return 0
-
-
-def _writing(commands: Any, name: str, words: str, example: str) -> argparse.ArgumentParser:
-    """A command that writes a folder."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=words, epilog=example)
-    _add_checkpoint(command)
-    command.add_argument("out", type=Path, help="new folder, which is written")
-    command.add_argument(
-        "--config",
-        type=Path,
-        help="config.json of the model, or its folder (default: that in the checkpoint)",
-    )
-    command.add_argument(
-        "--jobs", type=int, help="processes (default: one for 2 GB, at most one for each CPU core)"
-    )
-    return command
-
-
-def _add_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        help="folder of a checkpoint, or of a run with the file 'latest'",
-    )
 
 
 def _refuse_zeros(asked: argparse.Namespace, names: Iterable[str]) -> None:

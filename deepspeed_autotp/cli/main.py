@@ -12,15 +12,15 @@ import shtab
 from rich.console import Console
 
 import deepspeed_autotp
-from deepspeed_autotp.cli import check, checkpoints, plan
+from deepspeed_autotp.cli import check_arguments, checkpoint_arguments, plan
 from deepspeed_autotp.cli.arguments import DONE, INTERRUPTED, NOT_DONE, Parser, near
-from deepspeed_autotp.cli.doctor import examined_table
 from deepspeed_autotp.config import logs
 
 _DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
 _EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"
 _COMPLETION = "--print-completion"
-_MODULES = (plan, check, checkpoints)
+# They know the arguments of all commands.
+_MODULES = (plan, check_arguments, checkpoint_arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,12 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace, console: Console) -> int:
+    """Each command imports what it needs alone: torch and its friends take seconds."""
+    if asked.command in plan.COMMANDS:
+        return plan.run(asked, console)
     if asked.command == "doctor":
+        from deepspeed_autotp.cli.doctor import examined_table
+
         console.print(examined_table())
         return DONE
-    module = next(each for each in _MODULES if asked.command in each.COMMANDS)
-    status: int = module.run(asked, console)
-    return status
+    if asked.command == "check":
+        from deepspeed_autotp.cli import check
+
+        return check.run(asked, console)
+    from deepspeed_autotp.cli import checkpoints
+
+    return checkpoints.run(asked, console)
 
 
 def _parsed(given: Sequence[str]) -> argparse.Namespace:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,82 +13,177 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepspeed_autotp import _core
-from deepspeed_autotp._core import Entry, Plan
-from deepspeed_autotp.config.dtypes import parse_dtype
-from deepspeed_autotp.config.load_config import infer_config_dtype, load_ds_config
-from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
-from deepspeed_autotp.interop.named_model import FORMS, named_model
-from deepspeed_autotp.planning.model_description import describe
-from deepspeed_autotp.planning.plan_table import plan_table
-from deepspeed_autotp.planning.plan_words import explanation
-from deepspeed_autotp.planning.planner import make_plan, skips_all
+from deepspeed_autotp.cli.page.file import writable_file
+from deepspeed_autotp.cli.plan_arguments import (
+    add_estimate_options,
+    bandwidth_of,
+    bytes_of,
+    check_positive,
+    lora_of,
+    zero_options,
+)
+from deepspeed_autotp.interop.model_forms import FORMS
+
+if TYPE_CHECKING:
+    from deepspeed_autotp._core import Entry, Plan
+    from deepspeed_autotp.estimate.estimator import Request
+    from deepspeed_autotp.estimate.subject import Subject
 
 COMMANDS = ("plan", "explain")
+# TP stays within a machine, where GPUs have fast links.
+_MOST_RANKS = 8
+_DEFAULT_BANDWIDTH = "450GB/s"
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of ``autotp``."""
     command = commands.add_parser(
         "plan",
-        help="show how a model would be sharded, without weights and ranks",
-        epilog="example: autotp plan llama:num_hidden_layers=4 --tp 2",
+        help="show how a model would be sharded, and what it would need, without weights and ranks",
+        epilog="example: autotp plan llama:num_hidden_layers=4 --tp 2 --dp 4 --zero 2 --seq 4096",
     )
-    _add_model(command)
+    _add_model(command, tp_required=False)
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--html", metavar="FILE", help="write a page to look at, without network")
+    add_estimate_options(command)
     command = commands.add_parser(
         "explain",
         help="say how one parameter would be sharded, and who decided",
         epilog="example: autotp explain llama model.layers.0.self_attn.q_proj.weight --tp 2",
     )
-    _add_model(command)
+    _add_model(command, tp_required=True)
     command.add_argument("parameter", help="name of a parameter of the model")
 
 
 def run(asked: argparse.Namespace, console: Console) -> int:
     """Run a command; the exit status. ValueError and OSError say what is wrong."""
-    plan = _plan(asked)
     if asked.command == "explain":
+        plan = _planned(_subject(asked, {}), asked.tp)
         console.print(_explained(plan, _entry(plan, asked.parameter)))
-    elif asked.json:
-        print(json.dumps(_content(plan, asked.model), indent=2))
+        return 0
+    check_positive(asked)
+    config = _config(asked)
+    if asked.suggest:
+        _suggest(asked, config, console)
     else:
-        console.print(plan_table(plan))
-        for message in _messages(plan):
-            console.print(escape(message))
+        _plan(asked, config, console)
     return 0
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, *, tp_required: bool) -> None:
     command.add_argument("model", metavar="MODEL", help=FORMS)
-    command.add_argument("--tp", type=int, required=True, help="TP size, 2 or more")
+    command.add_argument("--tp", type=int, required=tp_required, help="TP size, 2 or more")
     command.add_argument("--config", help="a DeepSpeed configuration, for rules and precision")
     command.add_argument("--dtype", help="data type of the weights, such as bf16")
 
 
-def _plan(asked: argparse.Namespace) -> Plan:
+def _config(asked: argparse.Namespace) -> dict[str, Any]:
+    from deepspeed_autotp.config.load_config import load_ds_config
+
+    return {} if asked.config is None else dict(load_ds_config(asked.config))
+
+
+def _plan(asked: argparse.Namespace, config: dict[str, Any], console: Console) -> None:
     """What a run starts from; its self-check may leave a block replicated."""
-    least = 2
-    if asked.tp < least:
-        raise ValueError(f"--tp: got {asked.tp}, expected {least} or more")
-    config = {} if asked.config is None else load_ds_config(asked.config)
-    given = dict(get_tensor_parallel_config(config))
-    given["autotp_size"] = asked.tp
+    if asked.tp is None:
+        raise ValueError("--tp: expected a TP size, such as 2, or --suggest")
+    for option in ("gpus", "gpu_memory"):
+        if vars(asked)[option] is not None:
+            raise ValueError(f"--{option.replace('_', '-')}: expected --suggest beside it")
+    file = None if asked.html is None else writable_file(asked.html)
+    request = _request(asked, config)
+    subject = _subject(asked, config)
+    _planned(subject, asked.tp)
+
+    from deepspeed_autotp.cli.plan_report import print_estimate
+    from deepspeed_autotp.estimate.estimator import Estimator
+
+    estimator = Estimator(subject)
+    estimate = estimator.estimate(asked.tp, request)
+    if file is not None:
+        from deepspeed_autotp.cli.page.page import write_page
+
+        write_page(file, subject, estimator, request, estimate)
+    if asked.json:
+        print(json.dumps(estimate.content(), indent=2))
+    else:
+        print_estimate(estimate, _planned(subject, asked.tp), console)
+
+
+def _suggest(asked: argparse.Namespace, config: dict[str, Any], console: Console) -> None:
+    if asked.gpus is None or asked.gpu_memory is None:
+        raise ValueError("--suggest: expected --gpus 16 --gpu-memory 80GiB or the like beside it")
+    for option in ("tp", "dp", "zero", "html"):
+        if vars(asked)[option] is not None:
+            raise ValueError(f"--{option}: got it with --suggest, which tries all, expected one")
+    memory = bytes_of(asked.gpu_memory, "--gpu-memory")
+    asked.bandwidth = asked.bandwidth or _DEFAULT_BANDWIDTH
+    asked.seq = asked.seq or 4096
+    request = _request(asked, config)
+
+    from deepspeed_autotp.cli.plan_report import print_suggestion
+    from deepspeed_autotp.estimate.estimator import Estimator
+    from deepspeed_autotp.estimate.suggest import suggest
+
+    subject = _subject(asked, config)
+    found = suggest(
+        Estimator(subject),
+        request,
+        model=asked.model,
+        gpus=asked.gpus,
+        memory=memory,
+        most_ranks=_MOST_RANKS,
+    )
+    if asked.json:
+        print(json.dumps(found.content(), indent=2))
+    else:
+        print_suggestion(found, console)
+
+
+def _request(asked: argparse.Namespace, config: dict[str, Any]) -> Request:
+    from deepspeed_autotp.estimate.estimator import Request
+    from deepspeed_autotp.estimate.trace import Shape
+
+    stage, zero = zero_options(config)
+    optimizer = asked.optimizer or str(config.get("optimizer", {}).get("type", "adamw"))
+    optimizer = optimizer.lower()
+    _core.optimizer_states(optimizer)
+    return Request(
+        replicas=asked.dp or 1,
+        stage=stage if asked.zero is None else asked.zero,
+        optimizer=optimizer,
+        shape=None if asked.seq is None else Shape(asked.micro_batch or 1, asked.seq),
+        bandwidth=None if asked.bandwidth is None else bandwidth_of(asked.bandwidth),
+        checkpointing=asked.gradient_checkpointing,
+        lora=asked.lora,
+        zero=zero,
+    )
+
+
+def _subject(asked: argparse.Namespace, config: dict[str, Any]) -> Subject:
+    given = vars(asked)
+    tp, least = given["tp"], 2
+    if tp is not None and tp < least:
+        raise ValueError(f"--tp: got {tp}, expected {least} or more")
+    lora = lora_of(given.get("lora"))
+
+    from deepspeed_autotp.config.dtypes import parse_dtype
+    from deepspeed_autotp.config.load_config import infer_config_dtype
+    from deepspeed_autotp.config.training_config import get_tensor_parallel_config
+    from deepspeed_autotp.estimate.subject import Changes, Subject
+
+    config = config or _config(asked)
     dtype = infer_config_dtype(config)
     if asked.dtype is not None:
         dtype = parse_dtype(asked.dtype, "--dtype")
-    model, settings = named_model(asked.model, dtype=dtype), TPTrainingConfig(**given)
-    must_shard = not skips_all(model, settings)
-    return make_plan(describe(model), settings, ranks=asked.tp, must_shard=must_shard)
+    changes = Changes(dtype, bool(given.get("gradient_checkpointing")), lora)
+    return Subject(asked.model, dict(get_tensor_parallel_config(config)), changes)
 
 
-def _messages(plan: Plan) -> Iterator[str]:
-    yield from plan.messages
-    if plan.skips_all:
-        yield "the rules skip all of the model: every rank holds and computes all of it"
-        return
-    warning = plan.replicated_warning()
-    if warning is not None:
-        yield warning
+def _planned(subject: Subject, ranks: int) -> Plan:
+    plan = subject.plan(ranks)
+    assert plan is not None, "a TP size of 1"
+    return plan
 
 
 def _entry(plan: Plan, name: str) -> Entry:
@@ -104,35 +198,11 @@ def _entry(plan: Plan, name: str) -> Entry:
 
 
 def _explained(plan: Plan, entry: Entry) -> Table:
+    from deepspeed_autotp.planning.plan_words import explanation
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for title, words in explanation(plan, entry):
         table.add_row(title, escape(words))
     return table
-
-
-def _content(plan: Plan, model: str) -> dict[str, Any]:
-    rows = plan.table()
-    ranks = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
-    return {
-        "model": model,
-        "tp_size": plan.ranks,
-        "bytes": sum(row.full_bytes for row in rows),
-        "bytes_per_rank": ranks,
-        "parameters": [
-            {
-                "pattern": row.pattern,
-                "count": row.count,
-                "kind": str(row.entry.kind),
-                "source": str(row.entry.source),
-                "rule": row.entry.rule,
-                "shape": row.entry.shape,
-                "local_shapes": [row.entry.local_shape(rank) for rank in range(plan.ranks)],
-                "bytes": row.full_bytes,
-                "bytes_per_rank": row.local_bytes,
-            }
-            for row in rows
-        ],
-        "messages": list(_messages(plan)),
-    }

@@ -17,11 +17,7 @@ from torch import nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.interop.configured_model import configured_model
-
-FORMS = (
-    "a folder with config.json, that file, a model type of transformers "
-    "(llama:hidden_size=8192,num_hidden_layers=80), or module:factory"
-)
+from deepspeed_autotp.interop.model_forms import FORMS
 
 _LONGEST = 400  # of what transformers says, which may list all of its classes
 _COMMA = re.compile(r",(?=\w+=)")  # not within a list
@@ -69,14 +65,22 @@ def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
             )
     try:
         config = transformers.AutoConfig.for_model(name, **values)
-        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        maker = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        maker = _maker(transformers, config)
         with torch.device("meta"):
             model: nn.Module = maker.from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take
         first = str(error).split("\n", 1)[0][:_LONGEST]
         raise ValueError(f"MODEL: no {name} can be made with {values}: {first}") from error
     return model
+
+
+def _maker(transformers: Any, config: Any) -> Any:
+    """A class that has an output head, where there is one for the configuration."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModel
 
 
 def _override(text: str) -> tuple[str, Any]:

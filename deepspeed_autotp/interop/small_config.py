@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepspeed_autotp.interop.model_changes import checkpoint_blocks
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -84,8 +86,7 @@ def small_model(model: nn.Module, config: Any, *, device: str) -> nn.Module:
     checkpointing = [f for m in model.modules() if (f := vars(m).get(_CHECKPOINTING)) is not None]
     if checkpointing:
         options = checkpointing[0].keywords
-        enable: Any = getattr(small, "gradient_checkpointing_enable", None)
-        enable(gradient_checkpointing_kwargs=options)
+        checkpoint_blocks(small, options)
     return small.float().train()
 
 

@@ -77,3 +77,52 @@ def test_wrong_sizes_types_and_names_are_said() -> None:
     assert "--dtype" in command("plan", LLAMA, "--tp", "2", "--dtype", "bf61")[2]
     _, _, errors = command("explain", LLAMA, "model.layers.0.mlp.up.weight", "--tp", "2")
     assert "such as model.layers.0.mlp.up_proj.weight" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--tp: expected a TP size, such as 2, or --suggest"),
+        (("--tp", "2", "--dp", "0"), "--dp: got 0, expected 1 or more"),
+        (("--tp", "2", "--seq", "-1"), "--seq: got -1, expected 1 or more"),
+        (("--tp", "2", "--micro-batch", "2"), "--micro-batch: got no --seq beside it"),
+        (("--tp", "2", "--zero", "4"), "--zero: got 4, expected 0 to 3"),
+        (("--tp", "2", "--optimizer", "adamv"), "got 'adamv', expected one whose states are"),
+        (("--tp", "2", "--bandwidth", "450Gb/s"), "--bandwidth: got '450Gb/s', expected bytes"),
+        (("--tp", "2", "--lora", "16"), "--lora: got '16', expected r=16"),
+        (("--tp", "2", "--gpus", "8"), "--gpus: expected --suggest beside it"),
+        (("--suggest",), "--suggest: expected --gpus 16 --gpu-memory 80GiB"),
+        (("--suggest", "--gpus", "4", "--gpu-memory", "80"), None),
+        (
+            ("--suggest", "--gpus", "4", "--gpu-memory", "80GiB", "--tp", "2"),
+            "--tp: got it with --suggest, which tries all, expected one",
+        ),
+        (("--suggest", "--gpus", "4", "--gpu-memory", "much"), "expected a size such as 80GiB"),
+    ],
+)
+def test_wrong_options_of_an_estimate_are_said(options: tuple[str, ...], words: str | None) -> None:
+    status, out, errors = command(
+        "plan", LLAMA, *options, *(("--seq", "8") if words is None else ())
+    )
+    if words is None:
+        assert status == 0
+        assert "does not fit: needs" in out
+    else:
+        assert status == 1
+        assert words in errors
+
+
+def test_an_estimate_shows_memory_and_collectives() -> None:
+    options = ("--dp", "2", "--zero", "2", "--seq", "16", "--bandwidth", "1GB/s", "--lora", "r=4")
+    status, out, errors = command("plan", LLAMA, "--tp", "2", *options)
+    assert status == 0, errors
+    assert re.search(r"trained parameters +\d", out)
+    for words in ("optimizer states", "activations", "communication buffers", "peak"):
+        assert words in out
+    assert re.search(r"all-reduce +2 TP ranks +.*mlp.down_proj +forward +2 ", out)
+    assert re.search(r"all-gather +2 replicas +trained weights +step", out)
+    assert "uneven shards" not in out
+    status, out, _ = command("plan", LLAMA, "--tp", "3", "--gradient-checkpointing", "--seq", "16")
+    assert status == 0
+    assert "several ranks hold the same runs" in out
+    assert "uneven shards" in out

@@ -4,6 +4,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from deepspeed_autotp import _core
 from deepspeed_autotp.native import operators
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(str(_core.__file__)).parent
 ALWAYS = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libgcc_s.so.1"}
 ALWAYS |= {"libstdc++.so.6", "librt.so.1"}
@@ -61,3 +63,17 @@ def test_the_cuda_library_carries_its_runtime() -> None:
     if library.reason:
         pytest.skip("the package was built without nvcc")
     assert needed(Path(library.path)) <= ALWAYS
+
+
+def test_the_wheel_has_the_templates_of_the_page(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={tmp_path}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    place = Path("deepspeed_autotp", "cli", "page", "templates")
+    there = sorted(path.name for path in (ROOT / place).iterdir())
+    assert "page.html.j2" in there
+    assert sorted(path.name for path in (tmp_path / place).iterdir()) == there

@@ -37,6 +37,7 @@ LEVELS = {
     "checkpoint": 5,
     "loading": 5,
     "api": 6,
+    "estimate": 6,
     "cli": 7,
 }
 CORE_LEVELS = {
@@ -48,6 +49,7 @@ CORE_LEVELS = {
     "rules": 4,
     "plan": 5,
     "passes": 6,
+    "cost": 6,
 }
 
 LIBC = {

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cost/timeline.h"
+
+#include "check.h"
+
+static void
+test_a_repeated_part_adds_up_and_its_moments_move_with_it(void)
+{
+    const tp_moment forward[] = {{30, 0}}, backward[] = {{5, 0}, {0, 4}};
+    const tp_part parts[] = {{{10, 0}, forward, 1, 3}, {{-10, 4}, backward, 2, 3}};
+    const tp_moment alone = tp_timeline_peak(parts, 2, 0);
+    CHECK_INT_EQ(alone.live, 50); /* 10 + 10 + 30 */
+    CHECK_INT_EQ(alone.gradients, 0);
+    /* With ten times the gradients the end weighs more: 3 parts of 4, and 10 left
+     * of 30. */
+    const tp_moment weighted = tp_timeline_peak(parts, 2, 10);
+    CHECK_INT_EQ(weighted.gradients, 12);
+    CHECK_INT_EQ(weighted.live, 10);
+}
+
+static void
+test_nothing_has_no_peak(void)
+{
+    const tp_moment peak = tp_timeline_peak(NULL, 0, 1);
+    CHECK_INT_EQ(peak.live + peak.gradients, 0);
+}
+
+static void
+test_the_formula_is_the_published_one(void)
+{
+    tp_formula_sizes sizes = {
+        .layers = 2, .tokens = 8, .hidden = 16, .ranks = 1, .itemsize = 2};
+    const int64_t values = 2 * 8 * 16;
+    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values);
+    sizes.ranks = 4;
+    CHECK_INT_EQ(tp_activation_formula(&sizes), 16 * values);
+    sizes.sequence_parallel = 1;
+    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values / 4);
+    sizes.itemsize = 4;
+    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values / 2);
+    sizes.checkpointing = 1;
+    CHECK_INT_EQ(tp_activation_formula(&sizes), 4 * values);
+}
+
+int
+main(void)
+{
+    RUN(test_a_repeated_part_adds_up_and_its_moments_move_with_it);
+    RUN(test_nothing_has_no_peak);
+    RUN(test_the_formula_is_the_published_one);
+    return check_result();
+}
