@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import pytest
 
 from tests.support.autotp_command import command
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed; make page-test installs it"
-)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.skipif(
+        find_spec("playwright") is None,
+        reason="playwright is not installed; make page-test installs it",
+    ),
+]
 
 MODEL = (
     "mixtral:num_hidden_layers=2,hidden_size=64,intermediate_size=96,num_attention_heads=8,"
@@ -55,7 +60,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def browser() -> Iterator[Any]:
     # A sandbox needs rights that a container's root does not have.
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-    with playwright.sync_playwright() as driver:
+    with import_module("playwright.sync_api").sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield started
         started.close()
