@@ -108,7 +108,7 @@ def test_wrong_options_of_an_estimate_are_said(options: tuple[str, ...], words: 
         assert status == 0
         assert "does not fit: needs" in out
     else:
-        assert status == 1
+        assert status == 2
         assert words in errors
 
 
