@@ -46,8 +46,8 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def refuse_unlike_on_parts(optimizer: Any, *, before: str) -> None:
-    """ValueError where an update of a part is another one than that of the whole; ``before`` says
-    where the optimizer is from. A warning where it cannot be tried; nothing of it changes."""
+    """ValueError where an update of a shard is another one than that of the full tensor; ``before``
+    says where the optimizer is from. A warning where it cannot be tried; nothing of it changes."""
     for each in wrapped_optimizers(optimizer):
         if not isinstance(each, Optimizer) or type(each).__module__.split(".")[0] in _KNOWN:
             continue
@@ -60,13 +60,13 @@ def refuse_unlike_on_parts(optimizer: Any, *, before: str) -> None:
             reason, unlike = f"{type(error).__name__}: {error}", False
         if reason:
             _log.warning(
-                "%s: %s could not be tried on parts of a tensor (%s); with tensor parallelism it "
+                "%s: %s could not be tried on shards (%s); with tensor parallelism it "
                 "trains as one process does only if it works element by element",
                 *(before, name, reason),
             )
         if unlike:
             raise ValueError(
-                f"{before}: got {name}, which updates a part of a tensor otherwise than the whole "
+                f"{before}: got {name}, which updates a shard otherwise than the full tensor "
                 "(by a number over tensors, a product of matrices, or random numbers); on the "
                 "shard of a rank it would train another model than one process does. Use an "
                 "optimizer that works element by element, such as AdamW, SGD, Adagrad or Lion"

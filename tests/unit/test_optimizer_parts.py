@@ -97,7 +97,7 @@ def test_one_that_works_element_by_element_is_accepted_and_unchanged(
 @pytest.mark.parametrize("cls", [Noisy, Clipping, ByRow])
 @pytest.mark.parametrize("lr", [0.0, 1e-3])  # as a warm-up has it at first
 def test_others_are_refused(cls: Any, lr: float) -> None:
-    with pytest.raises(ValueError, match=f"^here: got {cls.__name__}, which updates a part"):
+    with pytest.raises(ValueError, match=f"^here: got {cls.__name__}, which updates a shard"):
         refuse_unlike_on_parts(made(cls, lr=lr), before="here")
 
 
