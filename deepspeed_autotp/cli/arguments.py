@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """End with a message that has the near names where a flag is not known: argparse would say
         which other one is missing."""
-        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        flags = ["--help", *re.findall(r"--[a-z][a-z-]*", self.format_usage())]
         for given in arguments:
             name = given.partition("=")[0]
             if name == "--":

@@ -280,3 +280,15 @@ def fully_shard_meshes(module: nn.Module) -> list[Any]:
     if groups is None:
         groups = [_required(state, "_fsdp_param_group", needed_for="fully_shard")]
     return [group.mesh_info.mesh for group in groups if group is not None]
+
+
+def gradients(
+    outputs: Sequence[Tensor], weights: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """As torch.autograd.grad with ``allow_unused``, within the function modes of now: the public
+    function leaves them, so that a recomputation in the backward pass would not see them."""
+    run: Any = torch.autograd.graph._engine_run_backward
+    found: tuple[Tensor | None, ...] = run(
+        tuple(outputs), tuple(weights), False, False, tuple(inputs), True, accumulate_grad=False
+    )
+    return found

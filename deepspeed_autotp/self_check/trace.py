@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.interop.labels import loss_of
-from deepspeed_autotp.interop.torch_private import with_leaves
+from deepspeed_autotp.interop.torch_private import gradients, with_leaves
 from deepspeed_autotp.interop.transformers import output_tensors
 from deepspeed_autotp.self_check.isolation import rng_digest
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits
@@ -103,7 +103,8 @@ class Trace:
         """Keep the model's ``output``, and gradients of its loss where it is ``labelled``."""
         run, (ends, weights) = self.run, self._ends(output, labelled=labelled)
         if ends and parameters:
-            found = torch.autograd.grad(ends, list(parameters.values()), weights, allow_unused=True)
+            of = [torch.ones_like(t) for t in ends] if weights is None else weights
+            found = gradients(ends, of, list(parameters.values()))
             run.gradients = {i: g for i, g in zip(parameters, found, strict=True) if g is not None}
 
     def objective(self, output: object, *, labelled: bool) -> Tensor:

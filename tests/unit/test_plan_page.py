@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_computed(
     tmp_path: Path, name: str, words: str
 ) -> None:
     status, _, errors = command("plan", "no-model", "--tp", "2", "--html", str(tmp_path / name))
-    assert status == 1
+    assert status == 2
     assert "--html: got " in errors and words.format(folder=tmp_path) in errors
 
 
