@@ -134,7 +134,7 @@ kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is 
 	@OMP_NUM_THREADS=1 $(python) -m tests.support.killed_saves 20
 
 kill-commands: $(stamp) ## End autotp merge and reshard at 20 moments, and look at what is there; takes minutes
-	@AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
+	@AUTOTP_LONG=1 AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
 		tests/integration/test_killed_commands.py::test_a_killed_command_leaves_all_or_nothing $(ARGS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"

@@ -49,7 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Where the GPU tests ran, or that they did not."""
     ended = {
-        outcome: sum("gpu" in report.keywords for report in terminalreporter.getreports(outcome))
+        outcome: sum(
+            "gpu" in report.keywords
+            for report in terminalreporter.getreports(outcome)
+            if isinstance(report, pytest.TestReport)  # and not one of a module that is skipped
+        )
         for outcome in ("passed", "failed", "skipped")
     }
     ran = ended["passed"] + ended["failed"]

@@ -101,7 +101,7 @@ def test_checkpoints_change_neither_gradients_nor_the_rng_state(
 @pytest.mark.parametrize(
     ("heads", "ranks", "sequence", "reentrant", "compiled"),
     [
-        (4, 3, False, True, False),
+        pytest.param(4, 3, False, True, False, marks=pytest.mark.long),
         pytest.param(4, 3, False, False, False, marks=pytest.mark.long),
         (5, 2, True, False, False),
         pytest.param(4, 2, False, False, True, marks=pytest.mark.long),

@@ -82,9 +82,10 @@ def test_a_model_that_is_not_sharded_is_saved_without_a_process_group(
     assert pool.run(ranks.unsharded, str(tmp_path), ranks=1) == [[]]
 
 
+@pytest.mark.long
 def test_ranks_that_are_killed_while_they_save_leave_the_old_checkpoint_or_the_new_one() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_saves", "2"],
+        [sys.executable, "-m", "tests.support.killed_saves", "6"],
         cwd=ROOT,
         env={
             **os.environ,

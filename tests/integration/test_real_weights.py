@@ -12,6 +12,8 @@ import torch
 
 from tests.support.worker_process import ROOT
 
+pytestmark = pytest.mark.long
+
 # By TP size, the most that a rank may hold.
 _SHARES = {2: 0.51, 3: 0.35, 4: 0.27, 6: 0.19, 12: 0.1}
 

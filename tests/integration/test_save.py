@@ -163,6 +163,7 @@ def gather_between_steps() -> list[list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_torch_example_saves_what_transformers_loads(pool: Pool, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

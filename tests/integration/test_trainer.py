@@ -117,7 +117,7 @@ def test_a_run_is_resumed_at_another_tp_size(
     assert_near(logged(pool.run(run_script, again, ranks=tp)[0]), logged(uninterrupted))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # DeepSpeed compiles an operation for the first run on a machine
 def test_the_example_trains_like_one_process_without_a_word_from_us(
     tmp_path: Path,

@@ -21,7 +21,12 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+QUICK = ("plan", "shard")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in SMALL]
+)
 def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     options, expected = SMALL[name]
     done = subprocess.run(
