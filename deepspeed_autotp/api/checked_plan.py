@@ -21,6 +21,9 @@ from deepspeed_autotp.self_check.self_check import SelfCheck
 from deepspeed_autotp.self_check.twin import Twin, find_twin
 from deepspeed_autotp.sharding.weight_location import WeightLocation
 
+# A plan, and what of it has to be the same on all ranks.
+_First = tuple[Plan, list[Compared]]
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedPlan:
@@ -152,11 +155,11 @@ def plan_to_check(
 
 def _first_and_twin(
     description: Description, plans: AgreedPlans, location: WeightLocation, *, is_given: bool
-) -> tuple[tuple[Plan, list[Compared]], Twin | None]:
+) -> tuple[_First, Twin | None]:
     """The first of ``plans``, and the twin where every rank that agrees about them has the same.
     There is none for ranks that are given inputs: all are told so where others are not."""
 
-    def work() -> Outcome[tuple[tuple[Plan, list[Compared]], Twin | None]]:
+    def work() -> Outcome[tuple[_First, Twin | None]]:
         plan, planned = plans.first()
 
         def make_plan(small: Description) -> Plan:

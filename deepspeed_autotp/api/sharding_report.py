@@ -32,7 +32,7 @@ class Stopwatch:
 def log_report(
     model: nn.Module, plan: Plan, request: PlanRequest, watch: Stopwatch, *, is_first: bool
 ) -> None:
-    """The line, and the decisions where they are asked for; nothing but on the first rank."""
+    """The line, and with AUTOTP_LOG=debug the decisions; on rank 0 alone."""
     if not is_first:
         return
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in watch.seconds.items())

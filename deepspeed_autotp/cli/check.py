@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from deepspeed_autotp._core import index_pattern
+from deepspeed_autotp.cli.arguments import DONE, WRONG
 from deepspeed_autotp.cli.check_ranks import Found, check_rank
 from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.load_config import load_ds_config
@@ -61,7 +62,7 @@ def run(asked: argparse.Namespace, console: Console) -> int:
         print(json.dumps(report.content(), indent=2))
     else:
         report.show(console)
-    return 1 if report.problem else 0
+    return WRONG if report.problem else DONE
 
 
 def _refuse_numbers(asked: argparse.Namespace) -> None:

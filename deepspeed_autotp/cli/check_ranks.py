@@ -129,7 +129,7 @@ def _trained(
 ) -> tuple[Training | None, str | None]:
     """The training, or why there is none: an empty text where another rank says it."""
     unseen = unseen_modules(state, description.modules)
-    done = told if state.group.rank == 0 else _quiet
+    done = told if state.group.rank == 0 else lambda _: None
     try:
         with failure_barrier(state.group):
             clip, inputs = clip_grad_norm_, subject.inputs
@@ -140,7 +140,3 @@ def _trained(
         return None, ""
     except Exception as error:
         return None, f"the sharded model does not train: {type(error).__name__}: {error}"
-
-
-def _quiet(count: int) -> None:
-    """Shows nothing."""

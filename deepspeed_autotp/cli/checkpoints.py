@@ -16,6 +16,7 @@ from deepspeed_autotp.checkpoint.merge import merge
 from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder
 from deepspeed_autotp.checkpoint.reshard_files import reshard
 from deepspeed_autotp.checkpoint.summary import Summary, summarize
+from deepspeed_autotp.cli.arguments import DONE, WRONG
 from deepspeed_autotp.interop.progress_bars import progress_bar
 
 _GB = 10**9
@@ -29,7 +30,7 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             print(summary.json())
         else:
             console.print(_table(summary))
-        return 1 if summary.problem else 0
+        return WRONG if summary.problem else DONE
     folder = checkpoint_folder(asked.checkpoint)
     _refuse_zeros(asked, ("tp", "dp", "jobs"))
     if asked.command == "merge":
@@ -56,7 +57,7 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             jobs=asked.jobs,
             progress=progress_bar,
         )
-    return 0
+    return DONE
 
 
 def _refuse_zeros(asked: argparse.Namespace, names: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepspeed_autotp import _core
+from deepspeed_autotp.cli.arguments import DONE
 from deepspeed_autotp.cli.page.file import writable_file
 from deepspeed_autotp.cli.plan_arguments import (
     add_estimate_options,
@@ -58,16 +59,16 @@ def add_commands(commands: Any) -> None:
 def run(asked: argparse.Namespace, console: Console) -> int:
     """Run a command; the exit status. ValueError and OSError say what is wrong."""
     if asked.command == "explain":
-        plan = _planned(_subject(asked, {}), asked.tp)
+        plan = _planned(_subject(asked, _config(asked)), asked.tp)
         console.print(_explained(plan, _entry(plan, asked.parameter)))
-        return 0
+        return DONE
     check_positive(asked)
     config = _config(asked)
     if asked.suggest:
         _suggest(asked, config, console)
     else:
         _plan(asked, config, console)
-    return 0
+    return DONE
 
 
 def _add_model(command: argparse.ArgumentParser, *, tp_required: bool) -> None:
@@ -172,7 +173,6 @@ def _subject(asked: argparse.Namespace, config: dict[str, Any]) -> Subject:
     from deepspeed_autotp.config.training_config import get_tensor_parallel_config
     from deepspeed_autotp.estimate.subject import Changes, Subject
 
-    config = config or _config(asked)
     dtype = infer_config_dtype(config)
     if asked.dtype is not None:
         dtype = parse_dtype(asked.dtype, "--dtype")

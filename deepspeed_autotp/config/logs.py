@@ -15,7 +15,6 @@ import sys
 from deepspeed_autotp import _core
 
 _NAME = "deepspeed_autotp"
-_VARIABLE = "AUTOTP_LOG"
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -40,13 +39,13 @@ def check_environment() -> None:
     if value not in _LEVELS:
         near = _core.nearest(value, list(_LEVELS))
         raise ValueError(
-            f"{_VARIABLE}: got {value!r}, expected one of {', '.join(_LEVELS)}"
+            f"AUTOTP_LOG: got {value!r}, expected one of {', '.join(_LEVELS)}"
             + (f"; did you mean {near[0]}?" if near else "")
         )
 
 
 def set_up_logging(*, is_first: bool) -> None:
-    """Let the first rank of a run log from the level of ``AUTOTP_LOG`` on, or from INFO where
+    """Let rank 0 of a run log from the level of ``AUTOTP_LOG`` on, or from INFO where
     nobody has set up logging. ``AUTOTP_LOG`` was checked."""
     logger = logging.getLogger(_NAME)
     asked = os.environ.get("AUTOTP_LOG")

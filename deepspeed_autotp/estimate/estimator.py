@@ -21,6 +21,7 @@ from deepspeed_autotp.estimate.report import (
 from deepspeed_autotp.estimate.subject import Subject
 from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
 from deepspeed_autotp.planning.model_description import dtype_name
+from deepspeed_autotp.planning.plan_words import bytes_of_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,7 @@ class Estimator:
             tp_size=ranks,
             settings=_settings(subject, request),
             bytes=sum(row.bytes for row in rows),
-            bytes_per_rank=tuple(
-                sum(row.bytes_per_rank[rank] for row in rows) for rank in range(ranks)
-            ),
+            bytes_per_rank=tuple(bytes_of_ranks(plan.table())),
             parameters=rows,
             stacks=stacks_of_rows(subject.stacks(), plan),
             ranks=tuple(
@@ -125,7 +124,7 @@ class Estimator:
 
 def largest_rank(plan: Plan) -> int:
     """The TP rank that holds most parameters, the first of equal ones."""
-    held = [sum(sizes) for sizes in zip(*(row.local_bytes for row in plan.table()), strict=True)]
+    held = bytes_of_ranks(plan.table())
     return held.index(max(held))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from deepspeed_autotp._core import Entry, Kind, Plan, index_pattern
 from deepspeed_autotp.estimate.report import BlockKind, Row, Stack
+from deepspeed_autotp.estimate.step_recorder import class_of_kind
 from deepspeed_autotp.planning.model_description import Description, dtype_name
 
 # Of names in a warning.
@@ -15,11 +16,10 @@ _NAMED = 4
 
 def rows_of(plan: Plan, description: Description) -> tuple[Row, ...]:
     """One row for each group of parameters, as the plan's table has them."""
-    places = {entry.name: index for index, entry in enumerate(plan.entries)}
     rows = []
     for row in plan.table():
         entry = row.entry
-        parameter = description.parameters[places[entry.name]]
+        parameter = description.parameters[row.index]
         rows.append(
             Row(
                 pattern=row.pattern,
@@ -52,8 +52,9 @@ def _kinds(name: str, kinds: Sequence[str], plan: Plan) -> Iterator[BlockKind]:
         patterns = [
             index_pattern(entry.name) for entry in plan.entries if entry.name.startswith(inside)
         ]
-        label = kind.split("\n", 1)[0].split(" ")[1]
-        yield BlockKind(label, first, kinds.count(kind), tuple(dict.fromkeys(patterns)))
+        yield BlockKind(
+            class_of_kind(kind), first, kinds.count(kind), tuple(dict.fromkeys(patterns))
+        )
 
 
 def warnings_of(plan: Plan) -> Iterator[str]:

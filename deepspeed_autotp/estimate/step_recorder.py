@@ -215,6 +215,11 @@ def block_kind(block: nn.Module) -> str:
     return "\n".join(words)
 
 
+def class_of_kind(kind: str) -> str:
+    """The class of the blocks of a kind, whose first line is " ClassName settings"."""
+    return kind.split("\n", 1)[0].split(" ")[1]
+
+
 def _settings(module: nn.Module) -> Sequence[tuple[str, object]]:
     return sorted(
         (key, value)

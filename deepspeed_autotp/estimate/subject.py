@@ -46,7 +46,7 @@ class Subject:
         self._full = self._base if changes.lora is None else self.build(None)
         self.description = describe(self._full)
         self._plans: dict[int, Plan] = {}
-        # As a run has it: without a self-check no large layer is sharded by itself.
+        # As a run has it: without a self-check no large layer is sharded individually.
         self._request = PlanRequest(large_layers=section.get("self_check") is not False)
 
     @property

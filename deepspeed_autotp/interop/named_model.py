@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,9 @@ from torch import nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.interop.configured_model import configured_model
-from deepspeed_autotp.interop.model_forms import FORMS
+from deepspeed_autotp.interop.model_forms import BETWEEN_OVERRIDES, FORMS
 
 _LONGEST = 400  # of what transformers says, which may list all of its classes
-_COMMA = re.compile(r",(?=\w+=)")  # not within a list
 
 
 def named_model(text: str, *, dtype: torch.dtype | None = None, device: str = "meta") -> nn.Module:
@@ -54,7 +52,7 @@ def _named(text: str, device: str) -> nn.Module:
 
 
 def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
-    values = dict(_override(each) for each in _COMMA.split(overrides) if each)
+    values = dict(_override(each) for each in BETWEEN_OVERRIDES.split(overrides) if each)
     config = transformers.AutoConfig.for_model(name)
     for key in values:
         if not hasattr(config, key):

@@ -45,8 +45,8 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """A context in which transformers logs errors only, as where a model is made that nobody asked
-    for in these words."""
+    """A context in which transformers logs errors only, as where a model is made that
+    the user has not named."""
     logs = importlib.import_module("transformers.utils.logging")
     before = logs.get_verbosity()
     logs.set_verbosity_error()

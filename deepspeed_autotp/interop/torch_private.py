@@ -287,8 +287,23 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """As torch.autograd.grad with ``allow_unused``, within the function modes of now: the public
     function leaves them, so that a recomputation in the backward pass would not see them."""
+    return _run_backward(tuple(outputs), tuple(weights), tuple(inputs), accumulate_grad=False)
+
+
+def backward(loss: Tensor) -> None:
+    """As ``loss.backward()``, within the function modes of now, as :func:`gradients`."""
+    _run_backward((loss,), (torch.ones_like(loss),), (), accumulate_grad=True)
+
+
+def _run_backward(
+    outputs: tuple[Tensor, ...],
+    weights: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    *,
+    accumulate_grad: bool,
+) -> tuple[Tensor | None, ...]:
     run: Any = torch.autograd.graph._engine_run_backward
     found: tuple[Tensor | None, ...] = run(
-        tuple(outputs), tuple(weights), False, False, tuple(inputs), True, accumulate_grad=False
+        outputs, weights, False, False, inputs, True, accumulate_grad=accumulate_grad
     )
     return found

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.filesize import decimal
 
@@ -27,12 +27,17 @@ def report_line(plan: Plan, *, replicated: Sequence[str] = ()) -> str:
         else:
             kept.setdefault(_why_replicated(row, replicated), []).append(row)
     full = sum(row.full_bytes for row in rows)
-    ranks = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
+    ranks = bytes_of_ranks(rows)
     by = ", ".join(f"{count} by {source}" for source, count in sharded.items()) or "none"
     return (
         f"{sum(sharded.values())} parameters sharded over {plan.ranks} ranks ({by}); "
         f"replicated {_replicated(kept, full)}; {_per_rank(ranks, full)}"
     )
+
+
+def bytes_of_ranks(rows: Iterable[Row]) -> list[int]:
+    """What each rank holds of all ``rows`` of a plan."""
+    return [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
 
 
 def _why_replicated(row: Row, replicated: Sequence[str]) -> str:

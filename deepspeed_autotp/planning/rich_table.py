@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepspeed_autotp._core import Entry, Plan, Source
+from deepspeed_autotp.planning.plan_words import bytes_of_ranks
 
 
 def rich_table(plan: Plan) -> Table:
@@ -22,7 +23,7 @@ def rich_table(plan: Plan) -> Table:
         show_footer=True,
     )
     rows = plan.table()
-    everything = [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
+    everything = bytes_of_ranks(rows)
     table.add_column("parameters", "full model", overflow="fold")
     table.add_column("kind", no_wrap=True)
     for name, total in (

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp.interop.torch_private import backward
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import fix_rng, isolated
@@ -85,7 +86,7 @@ def train(
             fix_rng(device)
             with torch.enable_grad(), WithoutRandomness(trace.drawn), trace:
                 objective = trace.objective(model(**values), labelled=labelled)
-                objective.backward()
+                backward(objective)
             if step == 0:
                 result.first = trace.run
                 result.first.gradients = _gradients(description)

@@ -9,7 +9,7 @@
 #include "plan_llama.h"
 
 /* Elements of a rank of the llama of plan_llama.h with 1 layer over 2 ranks: see the
- * sizes there; norms stay whole, the vocabulary of 33 is 17 and 16. */
+ * sizes there; norms stay replicated, the vocabulary of 33 is 17 and 16. */
 enum { HIDDEN = 16, NORM = HIDDEN };
 
 static int64_t

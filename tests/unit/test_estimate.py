@@ -12,10 +12,11 @@ from torch import nn
 
 from deepspeed_autotp.cli.plan_arguments import bandwidth_of, bytes_of, lora_of
 from deepspeed_autotp.estimate import trace
-from deepspeed_autotp.estimate.estimator import Estimator, Request
+from deepspeed_autotp.estimate.estimator import Estimator
 from deepspeed_autotp.estimate.subject import Changes, Subject
 from deepspeed_autotp.estimate.suggest import suggest
 from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
+from tests.support import estimate_request
 
 _SIZES = (
     "hidden_size=64,intermediate_size=96,num_attention_heads=8,num_key_value_heads=2,vocab_size=101"
@@ -27,16 +28,7 @@ T5 = "t5:d_model=64,d_ff=96,num_layers=6,num_decoder_layers=7,num_heads=8,d_kv=8
 # All cases with AUTOTP_LOOPS=1.
 ALL = bool(os.environ.get("AUTOTP_LOOPS"))
 BF16 = Changes(torch.bfloat16)
-REQUEST = Request(
-    replicas=2,
-    stage=1,
-    optimizer="adamw",
-    shape=Shape(1, 32),
-    bandwidth=1e9,
-    checkpointing=False,
-    lora=None,
-    zero={"reduce_bucket": 1000},
-)
+REQUEST = replace(estimate_request.REQUEST, zero={"reduce_bucket": 1000})
 
 
 def traced(text: str, changes: Changes, tp: int) -> Trace:

@@ -23,24 +23,14 @@ from deepspeed_autotp.cli.page.tp_sizes import tp_sizes
 from deepspeed_autotp.estimate.estimator import Estimator, Request
 from deepspeed_autotp.estimate.report import Estimate
 from deepspeed_autotp.estimate.subject import Changes, Subject
-from deepspeed_autotp.estimate.trace import Shape
 from tests.support.autotp_command import command
+from tests.support.estimate_request import REQUEST
 
 _SIZES = (
     "hidden_size=64,intermediate_size=96,num_attention_heads=8,num_key_value_heads=2,vocab_size=101"
 )
 LLAMA = f"llama:num_hidden_layers=3,{_SIZES}"
 MIXTRAL = f"mixtral:num_hidden_layers=2,{_SIZES},num_local_experts=4"
-REQUEST = Request(
-    replicas=2,
-    stage=1,
-    optimizer="adamw",
-    shape=Shape(1, 32),
-    bandwidth=1e9,
-    checkpointing=False,
-    lora=None,
-    zero={},
-)
 HOSTILE = "</script><script>alert(1)</script>"
 QUOTED = "\"><img src=//evil/x onerror='alert(2)'>&amp;"
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from deepspeed_autotp.interop.torch_private import backward
 from deepspeed_autotp.self_check.isolation import isolated
 from deepspeed_autotp.self_check.trace import Trace
 from deepspeed_autotp.self_check.without_randomness import WithoutRandomness
@@ -128,3 +130,35 @@ def test_a_model_without_a_loss_has_gradients(way: str) -> None:
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(gradients) == 2
     assert all(float(gradient.norm()) > 0.1 for gradient in gradients)
+
+
+class Recomputed(nn.Module):
+    """Computes its layers again in the backward pass, without re-entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.layers, x, use_reentrant=False)
+        return y
+
+
+@pytest.mark.parametrize("way", ["gradients", "objective"])
+def test_what_is_recomputed_in_the_backward_is_not_random(way: str) -> None:
+    model = Recomputed()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trace = Trace(dict(model.named_modules()), exits=())
+        with WithoutRandomness(trace.drawn), trace:
+            if way == "gradients":
+                parameters = dict(enumerate(model.parameters()))
+                trace.differentiate(model(X), parameters, labelled=False)
+                found.append(list(trace.run.gradients.values()))
+            else:
+                backward(trace.objective(model(X), labelled=False))
+                found.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    assert len(found[0]) == 4
+    assert all(map(torch.equal, *found))

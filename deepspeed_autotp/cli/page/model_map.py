@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from deepspeed_autotp._core import Entry, Plan, index_pattern
 from deepspeed_autotp.cli.page.areas import Box, Strips, divided, strips_of, with_gap
+from deepspeed_autotp.estimate.step_recorder import class_of_kind
 
 # (width, height) in pixels of a picture that stands for all of the model, for wide and narrow
 # windows. Pictures of one kind have the same bytes per area.
@@ -170,9 +171,7 @@ def _titles(
         kinds = stacks[found.stack]
         blocks, first = kinds.count(found.kind), kinds.index(found.kind)
         where = "" if blocks == len(kinds) else f", {blocks} of {len(kinds)}, the first is {first}"
-        # The first line of a kind is " ClassName settings" of the block itself.
-        title = found.kind.split("\n", 1)[0].split(" ")[1]
-        return title, f"{found.stack}{where}", blocks
+        return class_of_kind(found.kind), f"{found.stack}{where}", blocks
     modules = dict.fromkeys(_module(member.name) for member in members)
     names = list(modules)[:_NAMED]
     more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -20,10 +19,10 @@ from deepspeed_autotp.cli.page.tp_sizes import PURPOSES, TpSize, tp_sizes
 from deepspeed_autotp.estimate.estimator import Estimator, Request
 from deepspeed_autotp.estimate.report import Estimate, RankMemory
 from deepspeed_autotp.estimate.subject import Subject
+from deepspeed_autotp.interop.model_forms import BETWEEN_OVERRIDES
 
 # Ranks of which the map shows one at a time.
 _RANKS_SHOWN = 16
-_COMMA = re.compile(r",(?=\w+=)")  # not within a list
 _LEGEND = (
     ("column", "output features, from left to right"),
     ("row", "input features, from top to bottom"),
@@ -108,7 +107,7 @@ def environment() -> Environment:
 def name_and_overrides(model: str) -> tuple[str, list[str]]:
     """``llama:hidden_size=8192,...`` in its parts; what has no overrides is a name."""
     name, _, overrides = model.partition(":")
-    return (name, _COMMA.split(overrides)) if "=" in overrides else (model, [])
+    return (name, BETWEEN_OVERRIDES.split(overrides)) if "=" in overrides else (model, [])
 
 
 def alike(estimate: Estimate) -> list[list[RankMemory]]:
