@@ -157,11 +157,11 @@ sweep: $(stamp) ## Train every transformers causal LM sharded; takes minutes. TP
 	@$(python) -m benchmarks.sweep --tp $(TP) $(SWEEP)
 
 resume: $(stamp) ## Resume at other TP and data-parallel sizes in all combinations; takes minutes
-	@AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py \
+	@AUTOTP_LONG=1 AUTOTP_RESUME_MATRIX=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_resume.py \
 		tests/integration/test_distributed_checkpoint.py $(ARGS)
 
 loops: $(stamp) ## Run Trainer, Accelerate and TRL loops and options in all combinations; takes minutes
-	@AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
+	@AUTOTP_LONG=1 AUTOTP_LOOPS=1 $(python) -m pytest --numprocesses=$(JOBS) tests/integration/test_replicas.py \
 		tests/integration/test_estimate.py tests/unit/test_estimate.py \
 		tests/integration/test_trl.py tests/integration/test_trl_options.py \
 		tests/integration/test_vllm.py tests/integration/test_options.py \

@@ -4,6 +4,7 @@
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,21 @@ def pytest_configure() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
+def mark_all_but_samples(items: list[pytest.Item]) -> None:
+    """Of each ``step`` cases in a row of a test with the marker ``sample(step)`` one stays in the
+    suite, the others are long. It is in turn the first, the last, the last but one and so on, since
+    the last parameter of a product of parameters would be the same each time."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("sample")
+        if marker is not None:
+            name = item.nodeid.partition("[")[0]
+            row, place = divmod(seen[name], marker.args[0])
+            if (row + place) % marker.args[0] != 0:
+                item.add_marker(pytest.mark.long)
+            seen[name] += 1
+
+
 def missing_gpu() -> str:
     """Why GPU tests cannot run here; empty where they can."""
     import torch
@@ -31,9 +47,11 @@ def missing_gpu() -> str:
     return "" if torch.cuda.is_available() else "torch sees no GPU"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip GPU tests where there is no GPU, which AUTOTP_REQUIRE_GPU=1 makes an error, and long
     ones without AUTOTP_LONG=1."""
+    mark_all_but_samples(items)
     if not IS_LONG:
         for item in items:
             if item.get_closest_marker("long") is not None:

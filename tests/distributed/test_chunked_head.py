@@ -9,6 +9,7 @@ from tests.support.worker_pool import Pool
 OPTIONS = [{}, {"temperature": 0.7, "soft_cap": 2.0, "scale": 1.5}]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "capped"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])

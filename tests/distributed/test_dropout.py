@@ -69,6 +69,7 @@ def test_masks_of_different_heads_differ_and_masks_outside_are_equal(
             assert not torch.equal(first[name][0], first[name.replace("0", "1", 1)][0])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("sequence", [False, True], ids=["tokens full", "tokens sharded"])
 @pytest.mark.parametrize(("heads", "ranks"), CASES[:2])
@@ -98,6 +99,7 @@ def test_checkpoints_change_neither_gradients_nor_the_rng_state(
     assert len(behind) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("heads", "ranks", "sequence", "reentrant", "compiled"),
     [
@@ -141,6 +143,7 @@ def test_the_variance_of_outputs_is_that_of_one_process(pool: Pool) -> None:
         assert 0.93 < float(ratio.mean()) < 1.07
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("heads", "ranks"), CASES[:2])
 @pytest.mark.parametrize(
     "where", ["blocks.0.attention.attention_dropout", "blocks.1.mlp.inner_dropout"]

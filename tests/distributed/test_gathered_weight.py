@@ -7,6 +7,7 @@ from tests.distributed import gathered_weight_ranks
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -47,6 +48,7 @@ def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> No
         assert gone.startswith("AttributeError") and gone.endswith("has no attribute 'weight'")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_trls_fused_head_takes_the_shard(pool: Pool, family: str, tied: bool) -> None:

@@ -17,6 +17,7 @@ def right(found: dict[str, Any]) -> bool:
     return found["loss"] < 1e-6 and found["gradients"] < 1e-5
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -38,6 +39,7 @@ def test_a_model_with_a_loss_of_its_own_gathers_its_logits(pool: Pool, tied: boo
         assert right(found) and not found["kind"], found
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("kind", "lazy"),
     [
@@ -125,6 +127,7 @@ def test_a_compiled_model_has_full_logits(pool: Pool) -> None:
         assert loss < 1e-6 and gradients < 1e-5 and plain
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("zero", "family", "cap"),
     [

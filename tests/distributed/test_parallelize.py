@@ -31,6 +31,7 @@ def test_ranks_are_named_by_size_group_or_mesh(pool: Pool) -> None:
         assert 'name the TP dimension "tp"' in str(first[name])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "how",
     [
@@ -142,6 +143,7 @@ def test_what_is_no_model_is_refused(pool: Pool, what: object) -> None:
         assert "expected a torch.nn.Module" in text
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("sequence", [False, True], ids=["tokens full", "tokens sharded"])
 @pytest.mark.parametrize("rules", [False, True], ids=["plan", "rules"])
 @pytest.mark.parametrize("ranks", [2, 4])

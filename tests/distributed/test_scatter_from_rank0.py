@@ -15,6 +15,7 @@ from tests.support.worker_pool import Pool
 LLAMA = "only TP rank 0 has the weights of LlamaForCausalLM"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize(
     "shape", ["8 heads, 1 key", "12 heads, 3 keys", "uneven vocabulary, tied", "biases"]

@@ -9,6 +9,7 @@ from tests.support.training_loops import SHAPES
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_training_equals_one_process_for_every_shape(pool: Pool, shape: str, ranks: int) -> None:

@@ -13,6 +13,7 @@ from tests.support.worker_pool import Pool
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
+@pytest.mark.sample(2)
 @DTYPES
 @pytest.mark.parametrize(
     ("fault", "words"),

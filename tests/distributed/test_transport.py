@@ -9,6 +9,7 @@ from tests.distributed import transport_ranks as jobs
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("chunk", "small"),
     [(7, 0), (1 << 20, 0), (1 << 20, 1 << 16)],

@@ -9,6 +9,7 @@ from tests.distributed import vocab_parallel_loss_ranks
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("widths", [None, [5, 9], [14, 0]])
 @pytest.mark.parametrize(
     "options",

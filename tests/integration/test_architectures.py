@@ -7,6 +7,7 @@ from tests.integration.architectures_ranks import ARCHITECTURES, INCOMPLETE, tra
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_experts_and_latents_train_as_in_one_process(pool: Pool, name: str, ranks: int) -> None:
@@ -19,6 +20,7 @@ def test_experts_and_latents_train_as_in_one_process(pool: Pool, name: str, rank
         assert trained.share < (0.62 if ranks == 2 else 0.45)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", INCOMPLETE)
 def test_a_model_whose_plan_lacks_something_is_sharded_all_the_same(pool: Pool, name: str) -> None:
     ranks, warning, most = INCOMPLETE[name]
@@ -30,6 +32,7 @@ def test_a_model_whose_plan_lacks_something_is_sharded_all_the_same(pool: Pool, 
         assert trained.share < most
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_grouped_gemms_take_the_shards_of_three_ranks(pool: Pool, name: str) -> None:
     for trained, apart in pool.run(train_experts, name, ranks=3, timeout=110):

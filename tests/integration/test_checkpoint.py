@@ -67,6 +67,7 @@ def stop_and_go_on(
     return went_on, loaded, all(torch.equal(ended[name], after[name]) for name in ended)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("tied", "configured"),
@@ -83,6 +84,7 @@ def test_loaded_run_goes_on_as_the_saved_one(
         assert same
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_loaded_sixteen_bit_run_goes_on_as_the_saved_one(
     pool: Pool, zero: int, tmp_path: Path

@@ -15,6 +15,7 @@ from tests.support.worker_pool import Pool
 BOUND = 1e-5
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("tp", [2, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_custom_model_trains_as_in_one_process(pool: Pool, name: str, tp: int) -> None:

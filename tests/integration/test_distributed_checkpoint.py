@@ -95,6 +95,7 @@ def curves(pool: Pool) -> Any:
     return curve
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "pair"), MATRIX if os.environ.get("AUTOTP_RESUME_MATRIX") else QUICK
 )
@@ -111,6 +112,7 @@ def test_a_run_goes_on_at_another_size_as_in_one_process(
         assert worst_difference(losses, expected[HALF:]) < CLOSE
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", [Size(2, 2), Size(2, 2, "fsdp")], ids=lambda size: size.way)
 def test_torch_alone_reads_the_full_tensors_and_goes_on(
     pool: Pool, curves: Any, size: Size, tmp_path: Path
@@ -160,6 +162,7 @@ def load_in_one_process(state: dict[str, Any], folder: str) -> None:
         dcp.load(state, checkpoint_id=folder)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", [Size(2, 2), Size(2, 2, "fsdp")], ids=lambda size: size.way)
 def test_what_async_save_writes_is_what_was_there_when_it_was_called(
     pool: Pool, curves: Any, size: Size, tmp_path: Path

@@ -61,6 +61,7 @@ def _tables(replicated: frozenset[str]) -> set[str]:
     return {n for n in replicated if "position" in n or "token_type" in n}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", _TRANSLATORS)
 def test_encoders_with_decoders_train_as_in_one_process(pool: Pool, name: str) -> None:
     for trained in _train(pool, name):
@@ -83,6 +84,7 @@ def test_heads_of_both_attentions_fall_to_more_ranks(
         assert trained.share < share
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", _ENCODERS)
 def test_encoders_with_a_head_train_as_in_one_process(pool: Pool, name: str) -> None:
     share, replicated = _ENCODERS[name]

@@ -56,16 +56,19 @@ def check(found: list[dict[str, Any]], case: Case) -> None:
         assert rank["weights"] < weights
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_norm_is_that_of_the_gathered_gradients(pool: Pool, case: Case) -> None:
     check(pool.run(engine_norm_ranks.compare, case, 2), case)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", WITH_REPLICAS, ids=lambda case: case.name)
 def test_the_norm_is_the_same_with_data_parallel_replicas(pool: Pool, case: Case) -> None:
     check(pool.run(engine_norm_ranks.compare, case, 2, ranks=4), case)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "case", [WRAPPERS[1], WRAPPERS[2], WRAPPERS[4], *FP16], ids=lambda c: c.name
 )

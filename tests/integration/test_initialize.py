@@ -35,6 +35,7 @@ def test_the_configuration_alone_asks_for_it(pool: Pool, tp: int, ranks: int) ->
     train(pool, "llama", tp, ranks, {"autotp_size": tp})
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("family", "preset"),
     [("llama", "llama"), ("qwen2", "qwen2"), ("phi3", "phi3"), ("llama", "LLaMA")],

@@ -20,6 +20,7 @@ def cases() -> Iterator[object]:
         yield pytest.param(family, tied, tp, 4, id=name, marks=marks)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("family", "tied", "tp", "ranks"), list(cases()))
 def test_losses_equal_one_process(pool: Pool, family: str, tied: bool, tp: int, ranks: int) -> None:
     settings = [

@@ -11,6 +11,7 @@ from tests.support.large_differences import large_differences
 from tests.support.worker_pool import Pool
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", peft_ranks.CASES)
 def test_adapters_on_a_sharded_model_train_as_in_one_process(pool: Pool, case: str) -> None:
     # Three ranks: the heads and features of the ranks differ.
@@ -19,6 +20,7 @@ def test_adapters_on_a_sharded_model_train_as_in_one_process(pool: Pool, case: s
         assert large_differences(found) == {}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("case", "late"),
     [
@@ -36,6 +38,7 @@ def test_adapters_are_merged_into_shards(pool: Pool, case: str, late: bool, tmp_
         assert large_differences(found) == {}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("late", [True, False])
 def test_copies_of_tied_layers_are_sharded_as_the_originals(
     pool: Pool, late: bool, tmp_path: Path
@@ -149,6 +152,7 @@ def test_an_engine_trains_adapters_as_one_process(pool: Pool, zero: int, late: b
             assert "cannot be merged or unmerged" in said["merged in place"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("zero", "before", "after"), [(1, 2, 1), (0, 1, 2)])
 def test_checkpoints_of_adapters_load_at_another_size(
     pool: Pool, zero: int, before: int, after: int, tmp_path: Path

@@ -21,6 +21,7 @@ FUSED = Case("gpt2", changes={"n_embd": 64, "n_head": 8, "n_layer": 2})
 EXPERTS = Case("mixtral", tied=False, changes={"num_local_experts": 4}, frozen="q_proj")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("case", "pair", "zero", "precision"),
     [

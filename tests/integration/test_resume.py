@@ -78,6 +78,7 @@ def go_on(
     return max(worst_difference(losses, expected[0]) for losses in got)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("pair", "zero", "precision", "case"), MATRIX if EVERYTHING else QUICK)
 def test_a_run_goes_on_at_another_size(
     pool: Pool,
@@ -105,6 +106,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_optimizers_and_frozen_weights_go_on(pool: Pool, name: str, tmp_path: Path) -> None:
     zero, precision, case = OTHERS[name]
@@ -116,6 +118,7 @@ def test_other_optimizers_and_frozen_weights_go_on(pool: Pool, name: str, tmp_pa
     assert worst < (1e-5 if precision == "fp32" else 2e-2)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("pair", "zero", "case"),
     [

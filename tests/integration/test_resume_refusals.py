@@ -116,6 +116,7 @@ def test_a_damaged_checkpoint_is_refused(pool: Pool, tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("case", "setting", "words"),
     [
@@ -154,6 +155,7 @@ def test_weights_of_zero_3_without_its_optimizer_are_refused(pool: Pool, tmp_pat
     assert "load it with load_optimizer_states=True" in text
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_the_dynamic_loss_scale_goes_on_on_every_rank(
     pool: Pool, zero: int, tmp_path: Path
@@ -186,6 +188,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", OTHERS)
 def test_optimizers_with_a_way_of_their_own_are_refused(
     pool: Pool, name: str, tmp_path: Path

@@ -121,6 +121,7 @@ def loads(family: str, tied: bool, written: dict[str, Tensor], engine: Any) -> b
     return bool(plain(input_ids=ids, labels=ids).loss.isfinite())
 
 
+@pytest.mark.sample(3)
 @KINDS
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_saving_full_weights_does_not_disturb_training(
@@ -131,6 +132,7 @@ def test_saving_full_weights_does_not_disturb_training(
         assert all(found.values()), found
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_saving_sixteen_bit_weights_does_not_disturb_training(
     pool: Pool, zero: int, tmp_path: Path

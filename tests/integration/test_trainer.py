@@ -60,6 +60,7 @@ def assert_saved(pool: Pool, folder: str, loss: float) -> None:
     assert abs(found - loss) <= 1e-5 * loss
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @TIES
 def test_logs_and_saved_models_equal_data_parallel_training(
@@ -72,6 +73,7 @@ def test_logs_and_saved_models_equal_data_parallel_training(
     assert_saved(pool, f"{tmp_path}/sharded/final", end)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
 def test_arguments_of_the_trainer_hold_with_tensor_parallelism(
     pool: Pool, more: dict[str, Any], tmp_path: Path
@@ -90,6 +92,7 @@ def test_biases_and_a_pretrained_model_train_alike(pool: Pool, tmp_path: Path) -
     assert_saved(pool, f"{tmp_path}/sharded/final", got[-1]["eval_loss"])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
@@ -106,6 +109,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
     assert logged(resumed) == logged(uninterrupted)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("tp", "zero"), [(4, 1), (1, 2)])
 def test_a_run_is_resumed_at_another_tp_size(
     pool: Pool, tp: int, zero: int, tmp_path: Path
