@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume bench-experts kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -148,6 +148,12 @@ RESUME ?=
 
 bench-resume: $(stamp) ## Load at another TP size, merge and reshard 130 million parameters; minutes. RESUME=
 	@$(python) -m benchmarks.resume $(RESUME)
+
+# Further options: make bench-experts EXPERTS="--tp 2 --experts 64"
+EXPERTS ?=
+
+bench-experts: $(stamp) ## A step of experts sharded in width, and as whole experts; minutes. EXPERTS=
+	@$(python) -m benchmarks.experts $(EXPERTS)
 
 # The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2

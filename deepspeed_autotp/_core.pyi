@@ -229,6 +229,7 @@ class Kind(StrEnum):
     VOCABULARY = "vocabulary"
     HIDDEN = "hidden"
     EXPERTS = "experts"
+    WHOLE_EXPERTS = "whole experts"
     EXPERTS_COLUMN = "experts column"
     EXPERTS_ROW = "experts row"
     SHARE = "share"
@@ -395,6 +396,7 @@ class Plan:
         large_names: Sequence[str] | None = None,
         sequence_parallel: bool = False,
         vocab_parallel_lm_head: bool | None = None,
+        whole_experts: bool = False,
         must_shard: bool = False,
     ) -> Self:
         """replicated: names of modules that stay replicated with all below; ``*`` is one index.
@@ -406,6 +408,8 @@ class Plan:
         large_names: these are large, ``*`` for each index, and not those that hold much.
         sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
+        whole_experts: each rank has some of the experts in the place of a shard of each; ValueError
+            naming a module that cannot be sharded so.
         must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
 

@@ -14,6 +14,7 @@ static const char *const kinds[] = {
     [TP_VOCABULARY] = "VOCABULARY",
     [TP_HIDDEN] = "HIDDEN",
     [TP_EXPERTS] = "EXPERTS",
+    [TP_WHOLE_EXPERTS] = "WHOLE_EXPERTS",
     [TP_EXPERTS_COLUMN] = "EXPERTS_COLUMN",
     [TP_EXPERTS_ROW] = "EXPERTS_ROW",
     [TP_SHARE] = "SHARE",

@@ -56,10 +56,9 @@ static int
 read_kind(PyObject *object, tp_module_kind *out)
 {
     static const char *const kinds[] = {
-        [TP_MODULE_OTHER] = "other",
-        [TP_MODULE_LINEAR] = "linear",
-        [TP_MODULE_CONV1D] = "conv1d",
-        [TP_MODULE_EMBEDDING] = "embedding",
+        [TP_MODULE_OTHER] = "other",     [TP_MODULE_LINEAR] = "linear",
+        [TP_MODULE_CONV1D] = "conv1d",   [TP_MODULE_EMBEDDING] = "embedding",
+        [TP_MODULE_EXPERTS] = "experts",
     };
     const int count = sizeof(kinds) / sizeof(kinds[0]);
     const char *name = NULL;

@@ -7,7 +7,7 @@ typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
     PyObject *head_patterns, *replicated, *individual, *families, *heuristics;
     PyObject *large_layers, *large_names, *sequence_parallel, *vocab_parallel_lm_head;
-    PyObject *must_shard;
+    PyObject *whole_experts, *must_shard;
 } arguments;
 
 static int
@@ -56,6 +56,8 @@ read_flags(const arguments *given, tp_plan_options *options)
         py_read_flag(given->large_layers, "large_layers", &options->large_layers) < 0 ||
         py_read_flag(given->sequence_parallel, "sequence_parallel",
                      &options->sequence) < 0 ||
+        py_read_flag(given->whole_experts, "whole_experts", &options->whole_experts) <
+            0 ||
         py_read_flag(given->must_shard, "must_shard", &options->must_shard) < 0)
         return -1;
     return read_choice(given->vocab_parallel_lm_head, "vocab_parallel_lm_head",
@@ -125,16 +127,17 @@ parse(PyObject *args, PyObject *kwargs, arguments *given)
                                         "large_names",
                                         "sequence_parallel",
                                         "vocab_parallel_lm_head",
+                                        "whole_experts",
                                         "must_shard",
                                         NULL};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
+            args, kwargs, "OO|$OOOOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
             &given->rules, &given->ranks, &given->grain, &given->strict,
             &given->defaults, &given->embedding_dim, &given->head_patterns,
             &given->replicated, &given->individual, &given->families,
             &given->heuristics, &given->large_layers, &given->large_names,
             &given->sequence_parallel, &given->vocab_parallel_lm_head,
-            &given->must_shard))
+            &given->whole_experts, &given->must_shard))
         return -1;
     return py_check_required(given->ranks, "ranks");
 }

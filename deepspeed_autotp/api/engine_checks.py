@@ -35,6 +35,7 @@ _OF_PLAN = (
     "tensor_parallel.partition_config",
     "tensor_parallel.vocab_parallel_lm_head",
     "tensor_parallel.sequence_parallel",
+    "tensor_parallel.expert_partition",
     "tensor_parallel.tp_grain_size",
 )
 

@@ -122,6 +122,8 @@ class TPTrainingConfig(Section):
                       not too large (`"auto"`); always on the model itself (`true`); never (`false`)
     sequence_parallel shard the tokens between blocks, or an error that says which module does not
                       allow it
+    expert_partition  of fused experts each rank has a shard of every expert (`"width"`), or some
+                      of the experts, whole (`"experts"`)
     injection_policy_tuple
                       DeepSpeed's key; other values are refused
     keep_module_on_host
@@ -166,6 +168,7 @@ class TPTrainingConfig(Section):
     )
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
     sequence_parallel: StrictBool = False
+    expert_partition: Literal["width", "experts"] = "width"
     monitor: StrictBool = False
 
     # Spelled out so that type checkers accept what the checks accept.

@@ -111,6 +111,12 @@ def is_conv1d(module: nn.Module) -> bool:
     return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
 
 
+def are_routed_experts(module: nn.Module) -> bool:
+    """Whether a module is given tokens, routing indices and routing weights, and runs for each
+    token the experts that it names, as one that transformers can run in several ways."""
+    return "_is_expert_parallel" in vars(module)
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a subclass of nn.Linear with its own forward computes what nn.Linear does."""
     cls = type(module)

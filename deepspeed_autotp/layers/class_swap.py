@@ -27,6 +27,7 @@ from deepspeed_autotp.layers.experts import (
     ExpertsColumn,
     ExpertsRow,
     ReplicatedInExperts,
+    WholeExperts,
 )
 from deepspeed_autotp.layers.linear import ColumnConv1D, ColumnLinear, RowConv1D, RowLinear
 from deepspeed_autotp.layers.linear_4bit import ColumnLinear4bit, RowLinear4bit
@@ -45,6 +46,7 @@ _CONV1D: dict[Kind, type[nn.Module]] = {Kind.COLUMN: ColumnConv1D, Kind.ROW: Row
 # By kind, what goes around the own forward of a module.
 WRAPPERS: dict[Kind, type[nn.Module]] = {
     Kind.EXPERTS: Experts,
+    Kind.WHOLE_EXPERTS: WholeExperts,
     Kind.EXPERTS_COLUMN: ExpertsColumn,
     Kind.EXPERTS_ROW: ExpertsRow,
     Kind.SHARE: ReplicatedInExperts,

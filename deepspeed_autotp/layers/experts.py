@@ -8,8 +8,10 @@ and O input and output features, R the ranks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import (
@@ -41,6 +43,41 @@ class Experts(DrawnInFull):
         else:
             y = super().forward(*args, **kwargs)
         return reduce_from_tp_region(y, s.group)
+
+
+class WholeExperts(DrawnInFull):
+    """Experts of which every rank has some, and runs those for the tokens that name them.
+
+    x  [T, H]   replicated, with routing indices [T, K] and routing weights [T, K]
+    y  [T, H]   = sum over ranks, and over the N pairs of a token and an own expert, of own forward
+                of these tokens [N, H], with indices [N, 1] and weights [N, 1]
+
+    forward   all-reduce of the output
+    backward  all-reduce of the gradients of x and of the routing weights
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        s = sharding_of(self)
+        args, kwargs = _copied_to_region(args, kwargs, s)
+        x, index, weights = _routed(args, kwargs)
+        start, count = s.layout.runs[s.group.rank]
+        own = index - start
+        token, place = ((own >= 0) & (own < count)).nonzero(as_tuple=True)
+        pairs = {x: x[token], index: own[token, place, None], weights: weights[token, place, None]}
+        if len(token) == 0:  # a rank without any takes part in the backward's collectives
+            token = token.new_zeros(1)
+            pairs = {x: x[:1], index: index.new_zeros(1, 1), weights: weights[:1, :1] * 0}
+        args, kwargs = _replaced(args, kwargs, pairs)
+        if s.context.rng.is_active:
+            y = run_without_draws(super().forward, args, kwargs)
+        else:
+            y = super().forward(*args, **kwargs)
+        # In 16 bits every sum would round.
+        total = torch.zeros(
+            x.shape, dtype=torch.promote_types(y.dtype, torch.float32), device=x.device
+        )
+        total = total.index_add(0, token, y.to(total.dtype))
+        return reduce_from_tp_region(total.to(y.dtype), s.group)
 
 
 class ExpertsColumn(DrawnInFull):
@@ -99,3 +136,28 @@ def _copied_to_region(
         return value
 
     return tuple(map(copied, args)), {key: copied(value) for key, value in kwargs.items()}
+
+
+def _routed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, routing indices and routing weights among the arguments of experts."""
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    indices = [v for v in given if not v.is_floating_point()]
+    shapes = {v.shape for v in indices}
+    weights = [v for v in given if v.is_floating_point() and v.shape in shapes]
+    tokens = [v for v in given if v.is_floating_point() and v.shape not in shapes]
+    if (len(tokens), len(indices), len(weights)) != (1, 1, 1):
+        raise RuntimeError(
+            f"tensor_parallel.expert_partition: the experts were given {len(tokens)} tensors of "
+            f"tokens, {len(indices)} of indices and {len(weights)} of weights, expected one of "
+            "each; write 'width'"
+        )
+    return tokens[0], indices[0], weights[0]
+
+
+def _replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], values: Mapping[Tensor, Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def value_of(given: Any) -> Any:
+        return values.get(given, given) if isinstance(given, Tensor) else given
+
+    return tuple(map(value_of, args)), {key: value_of(given) for key, given in kwargs.items()}

@@ -15,7 +15,7 @@ from torch import nn
 from deepspeed_autotp._core import Model
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.labels import labels_argument
-from deepspeed_autotp.interop.transformers import is_conv1d, model_facts
+from deepspeed_autotp.interop.transformers import are_routed_experts, is_conv1d, model_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ def _kind(module: nn.Module) -> str:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "conv1d" if is_conv1d(module) else "other"
+    if is_conv1d(module):
+        return "conv1d"
+    return "experts" if are_routed_experts(module) else "other"
 
 
 def _integers(module: nn.Module) -> dict[str, int]:

@@ -23,7 +23,7 @@ from deepspeed_autotp.planning.model_description import Description, describe, d
 from deepspeed_autotp.planning.planner import PlanRequest, make_plan
 
 # What of the section ``tensor_parallel`` decides on a plan, but for its size.
-_SETTINGS = ("preset_model", "partition_config", "vocab_parallel_lm_head")
+_SETTINGS = ("preset_model", "partition_config", "vocab_parallel_lm_head", "expert_partition")
 
 
 def recipe(

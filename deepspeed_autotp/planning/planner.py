@@ -72,6 +72,7 @@ def make_plan(
         large_names=request.large_names,
         sequence_parallel=request.sequence_parallel,
         vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
+        whole_experts=settings.expert_partition == "experts",
         must_shard=must_shard,
     )
 

@@ -235,9 +235,69 @@ test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
     fixture_free(&f);
 }
 
+/* Experts that know their number, with a bias of each layer. */
+static fixture
+whole_fixture(int ranks, tp_module_kind kind, const char *key)
+{
+    fixture f = fixture_new(ranks);
+    f.options.whole_experts = true;
+    const int module = add_module(&f, "experts", kind, 1, key, EXPERTS);
+    add_shaped(&f, module, "gate_up_proj", 3, (int64_t[]){EXPERTS, 2 * INNER, HIDDEN},
+               -1);
+    add_shaped(&f, module, "down_proj", 3, (int64_t[]){EXPERTS, HIDDEN, INNER}, -1);
+    add_shaped(&f, module, "down_proj_bias", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
+    add_style(&f, "experts.gate_up_proj", "packed_colwise");
+    add_style(&f, "experts.down_proj", "rowwise");
+    add_style(&f, "experts", "moe_tp_experts");
+    return f;
+}
+
+static void
+test_each_rank_has_some_of_the_experts_where_options_ask_for_it(void)
+{
+    fixture f = whole_fixture(2, TP_MODULE_EXPERTS, "num_experts");
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "experts.gate_up_proj", 0), "column [2, 12, 8]");
+        CHECK_TEXT_EQ(local_of(&f, "experts.down_proj", 1), "column [1, 8, 6]");
+        CHECK_TEXT_EQ(local_of(&f, "experts.down_proj_bias", 1), "column [1, 8]");
+        CHECK_TEXT_EQ(runs_of(&f, "experts.down_proj", 1), "2+1");
+        CHECK_INT_EQ(layer_of(&f, "experts")->kind, TP_WHOLE_EXPERTS);
+        CHECK_INT_EQ(layer_of(&f, "experts")->divided_count, 0);
+        CHECK_INT_EQ(tp_plan_integer_count(f.plan), 1);
+        const tp_local_integer *number = tp_plan_integer(f.plan, 0);
+        CHECK_TEXT_EQ(number->key, "num_experts");
+        CHECK_INT_EQ(number->full, EXPERTS);
+        CHECK_INT_EQ(number->values[0], 2);
+        CHECK_INT_EQ(number->values[1], 1);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_experts_that_cannot_be_whole_are_refused(void)
+{
+    fixture f = whole_fixture(2, TP_MODULE_OTHER, "num_experts");
+    CHECK_REFUSED(&f,
+                  "'experts' (Any) is not known to be given tokens, indices of "
+                  "experts and weights");
+    f = whole_fixture(2, TP_MODULE_EXPERTS, "experts");
+    CHECK_REFUSED(&f, "'experts' (Any) is not known to be given tokens");
+    f = whole_fixture(4, TP_MODULE_EXPERTS, "num_experts");
+    CHECK_REFUSED(&f, "'experts' has 3 experts for 4 ranks; write 'width'");
+    f = whole_fixture(2, TP_MODULE_EXPERTS, "num_experts");
+    add_shaped(&f, 0, "scale", 2, (int64_t[]){HIDDEN, HIDDEN}, -1);
+    CHECK_REFUSED(&f, "'experts.scale' has no dimension of experts in front");
+    f = fixture_new(2);
+    f.options.whole_experts = true;
+    add_matrix(&f, "q_proj", TP_MODULE_LINEAR, 16, 16);
+    CHECK_REFUSED(&f, "no module of the model holds experts that are sharded");
+}
+
 int
 main(void)
 {
+    RUN(test_each_rank_has_some_of_the_experts_where_options_ask_for_it);
+    RUN(test_experts_that_cannot_be_whole_are_refused);
     RUN(test_an_adapter_on_experts_is_refused_with_the_layers_that_may_have_one);
     RUN(test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves);
     RUN(test_experts_are_sharded_inside_each_expert_and_their_module_sums);

@@ -3,7 +3,8 @@
 
 import pytest
 
-from tests.integration.architectures_ranks import ARCHITECTURES, INCOMPLETE, train, train_experts
+from tests.integration.architectures_ranks import INCOMPLETE, train, train_experts
+from tests.support.architectures import ARCHITECTURES
 from tests.support.worker_pool import Pool
 
 

@@ -17,6 +17,10 @@ SMALL = {
         "[8, 16] of 16 rows, 4 ranks, bfloat16",
     ),
     "exchanges": (["2", "3"], "exchange   3 ranks"),
+    "experts": (
+        ["--experts=4", "--tp=2", "--hidden=32", "--inner=64", "--tokens=16", "--repeats=1"],
+        "largest share",
+    ),
     "shard": (["--features=64", "--repeats=1", "--threads=1"], "fused, TP 4"),
 }
 

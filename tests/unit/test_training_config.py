@@ -36,6 +36,7 @@ def test_the_defaults_are_deepspeeds() -> None:
     assert dict(ours.pop("tensor_parallel")) == dict(theirs.pop("tensor_parallel"))
     assert ours.pop("self_check") == "auto"
     assert ours.pop("sequence_parallel") is False and ours.pop("monitor") is False
+    assert ours.pop("expert_partition") == "width"
     assert ours == theirs
     assert issubclass(TPTrainingConfig, BaseModel)
 

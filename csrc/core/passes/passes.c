@@ -30,6 +30,7 @@
 #include "passes/settle/norms.h"
 #include "passes/settle/per_head.h"
 #include "passes/settle/ties.h"
+#include "passes/settle/whole_experts.h"
 #include "plan/plan_build.h"
 #include "plan/plan_hash.h"
 
@@ -203,6 +204,8 @@ static const tp_pass passes[] = {
     {"ties", tp_ties_settle, CHOICES | DECISIONS, CHOICES | DECISIONS | MESSAGES},
     {"experts", tp_experts_settle, CHOICES | MODULE_RULES | STACKED | DECISIONS,
      EXPERTS | CHOICES | DECISIONS},
+    {"whole experts", tp_whole_experts_settle, EXPERTS | CHOICES | DECISIONS,
+     CHOICES | DECISIONS | LAYOUTS},
     {"norms", tp_norms_settle, GEOMETRIES | DECISIONS, DECISIONS},
     {"per head", tp_per_head_settle, CHOICES | GEOMETRIES | DECISIONS,
      CHOICES | DECISIONS | LAYOUTS},
@@ -221,7 +224,7 @@ static const tp_pass passes[] = {
     {"regions", tp_regions_make, LAYERS, REGIONS},
     {"sequence", tp_sequence_make, ENTRIES | LAYERS | SIBLINGS, ENTRIES | STACKS},
     {"local integers", tp_local_integers_make,
-     GEOMETRIES | STACKED | DECISIONS | EXPERTS, INTEGERS},
+     CHOICES | GEOMETRIES | STACKED | DECISIONS | EXPERTS, INTEGERS},
     {"nothing sharded", tp_nothing_sharded_refuse, ENTRIES | MESSAGES, 0},
     {"output head", tp_output_head_find, ENTRIES | LAYERS, LOGITS},
     {"hash", make_hash,

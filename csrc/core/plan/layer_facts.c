@@ -31,6 +31,7 @@ tp_layer_has_full_output(const tp_layer *layer)
         case TP_VOCABULARY:
         case TP_HIDDEN:
         case TP_EXPERTS:
+        case TP_WHOLE_EXPERTS:
         case TP_EXPERTS_ROW:
             return true;
         default:
@@ -62,7 +63,7 @@ bool
 tp_layer_is_heuristic(const tp_plan *plan, int layer)
 {
     const tp_layer *at = &plan->layers[layer];
-    if (at->kind != TP_EXPERTS)
+    if (at->kind != TP_EXPERTS && at->kind != TP_WHOLE_EXPERTS)
         return at->weight >= 0 && !at->gather_output && !at->split_input &&
                plan->entries[at->weight].source == TP_FROM_HEURISTIC;
     for (int i = 0; i < plan->entry_count; i++) {

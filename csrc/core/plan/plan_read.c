@@ -16,6 +16,7 @@ tp_kind_name(tp_kind kind)
         [TP_VOCABULARY] = "vocabulary",
         [TP_HIDDEN] = "hidden",
         [TP_EXPERTS] = "experts",
+        [TP_WHOLE_EXPERTS] = "whole experts",
         [TP_EXPERTS_COLUMN] = "experts column",
         [TP_EXPERTS_ROW] = "experts row",
         [TP_SHARE] = "share",

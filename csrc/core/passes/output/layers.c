@@ -8,6 +8,7 @@
 #include "passes/output/rope.h"
 #include "passes/settle/experts.h"
 #include "passes/settle/norms.h"
+#include "passes/settle/whole_experts.h"
 
 /* A linear or embedding module whose weight is sharded. */
 static bool
@@ -36,7 +37,8 @@ experts_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
         tp_arena_take(build->plan->arena, (size_t)count + 1, sizeof(*divided), err);
     if (divided == NULL)
         return -1;
-    out->kind = TP_EXPERTS;
+    out->weight = tp_whole_experts_first(build, module);
+    out->kind = out->weight < 0 ? TP_EXPERTS : TP_WHOLE_EXPERTS;
     out->divided_count = tp_experts_divided(build, module, divided);
     out->divided = divided;
     return 0;

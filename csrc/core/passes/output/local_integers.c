@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* local_integers.c -- the integers of attention modules that become local. */
+/* local_integers.c -- the integers of attention and of experts that become local. */
 #include "passes/output/local_integers.h"
 
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 
 #include "model/head_counts.h"
 #include "model/names.h"
+#include "passes/settle/whole_experts.h"
 
 /* The heads of each rank, for modules with the same counts and the same sharded heads.
  */
@@ -163,20 +164,23 @@ meaning_of(const tp_integer *integer, tp_heads heads, int64_t head_size)
     return TP_COUNTS_NOTHING;
 }
 
-/* Whether the module views tensors as experts of so many features. */
+/* Whether the module views tensors as experts of so many features, or has some of the
+ * experts. */
 static bool
-is_stacked(const tp_build *build, int module)
+counts_experts(const tp_build *build, int module)
 {
-    return build->experts[module] && build->stacked[module] >= 0;
+    return build->experts[module] &&
+           (build->stacked[module] >= 0 || tp_whole_experts_first(build, module) >= 0);
 }
 
-/* What a module that views them calls the features of one expert. */
+/* What the module calls the sharded dimension of its experts, which is as large as the
+ * `weight`'s. */
 static int
-add_features(const tp_build *build, int module, tp_error *err)
+add_widths(const tp_build *build, int module, int weight, const char *const *keys,
+           tp_error *err)
 {
-    static const char *const keys[] = {"ffn_hidden_size", "intermediate_size", NULL};
     tp_plan *plan = build->plan;
-    const tp_layout *layout = build->decisions[build->stacked[module]].layout;
+    const tp_layout *layout = build->decisions[weight].layout;
     const tp_module *at = tp_model_module(build->model, module);
     int64_t *widths =
         tp_arena_take(plan->arena, (size_t)plan->ranks, sizeof(*widths), err);
@@ -191,6 +195,20 @@ add_features(const tp_build *build, int module, tp_error *err)
                 (tp_local_integer){module, integer->key, integer->value, widths};
     }
     return 0;
+}
+
+/* A module that views them has the features of one expert, one of whole experts their
+ * number. */
+static int
+add_experts(const tp_build *build, int module, tp_error *err)
+{
+    static const char *const features[] = {"ffn_hidden_size", "intermediate_size",
+                                           NULL};
+    const char *const number[] = {tp_whole_experts_key, NULL};
+    const int whole = tp_whole_experts_first(build, module);
+    return whole >= 0
+               ? add_widths(build, module, whole, number, err)
+               : add_widths(build, module, build->stacked[module], features, err);
 }
 
 static int
@@ -211,7 +229,7 @@ mark_shards(const tp_build *build, workspace *work, tp_error *err)
         *sharded = (char)(*sharded | 1 | (decision->shards_keys ? 2 : 0));
     }
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
-        if (is_stacked(build, i))
+        if (counts_experts(build, i))
             room += tp_model_module(build->model, i)->integer_count;
     }
     tp_plan *plan = build->plan;
@@ -271,8 +289,8 @@ tp_local_integers_make(tp_build *build, tp_error *err)
     const int modules = tp_model_module_count(build->model);
     for (int i = 0; result == 0 && i < modules; i++) {
         const spread *heads = NULL;
-        if (is_stacked(build, i))
-            result = add_features(build, i, err);
+        if (counts_experts(build, i))
+            result = add_experts(build, i, err);
         if (result < 0 || work.sharded[i] == 0)
             continue;
         result = find_spread(build, i, &work, &heads, err);

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* whole_experts.c -- modules of experts of which each rank has some, each of them
+ * whole.
+ */
+#include "passes/settle/whole_experts.h"
+
+#include <string.h>
+
+#define WHERE "tensor_parallel.expert_partition: got 'experts', but "
+
+const char *const tp_whole_experts_key = "num_experts";
+
+static const char rule[] = "expert_partition: experts";
+static const tp_spec along_experts = {.partition = TP_PARTITION_COLUMN, .dim = 0};
+
+/* The number of experts, or 0 where the module does not say it. */
+static int64_t
+experts_of(const tp_module *module)
+{
+    for (int i = 0; i < module->integer_count; i++) {
+        if (strcmp(module->integers[i].key, tp_whole_experts_key) == 0)
+            return module->integers[i].value;
+    }
+    return 0;
+}
+
+static int
+check_module(const tp_build *build, const tp_module *module, tp_error *err)
+{
+    const int64_t experts = experts_of(module);
+    if (module->kind != TP_MODULE_EXPERTS || experts < 1)
+        return tp_fail(err, TP_VALUE,
+                       WHERE
+                       "'%s' (%s) is not known to be given tokens, indices of "
+                       "experts and weights, as most experts of transformers are; "
+                       "write 'width'",
+                       module->name, module->class_name);
+    if (experts < build->options->ranks)
+        return tp_fail(err, TP_VALUE,
+                       WHERE "'%s' has %lld expert%s for %d ranks; write 'width'",
+                       module->name, (long long)experts, experts == 1 ? "" : "s",
+                       build->options->ranks);
+    return 0;
+}
+
+static int
+check_parameter(const tp_build *build, int index, int64_t experts, tp_error *err)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, index);
+    const bool shared =
+        tp_build_first(build, index) != index || build->next_name[index] >= 0;
+    if (at->dims >= 2 && at->shape[0] == experts && !shared)
+        return 0;
+    return tp_fail(err, TP_VALUE, WHERE "'%s' %s; write 'width'", at->name,
+                   shared ? "is tied to another parameter"
+                          : "has no dimension of experts in front");
+}
+
+static void
+decide(tp_build *build, int index, const tp_layout *layout)
+{
+    const tp_parameter *at = tp_model_parameter(build->model, index);
+    tp_decision *out = &build->decisions[index];
+    build->choices[index] =
+        (tp_choice){&along_experts, TP_FROM_CONFIG, rule, TP_REASON_RULE};
+    *out = (tp_decision)TP_NO_DECISION;
+    out->kind = TP_COLUMN;
+    out->dim = 0;
+    out->layout = layout;
+    for (int i = 1; i < at->dims; i++)
+        out->inner *= at->shape[i];
+}
+
+static int
+settle(tp_build *build, int module, tp_error *err)
+{
+    const tp_module *at = tp_model_module(build->model, module);
+    const int64_t experts = experts_of(at);
+    const tp_piece piece = {experts, 1, TP_PIECE_UNITS};
+    const tp_layout *layout = NULL;
+    if (check_module(build, at, err) < 0 ||
+        tp_layout_cache_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout, err) <
+            0)
+        return -1;
+    for (int i = tp_model_first_parameter(build->model, module); i >= 0;
+         i = tp_model_next_parameter(build->model, i)) {
+        if (check_parameter(build, i, experts, err) < 0)
+            return -1;
+        decide(build, i, layout);
+    }
+    return 0;
+}
+
+int
+tp_whole_experts_settle(tp_build *build, tp_error *err)
+{
+    bool any = false;
+    if (!build->options->whole_experts || build->options->ranks == 1)
+        return 0;
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        any |= tp_model_module(build->model, i)->kind == TP_MODULE_EXPERTS;
+        if (!build->experts[i])
+            continue;
+        any = true;
+        if (settle(build, i, err) < 0)
+            return -1;
+    }
+    if (!any)
+        return tp_fail(err, TP_VALUE,
+                       WHERE
+                       "no module of the model holds experts that are sharded; "
+                       "leave the key out");
+    return 0;
+}
+
+int
+tp_whole_experts_first(const tp_build *build, int module)
+{
+    const int first = tp_model_first_parameter(build->model, module);
+    return first >= 0 && build->choices[first].spec == &along_experts ? first : -1;
+}

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts of which each rank has some, whole: as in one process, and as shards of each."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration import expert_partition_ranks as ranks
+from tests.support.same_error import same_error
+from tests.support.worker_pool import Pool
+
+NAMES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen2_moe", "olmoe")
+
+
+@pytest.mark.sample(9)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("zero", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_whole_experts_train_as_in_one_process(
+    pool: Pool, name: str, zero: int | None, size: int
+) -> None:
+    found = pool.run(ranks.train, name, zero, ranks.WHOLE, ranks=size, timeout=110)
+    for rank, trained in enumerate(found):
+        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
+        assert "whole experts" in trained["kinds"]
+        assert set(trained["first"]) == {4 // size + (rank < 4 % size)}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+def test_every_implementation_runs_them(pool: Pool, implementation: str) -> None:
+    for trained in pool.run(ranks.train, "gpt_oss", None, ranks.WHOLE, implementation):
+        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
+
+
+def test_a_rank_whose_experts_no_token_names_trains_on(pool: Pool) -> None:
+    assert all(found < 1e-5 for found in pool.run(ranks.train_crowded))
+
+
+def test_sequence_parallelism_gives_experts_all_tokens(pool: Pool) -> None:
+    section = ranks.WHOLE | {"sequence_parallel": True}
+    for trained in pool.run(ranks.train, "mixtral", 1, section, timeout=110):
+        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
+
+
+def test_each_rank_reads_its_experts_alone(pool: Pool, tmp_path: Path) -> None:
+    folder, out = str(tmp_path / "full"), str(tmp_path / "saved")
+    pool.run(ranks.write, "qwen3_moe", folder, ranks=1)
+    assert pool.run(ranks.load_and_save, folder, out, ranks=3) == [[]] * 3
+
+
+def test_what_cannot_be_whole_is_refused_by_name(pool: Pool) -> None:
+    start = "ValueError: tensor_parallel.expert_partition: got 'experts', but "
+    cases = {
+        "'model.layers.1.feed_forward.experts' (Llama4TextExperts) is not known to be given "
+        "tokens, indices of experts and weights": "llama4_text",
+        "no module of the model holds experts that are sharded": "olmo2",
+    }
+    found = pool.run(ranks.refused, cases)
+    for words in cases:
+        text = same_error([each[words] for each in found])
+        assert text.startswith(start + words), text
