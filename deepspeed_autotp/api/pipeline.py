@@ -48,6 +48,7 @@ from deepspeed_autotp.planning.plan_recipe import recipe
 from deepspeed_autotp.planning.planner import PlanRequest, compared
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.conversion import Conversion
+from deepspeed_autotp.sharding.host_span import spanning_warning
 from deepspeed_autotp.sharding.scatter_from_rank0 import ScatterFromRank0
 from deepspeed_autotp.sharding.weight_location import (
     RankReport,
@@ -142,6 +143,7 @@ def shard(
     files. ``agreement`` spans all ranks, and ``reports`` are theirs: ValueError on all, with the
     model unchanged, where one cannot plan, plans differently, or a check differs.
     """
+    group.set_hosts({each.rank: str(each.host) for each in reports})
     location = _location(description, group, reports, weights, device)
     watch = Stopwatch()
     task = _Task(description, settings, group, location, device, weights, large_names)
@@ -151,7 +153,8 @@ def shard(
     if any(on_twins) and not all(on_twins):  # TP groups whose models differ
         to_check, _ = agreement.conclude(functools.partial(first, on_twin=False))
     watch.note("plan")
-    _warn(agreement, to_check.plan.messages)
+    spans = spanning_warning(reports, group.size)
+    _warn(agreement, [*to_check.plan.messages, *filter(None, [spans])])
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.comparison import Values
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
+from deepspeed_autotp.distributed.lost_ranks import reason_of
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 
 T = TypeVar("T")
@@ -64,6 +65,6 @@ def ranks_of_run(caller: str) -> Iterator[Ranks]:
             raise RuntimeError(
                 f"{caller}: some rank did not call it within the timeout of the process group, "
                 f"expected a call on all {dist.get_world_size()} ranks of the run; call it on "
-                "every rank: " + str(error).partition("\n")[0]
+                f"every rank: {reason_of(error)}"
             ) from error
         yield Ranks(agreement)

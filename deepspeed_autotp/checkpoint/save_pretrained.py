@@ -20,6 +20,7 @@ from deepspeed_autotp.checkpoint.ranks import Ranks, ranks_of_run
 from deepspeed_autotp.checkpoint.weight_files import WeightFiles, weight_files
 from deepspeed_autotp.checkpoint.weight_writer import WeightWriter
 from deepspeed_autotp.distributed.failure_barrier import failure_barrier
+from deepspeed_autotp.distributed.hosts import folder_identity
 from deepspeed_autotp.distributed.transport import Transport, open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
@@ -149,17 +150,17 @@ class _Staged:
         self._saving = saving
         self._atomic: AtomicFolder | None = None  # on global rank 0
         self._staging = folder
-        self._seen = ""
+        self._seen: str | None = None
 
     def make(self) -> None:
         """Make the files, without their tensors."""
         self._staging, self._seen = self._ranks.on_first(self._made)
 
-    def _made(self) -> tuple[Path, str]:
+    def _made(self) -> tuple[Path, str | None]:
         self._atomic = AtomicFolder(self._folder)
         write_config(self._saving.model, self._atomic.staging)
         self._saving.files.make(self._atomic.staging)
-        return self._atomic.staging, _identity(self._atomic.staging)
+        return self._atomic.staging, folder_identity(self._atomic.staging)
 
     def write(self, *, parallel: bool) -> None:
         """Write the tensors into them."""
@@ -191,7 +192,7 @@ class _Staged:
         On another machine it may see them, but a page of a file that two machines write to would
         have the bytes of one of them only.
         """
-        if writes and _identity(self._staging) != self._seen:
+        if writes and (self._seen is None or folder_identity(self._staging) != self._seen):
             raise ValueError(
                 f"save_pretrained: parallel: got ranks of one TP group on several machines, or "
                 f"without the folder {str(self._folder)!r} in common, expected one machine; save "
@@ -217,13 +218,3 @@ class _Staged:
             total = saving.files.nbytes if self._ranks.is_first else None
             done = stack.enter_context(progress_bar(total, "Saving weights"))
             writer.write(saving.model, saving.tensors, saving.files, done=done)
-
-
-def _identity(folder: Path) -> str:
-    """What is the same for processes that see ``folder`` on one machine."""
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        found = folder.stat()
-    except OSError:
-        return "not found"
-    return f"{machine.strip()} {found.st_dev} {found.st_ino}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.comparison import Compared
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
+from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.model_groups import world_cpu_group
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -55,6 +56,7 @@ class Agreement:
         self.ranks = tuple(dist.get_process_group_ranks(handle))
         self.is_first = dist.get_rank(handle) == 0 if is_first is None else is_first
         self._handle = handle
+        self._lost = LostRanks.of(handle, "ranks that agree")
 
     def within(self, group: TPGroup) -> Agreement:
         """Agreement over the ranks of a TP group, which are some of these."""
@@ -65,13 +67,15 @@ class Agreement:
     def exchange(self, mine: T) -> list[T]:
         """Every rank's ``mine``, in rank order."""
         everyone = [mine] * len(self.ranks)
-        dist.all_gather_object(everyone, mine, group=self._handle)
+        with self._lost:
+            dist.all_gather_object(everyone, mine, group=self._handle)
         return everyone
 
     def broadcast(self, tensor: Tensor, *, source: int) -> None:
         """Overwrite ``tensor``, on any device, with the value on global rank ``source``."""
         sent = tensor.detach().to("cpu").contiguous()
-        dist.broadcast(sent.view(-1).view(torch.uint8), src=source, group=self._handle)
+        with self._lost:
+            dist.broadcast(sent.view(-1).view(torch.uint8), src=source, group=self._handle)
         tensor.detach().copy_(sent)
 
     def together(self, work: Callable[[], T]) -> T:

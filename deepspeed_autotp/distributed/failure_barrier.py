@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from deepspeed_autotp.distributed.lost_ranks import reason_of
 from deepspeed_autotp.distributed.process_group import TPGroup
 
 _CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def failure_barrier(group: TPGroup) -> Iterator[None]:
             raise PeerLost(
                 f"one of the ranks {list(group.global_ranks)} did not reach "
                 f"{what or 'a collective'}; it has ended, or has failed and its own error says "
-                "why: " + str(error).partition("\n")[0]
+                f"why: {reason_of(error)}"
             ) from error
         rows = gathered.tolist()
         if ok and not all(row[0] for row in rows):

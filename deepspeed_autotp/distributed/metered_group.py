@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.distributed.lost_ranks import Work
 from deepspeed_autotp.distributed.model_groups import Subgroups
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.shared_memory import Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.distributed.lost_ranks import LostRanks, Work
 from deepspeed_autotp.distributed.model_groups import ModelGroups, Subgroups
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
-from deepspeed_autotp.distributed.shared_memory import SharedMemory, Work, reopen, shared_memory
+from deepspeed_autotp.distributed.shared_memory import SharedMemory, reopen, shared_memory
 from deepspeed_autotp.interop.torch_private import (
     is_gloo,
     traced_all_gather,
@@ -52,6 +53,7 @@ class TPGroup:
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._is_sharing_memory = False
         self._memory: SharedMemory | None = None
+        self._lost = LostRanks.of(handle, "a TP group")
 
     @property
     def handle(self) -> dist.ProcessGroup:
@@ -73,6 +75,10 @@ class TPGroup:
         self._groups.open(handle)
         if self._is_sharing_memory:
             self.share_memory()
+
+    def set_hosts(self, hosts: Mapping[int, str]) -> None:
+        """Name the hosts of ranks, for errors about ranks that are gone."""
+        self._lost.hosts = {rank: hosts[rank] for rank in self.global_ranks}
 
     def join(self, user: object) -> None:
         """Note a model that uses this group, as a copy does that of its original."""
@@ -128,7 +134,8 @@ class TPGroup:
         if self._memory is not None and self._memory.can_reduce(x):
             self._memory.start_reduce(x, into=x).wait()
         else:
-            dist.all_reduce(x, group=self.handle_for(x.device))
+            with self._lost:
+                dist.all_reduce(x, group=self.handle_for(x.device))
         return x
 
     def start_all_reduce(self, x: Tensor) -> Work:
@@ -136,8 +143,9 @@ class TPGroup:
         self.announce()
         if self._memory is not None and self._memory.can_reduce(x):
             return self._memory.start_reduce(x, into=x)
-        work: Work = dist.all_reduce(x, group=self.handle_for(x.device), async_op=True)
-        return work
+        with self._lost:
+            work: Work = dist.all_reduce(x, group=self.handle_for(x.device), async_op=True)
+        return self._lost.watch(work)
 
     def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Every rank's tensor, in rank order; ``shapes[rank]`` is the shape of that rank's.
@@ -179,11 +187,12 @@ class TPGroup:
             self._memory.all_gather(x, into=into)
             return
         # As bytes: gloo has no all-gather for every dtype, and copies need no arithmetic.
-        _collective("all_gather_single", "all_gather_into_tensor")(
-            into.view(-1).view(torch.uint8),
-            x.view(-1).view(torch.uint8),
-            group=self.handle_for(x.device),
-        )
+        with self._lost:
+            _collective("all_gather_single", "all_gather_into_tensor")(
+                into.view(-1).view(torch.uint8),
+                x.view(-1).view(torch.uint8),
+                group=self.handle_for(x.device),
+            )
 
     def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[Work, Tensor]:
         """Start to sum ``x`` over the ranks; this rank's rows of the sum, valid after the wait.
@@ -203,13 +212,14 @@ class TPGroup:
             for row, part in zip(sent, x.split(list(widths)), strict=True):
                 row[: part.shape[0]].copy_(part)
         received = x.new_empty(longest, *x.shape[1:])
-        work: Work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
-            received,
-            sent.view(self.size * longest, *x.shape[1:]),
-            group=self.handle_for(x.device),
-            async_op=True,
-        )
-        return work, received[: widths[self.rank]]
+        with self._lost:
+            work: Work = _collective("reduce_scatter_single", "reduce_scatter_tensor")(
+                received,
+                sent.view(self.size * longest, *x.shape[1:]),
+                group=self.handle_for(x.device),
+                async_op=True,
+            )
+        return self._lost.watch(work), received[: widths[self.rank]]
 
     def broadcast(self, x: Tensor, *, via: torch.device | None = None) -> None:
         """Overwrite ``x`` with the value of TP rank 0. ``via`` is of one type on all ranks, as the
@@ -218,14 +228,16 @@ class TPGroup:
         if via is not None:
             sent = sent.to(via)
         handle = self.handle_for(sent.device)
-        dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=handle)
+        with self._lost:
+            dist.broadcast(sent.view(torch.uint8), src=self.global_ranks[0], group=handle)
         if self.rank > 0:  # TP rank 0 may have it in memory that must not be written to
             x.detach().copy_(sent.reshape(x.shape))
 
     def all_reduce_in(self, subgroups: Subgroups, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks that hold the same runs as this one, of which there are more."""
         x = x.contiguous()
-        dist.all_reduce(x, group=self._groups.subgroup(subgroups).on(x.device))
+        with self._lost:
+            dist.all_reduce(x, group=self._groups.subgroup(subgroups).on(x.device))
         return x
 
     def __deepcopy__(self, memo: object) -> TPGroup:

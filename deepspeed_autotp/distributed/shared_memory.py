@@ -14,12 +14,12 @@ import os
 import secrets
 import weakref
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.distributed.lost_ranks import Work
 from deepspeed_autotp.distributed.owned_groups import supports_cpu_tensors
 from deepspeed_autotp.interop.torch_private import backend_timeout, is_gloo
 from deepspeed_autotp.native import operators
@@ -31,12 +31,6 @@ _REDUCED = frozenset({torch.float32, torch.float64, torch.bfloat16})
 _CPU = torch.device("cpu")
 
 _log = logging.getLogger("deepspeed_autotp")
-
-
-class Work(Protocol):
-    """A collective that was started, as torch.distributed.Work."""
-
-    def wait(self) -> object: ...
 
 
 class SharedMemory:

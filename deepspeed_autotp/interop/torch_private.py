@@ -174,6 +174,15 @@ def _backend(handle: dist.ProcessGroup, device: torch.device) -> Any:
     return _required(handle, "_get_backend", needed_for="process groups")(device)
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because a rank, or the way to it, is gone or too slow. gloo's
+    errors have no type of their own."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("/gloo/" in text or "pair closure" in text)
+
+
 def new_named_group(
     ranks: Sequence[int], *, name: str, backend: str, timeout: timedelta | None
 ) -> dist.ProcessGroup:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from deepspeed_autotp.distributed.hosts import Host, this_host
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.planning.model_description import Description
@@ -42,9 +43,10 @@ class WeightLocation:
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """What a rank tells the others of its weights."""
+    """What a rank tells the others of itself and its weights."""
 
     rank: int
+    host: Host
     device: str
     partitioned: bool
 
@@ -57,6 +59,7 @@ def report(description: Description) -> RankReport:
     """What this rank has."""
     return RankReport(
         rank=dist.get_rank(),
+        host=this_host(),
         device=description.parameters[0].device.type,
         partitioned=any(is_partitioned(p) for p in description.parameters),
     )
