@@ -40,9 +40,11 @@ from deepspeed_autotp.config.training_config import (
 )
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.interop.deepspeed.engine import (
     drop_batch_comparison,
+    enter_in_training,
     gather_weights_on_save,
     on_destroy,
     refuse_engine_record,
@@ -119,6 +121,9 @@ class EngineSetup:
         self._shards = False
         self._skips = False
         self._monitors = False
+        self._lost = LostRanks(
+            "DeepSpeed's engine", dist.get_rank(), range(dist.get_world_size()), None
+        )
         self._on_close = ExitStack()
         self._on_close.callback(self._owned.close)
 
@@ -154,6 +159,7 @@ class EngineSetup:
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             group = tensor_parallel(self._model).group
             write_metrics(engine, group, is_asked=self._monitors)
+            enter_in_training(engine, self._lost)
             on_destroy(engine, self.close)
             return
         self.close()
@@ -175,6 +181,7 @@ class EngineSetup:
         """Shard the model over the engine's group, unless it is, and tell DeepSpeed so."""
         if description is not None:
             refuse_unlike(reports, settings.autotp_size)
+            self._lost.hosts = {each.rank: str(each.host) for each in reports}
         handle = engine_group(tp_size=settings.autotp_size)
         if description is None:
             state = tensor_parallel(self._model)

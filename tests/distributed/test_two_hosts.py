@@ -5,9 +5,9 @@ The hosts are namespaces of this machine: tests/support/two_hosts.py.
 """
 
 import json
-import os
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import Popen
@@ -21,7 +21,13 @@ from tests.support.two_hosts import Host, NoHosts, two_hosts
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODULE = "tests.distributed.two_hosts_ranks"
-ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+WITHOUT_SHM = Path(__file__).parents[1] / "support" / "without_shm"
+# Nothing is compiled, also in `make long`.
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(WITHOUT_SHM),
+}
 # What a collective waits for in a test that loses a host, in seconds.
 TIMEOUT = 8.0
 
@@ -126,3 +132,115 @@ def test_training_on_two_hosts_is_that_of_one_process(hosts: list[Host], runs: R
                 spans = f"spans hosts: rank {rank} on host-a; rank {rank + 2} on host-b. "
                 assert spans in each["warnings"][0]
     assert [host.shared_files() for host in hosts] == [[], []]
+
+
+def test_memory_is_shared_by_who_has_the_same_folder_whatever_host_names_say(
+    tmp_path: Path, stack: ExitStack, runs: Runs
+) -> None:
+    # As containers: 0 and 1 are on a host, 2 is on another one of the same name, 3 with 0 and 1
+    # under another name.
+    first, second = made(stack, tmp_path, names=("node", "node"))
+    env = {"MASTER_ADDR": first.address}
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname other; exec "$@"', "sh"]
+    for rank, host in enumerate([first, first, second]):
+        runs.rank(rank, host, "sharing", env=env)
+    runs.rank(3, first, "sharing", env=env, by=renamed)
+    runs.wait(120)
+    one_name, same_host = [True, True, SHARED_MEMORY], [False, True, SHARED_MEMORY]
+    apart, unlike = [True, False, GLOO], [False, False, GLOO]
+    assert runs.found() == [
+        {"1": one_name, "2": apart, "3": same_host},
+        {"0": one_name, "2": apart, "3": same_host},
+        {"0": apart, "1": apart, "3": unlike},
+        {"0": same_host, "1": same_host, "2": unlike},
+    ]
+    assert [host.shared_files() for host in (first, second)] == [[], []]
+
+
+def started(runs: Runs, hosts: Sequence[Host], case: str, seconds: float, placed: str) -> None:
+    """Ranks 0 to 3 on the hosts whose indices ``placed`` has."""
+    env = {"MASTER_ADDR": hosts[0].address, "TEST_TIMEOUT": str(seconds)}
+    for rank, index in enumerate(placed):
+        runs.rank(rank, hosts[int(index)], case, env=env)
+
+
+@pytest.mark.long
+def test_an_engine_trains_with_tp_ranks_on_two_hosts(hosts: list[Host], runs: Runs) -> None:
+    started(runs, hosts, "cyclic", 60.0, "0101")
+    runs.wait(280)
+    for rank, each in enumerate(runs.found()):
+        assert each["losses apart"] <= 1e-5 and each["weights apart"] <= 1e-5
+        assert each["transports"] == [GLOO]
+        assert len(each["warnings"]) == (rank == 0)
+    (warning,) = runs.found()[0]["warnings"]
+    assert "rank 0 on host-a; rank 1 on host-b, and 1 more TP group alike. " in warning
+    assert "srun with --distribution=block" in warning
+
+
+@pytest.mark.long
+def test_a_link_that_is_down_for_seconds_delays_training(hosts: list[Host], runs: Runs) -> None:
+    started(runs, hosts, "disturbed", 60.0, "0011")
+    runs.after_step(3)
+    hosts[1].unplug()
+    time.sleep(3.0)
+    hosts[1].plug()
+    runs.wait(120)
+    for each in runs.found():
+        assert each["losses apart"] <= 1e-5
+        assert each["seconds"] >= 3.0
+
+
+def one_error(text: str) -> str:
+    """The last line that a rank has printed, which is of its only traceback."""
+    assert text.count("Traceback (most recent call last)") == 1, text
+    return text.strip().splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["killed", "killed before the others", "cable"])
+def test_a_host_that_is_lost_is_one_error_on_every_rank(
+    hosts: list[Host], runs: Runs, fault: str
+) -> None:
+    # TP 2 across the hosts: ranks 0 and 2 are a group, and 1 and 3.
+    started(runs, hosts, "endless", TIMEOUT, "0011")
+    runs.after_step(2)
+    lost = 0 if fault == "killed before the others" else 1
+    if fault == "cable":
+        hosts[1].unplug()
+    else:
+        hosts[lost].kill()
+    codes = runs.wait(TIMEOUT + 30.0, expected=None)
+    survivors = range(4) if fault == "cable" else [rank for rank in range(4) if rank // 2 != lost]
+    told = 0
+    for rank in survivors:
+        assert codes[f"rank {rank}"] == 1
+        _, found, said = one_error(runs.log(f"rank {rank}")).partition("lost_ranks.RanksLost: ")
+        if not found:  # it was summing gradients with the other rank of its host, which had ended
+            continue
+        told += 1
+        here, there = (f"rank {each} on host-{'ab'[each // 2]}" for each in (rank, (rank + 2) % 4))
+        assert said.startswith(f"a collective of a TP group failed on {here}, with {there}: ")
+        assert "timeout of 8 s" in said and "start all ranks again from the last" in said
+    assert told
+    left = [host.shared_files() for index, host in enumerate(hosts) if index != lost]
+    assert left == [[]]
+
+
+@pytest.mark.long
+def test_torchrun_ends_where_the_other_host_is_killed(hosts: list[Host], runs: Runs) -> None:
+    runs.torchrun(hosts, "endless_engine")
+    runs.after_step(2)
+    hosts[1].kill()
+    codes = runs.wait(90, expected=None)
+    assert codes["node 0"] == 1
+    found = re.findall(r"^\[rank(\d)\]: .*RanksLost: (.*)", runs.log("node 0"), re.MULTILINE)
+    # torchrun ends the other rank as soon as one has failed, maybe before it can say so.
+    assert 1 <= len(found) <= 2
+    for rank, said in found:
+        other = 1 - int(rank)
+        assert said.startswith(
+            f"a collective of DeepSpeed's engine failed on rank {rank} on host-a, with rank "
+            f"{other} on host-a, rank 2 on host-b, rank 3 on host-b: one of them or its host has "
+            "ended, or did not answer within the timeout; look at its own error"
+        )
+    assert hosts[0].shared_files() == []

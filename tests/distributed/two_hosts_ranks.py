@@ -43,12 +43,15 @@ DISTURBED_STEPS, PAUSE = 12, 0.1
 
 def main() -> None:
     case, folder = sys.argv[1], Path(sys.argv[2])
-    seconds = float(os.environ.get("TEST_TIMEOUT", "60"))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    dist.init_process_group("gloo", timeout=_timeout())
     found = CASES[case](Progress(folder))
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _timeout() -> timedelta:
+    return timedelta(seconds=float(os.environ.get("TEST_TIMEOUT", "60")))
 
 
 class Progress:
@@ -93,7 +96,7 @@ def _in_a_loop(mesh: DeviceMesh) -> dict[str, Any]:
     with Recorder() as recorder:
         model(input_ids=tokens(0), labels=tokens(0)).loss.backward()
     model.zero_grad()
-    losses = _train(model, mesh, STEPS, lambda _: None)
+    losses = _train(model, mesh.get_group("dp"), STEPS, lambda _: None)
     return _compared(model, losses, reference, expected) | {
         "transports": sorted({call.transport for call in recorder.calls}),
         "warnings": list(warnings),
@@ -101,24 +104,24 @@ def _in_a_loop(mesh: DeviceMesh) -> dict[str, Any]:
 
 
 def _train(
-    model: nn.Module, mesh: DeviceMesh, steps: int, after: Callable[[int], object]
+    model: nn.Module, replicas: dist.ProcessGroup, steps: int, after: Callable[[int], object]
 ) -> list[float]:
     """Losses of the full batch."""
-    optimizer, replicas = torch.optim.SGD(model.parameters(), lr=RATE), mesh["dp"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
     for step in range(steps):
-        ids = tokens(step).chunk(replicas.size())[replicas.get_local_rank()]
+        ids = tokens(step).chunk(replicas.size())[dist.get_rank(replicas)]
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         for parameter in model.parameters():
             assert parameter.grad is not None
-            dist.all_reduce(parameter.grad, group=replicas.get_group())
+            dist.all_reduce(parameter.grad, group=replicas)
             parameter.grad.div_(replicas.size())
         deepspeed_autotp.clip_grad_norm_(model, CLIP)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach()
-        dist.all_reduce(total, group=replicas.get_group())
+        dist.all_reduce(total, group=replicas)
         losses.append(float(total) / replicas.size())
         after(step)
     return losses
@@ -175,27 +178,34 @@ def sharing(_: Progress) -> dict[str, Any]:
     return found
 
 
+def _across() -> tuple[nn.Module, dist.ProcessGroup]:
+    """A model over ranks of two hosts, and the ranks that hold the same shards. The groups have the
+    timeout of the run, which those of a DeviceMesh do not."""
+    tp = dist.new_subgroups_by_enumeration([[0, 2], [1, 3]], timeout=_timeout())[0]
+    replicas = dist.new_subgroups_by_enumeration([[0, 1], [2, 3]], timeout=_timeout())[0]
+    model = deepspeed_autotp.parallelize(build("llama", tied=False), tp_group=tp)
+    return model, replicas
+
+
 def disturbed(progress: Progress) -> dict[str, Any]:
     """Training with TP across the hosts that goes on for a while: losses against one process."""
     _, expected = _single(DISTURBED_STEPS)
-    mesh = _mesh("tp", "dp")
-    model = deepspeed_autotp.parallelize(build("llama", tied=False), mesh=mesh["tp"])
+    model, replicas = _across()
 
     def after(step: int) -> None:
         progress.note(step)
         time.sleep(PAUSE)
 
     began = time.monotonic()
-    losses = _train(model, mesh, DISTURBED_STEPS, after)
+    losses = _train(model, replicas, DISTURBED_STEPS, after)
     seconds = time.monotonic() - began
     return {"losses apart": worst_difference(losses, expected), "seconds": seconds}
 
 
 def endless(progress: Progress) -> None:
     """Training that only a fault ends, with TP across the hosts."""
-    mesh = _mesh("tp", "dp")
-    model = deepspeed_autotp.parallelize(build("llama", tied=False), mesh=mesh["tp"])
-    _train(model, mesh, 10**6, progress.note)
+    model, replicas = _across()
+    _train(model, replicas, 10**6, progress.note)
 
 
 def endless_engine(progress: Progress) -> None:

@@ -40,7 +40,15 @@ class Host:
     def __init__(self, name: str, address: str, names: Path, stack: ExitStack) -> None:
         self.name = name
         self.address = address
-        namespaces = ["--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        namespaces = [
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         self._first = subprocess.Popen(
             ["unshare", *namespaces, "sh", "-c", START, "sh", name, str(names)],
             stdout=subprocess.PIPE,
@@ -80,9 +88,7 @@ class Host:
     def read(self, *command: str) -> str:
         """What a command prints on this host."""
         enter = ["nsenter", f"--target={self.process}", "--mount", "--uts", "--net"]
-        return subprocess.run(
-            [*enter, *command], check=True, capture_output=True, text=True
-        ).stdout
+        return subprocess.run([*enter, *command], check=True, capture_output=True, text=True).stdout
 
     def shared_files(self) -> list[str]:
         """What is in its ``/dev/shm``."""
@@ -108,7 +114,9 @@ class Host:
 
 
 @contextmanager
-def two_hosts(folder: Path, *, names: tuple[str, str] = ("host-a", "host-b")) -> Iterator[list[Host]]:
+def two_hosts(
+    folder: Path, *, names: tuple[str, str] = ("host-a", "host-b")
+) -> Iterator[list[Host]]:
     """Two hosts that see the files of this machine, and each other by address and name."""
     if os.geteuid() != 0:
         raise NoHosts("namespaces need root")

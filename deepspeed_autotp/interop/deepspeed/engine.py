@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -146,6 +148,20 @@ def on_destroy(engine: Any, then: Callable[[], None]) -> None:
                 then()
 
     engine.destroy = destroy_all
+
+
+def enter_in_training(engine: Any, context: AbstractContextManager[None]) -> None:
+    """Let each backward pass and each step of ``engine`` be within ``context``."""
+
+    def within(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            with context:
+                return call(*args, **kwargs)
+
+        return entered
+
+    engine.backward, engine.step = within(engine.backward), within(engine.step)
 
 
 def drop_batch_comparison(engine: Any) -> None:
