@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume bench-experts kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -154,6 +154,12 @@ EXPERTS ?=
 
 bench-experts: $(stamp) ## A step of experts sharded in width, and as whole experts; minutes. EXPERTS=
 	@$(python) -m benchmarks.experts $(EXPERTS)
+
+# Further options: make bench-startup STARTUP="--ranks 2,4,8 --rounds 1"
+STARTUP ?=
+
+bench-startup: $(stamp) ## What sharding takes with the number of ranks: exchanges, bytes, seconds; minutes. STARTUP=
+	@$(python) -m benchmarks.startup $(STARTUP)
 
 # The TP size, and further options: make sweep TP=4 SWEEP="--only llama,gpt2"
 TP ?= 2

@@ -20,6 +20,7 @@ from deepspeed_autotp.distributed.comparison import Compared
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed
 from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.model_groups import world_cpu_group
+from deepspeed_autotp.distributed.object_exchange import exchange_objects
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 
@@ -66,10 +67,8 @@ class Agreement:
 
     def exchange(self, mine: T) -> list[T]:
         """Every rank's ``mine``, in rank order."""
-        everyone = [mine] * len(self.ranks)
         with self._lost:
-            dist.all_gather_object(everyone, mine, group=self._handle)
-        return everyone
+            return exchange_objects(mine, self._handle)
 
     def broadcast(self, tensor: Tensor, *, source: int) -> None:
         """Overwrite ``tensor``, on any device, with the value on global rank ``source``."""

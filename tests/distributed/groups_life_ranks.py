@@ -57,20 +57,20 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         c10d = dist.distributed_c10d
-        make, exchange = c10d._new_process_group_helper, c10d.all_gather_object
+        make, all_gather = c10d._new_process_group_helper, c10d.all_gather
         world = dist.get_world_size()
 
         def noted_make(*args: Any, **named: Any) -> Any:
             self.groups += 1
             return make(*args, **named)
 
-        def noted_exchange(objects: list[Any], mine: Any, group: Any = None) -> None:
-            self.over_world += len(objects) == world
-            exchange(objects, mine, group=group)
+        def noted_all_gather(received: list[Any], mine: Any, group: Any = None) -> None:
+            self.over_world += len(received) == world
+            all_gather(received, mine, group=group)
 
         self._patches = [
             mock.patch.object(c10d, "_new_process_group_helper", noted_make),
-            mock.patch.object(dist, "all_gather_object", noted_exchange),
+            mock.patch.object(dist, "all_gather", noted_all_gather),
         ]
         for patch in self._patches:
             patch.start()
@@ -82,7 +82,7 @@ class Watch:
 
 
 def exchanges(how: str) -> int:
-    """How many exchanges of objects over all ranks sharding takes, TP 2 x DP 2."""
+    """How many all-gathers over all ranks sharding takes, TP 2 x DP 2."""
     model = made()
     with Watch() as seen:
         if how == "parallelize":

@@ -6,7 +6,8 @@ import pytest
 from tests.distributed import groups_life_ranks
 from tests.support.worker_pool import Pool
 
-# Exchanges of objects over all ranks of a run: a start on many ranks pays for each.
+# Exchanges of objects over all ranks of a run, each one all-gather: a start on many ranks pays for
+# each.
 MOST_EXCHANGES = 4
 
 

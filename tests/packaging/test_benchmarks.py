@@ -21,6 +21,7 @@ SMALL = {
         ["--experts=4", "--tp=2", "--hidden=32", "--inner=64", "--tokens=16", "--repeats=1"],
         "largest share",
     ),
+    "startup": (["--ranks=2,4", "--rounds=1"], "initialize       4         3"),
     "shard": (["--features=64", "--repeats=1", "--threads=1"], "fused, TP 4"),
 }
 
