@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from deepspeed_autotp.api.deepspeed_api import initialize, tp_model_init
+from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.gather_params import gather_params
 from deepspeed_autotp.checkpoint.iter_full_parameters import iter_full_parameters
-from deepspeed_autotp.interop.accelerate import forget_loaders, watch_loaders
+from deepspeed_autotp.interop.accelerate import forget_loaders, give_full_state, watch_loaders
 from deepspeed_autotp.interop.accelerate_replicas import see_replicas
+from deepspeed_autotp.interop.deepspeed.module import is_engine
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status
 from deepspeed_autotp.interop.deepspeed.replace_functions import (
     install_functions,
@@ -52,6 +54,7 @@ def install() -> None:
 
 def _see_replicas() -> None:
     see_replicas(_REPLACED)
+    give_full_state(_REPLACED, _full_state)
     if importlib.util.find_spec("transformers") is not None:
         see_replicas_in_trainer(_REPLACED, configured=_configured)
         load_under_zero3(_REPLACED)
@@ -63,6 +66,14 @@ def _configured(arguments: object, tp_size: int) -> None:
         refuse_options(arguments, tp_size=tp_size)
     send_full_weights(_REPLACED, _full_parameters)
     follow_with_shards(_REPLACED, _full_parameter)
+
+
+def _full_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """The full weights, on rank 0 of the run, of a sharded model; None for another one, and for an
+    engine, which has a way of its own."""
+    if is_engine(model) or find_nested_tensor_parallel(model) is None:
+        return None
+    return rank0_state_dict(model, frozen=True) or {}
 
 
 def uninstall() -> None:

@@ -28,6 +28,7 @@ from torch import nn
 
 from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.api.tp_arguments import TPArguments
+from deepspeed_autotp.checkpoint.distributed_state import refuse_own_state
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
@@ -38,6 +39,7 @@ from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.sharding.weight_location import refuse_unlike
+from deepspeed_autotp.state.mesh_check import check_spreading
 from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
 
@@ -128,6 +130,8 @@ def sharded_over(
         )
         check_optimizers(state)
         check_first_call(state)
+        check_spreading(state)
+        refuse_own_state(state)
         on_failure.pop_all()
     return group
 

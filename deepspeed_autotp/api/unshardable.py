@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
-from deepspeed_autotp.interop.fully_shard import is_distributed
+from deepspeed_autotp.interop.fully_shard import fully_sharded_modules, is_distributed
 from deepspeed_autotp.interop.quantizers import refuse_quantizer
-from deepspeed_autotp.interop.torch_private import submodules
+from deepspeed_autotp.interop.wrappers import refuse_wrapped
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 
@@ -17,13 +17,17 @@ from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 def refuse_unshardable(model: nn.Module) -> None:
     """ValueError for a model whose weights are not there, are sharded or on several devices."""
     what = type(model).__name__
-    if "_orig_mod" in submodules(model):
-        raise ValueError("the model is compiled already; shard it first, then call torch.compile")
+    refuse_wrapped(model)
     if any(find_tensor_parallel(module) is not None for module in model.modules()):
         raise ValueError(f"{what} is sharded already; shard a model once")
     refuse_quantizer(model)
     places: dict[torch.device, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_distributed(tensor) and fully_sharded_modules(model):
+            raise ValueError(
+                f"{name} is a DTensor: fully_shard was called already, and a rank has some rows of "
+                "the full weight; call parallelize first, then fully_shard over data-parallel ranks"
+            )
         if is_distributed(tensor):  # as behind transformers' tp_plan="auto"
             raise ValueError(
                 f"{name} is a DTensor, which is sharded already; load the model without a "

@@ -23,7 +23,10 @@ from deepspeed_autotp.checkpoint.ranks import ranks_of_run
 from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.module import is_engine
+from deepspeed_autotp.interop.distributed_checkpoint import asked_by_distributed_checkpoint
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from deepspeed_autotp.interop.torch_private import state_dict_pre_hooks
+from deepspeed_autotp.interop.wrappers import all_named_parameters, without_wrappers
 from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
@@ -79,6 +82,28 @@ def _checked(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     return made
 
 
+def refuse_own_state(state: TensorParallel) -> None:
+    """From now on an error where torch.distributed.checkpoint asks the sharded model itself for its
+    ``state_dict``: it would take one rank's shards for replicas of one tensor."""
+
+    def register(model: nn.Module) -> None:
+        if _refuse_if_asked not in state_dict_pre_hooks(model):
+            model.register_state_dict_pre_hook(_refuse_if_asked)
+
+    state.hook(register)
+
+
+def _refuse_if_asked(model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    if asked_by_distributed_checkpoint():
+        raise ValueError(
+            "torch.distributed.checkpoint: got the state_dict of a sharded "
+            f"{type(model).__name__}, which has this rank's shards, and which it would take for "
+            "replicas of one tensor; expected deepspeed_autotp.checkpoint_state(model, optimizer), "
+            "which save, async_save and load take in place of the model, of get_model_state_dict "
+            "and of get_state_dict; full tensors are deepspeed_autotp.full_state_dict(model)"
+        )
+
+
 class ModelState:
     """The weights and buffers of ``model``; a ``Stateful`` of torch.distributed.checkpoint.
 
@@ -89,16 +114,19 @@ class ModelState:
         self._model = model
         self._state = state
         self._given = Given({})
+        self._names: dict[str, str] = {}  # in the model's own state, by those that are given
         self._copies: dict[str, Tensor] = {}  # that are not the model's own tensors
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """Full shapes by full names, in the memory of the model's tensors."""
         settle_parameters(self._model, self._state)
-        found = self._model.state_dict(keep_vars=True)
-        own: dict[str, Tensor] = {}
-        own |= self._model.named_parameters(remove_duplicate=False)
-        own |= self._model.named_buffers(remove_duplicate=False)
+        given = self._model.state_dict(keep_vars=True)
+        self._names = {without_wrappers(name): name for name in given}
+        found = {name: given[inner] for name, inner in self._names.items()}
+        own: dict[str, Tensor] = dict(all_named_parameters(self._model))
+        for name, buffer in self._model.named_buffers(remove_duplicate=False):
+            own[without_wrappers(name)] = buffer
         known = {id(tensor) for tensor in own.values()}
         tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         self._copies = {name: value for name, value in tensors.items() if id(value) not in known}
@@ -116,7 +144,8 @@ class ModelState:
         others = {n: value for n, value in state_dict.items() if not isinstance(value, Tensor)}
         others |= {name: self._copies[name] for name in state_dict.keys() & self._copies.keys()}
         if others:
-            self._model.load_state_dict(others, strict=False)
+            named = {self._names.get(name, name): value for name, value in others.items()}
+            self._model.load_state_dict(named, strict=False)
 
     def _value(self, name: str, value: Tensor, source: Tensor | None) -> Tensor:
         """``source`` is the parameter or buffer whose value it is; None where it is of no such."""

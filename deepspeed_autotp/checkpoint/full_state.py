@@ -18,6 +18,7 @@ from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.interop.fully_shard import gathered
 from deepspeed_autotp.interop.peft import has_adapters
+from deepspeed_autotp.interop.wrappers import without_wrappers
 from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
@@ -91,7 +92,7 @@ def _full_state(
                     copies[id(tensor)] = gather(tensor, gathered(tensor.detach()))
             copied = copies[id(tensor)]
             if copied is not None:
-                result[name] = copied
+                result[name if names is not None else without_wrappers(name)] = copied
     return result
 
 

@@ -14,6 +14,7 @@ from deepspeed_autotp._core import Entry
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape, gathered_parameters
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
+from deepspeed_autotp.interop.wrappers import without_wrappers
 from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
@@ -66,7 +67,8 @@ def _full(
         with gathered_parameters([parameter for _, parameter in bucket]):
             values = [parameter.detach() for _, parameter in bucket]
             full = values if state is None else _gathered(bucket, state)
-            yield from ((name, each) for (name, _), each in zip(bucket, full, strict=True))
+            for (name, _), each in zip(bucket, full, strict=True):
+                yield without_wrappers(name), each
 
 
 def _buckets(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
 from deepspeed_autotp.interop.optimizers import first_state, is_unstepped
+from deepspeed_autotp.interop.wrappers import without_wrappers
 from deepspeed_autotp.state.fully_shard import settle_parameters
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
@@ -99,7 +100,7 @@ class OptimizerState:
 
     def _names(self) -> dict[int, str]:
         """The names of the optimizer's parameters. ValueError where one is not the model's."""
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        names = {id(p): without_wrappers(name) for name, p in self._model.named_parameters()}
         for index, group in enumerate(self._optimizer.param_groups):
             for place, parameter in enumerate(group[_PARAMS]):
                 if id(parameter) not in names:

@@ -32,6 +32,7 @@ from deepspeed_autotp.interop.pretrained import (
     write_config,
 )
 from deepspeed_autotp.interop.progress_bars import progress_bar
+from deepspeed_autotp.interop.wrappers import without_wrappers
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_nested_tensor_parallel,
@@ -110,7 +111,7 @@ def _planned(engine_or_model: nn.Module, max_shard_size: int | str) -> _Saving:
     state = find_nested_tensor_parallel(engine_or_model)
     model = unwrapped_model(engine_or_model)
     found = model.state_dict(keep_vars=True)
-    named = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    named = {without_wrappers(n): each for n, each in found.items() if isinstance(each, Tensor)}
     tensors = {name: named[name] for name in kept_names(model, named)}
     full = {
         name: torch.empty(_checked_shape(name, tensor, state), dtype=tensor.dtype, device="meta")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data loader that Accelerate has prepared last, which has a first batch for the self-check.
+"""Accelerate: the data loader that it has prepared last, and the weights that it saves.
 
 A Trainer prepares its training data before its model; ``deepspeed.initialize`` is given the model
-alone.
+alone. A first batch of that data is for the self-check.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import importlib.util
 import weakref
 from collections.abc import Callable
 from typing import Any
+
+from deepspeed_autotp.interop.replaced import Replaced, put_method
 
 _METHOD = "prepare_data_loader"
 _last: weakref.ref[Any] | None = None
@@ -39,6 +41,17 @@ def last_data() -> tuple[Any, Callable[[list[Any]], Any] | None] | None:
     """Data set and collate function of the loader that was prepared last; None where it is gone."""
     loader = None if _last is None else _last()
     return None if loader is None else (loader.dataset, getattr(loader, "collate_fn", None))
+
+
+def give_full_state(replaced: Replaced, full_state: Callable[[Any], dict[str, Any] | None]) -> None:
+    """Let ``get_state_dict`` of an ``Accelerator`` give what ``full_state`` does, where that is not
+    None; ``save_model`` writes it."""
+
+    def ours(original: Callable[..., Any], self: Any, model: Any, *args: Any, **more: Any) -> Any:
+        found = full_state(model)
+        return original(self, model, *args, **more) if found is None else found
+
+    put_method(replaced, _accelerator(), "get_state_dict", ours)
 
 
 def _accelerator() -> Any:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -78,15 +79,22 @@ def mesh_ranks(module: nn.Module) -> set[int]:
     return ranks
 
 
-def sum_over_parts(value: Tensor, tensor: Tensor) -> Tensor:
-    """``value`` of this rank's part of a DTensor, summed over its parts, as a new tensor; of
-    another tensor ``value`` itself."""
+def over_parts(value: Tensor, tensor: Tensor, *, largest: bool) -> Tensor:
+    """``value`` of this rank's part of a DTensor, summed over its parts or the largest of them, as
+    a new tensor; of another tensor ``value`` itself."""
     if not _is_dtensor(tensor):
         return value
     total = value.clone()
     for dim, placement in enumerate(tensor.placements):
-        if placement.is_shard():
-            dist.all_reduce(total, group=tensor.device_mesh.get_group(dim))
+        if not placement.is_shard():
+            continue
+        group = tensor.device_mesh.get_group(dim)
+        if largest:  # a maximum of gloo may lose what is no number
+            found = [torch.empty_like(total) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(found, total, group=group)
+            total = torch.stack(found).amax()
+        else:
+            dist.all_reduce(total, group=group)
     return total
 
 

@@ -7,6 +7,7 @@ RuntimeError, from each of them, where the installed torch does not have the nam
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,6 +92,13 @@ def keep_modules(root: nn.Module) -> Callable[[], None]:
 def forward_pre_hooks(module: nn.Module) -> Collection[Any]:
     """The hooks that run before the module's forward."""
     hooks = _required(module, "_forward_pre_hooks", needed_for="registering a hook once")
+    found: Collection[Any] = hooks.values()
+    return found
+
+
+def state_dict_pre_hooks(module: nn.Module) -> Collection[Any]:
+    """The hooks that run before the module's ``state_dict``."""
+    hooks = _required(module, "_state_dict_pre_hooks", needed_for="registering a hook once")
     found: Collection[Any] = hooks.values()
     return found
 
@@ -289,6 +297,22 @@ def fully_shard_meshes(module: nn.Module) -> list[Any]:
     if groups is None:
         groups = [_required(state, "_fsdp_param_group", needed_for="fully_shard")]
     return [group.mesh_info.mesh for group in groups if group is not None]
+
+
+def active_ddp() -> nn.Module | None:
+    """The DistributedDataParallel whose forward is running, or None."""
+    cls = nn.parallel.DistributedDataParallel
+    found: nn.Module | None = _required(
+        cls, "_active_ddp_module", needed_for="DistributedDataParallel around a sharded model"
+    )
+    return found
+
+
+def total_norm_names() -> list[tuple[Any, str]]:
+    """Modules, and the name in each, by which torch's clipping calls the norm of gradients."""
+    module, name = importlib.import_module("torch.nn.utils.clip_grad"), "_get_total_norm"
+    _required(module, name, needed_for="torch.nn.utils.clip_grad_norm_ of a sharded model")
+    return [(module, name), (nn.utils, "get_total_norm")]
 
 
 def gradients(

@@ -24,6 +24,7 @@ from deepspeed_autotp.interop.fully_shard import (
     mesh_ranks,
     reshard,
 )
+from deepspeed_autotp.interop.wrappers import all_named_parameters, without_wrappers
 from deepspeed_autotp.state.grad_sync import grad_hook, hook_gradient
 from deepspeed_autotp.state.sharded_model import TensorParallel, container_of, owner_of
 
@@ -42,8 +43,15 @@ class SumUnsharded:
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
         """fully_shard's own hook has run before this one."""
-        if torch.compiler.is_compiling():  # without hooks the optimizer's step is refused
-            return
+        if not torch.compiler.is_compiling():
+            self._look_into(module)
+        elif is_fully_sharded(module):  # whose own hook breaks the graph, too
+            # Its module imports torch's compiler, which takes long.
+            from deepspeed_autotp.native.eager_call import eager_call
+
+            eager_call(self._look_into, module)
+
+    def _look_into(self, module: nn.Module) -> None:
         self._calls += 1
         is_new = is_fully_sharded(module) and id(module) not in self._seen
         if not is_new and self._calls.bit_count() > 1:  # modules alone: now and then
@@ -73,7 +81,7 @@ class SumUnsharded:
         """The plan as it is with fully_shard, after which adapters are no more changed."""
         if self._entries:
             return
-        names = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+        names = {name for name, _ in all_named_parameters(root)}
         entries = {entry.name: entry for entry in state.plan.entries}
         gone = next((name for name in entries if name not in names), None)
         if gone is not None:
@@ -107,8 +115,7 @@ class SumUnsharded:
         raise ValueError(
             f"the gradient of {entry.name} was not summed over the TP group, each rank of which "
             "has a part of the sum: fully_shard made its parameter outside of a forward of the "
-            "sharded model; call fully_shard before the first forward, then the model itself, and "
-            "compile its layers, layer.compile(), not the model"
+            "sharded model; call fully_shard before the first forward, then the model itself"
         )
 
 
@@ -124,7 +131,7 @@ class _OnceUnsharded:
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
         self._handle.remove()
         for name, parameter in module.named_parameters():
-            self._unsharded.register(self._prefix + name, parameter)
+            self._unsharded.register(without_wrappers(self._prefix + name), parameter)
 
 
 def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
@@ -137,7 +144,7 @@ def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
         check_mesh(module, state)
     reshard(model)
     reshard(root)
-    named = dict(root.named_parameters(remove_duplicate=False))
+    named = dict(all_named_parameters(root))
     parameters = []
     for entry, known in zip(state.plan.entries, state.parameters, strict=True):
         found = named.get(entry.name, known)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,8 +14,8 @@ from deepspeed_autotp.interop.fully_shard import (
     is_distributed,
     local_part,
     local_window,
+    over_parts,
     same_parts,
-    sum_over_parts,
 )
 from deepspeed_autotp.state.fully_shard import follow_fully_shard
 from deepspeed_autotp.state.sharded_model import (
@@ -61,25 +62,32 @@ class GradNorm:
         """Whether some rank counts only some runs of its shard, as of fused weights with few
         key/value heads."""
         entry = self._state.entry(parameter)
-        ranks = range(self._state.group.size)
+        ranks = range(self._ranks)
         return entry is not None and any(_counts_some_runs(entry, rank) for rank in ranks)
 
-    def of(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def of(self, pairs: Iterable[tuple[Tensor, Tensor]], *, order: float = 2.0) -> Tensor:
         """The norm of the unsharded model, in float64; ``pairs`` are parameters with gradients.
 
-        All ranks of the TP group call it. Squares are formed in float32, or in float64 where the
-        gradient is.
+        All ranks of the TP group call it. Powers are formed in float32, or in float64 where the
+        gradient is. ``order`` is a positive number; infinity is the largest absolute value.
         """
         # By where fully_shard has their parts, in the order of the parameters on all ranks.
-        sums: dict[object, tuple[Tensor, Tensor]] = {}
+        found: dict[object, tuple[Tensor, Tensor]] = {}
         for parameter, gradient in pairs:
-            counted = self.counted(gradient, parameter).to(_square_dtype(gradient))
-            before = sums.get(same_parts(gradient), (gradient, self._zero()))[1]
-            sums[same_parts(gradient)] = gradient, before + counted.square().sum()
+            counted = self.counted(gradient, parameter).to(_power_dtype(gradient))
+            before = found.get(same_parts(gradient), (gradient, self._zero()))[1]
+            found[same_parts(gradient)] = gradient, _added(before, _power(counted, order), order)
         total = self._zero()
-        for gradient, squares in sums.values():
-            total += sum_over_parts(squares, gradient)
-        return self._state.group.all_reduce(total).sqrt()
+        for gradient, powers in found.values():
+            total = _added(total, over_parts(powers, gradient, largest=math.isinf(order)), order)
+        if math.isinf(order):
+            return torch.stack(self._state.group.all_gather(total, [()] * self._ranks)).amax()
+        total = self._state.group.all_reduce(total)
+        return total.sqrt() if order == 2.0 else total.pow(1.0 / order)
+
+    @property
+    def _ranks(self) -> int:
+        return self._state.group.size
 
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self._state.device)
@@ -142,8 +150,19 @@ def _counted_part(gradient: Tensor, entry: Entry | None, rank: int) -> Tensor:
     return torch.cat([each.flatten() for each in own]) if own else part.new_zeros(0)
 
 
-def _square_dtype(gradient: Tensor) -> torch.dtype:
+def _power_dtype(gradient: Tensor) -> torch.dtype:
     return torch.promote_types(gradient.dtype, torch.float32)
+
+
+def _power(counted: Tensor, order: float) -> Tensor:
+    """What a part of the gradients adds to the norm of an order, before the root."""
+    if math.isinf(order):
+        return counted.abs().amax() if counted.numel() else counted.new_zeros(())
+    return counted.square().sum() if order == 2.0 else counted.abs().pow(order).sum()
+
+
+def _added(total: Tensor, power: Tensor, order: float) -> Tensor:
+    return torch.maximum(total, power.to(total)) if math.isinf(order) else total + power
 
 
 def _counts_some_runs(entry: Entry, rank: int) -> bool:

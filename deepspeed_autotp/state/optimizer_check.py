@@ -11,12 +11,18 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.interop.fully_shard import is_distributed, local_part, reshard
+from deepspeed_autotp.interop.fully_shard import (
+    fully_sharded_modules,
+    is_distributed,
+    local_part,
+    reshard,
+)
 from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
+from deepspeed_autotp.state.torch_clipping import let_torch_clip
 
 
 class _BeforeStep:
@@ -31,6 +37,7 @@ class _BeforeStep:
     def __init__(self, state: TensorParallel, unsharded: SumUnsharded) -> None:
         self._state = weakref.ref(state)
         self._unsharded = unsharded
+        self._plain = {id(p): weakref.ref(p) for p in state.parameters}  # before fully_shard
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that may step shards
         self._others = 0  # steps of what is not in the plan
         self.steps = 0
@@ -62,11 +69,27 @@ class _BeforeStep:
             own = {id(p) for p in model.parameters()}
             if any(id(p) in own for p in parameters):
                 state.check_parameters(model)
+            if any(self._is_of_before(p) and id(p) not in own for p in parameters):
+                _refuse_early(optimizer, model)
         replicated = [p for p, entry in entries if not entry.is_sharded and p.grad is not None]
         if replicated:
             smallest: Tensor = min(replicated, key=torch.numel)
             assert smallest.grad is not None
             self.norm = torch.linalg.vector_norm(local_part(smallest.grad).float())
+
+    def _is_of_before(self, parameter: Tensor) -> bool:
+        """Whether it was sharded; fully_shard may have replaced it in the model since."""
+        plain = self._plain.get(id(parameter))
+        return plain is not None and plain() is parameter
+
+
+def _refuse_early(optimizer: Optimizer, model: nn.Module) -> None:
+    """ValueError where ``optimizer`` has parameters that fully_shard has replaced."""
+    if fully_sharded_modules(model):
+        raise ValueError(
+            f"{type(optimizer).__name__} has parameters that fully_shard has replaced, and would "
+            f"not train {type(model).__name__}; make the optimizer after fully_shard"
+        )
 
 
 class _CompareSteps:
@@ -102,13 +125,16 @@ class _CompareSteps:
             f"the ranks {list(group.global_ranks)} of the TP group of {type(module).__name__} took "
             f"{[int(n) for n in steps]} optimizer steps, the last with gradients of a replicated "
             f"parameter of the norms {norms.tolist()}, expected equal ones; clip with "
-            "deepspeed_autotp.clip_grad_norm_(model, max_norm), scale a float16 loss with "
-            "deepspeed_autotp.GradScaler: those of torch see the shards of one rank"
+            "torch.nn.utils.clip_grad_norm_ or deepspeed_autotp.clip_grad_norm_(model, max_norm), "
+            "and scale a float16 loss with deepspeed_autotp.GradScaler: a norm of your own, and "
+            "the scaler of torch, are of the shards of one rank"
         )
 
 
 def check_optimizers(state: TensorParallel) -> None:
-    """Check the steps of a sharded model from now on, as long as ``state`` is there."""
+    """Check the steps of a sharded model from now on, as long as ``state`` is there, and let torch
+    clip its gradients by their norm."""
+    let_torch_clip()
     unsharded = SumUnsharded(state)
     before_step = _BeforeStep(state, unsharded)
     handle = register_optimizer_step_pre_hook(before_step)

@@ -24,7 +24,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.module_state import find_state, set_state
 from deepspeed_autotp.interop.peft import ModuleChanges
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
-from deepspeed_autotp.interop.wrappers import unwrapped
+from deepspeed_autotp.interop.wrappers import all_named_parameters, unwrapped
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.state.grad_sync import register_grad_hooks
 
@@ -131,7 +131,7 @@ class TensorParallel:
         ``model`` is that model, inside of it or around it.
         """
         known = {e.name: p for e, p in zip(self.plan.entries, self.parameters, strict=True)}
-        for name, parameter in self.root_in(model).named_parameters(remove_duplicate=False):
+        for name, parameter in all_named_parameters(self.root_in(model)):
             if known.get(name, parameter) is not parameter:
                 raise ValueError(
                     f"{name} was replaced after the model was sharded, so its shard of the full "
@@ -140,7 +140,7 @@ class TensorParallel:
 
     def check_parameters(self, model: nn.Module) -> None:
         """ValueError when ``model`` does not train with the parameters that were sharded."""
-        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        names = {name for name, _ in all_named_parameters(model)}
         gone = next((e.name for e in self.plan.entries if e.name not in names), None)
         if gone is not None:
             raise ValueError(
@@ -345,6 +345,19 @@ def container_of(parameters: Iterable[Tensor]) -> TensorParallel | None:
         if not wanted.isdisjoint(map(id, held)):
             return state
     return None
+
+
+def owners_of_gradients(gradients: Iterable[Tensor]) -> dict[int, tuple[Tensor, TensorParallel]]:
+    """The parameter and the sharded model of each gradient that is one of a sharded model, by the
+    id of the gradient; fully_shard may have made the parameter."""
+    wanted = set(map(id, gradients))
+    found: dict[int, tuple[Tensor, TensorParallel]] = {}
+    for state in list(_states):
+        root = state.root
+        for parameter in (*state.parameters, *([] if root is None else root.parameters())):
+            if parameter.grad is not None and id(parameter.grad) in wanted:
+                found[id(parameter.grad)] = parameter, state
+    return found
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:

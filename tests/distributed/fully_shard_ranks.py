@@ -234,9 +234,8 @@ def infinite_on_one_rank() -> list[float]:
     return scales
 
 
-def compiled() -> tuple[float, str]:
-    """Weights' largest difference to one process with compiled layers, and the error of a step of
-    a compiled model."""
+def compiled() -> float:
+    """Weights' largest difference to one process with compiled layers."""
     dp, tensor_parallel = meshes(2)
     own = make("qwen3", {"num_hidden_layers": 1})
     model = deepspeed_autotp.parallelize(
@@ -249,13 +248,7 @@ def compiled() -> tuple[float, str]:
         loss_of(each, tokens(0)).backward()
         optimizer.step()
     full = deepspeed_autotp.full_state_dict(model)
-    apart = max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
-    other = deepspeed_autotp.parallelize(
-        make("qwen3", {"num_hidden_layers": 1}), mesh=tensor_parallel
-    )
-    optimizer = torch.optim.SGD(spread(other, dp).parameters(), lr=0.5)
-    loss_of(torch.compile(other, backend="aot_eager"), tokens(0)).backward()
-    return apart, raised_error(optimizer.step)
+    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
 
 
 def refusals(folder: str) -> dict[str, str]:

@@ -74,11 +74,8 @@ def test_a_step_with_an_infinite_gradient_on_one_rank_is_skipped_on_all(pool: Po
     assert pool.run(infinite_on_one_rank, ranks=4) == [[65536.0, 32768.0, 32768.0]] * 4
 
 
-def test_compiled_layers_train_as_one_process_and_a_compiled_model_is_refused(pool: Pool) -> None:
-    for apart, error in pool.run(compiled, timeout=180):
-        assert apart < 1e-9
-        assert "q_norm.weight was not summed over the TP group" in error
-        assert "compile its layers" in error
+def test_compiled_layers_train_as_one_process(pool: Pool) -> None:
+    assert max(pool.run(compiled, timeout=180)) < 1e-9
 
 
 def test_what_would_train_wrongly_is_refused_by_name(pool: Pool, tmp_path: Path) -> None:

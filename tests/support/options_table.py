@@ -151,8 +151,8 @@ CLIPPING = (
         "`deepspeed_autotp.clip_grad_norm_([parameter], ...)`, a norm for each parameter",
         stages=(LOOP,),
         special="clip each",
-        note="torch's own sees the norm of a shard. Over a whole model the ranks then part, which "
-        "is an error in a later forward; parameter by parameter it is not seen",
+        note="so does `torch.nn.utils.clip_grad_norm_`, whose norm of a sharded model's gradients "
+        "is that of the full tensors",
     ),
 )
 

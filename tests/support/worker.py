@@ -136,6 +136,7 @@ def _leave() -> None:
     _destroy_engines()
     _reset_deepspeed()
     _reset_accelerate()
+    _forget_meshes()
     # An engine and its optimizer have finalizers, and go at a later collection than the first.
     for _ in range(3):
         gc.collect()
@@ -204,6 +205,18 @@ def _reset_deepspeed() -> None:
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     number = DeepSpeedZeRoOffload._register_deepspeed_module
     number.__defaults__[0][0] = 0
+
+
+def _forget_meshes() -> None:
+    """The caches of DTensor have meshes of this job, which would stand for equal ones of the next,
+    and the names of their groups."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return
+    from torch.distributed.tensor import _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    _redistribute.clear_redistribute_planner_cache()
 
 
 def _reset_accelerate() -> None:
