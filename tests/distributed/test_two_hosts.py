@@ -40,10 +40,11 @@ class Runs:
         self._stack = stack
         self._processes: dict[str, Popen[str]] = {}
 
-    def torchrun(self, hosts: Sequence[Host], case: str, ranks: int = 2) -> None:
-        """As a user starts a run, once on each host."""
+    def torchrun(self, hosts: Sequence[Host], case: str, *more: str) -> None:
+        """As a user starts a run of two ranks a host, once on each host."""
         for node, host in enumerate(hosts):
-            options = [f"--nnodes={len(hosts)}", f"--nproc-per-node={ranks}", f"--node-rank={node}"]
+            nodes = [] if more else [f"--nnodes={len(hosts)}", f"--node-rank={node}"]
+            options = ["--nproc-per-node=2", *nodes, *more]
             meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0].address}:29500"]
             run = ["-m", "torch.distributed.run", *options, *meeting, "-m", MODULE]
             self._start(f"node {node}", host, [*run, case, str(self.folder)], {})
@@ -243,4 +244,21 @@ def test_torchrun_ends_where_the_other_host_is_killed(hosts: list[Host], runs: R
             f"{other} on host-a, rank 2 on host-b, rank 3 on host-b: one of them or its host has "
             "ended, or did not answer within the timeout; look at its own error"
         )
+    assert hosts[0].shared_files() == []
+
+
+@pytest.mark.long
+def test_torchrun_goes_on_with_one_host_from_the_last_checkpoint(
+    hosts: list[Host], runs: Runs
+) -> None:
+    conf = "--rdzv-conf=last_call_timeout=20"
+    runs.torchrun(hosts, "elastic", "--nnodes=1:2", "--max-restarts=3", conf)
+    runs.after_step(2)
+    hosts[1].kill()
+    codes = runs.wait(240, expected=None)
+    assert codes["node 0"] == 0, runs.log("node 0")
+    for rank in range(2):
+        found = json.loads((runs.folder / f"{rank}.json").read_text())
+        assert found["first"] >= 2, "it began anew"
+        assert found["losses apart"] <= 1e-5
     assert hosts[0].shared_files() == []

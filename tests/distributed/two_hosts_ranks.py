@@ -58,6 +58,7 @@ class Progress:
     """Tells the test which steps are done."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = folder / f"{dist.get_rank()}.step"
 
     def note(self, step: int) -> None:
@@ -218,6 +219,25 @@ def endless_engine(progress: Progress) -> None:
         progress.note(step)
 
 
+def elastic(progress: Progress) -> dict[str, Any]:
+    """Training that goes on from its last checkpoint, with the ranks that there are: losses of this
+    start against one process, and the step that it began with."""
+    _, expected = _single(DISTURBED_STEPS)
+    model = build("llama", tied=False)
+    config = engine_config(Setting(tp=2, zero=1, clip=CLIP))
+    engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    saved = progress.folder / "checkpoint"
+    if (saved / "latest").exists():
+        engine.load_checkpoint(str(saved))
+    first, losses = engine.global_steps, []
+    for step in range(first, DISTURBED_STEPS):
+        losses += train_engine(engine, tp=2, first=step, steps=1)
+        engine.save_checkpoint(str(saved))
+        progress.note(step)
+        time.sleep(PAUSE)
+    return {"first": first, "losses apart": worst_difference(losses, expected[first:])}
+
+
 CASES: dict[str, Callable[[Progress], Any]] = {
     "parity": parity,
     "cyclic": cyclic,
@@ -225,6 +245,7 @@ CASES: dict[str, Callable[[Progress], Any]] = {
     "disturbed": disturbed,
     "endless": endless,
     "endless_engine": endless_engine,
+    "elastic": elastic,
 }
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def srun(rank: int, first: Host) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("launcher", [torchrun, deepspeed, srun])
 def test_a_launcher_trains_on_two_hosts_as_one_process_does(
     hosts: list[Host], single: list[float], launcher: Any, tmp_path: Path
@@ -105,12 +106,13 @@ def test_a_launcher_trains_on_two_hosts_as_one_process_does(
             process = hosts[rank // 2].start([*command, *more], env=environment, output=output)
             started.append((rank, process))
         for rank, process in started:
-            code = process.wait(timeout=250)
+            code = process.wait(timeout=300)
             assert code == 0, (tmp_path / f"{rank}.log").read_text()
     assert json.loads(written.read_text()) == pytest.approx(single, rel=1e-4)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(500)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_ray_train_on_two_nodes_trains_as_one_process_does(
     single: list[float], tmp_path: Path

@@ -2,7 +2,8 @@
 """Two hosts on this machine: namespaces with own network, host name, processes and ``/dev/shm``.
 
 A pair of virtual Ethernet devices is the cable between them. It needs root and the namespaces of
-Linux; where these are missing, :class:`NoHosts` says why. Nothing outlives the block.
+Linux; where these are missing, :class:`NoHosts` says why. Nothing outlives the block, nor
+the process.
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = "eth0"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname")
+TOOLS = ("setpriv", "unshare", "nsenter", "ip", "mount", "hostname")
 # Its first process, with whose end all others of the host end.
 START = """
 set -e
@@ -50,7 +51,18 @@ class Host:
             "--mount-proc",
         ]
         self._first = subprocess.Popen(
-            ["unshare", *namespaces, "sh", "-c", START, "sh", name, str(names)],
+            [
+                "setpriv",
+                "--pdeathsig=KILL",
+                "unshare",
+                *namespaces,
+                "sh",
+                "-c",
+                START,
+                "sh",
+                name,
+                str(names),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
