@@ -93,7 +93,9 @@ def train(run: MeshRun) -> Trained:
         called = torch.compile(model, backend="aot_eager")  # type: ignore[assignment]
     losses, norms = _train(run, model, called, replica_of(dp), dp.size())
     deepspeed_autotp.check_replicas(model)
-    return losses, norms, before, deepspeed_autotp.full_state_dict(model)
+    after = deepspeed_autotp.full_state_dict(model)
+    assert deepspeed_autotp.checkpoint_state(model)["model"].state_dict().keys() == after.keys()
+    return losses, norms, before, after
 
 
 def _apart(got: Sequence[float], expected: Sequence[float]) -> float:
@@ -172,6 +174,17 @@ def rounded(tp: int) -> list[dict[str, Tensor]]:
         {name: after[name].double() - before[name] for name in before}
         for after in (copied(own), full)
     ]
+
+
+def save_wrapped(folder: str) -> tuple[list[str], dict[str, Tensor]]:
+    """Save a model whose blocks are wrapped; the names that iter_full_parameters has, and the full
+    weights."""
+    run = MeshRun(family="qwen3", checkpoint="wrapper", compiled="replaced blocks")
+    model = deepspeed_autotp.parallelize(make(run), tp_size=2)
+    prepare(run, model)
+    deepspeed_autotp.save_pretrained(model, folder)
+    names = [name for name, _ in deepspeed_autotp.iter_full_parameters(model)]
+    return names, deepspeed_autotp.full_state_dict(model)
 
 
 def right_after_all() -> dict[str, float]:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.distributed.meshes_ranks import (
     compare,
     dropout_losses,
     right_after_all,
     rounded,
+    save_wrapped,
 )
 from tests.support.mesh_runs import MATRIX, QUICK, MeshRun, runs_of_pairs
 from tests.support.worker_pool import Pool
@@ -124,6 +126,16 @@ def _error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> f
     """The relative error over all weights."""
     apart = sum(float((got[n] - t).square().sum()) for n, t in expected.items())
     return (apart / sum(float(t.square().sum()) for t in expected.values())) ** 0.5
+
+
+def test_what_wrapped_blocks_hold_is_saved_under_their_own_names(
+    pool: Pool, tmp_path: Path
+) -> None:
+    names, full = pool.run(save_wrapped, str(tmp_path))[0]
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == full.keys() == set(names)
+    assert "model.layers.0.mlp.up_proj.weight" in names
+    assert all(torch.equal(saved[name], tensor) for name, tensor in full.items())
 
 
 def test_other_forms_of_fully_shard_train_as_one_process(pool: Pool) -> None:

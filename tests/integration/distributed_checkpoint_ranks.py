@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +42,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """How a run is spread over its ranks; ``way`` is what averages gradients over replicas."""
+    """How a run is spread over its ranks; ``way`` is what averages gradients over replicas: with
+    "hsdp" blocks are wrapped for activation checkpointing, too."""
 
     tp: int = 1
     dp: int = 1
@@ -70,11 +74,14 @@ class Loop:
     """A model, its optimizer and a schedule with a warm-up on this rank."""
 
     def __init__(self, case: Case, size: Size) -> None:
-        mesh = init_device_mesh("cpu", (size.dp, size.tp), mesh_dim_names=("dp", "tp"))
+        replicas, names = (size.dp,), ("dp",)
+        if size.way == "hsdp":
+            replicas, names = (2, size.dp // 2), ("dp_replicate", "dp_shard")
+        mesh = init_device_mesh("cpu", (*replicas, size.tp), mesh_dim_names=(*names, "tp"))
         torch.set_num_threads(1)
-        self.replica, self.replicas = mesh["dp"].get_local_rank(), size.dp
+        self.replica, self.replicas = dist.get_rank() // size.tp, size.dp
         sharded = deepspeed_autotp.parallelize(case.make(), mesh=mesh["tp"])
-        self.model = spread(sharded, mesh["dp"], size.way)
+        self.model = spread(sharded, mesh[names], size.way)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.1)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(step) / RATE
@@ -98,7 +105,10 @@ class Loop:
 
 def spread(model: nn.Module, mesh: DeviceMesh, way: str) -> nn.Module:
     """A sharded model over the data-parallel replicas of ``mesh``."""
-    if way == "fsdp":
+    if way == "hsdp":
+        own = set(model.model.layers)
+        apply_activation_checkpointing(model, check_fn=lambda module: module in own)
+    if way in ("fsdp", "hsdp"):
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)

@@ -68,6 +68,8 @@ PAIRS = [
     (Size(2, 2, "fsdp"), Size(4)),
     (Size(2), Size(1, 3, "fsdp")),
     (Size(1, 4, "fsdp"), Size(2, 2, "fsdp")),
+    (Size(2, 2, "hsdp"), Size(1, 4, "hsdp")),
+    (Size(1, 4, "hsdp"), Size(2, 2, "hsdp")),
 ]
 QUICK = [
     ("fused", PAIRS[0]),
@@ -78,6 +80,7 @@ QUICK = [
     ("fused", PAIRS[5]),
     ("tied", PAIRS[6]),
     ("fused", PAIRS[7]),
+    ("uneven heads", PAIRS[8]),
 ]
 MATRIX = [(name, pair) for name in CASES for pair in PAIRS]
 
