@@ -17,8 +17,9 @@ from .checkpoint.gather_params import gather_params
 from .checkpoint.iter_full_parameters import iter_full_parameters
 from .checkpoint.save_pretrained import save_pretrained
 from .config.autotp_config import AutoTPConfig, AutoTPPresets, merge_autotp_configs
+from .config.dtypes import infer_config_dtype
 from .config.layer_spec import PartitionType, TPLayerSpec
-from .config.load_config import infer_config_dtype, load_ds_config
+from .config.load_config import load_ds_config
 from .config.training_config import (
     TPConfig,
     TPTrainingConfig,

@@ -72,8 +72,10 @@ def _section(name: str, value: Any) -> Iterator[str]:
 
 
 def _methods(cls: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Public functions and properties that a class defines itself, with a docstring."""
-    for name, value in vars(cls).items():
+    """Public functions and properties with a docstring that a class defines itself, or that a base
+    does of which it has the docstring, too."""
+    bases = [each for each in cls.__mro__ if each.__doc__ == cls.__doc__]
+    for name, value in ((n, v) for each in bases for n, v in vars(each).items()):
         if name.startswith("_"):
             continue
         function = value.__func__ if isinstance(value, staticmethod | classmethod) else value

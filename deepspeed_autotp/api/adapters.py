@@ -37,9 +37,10 @@ from deepspeed_autotp.interop.peft_rollback import keep_adapters
 from deepspeed_autotp.interop.torch_private import keep_modules
 from deepspeed_autotp.interop.transformers import guard_save_pretrained
 from deepspeed_autotp.layers.class_swap import changed_classes
+from deepspeed_autotp.planning.agreed_plans import AgreedPlans
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.plan_recipe import recipe
-from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest, large_names
+from deepspeed_autotp.planning.planner import PlanRequest, large_names
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
 from deepspeed_autotp.sharding.partition import shard_parameters
 from deepspeed_autotp.sharding.weight_sync import broadcast_tensors

@@ -13,8 +13,9 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.comparison import Compared, Values
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.planning.agreed_plans import AgreedPlans
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import AgreedPlans, PlanRequest
+from deepspeed_autotp.planning.planner import PlanRequest
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.self_check.inputs import Inputs, agreed_inputs
 from deepspeed_autotp.self_check.self_check import SelfCheck

@@ -16,7 +16,7 @@ from deepspeed_autotp.interop.deepspeed.groups import engine_group_size
 from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.process_groups import mpu_group
-from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.planning.agreed_plans import compared
 from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
 
 # What DeepSpeed's own steps depend on: with other values on another rank they wait for ever.

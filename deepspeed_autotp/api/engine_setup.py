@@ -62,8 +62,9 @@ from deepspeed_autotp.interop.deepspeed.parameters import (
     mark_universal,
 )
 from deepspeed_autotp.interop.deepspeed.save_16bit_model import save_full_weights
-from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import compared, skips_all
+from deepspeed_autotp.planning.agreed_plans import compared
+from deepspeed_autotp.planning.model_description import Description, describe, styles_of
+from deepspeed_autotp.planning.planner import skips_all
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
@@ -237,7 +238,7 @@ class EngineSetup:
         settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
         check_monitor(settings, config, found)
-        skips = found is None and skips_all(model, settings)
+        skips = found is None and skips_all(styles_of(model), lambda: describe(model), settings)
         state = "left as it is" if skips else _state_of(found)
         if skips:
             skip_everything(config)

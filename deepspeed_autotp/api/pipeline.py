@@ -43,9 +43,10 @@ from deepspeed_autotp.interop.transformers import config_values, guard_save_pret
 from deepspeed_autotp.loading.file_weights import FileWeights
 from deepspeed_autotp.loading.load_shards import LoadShards
 from deepspeed_autotp.native import operators
+from deepspeed_autotp.planning.agreed_plans import compared
 from deepspeed_autotp.planning.model_description import Description, describe
 from deepspeed_autotp.planning.plan_recipe import recipe
-from deepspeed_autotp.planning.planner import PlanRequest, compared
+from deepspeed_autotp.planning.planner import PlanRequest
 from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.conversion import Conversion
 from deepspeed_autotp.sharding.host_span import spanning_warning

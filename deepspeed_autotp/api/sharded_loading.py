@@ -33,7 +33,7 @@ from deepspeed_autotp.loading.checkpoint_files import checkpoint_tensors
 from deepspeed_autotp.loading.file_weights import FileWeights, separate_weights
 from deepspeed_autotp.loading.read_plan import are_equal
 from deepspeed_autotp.loading.traced_tensor import traced
-from deepspeed_autotp.planning.planner import compared
+from deepspeed_autotp.planning.agreed_plans import compared
 
 
 def from_pretrained(

@@ -36,8 +36,8 @@ from deepspeed_autotp.distributed.model_groups import group_timeout
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.loading.file_weights import FileWeights
+from deepspeed_autotp.planning.agreed_plans import compared
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.sharding.weight_location import refuse_unlike
 from deepspeed_autotp.state.mesh_check import check_spreading
 from deepspeed_autotp.state.optimizer_check import check_optimizers

@@ -17,8 +17,8 @@ from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.interop.progress_bars import without_warnings
+from deepspeed_autotp.planning.agreed_plans import compared
 from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.planner import compared
 from deepspeed_autotp.self_check.subject import Subject
 from deepspeed_autotp.self_check.training import Training, train
 from deepspeed_autotp.self_check.training_comparison import (

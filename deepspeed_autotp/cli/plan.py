@@ -143,7 +143,7 @@ def _suggest(asked: argparse.Namespace, config: dict[str, Any], console: Console
 
 def _request(asked: argparse.Namespace, config: dict[str, Any]) -> Request:
     from deepspeed_autotp.estimate.estimator import Request
-    from deepspeed_autotp.estimate.trace import Shape
+    from deepspeed_autotp.estimate.trace_result import Shape
 
     stage, zero = zero_options(config)
     optimizer = asked.optimizer or str(config.get("optimizer", {}).get("type", "adamw"))
@@ -168,16 +168,17 @@ def _subject(asked: argparse.Namespace, config: dict[str, Any]) -> Subject:
         raise ValueError(f"--tp: got {tp}, expected {least} or more")
     lora = lora_of(given.get("lora"))
 
-    from deepspeed_autotp.config.dtypes import parse_dtype
-    from deepspeed_autotp.config.load_config import infer_config_dtype
-    from deepspeed_autotp.config.training_config import get_tensor_parallel_config
-    from deepspeed_autotp.estimate.subject import Changes, Subject
+    from deepspeed_autotp.config.dtype_names import canonical_dtype, config_dtype
+    from deepspeed_autotp.config.tp_section import TPSection, section_of
+    from deepspeed_autotp.estimate.changes import Changes
+    from deepspeed_autotp.estimate.subject import Subject
 
-    dtype = infer_config_dtype(config)
+    dtype = config_dtype(config)
     if asked.dtype is not None:
-        dtype = parse_dtype(asked.dtype, "--dtype")
+        dtype = canonical_dtype(asked.dtype, "--dtype")
     changes = Changes(dtype, bool(given.get("gradient_checkpointing")), lora)
-    return Subject(asked.model, dict(get_tensor_parallel_config(config)), changes)
+    section = dict(TPSection(**section_of(config)))
+    return Subject(asked.model, section, changes)
 
 
 def _planned(subject: Subject, ranks: int) -> Plan:

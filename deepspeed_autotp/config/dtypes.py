@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from deepspeed_autotp import _core
-from deepspeed_autotp.config.validation import shown
+from deepspeed_autotp.config.dtype_names import canonical_dtype, config_dtype
 
-__all__ = ["SAFETENSORS_NAMES", "named_dtype", "parse_dtype"]
+__all__ = ["SAFETENSORS_NAMES", "infer_config_dtype", "named_dtype", "parse_dtype"]
 
 _BY_NAME = {
     "float16": torch.float16,
@@ -49,11 +51,13 @@ def named_dtype(name: str) -> torch.dtype:
 def parse_dtype(value: object, where: str) -> torch.dtype:
     """A torch data type, or any usual spelling of one ("bf16", "torch.bfloat16", "half").
 
-    Raises ValueError, naming `where` and the nearest spellings; a type that no model is trained
-    in, such as torch.int8, is refused like an unknown one.
+    Raises ValueError as ``canonical_dtype``.
     """
-    if not isinstance(value, str | torch.dtype):
-        raise ValueError(
-            f"{where}: got {shown(value)}, expected a torch dtype or its name, such as 'bf16'"
-        )
-    return named_dtype(_core.dtype_name(str(value), where))
+    spelling = str(value) if isinstance(value, torch.dtype) else value
+    return named_dtype(canonical_dtype(spelling, where))
+
+
+def infer_config_dtype(config_dict: Mapping[str, Any]) -> torch.dtype | None:
+    """The data type that ``bf16.enabled`` or ``fp16.enabled`` asks for; "auto" asks for none."""
+    name = config_dtype(config_dict)
+    return None if name is None else named_dtype(name)

@@ -12,14 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
-from deepspeed_autotp import _core
-from deepspeed_autotp.config.dtypes import named_dtype
 from deepspeed_autotp.config.validation import dictionary, shown, wrong
 
-__all__ = ["infer_config_dtype", "load_ds_config", "precision_switches", "switched_on"]
+__all__ = ["load_ds_config", "precision_switches", "switched_on"]
 
 _EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
 
@@ -50,12 +47,6 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
             f"config: got {shown(config)}, expected {_EXPECTED}; as a path: there is no such file; "
             f"as base64: {_reason(error)}"
         ) from None
-
-
-def infer_config_dtype(config_dict: Mapping[str, Any]) -> torch.dtype | None:
-    """The data type that ``bf16.enabled`` or ``fp16.enabled`` asks for; "auto" asks for none."""
-    name = _core.precision(*precision_switches(config_dict))
-    return None if name is None else named_dtype(name)
 
 
 def precision_switches(config: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from deepspeed_autotp.estimate.report import (
     Settings,
 )
 from deepspeed_autotp.estimate.subject import Subject
-from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
-from deepspeed_autotp.planning.model_description import dtype_name
+from deepspeed_autotp.estimate.trace_result import Shape, Trace
 from deepspeed_autotp.planning.plan_words import bytes_of_ranks
 
 
@@ -57,8 +56,8 @@ class Estimator:
         traced_rank = largest_rank(plan)
         trace = None if request.shape is None else self._trace(ranks, traced_rank, request.shape)
         activations = self._activations(trace, plan, traced_rank, request)
-        memory = [_memory(plan, rank, subject.trains, request) for rank in range(ranks)]
-        rows = rows_of(plan, subject.description)
+        memory = [_memory(plan, rank, subject.record.trains, request) for rank in range(ranks)]
+        rows = rows_of(plan, subject.record)
         return Estimate(
             model=subject.text,
             tp_size=ranks,
@@ -81,6 +80,9 @@ class Estimator:
 
     def _trace(self, ranks: int, rank: int, shape: Shape) -> Trace | str:
         if ranks not in self._traces:
+            # Only who traces waits for torch.
+            from deepspeed_autotp.estimate.trace import trace_step
+
             subject = self._subject
             try:
                 found: Trace | str = trace_step(
@@ -109,11 +111,7 @@ class Estimator:
                 round(trace.seconds, 3),
             )  # fmt: skip
         found = formula_activations(
-            self._subject.model,
-            plan.ranks,
-            shape,
-            self._subject.dtype.itemsize,
-            checkpointing=request.checkpointing,
+            self._subject.record, plan.ranks, shape, checkpointing=request.checkpointing
         )
         reason = f"the step cannot be traced ({trace}); by {found.source}"
         sizes = (found.saved + found.logits, found.saved, found.logits)
@@ -133,14 +131,14 @@ def _settings(subject: Subject, request: Request) -> Settings:
         replicas=request.replicas,
         zero_stage=request.stage,
         optimizer=request.optimizer,
-        dtype=dtype_name(subject.dtype),
+        dtype=subject.record.dtype[0],
         gradient_checkpointing=request.checkpointing,
         lora=request.lora,
         bandwidth=request.bandwidth,
     )
 
 
-def _memory(plan: Plan, rank: int, trains: list[bool], request: Request) -> dict[str, Any]:
+def _memory(plan: Plan, rank: int, trains: Sequence[bool], request: Request) -> dict[str, Any]:
     return plan.rank_memory(
         rank,
         stage=request.stage,

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from deepspeed_autotp import _core
-from deepspeed_autotp.estimate.step_recorder import stacks_of
-from deepspeed_autotp.estimate.trace import Shape
-from deepspeed_autotp.interop.transformers import model_facts
+from deepspeed_autotp.estimate.model_record import ModelRecord
+from deepspeed_autotp.estimate.trace_result import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +20,16 @@ class Formula:
 
 
 def formula_activations(
-    model: nn.Module, ranks: int, shape: Shape, itemsize: int, *, checkpointing: bool
+    record: ModelRecord, ranks: int, shape: Shape, *, checkpointing: bool
 ) -> Formula:
     """Of a decoder with one kind of block; the logits are those of one rank, as its output and its
     gradient have them."""
-    values = model_facts(model).integers
+    values = record.data.integers
     keys = ("hidden_size", "d_model", "n_embd")
     hidden = next((values[key] for key in keys if key in values), 0)
-    layers = sum(map(len, stacks_of(model).values()))
+    layers = sum(map(len, record.stacks.values()))
     tokens = shape.sequences * shape.tokens
+    _, itemsize = record.dtype
     saved = _core.activation_formula(layers, tokens, hidden, ranks, itemsize, False, checkpointing)
     logits = tokens * values.get("vocab_size", 0) * itemsize // ranks
     return Formula(

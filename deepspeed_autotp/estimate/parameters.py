@@ -6,20 +6,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from deepspeed_autotp._core import Entry, Kind, Plan, index_pattern
+from deepspeed_autotp.estimate.model_record import ModelRecord, class_of_kind
 from deepspeed_autotp.estimate.report import BlockKind, Row, Stack
-from deepspeed_autotp.estimate.step_recorder import class_of_kind
-from deepspeed_autotp.planning.model_description import Description, dtype_name
 
 # Of names in a warning.
 _NAMED = 4
 
 
-def rows_of(plan: Plan, description: Description) -> tuple[Row, ...]:
+def rows_of(plan: Plan, record: ModelRecord) -> tuple[Row, ...]:
     """One row for each group of parameters, as the plan's table has them."""
     rows = []
     for row in plan.table():
         entry = row.entry
-        parameter = description.parameters[row.index]
+        *_, dtype, _, _ = record.data.parameters[row.index]
         rows.append(
             Row(
                 pattern=row.pattern,
@@ -27,8 +26,8 @@ def rows_of(plan: Plan, description: Description) -> tuple[Row, ...]:
                 kind=str(entry.kind),
                 source=str(entry.source),
                 rule=entry.rule,
-                dtype=dtype_name(parameter.dtype),
-                trains=parameter.requires_grad,
+                dtype=dtype,
+                trains=record.trains[row.index],
                 shape=entry.shape,
                 local_shapes=_local_shapes(entry, plan),
                 bytes=row.full_bytes,

@@ -206,18 +206,14 @@ def stacks_of(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def block_kind(block: nn.Module) -> str:
-    """What is alike of blocks that do the same: classes, shapes and settings, by name."""
+    """What is alike of blocks that do the same: classes, shapes and settings, by name. The first
+    line is " ClassName settings", which ``class_of_kind`` reads."""
     words = [
         f"{name} {type(module).__name__} {_settings(module)}"
         for name, module in block.named_modules()
     ]
     words += [f"{n} {tuple(p.shape)} {p.requires_grad}" for n, p in block.named_parameters()]
     return "\n".join(words)
-
-
-def class_of_kind(kind: str) -> str:
-    """The class of the blocks of a kind, whose first line is " ClassName settings"."""
-    return kind.split("\n", 1)[0].split(" ")[1]
 
 
 def _settings(module: nn.Module) -> Sequence[tuple[str, object]]:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from deepspeed_autotp.estimate.step_recorder import (
     block_kind,
     stacks_of,
 )
+from deepspeed_autotp.estimate.trace_result import Collectives, Shape, Trace
 from deepspeed_autotp.interop.fused_attention import fused_attention
 from deepspeed_autotp.interop.labels import with_labels
 from deepspeed_autotp.interop.live_bytes import fake_tensors, make_fake
@@ -43,47 +44,6 @@ _MOST_BLOCKS = 16
 # Blocks at each end that stand for themselves alone; the exact number first.
 _MARGINS = (2, 1)
 _LONGEST = 200  # of what a model says
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Of a micro-batch: sequences, and tokens of each."""
-
-    sequences: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Collectives:
-    """Those of a step that are alike; ``size`` is what this rank gives to each, in bytes."""
-
-    kind: str
-    size: int
-    ranks: int
-    module: str
-    phase: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What a rank has alive beside weights, gradients and optimizer, and sends over its TP group.
-
-    ``parts``  as :func:`_core.timeline_peak` takes them
-    ``saved``  bytes that the forward leaves for the backward pass
-    ``blocks``  that were run, of how many: ``2 of 80``
-    """
-
-    parts: tuple[tuple[tuple[int, int], tuple[tuple[int, int], ...], int], ...]
-    saved: int
-    logits: int
-    collectives: tuple[Collectives, ...]
-    blocks: str
-    seconds: float
-
-    def peak(self, share: float) -> tuple[int, int]:
-        """(activations, gradients) in bytes where activations + share * gradients is largest."""
-        return _core.timeline_peak(self.parts, share)
 
 
 # A model on the meta device, all of it or with a number of blocks in each stack.
@@ -215,7 +175,7 @@ def _switch(
 ) -> None:
     """As a conversion does once the tensors are shards: hooks go onto the fake parameters."""
     parameters = tuple(fake[id(parameter)] for parameter in description.parameters)
-    switched = Description(description.model, parameters, description.modules)
+    switched = replace(description, parameters=parameters)
     conversion = Conversion(switched, plan=plan, group=group, overlap=True)
     conversion.switch()
     conversion.keep_logits()

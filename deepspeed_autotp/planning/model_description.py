@@ -6,7 +6,7 @@ Reads; decides nothing. Works on meta tensors and on models whose weights are el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +15,26 @@ from torch import nn
 from deepspeed_autotp._core import Model
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.labels import labels_argument
-from deepspeed_autotp.interop.transformers import are_routed_experts, is_conv1d, model_facts
+from deepspeed_autotp.interop.transformers import (
+    are_routed_experts,
+    is_conv1d,
+    model_facts,
+    tp_plan,
+    user_tp_plan_entries,
+)
+from deepspeed_autotp.planning.model_data import ModelData, ParameterRow, Style
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The core's view of a model, and the torch objects behind its indices.
+    """The core's view of a model with its ``tp_plan``, and the torch objects behind its indices.
 
     ``parameters[i]`` is the tensor of the plan's entry ``i`` and ``modules`` maps every module
     name that the plan uses to its module.
     """
 
     model: Model
+    styles: tuple[Style, ...]
     parameters: tuple[nn.Parameter, ...]
     modules: dict[str, nn.Module]
 
@@ -62,18 +70,53 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def describe(
-    model: nn.Module, *, shape_of: Callable[[nn.Parameter], tuple[int, ...]] = full_shape
-) -> Description:
-    """Read ``model``; a tensor that has several names appears once per name, tied to the first.
+# Gives the shape of a full parameter.
+ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
 
-    ``shape_of`` gives the shape of a full parameter.
-    """
+
+def describe(model: nn.Module, *, shape_of: ShapeOf = full_shape) -> Description:
+    """Read ``model``; a tensor that has several names appears once per name, tied to the first."""
+    data, parameters = described(model, shape_of=shape_of)
+    return Description(data.model(), data.styles, parameters, dict(model.named_modules()))
+
+
+def described(
+    model: nn.Module, *, shape_of: ShapeOf = full_shape
+) -> tuple[ModelData, tuple[nn.Parameter, ...]]:
+    """As data, and the tensors behind its parameters."""
     modules = dict(model.named_modules())
     places = {module: index for index, module in enumerate(modules.values())}
+    rows, parameters = _parameters(modules, shape_of)
+    facts = model_facts(model)
+    data = ModelData(
+        modules=tuple(
+            (name, type(module).__name__, _kind(module), _integers(module))
+            for name, module in modules.items()
+        ),
+        parameters=rows,
+        styles=styles_of(model),
+        model_type=facts.model_type,
+        prefix=facts.prefix,
+        integers=facts.integers,
+        input_embedding=places.get(facts.input_embedding, -1),
+        output_head=places.get(facts.output_head, -1),
+        takes_labels=labels_argument(model) is not None,
+    )
+    return data, parameters
+
+
+def styles_of(model: nn.Module) -> tuple[Style, ...]:
+    """The ``tp_plan`` of ``model``, and which of its entries are the user's."""
+    own = user_tp_plan_entries(model)
+    return tuple((pattern, style, pattern in own) for pattern, style in tp_plan(model).items())
+
+
+def _parameters(
+    modules: Mapping[str, nn.Module], shape_of: ShapeOf
+) -> tuple[tuple[ParameterRow, ...], tuple[nn.Parameter, ...]]:
     first: dict[int, int] = {}
     parameters: list[nn.Parameter] = []
-    rows = []
+    rows: list[ParameterRow] = []
     for index, (name, module) in enumerate(modules.items()):
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             tied = first.setdefault(id(parameter), len(parameters))
@@ -89,21 +132,4 @@ def describe(
                 )
             )
             parameters.append(parameter)
-    facts = model_facts(model)
-    return Description(
-        model=Model(
-            [
-                (name, type(module).__name__, _kind(module), _integers(module))
-                for name, module in modules.items()
-            ],
-            rows,
-            model_type=facts.model_type,
-            prefix=facts.prefix,
-            integers=facts.integers,
-            input_embedding=places.get(facts.input_embedding, -1),
-            output_head=places.get(facts.output_head, -1),
-            takes_labels=labels_argument(model) is not None,
-        ),
-        parameters=tuple(parameters),
-        modules=modules,
-    )
+    return tuple(rows), tuple(parameters)

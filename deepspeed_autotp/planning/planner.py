@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a configuration and a described model to a plan, the same on every rank."""
+"""From a configuration and a described model to a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from torch import nn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from deepspeed_autotp._core import Plan, Rules, index_pattern
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
-from deepspeed_autotp.config.training_config import TPTrainingConfig
-from deepspeed_autotp.distributed.comparison import Compared, Planned
-from deepspeed_autotp.distributed.consensus import Agreement, Outcome
-from deepspeed_autotp.interop.peft import refuse_kinds, unsupported_adapters
-from deepspeed_autotp.interop.transformers import drops_layers, tp_plan, user_tp_plan_entries
-from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.quantized_weights import refuse_quantized
+from deepspeed_autotp.config.tp_section import TPSection
+from deepspeed_autotp.planning.model_data import Plannable, Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +38,8 @@ _RULES_ALONE = PlanRequest()
 
 
 def make_plan(
-    description: Description,
-    settings: TPTrainingConfig,
+    description: Plannable,
+    settings: TPSection,
     *,
     ranks: int,
     request: PlanRequest = _RULES_ALONE,
@@ -57,7 +50,7 @@ def make_plan(
     partition = given or AutoTPConfig()
     return Plan(
         description.model,
-        _model_rules(description.modules[""]) if given is None else build_rules(given),
+        _model_rules(description.styles) if given is None else build_rules(given),
         ranks=ranks,
         grain=settings.tensor_parallel.tp_grain_size,
         strict=partition.strict_mode,
@@ -77,192 +70,29 @@ def make_plan(
     )
 
 
-def skips_all(model: nn.Module, settings: TPTrainingConfig) -> bool:
-    """Whether the rules skip parameters of ``model`` and ask for nothing else, so that it is meant
-    to stay as it is."""
+def skips_all(
+    styles: Sequence[Style], describe: Callable[[], Plannable], settings: TPSection
+) -> bool:
+    """Whether the rules, or ``styles`` where there are none, skip parameters of a model and ask for
+    nothing else, so that it is meant to stay as it is."""
     given = settings.get_partition_config_object()
-    rules = _model_rules(model) if given is None else build_rules(given)
+    rules = _model_rules(styles) if given is None else build_rules(given)
     if not rules.only_skip or settings.sequence_parallel or settings.vocab_parallel_lm_head:
         return False
     try:
         ranks = settings.autotp_size
-        return make_plan(describe(model), settings, ranks=ranks, must_shard=False).skips_all
+        return make_plan(describe(), settings, ranks=ranks, must_shard=False).skips_all
     except ValueError:  # said where the model is to be sharded
         return False
 
 
-def _model_rules(model: nn.Module) -> Rules:
+def _model_rules(styles: Sequence[Style]) -> Rules:
     rules = Rules()
-    own = user_tp_plan_entries(model)
-    for pattern, style in tp_plan(model).items():
-        rules.add_style(pattern, style, required=pattern in own)
+    for pattern, style, required in styles:
+        rules.add_style(pattern, style, required=required)
     return rules
-
-
-def _refuse_adapters(description: Description, plan: Plan) -> None:
-    """ValueError for adapters on sharded layers that would not be right there."""
-    refuse_kinds(description.modules[""])
-    for name, kind in unsupported_adapters(description.modules[""]).items():
-        if any(e.is_sharded and e.name.startswith(f"{name}.") for e in plan.entries):
-            raise ValueError(
-                f"'{name}' has an adapter that is not plain LoRA ({kind}), and its layer is "
-                "sharded: use LoRA without variants, or leave the layer replicated with "
-                "partition_type 'skip' in tensor_parallel.partition_config"
-            )
-
-
-def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
-    for stack in plan.stacks:
-        if drops_layers(description.modules[stack.owner]):
-            raise ValueError(
-                f"tensor_parallel.sequence_parallel: got true, but '{stack.owner}' drops layers in "
-                "training, among them those that shard and gather the tokens; set its layerdrop to "
-                "0, or leave the key out"
-            )
-
-
-class AgreedPlans:
-    """Makes plans of one model, each of them on every rank of ``agreement`` and compared there.
-
-    ``is_checked``: a self-check follows. Without one there are heuristics only where the user
-    switched it off, and no large layers are sharded individually: only a run shows that they can.
-    ``large_names`` as in a request.
-    """
-
-    def __init__(
-        self,
-        description: Description,
-        settings: TPTrainingConfig,
-        ranks: int,
-        agreement: Agreement,
-        *,
-        is_checked: bool,
-        large_names: tuple[str, ...] | None = None,
-    ) -> None:
-        self._description = description
-        self._settings = settings
-        self._ranks = ranks
-        self.agreement = agreement
-        self._first = PlanRequest(
-            heuristics=is_checked or settings.self_check is False,
-            large_layers=is_checked,
-            large_names=large_names,
-        )
-        self._last = self._first
-        self._requests: dict[str, PlanRequest] = {}
-        self.rules_are_users = settings.get_partition_config_object() is not None
-
-    def first(self) -> tuple[Plan, list[Compared]]:
-        """The plan of the rules alone, and what has to be the same on all ranks, not compared yet;
-        ValueError where there is none. It is what the self-check starts from."""
-        plans = [self._own(self._first)]
-        if self._settings.sequence_parallel:  # refused before the self-check where it cannot be
-            plans.append(self._own(replace(self._first, sequence_parallel=True)))
-        return plans[0], [self.compared(plan) for plan in plans]
-
-    def request_of(self, plan: Plan) -> PlanRequest:
-        """What ``plan``, one of these, was asked for with."""
-        return self._requests.get(plan.hash, self._first)
-
-    def compared(self, plan: Plan) -> Compared:
-        """``plan`` as it has to be on every rank."""
-        return Planned(plan, self._traits())
-
-    def make(
-        self,
-        replicated: Sequence[str] = (),
-        individual: Sequence[str] = (),
-        *,
-        heuristics: bool = True,
-        gather_logits: bool = False,
-    ) -> Plan:
-        """ValueError on every rank where one cannot plan, or plans otherwise than another."""
-        first = self._first
-        request = replace(
-            first,
-            replicated=tuple(replicated),
-            individual=tuple(individual),
-            heuristics=heuristics and first.heuristics,
-            large_layers=heuristics and first.large_layers,
-            gather_logits=gather_logits,
-        )
-        return self.again(request)
-
-    def as_for(self, small: AgreedPlans, found: Plan) -> Plan:
-        """As ``found``, the last one of a small model that stands for this one. ValueError where it
-        has another form here."""
-        sharded = self._settings.sequence_parallel
-        names = self._first.large_names
-        plan = self.again(replace(small._last, large_names=names, sequence_parallel=sharded))
-        if problem := plan.form_difference(found):
-            raise ValueError(
-                "the self-check found blocks to replicate in a small model of the same class and "
-                f"configuration, but in the model itself that does not do the same ({problem}); "
-                "set tensor_parallel.self_check to true"
-            )
-        return plan
-
-    def of_twin(self, description: Description, plan: Plan) -> AgreedPlans:
-        """Those of a small model with this description; ``plan`` is that of the large one."""
-        return AgreedPlans(
-            description,
-            self._settings,
-            self._ranks,
-            self.agreement,
-            is_checked=True,
-            large_names=large_names(plan),
-        )
-
-    def plan_of_twin(self, description: Description, plan: Plan) -> Plan:
-        """The first of them, not compared with those of other ranks."""
-        small = self.of_twin(description, plan)
-        return small._own(small._first)
-
-    def with_sequence_parallel(self) -> Plan:
-        """As the last one, with the tokens sharded between blocks. ValueError as above."""
-        return self.again(replace(self._last, sequence_parallel=True))
-
-    def again(self, request: PlanRequest) -> Plan:
-        """The plan that ``request`` comes to. ValueError as of ``make``."""
-        self._last = request
-
-        def work() -> Outcome[Plan]:
-            plan = self._own(request)
-            return Outcome(plan, [self.compared(plan)])
-
-        return self.agreement.conclude(work)[0]
-
-    def _traits(self) -> list[str]:
-        return [_traits(parameter) for parameter in self._description.parameters]
-
-    def _own(self, request: PlanRequest) -> Plan:
-        plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)
-        _refuse_dropped_layers(self._description, plan)
-        self._requests[plan.hash] = request
-        _refuse_adapters(self._description, plan)
-        refuse_quantized(self._description, plan)
-        return plan
 
 
 def large_names(plan: Plan) -> tuple[str, ...]:
     names = (index_pattern(layer.module) for layer in plan.layers if layer.is_large)
     return tuple(dict.fromkeys(names))
-
-
-def _traits(parameter: nn.Parameter) -> str:
-    """What of a parameter has to be the same on all ranks and is not in the plan."""
-    return f"{parameter.dtype} {'trains' if parameter.requires_grad else 'frozen'}"
-
-
-def compared(settings: TPTrainingConfig) -> dict[str, str]:
-    """What all ranks have to be given alike, by the name of the field.
-
-    Process groups differ between ranks by nature.
-    """
-    values = {
-        f"tensor_parallel.{key}": str(value)
-        for key, value in settings
-        if key not in ("tensor_parallel", "dtype")
-    }
-    values["tensor_parallel.tp_grain_size"] = str(settings.tensor_parallel.tp_grain_size)
-    return values

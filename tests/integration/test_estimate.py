@@ -10,9 +10,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.estimator import Estimator, Request
-from deepspeed_autotp.estimate.subject import Changes, Subject
-from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
+from deepspeed_autotp.estimate.subject import Subject
+from deepspeed_autotp.estimate.trace import trace_step
+from deepspeed_autotp.estimate.trace_result import Shape, Trace
+from deepspeed_autotp.planning.model_description import dtype_name
 from tests.integration.estimate_ranks import DTYPES, held, recorded, resident, sent_to_replicas
 from tests.support.worker_pool import Pool
 
@@ -62,7 +65,7 @@ def test_bytes_are_those_that_initialize_allocates(pool: Pool, names: Sequence[s
     found = pool.run(held, texts, TP, CASES, ranks=TP * REPLICAS, timeout=120.0 * len(texts))
     for at, name in enumerate(names):
         for case, (stage, dtype) in enumerate(CASES):
-            plan = Subject(MODELS[name], SECTION, Changes(DTYPES[dtype])).plan(TP)
+            plan = Subject(MODELS[name], SECTION, Changes(dtype_name(DTYPES[dtype]))).plan(TP)
             assert plan is not None
             for rank in range(TP):
                 memory = plan.rank_memory(rank, stage=stage, replicas=REPLICAS, states=2, **ZERO)
@@ -73,7 +76,7 @@ def test_bytes_are_those_that_initialize_allocates(pool: Pool, names: Sequence[s
 
 
 def traced(text: str, dtype: str, rank: int, shape: Shape) -> Trace:
-    subject = Subject(text, SECTION, Changes(DTYPES[dtype]))
+    subject = Subject(text, SECTION, Changes(dtype_name(DTYPES[dtype])))
     return trace_step(
         subject.build,
         lambda description: subject.plan_of(description, TP),
@@ -107,7 +110,7 @@ def test_activations_and_collectives_are_those_of_a_real_step(
 def test_replicas_send_what_the_estimate_says(pool: Pool, stage: int) -> None:
     text = MODELS["llama, tied"]
     sent = pool.run(sent_to_replicas, text, TP, stage, ranks=TP * REPLICAS)[0]
-    plan = Subject(text, SECTION, Changes(DTYPES["bf16"])).plan(TP)
+    plan = Subject(text, SECTION, Changes(dtype_name(DTYPES["bf16"]))).plan(TP)
     assert plan is not None
     memory = plan.rank_memory(0, stage=stage, replicas=REPLICAS, states=2, **ZERO)
     expected: Counter[str] = Counter()
@@ -127,7 +130,7 @@ def test_the_peak_is_that_of_the_resident_memory(pool: Pool) -> None:
     )
     shape = Shape(2, 384)
     found = pool.run(resident, text, TP, shape.sequences, shape.tokens, ranks=TP, timeout=300.0)
-    estimator = Estimator(Subject(text, SECTION, Changes(DTYPES["fp32"])))
+    estimator = Estimator(Subject(text, SECTION, Changes(dtype_name(DTYPES["fp32"]))))
     request = Request(1, 0, "adamw", shape, None, False, None, {})
     for rank in estimator.estimate(TP, request).ranks:
         assert sum(rank.in_step.values()) == pytest.approx(found[rank.rank], rel=0.1)

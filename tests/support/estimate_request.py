@@ -2,7 +2,7 @@
 """What the tests of estimates ask for."""
 
 from deepspeed_autotp.estimate.estimator import Request
-from deepspeed_autotp.estimate.trace import Shape
+from deepspeed_autotp.estimate.trace_result import Shape
 
 REQUEST = Request(
     replicas=2,

@@ -12,10 +12,12 @@ from torch import nn
 
 from deepspeed_autotp.cli.plan_arguments import bandwidth_of, bytes_of, lora_of
 from deepspeed_autotp.estimate import trace
+from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.estimator import Estimator
-from deepspeed_autotp.estimate.subject import Changes, Subject
+from deepspeed_autotp.estimate.subject import Subject
 from deepspeed_autotp.estimate.suggest import suggest
-from deepspeed_autotp.estimate.trace import Shape, Trace, trace_step
+from deepspeed_autotp.estimate.trace import trace_step
+from deepspeed_autotp.estimate.trace_result import Shape, Trace
 from tests.support import estimate_request
 
 _SIZES = (
@@ -27,7 +29,7 @@ MIXTRAL = f"mixtral:num_hidden_layers=6,{_SIZES},num_local_experts=4"
 T5 = "t5:d_model=64,d_ff=96,num_layers=6,num_decoder_layers=7,num_heads=8,d_kv=8,vocab_size=101"
 # All cases with AUTOTP_LOOPS=1.
 ALL = bool(os.environ.get("AUTOTP_LOOPS"))
-BF16 = Changes(torch.bfloat16)
+BF16 = Changes("bfloat16")
 REQUEST = replace(estimate_request.REQUEST, zero={"reduce_bucket": 1000})
 
 
@@ -43,10 +45,10 @@ def traced(text: str, changes: Changes, tp: int) -> Trace:
 
 
 CASES = [
-    (LLAMA, Changes(torch.bfloat16, checkpointing=True), "5 of 7"),
+    (LLAMA, Changes("bfloat16", checkpointing=True), "5 of 7"),
     (T5, BF16, "10 of 13"),
     (LLAMA, BF16, "5 of 7"),
-    (LLAMA, Changes(torch.bfloat16, lora={"r": 4}), "5 of 7"),
+    (LLAMA, Changes("bfloat16", lora={"r": 4}), "5 of 7"),
     (GEMMA2, BF16, "6 of 8"),
     (MIXTRAL, BF16, "5 of 6"),
 ]
@@ -70,7 +72,7 @@ def test_a_few_blocks_stand_for_all(
 def test_an_unsharded_model_sends_nothing_and_checkpointing_keeps_less() -> None:
     plain = traced(LLAMA, BF16, 1)
     assert plain.collectives == ()
-    less = traced(LLAMA, Changes(torch.bfloat16, checkpointing=True), 1)
+    less = traced(LLAMA, Changes("bfloat16", checkpointing=True), 1)
     assert less.saved < plain.saved / 2
     assert plain.logits == 2 * 32 * 101 * 2
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from deepspeed_autotp.config.load_config import infer_config_dtype, load_ds_config, switched_on
+from deepspeed_autotp.config.dtypes import infer_config_dtype
+from deepspeed_autotp.config.load_config import load_ds_config, switched_on
 
 CONFIG: dict[str, Any] = {"train_batch_size": 8, "tensor_parallel": {"autotp_size": 4}}
 

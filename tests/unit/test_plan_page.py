@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from deepspeed_autotp._core import Entry, Kind
@@ -20,9 +19,10 @@ from deepspeed_autotp.cli.page.gpus import GPUS
 from deepspeed_autotp.cli.page.model_map import Group, groups_of
 from deepspeed_autotp.cli.page.page import page_of
 from deepspeed_autotp.cli.page.tp_sizes import tp_sizes
+from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.estimator import Estimator, Request
 from deepspeed_autotp.estimate.report import Estimate
-from deepspeed_autotp.estimate.subject import Changes, Subject
+from deepspeed_autotp.estimate.subject import Subject
 from tests.support.autotp_command import command
 from tests.support.estimate_request import REQUEST
 
@@ -92,7 +92,7 @@ class Page(HTMLParser):
 
 def made(text: str, tp: int, *, traced: bool = False) -> tuple[str, Estimate]:
     """A page and its estimate; other TP sizes are not traced."""
-    subject = Subject(text, {}, Changes(torch.bfloat16))
+    subject = Subject(text, {}, Changes("bfloat16"))
     estimator, plain = Estimator(subject), replace(REQUEST, shape=None)
     estimate = estimator.estimate(tp, REQUEST if traced else plain)
     sizes = tp_sizes(estimator, plain, estimate, lambda size: None)

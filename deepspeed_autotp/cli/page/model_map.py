@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from deepspeed_autotp._core import Entry, Plan, index_pattern
 from deepspeed_autotp.cli.page.areas import Box, Strips, divided, strips_of, with_gap
-from deepspeed_autotp.estimate.step_recorder import class_of_kind
+from deepspeed_autotp.estimate.model_record import class_of_kind
 
 # (width, height) in pixels of a picture that stands for all of the model, for wide and narrow
 # windows. Pictures of one kind have the same bytes per area.
