@@ -18,6 +18,8 @@ IS_LONG = os.environ.get("AUTOTP_LONG") == "1"
 
 
 def pytest_configure() -> None:
+    # A test that wants records of models says where they are kept.
+    os.environ["AUTOTP_CACHE"] = "off"
     if not IS_LONG:
         paths = [str(WITHOUT_SHM), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -17,18 +17,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_PREFIX = ".autotp-saving-"
+# How the names begin of what is not written to its end.
+UNFINISHED = ".autotp-saving-"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def write_atomically(file: Path, data: bytes) -> None:
+def write_atomically(file: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace ``file`` by one with ``data``: it has the old content or the new one, always."""
-    handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=file.parent)
+    handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=file.parent)
     try:
         with open(handle, "wb") as written:
             written.write(data)
-        make_like_new(Path(name), mode=0o666)
+        make_like_new(Path(name), mode=mode)
         sync(Path(name))
         os.replace(name, file)
     except BaseException:
@@ -43,14 +44,14 @@ def replaced(file: Path) -> Iterator[Path]:
 
     A process that does not write it changes nothing; what an earlier one has left is removed.
     """
-    temporary = file.with_name(f"{_PREFIX}{file.name}-{os.getpid()}")
+    temporary = file.with_name(f"{UNFINISHED}{file.name}-{os.getpid()}")
     try:
         yield temporary
         if temporary.exists():
             sync(temporary)
             os.replace(temporary, file)
             sync(file.parent)
-            for left in file.parent.glob(f"{_PREFIX}{escaped(file.name)}-*"):
+            for left in file.parent.glob(f"{UNFINISHED}{escaped(file.name)}-*"):
                 left.unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,7 +82,7 @@ class AtomicFolder:
         self._lock = locked(self.folder)
         try:
             _remove_leftovers(self.folder)
-            self.staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
+            self.staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))
         except BaseException:
             os.close(self._lock)
             raise
@@ -115,7 +116,7 @@ class AtomicFolder:
             raise OSError(errno.ENOTSUP, f"it has the folder {folders[0]!r}, expected files only")
         left_out = set(drop) | {entry.name for entry in self.staging.iterdir()}
         twin = Path(
-            tempfile.mkdtemp(prefix=f".{self.folder.name}{_PREFIX}", dir=self.folder.parent)
+            tempfile.mkdtemp(prefix=f".{self.folder.name}{UNFINISHED}", dir=self.folder.parent)
         )
         try:
             for entry in kept:
@@ -173,8 +174,8 @@ def locked(folder: Path, *, required: bool = False) -> int:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a save into ``folder`` that was killed has left."""
-    twins = folder.parent.glob(f".{escaped(folder.name)}{_PREFIX}*")
-    for left in [*folder.glob(f"{_PREFIX}*"), *twins]:
+    twins = folder.parent.glob(f".{escaped(folder.name)}{UNFINISHED}*")
+    for left in [*folder.glob(f"{UNFINISHED}*"), *twins]:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -171,6 +171,7 @@ def _subject(asked: argparse.Namespace, config: dict[str, Any]) -> Subject:
     from deepspeed_autotp.config.dtype_names import canonical_dtype, config_dtype
     from deepspeed_autotp.config.tp_section import TPSection, section_of
     from deepspeed_autotp.estimate.changes import Changes
+    from deepspeed_autotp.estimate.model_cache import ModelCache
     from deepspeed_autotp.estimate.subject import Subject
 
     dtype = config_dtype(config)
@@ -178,7 +179,7 @@ def _subject(asked: argparse.Namespace, config: dict[str, Any]) -> Subject:
         dtype = canonical_dtype(asked.dtype, "--dtype")
     changes = Changes(dtype, bool(given.get("gradient_checkpointing")), lora)
     section = dict(TPSection(**section_of(config)))
-    return Subject(asked.model, section, changes)
+    return Subject(asked.model, section, changes, cache=ModelCache.of_environment())
 
 
 def _planned(subject: Subject, ranks: int) -> Plan:

@@ -11,7 +11,7 @@ from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.model_record import ModelRecord
 from deepspeed_autotp.estimate.step_recorder import block_kind, stacks_of
 from deepspeed_autotp.interop.model_changes import enable_checkpointing, with_lora
-from deepspeed_autotp.interop.named_model import named_model
+from deepspeed_autotp.interop.named_model import is_factory, named_model
 from deepspeed_autotp.interop.small_config import is_configured, small_model, with_layers
 from deepspeed_autotp.planning.model_description import described
 
@@ -28,6 +28,11 @@ class LiveModel:
         self._dtype = next((p.dtype for p in self._base.parameters()), torch.float32)
         if changes.checkpointing:
             enable_checkpointing(self._base)
+
+    @property
+    def is_of_factory(self) -> bool:
+        """Whether code of the user makes it: the text does not say what it is."""
+        return is_factory(self._text)
 
     def record(self) -> ModelRecord:
         """All of the model as data."""

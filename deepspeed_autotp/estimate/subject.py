@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from deepspeed_autotp._core import Model, Plan
 from deepspeed_autotp.config.tp_section import TPSection
 from deepspeed_autotp.estimate.changes import Changes
+from deepspeed_autotp.estimate.model_cache import ModelCache
+from deepspeed_autotp.estimate.model_record import ModelRecord
 from deepspeed_autotp.planning.model_data import Plannable, Style
 from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan, skips_all
 
@@ -30,7 +32,9 @@ class _Planned:
 class Subject:
     """A model by the words that name it, and the section ``tensor_parallel`` of a configuration.
 
-    ``record`` says what it is. ValueError for what names no model, or one that cannot be made.
+    ``record`` says what it is: from ``cache`` where it is there, or else from the model itself,
+    which is made when it is first needed. ValueError for what names no model, or one that cannot be
+    made.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class Subject:
         text: str,
         section: Mapping[str, Any],
         changes: Changes,
+        *,
+        cache: ModelCache | None = None,
     ) -> None:
         self.text = text
         self._section = section
         self._changes = changes
         self._made: LiveModel | None = None
-        self.record = self._live().record()
+        self.record = self._recorded(cache)
         self._planned = _Planned(self.record.data.model(), self.record.data.styles)
         self._plans: dict[int, Plan] = {}
         # As a run has it: without a self-check no large layer is sharded individually.
@@ -92,6 +98,17 @@ class Subject:
         if 1 not in self._plans:
             self._plans[1] = make_plan(self._planned, self._settings(1), ranks=1, must_shard=False)
         return self._plans[1]
+
+    def _recorded(self, cache: ModelCache | None) -> ModelRecord:
+        if cache is None:
+            return self._live().record()
+        entry = cache.entry(self.text, self._changes)
+        found = entry.read()
+        if found is None:
+            found = self._live().record()
+            if not self._live().is_of_factory:
+                entry.write(found)
+        return found
 
     def _live(self) -> LiveModel:
         # Only who needs the model itself waits for torch and transformers.

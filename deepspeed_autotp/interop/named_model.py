@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,25 @@ def named_model(text: str, *, dtype: torch.dtype | None = None, device: str = "m
     return model if dtype is None else model.to(dtype)
 
 
+def is_factory(text: str) -> bool:
+    """Whether ``text`` names a function that makes the model. ValueError for what names none."""
+    return _form(text) is _of_factory
+
+
 def _named(text: str, device: str) -> nn.Module:
+    return _form(text)(text, device)
+
+
+def _form(text: str) -> Callable[[str, str], nn.Module]:
     name, colon, rest = text.partition(":")
-    transformers: Any = importlib.import_module("transformers")
-    types = transformers.CONFIG_MAPPING
+    types = _transformers().CONFIG_MAPPING
     is_folder = os.path.isfile(os.path.join(text, "config.json"))
     if name in types and not is_folder:
-        return _of_type(transformers, name, rest)
+        return _of_type
     if os.path.exists(text):
-        return configured_model(Path(text), None)
+        return _of_file
     if colon and rest.isidentifier():
-        return _of_factory(name, rest, device)
+        return _of_factory
     near = _core.nearest(name, list(types))
     raise ValueError(
         f"MODEL: got {text!r}, expected {FORMS}; there is no such file, and names on the Hugging "
@@ -51,7 +59,17 @@ def _named(text: str, device: str) -> nn.Module:
     )
 
 
-def _of_type(transformers: Any, name: str, overrides: str) -> nn.Module:
+def _transformers() -> Any:
+    return importlib.import_module("transformers")
+
+
+def _of_file(text: str, device: str) -> nn.Module:
+    return configured_model(Path(text), None)
+
+
+def _of_type(text: str, device: str) -> nn.Module:
+    transformers = _transformers()
+    name, _, overrides = text.partition(":")
     values = dict(_override(each) for each in BETWEEN_OVERRIDES.split(overrides) if each)
     config = transformers.AutoConfig.for_model(name)
     for key in values:
@@ -109,7 +127,8 @@ def named_inputs(text: str) -> Mapping[str, object]:
     return {str(key): value for key, value in inputs.items()}
 
 
-def _of_factory(module: str, name: str, device: str) -> nn.Module:
+def _of_factory(text: str, device: str) -> nn.Module:
+    module, _, name = text.partition(":")
     model = _returned("MODEL", module, name, device)
     if not isinstance(model, nn.Module):
         raise ValueError(
