@@ -308,6 +308,12 @@ def active_ddp() -> nn.Module | None:
     return found
 
 
+def is_managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether parameters of ``module`` are those of fully_shard, for it or a module around it, or
+    of FullyShardedDataParallel."""
+    return bool(vars(module).get("_is_fsdp_managed_module"))
+
+
 def total_norm_names() -> list[tuple[Any, str]]:
     """Modules, and the name in each, by which torch's clipping calls the norm of gradients."""
     module, name = importlib.import_module("torch.nn.utils.clip_grad"), "_get_total_norm"

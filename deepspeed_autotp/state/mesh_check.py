@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepspeed_autotp.interop.fully_shard import is_fully_sharded, local_part
-from deepspeed_autotp.interop.torch_private import active_ddp, forward_pre_hooks
+from deepspeed_autotp.interop.fully_shard import fully_sharded_modules, local_part
+from deepspeed_autotp.interop.torch_private import active_ddp, forward_pre_hooks, is_managed_by_fsdp
 from deepspeed_autotp.interop.wrappers import all_named_parameters
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
@@ -59,8 +59,7 @@ class _SpreadCheck:
             constant_result(_check_while_traced, self.number)
             return
         ddp = active_ddp()
-        around = [each for each in (ddp, module) if each is ddp or is_fully_sharded(each)]
-        news = {id(each) for each in around if each is not None} or {0}
+        news = {0 if ddp is None else id(ddp), id(module) if is_managed_by_fsdp(module) else 0}
         if news <= self._seen:
             return
         self._seen |= news
@@ -68,6 +67,7 @@ class _SpreadCheck:
         if state is None:
             return
         self.check_ddp()
+        _check_fsdp(module, state)
         _refuse_same_shards(module, state)
 
 
@@ -89,6 +89,17 @@ def _check_ddp(ddp: nn.Module, state: TensorParallel) -> None:
             "data-parallel ranks: make one mesh, init_device_mesh(device, (dp, tp), "
             'mesh_dim_names=("dp", "tp")), pass mesh["tp"] to parallelize and '
             'process_group=mesh.get_group("dp") to DistributedDataParallel'
+        )
+
+
+def _check_fsdp(module: nn.Module, state: TensorParallel) -> None:
+    """ValueError where others than fully_shard of the model, or of modules in it, replace its
+    parameters: gradients of these would not be summed over the TP ranks."""
+    if is_managed_by_fsdp(module) and not fully_sharded_modules(state.root_in(module)):
+        raise ValueError(
+            f"{type(module).__name__} is within a FullyShardedDataParallel (FSDP1), or a module "
+            "that fully_shard was called for, which has its parameters; expected fully_shard "
+            "(FSDP2) of the sharded model itself, or of modules in it, over data-parallel ranks"
         )
 
 

@@ -78,7 +78,12 @@ def _of_meshes() -> Calls:
             dist.broadcast(parameter.data, src=0)
         model(input_ids=tokens(0))
 
+    def around() -> None:
+        model = fully_shard(nn.Sequential(_sharded()), mesh=meshes(RUN)[0])
+        model(tokens(0))
+
     return {
+        "fully_shard around": around,
         "DDP over TP ranks": lambda: DistributedDataParallel(_sharded())(input_ids=tokens(0)),
         "DDP over TP ranks, later": later,
         "DDP over TP ranks, compiled": compiled,

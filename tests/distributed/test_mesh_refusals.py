@@ -17,6 +17,7 @@ def test_what_would_train_or_save_wrongly_is_refused_by_name(pool: Pool, tmp_pat
         "DDP over TP ranks": 'process_group=mesh.get_group("dp") to DistributedDataParallel',
         "DDP over TP ranks, later": "which have different shards in one TP group",
         "DDP over TP ranks, compiled": "which have different shards in one TP group",
+        "fully_shard around": "expected fully_shard (FSDP2) of the sharded model itself",
         "shards of one rank": "of the TP group of LlamaForCausalLM have the same shards of",
         "optimizer first": "SGD has parameters that fully_shard has replaced",
         "get_model_state_dict": "expected deepspeed_autotp.checkpoint_state(model, optimizer)",
