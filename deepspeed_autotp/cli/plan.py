@@ -16,10 +16,12 @@ from deepspeed_autotp import _core
 from deepspeed_autotp.cli.arguments import DONE
 from deepspeed_autotp.cli.page.file import writable_file
 from deepspeed_autotp.cli.plan_arguments import (
+    accumulates,
     add_estimate_options,
     bandwidth_of,
     bytes_of,
     check_positive,
+    left_out,
     lora_of,
     zero_options,
 )
@@ -158,6 +160,8 @@ def _request(asked: argparse.Namespace, config: dict[str, Any]) -> Request:
         checkpointing=asked.gradient_checkpointing,
         lora=asked.lora,
         zero=zero,
+        accumulates=accumulates(config),
+        left_out=left_out(config),
     )
 
 

@@ -10,6 +10,15 @@ from typing import Any
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t")
+# Keys of a configuration that change the memory of a rank, and are not counted.
+_LEFT_OUT = (
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "zero_optimization.round_robin_gradients",
+    "data_types.grad_accum_dtype",
+    "torch_autocast.enabled",
+    "activation_checkpointing.cpu_checkpointing",
+)
 _ZERO_KEYS = {
     "reduce_bucket_size": "reduce_bucket",
     "stage3_param_persistence_threshold": "persistence",
@@ -110,3 +119,22 @@ def zero_options(config: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         if isinstance(value, bool) or (isinstance(value, (int, float)) and name != "overlap_comm"):
             found[name] = value if isinstance(value, bool) else int(value)
     return stage if isinstance(stage, int) else 0, found
+
+
+def accumulates(config: Mapping[str, Any]) -> bool:
+    """Whether a step of this configuration has several micro-batches."""
+    steps = config.get("gradient_accumulation_steps")
+    return isinstance(steps, int) and steps > 1
+
+
+def left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of the configuration that change the memory of a rank, and are not counted."""
+    found = []
+    for key in _LEFT_OUT:
+        section, _, name = key.partition(".")
+        given = config.get(section)
+        value = given.get(name) if isinstance(given, Mapping) else None
+        is_set = value.get("device") != "none" if isinstance(value, Mapping) else bool(value)
+        if is_set:
+            found.append(key)
+    return tuple(found)

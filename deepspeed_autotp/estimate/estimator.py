@@ -26,7 +26,8 @@ from deepspeed_autotp.planning.plan_words import bytes_of_ranks
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to estimate for. ``zero`` has options of the section zero_optimization; ``bandwidth`` is
-    in bytes per second."""
+    in bytes per second. ``accumulates``: a step has several micro-batches. ``left_out`` are keys of
+    the configuration that would change the memory, and are not counted."""
 
     replicas: int
     stage: int
@@ -36,6 +37,8 @@ class Request:
     checkpointing: bool
     lora: str | None
     zero: Mapping[str, Any]
+    accumulates: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 # By TP size: a trace, or why there is none.
@@ -67,14 +70,15 @@ class Estimator:
             parameters=rows,
             stacks=stacks_of_rows(subject.stacks(), plan),
             ranks=tuple(
-                _rank_memory(rank, found, trace, activations) for rank, found in enumerate(memory)
+                _rank_memory(rank, found, trace, activations, accumulates=request.accumulates)
+                for rank, found in enumerate(memory)
             ),
             activations=activations,
             collectives=(
                 *_tp_collectives(trace, request.bandwidth),
                 *_replica_collectives(memory[traced_rank], request),
             ),
-            warnings=tuple(warnings_of(plan)),
+            warnings=(*warnings_of(plan), *_not_counted(request)),
             messages=tuple(plan.messages),
         )
 
@@ -149,13 +153,26 @@ def _memory(plan: Plan, rank: int, trains: Sequence[bool], request: Request) -> 
     )
 
 
+def _not_counted(request: Request) -> Iterator[str]:
+    if request.accumulates and request.shape is not None:
+        yield "collectives are those of one of the micro-batches of a step"
+    if request.left_out:
+        yield f"not counted of the configuration: {', '.join(request.left_out)}"
+
+
 def _rank_memory(
-    rank: int, memory: Mapping[str, Any], trace: Trace | str | None, activations: Activations
+    rank: int,
+    memory: Mapping[str, Any],
+    trace: Trace | str | None,
+    activations: Activations,
+    *,
+    accumulates: bool,
 ) -> RankMemory:
     """The moments of a rank. Gradients grow while activations go, where they are not there from
-    the start: the trace says when the sum is largest."""
+    the start, as those of an earlier micro-batch are: the trace says when the sum is largest."""
     live, gradients = activations.peak, memory["gradients"]
-    if isinstance(trace, Trace) and memory["trained"] > 0 and memory["share"] > 0:
+    grow = memory["trained"] > 0 and memory["share"] > 0 and not accumulates
+    if isinstance(trace, Trace) and grow:
         live, there = trace.peak(memory["share"])
         gradients = min(gradients, round(memory["share"] * there))
     held = {

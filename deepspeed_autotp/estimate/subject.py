@@ -53,7 +53,10 @@ class Subject:
         self._planned = _Planned(self.record.data.model(), self.record.data.styles)
         self._plans: dict[int, Plan] = {}
         # As a run has it: without a self-check no large layer is sharded individually.
-        self._request = PlanRequest(large_layers=section.get("self_check") is not False)
+        self._request = PlanRequest(
+            large_layers=section.get("self_check") is not False,
+            sequence_parallel=section.get("sequence_parallel") is True,
+        )
 
     def stacks(self) -> dict[str, list[str]]:
         """For each list of blocks, by name, the kinds of its blocks."""

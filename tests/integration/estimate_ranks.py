@@ -122,15 +122,17 @@ def _kinds(engine: Any) -> dict[str, int]:
 Recorded = tuple[tuple[int, int], int, dict[tuple[str, int], int]]
 
 
-def recorded(models: Sequence[str], dtype: str, rows: int, length: int) -> list[Recorded]:
+def recorded(
+    models: Sequence[str], dtype: str, rows: int, length: int, section: dict[str, Any]
+) -> list[Recorded]:
     """Of a real step of each model over all ranks: (activations, gradients) where most activations
     are alive, what is saved for the backward pass, and how often which collective was called."""
-    return [_recorded(text, dtype, rows, length) for text in models]
+    return [_recorded(text, dtype, rows, length, section) for text in models]
 
 
-def _recorded(text: str, dtype: str, rows: int, length: int) -> Recorded:
+def _recorded(text: str, dtype: str, rows: int, length: int, section: dict[str, Any]) -> Recorded:
     model = _model(text, dtype)
-    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config={"self_check": False})
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=section)
     inputs = _inputs(model, rows, length)
     for _ in range(2):  # the first calls compare batches
         model(**inputs).loss.backward()

@@ -7,6 +7,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -75,8 +76,8 @@ def test_bytes_are_those_that_initialize_allocates(pool: Pool, names: Sequence[s
                 assert most == {k: memory[k] for k in most}, (name, stage, dtype, rank)
 
 
-def traced(text: str, dtype: str, rank: int, shape: Shape) -> Trace:
-    subject = Subject(text, SECTION, Changes(dtype_name(DTYPES[dtype])))
+def traced(text: str, dtype: str, rank: int, shape: Shape, section: dict[str, Any]) -> Trace:
+    subject = Subject(text, section, Changes(dtype_name(DTYPES[dtype])))
     return trace_step(
         subject.build,
         lambda description: subject.plan_of(description, TP),
@@ -87,17 +88,19 @@ def traced(text: str, dtype: str, rank: int, shape: Shape) -> Trace:
     )
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=", ".join)
+@pytest.mark.parametrize(
+    ("names", "section"),
+    [(names, SECTION) for names in GROUPS] + [(("llama",), {"sequence_parallel": True})],
+)
 def test_activations_and_collectives_are_those_of_a_real_step(
-    pool: Pool, names: Sequence[str]
+    pool: Pool, names: Sequence[str], section: dict[str, Any]
 ) -> None:
     texts, shape = [MODELS[name] for name in names], Shape(2, 48)
-    found = pool.run(
-        recorded, texts, "bf16", shape.sequences, shape.tokens, ranks=TP, timeout=30.0 * len(texts)
-    )
+    arguments = (texts, "bf16", shape.sequences, shape.tokens, section)
+    found = pool.run(recorded, *arguments, ranks=TP, timeout=30.0 * len(texts))
     for rank in range(TP):
         for name, ((peak, _), saved, calls) in zip(names, found[rank], strict=True):
-            trace = traced(MODELS[name], "bf16", rank, shape)
+            trace = traced(MODELS[name], "bf16", rank, shape, section)
             assert trace.peak(0.0)[0] == pytest.approx(peak, rel=0.02), (name, rank)
             assert trace.saved == pytest.approx(saved, rel=0.02), (name, rank)
             counted: Counter[tuple[str, int]] = Counter()

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from deepspeed_autotp.cli.plan_arguments import bandwidth_of, bytes_of, lora_of
+from deepspeed_autotp.cli.plan_arguments import (
+    accumulates,
+    bandwidth_of,
+    bytes_of,
+    left_out,
+    lora_of,
+)
 from deepspeed_autotp.estimate import trace
 from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.estimator import Estimator
@@ -117,6 +123,33 @@ def test_the_content_has_kinds_that_sum_to_the_peak() -> None:
     assert set(kind["patterns"]) <= patterns
     assert {each["between"] for each in content["collectives"]} == {"tp", "replicas"}
     assert any("101 as" in warning for warning in content["warnings"])
+
+
+def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:
+    estimator = Estimator(Subject(LLAMA, {}, BF16))
+    one = estimator.estimate(2, REQUEST).ranks[0]
+    several = estimator.estimate(2, replace(REQUEST, accumulates=True)).ranks[0]
+    assert several.in_step["gradients"] == one.after_backward["gradients"]
+    assert one.in_step["gradients"] < several.in_step["gradients"]
+    assert sum(one.in_step.values()) < sum(several.in_step.values())
+
+
+def test_what_a_configuration_has_and_is_not_counted_is_said() -> None:
+    config = {
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "none"},
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    expected = ("zero_optimization.offload_optimizer", "data_types.grad_accum_dtype")
+    assert (accumulates(config), left_out(config)) == (True, expected)
+    assert (accumulates({}), left_out({})) == (False, ())
+    request = replace(REQUEST, accumulates=True, left_out=expected)
+    warnings = Estimator(Subject(LLAMA, {}, BF16)).estimate(2, request).warnings
+    assert f"not counted of the configuration: {', '.join(expected)}" in warnings
+    assert "collectives are those of one of the micro-batches of a step" in warnings
 
 
 def test_the_layouts_are_those_of_brute_force() -> None:
