@@ -165,6 +165,12 @@ def started(runs: Runs, hosts: Sequence[Host], case: str, seconds: float, placed
         runs.rank(rank, hosts[int(index)], case, env=env)
 
 
+def test_without_root_there_are_no_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(NoHosts, match="^namespaces need root$"), two_hosts(tmp_path):
+        pytest.fail("a user made namespaces")
+
+
 @pytest.mark.long
 def test_an_engine_trains_with_tp_ranks_on_two_hosts(hosts: list[Host], runs: Runs) -> None:
     started(runs, hosts, "cyclic", 60.0, "0101")

@@ -119,7 +119,9 @@ def test_ray_train_on_two_nodes_trains_as_one_process_does(
 ) -> None:
     script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)
-    arguments = [str(EXAMPLES / "train_ray.py"), "--workers=4", "--tp=2", f"--steps={STEPS}"]
+    written = tmp_path / "losses.json"
+    arguments = [str(EXAMPLES / "train_ray.py"), "--workers=4", "--tp=2"]
+    arguments += [f"--steps={STEPS}", f"--losses={written}"]
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         env={**os.environ, **ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"},
@@ -129,7 +131,7 @@ def test_ray_train_on_two_nodes_trains_as_one_process_does(
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(done.stdout) == pytest.approx(single, rel=1e-4)
+    assert json.loads(written.read_text()) == pytest.approx(single, rel=1e-4)
 
 
 # Two nodes of a Ray cluster on this machine, and a command that uses them.
