@@ -18,6 +18,7 @@ JOBS ?= 2
 STATUS ?=
 
 .PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz prove check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -109,6 +110,19 @@ asan: ## Run the C unit tests under AddressSanitizer and UBSan
 
 fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
 	@$(MAKE) --no-print-directory -C tests/core fuzz
+
+# The first seed, how many cases, the TP size instead of those that are drawn, and one case as it
+# was printed: make prove SEED=1000 CASES=500 TP=3, make prove CASE="tp=3 tied=True"
+SEED ?= 0
+CASES ?= 100
+CASE ?=
+# Further options: make prove PROVE="--minutes 10 -v"
+PROVE ?=
+
+prove: $(stamp) ## Train random models sharded and in one process, and compare; minutes. SEED=, CASES=, TP=, CASE=
+	@DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(python) -m tests.support.prove \
+		$(if $(CASE),--case "$(CASE)",--seed $(SEED) --cases $(CASES)) \
+		$(if $(filter command line,$(origin TP)),--tp $(TP)) $(PROVE)
 
 check: format-check lint types asan ## What is green at every commit
 

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random models train sharded as in one process; ``make prove`` has more of them."""
+
+import pytest
+
+from tests.support.prove.case import Case, draw, parse, smaller
+from tests.support.prove.search import verdict
+from tests.support.worker_pool import Pool
+
+SEEDS = range(24)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_model_trains_as_in_one_process_or_is_refused(pool: Pool, seed: int) -> None:
+    case = draw(seed)
+    found = verdict(pool, case)
+    assert not found.is_failure, f'{found.kind}: {found.text}\nmake prove CASE="{case}"'
+
+
+def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:
+    for seed in range(200):
+        assert draw(seed) == draw(seed) == parse(str(draw(seed)))
+        assert all(other != draw(seed) for other in smaller(draw(seed)))
+    assert parse("") == Case()

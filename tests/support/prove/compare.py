@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One case on ranks: both runs, and how far they are apart."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.support.log_records import logged_warnings
+from tests.support.prove.case import Case
+from tests.support.prove.sharded import train_sharded
+from tests.support.prove.training import Curve, add_lora, lora_targets, make, train_unsharded
+
+# In float64. Sums over ranks are formed in another order, which gives some 1e-15 of the largest
+# number, times what norms and softmax make of it; whatever is wrong is more than 1e-6.
+BOUND = 1e-9
+# What is much smaller than the largest gradient is rounded with it.
+FLOOR = 1e-3
+# Where not all is in float64: how much further from float64 the sharded run may be than one process
+# that computes in the same precision: in bfloat16 with autocast, or with gradients and weights that
+# are rounded to float32, as ZeRO does. Both round each number equally often, at other places.
+MARGIN = 16.0
+# Where one process gives other numbers once its weights change by this part of them, its loss has
+# gone through the ceiling, and nothing can be compared.
+NUDGE = 1e-14
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``kind``: same, refused, differs or unstable; ``share`` of the parameters on a rank."""
+
+    kind: str
+    text: str = ""
+    share: float = 1.0
+    warnings: tuple[str, ...] = ()
+
+
+def run_case(case: Case) -> Outcome:
+    """On every rank of a run; the same outcome on all."""
+    # DeepSpeed has no sums of gradients in float64 without ZeRO.
+    dtype = torch.float32 if case.way == "zero 0" else torch.float64
+    with logged_warnings() as warnings:
+        try:
+            curve, masks, share = train_sharded(case, dtype)
+        except ValueError as error:
+            return Outcome("refused", str(error), warnings=tuple(warnings))
+    exact = one_process(replace(case, autocast=False), torch.float64, masks)
+    bounds = bounds_of(case, dtype, masks, exact)
+    found = list(differences(curve, exact))
+    wrong = [f"{k} {n}: {d:.1e} > {bounds[k]:.0e}" for k, n, d in found if not d <= bounds[k]]
+    if not wrong:
+        return Outcome("same", "", share, tuple(warnings))
+    nudged = one_process(replace(case, autocast=False), torch.float64, masks, nudge=NUDGE)
+    if any(not far <= BOUND for _, _, far in differences(nudged, exact)):
+        return Outcome("unstable", "; ".join(wrong[:8]), share, tuple(warnings))
+    return Outcome("differs", "; ".join(wrong[:8]), share, tuple(warnings))
+
+
+def bounds_of(case: Case, dtype: torch.dtype, masks: list[Any], exact: Curve) -> dict[str, float]:
+    """How far each kind of number may be from ``exact``: by what float64 rounds, or by a multiple
+    of how far one process is from it that rounds as the sharded run does."""
+    bounds = dict.fromkeys(("loss", "norm", "gradient", "weight"), BOUND)
+    if case.autocast:
+        noisy = one_process(case, dtype, masks)
+    elif dtype == torch.float32 or case.family:  # some families cast to float32 on the way
+        noisy = one_process(case, torch.float32, masks)
+    elif case.way != "parallelize":
+        noisy = one_process(case, dtype, masks, rounds=True)
+    else:
+        return bounds
+    for kind, _, far in differences(noisy, exact):
+        bounds[kind] = max(bounds[kind], MARGIN * far)
+    return bounds
+
+
+def one_process(
+    case: Case, dtype: torch.dtype, masks: list[Any], *, rounds: bool = False, nudge: float = 0.0
+) -> Curve:
+    # A recomputation would take the masks of what comes next.
+    case = replace(case, checkpointing="") if masks else case
+    model = make(case, dtype)
+    if case.lora:
+        model = add_lora(case, model, lora_targets(case, model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1 + nudge
+    return train_unsharded(case, model, masks or None, rounds=rounds)
+
+
+def differences(got: Curve, wanted: Curve) -> Iterator[tuple[str, str, float]]:
+    """What is compared: kind, name, distance relative to its size."""
+    for step, (a, b) in enumerate(zip(got.losses, wanted.losses, strict=True)):
+        yield "loss", f"of step {step}", abs(a - b) / abs(b)
+    yield "loss", "in evaluation", abs(got.evaluated - wanted.evaluated) / abs(wanted.evaluated)
+    for step, (a, b) in enumerate(zip(got.norms, wanted.norms, strict=True)):
+        if math.isnan(a):
+            continue
+        yield "norm", f"of step {step}", abs(a - b) / abs(b)
+    for step, (own, full) in enumerate(zip(got.gradients, wanted.gradients, strict=True)):
+        largest = max(float(g.abs().max()) for g in full.values() if g.numel())
+        for name in sorted(full.keys() | own.keys()):
+            zero = torch.zeros((), dtype=torch.float64)
+            yield (
+                "gradient",
+                f"{name} of step {step}",
+                distance(own.get(name, zero).double(), full.get(name, zero).double(), largest),
+            )
+    if got.weights.keys() != wanted.weights.keys():
+        yield "weight", f"names {sorted(got.weights.keys() ^ wanted.weights.keys())}", float("inf")
+    for name, full in wanted.weights.items():
+        own = got.weights.get(name)
+        if own is not None:
+            yield "weight", name, distance(own.double(), full.double(), 1.0)
+
+
+def distance(a: Tensor, b: Tensor, largest: float) -> float:
+    """Infinite for other shapes."""
+    if a.shape != b.shape and a.dim() and b.dim():
+        return float("inf")
+    size = max(float(b.abs().max()), FLOOR * largest) if b.numel() else 1.0
+    return float((a - b).abs().max()) / size if (a - b).numel() else 0.0

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small models of transformers' families, in the sizes of a case."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.support.prove.case import FAMILIES, Case
+
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20, "shared_expert_intermediate_size": 18, "decoder_sparse_step": 1,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "mlp_only_layers": [],
+}  # fmt: skip
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 12, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
+    "v_head_dim": 5, "head_dim": 4,
+}  # fmt: skip
+# What a family needs besides, or has another name for.
+_MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "mistral": {"sliding_window": None},
+    "cohere2": {"sliding_window": 4},
+    "phi": {"partial_rotary_factor": 0.5},
+    "starcoder2": {"sliding_window": None},
+    "gpt_oss": {"sliding_window": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 4},
+    "falcon": {"new_decoder_architecture": True},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+}
+# Families whose heads have a size of their own; elsewhere it is hidden size / heads.
+_HEAD_SIZE = (
+    "llama", "mistral", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "mixtral", "glm",
+    "glm4", "helium", "gpt_oss",
+)  # fmt: skip
+
+
+def options(case: Case) -> dict[str, Any]:
+    """The configuration of a family in the sizes of a case."""
+    heads, size, layers = case.heads, case.head_size + case.head_size % 2, case.layers
+    hidden = case.hidden if case.family in _HEAD_SIZE else heads * size
+    names = {
+        "vocab_size": case.vocabulary,
+        "hidden_size": hidden, "n_embd": hidden, "d_model": hidden, "word_embed_proj_dim": hidden,
+        "intermediate_size": case.inner, "n_inner": case.inner, "ffn_dim": case.inner,
+        "num_hidden_layers": layers, "n_layer": layers, "n_layers": layers, "num_layers": layers,
+        "num_attention_heads": heads, "n_head": heads, "n_heads": heads, "num_heads": heads,
+        "num_key_value_heads": case.groups or heads, "num_kv_heads": case.groups or heads,
+        "head_dim": size, "rotary_dim": size,
+        "max_position_embeddings": 32, "n_positions": 32, "max_seq_len": 32,
+        "tie_word_embeddings": case.tied,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return {**names, **_EXPERTS, **_dropouts(), **_MORE.get(case.family, {})}
+
+
+def _dropouts() -> dict[str, float]:
+    names = (
+        "dropout attention_dropout activation_dropout resid_pdrop embd_pdrop attn_pdrop "
+        "hidden_dropout resid_dropout embed_dropout layerdrop residual_dropout embedding_dropout"
+    )
+    return dict.fromkeys(names.split(), 0.0)
+
+
+def make_family(case: Case) -> nn.Module:
+    """A causal language model; what the configuration does not know is left out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    assert case.family in FAMILIES
+    plain = CONFIG_MAPPING[case.family]()
+    aliases = {*plain.to_dict(), *plain.attribute_map}
+    if case.family == "gpt_neo":
+        kinds = ["global", "local"][: case.layers]
+        own = {"attention_types": [[kinds, max(1, -(-case.layers // 2))]]}
+        if case.layers == 3:
+            own = {"attention_types": [[["global"], 3]]}
+    else:
+        own = {}
+    known = {k: v for k, v in {**options(case), **own}.items() if k in aliases}
+    config = AutoConfig.for_model(case.family, **known)
+    with torch.random.fork_rng([]):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.set_experts_implementation("eager")  # type: ignore[operator]  # float64 has no other
+    if case.checkpointing:
+        reentrant = case.checkpointing == "reentrant"
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+    return model

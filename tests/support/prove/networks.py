@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows attention in a block: plain and gated networks, and experts."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.prove.case import NETWORK_NAMES, Case
+from tests.support.prove.norms import RMS, Dropout
+
+EXPERTS = 4
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "squared": lambda x: F.relu(x).square(),
+}
+
+
+class Network(nn.Module):
+    """Plain or gated, in one or two projections."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.kind, self.names = case.network, NETWORK_NAMES[case.network_names]
+        self.activation = ACTIVATIONS[case.activation]
+        gate, up, down, fused = self.names
+        hidden, inner, bias = case.hidden, case.inner, case.network_bias
+        if self.kind in ("plain", "gated"):
+            self.add_module(up, nn.Linear(hidden, inner, bias=bias))
+            if self.kind == "gated":
+                self.add_module(gate, nn.Linear(hidden, inner, bias=bias))
+        else:
+            self.add_module(fused, nn.Linear(hidden, 2 * inner, bias=bias))
+        norms = {"layer": nn.LayerNorm, "rms": RMS}
+        self.norm = norms[case.inner_norm](inner) if case.inner_norm else None
+        self.add_module(down, nn.Linear(inner, hidden, bias=bias))
+        self.drop = Dropout(-1, inner) if case.dropout else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down, fused = self.names
+        if self.kind == "plain":
+            y = self.activation(self.get_submodule(up)(x))
+        elif self.kind == "gated":
+            y = self.activation(self.get_submodule(gate)(x)) * self.get_submodule(up)(x)
+        else:
+            y = self.gated(self.get_submodule(fused)(x))
+        y = y if self.norm is None else self.norm(y)
+        y = y if self.drop is None else self.drop(y)
+        result: Tensor = self.get_submodule(down)(y)
+        return result
+
+    def gated(self, mixed: Tensor) -> Tensor:
+        if self.kind == "per feature":
+            return self.activation(mixed[..., ::2]) * mixed[..., 1::2]
+        first, second = mixed.chunk(2, dim=-1)
+        gate, up = (first, second) if self.kind == "gate|up" else (second, first)
+        return self.activation(gate) * up
+
+
+class Conv1DNetwork(nn.Module):
+    """GPT-2's linear layers, whose weights are transposed."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        from transformers.pytorch_utils import Conv1D
+
+        _, up, down, _ = self.names = NETWORK_NAMES[case.network_names]
+        self.activation = ACTIVATIONS[case.activation]
+        self.add_module(up, Conv1D(case.inner, case.hidden))
+        self.add_module(down, Conv1D(case.hidden, case.inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, up, down, _ = self.names
+        y: Tensor = self.get_submodule(down)(self.activation(self.get_submodule(up)(x)))
+        return y
+
+
+class Activation(nn.Module):
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.function = ACTIVATIONS[case.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class TensorExperts(nn.Module):
+    """Experts whose weights are one tensor each: ``[experts, in, out]`` or transposed."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.transposed, self.gated = case.experts == "transposed", case.network != "plain"
+        self.activation = ACTIVATIONS[case.activation]
+        hidden, inner = case.hidden, case.inner
+        wide = 2 * inner if self.gated else inner
+        shapes = (EXPERTS, hidden, wide), (EXPERTS, inner, hidden)
+        up, down = (torch.randn(each) / each[1] ** 0.5 for each in shapes)
+        if self.transposed:
+            up, down = up.transpose(1, 2).contiguous(), down.transpose(1, 2).contiguous()
+        self.gate_up_proj, self.down_proj = nn.Parameter(up), nn.Parameter(down)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Tokens ``[T, hidden]``, weights ``[T, experts]``, mostly zero."""
+        up, down = self.gate_up_proj, self.down_proj
+        if self.transposed:
+            up, down = up.transpose(1, 2), down.transpose(1, 2)
+        y = torch.einsum("th,ehi->eti", x, up)
+        if self.gated:
+            gate, y = y.chunk(2, dim=-1)
+            y = self.activation(gate) * y
+        else:
+            y = self.activation(y)
+        y = torch.einsum("eti,eih->eth", y, down)
+        return (y * weights.t()[..., None]).sum(0)
+
+
+class Mixture(nn.Module):
+    """A router, experts, and perhaps one that all tokens visit."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.router = nn.Linear(case.hidden, EXPERTS, bias=case.router == "bias")
+        if case.experts == "list":
+            self.experts: nn.Module = nn.ModuleList([plain_network(case) for _ in range(EXPERTS)])
+        else:
+            self.experts = TensorExperts(case)
+        if case.shared_expert:
+            self.shared_expert = plain_network(case)
+        if case.shared_expert == "gated":
+            self.shared_expert_gate = nn.Linear(case.hidden, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        weights, chosen = self.route(tokens)
+        if isinstance(self.experts, nn.ModuleList):
+            y = torch.zeros_like(tokens)
+            for index, expert in enumerate(self.experts):
+                token, place = torch.where(chosen == index)
+                given = expert(tokens[token]) * weights[token, place, None]
+                y = y.index_add(0, token, given.to(y.dtype))
+        else:
+            spread = torch.zeros(len(tokens), EXPERTS, dtype=weights.dtype)
+            y = self.experts(tokens, spread.scatter(1, chosen, weights))
+        if self.case.shared_expert:
+            more = self.shared_expert(tokens)
+            gate = self.case.shared_expert == "gated"
+            y = y + (more * self.shared_expert_gate(tokens).sigmoid() if gate else more)
+        return y.view_as(x)
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.router(tokens)
+        kept = 1 if self.case.router == "top 1" else 2
+        shares = scores.sigmoid() if self.case.router == "sigmoid" else scores.softmax(-1)
+        weights, chosen = shares.topk(kept, dim=-1)
+        if self.case.router == "sigmoid":
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights, chosen
+
+
+def plain_network(case: Case) -> nn.Module:
+    if case.network == "conv1d":
+        return Conv1DNetwork(case)
+    if case.network != "sequential":
+        return Network(case)
+    hidden, inner, bias = case.hidden, case.inner, case.network_bias
+    layers = nn.Linear(hidden, inner, bias=bias), nn.Linear(inner, hidden, bias=bias)
+    return nn.Sequential(layers[0], Activation(case), layers[1])
+
+
+def make_network(case: Case) -> nn.Module:
+    return Mixture(case) if case.experts else plain_network(case)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many cases on a pool of ranks; what fails is made smaller while it still fails."""
+
+import re
+from dataclasses import dataclass
+
+from tests.support.prove.case import Case, smaller
+from tests.support.prove.compare import Outcome, run_case
+from tests.support.worker_pool import Pool, PoolError
+
+TIMEOUT = 60.0
+# A failing case is tried in at most so many smaller ones.
+TRIES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``kind``: same, refused, differs, unstable, or error, as where ranks do not agree."""
+
+    kind: str
+    text: str
+    share: float = 1.0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_failure(self) -> bool:
+        return self.kind in ("differs", "error")
+
+
+def verdict(pool: Pool, case: Case) -> Verdict:
+    ranks = 4 if case.replicas > 1 else case.tp
+    try:
+        outcomes: list[Outcome] = pool.run(run_case, case, ranks=ranks, timeout=TIMEOUT)
+    except PoolError as error:
+        return Verdict("error", _brief(str(error)))
+    first = outcomes[0]
+    if any((each.kind, each.text) != (first.kind, first.text) for each in outcomes):
+        if all(each.kind == first.kind == "differs" for each in outcomes):
+            return Verdict("differs", first.text, first.share, first.warnings)
+        texts = [f"rank {rank}: {each.kind} {each.text}" for rank, each in enumerate(outcomes)]
+        return Verdict("error", "the ranks do not agree: " + "\n".join(texts))
+    share = max(each.share for each in outcomes)
+    return Verdict(first.kind, first.text, share, first.warnings)
+
+
+def _brief(text: str) -> str:
+    """What was raised, and where in the package or in torch, transformers and DeepSpeed."""
+    lines = text.split("\n")
+    files = [line.strip() for line in lines if line.strip().startswith("File ")]
+    return "\n".join([*lines[:12], *files[-8:]])
+
+
+def reason(text: str) -> str:
+    """A refusal without the names and sizes of its case."""
+    text = re.sub(r"'[^']*'", "'...'", text.split("\n")[0])
+    text = re.sub(r"\b[\w*]+(\.[\w*]+)+\b", "NAME", text)
+    return re.sub(r"\d+", "N", text)[:160]
+
+
+def same_fault(one: Verdict, other: Verdict) -> bool:
+    """Both differ, or both are the same kind of error."""
+    if one.kind != other.kind or not one.is_failure:
+        return False
+    return one.kind == "differs" or _error(one) == _error(other)
+
+
+def _error(found: Verdict) -> str:
+    raised = re.search(r"raised (\w+)|did not answer|died|do not agree", found.text)
+    return raised.group(0) if raised else ""
+
+
+def shrunk(pool: Pool, case: Case, found: Verdict, tries: int = TRIES) -> tuple[Case, Verdict]:
+    """The plainest case with the same fault that greedy steps lead to."""
+    while True:
+        for other in smaller(case):
+            if tries == 0:
+                return case, found
+            tries -= 1
+            again = verdict(pool, other)
+            if same_fault(found, again):
+                case, found = other, again
+                break
+        else:
+            return case, found
