@@ -72,6 +72,14 @@ test_positions_of_unknown_size_are_refused_naming_both_places(void)
 }
 
 static void
+test_fewer_heads_than_ranks_are_refused_whatever_their_size(void)
+{
+    fixture f = fixture_new(8);
+    add_latent(&f, true);
+    CHECK_REFUSED(&f, "4 query heads cannot be spread over 8 ranks");
+}
+
+static void
 test_latent_attention_that_is_replicated_shares_nothing(void)
 {
     fixture f = fixture_new(2);
@@ -91,6 +99,7 @@ main(void)
     RUN(test_queries_beside_a_latent_are_never_taken_for_a_fused_weight);
     RUN(test_the_size_of_the_positions_may_come_from_the_configuration);
     RUN(test_positions_of_unknown_size_are_refused_naming_both_places);
+    RUN(test_fewer_heads_than_ranks_are_refused_whatever_their_size);
     RUN(test_latent_attention_that_is_replicated_shares_nothing);
     return check_result();
 }

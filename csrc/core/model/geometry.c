@@ -92,7 +92,7 @@ static tp_geometry
 make_geometry(const counts *own, const counts *config)
 {
     static const counts nothing = {-1, -1, -1, -1, -1};
-    const tp_geometry none = {{0, 0}, 0, false, false};
+    const tp_geometry none = {{0, 0}, 0, false, false, false};
     if (own->head_size < 0 && own->query < 0)
         return none;
     const int64_t query = own->query > 0 ? own->query : config->query;
@@ -110,7 +110,7 @@ make_geometry(const counts *own, const counts *config)
     if (__builtin_mul_overflow(query, head_size, &product) ||
         __builtin_mul_overflow(key, head_size, &product) || product > INT64_MAX / 4)
         return none;
-    return (tp_geometry){{query, key}, head_size, false, false};
+    return (tp_geometry){{query, key}, head_size, false, false, false};
 }
 
 static void
@@ -162,8 +162,10 @@ tp_geometries_new(const tp_model *model, tp_geometries **out, tp_error *err)
         }
         const counts own = read_counts(module->integers, module->integer_count);
         geometries->modules[i] = make_geometry(&own, &config);
-        geometries->modules[i].separate_keys =
+        const bool latent =
             read_count(module->integers, module->integer_count, latent_keys) > 0;
+        geometries->modules[i].latent = latent;
+        geometries->modules[i].separate_keys = latent;
     }
     find_separate_keys(geometries);
     *out = geometries;

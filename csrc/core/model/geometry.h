@@ -21,7 +21,9 @@ typedef struct {
     int64_t head_size;
     bool separate_keys; /* a layer of its own makes the keys: there is no fused q|k|v.
                          * False where that cannot be told from the queries. */
-    bool guessed;       /* the counts have names that are not known: head_counts.h */
+    bool latent;  /* keys and values are made from a latent: what has features of heads
+                   * is longer than head_size says. */
+    bool guessed; /* the counts have names that are not known: head_counts.h */
 } tp_geometry;
 
 typedef struct tp_geometries tp_geometries;

@@ -27,7 +27,7 @@ def main() -> int:
     else:
         seeds = range(arguments.seed, arguments.seed + arguments.cases)
         cases = (draw(seed, arguments.tp) for seed in seeds)
-    pool = Pool()
+    pool = Pool(5)
     try:
         return search(pool, cases, arguments)
     finally:

@@ -47,6 +47,8 @@ class Attention(nn.Module):
             if case.projection == "separate":
                 self.add_module(k, nn.Linear(hidden, keys, bias=biased))
                 self.add_module(v, nn.Linear(hidden, keys, bias=biased))
+            elif case.projection == "k is v":
+                self.add_module(k, nn.Linear(hidden, keys, bias=biased))
             else:
                 self.add_module(pair, nn.Linear(hidden, 2 * keys, bias=biased))
         self.add_module(out, nn.Linear(queries, hidden, bias=case.attention_bias == "all"))
@@ -62,6 +64,8 @@ class Attention(nn.Module):
             self.out_norm = nn.LayerNorm(queries)
         elif case.before_output == "head norm":
             self.out_norm = RMS(size)
+        elif case.before_output == "group norm":
+            self.out_norm = nn.GroupNorm(case.heads, queries)
         elif case.before_output == "gate":
             self.gate_proj = nn.Linear(case.hidden, queries)
         elif case.before_output == "head gate":
@@ -74,9 +78,13 @@ class Attention(nn.Module):
             "one temperature": (1,),
             "sinks": (heads,),
             "offset": (heads, 1, case.head_size),
+            "talking": (heads, heads),
         }
         if case.per_head:
             self.per_head = nn.Parameter(1 + torch.rand(shapes[case.per_head]))
+        if case.convolution:
+            width = heads * case.head_size
+            self.conv = nn.Conv1d(width, width, 3, padding=2, groups=width)
         if case.positions == "alibi":
             self.register_buffer("slopes", -(2.0 ** -torch.arange(1.0, heads + 1)))
         elif case.positions == "table":
@@ -85,6 +93,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         case, out = self.case, NAMES[self.case.names][3]
         q, k, v = self.project(x)
+        if case.convolution:
+            q = self.conv(q.transpose(1, 2))[..., : q.shape[1]].transpose(1, 2)
         if case.head_norm.startswith("full"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (
@@ -128,6 +138,9 @@ class Attention(nn.Module):
             queries = self.get_submodule(q)(self.q_down_norm(self.q_down(x)))
             return queries, *self.get_submodule(pair)(low).chunk(2, dim=-1)
         queries = self.get_submodule(q)(x)
+        if projection == "k is v":
+            keys = self.get_submodule(k)(x)
+            return queries, keys, keys
         if projection == "q, kv":
             return queries, *self.get_submodule(pair)(x).chunk(2, dim=-1)
         if projection == "q, kv per head":
@@ -164,9 +177,10 @@ class Attention(nn.Module):
         """Of ``[B, heads, T, size]`` each."""
         case, length = self.case, q.shape[2]
         bias = self.bias(length).to(q.dtype)
+        scale = self.scale(q)
         if case.product in ("sdpa", "window") and self.drop is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        scores = q @ k.transpose(-1, -2) / case.head_size**0.5
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        scores = q @ k.transpose(-1, -2) * scale
         if case.product == "capped":
             scores = 2 * torch.tanh(scores / 2)
         scores = scores + bias
@@ -175,7 +189,18 @@ class Attention(nn.Module):
             weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
         else:
             weights = scores.softmax(-1)
+        if case.per_head == "talking":
+            weights = torch.einsum("bhqk,hg->bgqk", weights, self.per_head)
         return (weights if self.drop is None else self.drop(weights)) @ v
+
+    def scale(self, q: Tensor) -> float:
+        """What scores are multiplied with; from numbers that are other ones on a rank."""
+        heads = getattr(self, self.counts[0])
+        if self.case.scale == "counts":
+            return float((self.q_size // heads) ** -0.5)
+        if self.case.scale == "over heads":
+            return 1.0 / float(q.shape[1])
+        return float(q.shape[-1] ** -0.5)
 
     def bias(self, length: int) -> Tensor:
         """What is added to the scores: causal, ``[T, T]`` or ``[heads, T, T]``."""
@@ -207,6 +232,10 @@ class Attention(nn.Module):
             y = y.flatten(2)
         if kind == "norm":
             y = self.out_norm(y)
+        elif kind == "group norm":
+            y = self.out_norm(y.flatten(0, 1)).view_as(y)
+        elif kind == "mean":
+            y = y - y.mean(-1, keepdim=True)
         elif kind == "gate":
             y = y * self.gate_proj(x).sigmoid()
         return y

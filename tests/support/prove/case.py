@@ -64,7 +64,9 @@ class Case:
     # The run.
     tp: int = choice(2, 3, 4, plain=0.5)
     replicas: int = choice(1, 2, plain=0.9)
-    way: str = choice("parallelize", "zero 0", "zero 1", "zero 2", "zero 3", plain=0.65)
+    way: str = choice(
+        "parallelize", "zero 0", "zero 1", "zero 2", "zero 3", "ddp", "fsdp", plain=0.6
+    )
     optimizer: str = choice("sgd", "adamw", plain=0.5)
     clip: bool = choice(False, True)
     accumulate: int = choice(1, 2, plain=0.7)
@@ -77,7 +79,11 @@ class Case:
     start: str = choice("", "rank 0", "files", plain=0.85)  # where the weights are at first
     resume: bool = choice(False, True, plain=0.85)  # at another TP size for the last step
     check: str = choice("auto", "false", plain=0.9)
-    compiled: bool = choice(False, True, plain=0.99)
+    compiled: bool = choice(False, True, plain=0.997)
+    # What is done with the model between the second and the third step.
+    between: str = choice("", "gather", "reload", "evaluate", "thaw", plain=0.75)
+    hooks: str = choice("", "forward", "backward", plain=0.85)
+    lengths: bool = choice(False, True, plain=0.8)  # a shorter batch in the second step
     # Sizes.
     rows: int = choice(2, 4, plain=0.8)
     length: int = choice(6, 5, 8, 9, plain=0.4)
@@ -99,35 +105,44 @@ class Case:
     )
     signature: str = choice("loss", "labels", "logits", plain=0.4)
     embedding: str = choice("", "scaled", "norm", "projected", plain=0.7)
-    logits: str = choice("", "scaled", "capped", plain=0.8)
+    logits: str = choice("", "scaled", "capped", "in place", "shifted", plain=0.75)
+    ignored: bool = choice(False, True, plain=0.8)  # targets that count for nothing
     dropout: bool = choice(False, True, plain=0.85)
     block: str = choice("pre", "post", "parallel", "parallel norms", "sandwich", plain=0.5)
     norm: str = choice("layer", "rms", "own rms", "none", plain=0.4)
-    residual: str = choice("", "constant", "vector", "scalar", "gate", plain=0.65)
+    residual: str = choice("", "constant", "vector", "scalar", "gate", "in place", plain=0.65)
+    linear: str = choice("", "scaled", "weight norm", plain=0.92)  # the class of linear layers
     model_names: str = choice("layers", "blocks", "h", "unknown", plain=0.4)
     # Attention.
     projection: str = choice(
         "separate", "qkv", "vqk", "per head", "per group", "q, kv", "q, kv per head", "parameter",
-        "latent", "torch", "none", plain=0.3,
+        "latent", "torch", "k is v", "none", plain=0.3,
     )  # fmt: skip
     names: str = choice(*NAMES, plain=0.3)
     count_names: str = choice(*COUNT_NAMES, plain=0.4)
     reads: str = choice("counts", "sizes", "widths", plain=0.6)  # what the forward uses to reshape
     attention_bias: str = choice("", "all", "inputs", plain=0.6)
     head_norm: str = choice("", "per head", "per head layer", "full", "full layer", plain=0.65)
-    before_output: str = choice("", "norm", "head norm", "gate", "head gate", plain=0.8)
+    before_output: str = choice(
+        "", "norm", "head norm", "gate", "head gate", "group norm", "mean", plain=0.75
+    )
     positions: str = choice("", "learned", "rotary", "alibi", "table", plain=0.5)
-    per_head: str = choice("", "temperature", "one temperature", "sinks", "offset", plain=0.8)
+    per_head: str = choice(
+        "", "temperature", "one temperature", "sinks", "offset", "talking", plain=0.75
+    )
+    scale: str = choice("", "counts", "over heads", plain=0.8)  # what scores are divided by
+    convolution: bool = choice(False, True, plain=0.9)  # of each feature of queries over tokens
     product: str = choice("sdpa", "manual", "capped", "window", plain=0.6)
     # What follows.
     network: str = choice(
-        "plain", "gated", "gate|up", "up|gate", "per feature", "sequential", "conv1d", "none",
-        plain=0.3,
+        "plain", "gated", "gate|up", "up|gate", "per feature", "two inputs", "sequential", "conv1d",
+        "none", plain=0.3,
     )  # fmt: skip
     network_names: str = choice(*NETWORK_NAMES, plain=0.3)
     network_bias: bool = choice(False, True)
-    inner_norm: str = choice("", "layer", "rms", plain=0.85)
-    activation: str = choice("gelu", "silu", "tanh", "squared", plain=0.5)
+    inner_norm: str = choice("", "layer", "rms", "softmax", "unit", "largest", plain=0.8)
+    per_feature: str = choice("", "scale", "bias", "decay", "convolution", plain=0.8)
+    activation: str = choice("gelu", "silu", "tanh", "squared", "in place", plain=0.5)
     experts: str = choice("", "list", "tensors", "transposed", plain=0.75)
     router: str = choice("softmax", "sigmoid", "top 1", "bias", plain=0.5)
     shared_expert: str = choice("", "plain", "gated", plain=0.7)
@@ -197,10 +212,17 @@ def smaller(case: Case) -> Iterator[Case]:
 
 def settle(case: Case) -> Case:
     """Without contradictions: what cannot be with something else becomes plain."""
+    settled = _settle_once(case)
+    return case if settled == case else settle(settled)
+
+
+def _settle_once(case: Case) -> Case:
     for condition, plain in _contradictions:
         if condition(case):
             names = plain.split()
             case = replace(case, **{n: Case.__dataclass_fields__[n].default for n in names})
+    if case.way in ("ddp", "fsdp"):
+        case = replace(case, replicas=2)
     if case.rows < case.replicas * case.accumulate:
         case = replace(case, rows=4)
     if case.groups and (case.groups > case.heads or case.heads % case.groups):
@@ -216,27 +238,43 @@ def _own(case: Case) -> bool:
 
 _OF_LOGITS = ("one", "z-loss", "classes")
 MODEL_FIELDS = (
-    "head_bias shared outputs signature embedding logits block norm residual model_names "
-    "projection names count_names reads attention_bias head_norm before_output positions per_head "
-    "product network network_names network_bias inner_norm activation experts router shared_expert"
+    "head_bias shared embedding logits block norm residual linear model_names projection names "
+    "count_names reads attention_bias head_norm before_output positions per_head scale convolution "
+    "product network network_names network_bias inner_norm per_feature activation experts router "
+    "shared_expert"
 )
 
 # What is put back to its plain values where a condition holds, in this order.
 _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: not _own(c), MODEL_FIELDS),
     (lambda c: not _own(c), "dropout"),
+    (lambda c: not _own(c) and c.signature == "loss" and c.outputs != "one", "outputs"),
+    (lambda c: not _own(c) and c.outputs not in ("one", "z-loss"), "outputs"),
+    (lambda c: c.way in ("ddp", "fsdp") and c.tp != 2, "way"),
     (lambda c: c.replicas > 1 and c.tp != 2, "replicas"),
     (lambda c: c.replicas > 1, "resume dropout"),
+    (lambda c: c.way in ("ddp", "fsdp"), "dropout resume compiled lora start between hooks"),
+    (lambda c: c.way == "fsdp", "shared"),
     (lambda c: c.way != "parallelize", "resume autocast compiled start check"),
+    (lambda c: c.between == "thaw" and c.frozen == 0, "between"),
+    (lambda c: c.between != "" and c.way.startswith("zero") and c.between != "evaluate",
+     "between"),
+    (lambda c: c.ignored and c.outputs == "classes", "ignored"),
+    (lambda c: c.logits in ("in place", "shifted") and c.signature == "logits", "logits"),
     (lambda c: c.way == "zero 3", "sequence dropout"),
     (lambda c: c.resume and c.tp != 4, "resume"),
     (lambda c: c.start == "files" and _own(c), "start"),
     (lambda c: c.start != "", "rules lora dropout frozen"),
-    (lambda c: c.lora != "", "frozen resume"),
+    (lambda c: c.lora != "", "frozen resume linear between"),
+    (lambda c: c.linear != "" and c.start != "", "linear"),
     (lambda c: c.checkpointing == "reentrant", "frozen lora"),
+    # DeepSpeed itself reduces a gradient once.
+    (lambda c: c.checkpointing == "reentrant" and c.way.startswith("zero"), "shared"),
     (lambda c: c.signature == "logits" and c.outputs not in _OF_LOGITS, "outputs"),
     (lambda c: c.way != "parallelize" and c.lora == "after", "lora"),
-    (lambda c: c.compiled, "dropout checkpointing"),
+    (lambda c: c.compiled, "dropout checkpointing hooks"),
+    (lambda c: c.resume, "between"),
+    (lambda c: c.dropout, "lengths"),
     (lambda c: c.autocast, "dropout optimizer"),
     (lambda c: c.optimizer == "adamw" and c.way != "parallelize", "optimizer"),
     (lambda c: not _own(c) and c.rules == "own", "rules"),
@@ -246,22 +284,28 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.outputs == "classes", "tied head_bias logits"),
     (lambda c: c.embedding == "projected", "tied"),
     (lambda c: c.projection == "torch", "lora groups names count_names reads head_norm "
-     "before_output per_head product positions"),
+     "before_output per_head scale convolution product positions"),
     (lambda c: c.projection == "none" and c.network == "none", "network"),
     (lambda c: c.projection == "none", "groups names count_names reads head_norm attention_bias "
-     "before_output per_head product head_size heads"),
+     "before_output per_head scale convolution product head_size heads"),
     (lambda c: c.projection == "none" and c.positions != "learned", "positions"),
     (lambda c: c.projection in ("per head", "latent"), "groups"),
     (lambda c: c.projection == "latent", "head_norm"),
-    (lambda c: c.product != "manual" and c.per_head == "sinks", "per_head"),
-    (lambda c: c.network == "none", "network_names network_bias inner_norm activation experts "
-     "shared_expert inner"),
-    (lambda c: c.network in ("sequential", "conv1d"), "inner_norm"),
+    (lambda c: c.product != "manual" and c.per_head in ("sinks", "talking"), "product"),
+    (lambda c: c.product != "manual" and c.per_head in ("sinks", "talking"), "per_head"),
+    (lambda c: c.network == "none", "network_names network_bias inner_norm per_feature "
+     "activation experts shared_expert inner"),
+    (lambda c: c.network in ("sequential", "conv1d"), "inner_norm per_feature"),
+    (lambda c: c.network == "sequential" and c.activation == "in place", "activation"),
+    (lambda c: c.experts != "" and c.per_feature in ("decay", "convolution"), "per_feature"),
+    (lambda c: c.experts in ("tensors", "transposed"), "per_feature inner_norm"),
+    (lambda c: c.experts != "" and c.network == "two inputs", "network"),
     (lambda c: c.network == "sequential", "network_names"),
     (lambda c: c.experts == "", "router shared_expert"),
     (lambda c: c.shared == "network" and c.network == "none", "shared"),
-    (lambda c: c.shared == "weight" and (c.network not in ("plain", "gated") or c.experts != ""),
+    (lambda c: c.shared == "weight" and c.network not in ("plain", "gated", "two inputs"),
      "shared"),
+    (lambda c: c.shared == "weight" and c.experts != "", "shared"),
     (lambda c: c.shared == "attention" and c.projection == "none", "shared"),
     (lambda c: c.shared != "" and c.layers == 1, "shared"),
     (lambda c: c.block.startswith("parallel") and "none" in (c.projection, c.network), "block"),

@@ -17,6 +17,7 @@ _LATENT: dict[str, Any] = {
     "q_lora_rank": 12, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
     "v_head_dim": 5, "head_dim": 4,
 }  # fmt: skip
+_LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3")
 # What a family needs besides, or has another name for.
 _MORE: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8},
@@ -33,7 +34,7 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 # Families whose heads have a size of their own; elsewhere it is hidden size / heads.
 _HEAD_SIZE = (
-    "llama", "mistral", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "mixtral", "glm",
+    "llama", "mistral", "qwen3", "qwen3_moe", "mixtral", "glm",
     "glm4", "helium", "gpt_oss",
 )  # fmt: skip
 
@@ -54,6 +55,8 @@ def options(case: Case) -> dict[str, Any]:
         "tie_word_embeddings": case.tied,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
+    if case.family in _LATENT_FAMILIES:
+        names["num_key_value_heads"] = heads
     return {**names, **_EXPERTS, **_dropouts(), **_MORE.get(case.family, {})}
 
 
@@ -85,7 +88,11 @@ def make_family(case: Case) -> nn.Module:
     with torch.random.fork_rng([]):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.set_experts_implementation("eager")  # type: ignore[operator]  # float64 has no other
+    checkpoint_family(case, model)
+    return model
+
+
+def checkpoint_family(case: Case, model: nn.Module) -> None:
     if case.checkpointing:
         reentrant = case.checkpointing == "reentrant"
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-    return model

@@ -37,6 +37,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self.kind == "constant":
             return x + 0.5 * y
+        if self.kind == "in place":
+            y += x
+            return y
         if self.kind == "gate":
             return x + torch.tanh(self.scale) * y
         return x + self.scale * y if self.kind else x + y
@@ -137,12 +140,17 @@ class Language(nn.Module):
             y = y * 0.25
         elif self.case.logits == "capped":
             y = 5 * torch.tanh(y / 5)
+        elif self.case.logits == "in place":
+            y *= 0.5
+            y[..., 0] = y[..., 0] - 2.0
         return y
 
     def loss(self, hidden: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         kind = self.case.outputs
         if kind == "classes":
             return F.cross_entropy(logits[:, -1], targets[:, -1] % CLASSES)
+        if self.case.logits == "shifted":
+            logits, targets = logits[:, :-1].contiguous(), targets[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return loss + self.extra(kind, hidden, logits, targets)
 
@@ -214,9 +222,29 @@ def make_blocks(case: Case) -> list[nn.Module]:
     return blocks
 
 
+class ScaledLinear(nn.Linear):
+    """A class of the user's own that calls what it extends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def change_linears(model: nn.Module, kind: str) -> None:
+    """Linear layers within blocks as others make them."""
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.Linear or "." not in name:
+            continue
+        if kind == "scaled":
+            module.__class__ = ScaledLinear
+        else:
+            nn.utils.parametrizations.weight_norm(module)
+
+
 def make_language(case: Case) -> Any:
     kinds = {"loss": GivesLoss, "labels": TakesLabels, "logits": GivesLogits}
     model = kinds[case.signature](case)
+    if case.linear:
+        change_linears(model, case.linear)
     if case.checkpointing:
         model.run = checkpointed(case.checkpointing == "reentrant")
     return model

@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "squared": lambda x: F.relu(x).square(),
+    "in place": lambda x: F.silu(x, inplace=True),
 }
 
 
@@ -28,14 +29,13 @@ class Network(nn.Module):
         self.activation = ACTIVATIONS[case.activation]
         gate, up, down, fused = self.names
         hidden, inner, bias = case.hidden, case.inner, case.network_bias
-        if self.kind in ("plain", "gated"):
+        if self.kind in ("plain", "gated", "two inputs"):
             self.add_module(up, nn.Linear(hidden, inner, bias=bias))
             if self.kind == "gated":
                 self.add_module(gate, nn.Linear(hidden, inner, bias=bias))
         else:
             self.add_module(fused, nn.Linear(hidden, 2 * inner, bias=bias))
-        norms = {"layer": nn.LayerNorm, "rms": RMS}
-        self.norm = norms[case.inner_norm](inner) if case.inner_norm else None
+        self.norm, self.per_feature = make_inner_norm(case), make_per_feature(case)
         self.add_module(down, nn.Linear(inner, hidden, bias=bias))
         self.drop = Dropout(-1, inner) if case.dropout else None
 
@@ -45,9 +45,11 @@ class Network(nn.Module):
             y = self.activation(self.get_submodule(up)(x))
         elif self.kind == "gated":
             y = self.activation(self.get_submodule(gate)(x)) * self.get_submodule(up)(x)
+        elif self.kind == "two inputs":
+            y = self.activation(self.get_submodule(up)(x)) * self.get_submodule(up)(x.roll(1, -2))
         else:
             y = self.gated(self.get_submodule(fused)(x))
-        y = y if self.norm is None else self.norm(y)
+        y = self.per_feature(self.norm(y))
         y = y if self.drop is None else self.drop(y)
         result: Tensor = self.get_submodule(down)(y)
         return result
@@ -58,6 +60,58 @@ class Network(nn.Module):
         first, second = mixed.chunk(2, dim=-1)
         gate, up = (first, second) if self.kind == "gate|up" else (second, first)
         return self.activation(gate) * up
+
+
+class OverFeatures(nn.Module):
+    """A function that needs all features at once, and has no parameters."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "softmax":
+            return x.softmax(-1)
+        if self.kind == "unit":
+            return F.normalize(x, dim=-1)
+        return x / (1 + x.detach().abs().amax(-1, keepdim=True))
+
+
+class PerFeature(nn.Module):
+    """A number or two for each feature, or a function of each feature over the tokens."""
+
+    def __init__(self, kind: str, size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "convolution":
+            self.conv = nn.Conv1d(size, size, 3, padding=2, groups=size)
+        else:
+            self.weight = nn.Parameter(torch.rand(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "scale":
+            return x * self.weight
+        if self.kind == "bias":
+            return x + self.weight
+        if self.kind == "convolution":
+            y: Tensor = self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+            return y
+        state, states = torch.zeros_like(x[:, 0]), []
+        for step in x.unbind(1):
+            state = state * self.weight.sigmoid() + step
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+def make_inner_norm(case: Case) -> nn.Module:
+    norms = {"layer": nn.LayerNorm, "rms": RMS}
+    if case.inner_norm in norms:
+        return norms[case.inner_norm](case.inner)
+    return OverFeatures(case.inner_norm) if case.inner_norm else nn.Identity()
+
+
+def make_per_feature(case: Case) -> nn.Module:
+    return PerFeature(case.per_feature, case.inner) if case.per_feature else nn.Identity()
 
 
 class Conv1DNetwork(nn.Module):

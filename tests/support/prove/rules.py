@@ -29,8 +29,8 @@ def _attention(case: Case) -> list[dict[str, Any]] | None:
     queries, keys = heads * size, groups * size
     if case.projection == "none":
         return []
-    simple = (case.before_output, case.per_head, case.head_norm) == ("", "", "")
-    if not simple or case.positions in ("alibi", "table"):
+    features = (case.before_output, case.per_head, case.head_norm, case.convolution, case.linear)
+    if any(features) or case.positions in ("alibi", "table"):
         return None
     row = _rule((out,), "row")
     if case.projection == "separate":
@@ -48,10 +48,10 @@ def _network(case: Case) -> list[dict[str, Any]] | None:
     gate, up, down, fused = NETWORK_NAMES[case.network_names]
     if case.network == "none":
         return []
-    if case.experts or case.inner_norm or case.shared:
+    if case.experts or case.inner_norm or case.shared or case.per_feature or case.linear:
         return None
     row = _rule((down,), "row")
-    if case.network == "plain":
+    if case.network in ("plain", "two inputs"):
         return [row, _rule((up,), "column")]
     if case.network == "gated":
         return [row, _rule((up, gate), "column")]

@@ -10,9 +10,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 import deepspeed_autotp
 from tests.support.prove.case import Case
+from tests.support.prove.families import checkpoint_family
 from tests.support.prove.norms import Dropout
 from tests.support.prove.rules import own_rules, random_rules
 from tests.support.prove.training import (
@@ -45,12 +49,20 @@ class Sharded:
         self.others = mesh["dp"].get_group()
         if case.start == "files":
             self.model = self.from_files(tp)
-        elif case.way == "parallelize":
+        elif not case.way.startswith("zero"):
             self.model = self.parallelized(mesh["tp"])
         else:
             self.model = self.with_engine(tp)
+        self.called: Any = self.model if self.engine is None else self.engine
+        if case.way == "ddp":
+            self.called = DistributedDataParallel(self.model, process_group=self.others)
+        elif case.way == "fsdp":
+            for block in blocks_of(self.model):
+                fully_shard(block, mesh=mesh["dp"])
+            fully_shard(self.model, mesh=mesh["dp"])
         if case.compiled:
             self.model.compile()
+        add_hooks(case, self.model)
         self.optimizer = make_optimizer(case, self.model) if self.engine is None else None
         self.masks: list[Masks] = []
         take_masks(self.model)
@@ -115,9 +127,7 @@ class Sharded:
             AutoModelForCausalLM, folder[0], tp_size=tp, config=section, dtype=self.dtype
         )
         model.set_experts_implementation("eager")  # type: ignore[operator]
-        if self.case.checkpointing:
-            reentrant = self.case.checkpointing == "reentrant"
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+        checkpoint_family(self.case, model)
         return model.train()
 
     def with_engine(self, tp: int) -> nn.Module:
@@ -165,6 +175,8 @@ class Sharded:
                 # DeepSpeed forms none without ZeRO and clipping.
                 curve.norms.append(float("nan") if norm is None else float(norm))
             self.masks.append(take_masks(self.model))
+            if step == STEPS - 2:
+                self.between()
 
     @property
     def stage(self) -> int:
@@ -181,9 +193,8 @@ class Sharded:
         return zip(*(each.chunk(case.accumulate) for each in own), strict=True)
 
     def backward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        called = self.model if self.engine is None else self.engine
         with casting(self.case):
-            loss = loss_of(self.case, called, ids, targets)
+            loss = loss_of(self.case, self.called, ids, targets)
         if self.engine is None:
             (loss / self.case.accumulate).backward()
         else:
@@ -192,20 +203,53 @@ class Sharded:
 
     def average(self) -> None:
         """Gradients over the data-parallel replicas, where no engine does it."""
-        if self.case.replicas > 1 and self.engine is None:
+        if self.case.replicas > 1 and self.case.way == "parallelize":
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad, group=self.others)
                     parameter.grad /= self.replicas
+
+    def between(self) -> None:
+        """As :func:`training.between`, of shards."""
+        kind = self.case.between
+        if kind == "gather":
+            with deepspeed_autotp.gather_params(self.model, modifier_rank=0), torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter *= 1.01
+        elif kind == "reload":
+            full = deepspeed_autotp.full_state_dict(self.model)
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.zero_()
+            self.model.load_state_dict(full)
+        elif kind == "evaluate":
+            evaluate(self.case, self.called)
+        elif kind == "thaw":
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(True)
 
     def finish(self, curve: Curve) -> None:
         """What is compared after the last step."""
         whole = self.model if self.engine is None else self.engine
         deepspeed_autotp.check_replicas(whole)
         curve.weights = deepspeed_autotp.full_state_dict(whole)
-        curve.evaluated = evaluate(self.case, whole)
+        curve.evaluated = evaluate(self.case, self.called)
         if self.engine is not None:
             self.engine.destroy()
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of the first list of layers."""
+    return list(next((m for m in model.modules() if isinstance(m, nn.ModuleList)), []))
+
+
+def add_hooks(case: Case, model: nn.Module) -> None:
+    """Hooks that look and change nothing."""
+    for module in model.modules() if case.hooks else ():
+        if case.hooks == "forward":
+            module.register_forward_hook(lambda m, args, y: None)
+        elif isinstance(module, nn.Linear):
+            module.register_full_backward_hook(lambda m, grads, outputs: None)
 
 
 def gradients(model: nn.Module, *, zero: int = 0) -> Gradients:
@@ -213,12 +257,14 @@ def gradients(model: nn.Module, *, zero: int = 0) -> Gradients:
     from deepspeed.utils import safe_get_full_grad
 
     state = deepspeed_autotp.tensor_parallel(model)
+    entries = {entry.name: entry for entry in state.plan.entries}
     found = {}
     for name, parameter in model.named_parameters():
         grad = safe_get_full_grad(parameter) if zero else parameter.grad
+        grad = grad.full_tensor() if isinstance(grad, DTensor) else grad
         if not parameter.requires_grad or grad is None:
             continue
-        entry = state.entry(parameter)
+        entry = entries.get(name)
         is_full = entry is None or entry.dim < 0
         found[name] = grad.clone() if is_full else state.gather(grad, entry=entry)
     return found
@@ -239,11 +285,12 @@ def full_masks(case: Case, model: nn.Module, own: list[Masks]) -> list[Mapping[s
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     dropouts = {n: m for n, m in model.named_modules() if isinstance(m, Dropout)}
+    rows = case.rows // case.accumulate
     return [
         {
             name: [
-                joined(name, each, [ranks[r][step][name][call] for r in range(len(ranks))])
-                for call in range(0, len(own[step][name]), 2 if case.checkpointing else 1)
+                joined(name, each, [rank[step][name][call] for rank in ranks], rows)
+                for call in first_calls(case, len(own[step][name]))
             ]
             for name, each in dropouts.items()
         }
@@ -251,14 +298,20 @@ def full_masks(case: Case, model: nn.Module, own: list[Masks]) -> list[Mapping[s
     ]
 
 
-def joined(name: str, dropout: Dropout, masks: list[Tensor]) -> Tensor:
-    if masks[0].shape[dropout.dim] == dropout.size:
+def first_calls(case: Case, calls: int) -> list[int]:
+    """Which of the calls of a step are not those of a recomputation."""
+    micro = calls // case.accumulate
+    first = micro // 2 if case.checkpointing else micro
+    return [begin + call for begin in range(0, calls, micro or 1) for call in range(first)]
+
+
+def joined(name: str, dropout: Dropout, masks: list[Tensor], rows: int) -> Tensor:
+    tokens_alone = dropout.dim == 1 and masks[0].dim() == 3 and masks[0].shape[0] != rows
+    if not tokens_alone and masks[0].shape[dropout.dim] == dropout.size:
         assert all(torch.equal(mask, masks[0]) for mask in masks), f"{name} differs over ranks"
         return masks[0]
     full = torch.cat(masks, dropout.dim)
-    if full.shape[dropout.dim] != dropout.size:  # tokens of all rows, one after the other
-        full = full.unflatten(1, (-1, dropout.size)).squeeze(0)
-    return full
+    return full.unflatten(1, (rows, -1)).squeeze(0) if tokens_alone else full
 
 
 def train_sharded(case: Case, dtype: torch.dtype) -> tuple[Curve, list[Any], float]:

@@ -75,15 +75,17 @@ def is_linear(module: nn.Module) -> bool:
 def batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
     """Tokens and what follows them."""
     draw = torch.Generator().manual_seed(1000 * case.seed + step)
-    ids = torch.randint(case.vocabulary, (case.rows, case.length + 1), generator=draw)
-    return ids[:, :-1], ids[:, 1:]
+    length = case.length - 2 if case.lengths and step == 1 else case.length
+    ids = torch.randint(case.vocabulary, (case.rows, length + 1), generator=draw)
+    ids, targets = ids[:, :-1], ids[:, 1:].clone()
+    if case.ignored:  # equally many in each row, so that means over rows are those of the batch
+        targets[:, :2] = -100
+    return ids, targets
 
 
 def loss_of(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor) -> Tensor:
     if case.family:
-        # transformers casts logits to float32 for its own loss.
-        logits = model(input_ids=ids).logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return family_loss(case, model, ids, targets)
     if case.signature == "loss":
         return model(ids, targets)
     if case.signature == "labels":
@@ -95,12 +97,24 @@ def loss_of(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor)
     return loss + (0.1 * logits.logsumexp(-1).square().mean() if case.outputs == "z-loss" else 0.0)
 
 
+def family_loss(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor) -> Tensor:
+    """Formed by the loop, or by transformers, which casts logits to float32."""
+    if case.signature == "loss":
+        logits = model(input_ids=ids).logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    labels = torch.where(targets < 0, targets, ids)  # shifted by transformers
+    outputs = model(input_ids=ids, labels=labels)
+    if case.outputs == "z-loss":
+        return outputs.loss + 0.1 * outputs.logits.logsumexp(-1).square().mean()
+    return outputs.loss
+
+
 def casting(case: Case) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if case.autocast else nullcontext()
 
 
 def make_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad or case.between == "thaw"]
     if case.optimizer == "adamw":
         # A small gradient in a sum of large ones is rounded; by eps it is not scaled up.
         return torch.optim.AdamW(trained, lr=0.01, eps=1e-3, weight_decay=0.1)
@@ -144,6 +158,8 @@ def train_unsharded(
         curve.norms.append(float(norm))
         optimizer.step()
         optimizer.zero_grad()
+        if step == STEPS - 2:
+            between(case, model)
     if rounds:
         round_all(list(model.parameters()))
     curve.evaluated = evaluate(case, model)
@@ -155,6 +171,17 @@ def train_unsharded(
 def round_all(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         tensor.copy_(tensor.float())
+
+
+@torch.no_grad()
+def between(case: Case, model: nn.Module) -> None:
+    """What changes an unsharded model before the last step."""
+    if case.between == "gather":
+        for parameter in model.parameters():
+            parameter *= 1.01
+    elif case.between == "thaw":
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
 
 
 def evaluate(case: Case, model: nn.Module) -> float:

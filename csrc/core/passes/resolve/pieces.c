@@ -144,7 +144,7 @@ add_undivided(const tp_build *build, int module, int attention, const tp_spec *s
      * head, or with a part for positions. Whatever is there once for each query
      * head has to follow it. */
     const int64_t query = geometry->heads.query;
-    if (size % query != 0 || query < build->options->ranks)
+    if (size % query != 0 || (query < build->options->ranks && !geometry->latent))
         return false;
     mark_heads(out, geometry, attention, false);
     add_piece(out, size, size / query, TP_PIECE_QUERY);
