@@ -3,8 +3,8 @@
 
 import pytest
 
-from tests.support.prove.case import Case, draw, parse, smaller
-from tests.support.prove.search import verdict
+from tests.support.prove.case import Case, draw, parse
+from tests.support.prove.search import Verdict, shrunk, verdict
 from tests.support.worker_pool import Pool
 
 SEEDS = range(24)
@@ -20,5 +20,15 @@ def test_a_random_model_trains_as_in_one_process_or_is_refused(pool: Pool, seed:
 def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:
     for seed in range(200):
         assert draw(seed) == draw(seed) == parse(str(draw(seed)))
-        assert all(other != draw(seed) for other in smaller(draw(seed)))
     assert parse("") == Case()
+
+
+def test_a_case_that_fails_is_made_as_plain_as_its_fault_allows() -> None:
+    def judge(case: Case) -> Verdict:
+        fails = case.tied and case.tp == 3 and case.layers > 1
+        return Verdict("differs" if fails else "same", "")
+
+    case = next(c for c in map(draw, range(10_000)) if judge(c).is_failure and c.layers == 3)
+    small, found = shrunk(judge, case, judge(case))
+    assert found.is_failure
+    assert str(small) == f"tp=3 layers=2 tied=True seed={case.seed}"

@@ -69,7 +69,7 @@ def report(pool: Pool, case: Case, found: Verdict, *, shrink: bool) -> None:
     print(f"\nFAILED seed {case.seed}: {found.kind}: {found.text[:3000]}\n  {case}")
     print(f'  make prove CASE="{case}"', flush=True)
     if shrink:
-        small, why = shrunk(pool, case, found)
+        small, why = shrunk(lambda other: verdict(pool, other), case, found)
         print(f"  smallest: {why.kind}: {why.text[:1200]}")
         print(f'  make prove CASE="{small}"\n', flush=True)
 

@@ -194,20 +194,20 @@ def _assignments(text: str) -> list[str]:
     return [each for each in found if each]
 
 
-def smaller(case: Case) -> Iterator[Case]:
-    """Cases that are plainer in one field: first the plain value of each, then those between."""
-    seen = {case}
-    for is_far in (False, True):
+def is_plainer(case: Case, name: str, value: Any) -> bool:
+    values = Case.__dataclass_fields__[name].metadata["values"]
+    return bool(values.index(value) < values.index(getattr(case, name)))
+
+
+def plainer(case: Case) -> Iterator[tuple[str, Any]]:
+    """Fields and values for them that are plainer: first the plain value of each field, then those
+    between."""
+    for is_between in (False, True):
         for each in fields(case):
             values, own = each.metadata["values"], getattr(case, each.name)
-            if each.name == "seed" or is_plain(case, each):
-                continue
-            nearer = values[1 : values.index(own)] if is_far and own in values else values[:1]
-            for value in nearer:
-                other = settle(replace(case, **{each.name: value}))
-                if other not in seen:
-                    seen.add(other)
-                    yield other
+            if each.name != "seed" and own in values[1:]:
+                nearer = values[1 : values.index(own)] if is_between else values[:1]
+                yield from ((each.name, value) for value in nearer)
 
 
 def settle(case: Case) -> Case:

@@ -34,7 +34,7 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 # Families whose heads have a size of their own; elsewhere it is hidden size / heads.
 _HEAD_SIZE = (
-    "llama", "mistral", "qwen3", "qwen3_moe", "mixtral", "glm",
+    "llama", "mistral", "qwen3", "mixtral", "glm",
     "glm4", "helium", "gpt_oss",
 )  # fmt: skip
 

@@ -2,15 +2,16 @@
 """Many cases on a pool of ranks; what fails is made smaller while it still fails."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from tests.support.prove.case import Case, smaller
+from tests.support.prove.case import Case, is_plainer, plainer, settle
 from tests.support.prove.compare import Outcome, run_case
 from tests.support.worker_pool import Pool, PoolError
 
 TIMEOUT = 60.0
 # A failing case is tried in at most so many smaller ones.
-TRIES = 60
+TRIES = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,19 @@ def _error(found: Verdict) -> str:
     return raised.group(0) if raised else ""
 
 
-def shrunk(pool: Pool, case: Case, found: Verdict, tries: int = TRIES) -> tuple[Case, Verdict]:
-    """The plainest case with the same fault that greedy steps lead to."""
-    while True:
-        for other in smaller(case):
-            if tries == 0:
-                return case, found
+def shrunk(
+    judge: Callable[[Case], Verdict], case: Case, found: Verdict, tries: int = TRIES
+) -> tuple[Case, Verdict]:
+    """The plainest case with the same fault that one field after the other leads to."""
+    last = None
+    while last != case:
+        last = case
+        for name, value in plainer(case):
+            other = settle(replace(case, **{name: value}))
+            if other == case or tries == 0 or not is_plainer(case, name, value):
+                continue
             tries -= 1
-            again = verdict(pool, other)
+            again = judge(other)
             if same_fault(found, again):
                 case, found = other, again
-                break
-        else:
-            return case, found
+    return case, found
