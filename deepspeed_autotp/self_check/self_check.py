@@ -36,6 +36,8 @@ from deepspeed_autotp.sharding.conversion import Conversion
 
 _log = logging.getLogger("deepspeed_autotp")
 
+_UNCALLED = "a weight that is used without its layer's forward has to be full; {} never ran"
+
 
 class SelfCheck:
     """Runs and compares; the model is as it was before, whatever happens.
@@ -219,12 +221,17 @@ class SelfCheck:
     def _agreed(
         self, found: Difference | None, unused: Difference | None, comparison: Comparison, run: Run
     ) -> Difference | None:
-        """What the lowest rank with a difference found, also in the RNG states of dropout."""
+        """What the lowest rank with a difference found, also in the RNG states of dropout. It may be
+        due to layers that did not run, which are planned anew in any case."""
         said = self._agreement.exchange((found, unused, comparison.replicated_dropouts(run)))
         first = _of_lowest([each for each, *_ in said])
         if first is None:
             first = _other_dropout([each for *_, each in said], comparison)
-        return _of_lowest([each for _, each, _ in said]) if first is None else first
+        idle = _of_lowest([each for _, each, _ in said])
+        if first is None or idle is None:
+            return idle if first is None else first
+        text = f"{first.text}; {_UNCALLED.format(', '.join(idle.block))}"
+        return replace(idle, text=text, replicate=True)
 
 
 def _of_lowest(ranks: list[Difference | None]) -> Difference | None:

@@ -37,6 +37,16 @@ def test_a_wrong_guess_of_the_layout_is_found_by_the_self_check(pool: Pool) -> N
     assert "blocks.*.attention is sharded layer by layer" in warning
 
 
+def test_layers_whose_weights_are_used_without_their_forward_stay_replicated(pool: Pool) -> None:
+    [found, _] = pool.run(train, "uncalled layers", 2)
+    assert found["worst"] < BOUND
+    assert found["kinds"]["blocks.0.network.fc1.weight"] == "replicated"
+    assert found["kinds"]["blocks.0.attention.to_q.weight"] == "column"
+    [warning] = found["warnings"]
+    assert warning.startswith("blocks.*.network.fc1, blocks.*.network.fc2 stays replicated: ")
+    assert warning.endswith("blocks.*.network.fc1, blocks.*.network.fc2 never ran")
+
+
 @pytest.mark.parametrize("tp", [2, 4])
 def test_a_rule_shards_a_projection_of_groups_of_queries_key_and_value(pool: Pool, tp: int) -> None:
     for kinds, difference in pool.run(groups_by_rule, "num_key_value_heads", ranks=tp):

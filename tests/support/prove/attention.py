@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.prove.case import COUNT_NAMES, NAMES, Case
-from tests.support.prove.norms import RMS, Dropout
+from tests.support.prove.norms import RMS, Dropout, called
 
 FUSED = ("qkv", "vqk", "per head", "per group", "parameter")
 WINDOW = 3
@@ -76,6 +76,7 @@ class Attention(nn.Module):
         shapes = {
             "temperature": (heads, 1, 1),
             "one temperature": (1,),
+            "outer temperature": (1,),
             "sinks": (heads,),
             "offset": (heads, 1, case.head_size),
             "talking": (heads, heads),
@@ -111,8 +112,11 @@ class Attention(nn.Module):
         repeats = q.shape[1] // k.shape[1]
         y = self.attend(q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1))
         y = self.finish(x, y.transpose(1, 2))
-        result: Tensor = self.get_submodule(out)(y)
-        return result
+        y = self.apply_layer(out, y)
+        return y * self.per_head if case.per_head == "outer temperature" else y
+
+    def apply_layer(self, name: str, x: Tensor) -> Tensor:
+        return called(self.case, self.get_submodule(name), x)
 
     def as_heads(self, x: Tensor, count: int) -> Tensor:
         """``[B, T, n * size]`` as ``[B, n, T, size]``."""
@@ -130,23 +134,23 @@ class Attention(nn.Module):
         if projection == "parameter":
             return self.parted(F.linear(x, self.in_weight, self.in_bias))
         if projection in ("qkv", "vqk"):
-            return self.parted(self.get_submodule(fused)(x))
+            return self.parted(self.apply_layer(fused, x))
         if projection in ("per head", "per group"):
-            return self.grouped(self.get_submodule(fused)(x))
+            return self.grouped(self.apply_layer(fused, x))
         if projection == "latent":
             low = self.kv_down_norm(self.kv_down(x))
-            queries = self.get_submodule(q)(self.q_down_norm(self.q_down(x)))
-            return queries, *self.get_submodule(pair)(low).chunk(2, dim=-1)
-        queries = self.get_submodule(q)(x)
+            queries = self.apply_layer(q, self.q_down_norm(self.q_down(x)))
+            return queries, *self.apply_layer(pair, low).chunk(2, dim=-1)
+        queries = self.apply_layer(q, x)
         if projection == "k is v":
-            keys = self.get_submodule(k)(x)
+            keys = self.apply_layer(k, x)
             return queries, keys, keys
         if projection == "q, kv":
-            return queries, *self.get_submodule(pair)(x).chunk(2, dim=-1)
+            return queries, *self.apply_layer(pair, x).chunk(2, dim=-1)
         if projection == "q, kv per head":
-            both = self.get_submodule(pair)(x).unflatten(-1, (-1, 2, self.case.head_size))
+            both = self.apply_layer(pair, x).unflatten(-1, (-1, 2, self.case.head_size))
             return queries, both[..., 0, :].flatten(-2), both[..., 1, :].flatten(-2)
-        return queries, self.get_submodule(k)(x), self.get_submodule(v)(x)
+        return queries, self.apply_layer(k, x), self.apply_layer(v, x)
 
     def parted(self, mixed: Tensor) -> tuple[Tensor, ...]:
         """Pieces one after the other."""

@@ -75,7 +75,7 @@ class Case:
     frozen: int = choice(0, 1, 2, 3, plain=0.75)  # which third of the parameters is frozen
     autocast: bool = choice(False, True, plain=0.93)
     sequence: bool = choice(False, True, plain=0.8)
-    rules: str = choice("", "own", "random", plain=0.7)
+    rules: str = choice("", "own", "apart", "random", plain=0.65)
     start: str = choice("", "rank 0", "files", plain=0.85)  # where the weights are at first
     resume: bool = choice(False, True, plain=0.85)  # at another TP size for the last step
     check: str = choice("auto", "false", plain=0.9)
@@ -83,6 +83,7 @@ class Case:
     # What is done with the model between the second and the third step.
     between: str = choice("", "gather", "reload", "evaluate", "thaw", plain=0.75)
     hooks: str = choice("", "forward", "backward", plain=0.85)
+    twice: bool = choice(False, True, plain=0.9)  # two forwards before a backward
     lengths: bool = choice(False, True, plain=0.8)  # a shorter batch in the second step
     # Sizes.
     rows: int = choice(2, 4, plain=0.8)
@@ -111,7 +112,13 @@ class Case:
     block: str = choice("pre", "post", "parallel", "parallel norms", "sandwich", plain=0.5)
     norm: str = choice("layer", "rms", "own rms", "none", plain=0.4)
     residual: str = choice("", "constant", "vector", "scalar", "gate", "in place", plain=0.65)
-    linear: str = choice("", "scaled", "weight norm", plain=0.92)  # the class of linear layers
+    # How linear layers are made, or called: their weights may be used without their forward.
+    linear: str = choice("", "scaled", "weight norm", "functional", plain=0.88)
+    mixed: bool = choice(False, True, plain=0.8)  # blocks that differ from each other
+    time_first: bool = choice(False, True, plain=0.9)  # tokens before rows between blocks
+    # What is added to the loss from within blocks, and what they count.
+    penalty: str = choice("", "inner", "router", plain=0.9)
+    counts: str = choice("", "running mean", "router bias", plain=0.9)
     model_names: str = choice("layers", "blocks", "h", "unknown", plain=0.4)
     # Attention.
     projection: str = choice(
@@ -128,7 +135,14 @@ class Case:
     )
     positions: str = choice("", "learned", "rotary", "alibi", "table", plain=0.5)
     per_head: str = choice(
-        "", "temperature", "one temperature", "sinks", "offset", "talking", plain=0.75
+        "",
+        "temperature",
+        "one temperature",
+        "outer temperature",
+        "sinks",
+        "offset",
+        "talking",
+        plain=0.7,
     )
     scale: str = choice("", "counts", "over heads", plain=0.8)  # what scores are divided by
     convolution: bool = choice(False, True, plain=0.9)  # of each feature of queries over tokens
@@ -238,7 +252,8 @@ def _own(case: Case) -> bool:
 
 _OF_LOGITS = ("one", "z-loss", "classes")
 MODEL_FIELDS = (
-    "head_bias shared embedding logits block norm residual linear model_names projection names "
+    "head_bias shared embedding logits block norm residual linear mixed time_first penalty counts "
+    "model_names projection names "
     "count_names reads attention_bias head_norm before_output positions per_head scale convolution "
     "product network network_names network_bias inner_norm per_feature activation experts router "
     "shared_expert"
@@ -274,11 +289,36 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.way != "parallelize" and c.lora == "after", "lora"),
     (lambda c: c.compiled, "dropout checkpointing hooks"),
     (lambda c: c.resume, "between"),
+    # torch itself warns where no input needs a gradient, and refuses what is done in place.
+    (lambda c: c.hooks == "backward", "frozen lora"),
+    (lambda c: c.hooks == "backward" and c.activation == "in place", "activation"),
+    (lambda c: c.hooks == "backward" and c.residual == "in place", "residual"),
+    (lambda c: c.hooks == "backward" and c.logits == "in place", "logits"),
+    (lambda c: c.hooks == "backward" and c.checkpointing == "reentrant", "checkpointing"),
+    (lambda c: c.checkpointing != "", "penalty counts"),
+    (lambda c: c.penalty == "router" and c.experts == "", "penalty"),
+    (lambda c: c.counts == "router bias" and c.experts == "", "counts"),
+    (lambda c: c.counts == "running mean" and c.network in ("sequential", "conv1d", "none"),
+     "counts"),
+    (lambda c: c.penalty == "inner" and c.network in ("sequential", "conv1d", "none"), "penalty"),
+    (lambda c: c.experts in ("tensors", "transposed") and c.penalty == "inner", "penalty"),
+    (lambda c: c.experts in ("tensors", "transposed") and c.counts == "running mean", "counts"),
+    (lambda c: c.signature == "logits", "penalty"),
+    (lambda c: c.shared != "", "mixed"),
+    (lambda c: c.layers == 1, "mixed"),
+    (lambda c: c.mixed and c.rules == "own", "rules"),
+    (lambda c: c.dropout or c.way != "parallelize", "twice"),
+    (lambda c: c.compiled, "twice penalty counts"),
+    (lambda c: c.linear == "functional" and c.way in ("ddp", "fsdp", "zero 3"), "linear"),
+    (lambda c: c.dropout, "time_first mixed"),
+    (lambda c: c.counts != "" and c.way in ("ddp", "fsdp"), "counts"),
+    (lambda c: c.counts != "" and (c.replicas > 1 or c.resume or c.autocast), "counts"),
     (lambda c: c.dropout, "lengths"),
     (lambda c: c.autocast, "dropout optimizer"),
     (lambda c: c.optimizer == "adamw" and c.way != "parallelize", "optimizer"),
-    (lambda c: not _own(c) and c.rules == "own", "rules"),
-    (lambda c: c.rules != "own" and c.check == "false", "check"),
+    (lambda c: not _own(c) and c.rules in ("own", "apart"), "rules"),
+    (lambda c: c.rules == "apart" and c.linear == "functional", "rules"),
+    (lambda c: c.check == "false" and c.rules not in ("own", "apart"), "check"),
     (lambda c: c.resume, "accumulate"),
     (lambda c: c.dropout and c.shared != "", "shared"),
     (lambda c: c.outputs == "classes", "tied head_bias logits"),
@@ -296,7 +336,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.network == "none", "network_names network_bias inner_norm per_feature "
      "activation experts shared_expert inner"),
     (lambda c: c.network in ("sequential", "conv1d"), "inner_norm per_feature"),
-    (lambda c: c.network == "sequential" and c.activation == "in place", "activation"),
+    (lambda c: c.network not in ("plain", "gated") and c.activation == "in place", "activation"),
     (lambda c: c.experts != "" and c.per_feature in ("decay", "convolution"), "per_feature"),
     (lambda c: c.experts in ("tensors", "transposed"), "per_feature inner_norm"),
     (lambda c: c.experts != "" and c.network == "two inputs", "network"),

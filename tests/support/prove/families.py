@@ -33,15 +33,14 @@ _MORE: dict[str, dict[str, Any]] = {
     "deepseek_v3": _LATENT,
 }
 # Families whose heads have a size of their own; elsewhere it is hidden size / heads.
-_HEAD_SIZE = (
-    "llama", "mistral", "qwen3", "mixtral", "glm",
-    "glm4", "helium", "gpt_oss",
-)  # fmt: skip
+_HEAD_SIZE = ("mistral", "qwen3", "mixtral", "glm", "glm4", "gpt_oss")
 
 
 def options(case: Case) -> dict[str, Any]:
     """The configuration of a family in the sizes of a case."""
-    heads, size, layers = case.heads, case.head_size + case.head_size % 2, case.layers
+    heads, size, layers = case.heads, case.head_size, case.layers
+    if case.family == "phi":  # positions in half of each head, in pairs
+        size = 4 * -(-size // 4)
     hidden = case.hidden if case.family in _HEAD_SIZE else heads * size
     names = {
         "vocab_size": case.vocabulary,

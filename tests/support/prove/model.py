@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model of a user's own, as a case describes it."""
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.prove.attention import make_attention
-from tests.support.prove.case import NETWORK_NAMES, Case
-from tests.support.prove.networks import make_network
+from tests.support.prove.case import NETWORK_NAMES, Case, settle
+from tests.support.prove.networks import Mixture, Network, make_network
 from tests.support.prove.norms import Dropout, make_norm
 
 # How embedding, blocks, norm and head are called.
@@ -50,7 +52,7 @@ class Block(nn.Module):
 
     def __init__(self, case: Case, attention: nn.Module | None, network: nn.Module | None) -> None:
         super().__init__()
-        self.kind = case.block
+        self.kind, self.time_first = case.block, case.time_first
         self.attn, self.mlp = attention, network
         # A parameter that nothing uses has no gradient here, and one of zeros under ZeRO.
         first, second = attention is not None, network is not None
@@ -70,19 +72,28 @@ class Block(nn.Module):
             assert self.attn is not None and self.mlp is not None
             first = self.norm1(x)
             second = self.norm2(x) if self.kind == "parallel norms" else first
-            y: Tensor = self.residual1(x, self.drop(self.attn(first) + self.mlp(second)))
+            both = self.apply_branch(self.attn, first) + self.mlp(second)
+            y: Tensor = self.residual1(x, self.drop(both))
             return y
         x = x if self.attn is None else self.branch(x, self.attn, 1)
         return x if self.mlp is None else self.branch(x, self.mlp, 2)
+
+    def apply_branch(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Attention wants rows first."""
+        if not self.time_first or module is not self.attn:
+            y: Tensor = module(x)
+            return y
+        z: Tensor = module(x.transpose(0, 1)).transpose(0, 1)
+        return z
 
     def branch(self, x: Tensor, module: nn.Module, number: int) -> Tensor:
         norm, residual = (
             (self.norm1, self.residual1) if number == 1 else (self.norm2, self.residual2)
         )
         if self.kind == "post":
-            y: Tensor = norm(residual(x, self.drop(module(x))))
+            y: Tensor = norm(residual(x, self.drop(self.apply_branch(module, x))))
             return y
-        y = module(norm(x))
+        y = self.apply_branch(module, norm(x))
         if self.kind == "sandwich":
             y = (self.norm3 if number == 1 else self.norm4)(y)
         added: Tensor = residual(x, self.drop(y))
@@ -129,8 +140,10 @@ class Language(nn.Module):
             x = self.project_in(x)
         if case.positions == "learned":
             x = x + self.positions(torch.arange(tokens.shape[1]))
+        x = x.transpose(0, 1) if case.time_first else x
         for block in self.get_submodule(blocks):
             x = self.run(block, x) if self.training else block(x)
+        x = x.transpose(0, 1) if case.time_first else x
         y: Tensor = self.get_submodule(norm)(x)
         return y
 
@@ -148,11 +161,19 @@ class Language(nn.Module):
     def loss(self, hidden: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         kind = self.case.outputs
         if kind == "classes":
-            return F.cross_entropy(logits[:, -1], targets[:, -1] % CLASSES)
+            return F.cross_entropy(logits[:, -1], targets[:, -1] % CLASSES) + self.penalties()
+        shown, wanted = logits, targets
         if self.case.logits == "shifted":
-            logits, targets = logits[:, :-1].contiguous(), targets[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return loss + self.extra(kind, hidden, logits, targets)
+            shown, wanted = logits[:, :-1].contiguous(), targets[:, 1:]
+        loss = F.cross_entropy(shown.flatten(0, 1), wanted.flatten())
+        return loss + self.extra(kind, hidden, logits, targets) + self.penalties()
+
+    def penalties(self) -> Tensor | float:
+        """What the blocks add to the loss."""
+        if not self.case.penalty:
+            return 0.0
+        found = [m.penalty for m in self.modules() if isinstance(m, (Network, Mixture))]
+        return 0.1 * sum(each for each in found if each is not None)
 
     def extra(self, kind: str, hidden: Tensor, logits: Tensor, targets: Tensor) -> Tensor | float:
         if kind == "two heads":
@@ -200,26 +221,45 @@ def checkpointed(reentrant: bool) -> Callable[[nn.Module, Tensor], Tensor]:
     return run
 
 
+# What differs between blocks that are mixed.
+MIXED = (
+    "residual", "norm", "head_norm", "before_output", "per_head", "scale", "product", "inner_norm",
+    "per_feature", "activation", "projection", "network",
+)  # fmt: skip
+
+
+def case_of_block(case: Case, number: int) -> Case:
+    """The case itself, or one with fields of its own for this block."""
+    if not case.mixed:
+        return case
+    source, values = random.Random(1000 * case.seed + number), {}
+    for name in MIXED:
+        if source.random() < 0.3:
+            values[name] = source.choice(Case.__dataclass_fields__[name].metadata["values"])
+    return settle(replace(case, **values))
+
+
 def make_blocks(case: Case) -> list[nn.Module]:
-    def attention() -> nn.Module | None:
-        return None if case.projection == "none" else make_attention(case)
-
-    def network() -> nn.Module | None:
-        return None if case.network == "none" else make_network(case)
-
-    first = Block(case, attention(), network())
-    if case.shared == "block":
-        return [first] * case.layers
-    blocks: list[nn.Module] = [first]
-    for _ in range(case.layers - 1):
-        own_attention = first.attn if case.shared == "attention" else attention()
-        own_network = first.mlp if case.shared == "network" else network()
-        blocks.append(Block(case, own_attention, own_network))
-        if case.shared == "weight":
+    blocks: list[Block] = []
+    for number in range(case.layers):
+        own = case_of_block(case, number)
+        first = blocks[0] if blocks else None
+        if first is not None and case.shared == "block":
+            blocks.append(first)
+            continue
+        attention = network = None
+        if own.projection != "none":
+            shares = first is not None and case.shared == "attention"
+            attention = first.attn if first is not None and shares else make_attention(own)
+        if own.network != "none":
+            shares = first is not None and case.shared == "network"
+            network = first.mlp if first is not None and shares else make_network(own)
+        blocks.append(Block(own, attention, network))
+        if first is not None and case.shared == "weight":
             up = NETWORK_NAMES[case.network_names][1]
-            assert own_network is not None and first.mlp is not None
-            own_network.get_submodule(up).weight = first.mlp.get_submodule(up).weight
-    return blocks
+            assert network is not None and first.mlp is not None
+            network.get_submodule(up).weight = first.mlp.get_submodule(up).weight
+    return list(blocks)
 
 
 class ScaledLinear(nn.Linear):
@@ -234,6 +274,8 @@ def change_linears(model: nn.Module, kind: str) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Linear or "." not in name:
             continue
+        if kind == "functional":
+            return
         if kind == "scaled":
             module.__class__ = ScaledLinear
         else:

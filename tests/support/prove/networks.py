@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.prove.case import NETWORK_NAMES, Case
-from tests.support.prove.norms import RMS, Dropout
+from tests.support.prove.norms import RMS, Dropout, called
 
 EXPERTS = 4
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,7 +25,8 @@ class Network(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.kind, self.names = case.network, NETWORK_NAMES[case.network_names]
+        self.case, self.kind = case, case.network
+        self.names = NETWORK_NAMES[case.network_names]
         self.activation = ACTIVATIONS[case.activation]
         gate, up, down, fused = self.names
         hidden, inner, bias = case.hidden, case.inner, case.network_bias
@@ -38,21 +39,37 @@ class Network(nn.Module):
         self.norm, self.per_feature = make_inner_norm(case), make_per_feature(case)
         self.add_module(down, nn.Linear(inner, hidden, bias=bias))
         self.drop = Dropout(-1, inner) if case.dropout else None
+        self.penalty: Tensor | None = None
+        if case.counts == "running mean":
+            self.register_buffer("mean", torch.zeros(inner))
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down, fused = self.names
         if self.kind == "plain":
-            y = self.activation(self.get_submodule(up)(x))
+            y = self.activation(self.apply_layer(up, x))
         elif self.kind == "gated":
-            y = self.activation(self.get_submodule(gate)(x)) * self.get_submodule(up)(x)
+            y = self.activation(self.apply_layer(gate, x)) * self.apply_layer(up, x)
         elif self.kind == "two inputs":
-            y = self.activation(self.get_submodule(up)(x)) * self.get_submodule(up)(x.roll(1, -2))
+            y = self.activation(self.apply_layer(up, x)) * self.apply_layer(up, x.roll(1, -2))
         else:
-            y = self.gated(self.get_submodule(fused)(x))
-        y = self.per_feature(self.norm(y))
+            y = self.gated(self.apply_layer(fused, x))
+        y = self.looked_at(self.per_feature(self.norm(y)))
         y = y if self.drop is None else self.drop(y)
-        result: Tensor = self.get_submodule(down)(y)
-        return result
+        return self.apply_layer(down, y)
+
+    def apply_layer(self, name: str, x: Tensor) -> Tensor:
+        return called(self.case, self.get_submodule(name), x)
+
+    def looked_at(self, y: Tensor) -> Tensor:
+        """With a term of the loss, or less a mean that is kept."""
+        if self.case.penalty == "inner":
+            self.penalty = y.square().sum() / (1 + y.numel())
+        if self.case.counts == "running mean":
+            if self.training and y.numel():
+                with torch.no_grad():
+                    self.mean.mul_(0.9).add_(0.1 * y.flatten(0, -2).mean(0))
+            y = y - self.mean
+        return y
 
     def gated(self, mixed: Tensor) -> Tensor:
         if self.kind == "per feature":
@@ -184,6 +201,9 @@ class Mixture(nn.Module):
             self.experts = TensorExperts(case)
         if case.shared_expert:
             self.shared_expert = plain_network(case)
+        self.penalty: Tensor | None = None
+        if case.counts == "router bias":
+            self.register_buffer("load_bias", torch.zeros(EXPERTS))
         if case.shared_expert == "gated":
             self.shared_expert_gate = nn.Linear(case.hidden, 1, bias=False)
 
@@ -209,10 +229,24 @@ class Mixture(nn.Module):
         scores = self.router(tokens)
         kept = 1 if self.case.router == "top 1" else 2
         shares = scores.sigmoid() if self.case.router == "sigmoid" else scores.softmax(-1)
-        weights, chosen = shares.topk(kept, dim=-1)
+        if self.case.counts == "router bias":
+            chosen = (shares + self.load_bias).topk(kept, dim=-1).indices
+            weights = shares.gather(-1, chosen)
+            self.count(chosen)
+        else:
+            weights, chosen = shares.topk(kept, dim=-1)
+        if self.case.penalty == "router":
+            self.penalty = EXPERTS * shares.mean(0).square().sum()
         if self.case.router == "sigmoid":
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, chosen
+
+    @torch.no_grad()
+    def count(self, chosen: Tensor) -> None:
+        """Make experts that had few tokens likelier, as DeepSeek-V3 does."""
+        if self.training:
+            load = F.one_hot(chosen, EXPERTS).sum((0, 1)).to(self.load_bias.dtype)
+            self.load_bias += 0.01 * (load.mean() - load)
 
 
 def plain_network(case: Case) -> nn.Module:

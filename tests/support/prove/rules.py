@@ -18,6 +18,19 @@ def own_rules(case: Case) -> list[dict[str, Any]] | None:
     return [*attention, *network]
 
 
+def apart_rules(model: nn.Module) -> list[dict[str, Any]]:
+    """Each linear layer of a block by itself, with full activations between them."""
+    names = sorted(
+        {
+            n.rpartition(".")[2]
+            for n, m in model.named_modules()
+            if type(m) is nn.Linear and "." in n
+        }
+    )
+    names = [name for name in names if not name.isdigit()]
+    return [_rule(tuple(names), "column", gather_output=True)] if names else []
+
+
 def _rule(names: tuple[str, ...], kind: str, **more: Any) -> dict[str, Any]:
     pattern = rf".*\.({'|'.join(names)})\.(weight|bias)$"
     return {"patterns": [pattern], "partition_type": kind, **more}

@@ -18,7 +18,7 @@ import deepspeed_autotp
 from tests.support.prove.case import Case
 from tests.support.prove.families import checkpoint_family
 from tests.support.prove.norms import Dropout
-from tests.support.prove.rules import own_rules, random_rules
+from tests.support.prove.rules import apart_rules, own_rules, random_rules
 from tests.support.prove.training import (
     CLIP,
     STEPS,
@@ -33,6 +33,7 @@ from tests.support.prove.training import (
     make,
     make_optimizer,
 )
+from tests.support.replica_difference import replica_difference
 
 Masks = dict[str, list[Tensor]]
 
@@ -71,10 +72,12 @@ class Sharded:
         case = self.case
         section: dict[str, Any] = {"sequence_parallel": case.sequence}
         rules = own_rules(case) if case.rules == "own" else None
+        if case.rules == "apart":
+            rules = apart_rules(model)
         if case.rules == "random":
             rules = random_rules(case, model)
         if rules is not None:
-            whole = case.rules == "own" or case.seed % 2 == 0
+            whole = case.rules in ("own", "apart") or case.seed % 2 == 0
             section["partition_config"] = {"layer_specs": rules, "use_default_specs": not whole}
         if case.check == "false" and rules is not None:
             section["self_check"] = False
@@ -231,7 +234,7 @@ class Sharded:
     def finish(self, curve: Curve) -> None:
         """What is compared after the last step."""
         whole = self.model if self.engine is None else self.engine
-        deepspeed_autotp.check_replicas(whole)
+        curve.replicas = replica_difference(whole)
         curve.weights = deepspeed_autotp.full_state_dict(whole)
         curve.evaluated = evaluate(self.case, self.called)
         if self.engine is not None:

@@ -32,6 +32,7 @@ class Curve:
     gradients: list[Gradients] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     evaluated: float = 0.0
+    replicas: str = "all equal"
 
 
 def make(case: Case, dtype: torch.dtype) -> nn.Module:
@@ -84,6 +85,14 @@ def batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor) -> Tensor:
+    """Of one forward, or of two."""
+    loss = one_loss(case, model, ids, targets)
+    if case.twice:
+        loss = loss + 0.5 * one_loss(case, model, ids.flip(1), targets)
+    return loss
+
+
+def one_loss(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor) -> Tensor:
     if case.family:
         return family_loss(case, model, ids, targets)
     if case.signature == "loss":
