@@ -221,8 +221,8 @@ class SelfCheck:
     def _agreed(
         self, found: Difference | None, unused: Difference | None, comparison: Comparison, run: Run
     ) -> Difference | None:
-        """What the lowest rank with a difference found, also in the RNG states of dropout. It may be
-        due to layers that did not run, which are planned anew in any case."""
+        """What the lowest rank with a difference found, also in the RNG states of dropout. It may
+        be due to layers that did not run, which are planned anew in any case."""
         said = self._agreement.exchange((found, unused, comparison.replicated_dropouts(run)))
         first = _of_lowest([each for each, *_ in said])
         if first is None:
