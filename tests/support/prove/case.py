@@ -67,6 +67,8 @@ class Case:
     way: str = choice(
         "parallelize", "zero 0", "zero 1", "zero 2", "zero 3", "ddp", "fsdp", plain=0.6
     )
+    # In float32 the self-check allows more, as it does for most users.
+    precision: str = choice("float64", "float32", plain=0.7)
     optimizer: str = choice("sgd", "adamw", plain=0.5)
     clip: bool = choice(False, True)
     accumulate: int = choice(1, 2, plain=0.7)
@@ -109,6 +111,8 @@ class Case:
     logits: str = choice("", "scaled", "capped", "in place", "shifted", plain=0.75)
     ignored: bool = choice(False, True, plain=0.8)  # targets that count for nothing
     dropout: bool = choice(False, True, plain=0.85)
+    # What is so small that an error in it hardly shows in the outputs.
+    tiny: str = choice("", "outputs", "scales", "one layer", plain=0.85)
     block: str = choice("pre", "post", "parallel", "parallel norms", "sandwich", plain=0.5)
     norm: str = choice("layer", "rms", "own rms", "none", plain=0.4)
     residual: str = choice("", "constant", "vector", "scalar", "gate", "in place", plain=0.65)
@@ -315,6 +319,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.counts != "" and (c.replicas > 1 or c.resume or c.autocast), "counts"),
     (lambda c: c.dropout, "lengths"),
     (lambda c: c.autocast, "dropout optimizer"),
+    (lambda c: c.way == "zero 0" or c.autocast, "precision"),
+    (lambda c: c.precision == "float32", "optimizer"),
     (lambda c: c.optimizer == "adamw" and c.way != "parallelize", "optimizer"),
     (lambda c: not _own(c) and c.rules in ("own", "apart"), "rules"),
     (lambda c: c.rules == "apart" and c.linear == "functional", "rules"),

@@ -41,7 +41,8 @@ class Outcome:
 def run_case(case: Case) -> Outcome:
     """On every rank of a run; the same outcome on all."""
     # DeepSpeed has no sums of gradients in float64 without ZeRO.
-    dtype = torch.float32 if case.way == "zero 0" else torch.float64
+    is_32 = case.way == "zero 0" or case.precision == "float32"
+    dtype = torch.float32 if is_32 else torch.float64
     with logged_warnings() as warnings:
         try:
             curve, masks, share = train_sharded(case, dtype)

@@ -32,6 +32,8 @@ _MORE: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
 }
+# Positions in a part of each head, which has to be even.
+_PARTIAL_ROTARY = ("phi", "persimmon", "stablelm", "gpt_neox", "glm", "glm4", "nemotron")
 # Families whose heads have a size of their own; elsewhere it is hidden size / heads.
 _HEAD_SIZE = ("mistral", "qwen3", "mixtral", "glm", "glm4", "gpt_oss")
 
@@ -39,8 +41,8 @@ _HEAD_SIZE = ("mistral", "qwen3", "mixtral", "glm", "glm4", "gpt_oss")
 def options(case: Case) -> dict[str, Any]:
     """The configuration of a family in the sizes of a case."""
     heads, size, layers = case.heads, case.head_size, case.layers
-    if case.family == "phi":  # positions in half of each head, in pairs
-        size = 4 * -(-size // 4)
+    if case.family in _PARTIAL_ROTARY:
+        size = 8
     hidden = case.hidden if case.family in _HEAD_SIZE else heads * size
     names = {
         "vocab_size": case.vocabulary,

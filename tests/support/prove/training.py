@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.prove.case import Case
+from tests.support.prove.case import NAMES, NETWORK_NAMES, Case
 from tests.support.prove.families import make_family
 from tests.support.prove.model import CLASSES, make_language
 from tests.support.prove.norms import Dropout
@@ -18,6 +18,8 @@ from tests.support.prove.norms import Dropout
 STEPS = 3
 CLIP = 0.3
 LORA = 2  # rank
+
+OUTPUTS = {names[3] for names in NAMES.values()} | {n[2] for n in NETWORK_NAMES.values()}
 
 Gradients = dict[str, Tensor]
 
@@ -44,11 +46,26 @@ def make(case: Case, dtype: torch.dtype) -> nn.Module:
         draw = torch.Generator().manual_seed(case.seed)
         for parameter in () if is_meta else model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+        if not is_meta:
+            make_tiny(case, model)
     model = model.to(dtype)
     if case.frozen:
         for number, parameter in enumerate(model.parameters()):
             parameter.requires_grad_(number % 3 != case.frozen - 1)
     return model.train()
+
+
+def make_tiny(case: Case, model: nn.Module) -> None:
+    """Scale some parameters down, as those that start at zero are at first."""
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        is_scale = parameter.numel() == 1 or "residual" in name
+        first_index = next((part for part in path if part.isdigit()), "")
+        is_output = path[-1] == "weight" and path[-2] in OUTPUTS
+        is_matrix_of_first = first_index == "0" and parameter.dim() > 1
+        chosen = {"outputs": is_output, "scales": is_scale, "one layer": is_matrix_of_first}
+        if chosen.get(case.tiny, False):
+            parameter *= 1e-4
 
 
 def add_lora(case: Case, model: nn.Module, names: list[str]) -> nn.Module:
