@@ -287,7 +287,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.lora != "", "frozen resume linear between"),
     (lambda c: c.linear != "" and c.start != "", "linear"),
     (lambda c: c.checkpointing == "reentrant", "frozen lora"),
-    # DeepSpeed itself reduces a gradient once.
+    # DeepSpeed and DistributedDataParallel themselves reduce a gradient once.
+    (lambda c: c.checkpointing == "reentrant" and c.way == "ddp", "checkpointing"),
     (lambda c: c.checkpointing == "reentrant" and c.way.startswith("zero"), "shared"),
     (lambda c: c.signature == "logits" and c.outputs not in _OF_LOGITS, "outputs"),
     (lambda c: c.way != "parallelize" and c.lora == "after", "lora"),
@@ -307,7 +308,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.penalty == "inner" and c.network in ("sequential", "conv1d", "none"), "penalty"),
     (lambda c: c.experts in ("tensors", "transposed") and c.penalty == "inner", "penalty"),
     (lambda c: c.experts in ("tensors", "transposed") and c.counts == "running mean", "counts"),
-    (lambda c: c.signature == "logits", "penalty"),
+    (lambda c: c.signature == "logits" or c.replicas > 1, "penalty"),  # no mean over rows
     (lambda c: c.shared != "", "mixed"),
     (lambda c: c.layers == 1, "mixed"),
     (lambda c: c.mixed and c.rules == "own", "rules"),

@@ -10,6 +10,7 @@ from tests.support.prove.compare import Outcome, run_case
 from tests.support.worker_pool import Pool, PoolError
 
 TIMEOUT = 60.0
+COMPILE_TIMEOUT = 300.0
 # A failing case is tried in at most so many smaller ones.
 TRIES = 80
 
@@ -31,7 +32,8 @@ class Verdict:
 def verdict(pool: Pool, case: Case) -> Verdict:
     ranks = 4 if case.replicas > 1 else case.tp
     try:
-        outcomes: list[Outcome] = pool.run(run_case, case, ranks=ranks, timeout=TIMEOUT)
+        timeout = COMPILE_TIMEOUT if case.compiled else TIMEOUT
+        outcomes: list[Outcome] = pool.run(run_case, case, ranks=ranks, timeout=timeout)
     except PoolError as error:
         return Verdict("error", _brief(str(error)))
     first = outcomes[0]
