@@ -17,8 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz prove check bench bench-step bench-load bench-save bench-resume kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
