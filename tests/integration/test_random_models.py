@@ -3,6 +3,7 @@
 
 import pytest
 
+from tests.integration.random_models_ranks import run_wrongly
 from tests.support.prove.case import Case, draw, parse
 from tests.support.prove.search import Verdict, shrunk, verdict
 from tests.support.worker_pool import Pool
@@ -15,6 +16,12 @@ def test_a_random_model_trains_as_in_one_process_or_is_refused(pool: Pool, seed:
     case = draw(seed)
     found = verdict(pool, case)
     assert not found.is_failure, f'{found.kind}: {found.text}\nmake prove CASE="{case}"'
+
+
+def test_an_error_of_two_millionths_on_one_rank_is_found(pool: Pool) -> None:
+    _, wrong = pool.run(run_wrongly, parse("projection='qkv' head_bias=True"))
+    assert wrong.kind == "differs"
+    assert "gradient lm_head.bias of step 2: 2.0e-06 > 1e-09" in wrong.text
 
 
 def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:

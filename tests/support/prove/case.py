@@ -115,7 +115,9 @@ class Case:
     tiny: str = choice("", "outputs", "scales", "one layer", plain=0.85)
     block: str = choice("pre", "post", "parallel", "parallel norms", "sandwich", plain=0.5)
     norm: str = choice("layer", "rms", "own rms", "none", plain=0.4)
-    residual: str = choice("", "constant", "vector", "scalar", "gate", "in place", plain=0.65)
+    residual: str = choice(
+        "", "constant", "small", "vector", "scalar", "gate", "in place", plain=0.6
+    )
     # How linear layers are made, or called: their weights may be used without their forward.
     linear: str = choice("", "scaled", "weight norm", "functional", plain=0.88)
     mixed: bool = choice(False, True, plain=0.8)  # blocks that differ from each other

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A case whose sharded run is wrong in one number on one rank."""
+
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.support.prove import sharded
+from tests.support.prove.case import Case
+from tests.support.prove.compare import Outcome, run_case
+
+# Of a gradient: a thousandth of what the self-check allows in float32.
+ERROR = 2e-6
+
+
+def run_wrongly(case: Case) -> Outcome:
+    """On rank 1 the last gradient of all is a little larger."""
+    right = sharded.make_optimizer
+
+    def make_optimizer(of: Case, model: nn.Module) -> torch.optim.Optimizer:
+        if dist.get_rank() == 1:
+            *_, last = (p for p in model.parameters() if p.requires_grad)
+            last.register_hook(lambda gradient: gradient * (1 + ERROR))
+        return right(of, model)
+
+    with mock.patch.object(sharded, "make_optimizer", make_optimizer):
+        return run_case(case)
