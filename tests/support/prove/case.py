@@ -320,7 +320,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.dropout, "time_first mixed"),
     (lambda c: c.counts != "" and c.way in ("ddp", "fsdp"), "counts"),
     (lambda c: c.counts != "" and (c.replicas > 1 or c.resume or c.autocast), "counts"),
-    (lambda c: c.dropout, "lengths"),
+    (lambda c: c.dropout, "lengths resume"),
     (lambda c: c.autocast, "dropout optimizer"),
     (lambda c: c.way == "zero 0" or c.autocast, "precision"),
     (lambda c: c.precision == "float32", "optimizer"),
