@@ -70,7 +70,7 @@ def check_positive(asked: argparse.Namespace) -> None:
 def bytes_of(text: str, option: str) -> int:
     """``80GiB`` -> 80 * 2**30, ``80GB`` -> 80 * 10**9. ValueError for another form."""
     found = _SIZE.fullmatch(text.strip())
-    if found is None or float(found[1]) <= 0:
+    if found is None or float(found[1]) <= 0 or found[0][-1].isdigit():
         raise ValueError(f"{option}: got {text!r}, expected a size such as 80GiB or 80GB")
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** _POWERS.index(found[2].lower()))

@@ -34,7 +34,7 @@ def print_estimate(estimate: Estimate, plan: Plan, console: Console) -> None:
 def print_suggestion(found: Suggestion, console: Console) -> None:
     """The layouts that fit, and how many do not."""
     table = Table(title=f"{found.gpus} GPUs with {found.memory / _GIB:.1f} GiB", box=SIMPLE_HEAD)
-    for name in ("TP", "data-parallel", "ZeRO", "peak", "communication"):
+    for name in ("TP", "data-parallel", "ZeRO", "peak", "communication", "of a sequence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for layout in found.layouts:
@@ -44,9 +44,14 @@ def print_suggestion(found: Suggestion, console: Console) -> None:
             str(layout.zero_stage),
             f"{layout.peak / _GIB:.1f} GiB",
             _milliseconds(layout.communication_seconds),
+            _milliseconds(layout.communication_seconds / layout.replicas),
             escape(layout.reason),
         )
     console.print(table)
+    if not any(layout.fits for layout in found.layouts):
+        console.print(
+            "nothing fits: try more GPUs, --gradient-checkpointing, a shorter --seq, or --lora"
+        )
     for line in found.notes:
         console.print(escape(line))
 

@@ -16,7 +16,10 @@ def cache_folder() -> Path | None:
     """
     value = os.environ.get("AUTOTP_CACHE")
     if value is None:
-        return user_cache_path("deepspeed_autotp")
+        try:
+            return user_cache_path("deepspeed_autotp")
+        except RuntimeError:  # a user without a home
+            return None
     if value == "off":
         return None
     if not os.path.isabs(value):

@@ -72,20 +72,20 @@ class CacheEntry:
     """One record, which may not be there."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._key = key
+        self.key = key
         self._file = folder / f"{key}{_ENDING}"
 
     def read(self) -> ModelRecord | None:
         """None where there is none that could be used."""
         try:
-            content = _CONTENT.validate_json(gzip.decompress(_own(self._file)), strict=True)
+            content = _CONTENT.validate_json(gzip.decompress(_read_own(self._file)), strict=True)
             content.model.data.model()
         except FileNotFoundError:
             return None
         except (OSError, EOFError, zlib.error, ValueError) as error:
             _log.debug("%s is not used: %s", self._file, error)
             return None
-        if content.key != self._key or any(stamp_of(s[0]) != s for s in content.stamps):
+        if content.key != self.key or any(stamp_of(s[0]) != s for s in content.stamps):
             _log.debug("%s is not used: what it was made with has changed", self._file)
             return None
         with suppress(OSError):
@@ -94,9 +94,7 @@ class CacheEntry:
 
     def write(self, record: ModelRecord) -> None:
         """Keep ``record``, if that is possible."""
-        content = _Content(
-            "deepspeed_autotp.model", 1, self._key, tuple(stamps_of_makers()), record
-        )
+        content = _Content("deepspeed_autotp.model", 1, self.key, tuple(stamps_of_makers()), record)
         folder = self._file.parent
         try:
             text = _CONTENT.dump_json(content)
@@ -124,7 +122,7 @@ def _config_hash(text: str) -> str | None:
     return None
 
 
-def _own(file: Path) -> bytes:
+def _read_own(file: Path) -> bytes:
     """The content of a file of this user. OSError for another one."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_uid != os.geteuid():

@@ -109,7 +109,9 @@ class Subject:
         found = entry.read()
         if found is None:
             found = self._live().record()
-            if not self._live().is_of_factory:
+            # What was written to config.json meanwhile may not be what the model was made of.
+            is_same = cache.entry(self.text, self._changes).key == entry.key
+            if is_same and not self._live().is_of_factory:
                 entry.write(found)
         return found
 

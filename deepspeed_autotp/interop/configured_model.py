@@ -49,7 +49,10 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
     listed = values.get("architectures") if isinstance(values, dict) else None
     name = class_name or (listed[0] if listed else None)
     if not isinstance(name, str):
-        raise ValueError(f"{where} names no architecture")
+        raise ValueError(
+            f"{where} names no architecture: expected the class of a model in it, such as "
+            '"architectures": ["LlamaForCausalLM"], which save_pretrained of a model writes'
+        )
     transformers: Any = importlib.import_module(_PACKAGE)
     cls = getattr(transformers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):

@@ -188,7 +188,8 @@ def is_lost_connection(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("/gloo/" in text or "pair closure" in text)
+    is_of_gloo = "/gloo/" in text or "pair closure" in text
+    return isinstance(error, RuntimeError) and is_of_gloo and "mismatch" not in text
 
 
 def new_named_group(

@@ -64,9 +64,10 @@ class WholeExperts(DrawnInFull):
         own = index - start
         token, place = ((own >= 0) & (own < count)).nonzero(as_tuple=True)
         pairs = {x: x[token], index: own[token, place, None], weights: weights[token, place, None]}
-        if len(token) == 0:  # a rank without any takes part in the backward's collectives
-            token = token.new_zeros(1)
-            pairs = {x: x[:1], index: index.new_zeros(1, 1), weights: weights[:1, :1] * 0}
+        if len(token) == 0 < len(x):  # a rank without any takes part in the backward's collectives
+            token, one = token.new_zeros(1), index.new_zeros(1, 1)
+            # Zeros and no products, which would be NaN of what is infinite.
+            pairs = {x: _zeros(x[:1]), index: one, weights: _zeros(weights[:1, :1])}
         args, kwargs = _replaced(args, kwargs, pairs)
         if s.context.rng.is_active:
             y = run_without_draws(super().forward, args, kwargs)
@@ -139,19 +140,25 @@ def _copied_to_region(
 
 
 def _routed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, routing indices and routing weights among the arguments of experts."""
+    """Tokens, routing indices and routing weights of the arguments of experts: the first is that of
+    the tokens."""
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     indices = [v for v in given if not v.is_floating_point()]
-    shapes = {v.shape for v in indices}
-    weights = [v for v in given if v.is_floating_point() and v.shape in shapes]
-    tokens = [v for v in given if v.is_floating_point() and v.shape not in shapes]
-    if (len(tokens), len(indices), len(weights)) != (1, 1, 1):
-        raise RuntimeError(
-            f"tensor_parallel.expert_partition: the experts were given {len(tokens)} tensors of "
-            f"tokens, {len(indices)} of indices and {len(weights)} of weights, expected one of "
-            "each; write 'width'"
-        )
-    return tokens[0], indices[0], weights[0]
+    floats = [v for v in given if v.is_floating_point()]
+    if len(indices) == 1 and len(floats) == 2:
+        (index,), (tokens, weights) = indices, floats
+        if index.shape == weights.shape and tokens.shape[:-1] == index.shape[:-1]:
+            return tokens, index, weights
+    raise ValueError(
+        "tensor_parallel.expert_partition: got experts that are given "
+        f"{', '.join(str(list(v.shape)) for v in given) or 'nothing'}, expected tokens [T, H], "
+        "routing indices [T, K] and routing weights [T, K]; write 'width'"
+    )
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Zeros with a gradient of zeros, whatever is in ``x``."""
+    return x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0)
 
 
 def _replaced(

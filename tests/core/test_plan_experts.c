@@ -235,9 +235,9 @@ test_a_pair_that_a_style_calls_one_piece_is_sharded_in_both_halves(void)
     fixture_free(&f);
 }
 
-/* Experts that know their number, with a bias of each layer. */
+/* Experts that know their number, with a bias and without rules. */
 static fixture
-whole_fixture(int ranks, tp_module_kind kind, const char *key)
+bare_fixture(int ranks, tp_module_kind kind, const char *key)
 {
     fixture f = fixture_new(ranks);
     f.options.whole_experts = true;
@@ -246,6 +246,13 @@ whole_fixture(int ranks, tp_module_kind kind, const char *key)
                -1);
     add_shaped(&f, module, "down_proj", 3, (int64_t[]){EXPERTS, HIDDEN, INNER}, -1);
     add_shaped(&f, module, "down_proj_bias", 2, (int64_t[]){EXPERTS, HIDDEN}, -1);
+    return f;
+}
+
+static fixture
+whole_fixture(int ranks, tp_module_kind kind, const char *key)
+{
+    fixture f = bare_fixture(ranks, kind, key);
     add_style(&f, "experts.gate_up_proj", "packed_colwise");
     add_style(&f, "experts.down_proj", "rowwise");
     add_style(&f, "experts", "moe_tp_experts");
@@ -287,6 +294,18 @@ test_experts_that_cannot_be_whole_are_refused(void)
     f = whole_fixture(2, TP_MODULE_EXPERTS, "num_experts");
     add_shaped(&f, 0, "scale", 2, (int64_t[]){HIDDEN, HIDDEN}, -1);
     CHECK_REFUSED(&f, "'experts.scale' has no dimension of experts in front");
+    f = whole_fixture(2, TP_MODULE_EXPERTS, "num_experts");
+    add_shaped(&f, add_module(&f, "experts.norm", TP_MODULE_OTHER, 0), "weight", 1,
+               (int64_t[]){HIDDEN}, -1);
+    CHECK_REFUSED(&f, "'experts.norm.weight' is in a module inside of the experts");
+    f = bare_fixture(2, TP_MODULE_EXPERTS, "num_experts");
+    add_rule(&f, "up", ".*gate_up_proj$", TP_PARTITION_COLUMN);
+    add_rule(&f, "down", ".*down_proj$", TP_PARTITION_ROW);
+    CHECK_REFUSED(&f, "'experts.gate_up_proj' has a rule of partition_config, too");
+    f = whole_fixture(2, TP_MODULE_EXPERTS, "num_experts");
+    add_shaped(&f, add_module(&f, "other", TP_MODULE_OTHER, 0), "weight", 3,
+               (int64_t[]){EXPERTS, HIDDEN, INNER}, 1);
+    CHECK_REFUSED(&f, "'experts.down_proj' is tied to another parameter");
     f = fixture_new(2);
     f.options.whole_experts = true;
     add_matrix(&f, "q_proj", TP_MODULE_LINEAR, 16, 16);

@@ -53,7 +53,7 @@ ALL = runs_of_pairs()
 COMPILED = MeshRun(family="qwen3", compiled="model", checkpoint="wrapper", clip="torch")
 ON_EIGHT = [
     MeshRun(way="hsdp", reshard=True, clip="torch"),
-    MeshRun(family="gpt2", reshard=2, accumulate="last", optimizer="AdamW fused"),
+    MeshRun(family="gpt2", reshard=False, accumulate="last", optimizer="AdamW fused"),
     MeshRun(family="experts", tp=4, way="hsdp", checkpoint="wrapper"),
 ]
 

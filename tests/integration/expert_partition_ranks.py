@@ -80,6 +80,31 @@ def train_crowded() -> float:
     return worst_difference(single_losses(model, clip=0.0), expected)
 
 
+def overflow() -> float:
+    """In float16, with experts that no token names and whose output is infinite."""
+    losses = []
+    for sharded in (False, True):
+        model = _crowded()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("experts.down_proj"):
+                    parameter[2:] *= 1e5
+        if sharded:
+            config = WHOLE | {"self_check": False}
+            deepspeed_autotp.parallelize(model, tp_size=2, config=config)
+        losses += single_losses(model.half(), clip=0.0, steps=2)
+    return worst_difference(losses[2:], losses[:2])
+
+
+def without_tokens() -> tuple[int, ...]:
+    """The shape of what sharded experts give for no tokens at all."""
+    model = build("mixtral")
+    deepspeed_autotp.parallelize(model, tp_size=2, config=WHOLE)
+    experts = model.get_submodule("model.layers.0.mlp.experts")
+    empty = torch.empty(0, 2)
+    return tuple(experts(torch.empty(0, 64), empty.long(), empty).shape)
+
+
 def refused(cases: dict[str, str]) -> dict[str, str]:
     section = {"autotp_size": dist.get_world_size(), **WHOLE}
 

@@ -33,7 +33,7 @@ class MeshRun:
     tp: int = 2
     tp_first: bool = False
     whole: bool = False
-    reshard: bool | int | None = None
+    reshard: bool | None = None
     offload: bool = False
     checkpoint: str = ""
     compiled: str = ""

@@ -174,7 +174,6 @@ def test_the_layouts_are_those_of_brute_force() -> None:
 def test_sizes_are_read() -> None:
     assert bytes_of("80GiB", "--gpu-memory") == 80 * 2**30
     assert bytes_of("1.5 GB", "--gpu-memory") == 1_500_000_000
-    assert bytes_of("80", "--gpu-memory") == 80
     assert bandwidth_of("450GB/s") == 450e9
     assert lora_of("r=16,target_modules=q_proj+v_proj") == {
         "r": 16,
@@ -187,6 +186,7 @@ def test_sizes_are_read() -> None:
     ("call", "words"),
     [
         (lambda: bytes_of("much", "--gpu-memory"), "--gpu-memory: got 'much', expected a size"),
+        (lambda: bytes_of("80", "--gpu-memory"), "--gpu-memory: got '80', expected a size such as"),
         (lambda: bytes_of("0GiB", "--gpu-memory"), "expected a size such as 80GiB"),
         (lambda: bandwidth_of("450GB"), "--bandwidth: got '450GB', expected bytes per second"),
         (lambda: bandwidth_of("200Gb/s"), "expected bytes per second"),

@@ -43,17 +43,32 @@ check_module(const tp_build *build, const tp_module *module, tp_error *err)
     return 0;
 }
 
-static int
-check_parameter(const tp_build *build, int index, int64_t experts, tp_error *err)
+/* Why a parameter of the module, or of one inside of it, cannot be sharded along the
+ * experts; NULL where it can. */
+static const char *
+obstacle(const tp_build *build, int module, int index, int64_t experts)
 {
     const tp_parameter *at = tp_model_parameter(build->model, index);
-    const bool shared =
-        tp_build_first(build, index) != index || build->next_name[index] >= 0;
-    if (at->dims >= 2 && at->shape[0] == experts && !shared)
-        return 0;
-    return tp_fail(err, TP_VALUE, WHERE "'%s' %s; write 'width'", at->name,
-                   shared ? "is tied to another parameter"
-                          : "has no dimension of experts in front");
+    if (at->module != module)
+        return "is in a module inside of the experts, and each rank would have a part "
+               "of "
+               "its gradient";
+    if (tp_build_first(build, index) != index || build->next_name[index] >= 0)
+        return "is tied to another parameter";
+    if (build->choices[index].source == TP_FROM_CONFIG)
+        return "has a rule of partition_config, too";
+    if (at->dims < 2 || at->shape[0] != experts)
+        return "has no dimension of experts in front";
+    return NULL;
+}
+
+/* Modules come after their parents. */
+static bool
+is_inside(const tp_build *build, int module, int top)
+{
+    while (module > top)
+        module = tp_model_module(build->model, module)->parent;
+    return module == top;
 }
 
 static void
@@ -62,7 +77,7 @@ decide(tp_build *build, int index, const tp_layout *layout)
     const tp_parameter *at = tp_model_parameter(build->model, index);
     tp_decision *out = &build->decisions[index];
     build->choices[index] =
-        (tp_choice){&along_experts, TP_FROM_CONFIG, rule, TP_REASON_RULE};
+        (tp_choice){&along_experts, build->choices[index].source, rule, TP_REASON_RULE};
     *out = (tp_decision)TP_NO_DECISION;
     out->kind = TP_COLUMN;
     out->dim = 0;
@@ -82,10 +97,14 @@ settle(tp_build *build, int module, tp_error *err)
         tp_layout_cache_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout, err) <
             0)
         return -1;
-    for (int i = tp_model_first_parameter(build->model, module); i >= 0;
-         i = tp_model_next_parameter(build->model, i)) {
-        if (check_parameter(build, i, experts, err) < 0)
-            return -1;
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const tp_parameter *own = tp_model_parameter(build->model, i);
+        if (!is_inside(build, own->module, module))
+            continue;
+        const char *why = obstacle(build, module, i, experts);
+        if (why != NULL)
+            return tp_fail(err, TP_VALUE, WHERE "'%s' %s; write 'width'", own->name,
+                           why);
         decide(build, i, layout);
     }
     return 0;
@@ -98,14 +117,14 @@ tp_whole_experts_settle(tp_build *build, tp_error *err)
     if (!build->options->whole_experts || build->options->ranks == 1)
         return 0;
     for (int i = 0; i < tp_model_module_count(build->model); i++) {
-        any |= tp_model_module(build->model, i)->kind == TP_MODULE_EXPERTS;
         if (!build->experts[i])
             continue;
         any = true;
         if (settle(build, i, err) < 0)
             return -1;
     }
-    if (!any)
+    /* The self-check may have found that they have to be replicated. */
+    if (!any && build->options->replicated_count == 0)
         return tp_fail(err, TP_VALUE,
                        WHERE
                        "no module of the model holds experts that are sharded; "
