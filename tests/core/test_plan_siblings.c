@@ -62,10 +62,31 @@ test_siblings_are_found_through_wrappers(void)
     fixture_free(&f);
 }
 
+/* Without a row layer there is no block around them but the model. */
+static void
+test_layers_of_two_members_of_a_list_are_no_siblings(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_module(&f, "blocks", TP_MODULE_OTHER, 0);
+    add_module(&f, "blocks.0", TP_MODULE_OTHER, 0);
+    add_linear(&f, "blocks.0.gate", 32, 16);
+    add_linear(&f, "blocks.0.up", 32, 16);
+    add_module(&f, "blocks.1", TP_MODULE_OTHER, 0);
+    add_linear(&f, "blocks.1.up", 32, 16);
+    add_rule(&f, "a", ".*\\.weight", TP_PARTITION_COLUMN);
+    if (make_plan(&f)) {
+        check_siblings(&f, (const char *const[]){"blocks.0.gate", "blocks.0.up", NULL});
+        check_siblings(&f, (const char *const[]){"blocks.1.up", NULL});
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
     RUN(test_columns_of_one_block_and_one_width_are_siblings);
     RUN(test_siblings_are_found_through_wrappers);
+    RUN(test_layers_of_two_members_of_a_list_are_no_siblings);
     return check_result();
 }

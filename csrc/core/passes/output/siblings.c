@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+#include "model/names.h"
+
 /* Per layer. A set is known by its first layer, and those of a block are a list. */
 typedef struct {
     int first; /* of the layer's set; -1: no column layer */
@@ -44,18 +46,25 @@ mark_blocks(const tp_build *build, bool *is_block)
     }
 }
 
-/* The nearest block around a module; the model itself where there is none. */
+static bool
+is_numbered(const tp_module *module)
+{
+    const char first = tp_names_leaf(module->name)[0];
+    return first >= '0' && first <= '9';
+}
+
+/* The nearest block around a module, or the member of a list: what follows it has
+ * another input, and may be recomputed in a backward pass of its own. The parent where
+ * there is neither. */
 static int
 block_of(const tp_build *build, const bool *is_block, int module)
 {
-    int at = module;
-    do {
-        const int parent = tp_model_module(build->model, at)->parent;
-        if (parent < 0)
+    const int parent = tp_model_module(build->model, module)->parent;
+    for (int at = parent; at >= 0; at = tp_model_module(build->model, at)->parent) {
+        if (is_block[at] || is_numbered(tp_model_module(build->model, at)))
             return at;
-        at = parent;
-    } while (!is_block[at]);
-    return at;
+    }
+    return parent >= 0 ? parent : module;
 }
 
 /* Put layer `index` into the set of its block that has as many inputs. */

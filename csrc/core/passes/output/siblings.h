@@ -10,8 +10,8 @@
 
 /* Fill the siblings of every column layer of the plan: those with as many input
  * features in the same block, which is the nearest module around that holds a row
- * layer, too. q, k and v are siblings, gate and up are, also inside of wrappers such as
- * adapters. */
+ * layer, too, or is a member of a list. q, k and v are siblings, gate and up are, also
+ * inside of wrappers such as adapters. */
 int tp_siblings_make(tp_build *build, tp_error *err);
 
 #endif
