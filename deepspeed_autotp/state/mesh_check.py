@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules, local_part
 from deepspeed_autotp.interop.torch_private import active_ddp, forward_pre_hooks, is_managed_by_fsdp
 from deepspeed_autotp.interop.wrappers import all_named_parameters
-from deepspeed_autotp.state.sharded_model import TensorParallel
+from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
 
 # Elements of a shard, and bytes of their hash, that the ranks compare.
 _SAMPLE = 64
@@ -63,11 +63,11 @@ class _SpreadCheck:
         if news <= self._seen:
             return
         self._seen |= news
-        state = self._state()
+        state = find_tensor_parallel(module)  # a copy of the model has another one
         if state is None:
             return
         self.check_ddp()
-        _check_fsdp(module, state)
+        _check_fsdp(module)
         _refuse_same_shards(module, state)
 
 
@@ -92,10 +92,10 @@ def _check_ddp(ddp: nn.Module, state: TensorParallel) -> None:
         )
 
 
-def _check_fsdp(module: nn.Module, state: TensorParallel) -> None:
+def _check_fsdp(module: nn.Module) -> None:
     """ValueError where others than fully_shard of the model, or of modules in it, replace its
     parameters: gradients of these would not be summed over the TP ranks."""
-    if is_managed_by_fsdp(module) and not fully_sharded_modules(state.root_in(module)):
+    if is_managed_by_fsdp(module) and not fully_sharded_modules(module):
         raise ValueError(
             f"{type(module).__name__} is within a FullyShardedDataParallel (FSDP1), or a module "
             "that fully_shard was called for, which has its parameters; expected fully_shard "

@@ -177,7 +177,7 @@ def test_models_that_differ_between_ranks_are_refused(
         ("meta", ["model.layers.1.mlp.up_proj.weight", "meta device"]),
         ("gradient", ["model.norm.weight has a gradient", "zero_grad"]),
         ("no plan", ["Handmade has no tensor-parallel plan", "preset_model", "partition_config"]),
-        ("compiled", ["compiled already", "shard it first"]),
+        ("compiled", ["compiled already", "shard the model first"]),
         ("no parameters", ["Sequential has no parameters"]),
     ],
 )

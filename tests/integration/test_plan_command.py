@@ -92,7 +92,8 @@ def test_wrong_sizes_types_and_names_are_said() -> None:
         (("--tp", "2", "--lora", "16"), "--lora: got '16', expected r=16"),
         (("--tp", "2", "--gpus", "8"), "--gpus: expected --suggest beside it"),
         (("--suggest",), "--suggest: expected --gpus 16 --gpu-memory 80GiB"),
-        (("--suggest", "--gpus", "4", "--gpu-memory", "80"), None),
+        (("--suggest", "--gpus", "4", "--gpu-memory", "80"), "expected a size such as 80GiB"),
+        (("--suggest", "--gpus", "4", "--gpu-memory", "80kB"), None),
         (
             ("--suggest", "--gpus", "4", "--gpu-memory", "80GiB", "--tp", "2"),
             "--tp: got it with --suggest, which tries all, expected one",
@@ -106,7 +107,7 @@ def test_wrong_options_of_an_estimate_are_said(options: tuple[str, ...], words: 
     )
     if words is None:
         assert status == 0
-        assert "does not fit: needs" in out
+        assert "does not fit: needs" in out and "nothing fits: try more GPUs" in out
     else:
         assert status == 2
         assert words in errors
