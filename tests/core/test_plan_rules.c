@@ -339,19 +339,34 @@ test_a_style_of_a_module_without_weights_is_not_told(void)
     add_linear(&f, "attn.v_proj", 8, 8);
     add_module(&f, "attn.v_norm", TP_MODULE_OTHER, 0);
     add_style(&f, "attn.v_norm", "replicated_with_grad_allreduce");
-    add_style(&f, "attn.w_norm", "replicated_with_grad_allreduce");
-    add_style(&f, "attn.v_proj", "colwise");
-    if (make_plan(&f)) {
-        CHECK_INT_EQ(tp_plan_message_count(f.plan), 1);
-        CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "'attn.w_norm'");
-    }
+    if (make_plan(&f))
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
     fixture_free(&f);
+}
+
+static void
+test_a_style_that_matches_nothing_is_told_where_none_of_its_plan_matches(void)
+{
+    for (int matches = 0; matches < 2; matches++) {
+        fixture f = fixture_new(2);
+        add_linear(&f, "attn.v_proj", 8, 8);
+        add_style(&f, "attn.w_norm", "replicated_with_grad_allreduce");
+        if (matches)
+            add_style(&f, "attn.v_proj", "colwise");
+        if (make_plan(&f)) {
+            CHECK_INT_EQ(tp_plan_message_count(f.plan), 1 - matches);
+            if (!matches)
+                CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text, "'attn.w_norm'");
+        }
+        fixture_free(&f);
+    }
 }
 
 int
 main(void)
 {
     RUN(test_a_style_of_a_module_without_weights_is_not_told);
+    RUN(test_a_style_that_matches_nothing_is_told_where_none_of_its_plan_matches);
     RUN(test_the_first_rule_that_matches_decides_and_one_message_names_the_other);
     RUN(test_rules_that_ask_for_the_same_need_no_message);
     RUN(test_a_rule_that_matches_nothing_is_told_with_near_names);

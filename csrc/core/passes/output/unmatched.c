@@ -80,6 +80,15 @@ source_matched(const tp_build *build, tp_source source)
     return false;
 }
 
+/* Whether the rule is one of the plan of a model's class that fits the model otherwise:
+ * such a plan has the layers of all its variants, as dense and sparse blocks. */
+static bool
+is_of_variant(const tp_build *build, const tp_rule *rule)
+{
+    return rule->source == TP_FROM_HF && !rule->required &&
+           source_matched(build, TP_FROM_HF);
+}
+
 /* Whether a rule of the same plan matched under a longer name: a plan that is put
  * together from those of the parts of a model has both. */
 static bool
@@ -151,7 +160,8 @@ tp_unmatched_rules(tp_build *build, tp_error *err)
     for (int i = 0; result == 0 && i < tp_rules_count(build->rules); i++) {
         const tp_rule *rule = tp_rules_at(build->rules, i);
         if (build->matched[i] || !tp_rule_fits_model(rule, model_type) ||
-            longer_matched(build, rule) || names_module(build, i))
+            is_of_variant(build, rule) || longer_matched(build, rule) ||
+            names_module(build, i))
             continue;
         if (arena == NULL && (tp_arena_new(&arena, err) < 0 ||
                               tp_names_of_model(arena, build->model, &names, err) < 0))
