@@ -8,7 +8,7 @@ and O input and output features, R the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,10 +38,7 @@ class Experts(DrawnInFull):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         s = sharding_of(self)
         args, kwargs = _copied_to_region(args, kwargs, s)
-        if s.context.rng.is_active:
-            y = run_without_draws(super().forward, args, kwargs)
-        else:
-            y = super().forward(*args, **kwargs)
+        y = _run(super().forward, args, kwargs, s)
         return reduce_from_tp_region(y, s.group)
 
 
@@ -69,10 +66,7 @@ class WholeExperts(DrawnInFull):
             # Zeros and no products, which would be NaN of what is infinite.
             pairs = {x: _zeros(x[:1]), index: one, weights: _zeros(weights[:1, :1])}
         args, kwargs = _replaced(args, kwargs, pairs)
-        if s.context.rng.is_active:
-            y = run_without_draws(super().forward, args, kwargs)
-        else:
-            y = super().forward(*args, **kwargs)
+        y = _run(super().forward, args, kwargs, s)
         # In 16 bits every sum would round.
         total = torch.zeros(
             x.shape, dtype=torch.promote_types(y.dtype, torch.float32), device=x.device
@@ -126,6 +120,18 @@ class ReplicatedInExperts(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs) / sharding_of(self).group.size
+
+
+def _run(
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sharding: LayerSharding,
+) -> Any:
+    """The own forward of experts, which must draw no random numbers."""
+    if sharding.context.rng.is_active:
+        return run_without_draws(forward, args, kwargs)
+    return forward(*args, **kwargs)
 
 
 def _copied_to_region(

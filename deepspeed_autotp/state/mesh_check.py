@@ -25,7 +25,6 @@ from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_par
 _SAMPLE = 64
 _DIGEST = 8
 
-
 # A graph can name what it calls by a number alone.
 _NUMBERS = itertools.count()
 _CHECKS: weakref.WeakValueDictionary[int, _SpreadCheck] = weakref.WeakValueDictionary()
@@ -66,7 +65,8 @@ class _SpreadCheck:
         state = find_tensor_parallel(module)  # a copy of the model has another one
         if state is None:
             return
-        self.check_ddp()
+        if ddp is not None:
+            _check_ddp(ddp, state)
         _check_fsdp(module)
         _refuse_same_shards(module, state)
 

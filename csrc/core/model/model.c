@@ -279,6 +279,14 @@ tp_model_next_parameter(const tp_model *model, int parameter)
     return model->next_parameter[parameter];
 }
 
+bool
+tp_model_is_inside(const tp_model *model, int module, int top)
+{
+    while (module >= 0 && module != top)
+        module = tp_model_module(model, module)->parent;
+    return module >= 0;
+}
+
 int64_t
 tp_model_integer(const tp_integer *integers, int count, const char *const *keys)
 {

@@ -98,6 +98,9 @@ int tp_model_find_parameter(const tp_model *model, int module, const char *leaf)
 int tp_model_first_parameter(const tp_model *model, int module);
 int tp_model_next_parameter(const tp_model *model, int parameter);
 
+/* Whether `module` is `top`, or a module inside of it. */
+bool tp_model_is_inside(const tp_model *model, int module, int top);
+
 /* Value of the first of the NULL-terminated `keys` that a module has, or -1. */
 int64_t tp_model_integer(const tp_integer *integers, int count,
                          const char *const *keys);

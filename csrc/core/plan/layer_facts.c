@@ -51,14 +51,6 @@ is_heuristic(const tp_entry *entry)
     return entry->source == TP_FROM_HEURISTIC && entry->layout != NULL;
 }
 
-static bool
-is_below(const tp_model *model, int module, int top)
-{
-    while (module >= 0 && module != top)
-        module = tp_model_module(model, module)->parent;
-    return module >= 0;
-}
-
 bool
 tp_layer_is_heuristic(const tp_plan *plan, int layer)
 {
@@ -69,7 +61,7 @@ tp_layer_is_heuristic(const tp_plan *plan, int layer)
     for (int i = 0; i < plan->entry_count; i++) {
         const int module = tp_model_parameter(plan->model, i)->module;
         if (is_heuristic(&plan->entries[i]) &&
-            is_below(plan->model, module, at->module))
+            tp_model_is_inside(plan->model, module, at->module))
             return true;
     }
     return false;
@@ -110,7 +102,7 @@ tp_layer_block(const tp_plan *plan, int layer, tp_arena *arena, tp_names *out,
         return -1;
     for (int i = 0; i < plan->layer_count; i++) {
         const int module = plan->layers[i].module;
-        if (!is_bound(&plan->layers[i]) || !is_below(model, module, parent))
+        if (!is_bound(&plan->layers[i]) || !tp_model_is_inside(model, module, parent))
             continue;
         if (tp_model_module(model, module)->parent != parent)
             direct = false;

@@ -19,7 +19,7 @@ def own_rules(case: Case) -> list[dict[str, Any]] | None:
 
 
 def apart_rules(model: nn.Module) -> list[dict[str, Any]]:
-    """Each linear layer of a block by itself, with full activations between them."""
+    """Individually sharded layers of a block, with full activations between them."""
     names = sorted(
         {
             n.rpartition(".")[2]

@@ -204,10 +204,9 @@ add_experts(const tp_build *build, int module, tp_error *err)
 {
     static const char *const features[] = {"ffn_hidden_size", "intermediate_size",
                                            NULL};
-    const char *const number[] = {tp_whole_experts_key, NULL};
     const int whole = tp_whole_experts_first(build, module);
     return whole >= 0
-               ? add_widths(build, module, whole, number, err)
+               ? add_widths(build, module, whole, tp_whole_experts_keys, err)
                : add_widths(build, module, build->stacked[module], features, err);
 }
 

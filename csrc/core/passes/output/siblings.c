@@ -46,13 +46,6 @@ mark_blocks(const tp_build *build, bool *is_block)
     }
 }
 
-static bool
-is_numbered(const tp_module *module)
-{
-    const char first = tp_names_leaf(module->name)[0];
-    return first >= '0' && first <= '9';
-}
-
 /* The nearest block around a module, or the member of a list: what follows it has
  * another input, and may be recomputed in a backward pass of its own. The parent where
  * there is neither. */
@@ -61,7 +54,8 @@ block_of(const tp_build *build, const bool *is_block, int module)
 {
     const int parent = tp_model_module(build->model, module)->parent;
     for (int at = parent; at >= 0; at = tp_model_module(build->model, at)->parent) {
-        if (is_block[at] || is_numbered(tp_model_module(build->model, at)))
+        const char *leaf = tp_names_leaf(tp_model_module(build->model, at)->name);
+        if (is_block[at] || tp_names_is_index(leaf))
             return at;
     }
     return parent >= 0 ? parent : module;

@@ -1,27 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* whole_experts.c -- modules of experts of which each rank has some, each of them
- * whole.
- */
+/* whole_experts.c -- modules of experts of which each rank has some, each whole. */
 #include "passes/settle/whole_experts.h"
-
-#include <string.h>
 
 #define WHERE "tensor_parallel.expert_partition: got 'experts', but "
 
-const char *const tp_whole_experts_key = "num_experts";
+const char *const tp_whole_experts_keys[] = {"num_experts", NULL};
 
 static const char rule[] = "expert_partition: experts";
 static const tp_spec along_experts = {.partition = TP_PARTITION_COLUMN, .dim = 0};
 
-/* The number of experts, or 0 where the module does not say it. */
+/* The number of experts, or -1 where the module does not say it. */
 static int64_t
 experts_of(const tp_module *module)
 {
-    for (int i = 0; i < module->integer_count; i++) {
-        if (strcmp(module->integers[i].key, tp_whole_experts_key) == 0)
-            return module->integers[i].value;
-    }
-    return 0;
+    return tp_model_integer(module->integers, module->integer_count,
+                            tp_whole_experts_keys);
 }
 
 static int
@@ -51,8 +44,7 @@ obstacle(const tp_build *build, int module, int index, int64_t experts)
     const tp_parameter *at = tp_model_parameter(build->model, index);
     if (at->module != module)
         return "is in a module inside of the experts, and each rank would have a part "
-               "of "
-               "its gradient";
+               "of its gradient";
     if (tp_build_first(build, index) != index || build->next_name[index] >= 0)
         return "is tied to another parameter";
     if (build->choices[index].source == TP_FROM_CONFIG)
@@ -60,15 +52,6 @@ obstacle(const tp_build *build, int module, int index, int64_t experts)
     if (at->dims < 2 || at->shape[0] != experts)
         return "has no dimension of experts in front";
     return NULL;
-}
-
-/* Modules come after their parents. */
-static bool
-is_inside(const tp_build *build, int module, int top)
-{
-    while (module > top)
-        module = tp_model_module(build->model, module)->parent;
-    return module == top;
 }
 
 static void
@@ -99,7 +82,7 @@ settle(tp_build *build, int module, tp_error *err)
         return -1;
     for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
         const tp_parameter *own = tp_model_parameter(build->model, i);
-        if (!is_inside(build, own->module, module))
+        if (!tp_model_is_inside(build->model, own->module, module))
             continue;
         const char *why = obstacle(build, module, i, experts);
         if (why != NULL)

@@ -17,6 +17,6 @@ int tp_whole_experts_settle(tp_build *build, tp_error *err);
 int tp_whole_experts_first(const tp_build *build, int module);
 
 /* What a module calls the number of its experts. */
-extern const char *const tp_whole_experts_key;
+extern const char *const tp_whole_experts_keys[];
 
 #endif
