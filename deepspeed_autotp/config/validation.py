@@ -42,6 +42,7 @@ _EXPECTED = {
     "string_unicode": "a string of valid Unicode",
     "tuple_type": "a list of integers",
     "enum": "{expected}",
+    "literal_error": "{expected}",
 }
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -90,7 +91,8 @@ def problems(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
             lines.append(f"{path}: is missing and has no default; write it")
         else:
             # What is not listed is said in pydantic's words.
-            expected = _EXPECTED.get(kind, problem["msg"]).format(**context)
+            words = problem["msg"].removeprefix("Input should be ")
+            expected = _EXPECTED.get(kind, words).format(**context)
             lines.append(f"{path}: {wrong(given, expected)}")
     return lines
 

@@ -94,6 +94,8 @@ def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
         yield "rule", entry.rule
     if entry.is_tied:
         yield "tied to", plan.entries[entry.tied_to].name
+    if why := _why_on_all_ranks(entry):
+        yield "reason", why
     yield "full shape", str(list(entry.shape))
     for rank in range(plan.ranks):
         yield f"rank {rank}", f"{list(entry.local_shape(rank))}{_span(entry, rank)}"
@@ -101,6 +103,20 @@ def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
     for integer in plan.integers:
         if module == integer.module or module.startswith(f"{integer.module}."):
             yield f"{integer.module}.{integer.key}", f"{integer.full}, local {list(integer.values)}"
+
+
+def _why_on_all_ranks(entry: Entry) -> str:
+    """Why every rank has all of a parameter; "" for one that is sharded."""
+    if entry.is_sharded or entry.kind is Kind.SKIPPED:
+        return ""
+    if entry.rule:
+        why = "a rule or the self-check replicates it"
+    elif len(entry.shape) <= 1:
+        why = "a norm, bias or scale that belongs to no sharded layer"
+    else:
+        why = "no rule of the configuration, the model or a known block shards it"
+    summed = "; its gradient is summed over the ranks, since each uses it for a part of its work"
+    return why + (summed if entry.kind is Kind.REPLICATED_SUM else "")
 
 
 def _span(entry: Entry, rank: int) -> str:

@@ -50,6 +50,19 @@ test_no_later_layout_is_better_than_an_earlier_one(void)
 }
 
 static void
+test_times_that_print_alike_leave_it_to_the_stage_of_zero(void)
+{
+    const tp_candidate candidates[] = {{1, 8, 3, 1, 1.000001},
+                                       {1, 8, 2, 1, 1.000002},
+                                       {1, 8, 1, 1, 1.000003},
+                                       {1, 8, 0, 1, 1.00001}};
+    int order[4], fitting = 0;
+    tp_error err = TP_NO_ERROR;
+    CHECK_OK(tp_order_layouts(candidates, 4, 80, order, &fitting, &err), &err);
+    CHECK(order[0] == 2 && order[1] == 1 && order[2] == 0 && order[3] == 3);
+}
+
+static void
 check_reason(const tp_candidate *at, const tp_candidate *before, const char *words)
 {
     const tp_candidate first = {.tp = 1, .replicas = 8, .bytes = 1, .seconds = 1};
@@ -77,6 +90,7 @@ int
 main(void)
 {
     RUN(test_no_later_layout_is_better_than_an_earlier_one);
+    RUN(test_times_that_print_alike_leave_it_to_the_stage_of_zero);
     RUN(test_a_reason_says_what_decided);
     return check_result();
 }

@@ -3,9 +3,9 @@
 
 import re
 
-from deepspeed_autotp._core import Plan
-from deepspeed_autotp.planning.plan_words import decisions, report_line
-from tests.support.core_llama import llama, preset
+from deepspeed_autotp._core import Model, Plan, Rules
+from deepspeed_autotp.planning.plan_words import decisions, explanation, report_line
+from tests.support.core_llama import ROOT_MODULE, llama, preset
 
 
 def test_the_line_counts_what_is_sharded_and_says_why_the_rest_is_not() -> None:
@@ -41,7 +41,20 @@ def test_every_pattern_of_names_has_one_decision() -> None:
     assert query.startswith("model.layers.*.self_attn.q_proj.weight x3: kind column; decided by pr")
     assert "rank 1 [32, 64], 32 to 63 of 64 along dim 0" in query
     assert "model.layers.0.self_attn.num_attention_heads 4, local [2, 2]" in query
-    assert any("kind replicated; decided by" in line for line in lines)
+    kept = next(line for line in lines if ".mlp.up_proj.weight" in line)
+    assert "kind replicated; decided by" in kept
+    assert "reason a rule or the self-check replicates it" in kept
+
+
+def test_what_no_rule_shards_has_a_reason() -> None:
+    modules = [ROOT_MODULE, ("norm", "RMSNorm", "other", {}), ("router", "Router", "other", {})]
+    norm = ("norm.weight", "weight", 1, (64,), "float32", 4, -1)
+    router = ("router.weight", "weight", 2, (8, 64), "float32", 4, -1)
+    plan = Plan(Model(modules, [norm, router]), Rules(), ranks=2)
+    assert [dict(explanation(plan, entry))["reason"] for entry in plan.entries] == [
+        "a norm, bias or scale that belongs to no sharded layer",
+        "no rule of the configuration, the model or a known block shards it",
+    ]
 
 
 def _elements(shape: tuple[int, ...]) -> int:

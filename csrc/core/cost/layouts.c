@@ -4,10 +4,17 @@
 
 static const double gib = 1024.0 * 1024.0 * 1024.0;
 
+/* In steps of 0.01 ms, as times are printed. */
+static double
+rounded(double seconds)
+{
+    return seconds < 1e9 ? (double)(int64_t)(seconds * 1e5 + 0.5) * 1e-5 : seconds;
+}
+
 static double
 seconds_per_replica(const tp_candidate *candidate)
 {
-    return candidate->seconds / (double)candidate->replicas;
+    return rounded(candidate->seconds) / (double)candidate->replicas;
 }
 
 /* Below 0 where `a` is better than `b`; never 0 for two sizes that differ. */
