@@ -198,7 +198,7 @@ long: $(stamp) ## Run the tests that take too long for `make test`
 docs-pages: $(stamp) ## Write the pages of docs/ that are made of code and records
 	@$(python) -m tools.docs_pages
 
-support: $(stamp) ## Run the sweep at TP 2, 3 and 4, and write docs/support.md; many minutes each. SWEEP=
+support: $(stamp) ## Run the sweep at TP 2, 3 and 4, and write docs/support.md; minutes each. SWEEP=
 	@mkdir -p build/sweep
 	@for tp in 2 3 4; do $(python) -m benchmarks.sweep --tp $$tp --out build/sweep/tp$$tp.json $(SWEEP) || exit 1; done
 	@$(python) -m tools.support_page $(foreach tp,2 3 4,$(tp)=build/sweep/tp$(tp).json)
