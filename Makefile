@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -106,6 +106,9 @@ types: $(stamp) ## Check the types, and the stub against the compiled core
 
 asan: ## Run the C unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -C tests/core asan
+
+failing-allocations: ## Run them with each allocation of each call that they check failing in its turn
+	@$(MAKE) --no-print-directory -C tests/core failing
 
 fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
 	@$(MAKE) --no-print-directory -C tests/core fuzz

@@ -192,8 +192,6 @@ plan_replicated_warning(PyObject *self, PyObject *unused)
     PyObject *result = NULL;
     if (tp_plan_warn_replicated(get(self), &text, &err) < 0)
         py_raise(&err);
-    else if (text.failed)
-        PyErr_NoMemory();
     else
         result = text.size == 0 ? Py_NewRef(Py_None) : PyUnicode_FromString(text.data);
     tp_text_free(&text);
@@ -212,8 +210,6 @@ plan_form_difference(PyObject *self, PyObject *other)
     }
     if (tp_plan_form_difference(get(self), get(other), &why, &err) < 0)
         py_raise(&err);
-    else if (why.failed)
-        PyErr_NoMemory();
     else
         result = why.size == 0 ? Py_NewRef(Py_None) : PyUnicode_FromString(why.data);
     tp_text_free(&why);

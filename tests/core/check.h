@@ -14,6 +14,12 @@
 
 #include "base/error.h"
 
+#ifdef TP_FAIL_ALLOCATIONS
+#include "failing_allocations.h"
+#else
+#define FAILING_EACH(call, err) (call)
+#endif
+
 /* One test program is one translation unit, so these are its own. */
 static int check_failures;
 static int check_count;
@@ -108,6 +114,11 @@ static inline int
 check_result(void)
 {
     printf("%s: %d checks, %d failed\n", __BASE_FILE__, check_count, check_failures);
+#ifdef TP_FAIL_ALLOCATIONS
+    printf("%s: %ld allocations failed, %ld of them in silence\n", __BASE_FILE__,
+           failing_calls, failing_silent);
+    check_failures += failing_silent > 0;
+#endif
     return check_failures != 0 || check_count == 0;
 }
 
@@ -127,11 +138,13 @@ check_result(void)
 #define CHECK_TEXT_HAS(text, part) check_has((text), (part), #text, __FILE__, __LINE__)
 
 /* `call` returns 0. `err` is a pointer; it is cleared afterwards. */
-#define CHECK_OK(call, err) check_ok((call), (err), #call, __FILE__, __LINE__)
+#define CHECK_OK(call, err) \
+    check_ok(FAILING_EACH(call, err), (err), #call, __FILE__, __LINE__)
 
 /* `call` returns -1 with `code` and with `part` in the message. `err` is a
  * pointer; it is cleared afterwards. */
-#define CHECK_FAILS(call, code, err, part) \
-    check_fails((call), (code), (err), (part), #call, __FILE__, __LINE__)
+#define CHECK_FAILS(call, code, err, part)                                       \
+    check_fails(FAILING_EACH(call, err), (code), (err), (part), #call, __FILE__, \
+                __LINE__)
 
 #endif

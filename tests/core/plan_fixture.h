@@ -142,7 +142,8 @@ add_spec(fixture *f, const char *label, const char *pattern, tp_spec spec)
     rule.patterns = calloc(1, sizeof(*rule.patterns));
     CHECK_OK(tp_spec_check(&spec, label, &f->err), &f->err);
     CHECK_OK(tp_regex_new(pattern, NULL, &rule.patterns[0], &f->err), &f->err);
-    CHECK_OK(tp_rules_add(f->rules, &rule, &f->err), &f->err);
+    const int added = tp_rules_add(f->rules, &rule, &f->err); /* takes the rule */
+    CHECK_OK(added, &f->err);
 }
 
 static inline void
@@ -182,23 +183,26 @@ static inline int
 try_plan(fixture *f)
 {
     f->facts.integers = f->integers;
-    if (tp_model_seal(f->model, &f->facts, &f->err) < 0)
+    if (FAILING_EACH(tp_model_seal(f->model, &f->facts, &f->err), &f->err) < 0)
         return -1;
-    return tp_plan_new(f->model, f->rules, &f->options, &f->plan, &f->err);
+    return FAILING_EACH(tp_plan_new(f->model, f->rules, &f->options, &f->plan, &f->err),
+                        &f->err);
 }
 
 static inline bool
 make_plan(fixture *f)
 {
-    return CHECK_OK(try_plan(f), &f->err);
+    const int result = try_plan(f);
+    return CHECK_OK(result, &f->err);
 }
 
 /* The plan is refused with `part` in the message; ends the fixture. */
-#define CHECK_REFUSED(f, part)                                 \
-    do {                                                       \
-        CHECK_FAILS(try_plan(f), TP_VALUE, &(f)->err, (part)); \
-        CHECK((f)->plan == NULL);                              \
-        fixture_free(f);                                       \
+#define CHECK_REFUSED(f, part)                             \
+    do {                                                   \
+        const int refused = try_plan(f);                   \
+        CHECK_FAILS(refused, TP_VALUE, &(f)->err, (part)); \
+        CHECK((f)->plan == NULL);                          \
+        fixture_free(f);                                   \
     } while (0)
 
 /* Fails the test and gives the first entry where the name is not known. */

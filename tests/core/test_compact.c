@@ -32,7 +32,9 @@ compact(const tp_shard_view *view, unsigned char *memory, unsigned seed)
     while (tp_compact_next(&at, &step) && steps < 10000) {
         tp_error err = TP_NO_ERROR;
         tp_copies list = TP_NO_COPIES;
-        CHECK_OK(tp_compact_copies(&step, memory, &list, &err), &err);
+        CHECK_OK(
+            (tp_copies_clear(&list), tp_compact_copies(&step, memory, &list, &err)),
+            &err);
         start_on_cpu(list.items, list.count, 500, step.in_order ? 0 : seed);
         tp_copies_clear(&list);
         steps++;

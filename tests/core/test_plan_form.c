@@ -13,9 +13,13 @@ difference(fixture *other)
     add_llama_styles(&f);
     tp_text why = TP_NO_TEXT;
     if (make_plan(&f) && make_plan(other)) {
-        CHECK_OK(tp_plan_form_difference(f.plan, other->plan, &why, &f.err), &f.err);
+        CHECK_OK((tp_text_free(&why),
+                  tp_plan_form_difference(f.plan, other->plan, &why, &f.err)),
+                 &f.err);
         tp_text back = TP_NO_TEXT;
-        CHECK_OK(tp_plan_form_difference(other->plan, f.plan, &back, &f.err), &f.err);
+        CHECK_OK((tp_text_free(&back),
+                  tp_plan_form_difference(other->plan, f.plan, &back, &f.err)),
+                 &f.err);
         CHECK((why.size == 0) == (back.size == 0));
         tp_text_free(&back);
     }

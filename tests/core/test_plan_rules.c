@@ -188,7 +188,8 @@ test_rules_for_other_model_types_are_not_told(void)
     rule.model_types = calloc(1, sizeof(*rule.model_types));
     rule.model_types[0] = fixture_copy("bloom");
     CHECK_OK(tp_regex_new(".*up_proj.*", NULL, &rule.patterns[0], &f.err), &f.err);
-    CHECK_OK(tp_rules_add(f.rules, &rule, &f.err), &f.err);
+    const int added = tp_rules_add(f.rules, &rule, &f.err); /* takes the rule */
+    CHECK_OK(added, &f.err);
     if (make_plan(&f)) {
         CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
         CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);

@@ -35,7 +35,8 @@ warning_of(const char *pattern, int ranks)
     add_llama(&f, 2, false);
     add_rule(&f, "a", pattern, TP_PARTITION_COLUMN);
     if (make_plan(&f)) {
-        CHECK_OK(tp_plan_warn_replicated(f.plan, &text, &f.err), &f.err);
+        CHECK_OK((tp_text_free(&text), tp_plan_warn_replicated(f.plan, &text, &f.err)),
+                 &f.err);
         copy = text.size == 0 ? NULL : fixture_copy(text.data);
     }
     tp_text_free(&text);

@@ -17,7 +17,8 @@ test_slices_are_read_in_the_order_of_the_files(void)
     tp_read_plan plan = TP_NO_READ_PLAN;
     const tp_box boxes[] = {stretch(1, 0, 10), stretch(0, 50, 60), stretch(0, 20, 50),
                             stretch(0, 20, 20), stretch(0, 90, 95)};
-    CHECK_OK(tp_read_plan_make(boxes, 5, 0, &plan, &err), &err);
+    CHECK_OK((tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 5, 0, &plan, &err)),
+             &err);
     CHECK_INT_EQ(plan.reads.count, 4);
     CHECK_INT_EQ(plan.bytes, 55);
     const int order[] = {2, 1, 4, 0};
@@ -40,13 +41,15 @@ test_spans_join_over_a_gap(void)
     const tp_box rows = {0, 2, 0, 1, {4, 10}, {0, 2}, {4, 3}, 0, {3, 1}};
     const tp_box boxes[] = {rows, stretch(0, 6, 8), stretch(0, 45, 50),
                             stretch(0, 60, 61)};
-    CHECK_OK(tp_read_plan_make(boxes, 4, 10, &plan, &err), &err);
+    CHECK_OK((tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 4, 10, &plan, &err)),
+             &err);
     CHECK_INT_EQ(plan.bytes, 12 + 2 + 5 + 1);
     CHECK_INT_EQ(plan.span_count, 1);
     CHECK_INT_EQ(plan.spans[0].begin, 2);
     CHECK_INT_EQ(plan.spans[0].end, 61);
     tp_read_plan_clear(&plan);
-    CHECK_OK(tp_read_plan_make(boxes, 4, 9, &plan, &err), &err);
+    CHECK_OK((tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 4, 9, &plan, &err)),
+             &err);
     CHECK_INT_EQ(plan.span_count, 3);
     CHECK_INT_EQ(plan.spans[0].end, 35);
     tp_read_plan_clear(&plan);
@@ -61,7 +64,8 @@ test_a_wrong_slice_leaves_a_plan_that_can_be_cleared(void)
     boxes[1].lengths[0] = 9;
     CHECK(tp_read_plan_make(boxes, 2, 0, &plan, &err) < 0);
     tp_read_plan_clear(&plan);
-    CHECK_OK(tp_read_plan_make(boxes, 0, 0, &plan, &err), &err);
+    CHECK_OK((tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 0, 0, &plan, &err)),
+             &err);
     CHECK_INT_EQ(plan.span_count, 0);
     tp_read_plan_clear(&plan);
     tp_error_clear(&err);

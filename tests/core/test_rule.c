@@ -46,7 +46,8 @@ add_rule(tp_rules *rules, const char *first, const char *second, const char *mod
         rule.model_types[0] = copy(model_type);
         rule.model_type_count = 1;
     }
-    CHECK_OK(tp_rules_add(rules, &rule, &err), &err);
+    const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
+    CHECK_OK(added, &err);
 }
 
 static int
@@ -233,7 +234,8 @@ test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
     rule.pattern_count = 1;
     /* A subject that is not ASCII goes to the fallback, whatever the pattern. */
     CHECK_OK(tp_regex_new(".", &matcher, &rule.patterns[0], &err), &err);
-    CHECK_OK(tp_rules_add(rules, &rule, &err), &err);
+    const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
+    CHECK_OK(added, &err);
     const tp_query query = {"\xc3\xa9", NULL, NULL, "", NULL};
     CHECK_FAILS(tp_rules_find(rules, &query, NULL, 0, &err), TP_LIMIT, &err, "refused");
     tp_rules_free(rules);

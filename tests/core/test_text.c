@@ -97,7 +97,8 @@ test_a_text_becomes_the_message_of_an_error(void)
     tp_error err = TP_NO_ERROR;
     tp_text text = TP_NO_TEXT;
     tp_text_add(&text, "100%% of %s", "%s");
-    CHECK_FAILS(tp_text_fail(&text, TP_TYPE, &err), TP_TYPE, &err, "100% of %s");
+    const int result = tp_text_fail(&text, TP_TYPE, &err); /* takes the text */
+    CHECK_FAILS(result, TP_TYPE, &err, "100% of %s");
     CHECK(text.data == NULL);
     text.failed = true;
     CHECK_FAILS(tp_text_fail(&text, TP_TYPE, &err), TP_MEMORY, &err, "out of memory");

@@ -32,7 +32,7 @@ tp_fail(tp_error *err, tp_code code, const char *format, ...)
 
     /* Cleared only now: the arguments may include the old message. */
     tp_error_clear(err);
-    err->code = code;
+    err->code = message != NULL ? code : TP_MEMORY;
     err->message = message;
     return -1;
 }
@@ -50,21 +50,9 @@ tp_error_text(const tp_error *err)
 {
     if (err->message != NULL)
         return err->message;
-    switch (err->code) {
-        case TP_OK:
-            return "no error";
-        case TP_RAISED:
-            return "a callback raised an exception";
-        case TP_MEMORY:
-            return "out of memory";
-        case TP_VALUE:
-        case TP_TYPE:
-        case TP_LIMIT:
-        case TP_PEER:
-        case TP_BUG:
-            break;
-    }
-    return "an error without a message: there was no memory for it";
+    if (err->code == TP_OK)
+        return "no error";
+    return err->code == TP_RAISED ? "a callback raised an exception" : "out of memory";
 }
 
 void

@@ -20,7 +20,7 @@ typedef enum {
 
 typedef struct {
     tp_code code;
-    char *message; /* owned; NULL when there was no memory for it */
+    char *message; /* owned; NULL for TP_OK, TP_MEMORY and TP_RAISED */
 } tp_error;
 
 #define TP_NO_ERROR \
@@ -29,7 +29,8 @@ typedef struct {
     }
 
 /* Fill `err` from a printf format, replacing what it held. Always returns -1,
- * so that a caller can write `return tp_fail(...)`. */
+ * so that a caller can write `return tp_fail(...)`. The code is TP_MEMORY where there
+ * is no memory for the message. */
 int tp_fail(tp_error *err, tp_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

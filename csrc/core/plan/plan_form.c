@@ -195,7 +195,7 @@ tp_plan_form_difference(const tp_plan *plan, const tp_plan *other, tp_text *why,
         only = missing(&forms[0], &forms[1]);
     if (only != NULL)
         tp_text_add(why, "%s", only);
-    result = 0;
+    result = why->failed ? tp_fail_memory(err) : 0;
 done:
     for (int i = 0; i < 2; i++) {
         tp_map_free(forms[i].map);

@@ -139,6 +139,7 @@ warn(const tp_plan *plan, int64_t held, int64_t total, tp_text *out, tp_error *e
     if (result == 0 && count > 0) {
         sort_largest(groups, count);
         add_warning(out, groups, count, held, total);
+        result = out->failed ? tp_fail_memory(err) : 0;
     }
     tp_map_free(map);
     for (int i = 0; i < count; i++)

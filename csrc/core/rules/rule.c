@@ -100,9 +100,13 @@ tp_rules_add_preset(tp_rules *rules, const char *name, tp_error *err)
     const tp_preset *preset = NULL;
     if (tp_preset_find(name, &preset, err) < 0)
         return -1;
+    const int before = rules->count;
     for (int i = 0; i < preset->count; i++) {
-        if (add_preset_row(rules, preset, i, err) < 0)
+        if (add_preset_row(rules, preset, i, err) < 0) {
+            while (rules->count > before)
+                tp_rule_clear(&rules->rules[--rules->count]);
             return -1;
+        }
     }
     return 0;
 }

@@ -51,7 +51,7 @@ tp_stars_read(tp_build *build, tp_error *err)
                                     "in these patterns, so it stands for any text: ",
                     pattern);
     }
-    if (text.size > 0)
+    if (text.size > 0 || text.failed)
         return tp_build_message(build, &text, err);
     return 0;
 }

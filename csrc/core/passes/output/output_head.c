@@ -74,8 +74,8 @@ tp_output_head_find(tp_build *build, tp_error *err)
     const int wanted = build->options->vocab_parallel_lm_head;
     tp_text why = TP_NO_TEXT;
     build->plan->logits_layer = wanted == 0 ? -1 : find(build, &why);
-    int result = 0;
-    if (wanted > 0 && why.size > 0)
+    int result = why.failed ? tp_fail_memory(err) : 0;
+    if (result == 0 && wanted > 0 && why.size > 0)
         result = tp_fail(err, TP_VALUE,
                          "tensor_parallel.vocab_parallel_lm_head: got true, but %s; "
                          "leave the key out",
