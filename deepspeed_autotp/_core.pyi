@@ -455,6 +455,7 @@ class Plan:
         reduce_bucket: int = 500_000_000,
         persistence: int = 100_000,
         max_live: int = 1_000_000_000,
+        sub_group: int = 1_000_000_000,
         overlap_comm: bool = False,
     ) -> dict[str, Any]:
         """What a TP rank holds with DeepSpeed, in bytes, of its data-parallel ranks the one that

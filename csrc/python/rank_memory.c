@@ -9,27 +9,28 @@
 /* The arguments as Python gave them; NULL where it gave none. */
 typedef struct {
     PyObject *rank, *stage, *replicas, *states, *trains, *reduce_bucket, *persistence,
-        *max_live, *overlap_comm;
+        *max_live, *sub_group, *overlap_comm;
 } arguments;
 
 const char py_rank_memory_doc[] =
     "rank_memory($self, rank, *, stage, replicas, states, trains=None,\n"
     "            reduce_bucket=500000000, persistence=100000, max_live=1000000000,\n"
-    "            overlap_comm=False)\n--\n\n"
+    "            sub_group=1000000000, overlap_comm=False)\n--\n\n"
     "What a TP rank holds with DeepSpeed, in bytes, of its data-parallel ranks the one "
     "that\nholds most.";
 
 static int
 parse(PyObject *args, PyObject *kwargs, arguments *given)
 {
-    static const char *const names[] = {
-        "rank",          "stage",       "replicas", "states",       "trains",
-        "reduce_bucket", "persistence", "max_live", "overlap_comm", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OOOOOOOO:rank_memory",
-                                     (char **)names, &given->rank, &given->stage,
-                                     &given->replicas, &given->states, &given->trains,
-                                     &given->reduce_bucket, &given->persistence,
-                                     &given->max_live, &given->overlap_comm))
+    static const char *const names[] = {"rank",         "stage",    "replicas",
+                                        "states",       "trains",   "reduce_bucket",
+                                        "persistence",  "max_live", "sub_group",
+                                        "overlap_comm", NULL};
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O|$OOOOOOOOO:rank_memory", (char **)names, &given->rank,
+            &given->stage, &given->replicas, &given->states, &given->trains,
+            &given->reduce_bucket, &given->persistence, &given->max_live,
+            &given->sub_group, &given->overlap_comm))
         return -1;
     return py_check_required(given->stage, "stage") < 0 ||
                    py_check_required(given->replicas, "replicas") < 0 ||
@@ -44,6 +45,7 @@ read_options(const arguments *given, tp_memory_options *options)
     options->reduce_bucket = TP_REDUCE_BUCKET;
     options->persistence = TP_PERSISTENCE_THRESHOLD;
     options->max_live = TP_MAX_LIVE_PARAMETERS;
+    options->sub_group = TP_SUB_GROUP;
     if (py_read_int(given->stage, "stage", &options->stage) < 0 ||
         py_read_int64(given->replicas, "replicas", &options->replicas) < 0 ||
         py_read_int(given->states, "states", &options->states) < 0 ||
@@ -51,6 +53,7 @@ read_options(const arguments *given, tp_memory_options *options)
             0 ||
         py_read_int64(given->persistence, "persistence", &options->persistence) < 0 ||
         py_read_int64(given->max_live, "max_live", &options->max_live) < 0 ||
+        py_read_int64(given->sub_group, "sub_group", &options->sub_group) < 0 ||
         py_read_flag(given->overlap_comm, "overlap_comm", &options->overlap_comm) < 0)
         return -1;
     return 0;

@@ -82,8 +82,13 @@ def _add_model(command: argparse.ArgumentParser, *, tp_required: bool) -> None:
 
 def _config(asked: argparse.Namespace) -> dict[str, Any]:
     from deepspeed_autotp.config.load_config import load_ds_config
+    from deepspeed_autotp.config.training_config import refuse_misspelt_section
 
-    return {} if asked.config is None else dict(load_ds_config(asked.config))
+    if asked.config is None:
+        return {}
+    config = dict(load_ds_config(asked.config))
+    refuse_misspelt_section(config)
+    return config
 
 
 def _plan(asked: argparse.Namespace, config: dict[str, Any], console: Console) -> None:

@@ -19,10 +19,12 @@ _LEFT_OUT = (
     "torch_autocast.enabled",
     "activation_checkpointing.cpu_checkpointing",
 )
+_MOST_TOKENS = 2**31 - 1  # which kernels of torch can index
 _ZERO_KEYS = {
     "reduce_bucket_size": "reduce_bucket",
     "stage3_param_persistence_threshold": "persistence",
     "stage3_max_live_parameters": "max_live",
+    "sub_group_size": "sub_group",
     "overlap_comm": "overlap_comm",
 }
 
@@ -63,6 +65,11 @@ def check_positive(asked: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: got {value}, expected 1 or more")
     if asked.micro_batch is not None and asked.seq is None:
         raise ValueError("--micro-batch: got no --seq beside it, expected the tokens of a sequence")
+    tokens = (asked.seq or 0) * (asked.micro_batch or 1)
+    if tokens > _MOST_TOKENS:
+        raise ValueError(
+            f"--seq: got {tokens} tokens of a micro-batch, expected at most {_MOST_TOKENS}"
+        )
     if asked.zero is not None and asked.zero not in range(4):
         raise ValueError(f"--zero: got {asked.zero}, expected 0 to 3")
 

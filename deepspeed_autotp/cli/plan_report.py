@@ -50,7 +50,8 @@ def print_suggestion(found: Suggestion, console: Console) -> None:
     console.print(table)
     if not any(layout.fits for layout in found.layouts):
         console.print(
-            "nothing fits: try more GPUs, --gradient-checkpointing, a shorter --seq, or --lora"
+            "nothing fits: try more GPUs, a shorter --seq, --lora, or --gradient-checkpointing "
+            "where it is not given yet"
         )
     for line in found.notes:
         console.print(escape(line))

@@ -145,8 +145,8 @@ def _traced(
     try:
         return _run(model, plan_of, rank, shape, on_gpu)
     except Exception as error:  # whatever a model raises on tensors without values
-        first = str(error).split("\n", 1)[0][:_LONGEST]
-        raise ValueError(f"{type(error).__name__}: {first}") from error
+        words = " ".join(str(error).split())[:_LONGEST]
+        raise ValueError(f"{type(error).__name__}: {words}") from error
 
 
 def _run(

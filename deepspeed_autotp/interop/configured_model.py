@@ -45,7 +45,9 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
     except FileNotFoundError:
         raise ValueError(f"{where} is missing") from None
     except ValueError as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        raise ValueError(
+            f"{where} cannot be read: {error}; expected a model's config.json"
+        ) from error
     listed = values.get("architectures") if isinstance(values, dict) else None
     name = class_name or (listed[0] if listed else None)
     if not isinstance(name, str):

@@ -28,8 +28,11 @@ def with_lora(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")  # of PEFT about names of transformers
             made: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     except Exception as error:  # whatever PEFT raises for arguments that it does not take
-        first = str(error).split("\n", 1)[0]
-        raise ValueError(f"--lora: PEFT refuses {dict(arguments)}: {first}") from error
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"--lora: PEFT refuses {dict(arguments)}: {words} Modules are named like "
+            "r=16,target_modules=q_proj+v_proj"
+        ) from error
     return made.to(dtype)
 
 

@@ -85,8 +85,8 @@ def _of_type(text: str, device: str) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = maker.from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take
-        first = str(error).split("\n", 1)[0][:_LONGEST]
-        raise ValueError(f"MODEL: no {name} can be made with {values}: {first}") from error
+        words = " ".join(str(error).split())[:_LONGEST]
+        raise ValueError(f"MODEL: no {name} can be made with {values}: {words}") from error
     return model
 
 

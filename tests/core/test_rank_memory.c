@@ -128,15 +128,19 @@ test_stage_3_pads_each_tensor_and_keeps_small_ones(void)
     add_llama_styles(&f);
     if (make_plan(&f)) {
         const int64_t replicas = 7;
-        int64_t parts = 0;
+        int64_t parts = 0, largest = 0;
         for (int i = 0; i < tp_plan_entry_count(f.plan); i++) {
             int64_t shape[TP_MAX_DIMS], size = 1;
             tp_plan_local_shape(f.plan, i, 0, shape);
             for (int d = 0; d < tp_model_parameter(f.plan->model, i)->dims; d++)
                 size *= shape[d];
-            parts += (size + replicas - 1) / replicas;
+            const int64_t part = (size + replicas - 1) / replicas;
+            parts += part;
+            largest = part > largest ? part : largest;
         }
-        const tp_rank_memory found = memory_of(&f, 0, options_of(3, replicas));
+        tp_memory_options options = options_of(3, replicas);
+        options.sub_group = 1;
+        const tp_rank_memory found = memory_of(&f, 0, options);
         CHECK_INT_EQ(found.parameters, parts * found.item);
         CHECK_INT_EQ(found.gradients, parts * found.item);
         CHECK_INT_EQ(found.master, parts * 4);
@@ -144,6 +148,13 @@ test_stage_3_pads_each_tensor_and_keeps_small_ones(void)
         CHECK_INT_EQ(found.gathered, (NORM + 100) * found.item);
         CHECK_INT_EQ(found.kept_buckets, found.buckets);
         CHECK(found.share < 0.5);
+        /* A step has float32 gradients and a value more of the largest sub-group. */
+        CHECK_INT_EQ(found.step, largest * 8);
+        options.sub_group = parts - 1;
+        CHECK_INT_EQ(memory_of(&f, 0, options).step, parts * 8);
+        options.sub_group = largest + 1;
+        const int64_t step = memory_of(&f, 0, options).step;
+        CHECK(step > largest * 8 && step < parts * 8);
     }
     fixture_free(&f);
 }

@@ -61,6 +61,12 @@ def test_rules_of_a_configuration_decide(tmp_path: Path) -> None:
         (("llama:hiden_size=3",), "llama has no 'hiden_size' in its configuration; near names"),
         (("llama:hidden_size",), "got 'hidden_size' among the overrides, expected key=value"),
         (("llama:hidden_size=63",), "no llama can be made with"),
+        (
+            ("llama:hidden_size=64k",),
+            "no llama can be made with {'hidden_size': '64k'}: Validation ",
+        ),
+        (("llama:hidden_size=64k",), "expected int"),
+        ((str(Path(__file__)),), "test_plan_command.py' cannot be read: Expecting value"),
         (("torch.nn:Linear",), "torch.nn:Linear made no model: TypeError"),
         (("torch:zeros_like",), "torch:zeros_like made no model"),
         (("builtins:dict",), "returned dict, expected a torch.nn.Module"),
@@ -70,6 +76,13 @@ def test_what_names_no_model_is_said(arguments: tuple[str, ...], words: str) -> 
     status, _, errors = command("plan", *arguments, "--tp", "2")
     assert status == 2
     assert words in errors
+
+
+def test_a_section_with_a_slip_in_its_name_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "ds.json"
+    config.write_text(json.dumps({"tensor_paralel": {"autotp_size": 2}}))
+    status, _, errors = command("plan", LLAMA, "--tp", "2", "--config", str(config))
+    assert status == 2 and "Did you mean 'tensor_parallel'?" in errors
 
 
 def test_wrong_sizes_types_and_names_are_said() -> None:
@@ -85,6 +98,7 @@ def test_wrong_sizes_types_and_names_are_said() -> None:
         ((), "--tp: expected a TP size, such as 2, or --suggest"),
         (("--tp", "2", "--dp", "0"), "--dp: got 0, expected 1 or more"),
         (("--tp", "2", "--seq", "-1"), "--seq: got -1, expected 1 or more"),
+        (("--tp", "2", "--seq", "99999999999"), "--seq: got 99999999999 tokens of a micro-batch"),
         (("--tp", "2", "--micro-batch", "2"), "--micro-batch: got no --seq beside it"),
         (("--tp", "2", "--zero", "4"), "--zero: got 4, expected 0 to 3"),
         (("--tp", "2", "--optimizer", "adamv"), "got 'adamv', expected one whose states are"),

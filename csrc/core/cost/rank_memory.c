@@ -145,6 +145,7 @@ typedef struct {
     int64_t bytes;     /* of all, trained and frozen */
     int64_t item;      /* bytes of an element that is trained, the largest; else 4 */
     int64_t per_param; /* elements of a partition of each trained tensor, padded */
+    int64_t sub_group; /* those of the tensors that stage 3 updates together, at most */
     int64_t frozen;    /* bytes of frozen tensors */
     int64_t frozen_partition; /* bytes of a partition of each frozen tensor */
     int64_t persistent; /* bytes of the tensors that stay on each replica at stage 3 */
@@ -171,6 +172,7 @@ sum_shards(const tp_plan *plan, int rank, const tp_memory_options *options,
            tp_rank_memory *out)
 {
     sums found = {0};
+    int64_t together = 0; /* of the tensors of a sub-group */
     for (int i = 0; i < plan->entry_count; i++) {
         const tp_parameter *at = tp_model_parameter(plan->model, i);
         const int64_t size = local_elements(plan, i, rank);
@@ -187,6 +189,9 @@ sum_shards(const tp_plan *plan, int rank, const tp_memory_options *options,
         found.frozen += trained ? 0 : size * at->itemsize;
         found.frozen_partition += trained ? 0 : part * at->itemsize;
         found.per_param += trained ? part : 0;
+        together += trained ? part : 0;
+        found.sub_group = larger(found.sub_group, together);
+        together = together >= options->sub_group ? 0 : together;
         found.item = trained ? larger(found.item, at->itemsize) : found.item;
         found.other += is_small ? 0 : size;
     }
@@ -242,6 +247,8 @@ partitioned(tp_rank_memory *out, const sums *found, const tp_memory_options *opt
     out->refetched = found->other > options->max_live ? found->other_partition : 0;
     out->gradients = found->per_param * found->item;
     add_optimizer(out, found->per_param, found->item, true, options);
+    /* Gradients are joined as float32 and weights updated sub-group by sub-group. */
+    out->step = found->sub_group * FLOAT32 * (1 + (options->states > 0));
     out->buckets = options->reduce_bucket * found->item;
     out->kept_buckets = out->buckets;
 }

@@ -16,6 +16,7 @@
 #define TP_REDUCE_BUCKET 500000000
 #define TP_PERSISTENCE_THRESHOLD 100000
 #define TP_MAX_LIVE_PARAMETERS 1000000000
+#define TP_SUB_GROUP 1000000000
 
 typedef struct {
     int stage;             /* of ZeRO, 0 to 3 */
@@ -25,6 +26,7 @@ typedef struct {
     int64_t reduce_bucket; /* reduce_bucket_size */
     int64_t persistence;   /* stage3_param_persistence_threshold */
     int64_t max_live;      /* stage3_max_live_parameters */
+    int64_t sub_group;     /* sub_group_size */
     bool overlap_comm;
 } tp_memory_options;
 
