@@ -132,6 +132,10 @@ def cuda_archs(nvcc: str) -> list[str]:
     return asked or [arch for arch in CUDA_ARCHS if arch in known]
 
 
+# Where Linux distributions have the licence, by Debian and by Fedora.
+PCRE2_LICENCES = ("usr/share/doc/libpcre2-dev/copyright", "usr/share/licenses/pcre2*/*LICENCE*")
+
+
 class BuildExtensions(build_ext):
     """Compiles what is out of date, by the headers that each object was made from."""
 
@@ -167,6 +171,8 @@ class BuildExtensions(build_ext):
         if not self.force and target.exists() and not self.newer_than(target, objects):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        if libraries[-1].endswith("libpcre2-8.a") and not self.inplace:
+            self.copy_licence(target.parent)
         has_cxx = any(source.endswith(".cpp") for source in ext.sources)
         self.compiler.link_shared_object(
             objects,
@@ -279,6 +285,16 @@ class BuildExtensions(build_ext):
     def check_nvcc(self) -> None:
         if any(ext.name == CUDA and not ext.optional for ext in self.extensions):
             cuda_archs(usable_nvcc()[0])
+
+    def copy_licence(self, package: Path) -> None:
+        """The licence of PCRE2 goes with a library that contains it."""
+        for folder in PCRE2_LICENCES:
+            for found in sorted(Path("/").glob(folder)):
+                target = package / "licenses" / "PCRE2"
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(found.read_bytes())
+                return
+        self.warn("the licence of PCRE2 is not found; a wheel that is given to others needs it")
 
     def pcre2(self) -> str:
         """The static library, so that a wheel needs nothing; else the shared one."""

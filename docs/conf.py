@@ -6,7 +6,7 @@ are the same here and on a code host. Nothing in the HTML is fetched from a netw
 """
 
 import re
-import tomllib
+from importlib import metadata
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -14,15 +14,19 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)\)")
 
-with (ROOT / "pyproject.toml").open("rb") as file:
-    _project = tomllib.load(file)["project"]
-
-project = _project["name"]
-version = release = _project["version"]
+project = "deepspeed-autotp"
+version = release = metadata.version(project)
 author = "the authors of deepspeed-autotp"
 
 extensions = ["myst_parser"]
-include_patterns = ["docs/*.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "csrc/README.md"]
+include_patterns = [
+    "docs/*.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "csrc/README.md",
+]
 # Folders that need not be looked through.
 exclude_patterns = [".*", "build", "dist", "deepspeed_autotp", "tests", "demo-output"]
 root_doc = "docs/README"

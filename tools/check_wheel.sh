@@ -22,6 +22,12 @@ if [ "$(printf '%s\n' "$OLDEST" "$newest" | sort -V | tail -n 1)" != "$OLDEST" ]
     exit 1
 fi
 
+if ! readelf --dynamic deepspeed_autotp/_core*.so | grep -q 'NEEDED.*libpcre2' &&
+    ! grep -q Redistribution deepspeed_autotp/licenses/PCRE2; then
+    echo "the wheel contains PCRE2, but not its licence" >&2
+    exit 1
+fi
+
 PYTHONPATH=$site PATH=/usr/bin:/bin "$python" - <<'PROGRAM'
 import pathlib
 import torch

@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import api_page, command_line_page, configuration_page, options_table, support_page
+from tools import (
+    api_page,
+    command_line_page,
+    configuration_page,
+    options_table,
+    support_page,
+    versions_page,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES: dict[str, Callable[[], str]] = {
@@ -15,6 +22,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page.page,
     "options.md": options_table.page,
     "support.md": support_page.page,
+    "versions.md": versions_page.page,
 }
 
 

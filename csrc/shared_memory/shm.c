@@ -71,6 +71,8 @@ map_file(tp_shm *shm, tp_error *err)
     if (fstat(shm->file, &status) < 0 || status.st_size != (off_t)shm->bytes)
         return tp_fail(err, TP_PEER, "shared memory has %lld bytes, expected %lld",
                        (long long)status.st_size, (long long)shm->bytes);
+    if (status.st_uid != geteuid() || (status.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+        return tp_fail(err, TP_PEER, "shared memory is open to another user");
     if (fcntl(shm->file, F_SETLK, &lock) < 0)
         return fail_with(err, "locked", errno);
     void *memory =

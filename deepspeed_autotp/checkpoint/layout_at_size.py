@@ -19,6 +19,7 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.metadata import Metadata, metadata_of
 from deepspeed_autotp.checkpoint.model_config import config_source
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.unsharded import (
     is_unsharded,
     layout_of_files,
@@ -61,12 +62,13 @@ def layouts_at(folder: Path, metadata: Metadata | None, *, tp: int, config: Path
 
 
 def _of_unsharded(folder: Path, source: Path, *, tp: int) -> Sizes:
-    if not is_unsharded(folder):
+    files = CheckpointFiles(folder)
+    if not is_unsharded(files):
         raise _unknown(folder, tp, "it has no tensor_parallel.json, as where DeepSpeed sharded it "
                        "by its own rules")  # fmt: skip
     model = _model(folder, source, None, tp=tp)
     known = layout_of_model(model)
-    old = layout_of_files(folder, known.ties)
+    old = layout_of_files(files, known.ties)
     if tp == 1:
         return Sizes(old, known, None)
     recipe = default_recipe(model)

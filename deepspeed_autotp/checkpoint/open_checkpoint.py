@@ -72,8 +72,8 @@ def open_checkpoint(folder: Path) -> tuple[SavedCheckpoint, Metadata | None]:
     files, metadata = CheckpointFiles(folder), read_metadata(folder)
     if metadata is not None and metadata.layout is not None:
         return SavedCheckpoint(files, metadata.layout, groups=metadata.groups), metadata
-    if metadata is None and is_unsharded(folder):
-        layout = layout_of_files(folder, ties_of_files(folder))
+    if metadata is None and is_unsharded(files):
+        layout = layout_of_files(files, ties_of_files(files))
         return SavedCheckpoint(files, layout, groups=None), None
     version = "none" if metadata is None else f"version {metadata.version}"
     raise ValueError(

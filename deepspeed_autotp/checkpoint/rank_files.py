@@ -7,6 +7,7 @@ They are mapped into memory: of a tensor only what is used is read.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
+
+from deepspeed_autotp.interop.deepspeed.checkpoints import saved_classes
 
 # How a file of torch.save begins.
 _ARCHIVE = b"PK\x03\x04"
+# What torch says of a class that is not let in.
+_OTHER_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 # What all ranks note alike when they save.
 _OF_RUN = ("global_steps", "global_samples", "dp_world_size", "mp_world_size", "ds_version")
 _OF_OPTIMIZER = ("zero_stage", "ds_version")
@@ -27,10 +33,15 @@ _FactsOf = Callable[[Mapping[str, Any]], _Facts]
 
 class CheckpointFiles:
     """The names of the files in ``folder``, and what they hold. ValueError for one that is missing,
-    damaged or of another save than that of rank 0."""
+    damaged or of another save than that of rank 0.
 
-    def __init__(self, folder: Path) -> None:
+    Objects of other classes than torch's, DeepSpeed's and Python's own are loaded only where the
+    files are ``trusted``, as by an engine that loads them itself: making them can run any code.
+    """
+
+    def __init__(self, folder: Path, *, trusted: bool = False) -> None:
         self.folder = folder
+        self._trusted = trusted
         self._opened: dict[str, dict[str, Any]] = {}
         self._facts: dict[str, _Facts] = {}  # of the files of rank 0
         self._of_optimizer = "bf16_zero_" if any(folder.glob("bf16_zero_pp_rank_*")) else "zero_"
@@ -92,11 +103,22 @@ class CheckpointFiles:
     def _read(self, name: str) -> dict[str, Any]:
         self.check_all([name])
         file = self.folder / name
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(file)}
+        if self._trusted:
+            options["weights_only"] = False
         try:
-            read: dict[str, Any] = torch.load(
-                file, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(file)
-            )
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            # Not said otherwise, torch's environment variable can still trust the file.
+            with safe_globals(saved_classes()):
+                read: dict[str, Any] = torch.load(file, **options)
+        except pickle.UnpicklingError as error:
+            if found := _OTHER_CLASS.search(str(error)):
+                raise ValueError(
+                    f"the file {str(file)!r} of the checkpoint holds {found[1]}, and making "
+                    "objects of other classes than torch's and DeepSpeed's can run code; set "
+                    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 if you trust who wrote it"
+                ) from None
+            raise self._unreadable(file, str(error)) from error
+        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
             raise self._unreadable(file, str(error)) from error
         return read
 

@@ -38,9 +38,10 @@ def states_for_sharded(
     """
     folder = request.folder
     metadata = read_metadata(folder)
-    if metadata is None and is_unsharded(folder):
+    files = CheckpointFiles(folder, trusted=True)
+    if metadata is None and is_unsharded(files):
         layout = Layout.of_plan(plan)
-        saved = _saved(folder, layout_of_files(folder, layout.ties), None, optimizer)
+        saved = _saved(files, layout_of_files(files, layout.ties), None, optimizer)
         return _made(request, saved, layout, optimizer, rank=rank)
     check_metadata(folder, metadata, plan, rank=rank)
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
@@ -48,7 +49,7 @@ def states_for_sharded(
     if metadata.has_layout_of(plan) and _replicas(folder) in (None, optimizer.replicas):
         _check_own_files(request, optimizer, rank=rank)
         return None
-    saved = _saved(folder, metadata.layout, metadata)
+    saved = _saved(files, metadata.layout, metadata)
     return _made(request, saved, Layout.of_plan(plan), optimizer, rank=rank)
 
 
@@ -62,12 +63,13 @@ def states_for_unsharded(
     if metadata.layout is None:
         refuse_unknown_layout(request.folder, metadata, ranks=1)
     assert metadata.layout is not None
-    saved = _saved(request.folder, metadata.layout, metadata)
+    files = CheckpointFiles(request.folder, trusted=True)
+    saved = _saved(files, metadata.layout, metadata)
     return _made(request, saved, layout_of_model(model), optimizer, rank=0)
 
 
 def _saved(
-    folder: Path,
+    files: CheckpointFiles,
     layout: Layout,
     metadata: Metadata | None,
     optimizer: EngineOptimizer | None = None,
@@ -76,7 +78,7 @@ def _saved(
     if metadata is None and optimizer is not None:
         # DeepSpeed notes no names without ZeRO, and goes by the order, as is done here.
         groups = tuple(tuple(name for name, _ in group) for group in optimizer.groups)
-    return SavedCheckpoint(CheckpointFiles(folder), layout, groups=groups)
+    return SavedCheckpoint(files, layout, groups=groups)
 
 
 def _made(
@@ -138,7 +140,7 @@ def _refuse_kinds(
 
 def _check_own_files(request: LoadRequest, optimizer: EngineOptimizer, *, rank: int) -> None:
     """ValueError where DeepSpeed would not find whole files of this rank."""
-    files, kind = CheckpointFiles(request.folder), Kind(optimizer.kind)
+    files, kind = CheckpointFiles(request.folder, trusted=True), Kind(optimizer.kind)
     names = [files.model_name(rank, optimizer.replica)]
     if kind.is_partitioned and request.optimizer_states:
         if not any(request.folder.glob("*_optim_states.pt")):

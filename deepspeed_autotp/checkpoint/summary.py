@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspeed_autotp.checkpoint.metadata import NAME, read_metadata
 from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder, open_checkpoint
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded
 
 
@@ -112,7 +113,11 @@ def _facts(folder: Path) -> _Facts:
 def _written_by(folder: Path) -> str:
     try:
         if read_metadata(folder) is None:
-            return "DeepSpeed" if is_unsharded(folder) else "DeepSpeed, by its own rules"
+            return (
+                "DeepSpeed"
+                if is_unsharded(CheckpointFiles(folder))
+                else "DeepSpeed, by its own rules"
+            )
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return "not known"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import nn
 
@@ -34,10 +33,10 @@ def layout_of_model(model: nn.Module) -> Layout:
     return Layout(1, parameters)
 
 
-def layout_of_files(folder: Path, ties: Mapping[str, str | None]) -> Layout:
+def layout_of_files(files: CheckpointFiles, ties: Mapping[str, str | None]) -> Layout:
     """The layout of a checkpoint of TP size 1, whose parameters are tied as in ``ties``, by the
     names of all parameters of the model."""
-    model = CheckpointFiles(folder).model(0)
+    model = files.model(0)
     shapes = {
         name: tuple(value.shape)
         for name, value in model["module"].items()
@@ -57,10 +56,10 @@ def layout_of_files(folder: Path, ties: Mapping[str, str | None]) -> Layout:
     )
 
 
-def ties_of_files(folder: Path) -> dict[str, str | None]:
+def ties_of_files(files: CheckpointFiles) -> dict[str, str | None]:
     """The ties that the files of a checkpoint of TP size 1 show by themselves: one tensor under two
     names, or what ZeRO notes."""
-    model = CheckpointFiles(folder).model(0)
+    model = files.model(0)
     noted = model["shared_params"] or {}
     first: dict[tuple[object, ...], str] = {}
     ties: dict[str, str | None] = {}
@@ -75,10 +74,10 @@ def ties_of_files(folder: Path) -> dict[str, str | None]:
     return ties
 
 
-def is_unsharded(folder: Path) -> bool:
+def is_unsharded(files: CheckpointFiles) -> bool:
     """Whether the files are those of a run with TP size 1, none of whose ranks' are missing."""
-    files = list(folder.glob("*mp_rank_*_model_states.pt"))
-    if not files or any("mp_rank_00_" not in file.name for file in files):
+    found = list(files.folder.glob("*mp_rank_*_model_states.pt"))
+    if not found or any("mp_rank_00_" not in file.name for file in found):
         return False
-    ranks: int = CheckpointFiles(folder).model(0)["mp_world_size"]
+    ranks: int = files.model(0)["mp_world_size"]
     return ranks == 1

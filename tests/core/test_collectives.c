@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -370,6 +371,31 @@ test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors(void)
     tp_error_clear(&err);
 }
 
+static void
+test_memory_that_another_user_can_write_is_refused(void)
+{
+    char name[64], file[80];
+    tp_error err = TP_NO_ERROR;
+    tp_shm *shm = NULL;
+    tp_shm *other = NULL;
+
+    name_of_run(name, sizeof(name));
+    snprintf(file, sizeof(file), "/dev/shm%s", name);
+    if (!CHECK_OK(tp_shm_open(&shm, name, 0, 2, SLOT, &err), &err))
+        return;
+    CHECK_INT_EQ(chmod(file, 0660), 0);
+    CHECK_FAILS(tp_shm_open(&other, name, 1, 2, SLOT, &err), TP_PEER, &err,
+                "open to another user");
+    CHECK_INT_EQ(chmod(file, 0600), 0);
+    if (geteuid() == 0) { /* nobody else may give a file away */
+        CHECK_INT_EQ(chown(file, 65534, 65534), 0);
+        CHECK_FAILS(tp_shm_open(&other, name, 1, 2, SLOT, &err), TP_PEER, &err,
+                    "open to another user");
+    }
+    tp_shm_close(shm);
+    tp_shm_unlink(name);
+}
+
 int
 main(void)
 {
@@ -381,5 +407,6 @@ main(void)
     RUN(test_messages_that_differ_are_an_error_on_every_rank);
     RUN(test_a_rank_that_does_not_come_is_an_error);
     RUN(test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors);
+    RUN(test_memory_that_another_user_can_write_is_refused);
     return check_result();
 }

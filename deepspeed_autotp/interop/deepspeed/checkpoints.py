@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import tempfile
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch.distributed as dist
+
+from deepspeed_autotp.interop.versions import required
 
 _RECOVERY_SCRIPT = """#!/usr/bin/env python
 import sys
@@ -24,6 +28,26 @@ sys.exit(
     "tensor parallelism run: python -m deepspeed.utils.zero_to_fp32"
 )
 """
+
+# What the files of a checkpoint hold beside tensors, containers and numbers.
+_SAVED = (
+    "deepspeed.runtime.fp16.loss_scaler:LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler",
+    "deepspeed.runtime.zero.config:ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment:fragment_address",
+)
+
+
+def saved_classes() -> list[Any]:
+    """The classes that DeepSpeed's checkpoints hold, and those of numpy's numbers, which client
+    states often have: none of them runs anything when it is made."""
+    places = (each.split(":") for each in _SAVED)
+    own = [
+        required(importlib.import_module(module), name, project="deepspeed", needed_for="loading")
+        for module, name in places
+    ]
+    numbers = [type(numpy.dtype(kind)) for kind in "?bhilqBHILQefd"]
+    return [*own, *numbers, numpy.dtype, numpy.float64(0).__reduce__()[0]]
 
 
 @dataclass(frozen=True, slots=True)
