@@ -2,10 +2,11 @@
 """A training step of a mixture of experts: a shard of every expert, or whole experts, on each rank.
 
     python -m benchmarks.experts --experts 8 64 256 --tp 2 4
+    python -m benchmarks.experts --models mixtral gpt_oss --tp 2 4
 
-One block of Qwen3-MoE in float32, of as many weights whatever the number of experts; both ways take
-turns on the same ranks. Collectives are the same, so the bytes are, too: both sum the output of the
-experts, and the gradients of hidden states and routing weights.
+The first is one block of Qwen3-MoE in float32, of as many weights whatever the number of experts;
+the second one block of each of several model types, in the proportions of a published model. Both
+ways take turns on the same ranks.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import argparse
 import statistics
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 import deepspeed_autotp
+from benchmarks.step_calls import Recorder
+from deepspeed_autotp import _core
 from tests.support.worker_pool import Pool
 
 WAYS = ("width", "experts")
@@ -28,12 +32,66 @@ MODULE = "benchmarks.experts"
 TIMEOUT = 900.0
 VOCABULARY = 256
 
+# One block each; experts as in Mixtral 8x7B, Qwen3-30B-A3B, DeepSeek-V3, gpt-oss-20b and Llama 4
+# Scout, of a quarter or less of their features.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_hidden_layers": 1,
+}
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 128,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "head_dim": 16,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 1792},
+    "qwen3_moe": {
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 192,
+        "norm_topk_prob": True,
+    },
+    "deepseek_v3": {
+        **_LATENT,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "moe_intermediate_size": 128,
+        "first_k_dense_replace": 0,
+    },
+    "gpt_oss": {"num_local_experts": 32, "num_experts_per_tok": 4, "intermediate_size": 512},
+    "llama4_text": {
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "intermediate_size": 832,
+        "intermediate_size_mlp": 832,
+        "moe_layers": [0],
+    },
+}
 
-def build(experts: int, hidden: int, inner: int, chosen: int) -> nn.Module:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one way on one rank: median ``seconds`` of forward and backward, ``parameters`` and
+    ``experts`` in bytes, and the bytes that it sends in a step where collectives go in a ring."""
+
+    seconds: float
+    parameters: int
+    experts: int
+    sent: float
+
+
+def of_experts(experts: int, hidden: int, inner: int, chosen: int) -> tuple[str, dict[str, Any]]:
+    """Experts that have ``inner`` features together."""
+    return "qwen3_moe", {
         "hidden_size": hidden,
         "moe_intermediate_size": inner // experts,
         "num_experts": experts,
@@ -44,17 +102,29 @@ def build(experts: int, hidden: int, inner: int, chosen: int) -> nn.Module:
         "num_hidden_layers": 1,
         "vocab_size": VOCABULARY,
     }
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).train()
+
+
+def build(model_type: str, sizes: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **sizes)
+    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():  # Llama 4 leaves the weights of experts at zero
+            if not parameter.any():
+                parameter.normal_(0.0, 0.02)
+    return model.train()
 
 
 def measure(
-    experts: int, hidden: int, inner: int, chosen: int, tokens: int, repeats: int
-) -> dict[str, tuple[float, float, float]]:
-    """By way: median seconds of a step, the largest share of the pairs of token and expert that one
-    rank has, and MB of expert weights of this rank."""
+    model_type: str, sizes: dict[str, Any], tokens: int, repeats: int
+) -> tuple[dict[str, Cost], float | None]:
+    """By way; and the largest share of the pairs of token and expert that one rank has of whole
+    experts, None where every expert is given every token."""
     models = {}
     for way in WAYS:
-        models[way] = build(experts, hidden, inner, chosen)
+        models[way] = build(model_type, sizes)
         section = {"expert_partition": way, "self_check": False}
         deepspeed_autotp.parallelize(models[way], tp_size=dist.get_world_size(), config=section)
     ids = torch.randint(0, VOCABULARY, (1, tokens))
@@ -68,36 +138,47 @@ def measure(
             if repeat:  # the first one allocates
                 times[way].append(time.perf_counter() - began)
             model.zero_grad()
-    share = {"width": 1 / dist.get_world_size(), "experts": _largest_share(models["experts"], ids)}
-    return {
-        way: (statistics.median(times[way]), share[way], _expert_megabytes(models[way]))
-        for way in WAYS
+    costs = {
+        way: Cost(
+            statistics.median(times[way]),
+            sum(p.nbytes for p in model.parameters()),
+            sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name),
+            _sent(model, ids),
+        )
+        for way, model in models.items()
     }
+    return costs, _largest_share(models["experts"], ids)
 
 
-def _largest_share(model: nn.Module, ids: torch.Tensor) -> float:
+def _sent(model: nn.Module, ids: Tensor) -> float:
+    with Recorder() as recorder:
+        model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad()
+    return sum(_core.collective_seconds(c.kind, c.size, c.ranks, 1.0) for c in recorder.calls)
+
+
+def _largest_share(model: nn.Module, ids: Tensor) -> float | None:
     """Of the pairs of token and expert, of the rank that has most."""
     size = dist.get_world_size()
-    seen: list[torch.Tensor] = []
+    seen: list[tuple[Any, ...]] = []
     for name, module in model.named_modules():
-        if name.endswith("mlp.experts"):
-            module.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+        if name.endswith(".experts"):
+            module.register_forward_pre_hook(lambda _, args: seen.append(args))
     with torch.no_grad():
         model(input_ids=ids)
+    if len(seen[0]) == 1:
+        return None
     plan = deepspeed_autotp.tensor_parallel(model).plan
     entry = next(e for e in plan.entries if e.name.endswith("experts.down_proj"))
     ends = torch.tensor([entry.local_shape(rank)[0] for rank in range(size)]).cumsum(0)
-    ranks = torch.bucketize(seen[0].flatten(), ends, right=True)
+    ranks = torch.bucketize(seen[0][1].flatten(), ends, right=True)
     return float(torch.bincount(ranks, minlength=size).max() / ranks.numel())
-
-
-def _expert_megabytes(model: nn.Module) -> float:
-    return sum(p.nbytes for n, p in model.named_parameters() if ".experts." in n) / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 64, 256])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=[])
     parser.add_argument("--tp", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--inner", type=int, default=16384, help="features of all experts together")
@@ -105,21 +186,46 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     asked = parser.parse_args()
-    print("TP  experts  width: s  experts: s  ratio  largest share  MB of experts, one rank")
+    cases = [(name, name, _SIZES | MODELS[name]) for name in asked.models]
+    if not cases:
+        cases = [
+            (f"{experts} experts", *of_experts(experts, asked.hidden, asked.inner, asked.chosen))
+            for experts in asked.experts
+        ]
+    print(
+        "of a step: seconds, MB of parameters and of experts on the fullest rank, MB sent;\n"
+        "in width, as whole experts"
+    )
     with closing(Pool()) as pool:
         for tp in asked.tp:
-            for experts in asked.experts:
-                sizes = (experts, asked.hidden, asked.inner, asked.chosen)
-                arguments = (*sizes, asked.tokens, asked.repeats)
+            for name, *case in cases:
+                arguments = (*case, asked.tokens, asked.repeats)
                 ranks = pool.run(f"{MODULE}:measure", *arguments, ranks=tp, timeout=TIMEOUT)
-                width, whole = ranks[0]["width"], ranks[0]["experts"]
-                megabytes = max(found["experts"][2] for found in ranks)
-                print(
-                    f"{tp:2}  {experts:7}  {width[0]:8.3f}  {whole[0]:10.3f}  "
-                    f"{whole[0] / width[0]:5.2f}  {whole[1]:13.2f}  "
-                    f"{width[2]:.1f} / {megabytes:.1f}",
-                    flush=True,
-                )
+                print(f"TP {tp}  {name:11}  {_line(ranks)}", flush=True)
+
+
+def _line(ranks: list[tuple[dict[str, Cost], float | None]]) -> str:
+    """Of the slowest and fullest of the ranks, in both ways."""
+    costs = [
+        Cost(
+            max(each[way].seconds for each, _ in ranks),
+            max(each[way].parameters for each, _ in ranks),
+            max(each[way].experts for each, _ in ranks),
+            max(each[way].sent for each, _ in ranks),
+        )
+        for way in WAYS
+    ]
+    width, whole = costs
+    share = ranks[0][1]
+    return "  ".join(
+        [
+            f"{width.seconds:.3f} {whole.seconds:.3f} s, ratio {whole.seconds / width.seconds:.2f}",
+            f"{width.parameters / 1e6:.1f} {whole.parameters / 1e6:.1f} MB",
+            f"{width.experts / 1e6:.1f} {whole.experts / 1e6:.1f} MB",
+            f"{width.sent / 1e6:.2f} {whole.sent / 1e6:.2f} MB",
+            "all tokens to every expert" if share is None else f"largest share {share:.2f}",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -230,6 +230,7 @@ class Kind(StrEnum):
     HIDDEN = "hidden"
     EXPERTS = "experts"
     WHOLE_EXPERTS = "whole experts"
+    WHOLE_EXPERT_BLOCKS = "whole expert blocks"
     EXPERTS_COLUMN = "experts column"
     EXPERTS_ROW = "experts row"
     SHARE = "share"
@@ -396,7 +397,7 @@ class Plan:
         large_names: Sequence[str] | None = None,
         sequence_parallel: bool = False,
         vocab_parallel_lm_head: bool | None = None,
-        whole_experts: bool = False,
+        expert_partition: str = "width",
         must_shard: bool = False,
     ) -> Self:
         """replicated: names of modules that stay replicated with all below; ``*`` is one index.
@@ -408,8 +409,9 @@ class Plan:
         large_names: these are large, ``*`` for each index, and not those that hold much.
         sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
-        whole_experts: each rank has some of the experts in the place of a shard of each; ValueError
-            naming a module that cannot be sharded so.
+        expert_partition: "experts": each rank has some of the experts in the place of a shard of
+            each; ValueError naming a module that cannot be sharded so. "auto": where it would hold
+            thin shards; the rules of the parameters say why.
         must_shard: ValueError, saying which rules to write, where nothing is sharded.
         """
 

@@ -15,6 +15,7 @@ static const char *const kinds[] = {
     [TP_HIDDEN] = "HIDDEN",
     [TP_EXPERTS] = "EXPERTS",
     [TP_WHOLE_EXPERTS] = "WHOLE_EXPERTS",
+    [TP_WHOLE_EXPERT_BLOCKS] = "WHOLE_EXPERT_BLOCKS",
     [TP_EXPERTS_COLUMN] = "EXPERTS_COLUMN",
     [TP_EXPERTS_ROW] = "EXPERTS_ROW",
     [TP_SHARE] = "SHARE",

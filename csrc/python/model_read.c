@@ -58,7 +58,7 @@ read_kind(PyObject *object, tp_module_kind *out)
     static const char *const kinds[] = {
         [TP_MODULE_OTHER] = "other",     [TP_MODULE_LINEAR] = "linear",
         [TP_MODULE_CONV1D] = "conv1d",   [TP_MODULE_EMBEDDING] = "embedding",
-        [TP_MODULE_EXPERTS] = "experts",
+        [TP_MODULE_EXPERTS] = "experts", [TP_MODULE_EXPERT_BLOCKS] = "expert blocks",
     };
     const int count = sizeof(kinds) / sizeof(kinds[0]);
     const char *name = NULL;

@@ -294,7 +294,7 @@ static PyType_Slot slots[] = {
              "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), replicated=(), "
              "individual=(), families=True, heuristics=True, large_layers=True, "
              "large_names=None, sequence_parallel=False, vocab_parallel_lm_head=None, "
-             "whole_experts=False, must_shard=False)\n--\n\n"
+             "expert_partition='width', must_shard=False)\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},

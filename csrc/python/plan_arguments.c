@@ -2,12 +2,14 @@
 /* plan_arguments.c -- what a Plan is made from. */
 #include "python/plan_arguments.h"
 
+#include <string.h>
+
 /* The arguments of Plan; borrowed, NULL when not given. */
 typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
     PyObject *head_patterns, *replicated, *individual, *families, *heuristics;
     PyObject *large_layers, *large_names, *sequence_parallel, *vocab_parallel_lm_head;
-    PyObject *whole_experts, *must_shard;
+    PyObject *expert_partition, *must_shard;
 } arguments;
 
 static int
@@ -47,6 +49,29 @@ read_choice(PyObject *object, const char *what, int *out)
 }
 
 static int
+read_partition(PyObject *object, tp_expert_partition *out)
+{
+    static const char *const names[] = {
+        [TP_EXPERTS_IN_WIDTH] = "width",
+        [TP_EXPERTS_WHOLE] = "experts",
+        [TP_EXPERTS_AUTO] = "auto",
+    };
+    const char *name = names[TP_EXPERTS_IN_WIDTH];
+    if (object != NULL && py_read_text(object, "expert_partition", &name) < 0)
+        return -1;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *out = (tp_expert_partition)i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "expert_partition: got '%s', expected 'width', 'experts' or 'auto'",
+                 name);
+    return -1;
+}
+
+static int
 read_flags(const arguments *given, tp_plan_options *options)
 {
     if (py_read_flag(given->strict, "strict", &options->strict) < 0 ||
@@ -56,8 +81,6 @@ read_flags(const arguments *given, tp_plan_options *options)
         py_read_flag(given->large_layers, "large_layers", &options->large_layers) < 0 ||
         py_read_flag(given->sequence_parallel, "sequence_parallel",
                      &options->sequence) < 0 ||
-        py_read_flag(given->whole_experts, "whole_experts", &options->whole_experts) <
-            0 ||
         py_read_flag(given->must_shard, "must_shard", &options->must_shard) < 0)
         return -1;
     return read_choice(given->vocab_parallel_lm_head, "vocab_parallel_lm_head",
@@ -98,6 +121,7 @@ read_options(const arguments *given, py_plan_arguments *out)
         py_read_int(given->embedding_dim, "embedding_dim", &options->embedding_dim) <
             0 ||
         read_flags(given, options) < 0 ||
+        read_partition(given->expert_partition, &options->expert_partition) < 0 ||
         read_texts(given->replicated, "replicated", &out->replicated,
                    &options->replicated, &options->replicated_count) < 0 ||
         read_texts(given->individual, "individual", &out->individual,
@@ -127,7 +151,7 @@ parse(PyObject *args, PyObject *kwargs, arguments *given)
                                         "large_names",
                                         "sequence_parallel",
                                         "vocab_parallel_lm_head",
-                                        "whole_experts",
+                                        "expert_partition",
                                         "must_shard",
                                         NULL};
     if (!PyArg_ParseTupleAndKeywords(
@@ -137,7 +161,7 @@ parse(PyObject *args, PyObject *kwargs, arguments *given)
             &given->replicated, &given->individual, &given->families,
             &given->heuristics, &given->large_layers, &given->large_names,
             &given->sequence_parallel, &given->vocab_parallel_lm_head,
-            &given->whole_experts, &given->must_shard))
+            &given->expert_partition, &given->must_shard))
         return -1;
     return py_check_required(given->ranks, "ranks");
 }

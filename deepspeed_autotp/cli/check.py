@@ -55,7 +55,7 @@ def run(asked: argparse.Namespace, console: Console) -> int:
             subject, model = find_subject(
                 asked.model, named, settings, ranks=asked.tp, dtype=dtype, given=given
             )
-            report = _checked(asked, settings, subject, model)
+            report = _checked(asked, subject, model)
         except NoPlan as error:
             report = Report(asked.model, asked.tp, "", False, 0, str(error))
     if asked.json:
@@ -181,9 +181,7 @@ def _row_content(pattern: str, row: Mapping[str, Measured]) -> dict[str, Any]:
     return {"pattern": pattern, "equal": not any(r.is_wrong for r in row.values()), **finite}
 
 
-def _checked(
-    asked: argparse.Namespace, settings: TPTrainingConfig, subject: Subject, model: nn.Module
-) -> Report:
+def _checked(asked: argparse.Namespace, subject: Subject, model: nn.Module) -> Report:
     with (
         tempfile.TemporaryDirectory(prefix="autotp-check-") as folder,
         progress_bar(2 * asked.steps, "check", "step") as done,
@@ -197,7 +195,7 @@ def _checked(
             found = run_on_ranks(
                 check_rank,
                 folder,
-                settings,
+                subject.settings,
                 asked.steps,
                 ranks=asked.tp,
                 timeout=asked.timeout,

@@ -123,7 +123,8 @@ class TPSection(Section):
     sequence_parallel shard the tokens between blocks, or an error that says which module does not
                       allow it
     expert_partition  of fused experts each rank has a shard of every expert (`"width"`), or some
-                      of the experts, whole (`"experts"`)
+                      of the experts, whole (`"experts"`), or these where shards would be thin
+                      (`"auto"`)
     injection_policy_tuple
                       DeepSpeed's key; other values are refused
     keep_module_on_host
@@ -166,7 +167,7 @@ class TPSection(Section):
     )
     self_check: Annotated[bool | Literal["auto"], PlainValidator(_self_check)] = "auto"
     sequence_parallel: StrictBool = False
-    expert_partition: Literal["width", "experts"] = "width"
+    expert_partition: Literal["width", "experts", "auto"] = "width"
     monitor: StrictBool = False
 
     # Spelled out so that type checkers accept what the checks accept.

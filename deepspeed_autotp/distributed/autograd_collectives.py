@@ -89,14 +89,14 @@ def gradient_shard(dy: Tensor, layout: ShardLayout, rank: int, dim: int) -> Tens
     )
 
 
-def _full_gradient(dy: Tensor, layout: ShardLayout, group: TPGroup) -> Tensor:
+def _full_gradient(dy: Tensor, layout: ShardLayout, group: TPGroup, dim: int) -> Tensor:
     """The full gradient of the ranks' shards, summed where several ranks hold a run."""
     if not layout.has_shared_runs:
-        return _all_gather(dy, layout, group)
-    full = dy.new_zeros(*dy.shape[:-1], layout.size)
+        return _all_gather(dy, layout, group, dim)
+    full = dy.new_zeros(_resized(dy, dim, layout.size))
     offset = 0
     for start, length in _pairs(layout.runs[group.rank]):
-        full.narrow(-1, start, length).copy_(dy.narrow(-1, offset, length))
+        full.narrow(dim, start, length).copy_(dy.narrow(dim, offset, length))
         offset += length
     return group.all_reduce(full)
 
@@ -142,14 +142,14 @@ class _GatherFromRegion(torch.autograd.Function):
 
 class _ScatterToRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: ShardLayout, group: TPGroup) -> Tensor:
-        ctx.layout, ctx.group = layout, group
-        return _shard(x, layout, group.rank)
+    def forward(ctx: Any, x: Tensor, layout: ShardLayout, group: TPGroup, dim: int) -> Tensor:
+        ctx.layout, ctx.group, ctx.dim = layout, group, dim
+        return _shard(x, layout, group.rank, dim)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return _full_gradient(dy, ctx.layout, ctx.group), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        return _full_gradient(dy, ctx.layout, ctx.group, ctx.dim), None, None, None
 
 
 def copy_to_tp_region(x: Tensor, group: TPGroup) -> Tensor:
@@ -175,7 +175,12 @@ def gather_from_tp_region(
     return y
 
 
-def scatter_to_tp_region(x: Tensor, layout: ShardLayout, group: TPGroup) -> Tensor:
-    """``[..., size] -> [..., width]``; the gradient is gathered from all ranks."""
-    y: Tensor = _ScatterToRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
+def scatter_to_tp_region(
+    x: Tensor, layout: ShardLayout, group: TPGroup, *, dim: int = -1
+) -> Tensor:
+    """``[..., size] -> [..., width]``; the gradient is gathered from all ranks.
+
+    ``dim`` is the dimension to shard, the last one unless given.
+    """
+    y: Tensor = _ScatterToRegion.apply(x, layout, group, dim)  # type: ignore[no-untyped-call]
     return y

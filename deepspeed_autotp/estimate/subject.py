@@ -13,7 +13,13 @@ from deepspeed_autotp.estimate.changes import Changes
 from deepspeed_autotp.estimate.model_cache import ModelCache
 from deepspeed_autotp.estimate.model_record import ModelRecord
 from deepspeed_autotp.planning.model_data import Plannable, Style
-from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan, skips_all
+from deepspeed_autotp.planning.planner import (
+    PlanRequest,
+    large_names,
+    make_plan,
+    settled,
+    skips_all,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +99,11 @@ class Subject:
             return None
         request = replace(self._request, large_names=large_names(plan))
         return make_plan(
-            description, self._settings(ranks), ranks=ranks, request=request, must_shard=False
+            description,
+            settled(self._settings(ranks), plan),
+            ranks=ranks,
+            request=request,
+            must_shard=False,
         )
 
     def unsharded(self) -> Plan:

@@ -86,6 +86,11 @@ class LiveBytes(TorchDispatchMode):
         self.alive -= self._sizes.pop(key)
 
 
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether a tensor is a fake one."""
+    return isinstance(tensor, FakeTensor)
+
+
 @contextmanager
 def fake_tensors() -> Iterator[None]:
     """Within it operations give fake tensors on the device that they name.

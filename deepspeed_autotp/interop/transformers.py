@@ -111,16 +111,34 @@ def is_conv1d(module: nn.Module) -> bool:
     return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
 
 
+_ROUTED = ("hidden_states", "top_k_index", "top_k_weights")
+
+
 def are_routed_experts(module: nn.Module) -> bool:
     """Whether a module is given tokens, routing indices and routing weights, and runs for each
-    token the experts that it names, as one that transformers can run in several ways."""
-    return "_is_expert_parallel" in vars(module)
+    token the experts that it names: those of transformers do that can be run in several ways, and
+    those whose forward says so."""
+    if "_is_expert_parallel" in vars(module):
+        return True
+    if not _is_transformers_class(module, "Experts"):
+        return False
+    return tuple(inspect.signature(type(module).forward).parameters)[1:] == _ROUTED
+
+
+def are_blocks_of_experts(module: nn.Module) -> bool:
+    """Whether a module is given a block of rows for each of its experts, in their order, and gives
+    such blocks."""
+    return _is_transformers_class(module, "Llama4TextExperts")
+
+
+def _is_transformers_class(module: nn.Module, ending: str) -> bool:
+    cls = type(module)
+    return cls.__name__.endswith(ending) and cls.__module__.startswith("transformers.")
 
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a subclass of nn.Linear with its own forward computes what nn.Linear does."""
-    cls = type(module)
-    return cls.__name__ == "FalconLinear" and cls.__module__.startswith("transformers.")
+    return _is_transformers_class(module, "FalconLinear")
 
 
 def tp_plan(model: nn.Module) -> dict[str, str]:

@@ -27,6 +27,7 @@ from deepspeed_autotp.layers.experts import (
     ExpertsColumn,
     ExpertsRow,
     ReplicatedInExperts,
+    WholeExpertBlocks,
     WholeExperts,
 )
 from deepspeed_autotp.layers.linear import ColumnConv1D, ColumnLinear, RowConv1D, RowLinear
@@ -47,6 +48,7 @@ _CONV1D: dict[Kind, type[nn.Module]] = {Kind.COLUMN: ColumnConv1D, Kind.ROW: Row
 WRAPPERS: dict[Kind, type[nn.Module]] = {
     Kind.EXPERTS: Experts,
     Kind.WHOLE_EXPERTS: WholeExperts,
+    Kind.WHOLE_EXPERT_BLOCKS: WholeExpertBlocks,
     Kind.EXPERTS_COLUMN: ExpertsColumn,
     Kind.EXPERTS_ROW: ExpertsRow,
     Kind.SHARE: ReplicatedInExperts,

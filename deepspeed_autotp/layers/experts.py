@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import (
     copy_to_tp_region,
+    gather_from_tp_region,
     reduce_from_tp_region,
+    scatter_to_tp_region,
 )
 from deepspeed_autotp.distributed.rng_observation import first_tensor, run_without_draws
+from deepspeed_autotp.interop.live_bytes import has_no_values
 from deepspeed_autotp.layers.drawn_weights import DrawnInFull
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, sharding_of
 
@@ -59,7 +62,7 @@ class WholeExperts(DrawnInFull):
         x, index, weights = _routed(args, kwargs)
         start, count = s.layout.runs[s.group.rank]
         own = index - start
-        token, place = ((own >= 0) & (own < count)).nonzero(as_tuple=True)
+        token, place = _own_pairs(own, count, s.layout.size)
         pairs = {x: x[token], index: own[token, place, None], weights: weights[token, place, None]}
         if len(token) == 0 < len(x):  # a rank without any takes part in the backward's collectives
             token, one = token.new_zeros(1), index.new_zeros(1, 1)
@@ -73,6 +76,24 @@ class WholeExperts(DrawnInFull):
         )
         total = total.index_add(0, token, y.to(total.dtype))
         return reduce_from_tp_region(total.to(y.dtype), s.group)
+
+
+class WholeExpertBlocks(DrawnInFull):
+    """Experts of which every rank has some, and which are each given a block of rows.
+
+    x  [E*T, H]   replicated: T rows for each of E experts, in their order
+    y  [E*T, H]   = the ranks' own forwards of the blocks of their own experts, gathered
+
+    forward   all-gather of the output
+    backward  all-gather of dx
+    """
+
+    def forward(self, x: Tensor, /) -> Tensor:
+        s = sharding_of(self)
+        blocks = scatter_to_tp_region(_blocks(x, s.layout.size), s.layout, s.group, dim=0)
+        y = _run(super().forward, (blocks.flatten(0, 1),), {}, s)
+        y = _blocks(y, blocks.shape[0])
+        return gather_from_tp_region(y, s.layout, s.group, dim=0).flatten(0, 1)
 
 
 class ExpertsColumn(DrawnInFull):
@@ -143,6 +164,21 @@ def _copied_to_region(
         return value
 
     return tuple(map(copied, args)), {key: copied(value) for key, value in kwargs.items()}
+
+
+def _own_pairs(own: Tensor, count: int, experts: int) -> tuple[Tensor, Tensor]:
+    """Tokens and places in ``own [T, K]`` that name one of the first ``count`` experts. Without
+    values the number of them that there is where all ``experts`` are named equally often."""
+    if has_no_values(own):
+        pairs = own.new_zeros(-(-own.numel() * count // experts))
+        return pairs, pairs.clone()
+    token, place = ((own >= 0) & (own < count)).nonzero(as_tuple=True)
+    return token, place
+
+
+def _blocks(x: Tensor, experts: int) -> Tensor:
+    """``[experts * T, H] -> [experts, T, H]``"""
+    return x.view(experts, x.shape[0] // experts, x.shape[-1])
 
 
 def _routed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

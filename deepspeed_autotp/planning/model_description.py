@@ -16,6 +16,7 @@ from deepspeed_autotp._core import Model
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.labels import labels_argument
 from deepspeed_autotp.interop.transformers import (
+    are_blocks_of_experts,
     are_routed_experts,
     is_conv1d,
     model_facts,
@@ -46,6 +47,8 @@ def _kind(module: nn.Module) -> str:
         return "embedding"
     if is_conv1d(module):
         return "conv1d"
+    if are_blocks_of_experts(module):
+        return "expert blocks"
     return "experts" if are_routed_experts(module) else "other"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from deepspeed_autotp._core import Plan, Rules, index_pattern
+from deepspeed_autotp._core import Kind, Plan, Rules, index_pattern
 from deepspeed_autotp.config.autotp_config import AutoTPConfig, build_rules
 from deepspeed_autotp.config.tp_section import TPSection
 from deepspeed_autotp.planning.model_data import Plannable, Style
@@ -35,6 +36,8 @@ class PlanRequest:
 
 
 _RULES_ALONE = PlanRequest()
+_Settings = TypeVar("_Settings", bound=TPSection)
+_WHOLE_EXPERTS = (Kind.WHOLE_EXPERTS, Kind.WHOLE_EXPERT_BLOCKS)
 
 
 def make_plan(
@@ -65,7 +68,7 @@ def make_plan(
         large_names=request.large_names,
         sequence_parallel=request.sequence_parallel,
         vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
-        whole_experts=settings.expert_partition == "experts",
+        expert_partition=settings.expert_partition,
         must_shard=must_shard,
     )
 
@@ -96,3 +99,12 @@ def _model_rules(styles: Sequence[Style]) -> Rules:
 def large_names(plan: Plan) -> tuple[str, ...]:
     names = (index_pattern(layer.module) for layer in plan.layers if layer.is_large)
     return tuple(dict.fromkeys(names))
+
+
+def settled(settings: _Settings, plan: Plan) -> _Settings:
+    """``settings`` for a smaller model that stands for that of ``plan``: what they leave open
+    follows from sizes."""
+    if settings.expert_partition != "auto":
+        return settings
+    whole = any(layer.kind in _WHOLE_EXPERTS for layer in plan.layers)
+    return settings.model_copy(update={"expert_partition": "experts" if whole else "width"})

@@ -17,7 +17,7 @@ from deepspeed_autotp.interop.named_model import named_model
 from deepspeed_autotp.interop.small_config import is_configured, small_model
 from deepspeed_autotp.interop.transformers import token_inputs
 from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan
+from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan, settled
 from deepspeed_autotp.self_check.inferred_inputs import inferred_inputs
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import seeded
@@ -33,7 +33,8 @@ class Subject:
     """How other processes make the same model: of the class of the model that ``text`` names with
     ``config``, or without one what its factory gives. It has ``values`` and ``buffers``, by the
     order of the parameters and by name, of which ``trains`` train; ``inputs`` are what it takes.
-    ``large_names``, as in a PlanRequest, are those of the model of which it is the twin.
+    It is to be sharded by ``settings``. ``large_names``, as in a PlanRequest, are those of the
+    model of which it is the twin.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Subject:
     buffers: dict[str, Tensor]
     trains: list[bool]
     inputs: Inputs
+    settings: TPTrainingConfig
     large_names: tuple[str, ...] | None
 
     @property
@@ -91,6 +93,7 @@ def find_subject(
     except ValueError as error:
         raise NoPlan(str(error)) from error
     large = large_names(plan)
+    settings = settled(settings, plan)
 
     def plan_of_twin(small: Description) -> Plan:
         return make_plan(small, settings, ranks=ranks, request=PlanRequest(large_names=large))
@@ -98,9 +101,9 @@ def find_subject(
     twin = find_twin(description, plan, plan_of_twin, _CPU) if given is None else None
     if twin is None:
         model, inputs = _itself(text, named, given, dtype)
-        return _subject(text, model, inputs, dtype, None), model
+        return _subject(text, model, inputs, dtype, settings, None), model
     model = twin.description.modules[""]
-    return _subject(text, model, twin.inputs, dtype, large), model
+    return _subject(text, model, twin.inputs, dtype, settings, large), model
 
 
 def _itself(
@@ -142,6 +145,7 @@ def _subject(
     model: nn.Module,
     inputs: Inputs,
     dtype: torch.dtype,
+    settings: TPTrainingConfig,
     large: tuple[str, ...] | None,
 ) -> Subject:
     """``model`` gets the data type."""
@@ -155,5 +159,6 @@ def _subject(
         buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
         trains=[p.requires_grad for p in parameters],
         inputs=inputs,
+        settings=settings,
         large_names=large,
     )

@@ -240,7 +240,7 @@ static fixture
 bare_fixture(int ranks, tp_module_kind kind, const char *key)
 {
     fixture f = fixture_new(ranks);
-    f.options.whole_experts = true;
+    f.options.expert_partition = TP_EXPERTS_WHOLE;
     const int module = add_module(&f, "experts", kind, 1, key, EXPERTS);
     add_shaped(&f, module, "gate_up_proj", 3, (int64_t[]){EXPERTS, 2 * INNER, HIDDEN},
                -1);
@@ -307,14 +307,97 @@ test_experts_that_cannot_be_whole_are_refused(void)
                (int64_t[]){EXPERTS, HIDDEN, INNER}, 1);
     CHECK_REFUSED(&f, "'experts.down_proj' is tied to another parameter");
     f = fixture_new(2);
-    f.options.whole_experts = true;
+    f.options.expert_partition = TP_EXPERTS_WHOLE;
     add_matrix(&f, "q_proj", TP_MODULE_LINEAR, 16, 16);
     CHECK_REFUSED(&f, "no module of the model holds experts that are sharded");
+}
+
+/* So many experts of so many features, with rules that shard each. */
+static fixture
+auto_fixture(int ranks, int64_t experts, int64_t features)
+{
+    fixture f = fixture_new(ranks);
+    f.options.expert_partition = TP_EXPERTS_AUTO;
+    const int module =
+        add_module(&f, "experts", TP_MODULE_EXPERTS, 1, "num_experts", experts);
+    add_shaped(&f, module, "gate_up_proj", 3,
+               (int64_t[]){experts, 2 * features, HIDDEN}, -1);
+    add_shaped(&f, module, "down_proj", 3, (int64_t[]){experts, HIDDEN, features}, -1);
+    add_style(&f, "experts.gate_up_proj", "packed_colwise");
+    add_style(&f, "experts.down_proj", "rowwise");
+    add_style(&f, "experts", "moe_tp_experts");
+    return f;
+}
+
+static void
+check_auto(fixture f, tp_kind kind, const char *why)
+{
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(layer_of(&f, "experts")->kind, kind);
+        CHECK_TEXT_HAS(entry_of(&f, "experts.down_proj")->rule, why);
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_auto_takes_whole_experts_where_shards_would_be_thin_and_says_why(void)
+{
+    check_auto(auto_fixture(2, 8, 240), TP_WHOLE_EXPERTS,
+               "expert_partition: experts, since auto takes them where a rank's shards "
+               "of each would have fewer than 128 features, and it has at least 4");
+    check_auto(auto_fixture(2, 8, 256), TP_EXPERTS,
+               "; expert_partition: auto: width, since a rank's shard of an expert of "
+               "'experts' has 128 features, not fewer than 128");
+    check_auto(auto_fixture(2, 9, 64), TP_EXPERTS,
+               "the 9 experts of 'experts' do not divide by 2 ranks");
+    check_auto(auto_fixture(2, 6, 64), TP_EXPERTS,
+               "'experts' has 3 experts for each rank, fewer than 4");
+    fixture f = auto_fixture(2, 8, 64);
+    add_shaped(&f, add_module(&f, "experts.norm", TP_MODULE_OTHER, 0), "weight", 1,
+               (int64_t[]){HIDDEN}, -1);
+    check_auto(f, TP_EXPERTS,
+               "since 'experts.norm.weight' is in a module inside of the experts");
+}
+
+static void
+test_auto_without_experts_is_no_error(void)
+{
+    fixture f = fixture_new(2);
+    f.options.expert_partition = TP_EXPERTS_AUTO;
+    add_linear(&f, "q_proj", 16, 16);
+    add_style(&f, "q_proj", "colwise");
+    CHECK(make_plan(&f));
+    fixture_free(&f);
+}
+
+static void
+test_experts_that_are_given_blocks_of_rows_are_layers_of_their_own(void)
+{
+    fixture f = fixture_new(2);
+    f.options.expert_partition = TP_EXPERTS_WHOLE;
+    const int module =
+        add_module(&f, "experts", TP_MODULE_EXPERT_BLOCKS, 1, "num_experts", EXPERTS);
+    add_shaped(&f, module, "gate_up_proj", 3, (int64_t[]){EXPERTS, HIDDEN, 2 * INNER},
+               -1);
+    add_shaped(&f, module, "down_proj", 3, (int64_t[]){EXPERTS, INNER, HIDDEN}, -1);
+    add_style(&f, "experts.gate_up_proj", "packed_rowwise");
+    add_style(&f, "experts.down_proj", "colwise");
+    add_style(&f, "experts", "moe_tp_experts");
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "experts.down_proj", 0), "column [2, 6, 8]");
+        CHECK_INT_EQ(layer_of(&f, "experts")->kind, TP_WHOLE_EXPERT_BLOCKS);
+        CHECK_INT_EQ(tp_plan_integer_count(f.plan), 1);
+    }
+    fixture_free(&f);
 }
 
 int
 main(void)
 {
+    RUN(test_auto_takes_whole_experts_where_shards_would_be_thin_and_says_why);
+    RUN(test_auto_without_experts_is_no_error);
+    RUN(test_experts_that_are_given_blocks_of_rows_are_layers_of_their_own);
     RUN(test_each_rank_has_some_of_the_experts_where_options_ask_for_it);
     RUN(test_experts_that_cannot_be_whole_are_refused);
     RUN(test_an_adapter_on_experts_is_refused_with_the_layers_that_may_have_one);

@@ -19,14 +19,15 @@ WHOLE = {"expert_partition": "experts"}
 
 
 def train(
-    name: str, zero: int | None, section: dict[str, Any], implementation: str = "grouped_mm"
+    name: str, zero: int | None, section: dict[str, Any], implementation: str | None = "grouped_mm"
 ) -> dict[str, Any]:
     """Train over all ranks, with an engine or, without ``zero``, a plain loop; against one
     process."""
     alone = build(name)
     expected = single_losses(alone, clip=0.5)
     model, tp = build(name), dist.get_world_size()
-    model.set_experts_implementation(implementation)
+    if implementation is not None:
+        model.set_experts_implementation(implementation)
     if zero is None:
         section = section | {"autotp_size": tp}
         deepspeed_autotp.parallelize(model, config=section)

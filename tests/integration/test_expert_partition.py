@@ -2,6 +2,7 @@
 """Experts of which each rank has some, whole: as in one process, and as shards of each."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,21 +10,52 @@ from tests.integration import expert_partition_ranks as ranks
 from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
-NAMES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen2_moe", "olmoe")
+# Of models whose experts transformers runs in one way.
+NO_IMPLEMENTATIONS = ("llama4_text",)
+NAMES = (
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen2_moe",
+    "olmoe",
+    *NO_IMPLEMENTATIONS,
+)
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("zero", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_whole_experts_train_as_in_one_process(
     pool: Pool, name: str, zero: int | None, size: int
 ) -> None:
-    found = pool.run(ranks.train, name, zero, ranks.WHOLE, ranks=size, timeout=110)
-    for rank, trained in enumerate(found):
-        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
-        assert "whole experts" in trained["kinds"]
+    for rank, trained in enumerate(_trained(pool, name, zero, ranks.WHOLE, size)):
+        kind = "whole expert blocks" if name in NO_IMPLEMENTATIONS else "whole experts"
+        assert kind in trained["kinds"]
         assert set(trained["first"]) == {4 // size + (rank < 4 % size)}
+
+
+@pytest.mark.sample(15)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("size", [2, 4])
+def test_shards_of_every_expert_train_as_in_one_process(
+    pool: Pool, name: str, zero: int, size: int
+) -> None:
+    for trained in _trained(pool, name, zero, {}, size):
+        assert "experts" in trained["kinds"] and set(trained["first"]) == {4}
+
+
+def _trained(
+    pool: Pool, name: str, zero: int | None, section: dict[str, Any], size: int
+) -> list[dict[str, Any]]:
+    implementation = None if name in NO_IMPLEMENTATIONS else "grouped_mm"
+    arguments = (name, zero, section, implementation)
+    found = pool.run(ranks.train, *arguments, ranks=size, timeout=110)
+    for trained in found:
+        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
+    return found
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
@@ -53,8 +85,8 @@ def test_each_rank_reads_its_experts_alone(pool: Pool, tmp_path: Path) -> None:
 def test_what_cannot_be_whole_is_refused_by_name(pool: Pool) -> None:
     start = "ValueError: tensor_parallel.expert_partition: got 'experts', but "
     cases = {
-        "'model.layers.1.feed_forward.experts' (Llama4TextExperts) is not known to be given "
-        "tokens, indices of experts and weights": "llama4_text",
+        "'model.layers.0.mlp.experts' (LongcatFlashExperts) is not known to be given "
+        "tokens, indices of experts and weights": "longcat_flash",
         "no module of the model holds experts that are sharded": "olmo2",
     }
     found = pool.run(ranks.refused, cases)

@@ -197,7 +197,8 @@ tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *inde
 bool
 tp_module_is_layer(const tp_module *module)
 {
-    return module->kind != TP_MODULE_OTHER && module->kind != TP_MODULE_EXPERTS;
+    return module->kind == TP_MODULE_LINEAR || module->kind == TP_MODULE_CONV1D ||
+           module->kind == TP_MODULE_EMBEDDING;
 }
 
 int

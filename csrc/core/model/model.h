@@ -17,8 +17,9 @@ typedef enum {
     TP_MODULE_LINEAR, /* weight [out, in] */
     TP_MODULE_CONV1D, /* weight [in, out], as in GPT-2 */
     TP_MODULE_EMBEDDING,
-    TP_MODULE_EXPERTS /* experts as tensors, of which it runs those that a token names
-                       */
+    TP_MODULE_EXPERTS, /* experts as tensors, of which it runs those that a token names
+                        */
+    TP_MODULE_EXPERT_BLOCKS /* the same, given a block of rows for each expert */
 } tp_module_kind;
 
 /* An integer attribute: of a module, or of the model's configuration. */

@@ -32,6 +32,7 @@ tp_layer_has_full_output(const tp_layer *layer)
         case TP_HIDDEN:
         case TP_EXPERTS:
         case TP_WHOLE_EXPERTS:
+        case TP_WHOLE_EXPERT_BLOCKS:
         case TP_EXPERTS_ROW:
             return true;
         default:
@@ -51,11 +52,18 @@ is_heuristic(const tp_entry *entry)
     return entry->source == TP_FROM_HEURISTIC && entry->layout != NULL;
 }
 
+static bool
+is_experts(const tp_layer *layer)
+{
+    return layer->kind == TP_EXPERTS || layer->kind == TP_WHOLE_EXPERTS ||
+           layer->kind == TP_WHOLE_EXPERT_BLOCKS;
+}
+
 bool
 tp_layer_is_heuristic(const tp_plan *plan, int layer)
 {
     const tp_layer *at = &plan->layers[layer];
-    if (at->kind != TP_EXPERTS && at->kind != TP_WHOLE_EXPERTS)
+    if (!is_experts(at))
         return at->weight >= 0 && !at->gather_output && !at->split_input &&
                plan->entries[at->weight].source == TP_FROM_HEURISTIC;
     for (int i = 0; i < plan->entry_count; i++) {

@@ -22,8 +22,10 @@ typedef enum {
     TP_VOCABULARY, /* rows of an embedding */
     TP_HIDDEN,     /* columns of an embedding */
     TP_EXPERTS,    /* only of a layer: its output is the sum over the ranks */
-    TP_WHOLE_EXPERTS,  /* only of a layer: as above, and each rank has some of the
-                        * experts in the place of a shard of each */
+    TP_WHOLE_EXPERTS,       /* only of a layer: as above, and each rank has some of the
+                             * experts in the place of a shard of each */
+    TP_WHOLE_EXPERT_BLOCKS, /* only of a layer: as above, of experts that are given
+                             * blocks of rows, one each, and give such blocks */
     TP_EXPERTS_COLUMN, /* only of a layer: one layer of all experts, of which each rank
                         * gives a shard of the features */
     TP_EXPERTS_ROW,    /* only of a layer: as above, and takes it */
@@ -34,8 +36,8 @@ typedef enum {
 } tp_kind;
 
 /* "replicated", "replicated+sum", "skip", "column", "row", "vocabulary", "hidden", and
- * of a layer "experts", "whole experts", "experts column", "experts row", "share",
- * "rope", "norm", "heads". */
+ * of a layer "experts", "whole experts", "whole expert blocks", "experts column",
+ * "experts row", "share", "rope", "norm", "heads". */
 const char *tp_kind_name(tp_kind kind);
 
 /* One per parameter, in the model's order. A tied parameter (tied_to >= 0)
@@ -112,6 +114,13 @@ typedef struct {
     const char *text;
 } tp_message;
 
+/* What of the experts of one module each rank has. */
+typedef enum {
+    TP_EXPERTS_IN_WIDTH, /* a shard of every expert */
+    TP_EXPERTS_WHOLE,    /* some of the experts, or fail */
+    TP_EXPERTS_AUTO      /* some where shards of each would be thin */
+} tp_expert_partition;
+
 typedef struct {
     int ranks;
     int64_t grain;   /* tp_grain_size, 1: none */
@@ -132,9 +141,9 @@ typedef struct {
     int replicated_count;
     const char *const *individual; /* modules whose layers are individually sharded */
     int individual_count;
-    bool whole_experts; /* each rank has some of the experts, and not a shard of each */
-    bool sequence;      /* shard the tokens between blocks, or fail */
-    bool must_shard;    /* a plan that shards nothing is an error */
+    tp_expert_partition expert_partition;
+    bool sequence;              /* shard the tokens between blocks, or fail */
+    bool must_shard;            /* a plan that shards nothing is an error */
     int vocab_parallel_lm_head; /* 1: the output head keeps its shard of the logits, or
                                  * fail; 0: it does not; -1: where it can */
 } tp_plan_options;

@@ -44,23 +44,26 @@ reserve_message(tp_plan *plan, tp_error *err)
     return 0;
 }
 
+const char *
+tp_build_text(tp_build *build, tp_text *text, tp_error *err)
+{
+    char *line = NULL;
+    if (tp_text_take(text, &line, err) < 0)
+        return NULL;
+    const char *copy = tp_arena_text(build->plan->arena, line, strlen(line), err);
+    free(line);
+    return copy;
+}
+
 int
 tp_build_message(tp_build *build, tp_text *text, tp_error *err)
 {
     tp_plan *plan = build->plan;
-    char *line = NULL;
-    if (tp_text_take(text, &line, err) < 0)
+    const char *line = tp_build_text(build, text, err);
+    if (line == NULL || reserve_message(plan, err) < 0)
         return -1;
-    int result = -1;
-    if (reserve_message(plan, err) == 0) {
-        const char *copy = tp_arena_text(plan->arena, line, strlen(line), err);
-        if (copy != NULL) {
-            plan->messages[plan->message_count++] = (tp_message){copy};
-            result = 0;
-        }
-    }
-    free(line);
-    return result;
+    plan->messages[plan->message_count++] = (tp_message){line};
+    return 0;
 }
 
 int

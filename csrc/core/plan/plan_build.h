@@ -109,6 +109,9 @@ int tp_build_first(const tp_build *build, int parameter);
  * over the ranks. */
 bool tp_build_in_experts(const tp_build *build, int module);
 
+/* The text in memory of the plan, or NULL with `err` filled; it is empty afterwards. */
+const char *tp_build_text(tp_build *build, tp_text *text, tp_error *err);
+
 /* Take the text over as a message of the plan; the text is empty afterwards. */
 int tp_build_message(tp_build *build, tp_text *text, tp_error *err);
 

@@ -17,6 +17,7 @@ tp_kind_name(tp_kind kind)
         [TP_HIDDEN] = "hidden",
         [TP_EXPERTS] = "experts",
         [TP_WHOLE_EXPERTS] = "whole experts",
+        [TP_WHOLE_EXPERT_BLOCKS] = "whole expert blocks",
         [TP_EXPERTS_COLUMN] = "experts column",
         [TP_EXPERTS_ROW] = "experts row",
         [TP_SHARE] = "share",

@@ -38,7 +38,12 @@ experts_layer(const tp_build *build, int module, tp_layer *out, tp_error *err)
     if (divided == NULL)
         return -1;
     out->weight = tp_whole_experts_first(build, module);
-    out->kind = out->weight < 0 ? TP_EXPERTS : TP_WHOLE_EXPERTS;
+    const bool blocks =
+        tp_model_module(build->model, module)->kind == TP_MODULE_EXPERT_BLOCKS;
+    if (out->weight >= 0)
+        out->kind = blocks ? TP_WHOLE_EXPERT_BLOCKS : TP_WHOLE_EXPERTS;
+    else
+        out->kind = TP_EXPERTS;
     out->divided_count = tp_experts_divided(build, module, divided);
     out->divided = divided;
     return 0;

@@ -61,7 +61,8 @@ mark_layers(const places *at, tp_error *err)
             return refuse(at, module, "is no layer around which tokens can be sharded",
                           err);
         if (kind == TP_EXPERTS || kind == TP_WHOLE_EXPERTS ||
-            kind == TP_EXPERTS_COLUMN || kind == TP_EXPERTS_ROW)
+            kind == TP_WHOLE_EXPERT_BLOCKS || kind == TP_EXPERTS_COLUMN ||
+            kind == TP_EXPERTS_ROW)
             mark_gather_scatter(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;

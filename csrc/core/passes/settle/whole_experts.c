@@ -4,6 +4,12 @@
 
 #define WHERE "tensor_parallel.expert_partition: got 'experts', but "
 
+/* "auto" takes whole experts where shards of each would be thin, and a rank has enough
+ * experts. Matrix products on GPUs work in tiles of 64 to 256 features, so that a
+ * thinner shard leaves some of a tile empty. Of n experts on a rank one with twice the
+ * mean number of tokens gives the rank 1/n more to do than the others. */
+enum { THIN = 128, ENOUGH = 4 };
+
 const char *const tp_whole_experts_keys[] = {"num_experts", NULL};
 
 static const char rule[] = "expert_partition: experts";
@@ -17,23 +23,12 @@ experts_of(const tp_module *module)
                             tp_whole_experts_keys);
 }
 
-static int
-check_module(const tp_build *build, const tp_module *module, tp_error *err)
+static bool
+runs_experts(const tp_module *module)
 {
-    const int64_t experts = experts_of(module);
-    if (module->kind != TP_MODULE_EXPERTS || experts < 1)
-        return tp_fail(err, TP_VALUE,
-                       WHERE
-                       "'%s' (%s) is not known to be given tokens, indices of "
-                       "experts and weights, as most experts of transformers are; "
-                       "write 'width'",
-                       module->name, module->class_name);
-    if (experts < build->options->ranks)
-        return tp_fail(err, TP_VALUE,
-                       WHERE "'%s' has %lld expert%s for %d ranks; write 'width'",
-                       module->name, (long long)experts, experts == 1 ? "" : "s",
-                       build->options->ranks);
-    return 0;
+    return (module->kind == TP_MODULE_EXPERTS ||
+            module->kind == TP_MODULE_EXPERT_BLOCKS) &&
+           experts_of(module) >= 1;
 }
 
 /* Why a parameter of the module, or of one inside of it, cannot be sharded along the
@@ -54,13 +49,106 @@ obstacle(const tp_build *build, int module, int index, int64_t experts)
     return NULL;
 }
 
+/* Add to `why` what stands against whole experts in the module, if anything. */
 static void
-decide(tp_build *build, int index, const tp_layout *layout)
+add_obstacle(const tp_build *build, int module, tp_text *why)
+{
+    const tp_module *at = tp_model_module(build->model, module);
+    const int64_t experts = experts_of(at);
+    if (!runs_experts(at)) {
+        tp_text_add(why,
+                    "'%s' (%s) is not known to be given tokens, indices of experts and "
+                    "weights, as most experts of transformers are",
+                    at->name, at->class_name);
+        return;
+    }
+    if (experts < build->options->ranks) {
+        tp_text_add(why, "'%s' has %lld expert%s for %d ranks", at->name,
+                    (long long)experts, experts == 1 ? "" : "s", build->options->ranks);
+        return;
+    }
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        const tp_parameter *own = tp_model_parameter(build->model, i);
+        const char *found = tp_model_is_inside(build->model, own->module, module)
+                                ? obstacle(build, module, i, experts)
+                                : NULL;
+        if (found == NULL)
+            continue;
+        tp_text_add(why, "'%s' %s", own->name, found);
+        return;
+    }
+}
+
+static int64_t
+widest(const tp_layout *layout)
+{
+    int64_t most = 0;
+    for (int rank = 0; rank < layout->ranks; rank++) {
+        const int64_t width = layout->shards[rank].width;
+        most = width > most ? width : most;
+    }
+    return most;
+}
+
+/* Features of an expert in the largest shard. A weight that holds gate and up beside
+ * each other has twice as many, so that the weight with fewest says it. */
+static int64_t
+shard_width(const tp_build *build, int module)
+{
+    int64_t least = INT64_MAX;
+    for (int i = tp_model_first_parameter(build->model, module); i >= 0;
+         i = tp_model_next_parameter(build->model, i)) {
+        const tp_layout *layout = build->decisions[i].layout;
+        const int64_t width = layout == NULL ? INT64_MAX : widest(layout);
+        least = width < least ? width : least;
+    }
+    return least;
+}
+
+/* Add to `why` what makes a shard of every expert the better choice, if anything. */
+static void
+add_preference(const tp_build *build, int module, tp_text *why)
+{
+    const tp_module *at = tp_model_module(build->model, module);
+    const int64_t experts = experts_of(at), ranks = build->options->ranks;
+    const int64_t width = shard_width(build, module);
+    if (experts % ranks != 0)
+        tp_text_add(why, "the %lld experts of '%s' do not divide by %d ranks",
+                    (long long)experts, at->name, (int)ranks);
+    else if (experts / ranks < ENOUGH)
+        tp_text_add(why, "'%s' has %lld experts for each rank, fewer than %d", at->name,
+                    (long long)(experts / ranks), ENOUGH);
+    else if (width >= THIN)
+        tp_text_add(why,
+                    "a rank's shard of an expert of '%s' has %lld features, not "
+                    "fewer than %d",
+                    at->name, (long long)width, THIN);
+}
+
+typedef void add_reason(const tp_build *build, int module, tp_text *why);
+
+/* Let `add` write about the modules of experts, up to the first with something to say.
+ * Returns how many there are up to there. */
+static int
+ask(const tp_build *build, add_reason *add, tp_text *why)
+{
+    int count = 0;
+    for (int i = 0; i < tp_model_module_count(build->model) && why->size == 0; i++) {
+        if (!build->experts[i])
+            continue;
+        count++;
+        add(build, i, why);
+    }
+    return count;
+}
+
+static void
+decide(tp_build *build, int index, const tp_layout *layout, const char *label)
 {
     const tp_parameter *at = tp_model_parameter(build->model, index);
     tp_decision *out = &build->decisions[index];
-    build->choices[index] =
-        (tp_choice){&along_experts, build->choices[index].source, rule, TP_REASON_RULE};
+    build->choices[index] = (tp_choice){&along_experts, build->choices[index].source,
+                                        label, TP_REASON_RULE};
     *out = (tp_decision)TP_NO_DECISION;
     out->kind = TP_COLUMN;
     out->dim = 0;
@@ -70,49 +158,93 @@ decide(tp_build *build, int index, const tp_layout *layout)
 }
 
 static int
-settle(tp_build *build, int module, tp_error *err)
+shard(tp_build *build, const char *label, tp_error *err)
 {
-    const tp_module *at = tp_model_module(build->model, module);
-    const int64_t experts = experts_of(at);
-    const tp_piece piece = {experts, 1, TP_PIECE_UNITS};
-    const tp_layout *layout = NULL;
-    if (check_module(build, at, err) < 0 ||
-        tp_layout_cache_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout, err) <
-            0)
-        return -1;
-    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
-        const tp_parameter *own = tp_model_parameter(build->model, i);
-        if (!tp_model_is_inside(build->model, own->module, module))
+    for (int i = 0; i < tp_model_module_count(build->model); i++) {
+        if (!build->experts[i])
             continue;
-        const char *why = obstacle(build, module, i, experts);
-        if (why != NULL)
-            return tp_fail(err, TP_VALUE, WHERE "'%s' %s; write 'width'", own->name,
-                           why);
-        decide(build, i, layout);
+        const int64_t experts = experts_of(tp_model_module(build->model, i));
+        const tp_piece piece = {experts, 1, TP_PIECE_UNITS};
+        const tp_layout *layout = NULL;
+        if (tp_layout_cache_get(build->layouts, &piece, 1, (tp_heads){0, 0}, &layout,
+                                err) < 0)
+            return -1;
+        for (int j = tp_model_first_parameter(build->model, i); j >= 0;
+             j = tp_model_next_parameter(build->model, j))
+            decide(build, j, layout, label);
     }
     return 0;
+}
+
+/* Say in the rule of every sharded parameter of experts why it is sharded in width. */
+static int
+keep_width(tp_build *build, const char *why, tp_error *err)
+{
+    for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
+        tp_choice *choice = &build->choices[i];
+        if (!build->experts[tp_model_parameter(build->model, i)->module] ||
+            build->decisions[i].layout == NULL)
+            continue;
+        tp_text label = TP_NO_TEXT;
+        tp_text_add(&label, "%s; expert_partition: auto: width, since %s", choice->rule,
+                    why);
+        choice->rule = tp_build_text(build, &label, err);
+        if (choice->rule == NULL)
+            return -1;
+    }
+    return 0;
+}
+
+static int
+choose(tp_build *build, tp_error *err)
+{
+    tp_text why = TP_NO_TEXT, label = TP_NO_TEXT;
+    const char *text = NULL;
+    int result = -1;
+    const bool any = ask(build, add_obstacle, &why) > 0;
+    ask(build, add_preference, &why);
+    if (why.size > 0 || why.failed) {
+        text = tp_build_text(build, &why, err);
+        return text == NULL ? -1 : keep_width(build, text, err);
+    }
+    tp_text_add(&label,
+                "%s, since auto takes them where a rank's shards of each would have "
+                "fewer than %d features, and it has at least %d experts",
+                rule, THIN, ENOUGH);
+    text = any ? tp_build_text(build, &label, err) : rule;
+    if (text != NULL)
+        result = shard(build, text, err);
+    tp_text_free(&label);
+    return result;
+}
+
+static int
+insist(tp_build *build, tp_error *err)
+{
+    tp_text why = TP_NO_TEXT, text = TP_NO_TEXT;
+    const int count = ask(build, add_obstacle, &why);
+    if (why.size > 0)
+        tp_text_add(&text, WHERE "%s; write 'width'", why.data);
+    /* The self-check may have found that they have to be replicated. */
+    else if (count == 0 && build->options->replicated_count == 0)
+        tp_text_add(&text, WHERE
+                    "no module of the model holds experts that are "
+                    "sharded; leave the key out");
+    const bool refused = text.size > 0 || why.failed;
+    tp_text_free(&why);
+    if (refused)
+        return tp_text_fail(&text, TP_VALUE, err);
+    return shard(build, rule, err);
 }
 
 int
 tp_whole_experts_settle(tp_build *build, tp_error *err)
 {
-    bool any = false;
-    if (!build->options->whole_experts || build->options->ranks == 1)
+    if (build->options->ranks == 1 ||
+        build->options->expert_partition == TP_EXPERTS_IN_WIDTH)
         return 0;
-    for (int i = 0; i < tp_model_module_count(build->model); i++) {
-        if (!build->experts[i])
-            continue;
-        any = true;
-        if (settle(build, i, err) < 0)
-            return -1;
-    }
-    /* The self-check may have found that they have to be replicated. */
-    if (!any && build->options->replicated_count == 0)
-        return tp_fail(err, TP_VALUE,
-                       WHERE
-                       "no module of the model holds experts that are sharded; "
-                       "leave the key out");
-    return 0;
+    return build->options->expert_partition == TP_EXPERTS_WHOLE ? insist(build, err)
+                                                                : choose(build, err);
 }
 
 int
