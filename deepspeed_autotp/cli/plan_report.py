@@ -105,7 +105,7 @@ def _said(estimate: Estimate) -> str:
         f"traced on rank {found.rank} with {batch} ({found.blocks_traced} blocks, "
         f"{found.seconds:.1f} s): activations {_size(found.peak)}, of which "
         f"{_size(found.saved_for_backward)} are saved for the backward pass; logits "
-        f"{_size(found.logits)}"
+        f"{_size(found.logits)}" + (f"; {found.reason}" if found.reason else "")
     )
 
 

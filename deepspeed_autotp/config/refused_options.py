@@ -60,7 +60,14 @@ _REFUSED = (
         "leave it out, or shard the tokens with tensor_parallel.sequence_parallel",
     ),
     _Refused("data_parallel_size", _is_given, _GROUPS),
-    _Refused("expert_parallel.enabled", _is_on, "it replaces experts that are sharded already"),
+    _Refused(
+        "expert_parallel.enabled",
+        _is_on,
+        "DeepSpeed's AutoEP replaces routers and experts after the model is sharded, and the "
+        "gradient norm and checkpoints of a sharded model would know nothing of the new ones",
+        "leave it out, and give each TP rank some of the experts, whole, with "
+        "tensor_parallel.expert_partition 'experts'",
+    ),
     _Refused(
         "compile.deepcompile",
         _is_on,

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 class Section(BaseModel):
-    """A section that DeepSpeed has, too. As there, "auto" leaves a field at its default."""
+    """A section that DeepSpeed has, too. As there, "auto" leaves a field at its default, but for
+    own fields that name it as a choice, in ``_auto``."""
 
     model_config = ConfigDict(
         validate_assignment=True,
@@ -32,10 +33,15 @@ class Section(BaseModel):
     )
 
     _where: ClassVar[str] = ""
+    _auto: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, /, **data: Any) -> None:
         known = self._spellings()
-        given = {k: v for k, v in data.items() if k not in known or not is_auto(v)}
+        given = {
+            key: value
+            for key, value in data.items()
+            if key not in known or not is_auto(value) or known[key] in self._auto
+        }
         lines = self._without_doubles(given, known)
         lines += [f"{key}: {unknown_key(key, list(known))}" for key in given if key not in known]
         lines += self._move(given := {key: given[key] for key in given if key in known})

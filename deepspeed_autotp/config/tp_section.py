@@ -140,6 +140,7 @@ class TPSection(Section):
     """
 
     _where: ClassVar[str] = "tensor_parallel"
+    _auto: ClassVar[tuple[str, ...]] = ("expert_partition",)
 
     dtype: Annotated[Any, PlainValidator(_dtype)] = "float16"
     autotp_size: NonNegative = 0

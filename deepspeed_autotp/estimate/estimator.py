@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepspeed_autotp import _core
-from deepspeed_autotp._core import Plan
+from deepspeed_autotp._core import Kind, Plan
 from deepspeed_autotp.estimate.formula import formula_activations
 from deepspeed_autotp.estimate.parameters import rows_of, stacks_of_rows, warnings_of
 from deepspeed_autotp.estimate.report import (
@@ -111,7 +111,7 @@ class Estimator:
             peak, _ = trace.peak(0.0)
             sizes = (peak, trace.saved, trace.logits)
             return Activations(
-                "traced", "", rank, shape.sequences, shape.tokens, *sizes, trace.blocks,
+                "traced", _assumed(plan), rank, shape.sequences, shape.tokens, *sizes, trace.blocks,
                 round(trace.seconds, 3),
             )  # fmt: skip
         found = formula_activations(
@@ -122,6 +122,12 @@ class Estimator:
         return Activations(
             "formula", reason, rank, shape.sequences, shape.tokens, *sizes, "none", 0.0
         )
+
+
+def _assumed(plan: Plan) -> str:
+    """What a trace takes for granted."""
+    even = any(layer.kind is Kind.WHOLE_EXPERTS for layer in plan.layers)
+    return "tokens are taken to name all experts equally often" if even else ""
 
 
 def largest_rank(plan: Plan) -> int:

@@ -15,9 +15,9 @@ from deepspeed_autotp.estimate.model_record import ModelRecord
 from deepspeed_autotp.planning.model_data import Plannable, Style
 from deepspeed_autotp.planning.planner import (
     PlanRequest,
+    decided,
     large_names,
     make_plan,
-    settled,
     skips_all,
 )
 
@@ -100,7 +100,7 @@ class Subject:
         request = replace(self._request, large_names=large_names(plan))
         return make_plan(
             description,
-            settled(self._settings(ranks), plan),
+            decided(self._settings(ranks), plan),
             ranks=ranks,
             request=request,
             must_shard=False,

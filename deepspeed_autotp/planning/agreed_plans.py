@@ -15,7 +15,7 @@ from deepspeed_autotp.distributed.consensus import Agreement, Outcome
 from deepspeed_autotp.interop.peft import refuse_kinds, unsupported_adapters
 from deepspeed_autotp.interop.transformers import drops_layers
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan, settled
+from deepspeed_autotp.planning.planner import PlanRequest, decided, large_names, make_plan
 from deepspeed_autotp.planning.quantized_weights import refuse_quantized
 
 
@@ -126,7 +126,7 @@ class AgreedPlans:
         """Those of a small model with this description; ``plan`` is that of the large one."""
         return AgreedPlans(
             description,
-            settled(self._settings, plan),
+            decided(self._settings, plan),
             self._ranks,
             self.agreement,
             is_checked=True,

@@ -101,7 +101,7 @@ def large_names(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def settled(settings: _Settings, plan: Plan) -> _Settings:
+def decided(settings: _Settings, plan: Plan) -> _Settings:
     """``settings`` for a smaller model that stands for that of ``plan``: what they leave open
     follows from sizes."""
     if settings.expert_partition != "auto":

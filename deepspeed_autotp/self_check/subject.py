@@ -17,7 +17,7 @@ from deepspeed_autotp.interop.named_model import named_model
 from deepspeed_autotp.interop.small_config import is_configured, small_model
 from deepspeed_autotp.interop.transformers import token_inputs
 from deepspeed_autotp.planning.model_description import Description, describe
-from deepspeed_autotp.planning.planner import PlanRequest, large_names, make_plan, settled
+from deepspeed_autotp.planning.planner import PlanRequest, decided, large_names, make_plan
 from deepspeed_autotp.self_check.inferred_inputs import inferred_inputs
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import seeded
@@ -93,7 +93,7 @@ def find_subject(
     except ValueError as error:
         raise NoPlan(str(error)) from error
     large = large_names(plan)
-    settings = settled(settings, plan)
+    settings = decided(settings, plan)
 
     def plan_of_twin(small: Description) -> Plan:
         return make_plan(small, settings, ranks=ranks, request=PlanRequest(large_names=large))

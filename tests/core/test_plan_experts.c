@@ -343,16 +343,18 @@ check_auto(fixture f, tp_kind kind, const char *why)
 static void
 test_auto_takes_whole_experts_where_shards_would_be_thin_and_says_why(void)
 {
-    check_auto(auto_fixture(2, 8, 240), TP_WHOLE_EXPERTS,
-               "expert_partition: experts, since auto takes them where a rank's shards "
-               "of each would have fewer than 128 features, and it has at least 4");
-    check_auto(auto_fixture(2, 8, 256), TP_EXPERTS,
-               "; expert_partition: auto: width, since a rank's shard of an expert of "
-               "'experts' has 128 features, not fewer than 128");
+    check_auto(
+        auto_fixture(2, 8, 240), TP_WHOLE_EXPERTS,
+        "expert_partition: experts by auto, since shards of each would have fewer "
+        "than 128 features, and each rank has at least 4 experts");
+    check_auto(
+        auto_fixture(2, 8, 256), TP_EXPERTS,
+        "down_proj: rowwise; width by auto, since a rank's shard of an expert of "
+        "'experts' has 128 features, not fewer than 128");
     check_auto(auto_fixture(2, 9, 64), TP_EXPERTS,
                "the 9 experts of 'experts' do not divide by 2 ranks");
     check_auto(auto_fixture(2, 6, 64), TP_EXPERTS,
-               "'experts' has 3 experts for each rank, fewer than 4");
+               "each rank has 3 of the experts of 'experts', fewer than 4");
     fixture f = auto_fixture(2, 8, 64);
     add_shaped(&f, add_module(&f, "experts.norm", TP_MODULE_OTHER, 0), "weight", 1,
                (int64_t[]){HIDDEN}, -1);

@@ -97,13 +97,19 @@ def overflow() -> float:
     return worst_difference(losses[2:], losses[:2])
 
 
-def without_tokens() -> tuple[int, ...]:
-    """The shape of what sharded experts give for no tokens at all."""
-    model = build("mixtral")
-    deepspeed_autotp.parallelize(model, tp_size=2, config=WHOLE)
-    experts = model.get_submodule("model.layers.0.mlp.experts")
+def without_tokens() -> list[tuple[int, ...]]:
+    """The shapes of what sharded experts give for no tokens at all."""
     empty = torch.empty(0, 2)
-    return tuple(experts(torch.empty(0, 64), empty.long(), empty).shape)
+    shapes = []
+    for name, module, routing in (
+        ("mixtral", "model.layers.0.mlp.experts", (empty.long(), empty)),
+        ("llama4_text", "model.layers.1.feed_forward.experts", ()),
+    ):
+        model = build(name)
+        deepspeed_autotp.parallelize(model, tp_size=2, config=WHOLE)
+        experts = model.get_submodule(module)
+        shapes.append(tuple(experts(torch.empty(0, 64), *routing).shape))
+    return shapes
 
 
 def refused(cases: dict[str, str]) -> dict[str, str]:

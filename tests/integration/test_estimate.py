@@ -40,6 +40,8 @@ MODELS = {
     "opt": f"opt:{_HEADS},ffn_dim=96,word_embed_proj_dim=64",
     "mixtral": f"mixtral:{_SIZES},num_local_experts=4",
     "qwen3_moe": f"qwen3_moe:{_SIZES},num_experts=4,moe_intermediate_size=32,num_experts_per_tok=2",
+    "llama4": f"llama4_text:{_SIZES},num_local_experts=4,"
+    "intermediate_size_mlp=96,head_dim=8,pad_token_id=0",
     "t5": "t5:d_model=64,d_ff=96,num_layers=3,num_decoder_layers=3,num_heads=8,d_kv=8,"
     "vocab_size=101",
 }
@@ -57,6 +59,7 @@ ZERO = {"reduce_bucket": 5000, "persistence": 200, "max_live": 0}
 TP, REPLICAS = 2, 2
 # As the ranks are given it.
 SECTION = {"self_check": False}
+WHOLE = SECTION | {"expert_partition": "experts"}
 
 
 @pytest.mark.timeout(300)
@@ -90,7 +93,8 @@ def traced(text: str, dtype: str, rank: int, shape: Shape, section: dict[str, An
 
 @pytest.mark.parametrize(
     ("names", "section"),
-    [(names, SECTION) for names in GROUPS] + [(("llama",), {"sequence_parallel": True})],
+    [(names, SECTION) for names in GROUPS]
+    + [(("llama",), {"sequence_parallel": True}), (("llama4",), WHOLE)],
 )
 def test_activations_and_collectives_are_those_of_a_real_step(
     pool: Pool, names: Sequence[str], section: dict[str, Any]
@@ -103,10 +107,33 @@ def test_activations_and_collectives_are_those_of_a_real_step(
             trace = traced(MODELS[name], "bf16", rank, shape, section)
             assert trace.peak(0.0)[0] == pytest.approx(peak, rel=0.02), (name, rank)
             assert trace.saved == pytest.approx(saved, rel=0.02), (name, rank)
-            counted: Counter[tuple[str, int]] = Counter()
-            for each in trace.collectives:
-                counted[each.kind, each.size] += each.count
-            assert dict(counted) == calls, (name, rank)
+            assert collectives_of(trace) == calls, (name, rank)
+
+
+def collectives_of(trace: Trace) -> dict[tuple[str, int], int]:
+    counted: Counter[tuple[str, int]] = Counter()
+    for each in trace.collectives:
+        counted[each.kind, each.size] += each.count
+    return dict(counted)
+
+
+def test_whole_experts_are_traced_as_if_all_were_named_equally_often(pool: Pool) -> None:
+    text, shape = MODELS["qwen3_moe"], Shape(2, 48)
+    arguments = ([text], "bf16", shape.sequences, shape.tokens, WHOLE)
+    found = [each[0] for each in pool.run(recorded, *arguments, ranks=TP)]
+    traces = [traced(text, "bf16", rank, shape, WHOLE) for rank in range(TP)]
+    for trace, (_, _, calls) in zip(traces, found, strict=True):
+        assert collectives_of(trace) == calls
+    # What one rank has more of the pairs of token and expert, the other has less.
+    for of_trace, of_run in (
+        ([trace.saved for trace in traces], [saved for _, saved, _ in found]),
+        ([trace.peak(0.0)[0] for trace in traces], [peak for (peak, _), _, _ in found]),
+    ):
+        assert sum(of_trace) == pytest.approx(sum(of_run), rel=0.002)
+    request = Request(1, 0, "adamw", shape, None, False, None, {})
+    estimator = Estimator(Subject(text, WHOLE, Changes(dtype_name(DTYPES["bf16"]))))
+    activations = estimator.estimate(TP, request).activations
+    assert activations.source == "traced" and "equally often" in activations.reason
 
 
 @pytest.mark.parametrize("stage", range(4) if ALL else [2])

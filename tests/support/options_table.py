@@ -270,6 +270,8 @@ PARALLELISM = (
         REFUSED,
         {"expert_parallel": {"enabled": True, "autoep_size": 2}},
         words="expert_parallel.enabled: got True",
+        note="`tensor_parallel.expert_partition` gives each TP rank some of the experts, whole",
+        fast=True,
     ),
     Option(
         "`use_data_before_expert_parallelism`",

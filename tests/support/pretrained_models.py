@@ -39,6 +39,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"tie_word_embeddings": True},
     ),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "llama4": ("llama4_text", {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 96}),
     "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "head_dim": 8}),
     "deepseek_v3": (
         "deepseek_v3",

@@ -22,6 +22,12 @@ def test_all_refused_options_come_in_one_error() -> None:
     assert third.startswith("mesh_param: got (2, 2)")
 
 
+def test_expert_parallelism_is_refused_with_what_there_is_instead() -> None:
+    with pytest.raises(ValueError, match="AutoEP") as caught:
+        refuse_options({"expert_parallel": {"enabled": True, "autoep_size": 2}})
+    assert str(caught.value).endswith("with tensor_parallel.expert_partition 'experts'")
+
+
 @pytest.mark.parametrize(
     "config",
     [

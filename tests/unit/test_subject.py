@@ -49,6 +49,15 @@ def test_the_twin_of_a_large_model_is_made_again_with_its_values() -> None:
     assert_same(subject, model)
 
 
+@pytest.mark.parametrize(("features", "partition"), [(192, "experts"), (512, "width")])
+def test_a_twin_is_sharded_as_sizes_of_the_large_model_decide(
+    features: int, partition: str
+) -> None:
+    text = f"qwen3_moe:num_hidden_layers=2,num_experts=8,moe_intermediate_size={features}"
+    subject, _ = found(text, TPTrainingConfig(autotp_size=2, expert_partition="auto"))
+    assert subject.is_twin and subject.settings.expert_partition == partition
+
+
 def test_a_model_without_a_twin_is_trained_itself_on_given_inputs() -> None:
     text = f"{MODELS}:two_linears"
     subject, model = found(text, LINEARS, f"{MODELS}:vectors", dtype=torch.float64)

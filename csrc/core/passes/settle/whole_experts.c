@@ -116,8 +116,8 @@ add_preference(const tp_build *build, int module, tp_text *why)
         tp_text_add(why, "the %lld experts of '%s' do not divide by %d ranks",
                     (long long)experts, at->name, (int)ranks);
     else if (experts / ranks < ENOUGH)
-        tp_text_add(why, "'%s' has %lld experts for each rank, fewer than %d", at->name,
-                    (long long)(experts / ranks), ENOUGH);
+        tp_text_add(why, "each rank has %lld of the experts of '%s', fewer than %d",
+                    (long long)(experts / ranks), at->name, ENOUGH);
     else if (width >= THIN)
         tp_text_add(why,
                     "a rank's shard of an expert of '%s' has %lld features, not "
@@ -186,8 +186,7 @@ keep_width(tp_build *build, const char *why, tp_error *err)
             build->decisions[i].layout == NULL)
             continue;
         tp_text label = TP_NO_TEXT;
-        tp_text_add(&label, "%s; expert_partition: auto: width, since %s", choice->rule,
-                    why);
+        tp_text_add(&label, "%s; width by auto, since %s", choice->rule, why);
         choice->rule = tp_build_text(build, &label, err);
         if (choice->rule == NULL)
             return -1;
@@ -208,8 +207,8 @@ choose(tp_build *build, tp_error *err)
         return text == NULL ? -1 : keep_width(build, text, err);
     }
     tp_text_add(&label,
-                "%s, since auto takes them where a rank's shards of each would have "
-                "fewer than %d features, and it has at least %d experts",
+                "%s by auto, since shards of each would have fewer than %d features, "
+                "and each rank has at least %d experts",
                 rule, THIN, ENOUGH);
     text = any ? tp_build_text(build, &label, err) : rule;
     if (text != NULL)
