@@ -23,9 +23,10 @@ def train(
 ) -> dict[str, Any]:
     """Train over all ranks, with an engine or, without ``zero``, a plain loop; against one
     process."""
-    alone = build(name)
+    build_model = _step if name == "step3p7" else lambda: build(name)
+    alone = build_model()
     expected = single_losses(alone, clip=0.5)
-    model, tp = build(name), dist.get_world_size()
+    model, tp = build_model(), dist.get_world_size()
     if implementation is not None:
         model.set_experts_implementation(implementation)
     if zero is None:
@@ -61,6 +62,42 @@ def train(
             if ".experts." in entry.name and entry.is_sharded
         ],
     }
+
+
+def _step() -> nn.Module:
+    """A vision-language model, whose experts transformers runs in one way."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 48,
+        "share_expert_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_sliding_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "mlp_layer_types": ["dense", "sparse"],
+        "layer_types": ["full_attention"] * 2,
+        "sliding_window": 8,
+        "swiglu_limits": [0.0, 0.5],
+        "pad_token_id": 0,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+    }
+    config = AutoConfig.for_model("step3p7", text_config=text, vision_config=vision)
+    model: nn.Module = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    return model.train()
 
 
 def _crowded() -> nn.Module:

@@ -64,6 +64,12 @@ def test_every_implementation_runs_them(pool: Pool, implementation: str) -> None
         assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
 
 
+def test_experts_whose_forward_takes_a_routing_are_known_by_it(pool: Pool) -> None:
+    for trained in pool.run(ranks.train, "step3p7", 1, ranks.WHOLE, None):
+        assert trained["losses"] < 1e-5 and trained["weights"] < 1e-4, trained
+        assert "whole experts" in trained["kinds"]
+
+
 def test_a_rank_whose_experts_no_token_names_trains_on(pool: Pool) -> None:
     assert all(found < 1e-5 for found in pool.run(ranks.train_crowded))
     assert all(found < 1e-2 for found in pool.run(ranks.overflow))
