@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deepspeed_autotp.interop.labels import loss_of
 from deepspeed_autotp.interop.live_bytes import LiveBytes, current_node, label_nodes, node_label
 from deepspeed_autotp.interop.transformers import output_tensors
+from deepspeed_autotp.vocab_parallel.head_product import HeadProduct
 
 # Bytes of tensors, and of the gradients of parameters among what came to be.
 Moment = tuple[int, int]
@@ -171,6 +172,8 @@ class StepRecorder:
             return
         if module is self._head and isinstance(output, Tensor):
             self._logits = max(self._logits, output.nbytes)
+        elif module is self._head and isinstance(output, HeadProduct):
+            self._logits = max(self._logits, output.chunk_bytes)
         if module in self._blocks:
             _on_gradient(output, lambda: self._mark(self._blocks[module]))
 

@@ -63,6 +63,13 @@ def fully_sharded_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, each) for name, each in model.named_modules() if is_fully_sharded(each)]
 
 
+def stays_gathered(module: nn.Module, model: nn.Module) -> bool:
+    """Whether parameters of ``module``, once it runs, are plain tensors until the forward of
+    ``model`` around it ends: fully_shard was called for neither it nor a module between them."""
+    inside = [each for _, each in fully_sharded_modules(model) if each is not model]
+    return not any(module is each for outer in inside for each in outer.modules())
+
+
 def reshard(model: nn.Module) -> None:
     """Let all that fully_shard keeps in parts be DTensors: after a forward a root's are not."""
     for _, module in fully_sharded_modules(model):

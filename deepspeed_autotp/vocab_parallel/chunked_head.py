@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.vocab_parallel.head_product import compute_dtype, mm_in_float32
 
 # Tokens of a tile, and its bytes in float32, of which there are some copies at once.
 _TOKENS = 4096
@@ -85,7 +86,7 @@ class _Head(torch.autograd.Function):
         ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, labels: Tensor, task: HeadTask
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.task, ctx.dtype = task, _compute_dtype(x)
+        ctx.task, ctx.dtype = task, compute_dtype(x)
         mine = _nothing(len(labels), x.device)
         for rows, columns in _tiles(len(labels), w.shape[0], x.device):
             z, _ = task.logits(_products(x, w, b, rows, columns, ctx.dtype)[0])
@@ -122,9 +123,9 @@ class _Head(torch.autograd.Function):
             )
             dy = dz.mul_(slope).to(ctx.dtype)
             if dx is not None:
-                dx[rows] += _product(dy, ws)
+                dx[rows] += mm_in_float32(dy, ws)
             if dw is not None:
-                dw[columns] += _product(dy.t(), xs)
+                dw[columns] += mm_in_float32(dy.t(), xs)
             if db is not None:
                 db[columns] += dy.sum(0, dtype=torch.float32)
         if dx is not None:
@@ -194,18 +195,6 @@ def _products(
     """x w' + b of a tile, and its two factors, in ``dtype``."""
     xs, ws = x[rows].to(dtype), w[columns].to(dtype)
     return F.linear(xs, ws, None if b is None else b[columns].to(dtype)), xs, ws
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32: sums of products that were rounded to 16 bits would bias the training."""
-    if a.dtype in (torch.float16, torch.bfloat16) and a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _tiles(tokens: int, width: int, device: torch.device) -> Iterator[tuple[slice, slice]]:

@@ -42,15 +42,33 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """``start`` and ``size``: this rank's first column, and V."""
+class LossTask:
+    """``start`` and ``size``: this rank's first column, and V. Others as in
+    :func:`vocabulary_cross_entropy`."""
 
     start: int
     size: int
     group: Ranks
     ignore_index: int
-    overwrite: bool
     soft_cap: float
+    overwrite: bool = False
+
+
+def loss_task(
+    layout: ShardLayout,
+    group: Ranks,
+    *,
+    ignore_index: int,
+    soft_cap: float,
+    overwrite: bool = False,
+) -> LossTask:
+    """ValueError for columns that are not one run, and a soft cap that is none."""
+    run = layout.runs[group.rank]
+    if len(run) != 2:
+        raise ValueError(f"layout: rank {group.rank} has the runs {run}, expected one run")
+    if not soft_cap >= 0:
+        raise ValueError(f"soft_cap: got {soft_cap}, expected a positive number, or 0 for none")
+    return LossTask(run[0], layout.size, group, ignore_index, soft_cap, overwrite)
 
 
 def vocabulary_cross_entropy(
@@ -75,43 +93,47 @@ def vocabulary_cross_entropy(
     overwritten. ValueError for a label outside the vocabulary on the CPU; elsewhere, where a check
     would wait for the device, its loss and gradient are NaN.
     """
-    run = layout.runs[group.rank]
-    if len(run) != 2:
-        raise ValueError(f"layout: rank {group.rank} has the runs {run}, expected one run")
-    if not soft_cap >= 0:
-        raise ValueError(f"soft_cap: got {soft_cap}, expected a positive number, or 0 for none")
-    if logits.dim() != 2 or logits.shape[1] != run[1] or labels.shape != logits.shape[:1]:
+    task = loss_task(
+        layout, group, ignore_index=ignore_index, soft_cap=soft_cap, overwrite=overwrite
+    )
+    width = layout.runs[group.rank][1]
+    if logits.dim() != 2 or logits.shape[1] != width or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits and labels: got shapes {list(logits.shape)} and {list(labels.shape)}, "
-            f"expected [tokens, {run[1]}] and [tokens]"
+            f"expected [tokens, {width}] and [tokens]"
         )
-    task = _Task(run[0], layout.size, group, ignore_index, overwrite, soft_cap)
     losses: Tensor = _CrossEntropy.apply(logits, labels, task)  # type: ignore[no-untyped-call]
     return losses
 
 
+def token_losses(logits: Tensor, labels: Tensor, task: LossTask) -> tuple[Tensor, Tensor]:
+    """Losses and logsumexp of all columns, [T] each, the same bits on every rank. All call it."""
+    ignored = labels == task.ignore_index
+    outside = ((labels < 0) | (labels >= task.size)) & ~ignored
+    if labels.device.type == "cpu" and bool(outside.any()):
+        raise ValueError(
+            f"labels: got {int(labels[outside][0])}, expected 0 to {task.size - 1}, or "
+            f"{task.ignore_index} for a token without a loss"
+        )
+    mine = statistics(logits, labels - task.start, cap=task.soft_cap)
+    logsumexp, target = _combined(task.group.all_gather(mine, [mine.shape] * task.group.size))
+    logsumexp.masked_fill_(outside, math.nan)
+    return (logsumexp - target).masked_fill_(ignored, 0), logsumexp
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, task: _Task) -> Tensor:
-        ignored = labels == task.ignore_index
-        outside = ((labels < 0) | (labels >= task.size)) & ~ignored
-        if labels.device.type == "cpu" and bool(outside.any()):
-            raise ValueError(
-                f"labels: got {int(labels[outside][0])}, expected 0 to {task.size - 1}, or "
-                f"{task.ignore_index} for a token without a loss"
-            )
-        mine = statistics(logits, labels - task.start, cap=task.soft_cap)
-        logsumexp, target = _combined(task.group.all_gather(mine, [mine.shape] * task.group.size))
-        logsumexp.masked_fill_(outside, math.nan)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, task: LossTask) -> Tensor:
+        losses, logsumexp = token_losses(logits, labels, task)
         ctx.task = task
         ctx.save_for_backward(logits, labels, logsumexp)
-        return (logsumexp - target).masked_fill_(ignored, 0)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dlosses: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, logsumexp = ctx.saved_tensors
-        task: _Task = ctx.task
+        task: LossTask = ctx.task
         # A retained graph may run again, and would read gradients where logits were.
         retained = keeps_graph()
         scale = dlosses.masked_fill(labels == task.ignore_index, 0)

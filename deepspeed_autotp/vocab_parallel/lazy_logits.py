@@ -21,12 +21,19 @@ from deepspeed_autotp.interop.torch_private import (
     version_counter,
     with_leaves,
 )
-from deepspeed_autotp.vocab_parallel.cross_entropy import vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.cross_entropy import loss_task, vocabulary_cross_entropy
+from deepspeed_autotp.vocab_parallel.fused_loss import (
+    FACTORS,
+    Factor,
+    FusedTask,
+    fused_cross_entropy,
+)
+from deepspeed_autotp.vocab_parallel.head_product import HeadProduct
 
-_OVERWRITTEN = (
+_GONE = (
     "these logits are used for the first time after the backward pass, which has overwritten them "
-    "with their gradient; before loss.backward(), take what you need of them, such as "
-    "outputs.logits.argmax(-1), or outputs.logits.full(); or set "
+    "with their gradient, or after a change of the weights; before loss.backward(), take what you "
+    "need of them, such as outputs.logits.argmax(-1), or outputs.logits.full(); or set "
     "tensor_parallel.vocab_parallel_lm_head to false"
 )
 _GRADIENT = (
@@ -66,11 +73,17 @@ class Step:
     """One forward of a model: while it runs steps are noted, and one loss is formed from shards.
 
     ``in_function``: it runs within an autograd.Function, as a re-entrant checkpoint of all of it.
+    ``is_over``: the backward pass of a fused loss has run, after which weights may change.
     """
 
     is_running: bool = True
     has_loss: bool = False
     in_function: bool = False
+    is_over: bool = False
+
+    def end(self) -> None:
+        """The backward pass of a fused loss runs."""
+        self.is_over = True
 
     def refuse_function(self) -> None:
         """RuntimeError within an autograd.Function that is not around the whole forward."""
@@ -79,7 +92,7 @@ class Step:
 
 
 class LazyLogits:
-    """The logits [..., V], of which this rank has the shard [..., V/R].
+    """The logits [..., V], of which this rank has the shard [..., V/R], or what it is a product of.
 
     Not a tensor, so that what traverses outputs for tensors passes them by. Any function of torch,
     and any attribute or operator of a tensor but those of its shape, gathers the full logits: every
@@ -94,12 +107,12 @@ class LazyLogits:
 
     def __init__(
         self,
-        shard: Tensor,
+        shard: Tensor | HeadProduct,
         layout: ShardLayout,
         group: TPGroup,
         *,
         step: Step | None = None,
-        taken: tuple[tuple[Callable[..., Tensor], tuple[float, ...]], ...] = (),
+        taken: tuple[Factor, ...] = (),
     ) -> None:
         self._shard, self._layout, self._group = shard, layout, group
         self._step = Step(is_running=False) if step is None else step
@@ -108,40 +121,66 @@ class LazyLogits:
         dtype = torch.float32 if is_cast else shard.dtype
         shape = (*shard.shape[:-1], layout.size)
         self._empty = torch.empty(shape, dtype=dtype, device="meta")  # which says what it knows
-        self._version = version_counter(shard)
+        self._version = _version(shard)
         self._full: Tensor | None = None
 
-    def losses(self, labels: Tensor, ignore_index: int, *, columns: int) -> Tensor | None:
-        """The cross-entropy of each token, formed from the shards; None where it takes the full
-        logits: they were gathered, and maybe written to, there are not as many ``columns``, or the
-        gradient of another loss will be written over the shard."""
+    def loss(
+        self, labels: Tensor, ignore_index: int, count: Tensor | float, *, columns: int
+    ) -> Tensor | None:
+        """The sum of the cross-entropy of each token over ``count``, formed from the shards; None
+        where it takes the full logits: they were gathered, and maybe written to, there are not as
+        many ``columns``, or the gradient of another loss will be written over the shard."""
         self._step.refuse_function()
-        step, computed = self._step, [x for x in self._taken if x[0] is not Tensor.float]
+        step = self._step
         if self._full is not None or columns != self._layout.size:
             return None
         if step.has_loss or not step.is_running:
             return None
         step.has_loss = torch.is_grad_enabled()  # or nothing is written over the shard
-        functions = tuple(function for function, _ in computed)
-        cap = computed[0][1][0] if functions == _SOFT_CAP else 0.0
-        is_capped = cap > 0 and cap == computed[2][1][0]
+        before, cap = _split(self._taken)
         # The loss computes in float32 anyhow.
-        before, after = self._shard.dtype, self._empty.dtype
-        is_exact = before == after or before.itemsize < after.itemsize
-        if not (is_exact and (is_capped or not computed)):
-            with torch.set_grad_enabled(self._shard.requires_grad):
+        narrow, wide = self._shard.dtype, self._empty.dtype
+        is_exact = narrow == wide or narrow.itemsize < wide.itemsize
+        is_fused = is_exact and all(function in FACTORS for function, _ in before)
+        if is_fused and isinstance(self._shard, HeadProduct):
+            own = loss_task(self._layout, self._group, ignore_index=ignore_index, soft_cap=cap)
+            task = FusedTask(own, before, step.end)
+            return fused_cross_entropy(self._shard, labels, count, task).float()
+        return self._loss_of_shard(labels, ignore_index, cap, is_exact).sum().float() / count
+
+    def _loss_of_shard(
+        self, labels: Tensor, ignore_index: int, cap: float, is_exact: bool
+    ) -> Tensor:
+        """The cross-entropy of each token, whose gradient is written over the shard."""
+        shard = self._form()
+        functions = [function for function, _ in self._taken if function is not Tensor.float]
+        is_capped = cap > 0 and len(functions) == len(_SOFT_CAP)
+        if functions and not is_capped or not is_exact:
+            with torch.set_grad_enabled(shard.requires_grad):
                 for function, numbers in self._taken:
-                    self._shard = function(self._shard, *numbers)
-            self._taken, self._version, cap = (), version_counter(self._shard), 0.0
+                    shard = function(shard, *numbers)
+            self._shard, self._version, self._taken = shard, version_counter(shard), ()
         return vocabulary_cross_entropy(
-            self._shard.reshape(labels.numel(), self._shard.shape[-1]),
+            shard.reshape(labels.numel(), shard.shape[-1]),
             labels,
             layout=self._layout,
             group=self._group,
             ignore_index=ignore_index,
-            overwrite=is_capped or functions[-1:] != (Tensor.tanh,),  # which reads its result
-            soft_cap=cap,
+            overwrite=is_capped or functions[-1:] != [Tensor.tanh],  # which reads its result
+            soft_cap=cap if self._taken and is_capped else 0.0,
         )
+
+    def _is_gone(self) -> bool:
+        """Whether the shard was not formed in time."""
+        shard = self._shard
+        return isinstance(shard, HeadProduct) and (self._step.is_over or shard.is_gone)
+
+    def _form(self) -> Tensor:
+        """The shard, formed now where it is a product."""
+        if isinstance(self._shard, HeadProduct):
+            self._shard = self._shard.formed()
+            self._version = version_counter(self._shard)
+        return self._shard
 
     def result(self) -> LazyLogits | Tensor:
         """As the model returns them: full ones of which the loss was formed are a tensor."""
@@ -151,14 +190,15 @@ class LazyLogits:
         """The full logits, gathered at the first call. Every rank calls it."""
         self._step.refuse_function()
         if self._full is None:
-            if version_counter(self._shard) != self._version:
-                raise RuntimeError(_OVERWRITTEN)
+            if _version(self._shard) != self._version or self._is_gone():
+                raise RuntimeError(_GONE)
+            shard = self._form()
             # A use without gradients may come before one with gradients, and one in a checkpoint,
             # which runs again and does not gather again, before others. A hook that keeps the
             # result of tanh itself would make a cycle with its node, which nothing frees.
             own = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda x: x)
             with torch.inference_mode(False), torch.enable_grad(), own:
-                full = gather_from_tp_region(self._shard, self._layout, self._group)
+                full = gather_from_tp_region(shard, self._layout, self._group)
                 for function, numbers in self._taken:
                     full = function(full, *numbers)
                 if self._taken and self._taken[-1][0] is Tensor.tanh:
@@ -229,6 +269,22 @@ class LazyLogits:
                 return noted
         args, named = with_leaves(LazyLogits, LazyLogits.full, (tuple(args), dict(kwargs or {})))
         return func(*args, **named)
+
+
+def _version(shard: Tensor | HeadProduct) -> int:
+    return shard.version if isinstance(shard, HeadProduct) else version_counter(shard)
+
+
+def _split(taken: tuple[Factor, ...]) -> tuple[tuple[Factor, ...], float]:
+    """What is done before a soft cap that comes last, and the cap, 0 for none; casts alone, which
+    a loss does not need, are nothing."""
+    computed = [i for i, (function, _) in enumerate(taken) if function is not Tensor.float]
+    last, cap = computed[-3:], 0.0
+    if tuple(taken[i][0] for i in last) == _SOFT_CAP:
+        first, third = taken[last[0]][1][0], taken[last[2]][1][0]
+        if first == third and first > 0:
+            cap, computed = first, computed[:-3]
+    return taken[: computed[-1] + 1] if computed else (), cap
 
 
 def _operator(name: str) -> Callable[..., Any]:

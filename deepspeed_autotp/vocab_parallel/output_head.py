@@ -2,7 +2,8 @@
 """The output head of a transformers model in training with labels: its logits stay sharded.
 
 What the head then gives to the model is a ``LazyLogits``, and the model's ``loss_function`` forms
-the loss from the shards of all ranks. A model that uses the logits otherwise gathers them by that.
+the loss from the shards of all ranks, which for many tokens are never formed for all of these. A
+model that uses the logits otherwise gathers them by that.
 They are gathered at once in evaluation, without labels, under torch.compile, where a user's hook is
 on the head, and in a model that does not use a ``loss_function`` of transformers.
 """
@@ -10,6 +11,7 @@ on the head, and in a model that does not use a ``loss_function`` of transformer
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,14 +22,18 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.interop.labels import labels_argument
 from deepspeed_autotp.interop.loss_function import replace_loss, shifts_labels
-from deepspeed_autotp.interop.module_state import set_state
+from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.interop.peft import without_adapters
 from deepspeed_autotp.interop.torch_private import (
     has_user_hooks,
     in_autograd_function,
     with_leaves,
 )
+from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output, sharding_of
+from deepspeed_autotp.layers.linear import ColumnLinear
+from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight
+from deepspeed_autotp.vocab_parallel.head_product import HeadProduct, deferred_product
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits, Step
 
 
@@ -80,6 +86,13 @@ class OutputHead:
         is_kept = self._step is not None and self._is_called
         return shard if is_kept else all_gather_output(shard, sharding)
 
+    def deferred(self, head: nn.Module, x: Tensor) -> HeadProduct | None:
+        """The product of the head with ``x``, formed for the loss alone or when logits are read;
+        None where it is formed now."""
+        if self._step is None or not self._is_called:
+            return None
+        return deferred_product(head, self._model, x)
+
     def loss(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the model's ``loss_function``."""
         found = self._sharded_loss(*args, **kwargs)
@@ -126,15 +139,31 @@ class OutputHead:
         elif self._shifts:
             labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         labels = labels.reshape(-1).to(logits.device)
-        losses = logits.losses(labels, ignore_index, columns=vocab_size)
-        if losses is None:
-            return None
-        total = losses.sum().float()
+        count: Tensor | float
         if num_items_in_batch is None:
-            return total / (labels != ignore_index).sum()
-        if isinstance(num_items_in_batch, Tensor):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        return total / num_items_in_batch
+            count = (labels != ignore_index).sum()
+        elif isinstance(num_items_in_batch, Tensor):
+            count = num_items_in_batch.to(labels.device)
+        else:
+            count = num_items_in_batch
+        return logits.loss(labels, ignore_index, count, columns=vocab_size)
+
+
+class DefersProduct(nn.Module):
+    """The output head, a column layer, mixed into its class."""
+
+    def forward(self, x: Tensor) -> Tensor | HeadProduct:
+        product = state_of(self, OutputHead).deferred(self, x)
+        return super().forward(x) if product is None else product
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether ``head`` gives its product and nothing else: no class before that of a column layer
+    and no wrapper has a forward of its own."""
+    if not isinstance(head, ColumnLinear) or "forward" in vars(head):
+        return False
+    before = itertools.takewhile(lambda cls: cls is not ColumnLinear, type(head).__mro__)
+    return all(cls is ReadsFullWeight or "forward" not in vars(cls) for cls in before)
 
 
 def _returned(outputs: Any) -> Any:
@@ -162,6 +191,9 @@ def keep_logits_sharded(
         return f"{name}.forward is not known to give its logits to a loss_function of transformers"
     state = OutputHead(inner, head, shifts=shifts, insist=insist)
     undo.append(set_state(head, replace(sharding_of(head), gather=state.gather)))
+    if _is_plain(head):
+        undo.append(set_state(head, state))
+        undo.append(mix_in(DefersProduct, head))
     undo.append(replace_loss(inner, state.loss))
     attributes = vars(inner)
     attributes["forward"] = state
