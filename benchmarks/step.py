@@ -4,10 +4,11 @@
     python -m benchmarks.step --sequence 256,64 --json step.json --chart step.svg
 
 Each way trains the same Llama from the same checkpoint on the same tokens: float32, plain SGD,
-labels given, one thread for each rank, the ranks over gloo on this machine. Every way has its own
-processes; they take turns, in several rounds, and only ratios within a round are compared. A timed
-step is followed by the same step with its collectives taken away. The losses of the first steps
-must agree, or the comparison is void.
+labels given, one thread for each rank, the ranks over gloo on this machine. Ways with FSDP have two
+replicas of the TP group, with the same tokens. Every way has its own processes; they take turns, in
+several rounds, and only ratios within a round are compared. A timed step is followed by the same
+step with its collectives taken away. The losses of the first steps must agree, or the comparison is
+void.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Bench:
         self._setting = setting
         self._timeout = timeout
         self._folder = tempfile.TemporaryDirectory(prefix="autotp-step-")
-        self._pools = {way: Pool(setting.tp) for way in ways}
+        self._pools = {way: Pool(setting.tp * WAYS[way].replicas) for way in ways}
         # Two models that differ by one layer, whose difference is what a layer costs.
         for layers in (setting.layers, setting.layers + 1):
             save(setting, layers, self._checkpoint(layers))
@@ -92,8 +93,9 @@ class Bench:
             pairs=pairs,
             inspect=inspect,
         )
+        ranks = setting.tp * WAYS[way].replicas
         return self._pools[way].run(
-            "benchmarks.step_rank:measure", job, ranks=setting.tp, timeout=self._timeout
+            "benchmarks.step_rank:measure", job, ranks=ranks, timeout=self._timeout
         )
 
     def _checkpoint(self, layers: int) -> Path:

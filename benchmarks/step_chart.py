@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.step_ways import LABELS
+from benchmarks.step_ways import WAYS
 from tools.svg import Drawing
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -95,7 +95,7 @@ def _group(d: Drawing, rows: Sequence[Figures], top: float) -> None:
     d.text(8, top + 24, f"sequence {rows[0]['sequence']}", size=13, anchor="start", bold=True)
     for index, row in enumerate(rows):
         bold = not row["way"].startswith(("deepspeed", "transformers"))
-        d.text(8, _line(top, index), LABELS[row["way"]], anchor="start", bold=bold)
+        d.text(8, _line(top, index), WAYS[row["way"]].label, anchor="start", bold=bold)
     for column, panel in enumerate(PANELS):
         left = NAMES + column * (PANEL + GAP)
         _panel(d, rows, panel, left, top)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step_calls import GLOO, SHARED_MEMORY, Call, Recorder, removed
-from benchmarks.step_ways import OWN, WAYS, Batch, Training
+from benchmarks.step_ways import WAYS, Batch, Training
 
 PHASES = ("forward", "backward", "update")
 # Steps that learn, whose losses are compared. They warm everything up, too.
@@ -74,8 +74,9 @@ class Measured:
 
 
 def measure(job: Job) -> Measured:
-    training = WAYS[job.way](job.checkpoint, job.rows)
-    if job.way not in OWN and "deepspeed_autotp" in sys.modules:
+    way = WAYS[job.way]
+    training = way.build(job.checkpoint, job.rows)
+    if not way.is_own and "deepspeed_autotp" in sys.modules:
         raise RuntimeError(f"{job.way} is to be measured without deepspeed_autotp in the process")
     batch = _batch(job)
     losses = [float(_step(training, batch)) for _ in range(LEARNING_STEPS)]

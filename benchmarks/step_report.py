@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.step_calls import KINDS
 from benchmarks.step_rows import Row, Traffic
-from benchmarks.step_ways import LABELS
+from benchmarks.step_ways import WAYS
 
 MIB = 2**20
 
@@ -81,7 +81,7 @@ def _traffic_table(sequence: int, rows: Sequence[Row]) -> Table:
     first = _bytes(rows[0].step)
     for row in rows:
         table.add_row(
-            LABELS[row.way],
+            WAYS[row.way].label,
             *(_calls(row.step, kind) for kind in step),
             _sizes(row.step),
             f"{_bytes(row.step) / first:.2f}",
@@ -100,19 +100,19 @@ def _transports(rows: Sequence[Row]) -> str:
     used = sorted({tuple(row.transports) for row in rows})
     if len(used) == 1:
         return f"All are carried by {' and '.join(used[0])}."
-    carried = (f"{LABELS[row.way]} by {' and '.join(row.transports)}" for row in rows)
+    carried = (f"{WAYS[row.way].label} by {' and '.join(row.transports)}" for row in rows)
     return f"Carried: {', '.join(carried)}."
 
 
 def _alone(rows: Sequence[Row]) -> str:
-    said = [f"{row.alone} ({LABELS[row.way]})" for row in rows if row.alone]
+    said = [f"{row.alone} ({WAYS[row.way].label})" for row in rows if row.alone]
     return f" Left out are calls over groups of one rank: {', '.join(said)}." if said else ""
 
 
 def _cost_table(sequence: int, rows: Sequence[Row], about: Machine) -> Table:
     table = Table(
         title=f"time and memory of a step, sequence {sequence}",
-        caption=f"Medians; ratios are to {LABELS[rows[0].way]}, those of time within a round. "
+        caption=f"Medians; ratios are to {WAYS[rows[0].way].label}, those of time within a round. "
         f"Bare: without collectives. Work: processor time of all ranks. Held: the parameters. "
         f"{about.described()}",
     )
@@ -123,7 +123,7 @@ def _cost_table(sequence: int, rows: Sequence[Row], about: Machine) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            LABELS[row.way],
+            WAYS[row.way].label,
             f"{row.seconds * 1e3:.1f}",
             f"{row.over_first:.2f}",
             f"{row.over_bare:.2f}",

@@ -7,6 +7,7 @@ the ways that are its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import SGD
 
 RATE = 0.1
+REPLICAS = 2
 Batch = Mapping[str, Tensor]
 
 
@@ -95,6 +98,14 @@ def _transformers(checkpoint: str, rows: int) -> Training:
     return _plain(_loaded(checkpoint, distributed_config=plan))
 
 
+def _transformers_fsdp(checkpoint: str, rows: int) -> Training:
+    from transformers.distributed import DistributedConfig
+
+    tp_size = dist.get_world_size() // REPLICAS
+    plan = DistributedConfig(tp_size=tp_size, tp_plan="auto", fsdp_size=REPLICAS)
+    return _plain(_loaded(checkpoint, distributed_config=plan))
+
+
 def _parallelize(checkpoint: str, rows: int, **section: object) -> Training:
     import deepspeed_autotp
 
@@ -108,27 +119,58 @@ def _parallelize_in_turn(checkpoint: str, rows: int) -> Training:
     return _parallelize(checkpoint, rows, tp_overlap_comm=False)
 
 
+def _parallelize_logits(checkpoint: str, rows: int) -> Training:
+    """With the logits of all tokens, sharded, where the loss is fused otherwise."""
+    from deepspeed_autotp.vocab_parallel import head_product
+
+    head_product.chunk_tokens = lambda widths, device: sys.maxsize
+    return _parallelize(checkpoint, rows)
+
+
+def _sequence_parallel(checkpoint: str, rows: int) -> Training:
+    return _parallelize(checkpoint, rows, sequence_parallel=True)
+
+
+def _parallelize_fsdp(checkpoint: str, rows: int) -> Training:
+    from torch.distributed.fsdp import fully_shard
+
+    import deepspeed_autotp
+
+    shape = (REPLICAS, dist.get_world_size() // REPLICAS)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+    model: Any = deepspeed_autotp.parallelize(_loaded(checkpoint), mesh=mesh["tp"])
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh["dp"])
+    fully_shard(model, mesh=mesh["dp"])
+    return _plain(model)
+
+
 def _initialize(checkpoint: str, rows: int) -> Training:
     import deepspeed_autotp
 
     return _engine(deepspeed_autotp.initialize, checkpoint, rows)
 
 
-# A way takes the folder of a full checkpoint and the rows of a batch.
-WAYS: Mapping[str, Callable[[str, int], Training]] = {
-    "deepspeed": _deepspeed,
-    "deepspeed-vocabulary": _deepspeed_vocabulary,
-    "transformers": _transformers,
-    "parallelize": _parallelize,
-    "parallelize-in-turn": _parallelize_in_turn,
-    "initialize": _initialize,
-}
-OWN = ("parallelize", "parallelize-in-turn", "initialize")
-LABELS: Mapping[str, str] = {
-    "deepspeed": "DeepSpeed AutoTP",
-    "deepspeed-vocabulary": "DeepSpeed, sharded logits",
-    "transformers": "transformers TP",
-    "parallelize": "ours, parallelize",
-    "parallelize-in-turn": "ours, no overlap",
-    "initialize": "ours, initialize",
+@dataclass(frozen=True, slots=True)
+class Way:
+    """``build`` takes the folder of a full checkpoint and the rows of a batch. ``is_own``: it is of
+    this package. ``replicas``: how many it has of the TP group, with the same batches."""
+
+    label: str
+    build: Callable[[str, int], Training]
+    is_own: bool = False
+    replicas: int = 1
+
+
+WAYS: Mapping[str, Way] = {
+    "deepspeed": Way("DeepSpeed AutoTP", _deepspeed),
+    "deepspeed-vocabulary": Way("DeepSpeed, sharded logits", _deepspeed_vocabulary),
+    "transformers": Way("transformers TP", _transformers),
+    "parallelize": Way("ours, parallelize", _parallelize, is_own=True),
+    "parallelize-in-turn": Way("ours, no overlap", _parallelize_in_turn, is_own=True),
+    "parallelize-logits": Way("ours, loss not fused", _parallelize_logits, is_own=True),
+    "sequence-parallel": Way("ours, sequence parallel", _sequence_parallel, is_own=True),
+    "initialize": Way("ours, initialize", _initialize, is_own=True),
+    "transformers-fsdp": Way("transformers TP x FSDP", _transformers_fsdp, replicas=REPLICAS),
+    "fsdp": Way("ours, fully_shard", _parallelize_fsdp, is_own=True, replicas=REPLICAS),
 }

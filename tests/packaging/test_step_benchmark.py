@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
+from benchmarks.step import Setting, save
 from benchmarks.step_calls import Call, Recorder, removed
-from benchmarks.step_rank import Inspected, Measured, Times
+from benchmarks.step_rank import Inspected, Job, Measured, Times
 from benchmarks.step_rows import Round, row_of
 from tests.support.worker_pool import Pool
 
@@ -117,20 +118,45 @@ def test_a_step_is_compared_with_the_bare_one_after_it() -> None:
     assert Round.of(ranks).processor_over_bare == 2.0
 
 
+def save_tiny(folder: str) -> None:
+    save(Setting(32, 1, 4, 2, 48, 64, micro_batch=2, tp=2, steps=1, rounds=1), 1, Path(folder))
+
+
+@pytest.mark.parametrize(("way", "ranks"), [("sequence-parallel", 2), ("fsdp", 4)])
+def test_ways_with_other_parallelism_train_the_same_model(
+    pool: Pool, tmp_path: Path, way: str, ranks: int
+) -> None:
+    pool.run(save_tiny, str(tmp_path), ranks=1)
+    losses = []
+    for name, count in (("parallelize", 2), (way, ranks)):
+        job = Job(name, str(tmp_path), rows=2, sequence=8, vocabulary=64, pairs=0, inspect=True)
+        found = pool.run("benchmarks.step_rank:measure", job, ranks=count)
+        losses.append(found[0].losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert found[0].inspected.calls["forward"] != []
+
+
+KINDS = [
+    ("deepspeed,transformers,parallelize", "transformers TP by gloo, ours, parallelize by shared"),
+    ("parallelize,parallelize-logits,sequence-parallel", "All are carried by shared memory."),
+    ("transformers-fsdp,fsdp", "ours, fully_shard by gloo and shared memory."),
+]
+
+
 @pytest.mark.long
-@pytest.mark.timeout(600)  # three times two processes start and import everything
-def test_a_comparison_runs_and_its_losses_agree(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # up to eight processes start and import everything
+@pytest.mark.parametrize(("kinds", "said"), KINDS)
+def test_a_comparison_runs_and_its_losses_agree(tmp_path: Path, kinds: str, said: str) -> None:
     record, chart = tmp_path / "step.json", tmp_path / "step.svg"
     command = [sys.executable, "-m", "benchmarks.step", *TINY, "--steps=2", "--rounds=1"]
-    command += ["--kinds=deepspeed,transformers,parallelize", f"--json={record}"]
+    command += [f"--kinds={kinds}", f"--json={record}"]
     done = subprocess.run(
         [*command, f"--chart={chart}"], cwd=ROOT, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    carried = " ".join(done.stdout.split())
-    assert "transformers TP by gloo, ours, parallelize by shared memory." in carried
+    assert said in " ".join(done.stdout.split())
     rows = {row["way"]: row for row in json.loads(record.read_text())["rows"]}
-    assert list(rows) == ["deepspeed", "transformers", "parallelize"]
+    assert list(rows) == kinds.split(",")
     # The four sums over hidden states of [2, 8, 32] that no way can do without.
     needed = 4 * 2 * 8 * 32 * 4
     for row in rows.values():
