@@ -7,6 +7,7 @@ Each model type of transformers is shrunk (benchmarks/shrink.py), trained for fo
 one process and at the TP size over gloo, without clipping and with the gradient
 norm clipped at 1. A row of the table says how far losses and weights differ, which share of the
 parameters the fullest rank holds, and how many collectives a step takes; or why there is none.
+With --sequence-parallel the tokens are sharded between blocks, too.
 """
 
 from __future__ import annotations
@@ -66,13 +67,18 @@ def judged_rows(file: Path) -> list[Row]:
 
 
 def sweep_one(
-    pool: Pool, model_type: str, *, tp: int, clips: tuple[float, ...], timeout: float
+    pool: Pool,
+    model_type: str,
+    *,
+    tp: int,
+    clips: tuple[float, ...],
+    timeout: float,
+    sequence_parallel: bool = False,
 ) -> Row:
     began = time.monotonic()
+    job = ("benchmarks.sweep_rank:measure", model_type, clips, sequence_parallel)
     try:
-        ranks: list[Measured] = pool.run(
-            "benchmarks.sweep_rank:measure", model_type, clips, ranks=tp, timeout=timeout
-        )
+        ranks: list[Measured] = pool.run(*job, ranks=tp, timeout=timeout)
         row = judge(model_type, ranks)
     except PoolError as error:
         outcome = "hang" if error.kind == "timeout" else "crashed"
@@ -202,6 +208,7 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=2, help="TP size")
     parser.add_argument("--clip", type=float, help="one clipping norm; 0 is none (default: both)")
     parser.add_argument("--only", help="model types, separated by commas")
+    parser.add_argument("--sequence-parallel", action="store_true", help="shard tokens, too")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a model type")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     parser.add_argument("--markdown", type=Path, help="write totals and table as Markdown")
@@ -217,7 +224,14 @@ def main() -> None:
     rows = []
     try:
         for name in names:
-            row = sweep_one(pool, name, tp=options.tp, clips=clips, timeout=options.timeout)
+            row = sweep_one(
+                pool,
+                name,
+                tp=options.tp,
+                clips=clips,
+                timeout=options.timeout,
+                sequence_parallel=options.sequence_parallel,
+            )
             rows.append(row)
             progress = f"{len(rows)}/{len(names)} {row.seconds:5.1f} s  {row.outcome:8} {name}"
             console.print(progress, markup=False, highlight=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,15 @@ class Curve:
     backward: int
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The run in one process, and the weights before and after it."""
+
+    curve: Curve
+    start: Mapping[str, Tensor]
+    end: Mapping[str, Tensor]
+
+
 class Warnings(logging.Handler):
     """Keeps what the package's logger warns of."""
 
@@ -76,7 +86,7 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def measure(model_type: str, clips: tuple[float, ...]) -> Measured:
+def measure(model_type: str, clips: tuple[float, ...], sequence_parallel: bool = False) -> Measured:
     """Train ``model_type`` alone and sharded over the world, once for each clipping norm.
 
     What goes wrong in the single process or before the model is sharded is reported; what goes
@@ -87,24 +97,21 @@ def measure(model_type: str, clips: tuple[float, ...]) -> Measured:
         try:
             model = build(model_type)
             start = _weights(model)
-            alone = _train(model, model_type, clip, _clip_alone)
+            curve = _train(model, model_type, clip, _clip_alone)
         except Exception as error:
             return Measured("unable", _described(error))
-        if not all(map(torch.isfinite, map(torch.tensor, alone.losses))):
-            return Measured("unable", f"the losses are {alone.losses}")
-        result = _measure_sharded(model_type, clip, start, _weights(model), alone, result)
+        if not all(map(torch.isfinite, map(torch.tensor, curve.losses))):
+            return Measured("unable", f"the losses are {curve.losses}")
+        alone = Alone(curve, start, _weights(model))
+        config = {"sequence_parallel": sequence_parallel}
+        result = _measure_sharded(model_type, clip, config, alone, result)
         if result.state != "trained":
             break
     return result
 
 
 def _measure_sharded(
-    model_type: str,
-    clip: float,
-    start: Mapping[str, Tensor],
-    end: Mapping[str, Tensor],
-    alone: Curve,
-    before: Measured,
+    model_type: str, clip: float, config: dict[str, Any], alone: Alone, before: Measured
 ) -> Measured:
     model = build(model_type)
     parameters = _size(model)
@@ -113,9 +120,10 @@ def _measure_sharded(
     log = logging.getLogger("deepspeed_autotp")
     log.addHandler(warnings)
     try:
-        deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), example_inputs=inputs)
+        ranks = dist.get_world_size()
+        deepspeed_autotp.parallelize(model, tp_size=ranks, config=config, example_inputs=inputs)
     except ValueError as error:
-        state = "refused" if _is_untouched(model, start) else "damaged"
+        state = "refused" if _is_untouched(model, alone.start) else "damaged"
         return replace(before, state=state, reason=_described(error), parameters=parameters)
     finally:
         log.removeHandler(warnings)
@@ -123,9 +131,9 @@ def _measure_sharded(
     got = deepspeed_autotp.full_state_dict(model)
     return replace(
         before,
-        losses={**before.losses, clip: _worst(curve.losses, alone.losses)},
-        norms={**before.norms, clip: _worst(curve.norms, alone.norms)},
-        updates={**before.updates, clip: worst_update(got, start, end)},
+        losses={**before.losses, clip: _worst(curve.losses, alone.curve.losses)},
+        norms={**before.norms, clip: _worst(curve.norms, alone.curve.norms)},
+        updates={**before.updates, clip: worst_update(got, alone.start, alone.end)},
         parameters=parameters,
         local=_size(model),
         forward=curve.forward,
