@@ -93,7 +93,9 @@ class Comparison:
     def _outputs(self, sharded: Run) -> Difference | None:
         triples = zip_longest(sharded.outputs, self._full.outputs, self._rounded.outputs)
         for got, expected, rounded in triples:
-            if problem := _unlike(got, self._own(expected), self._own(rounded)):
+            if not self._has_all_tokens(got, expected):
+                expected, rounded = self._own(expected), self._own(rounded)
+            if problem := _unlike(got, expected, rounded):
                 ran = [] if expected is None else [*expected.since, expected.module]
                 return self._said(problem, ran)
         return None
@@ -117,13 +119,19 @@ class Comparison:
                 return self._said(f"the model's loss {problem}", ran)
         return None
 
-    def _own(self, expected: Output | None) -> Output | None:
-        """What this rank has of an output of the full model: where tokens are sharded, its own."""
-        if expected is None or expected.module not in self._reduce_scatter:
-            return expected
+    def _has_all_tokens(self, got: Output | None, expected: Output | None) -> bool:
+        """Whether an output is full: tokens are not sharded there, or not without gradients."""
+        if got is None or expected is None or expected.module not in self._reduce_scatter:
+            return True
+        return [t.shape for t in got.tensors] == [t.shape for t in expected.tensors]
+
+    def _own(self, full: Output | None) -> Output | None:
+        """This rank's tokens of an output of the full model."""
+        if full is None:
+            return None
         ranks = self._plan.ranks
-        own = (local_rows(x, SequenceLayout.of(x, ranks), self._rank) for x in expected.tensors)
-        return replace(expected, tensors=tuple(own))
+        own = (local_rows(x, SequenceLayout.of(x, ranks), self._rank) for x in full.tensors)
+        return replace(full, tensors=tuple(own))
 
     def _said(self, what: str, ran: Sequence[str]) -> Difference:
         last = next(

@@ -51,6 +51,8 @@ from deepspeed_autotp.layers.forward_context import ForwardContext
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """An output with its tensor changed, the first one where there are several."""
+    if isinstance(output, list):
+        return [change(output[0]), *output[1:]]
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 

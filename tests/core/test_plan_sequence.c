@@ -135,6 +135,101 @@ test_a_block_with_a_full_matrix_is_given_all_tokens(void)
 }
 
 static void
+add_split_row(fixture *f, const char *pattern)
+{
+    add_spec(f, pattern, pattern,
+             (tp_spec){.partition = TP_PARTITION_ROW, .dim = -1, .split_input = true});
+}
+
+/* Individually sharded layers: latent attention with a row layer that makes the latent,
+ * a state space mixer without another one, and one by itself. */
+static void
+test_a_row_layer_that_splits_its_input_sums_over_the_same_tokens(void)
+{
+    fixture f = with_one_layer();
+    add_module(&f, "list.0.attention", TP_MODULE_OTHER, 0);
+    add_module(&f, "list.0.attention.latent", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.attention.latent.whole", 16, 16);
+    add_linear(&f, "list.0.attention.latent.up", 16, 16);
+    add_linear(&f, "list.0.attention.down", 16, 16);
+    add_module(&f, "list.0.mixer", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.mixer.up", 16, 16);
+    add_linear(&f, "list.0.mixer.whole", 16, 16);
+    add_linear(&f, "list.0.whole", 16, 16);
+    shard_up_and_down(&f);
+    add_split_row(&f, ".*whole\\.weight");
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        check_modules(&f, &stack->gather_input, NAMES("list.0.attention"));
+        check_modules(&f, &stack->reduce_scatter_output,
+                      NAMES("list.0.attention.down"));
+        check_modules(&f, &stack->gather_scatter,
+                      NAMES("list.0.mixer", "list.0.whole"));
+    }
+    fixture_free(&f);
+}
+
+static void
+test_layers_whose_only_sharded_blocks_are_experts_are_a_stack(void)
+{
+    fixture f = with_one_layer();
+    add_linear(&f, "list.0.router", 4, 16);
+    const int experts =
+        add_module(&f, "list.0.experts", TP_MODULE_EXPERTS, 1, "num_experts", 4);
+    add_shaped(&f, experts, "gate_up_proj", 3, (int64_t[]){4, 32, 8}, -1);
+    add_shaped(&f, experts, "down_proj", 3, (int64_t[]){4, 8, 16}, -1);
+    add_style(&f, "list.*.experts.gate_up_proj", "packed_colwise");
+    add_style(&f, "list.*.experts.down_proj", "rowwise");
+    add_style(&f, "list.*.experts", "moe_tp_experts");
+    f.options.sequence = true;
+    if (make_plan(&f) && CHECK_INT_EQ(tp_plan_stack_count(f.plan), 1))
+        check_modules(&f, &tp_plan_stack(f.plan, 0)->gather_scatter,
+                      NAMES("list.0.router", "list.0.experts"));
+    fixture_free(&f);
+}
+
+/* As in GPT-NeoX-Japanese, whose attention gives its bias on for the layer to add. */
+static void
+test_a_bias_beside_its_row_layer_is_used_on_a_part_of_the_tokens(void)
+{
+    fixture f = with_one_layer();
+    const int block = add_module(&f, "list.0.attention", TP_MODULE_OTHER, 0);
+    add_shaped(&f, block, "down_bias", 1, (int64_t[]){16}, -1);
+    add_shaped(&f, block, "up_bias", 1, (int64_t[]){16}, -1);
+    add_linear(&f, "list.0.attention.up", 16, 16);
+    add_linear(&f, "list.0.attention.down", 16, 16);
+    shard_up_and_down(&f);
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.down_bias")->kind,
+                     TP_REPLICATED_SUM);
+        CHECK_INT_EQ(entry_of(&f, "list.0.attention.up_bias")->kind, TP_REPLICATED);
+    }
+    fixture_free(&f);
+}
+
+/* Nor is one of attention modules, which are sharded themselves, as in BLT. */
+static void
+test_a_list_with_a_sharded_layer_in_it_is_no_stack(void)
+{
+    fixture f = with_one_layer();
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    add_module(&f, "mixed", TP_MODULE_OTHER, 0);
+    add_module(&f, "mixed.0", TP_MODULE_OTHER, 0);
+    add_linear(&f, "mixed.0.up", 16, 16);
+    add_linear(&f, "mixed.0.down", 16, 16);
+    add_linear(&f, "mixed.1", 16, 16);
+    shard_up_and_down(&f);
+    add_rule(&f, "c", "mixed\\.1\\.weight", TP_PARTITION_COLUMN);
+    f.options.sequence = true;
+    if (make_plan(&f) && CHECK_INT_EQ(tp_plan_stack_count(f.plan), 1))
+        check_modules(&f, &tp_plan_stack(f.plan, 0)->layers, NAMES("list.0"));
+    fixture_free(&f);
+}
+
+static void
 test_a_model_without_a_list_of_layers_is_refused(void)
 {
     fixture f = fixture_new(2);
@@ -203,6 +298,10 @@ main(void)
     RUN(test_without_the_option_there_are_no_stacks);
     RUN(test_what_goes_on_behind_a_row_layer_has_a_part_of_the_tokens);
     RUN(test_a_block_with_a_full_matrix_is_given_all_tokens);
+    RUN(test_a_row_layer_that_splits_its_input_sums_over_the_same_tokens);
+    RUN(test_layers_whose_only_sharded_blocks_are_experts_are_a_stack);
+    RUN(test_a_bias_beside_its_row_layer_is_used_on_a_part_of_the_tokens);
+    RUN(test_a_list_with_a_sharded_layer_in_it_is_no_stack);
     RUN(test_a_model_without_a_list_of_layers_is_refused);
     RUN(test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name);
     return check_result();

@@ -89,7 +89,7 @@ def test_what_cannot_be_is_refused_by_name_on_every_rank(pool: Pool) -> None:
         "sharded between blocks the sharded model differs from the full model: the output of "
         "blocks.1.mlp.down differs",
         "no list": "ValueError: tensor_parallel.sequence_parallel is true, but 'ModuleDict' has "
-        "no list of layers with row layers in it",
+        "no list of layers with row layers or experts in it",
         "unknown": "ValueError: tensor_parallel.sequence_parallel: got true, which needs a "
         "self-check, but the inputs of Handmade are not known",
         "hidden": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",

@@ -3,7 +3,10 @@
 #include "passes/output/sequence.h"
 
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/text.h"
+#include "model/names.h"
 #include "passes/output/stacks.h"
 
 typedef enum {
@@ -47,6 +50,20 @@ mark_gather_scatter(const places *at, int module)
     at->roles[tp_stacks_block(&at->stacks, module)] = GATHER_SCATTER;
 }
 
+/* Within a block that a row layer closes, all tokens are there. Elsewhere the sum over
+ * the ranks needs the same tokens on all of them. */
+static void
+mark_split_row(const places *at, int module)
+{
+    const int block = tp_stacks_block(&at->stacks, module);
+    if (at->stacks.columns[block] && at->stacks.rows[block] == 0)
+        at->roles[block] = GATHER_SCATTER;
+    else if (at->stacks.rows[block] == 0 ||
+             tp_stacks_is_behind_row(&at->stacks, module,
+                                     tp_stacks_layer(&at->stacks, module)))
+        at->roles[module] = GATHER_SCATTER;
+}
+
 static int
 mark_layers(const places *at, tp_error *err)
 {
@@ -57,13 +74,13 @@ mark_layers(const places *at, tp_error *err)
         const tp_kind kind = plan->layers[i].kind;
         if (layer < 0)
             continue;
-        if (module == layer || kind == TP_VOCABULARY || kind == TP_HIDDEN)
+        if (kind == TP_VOCABULARY || kind == TP_HIDDEN)
             return refuse(at, module, "is no layer around which tokens can be sharded",
                           err);
-        if (kind == TP_EXPERTS || kind == TP_WHOLE_EXPERTS ||
-            kind == TP_WHOLE_EXPERT_BLOCKS || kind == TP_EXPERTS_COLUMN ||
-            kind == TP_EXPERTS_ROW)
+        if (tp_stacks_are_experts(&plan->layers[i]))
             mark_gather_scatter(at, module);
+        if (kind == TP_ROW && plan->layers[i].split_input)
+            mark_split_row(at, module);
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;
         /* Full outputs that no row layer sums. */
@@ -77,6 +94,26 @@ mark_layers(const places *at, tp_error *err)
     return 0;
 }
 
+/* Whether a vector is the bias of a row layer beside it, which the block gives on with
+ * its output, as in GPT-NeoX-Japanese. */
+static bool
+is_bias_of_row(const places *at, const tp_parameter *parameter)
+{
+    const tp_model *model = at->stacks.build->model;
+    const char *const end = strrchr(parameter->leaf, '_');
+    if (parameter->dims != 1 || end == NULL || !tp_text_same(end, "_bias"))
+        return false;
+    for (int m = parameter->module + 1; m < tp_model_module_count(model); m++) {
+        const char *leaf = tp_names_leaf(tp_model_module(model, m)->name);
+        if (tp_stacks_parent(&at->stacks, m) == parameter->module &&
+            at->stacks.rows[m] == TP_IS_ROW &&
+            strlen(leaf) == (size_t)(end - parameter->leaf) &&
+            strncmp(leaf, parameter->leaf, strlen(leaf)) == 0)
+            return true;
+    }
+    return false;
+}
+
 /* Whether a parameter of a stack is used on this rank's own tokens alone. */
 static bool
 is_local(const places *at, const tp_parameter *parameter)
@@ -86,7 +123,8 @@ is_local(const places *at, const tp_parameter *parameter)
         return false;
     const int top =
         role_of >= 0 ? role_of : tp_stacks_layer(&at->stacks, parameter->module);
-    return role_of < 0 || tp_stacks_is_behind_row(&at->stacks, parameter->module, top);
+    return role_of < 0 || is_bias_of_row(at, parameter) ||
+           tp_stacks_is_behind_row(&at->stacks, parameter->module, top);
 }
 
 /* A norm or a scale takes tokens one by one. What has a full matrix may mix them, as
@@ -221,7 +259,8 @@ static int
 make(const places *at, int lists, tp_error *err)
 {
     if (lists == 0)
-        return refuse(at, 0, "has no list of layers with row layers in it", err);
+        return refuse(at, 0, "has no list of layers with row layers or experts in it",
+                      err);
     if (mark_layers(at, err) < 0)
         return -1;
     mark_replicated_blocks(at);

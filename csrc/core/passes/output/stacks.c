@@ -13,6 +13,14 @@ tp_stacks_parent(const tp_stacks *stacks, int module)
     return tp_model_module(stacks->build->model, module)->parent;
 }
 
+bool
+tp_stacks_are_experts(const tp_layer *layer)
+{
+    return layer->kind == TP_EXPERTS || layer->kind == TP_WHOLE_EXPERTS ||
+           layer->kind == TP_WHOLE_EXPERT_BLOCKS || layer->kind == TP_EXPERTS_COLUMN ||
+           layer->kind == TP_EXPERTS_ROW;
+}
+
 int
 tp_stacks_layer(const tp_stacks *stacks, int module)
 {
@@ -35,6 +43,14 @@ find_numbered(const tp_stacks *stacks)
     }
 }
 
+/* A row layer that is given its shard of the features. One that takes the shard itself
+ * is given full activations, as any layer. */
+static bool
+is_row(const tp_layer *layer)
+{
+    return layer->kind == TP_ROW && !layer->split_input;
+}
+
 /* A table of heads is no column layer: it is given no features. */
 static bool
 is_column(const tp_stacks *stacks, const tp_layer *layer)
@@ -46,14 +62,35 @@ is_column(const tp_stacks *stacks, const tp_layer *layer)
 static void
 mark_layer(const tp_stacks *stacks, const tp_layer *layer)
 {
-    const bool is_row = layer->kind == TP_ROW;
-    if (!is_row && !is_column(stacks, layer))
+    if (!is_row(layer) && !is_column(stacks, layer))
         return;
     for (int m = layer->module; m >= 0; m = tp_stacks_parent(stacks, m)) {
-        if (is_row)
+        if (is_row(layer))
             stacks->rows[m] = m == layer->module ? TP_IS_ROW : TP_HOLDS_ROW;
         else
             stacks->columns[m] = true;
+    }
+}
+
+/* Whether the blocks of a layer of a stack end in what is sharded like this. */
+static bool
+ends_block(const tp_layer *layer)
+{
+    return layer->kind == TP_ROW || tp_stacks_are_experts(layer);
+}
+
+/* Layers that are sharded themselves, as a list of attention modules, are blocks of
+ * what their owner calls. */
+static void
+drop_lists_of_blocks(const tp_stacks *stacks, int *count)
+{
+    const tp_plan *plan = stacks->build->plan;
+    for (int i = 0; i < plan->layer_count; i++) {
+        const int module = plan->layers[i].module;
+        if (module != tp_stacks_layer(stacks, module))
+            continue;
+        stacks->lists[tp_stacks_parent(stacks, module)] = false;
+        (*count)--;
     }
 }
 
@@ -66,13 +103,14 @@ find_lists(const tp_stacks *stacks)
         mark_layer(stacks, &plan->layers[i]);
         const int layer = stacks->numbered[plan->layers[i].module];
         /* Linear layers in a row, as in a head, are no blocks. */
-        if (layer < 0 || plan->layers[i].kind != TP_ROW ||
+        if (layer < 0 || !ends_block(&plan->layers[i]) ||
             layer == plan->layers[i].module)
             continue;
         bool *is_list = &stacks->lists[tp_stacks_parent(stacks, layer)];
         count += !*is_list;
         *is_list = true;
     }
+    drop_lists_of_blocks(stacks, &count);
     return count;
 }
 

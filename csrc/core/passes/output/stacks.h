@@ -2,8 +2,9 @@
 /* stacks.h -- lists of layers, and what is where in their blocks.
  *
  * A stack is a list of modules whose names are indices, its layers, of which some
- * module holds a row layer. It is the outermost such list: experts may be one inside of
- * it. */
+ * module holds a row layer or experts. It is the outermost such list: experts may be
+ * one inside of it. A row layer that splits its input is given full activations, and so
+ * closes no block. */
 #ifndef TP_STACKS_H
 #define TP_STACKS_H
 
@@ -24,6 +25,9 @@ typedef struct {
 /* Find the stacks of a plan whose layers are made; `count` is how many. */
 int tp_stacks_find(const tp_build *build, tp_stacks *stacks, int *count, tp_error *err);
 void tp_stacks_clear(tp_stacks *stacks);
+
+/* Whether a layer is or belongs to experts whose tensors are sharded. */
+bool tp_stacks_are_experts(const tp_layer *layer);
 
 int tp_stacks_parent(const tp_stacks *stacks, int module);
 
