@@ -25,6 +25,7 @@ from deepspeed_autotp.interop.torch_private import (
     is_gloo,
     traced_all_gather,
     traced_all_reduce,
+    traced_reduce_scatter,
 )
 
 _CPU = torch.device("cpu")
@@ -168,8 +169,11 @@ class TPGroup:
     def all_gather_rows(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Every rank's rows of dimension 0, concatenated in rank order.
 
-        ``widths[rank]`` is how many that rank has; they are padded to the longest, as above.
+        ``widths[rank]`` is how many that rank has, under torch.compile as many as the others; they
+        are padded to the longest, as above.
         """
+        if torch.compiler.is_compiling():
+            return traced_all_gather(x.contiguous(), self.handle_for(x.device))
         self.announce()
         longest = max(widths)
         sent = x.contiguous()
@@ -220,6 +224,17 @@ class TPGroup:
                 async_op=True,
             )
         return self._lost.watch(work), received[: widths[self.rank]]
+
+    def reduce_scatter_rows(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """This rank's rows of the sum of ``x`` over the ranks, as :meth:`start_reduce_scatter`.
+
+        Under torch.compile all ranks get as many.
+        """
+        if torch.compiler.is_compiling():
+            return traced_reduce_scatter(x.contiguous(), self.handle_for(x.device))
+        work, rows = self.start_reduce_scatter(x, widths)
+        work.wait()
+        return rows
 
     def broadcast(self, x: Tensor, *, via: torch.device | None = None) -> None:
         """Overwrite ``x`` with the value of TP rank 0. ``via`` is of one type on all ranks, as the

@@ -9,9 +9,9 @@ full x, to be summed -> shard                 shard -> full, gradient to be summ
 reduce_scatter_to_sequence_region             started in the backward of layers.grad_overlap:
     y = rows of sum x_r, dx = gather(dy)          dx = rows of sum dy_r
 
-A row is a token: all dimensions but the last are flattened, so that the ranks' row counts differ by
-one at most whatever the batch is, and a rank's rows are contiguous. N is the number of rows, n that
-of a rank, F the features.
+A row is a token: all dimensions but the last are flattened, so that little is padded whatever the
+batch is, and a rank's rows are contiguous. N is the number of rows, n that of a rank, R the ranks,
+F the features.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepspeed_autotp._core import split
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.torch_private import reshaped, version_counter
 
@@ -33,26 +33,41 @@ from deepspeed_autotp.interop.torch_private import reshaped, version_counter
 class SequenceLayout:
     """How the tokens of one batch are sharded over the ranks.
 
-    shape   of the full activation without its features
-    widths  rows of every rank
+    All ranks have as many rows, so that the last ones may be padding. One graph of torch.compile is
+    then for all ranks, and for any number of tokens.
+
+    shape  of the full activation without its features
+    rows   of a rank
+    ranks  how many there are
     """
 
     shape: tuple[int, ...]
-    widths: tuple[int, ...]
+    rows: int
+    ranks: int
 
     @staticmethod
     def of(x: Tensor, ranks: int) -> SequenceLayout:
         """That of a full activation over ``ranks`` ranks."""
         shape = tuple(x.shape[:-1])
-        return SequenceLayout(shape, split(math.prod(shape), 1, ranks))
+        return SequenceLayout(shape, (math.prod(shape) + ranks - 1) // ranks, ranks)
 
-    def is_shard(self, x: Tensor, rank: int) -> bool:
-        """Whether ``x`` has the shape of the shard of ``rank``."""
-        return math.prod(x.shape[:-1]) == x.shape[-2] == self.widths[rank]
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The rows of every rank."""
+        return (self.rows,) * self.ranks
+
+    @property
+    def padding(self) -> int:
+        """How many rows are padding."""
+        return self.rows * self.ranks - math.prod(self.shape)
+
+    def is_shard(self, x: Tensor) -> bool:
+        """Whether ``x`` has the shape of a shard."""
+        return math.prod(x.shape[:-1]) == x.shape[-2] == self.rows
 
     def full_shape(self, shard: Tensor) -> tuple[int, ...]:
         """``[1, n, F]`` gives that of the full activation, ``[n, F]`` ``[N, F]``."""
-        lead = self.shape if shard.dim() > len(self.shape) else (sum(self.widths),)
+        lead = self.shape if shard.dim() > len(self.shape) else (math.prod(self.shape),)
         return (*lead, shard.shape[-1])
 
 
@@ -65,24 +80,53 @@ class GatheredSequence:
     version: int
     layout: SequenceLayout
 
+    @staticmethod
+    def of(shard: Tensor, full: Tensor, layout: SequenceLayout) -> GatheredSequence:
+        """What was just gathered. torch.compile traces no versions, but a tensor that torch refuses
+        to write to, so that no gradient passes by what was written."""
+        if torch.compiler.is_compiling():
+            return GatheredSequence(shard, _read_only(full), 0, layout)
+        return GatheredSequence(shard, full, version_counter(full), layout)
+
     def is_full(self, x: Tensor) -> bool:
         """Whether ``x`` is that very tensor, and not written to since."""
-        return self.full is x and self.version == version_counter(x)
+        if self.full is not x:
+            return False
+        return torch.compiler.is_compiling() or self.version == version_counter(x)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _own(rows: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
+    return rows.narrow(0, rank * layout.rows, layout.rows)
+
+
+def _padded(x: Tensor, layout: SequenceLayout) -> Tensor:
+    """``[..., F] -> [n * R, F]``, and the last row again for padding: what is computed of it is
+    computed of that row, too, and as finite."""
+    rows = _rows(x)
+    if layout.padding == 0:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(layout.padding, -1)])
+
+
+def padded_gradient(dy: Tensor, layout: SequenceLayout) -> Tensor:
+    """``[..., F] -> [n * R, F]``, and zeros for padding, on which nothing depends."""
+    return F.pad(_rows(dy), (0, 0, 0, layout.padding)) if layout.padding else _rows(dy)
 
 
 def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
     """``[..., F] -> [1, n, F]`` with as many dimensions."""
-    rows = x.reshape(-1, x.shape[-1])
-    local = rows.narrow(0, sum(layout.widths[:rank]), layout.widths[rank])
+    local = _own(_padded(x, layout), layout, rank)
     return local.reshape(*(1,) * (x.dim() - 2), *local.shape)
 
 
-def _with_dims_of(rows: Tensor, like: Tensor) -> Tensor:
-    return reshaped(rows, (*(1,) * (like.dim() - 2), *rows.shape))
-
-
 def _all_rows(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
-    rows = group.all_gather_rows(x.reshape(-1, x.shape[-1]), layout.widths)
+    rows = group.all_gather_rows(_rows(x), layout.widths)
+    if layout.padding:
+        rows = rows.narrow(0, 0, math.prod(layout.shape))
     return reshaped(rows, layout.full_shape(x))
 
 
@@ -108,21 +152,52 @@ class _GatherFromRegion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return local_rows(dy, ctx.layout, ctx.group.rank).reshape(ctx.shape), None, None
+        rows = _own(padded_gradient(dy, ctx.layout), ctx.layout, ctx.group.rank)
+        return rows.reshape(ctx.shape), None, None
 
 
 class _ReduceScatterToRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
         ctx.layout, ctx.group, ctx.shape = layout, group, x.shape
-        work, rows = group.start_reduce_scatter(x.reshape(-1, x.shape[-1]), layout.widths)
-        work.wait()
-        return _with_dims_of(rows, x)
+        rows = group.reduce_scatter_rows(_padded(x, layout), layout.widths)
+        return reshaped(rows, (*(1,) * (x.dim() - 2), *rows.shape))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         return _all_rows(dy, ctx.layout, ctx.group).reshape(ctx.shape), None, None
+
+
+class _SumGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, layout: SequenceLayout, group: TPGroup
+    ) -> Tensor:
+        ctx.layout, ctx.group, ctx.shape = layout, group, x.shape
+        return rows.view_as(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        dx = ctx.group.reduce_scatter_rows(padded_gradient(dy, ctx.layout), ctx.layout.widths)
+        return dx.reshape(ctx.shape), None, None, None
+
+
+class _ReadOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return dy
+
+
+def _read_only(x: Tensor) -> Tensor:
+    """``x``, of which torch refuses what writes to it in place."""
+    y: Tensor = _ReadOnly.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 def scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
@@ -141,4 +216,11 @@ def reduce_scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: 
     """``[..., F] -> [1, n, F]``, this rank's rows of the sum over ranks; the gradient is
     gathered."""
     y: Tensor = _ReduceScatterToRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
+    return y
+
+
+def rows_with_summed_gradient(gathered: GatheredSequence, group: TPGroup) -> Tensor:
+    """The full activation as ``[N, F]``; the gradient is this rank's rows of the sum over ranks."""
+    rows = _rows(gathered.full.detach())
+    y: Tensor = _SumGradients.apply(gathered.shard, rows, gathered.layout, group)  # type: ignore[no-untyped-call]
     return y

@@ -277,6 +277,12 @@ def traced_all_gather(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
     return gathered
 
 
+def traced_reduce_scatter(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
+    """This rank's rows of the sum of contiguous ``x`` over the ranks, for torch.compile."""
+    rows: Tensor = functional.reduce_scatter_tensor(x, "sum", 0, handle)
+    return rows
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether anybody registered a hook of the forward or backward of ``module`` itself."""
     return bool(output_hooks(module) or forward_pre_hooks(module))

@@ -30,7 +30,11 @@ from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.sequence_collectives import GatheredSequence
+from deepspeed_autotp.distributed.sequence_collectives import (
+    GatheredSequence,
+    padded_gradient,
+    rows_with_summed_gradient,
+)
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.interop.torch_private import backward_id, version_counter
 
@@ -38,6 +42,11 @@ from deepspeed_autotp.interop.torch_private import backward_id, version_counter
 def _tokens(x: Tensor) -> Tensor:
     """``[..., F] -> [T, F]``."""
     return x.reshape(-1, x.shape[-1])
+
+
+def _with_lead_of(x: Tensor, y: Tensor) -> Tensor:
+    """``[T, F]`` as ``[..., F]``, where ``x`` is ``[..., I]``."""
+    return y if y.dim() == x.dim() else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _DeferredGradients:
@@ -102,7 +111,8 @@ class _Enter(torch.autograd.Function):
         work = None
         group: TPGroup = ctx.shared.group
         if dx is not None and ctx.layout is not None:
-            work, dx = group.start_reduce_scatter(_tokens(dx), ctx.layout.widths)
+            rows = padded_gradient(dx, ctx.layout)
+            work, dx = group.start_reduce_scatter(rows, ctx.layout.widths)
             dx = dx.reshape(ctx.shape)
         elif dx is not None:
             # From the layers' matmuls, or autograd's sum of them: nothing else refers to it.
@@ -196,7 +206,7 @@ class SharedInput:
                 "the part before it is sharded"
             )
         if torch.compiler.is_compiling():
-            return F.linear(self._traced(x, siblings), rows, bias)
+            return _with_lead_of(x, F.linear(self._traced(x, siblings), rows, bias))
         if not (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, rows, bias)
         entry = self._enter(x, siblings)
@@ -209,7 +219,7 @@ class SharedInput:
     def shared(self, x: Tensor, *, siblings: Sequence[Mapping[str, Tensor | None]]) -> Tensor:
         """What a layer with a frozen weight computes with that is given ``x``; as ``linear``."""
         if torch.compiler.is_compiling():
-            return self._traced(x, siblings)
+            return _with_lead_of(x, self._traced(x, siblings))
         if not (torch.is_grad_enabled() and x.requires_grad):
             return x
         return self._enter(x, siblings).y
@@ -248,10 +258,17 @@ class SharedInput:
         return last
 
     def _traced(self, x: Tensor, siblings: Sequence[Mapping[str, Tensor | None]]) -> Tensor:
-        """As ``_enter``, for torch.compile, which neither defers gradients nor overlaps sums."""
+        """As ``_enter``, for torch.compile, which neither defers gradients nor overlaps sums.
+
+        ``[T, I]`` where ``x`` was gathered: inductor overlaps a gather with a product right behind.
+        """
         y = self._traced_y
         if self._traced_x is not x or y is None:
-            y = copy_to_tp_region(x, self.group)
+            gathered = self._gathered
+            if gathered is None or not gathered.is_full(x):
+                y = copy_to_tp_region(x, self.group)
+            else:
+                y = rows_with_summed_gradient(gathered, self.group)
             self._traced_x, self._traced_y, self._remaining = x, y, len(siblings)
         self._remaining -= 1
         if self._remaining <= 0:

@@ -44,7 +44,6 @@ from deepspeed_autotp.distributed.sequence_collectives import (
     reduce_scatter_to_sequence_region,
     scatter_to_sequence_region,
 )
-from deepspeed_autotp.interop.torch_private import version_counter
 from deepspeed_autotp.interop.transformers import wants_hidden_states
 from deepspeed_autotp.layers.forward_context import ForwardContext
 
@@ -153,29 +152,37 @@ class Stack:
     def layout_of(self, x: Tensor, layer: StackLayer) -> SequenceLayout | None:
         """Of ``x``, the input of ``layer``; None where all ranks have all tokens."""
         if not self._is_sharding:
-            known = self._by_storage.get(x.untyped_storage())
-            if torch.is_grad_enabled() and known is None:
-                raise RuntimeError(self._called_from_outside(layer.name))
-            if not torch.is_grad_enabled():
-                return None
-            # Full activations of two calls may be in one storage; the first layer has all of x.
-            return SequenceLayout.of(x, self.group.size) if layer.is_first else known
+            return self._recomputed_layout(x, layer) if torch.is_grad_enabled() else None
         if layer.is_first:
             self._between = SequenceLayout.of(x, self.group.size)
         layout = self._between
-        if layout is None or not (layer.is_first or layout.is_shard(x, self.group.rank)):
+        if layout is None or not (layer.is_first or layout.is_shard(x)):
             raise RuntimeError(
                 f"{layer.name} was given an input of shape {list(x.shape)}, expected this rank's "
                 "shard of the tokens; set tensor_parallel.sequence_parallel to false where layers "
                 f"of {self._owner} are skipped, or given full activations"
             )
-        self._by_storage[x.untyped_storage()] = layout
+        if not torch.compiler.is_compiling():
+            self._by_storage[x.untyped_storage()] = layout
         return layout
+
+    def _recomputed_layout(self, x: Tensor, layer: StackLayer) -> SequenceLayout:
+        """Of ``x`` where a checkpoint runs a layer again."""
+        known = None if torch.compiler.is_compiling() else self._by_storage.get(x.untyped_storage())
+        if known is None:
+            raise RuntimeError(self._called_from_outside(layer.name))
+        # Full activations of two calls may be in one storage; the first layer has all of x.
+        return SequenceLayout.of(x, self.group.size) if layer.is_first else known
 
     @property
     def is_idle(self) -> bool:
         """Whether all ranks have all tokens in whatever runs."""
         return not (self._is_sharding or torch.is_grad_enabled())
+
+    @property
+    def draws(self) -> bool:
+        """Whether ranks draw random numbers of their own."""
+        return self._context.rng.is_active
 
     def run(
         self,
@@ -212,8 +219,9 @@ class Stack:
             return x
         self._leave_rng_region()
         full = gather_from_sequence_region(x, layout, self.group)
-        self._context.input.set_gathered(GatheredSequence(x, full, version_counter(full), layout))
-        return full
+        gathered = GatheredSequence.of(x, full, layout)
+        self._context.input.set_gathered(gathered)
+        return gathered.full
 
     def run_on_all_tokens(
         self,
@@ -250,8 +258,8 @@ class Stack:
     def _called_from_outside(self, name: str) -> str:
         return (
             f"{name} was called with gradients, but not by {self._owner}, so the layout of its "
-            "tokens is not known; with tensor_parallel.sequence_parallel call the full model, and "
-            "checkpoint full layers, without offloading their inputs"
+            "tokens is not known; with tensor_parallel.sequence_parallel call the full model, "
+            "checkpoint full layers, without offloading their inputs, and compile afterwards"
         )
 
     # Ranks draw different random numbers for their shard of the tokens, and equal ones for all.

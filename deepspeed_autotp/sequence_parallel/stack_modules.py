@@ -22,15 +22,11 @@ from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, Stack
 
 @dataclass(frozen=True, slots=True)
 class _LayerState:
-    """What a layer of a stack knows of it.
-
-    ``run`` is ``Stack.run`` under torch.compiler.disable: the layout of the tokens is known only
-    when the layer runs.
-    """
+    """What a layer of a stack knows of it. ``run_uncompiled`` is ``Stack.run``."""
 
     stack: Stack
     layer: StackLayer
-    run: Callable[..., Any]
+    run_uncompiled: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,10 @@ class SequenceParallelLayer(nn.Module):
         part = state_of(self, _LayerState)
         if part.stack.is_idle:
             return super().forward(*args, **kwargs)
-        return part.run(part.stack, part.layer, super().forward, args, kwargs)
+        # RNG states are exchanged at each norm: what is left of a layer would be many graphs.
+        if torch.compiler.is_compiling() and part.stack.draws:
+            return part.run_uncompiled(part.stack, part.layer, super().forward, args, kwargs)
+        return part.stack.run(part.layer, super().forward, args, kwargs)
 
 
 class GatherInput(nn.Module):
@@ -100,7 +99,8 @@ def shard_sequence(
     if not plan.stacks:
         return
     run_layer = torch.compiler.disable(
-        Stack.run, reason="tensor_parallel.sequence_parallel: layers are not compiled in training"
+        Stack.run,
+        reason="tensor_parallel.sequence_parallel: dropout, whose layers are not compiled",
     )
     for planned in plan.stacks:
         stack = Stack(planned.owner, group=group, context=context)

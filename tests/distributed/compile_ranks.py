@@ -27,15 +27,14 @@ def _counting(into: Counter[str]) -> Callable[..., Any]:
     return compile_graph
 
 
-def train(family: str, changes: dict[str, Any], sequence: bool) -> dict[str, Any]:
+def train(family: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Losses of one process and of the compiled model, graphs, breaks and collectives."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.utils import counters
 
     expected = single_losses(build(family, tied=False, **changes), clip=0.0, steps=STEPS)
     model = build(family, tied=False, **changes)
-    config = {"sequence_parallel": sequence}
-    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=config)
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     forward: Counter[str] = Counter()
     backward: Counter[str] = Counter()
     torch._dynamo.reset()

@@ -21,17 +21,10 @@ from tests.support.worker_pool import Pool
 def test_a_compiled_model_trains_in_one_graph(
     pool: Pool, family: str, changes: dict[str, Any]
 ) -> None:
-    for found in pool.run(compile_ranks.train, family, changes, False, timeout=110):
+    for found in pool.run(compile_ranks.train, family, changes, timeout=110):
         assert found["apart"] < 1e-5
         assert found["breaks"] == {} and found["graphs"] == 1
         # Two layers: attention and MLP each sum once; embedding and head, which is gathered.
         assert found["forward"]["all_reduce"] == 5
         assert found["forward"]["all_gather_into_tensor"] == 1
         assert found["backward"]["all_reduce"] == 5
-
-
-def test_a_model_with_sharded_tokens_trains_with_its_layers_uncompiled(pool: Pool) -> None:
-    for found in pool.run(compile_ranks.train, "llama", {}, True, timeout=110):
-        assert found["apart"] < 1e-5
-        # The embedding's sum and the head's gather; what the layers do is in no graph.
-        assert found["forward"] == {"all_reduce": 1, "wait_tensor": 2, "all_gather_into_tensor": 1}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequence parallelism under torch.compile: its collectives are in the graphs."""
+
+from typing import Any
+
+import pytest
+
+from tests.distributed import sequence_compile_ranks
+from tests.distributed.sequence_compile_ranks import BY_THREE, Found
+from tests.support.engine_config import Setting
+from tests.support.worker_pool import Pool
+
+
+def _equals_one_process(found: Found) -> bool:
+    return max(found.apart.values()) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks"),
+    [
+        ({}, 2),
+        pytest.param({"tied": True}, 2, marks=pytest.mark.long),
+        pytest.param(BY_THREE, 3, marks=pytest.mark.long),
+    ],
+)
+def test_one_graph_whose_collectives_are_fused_with_the_products_beside(
+    pool: Pool, changes: dict[str, Any], ranks: int
+) -> None:
+    job = (sequence_compile_ranks.fused, "llama", [12, 12], changes)
+    for found in pool.run(*job, ranks=ranks, timeout=110):
+        assert _equals_one_process(found)
+        assert found.graphs == 1 and found.breaks == 0
+        # Two layers with two blocks each. Gathered are their inputs, the last layer's output, and
+        # the logits; what each block gives is scattered.
+        assert (found.forward["gathers"], found.forward["scatters"]) == (6, 4)
+        assert found.forward["fused_all_gather_matmul"] == 4
+        assert found.forward["fused_matmul_reduce_scatter"] == 4
+        # The gradients of what each block gives, and that of the first layer's input; scattered
+        # are those of the blocks' inputs, each of which is a sum of products.
+        assert (found.backward["gathers"], found.backward["scatters"]) == (5, 4)
+        assert found.backward["fused_all_gather_matmul"] == 4
+        # What the embedding gives, and the gradient of what the head is given.
+        assert found.forward["all_reduce"] == found.backward["all_reduce"] == 1
+
+
+@pytest.mark.long
+def test_tokens_need_not_divide_by_the_tp_size(pool: Pool) -> None:
+    job = (sequence_compile_ranks.fused, "llama", [13, 7, 12], BY_THREE)
+    for found in pool.run(*job, ranks=3, timeout=110):
+        assert _equals_one_process(found)
+        assert found.breaks == 0
+        assert (found.forward["gathers"], found.forward["scatters"]) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "checkpoints", "ranks"),
+    [
+        ([], False, 2),
+        ([], True, 2),
+        # Four heads for three ranks: layers that may drop out run uncompiled.
+        pytest.param([], False, 3, marks=pytest.mark.long),
+        pytest.param([0, 1, 2], False, 2, marks=pytest.mark.long),
+        pytest.param([0, 2], False, 2, marks=pytest.mark.long),
+        pytest.param([1], False, 2, marks=pytest.mark.long),
+    ],
+)
+def test_models_and_blocks_train_and_evaluate_as_one_process(
+    pool: Pool, blocks: list[int], checkpoints: bool, ranks: int
+) -> None:
+    job = (sequence_compile_ranks.handmade, blocks, checkpoints)
+    for found in pool.run(*job, ranks=ranks, timeout=110):
+        assert _equals_one_process(found)
+        is_compiled = not checkpoints and ranks == 2
+        assert (found.graphs > 0 and found.breaks == 0) or not is_compiled
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("zero", [1, 3])
+def test_an_engine_compiles(pool: Pool, zero: int) -> None:
+    setting = Setting(tp=2, zero=zero, clip=0.0, sequence=True)
+    for far in pool.run(sequence_compile_ranks.engine, setting, ranks=2, timeout=200):
+        assert far < 1e-5
+
+
+def test_what_would_have_other_gradients_is_refused(pool: Pool) -> None:
+    said, other = pool.run(sequence_compile_ranks.refused, timeout=110)
+    assert said.keys() == other.keys()
+    assert said["writes, not compiled"] == other["writes, not compiled"] == "nothing"
+    for each in (said, other):
+        assert "is a view and is being modified inplace" in each["writes"]
+        assert each["outside"].startswith("RuntimeError: blocks.1 was called with gradients, but")
+        assert each["outside"].endswith("and compile afterwards")
