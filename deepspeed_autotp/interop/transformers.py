@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -213,9 +213,20 @@ def drops_layers(module: nn.Module) -> bool:
     return isinstance(dropped, float) and dropped > 0
 
 
-def wants_hidden_states(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call asks for ``output_hidden_states``, by argument or by configuration."""
+def hidden_states_argument(module: nn.Module) -> int | None:
+    """At which position the forward of ``module`` takes ``output_hidden_states``, if it does."""
+    names = list(inspect.signature(module.forward).parameters)
+    return names.index("output_hidden_states") if "output_hidden_states" in names else None
+
+
+def wants_hidden_states(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], position: int | None
+) -> bool:
+    """Whether a call asks for ``output_hidden_states``, by argument, whose ``position`` is that of
+    :func:`hidden_states_argument`, or by configuration."""
     asked = kwargs.get("output_hidden_states")
+    if position is not None and position < len(args):
+        asked = args[position]
     config = vars(module).get("config")
     return bool(getattr(config, "output_hidden_states", False) if asked is None else asked)
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -44,8 +44,8 @@ from deepspeed_autotp.distributed.sequence_collectives import (
     reduce_scatter_to_sequence_region,
     scatter_to_sequence_region,
 )
-from deepspeed_autotp.interop.transformers import wants_hidden_states
 from deepspeed_autotp.layers.forward_context import ForwardContext
+from deepspeed_autotp.sequence_parallel.hidden_states import HiddenStates
 
 
 def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -53,6 +53,10 @@ def _with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(output, list):
         return [change(output[0]), *output[1:]]
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+def _first(output: Any) -> Tensor:
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +95,14 @@ class StackLayer:
     is_last: bool
 
 
-def _refuse_hidden_states(module: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
-    if torch.is_grad_enabled() and wants_hidden_states(module, kwargs):
-        raise ValueError(
-            "output_hidden_states with tensor_parallel.sequence_parallel: in training the hidden "
-            "states between the layers are sharded, a rank has some tokens only; set one of the "
-            "two to false, or call the model under torch.no_grad()"
-        )
-
-
 class Stack:
     """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
-    def __init__(self, owner: str, *, group: TPGroup, context: ForwardContext) -> None:
+    def __init__(
+        self, owner: str, *, group: TPGroup, context: ForwardContext, hidden: HiddenStates
+    ) -> None:
         self.group = group
+        self._hidden = hidden
         self._context = context
         self._owner = owner or "the model"
         self._is_sharding = False
@@ -119,20 +117,14 @@ class Stack:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
-        made = Stack(self._owner, group=self.group, context=copy.deepcopy(self._context, memo))
+        context, hidden = copy.deepcopy((self._context, self._hidden), memo)
+        made = Stack(self._owner, group=self.group, context=context, hidden=hidden)
         memo[id(self)] = made
         return made
 
-    def register_hooks(
-        self, owner: nn.Module, *, around: Iterable[nn.Module]
-    ) -> list[RemovableHandle]:
-        """Hooks that begin and end a call of the stack, and check calls of the modules around."""
-        checks = [
-            module.register_forward_pre_hook(_refuse_hidden_states, with_kwargs=True)
-            for module in (*around, owner)
-        ]
+    def register_hooks(self, owner: nn.Module) -> list[RemovableHandle]:
+        """Hooks that begin and end a call of the stack."""
         return [
-            *checks,
             owner.register_forward_pre_hook(self._begin),
             owner.register_forward_hook(self._end, always_call=True),
         ]
@@ -207,10 +199,15 @@ class Stack:
             self._leave_rng_region()
             self._within = before
             self._context.input.forget()
-        if not layer.is_last:
-            return output
-        self._between = None
-        return _with_first(output, lambda y: gather_from_sequence_region(y, layout, self.group))
+        if layer.is_last:
+            self._between = None
+            output = _with_first(
+                output, lambda y: gather_from_sequence_region(y, layout, self.group)
+            )
+        if self._hidden.is_asked:
+            self._hidden.add(x, None if layer.is_first else layout)
+            self._hidden.add(_first(output), None if layer.is_last else layout)
+        return output
 
     def gather_input(self, x: Tensor, name: str) -> Tensor:
         """All tokens, at the input of attention or a feed-forward network."""

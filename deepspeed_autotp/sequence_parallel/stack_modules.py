@@ -17,6 +17,7 @@ from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import sharding_of
+from deepspeed_autotp.sequence_parallel.hidden_states import HiddenStates
 from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, StackLayer
 
 
@@ -102,8 +103,9 @@ def shard_sequence(
         Stack.run,
         reason="tensor_parallel.sequence_parallel: dropout, whose layers are not compiled",
     )
+    hidden = HiddenStates(group)
     for planned in plan.stacks:
-        stack = Stack(planned.owner, group=group, context=context)
+        stack = Stack(planned.owner, group=group, context=context, hidden=hidden)
         for name in planned.layers:
             module = modules[name]
             layer = StackLayer(
@@ -126,16 +128,17 @@ def shard_sequence(
             sharding = sharding_of(modules[name])
             reduce = _StackReduce(stack, name)
             undo.append(set_state(modules[name], replace(sharding, reduce=reduce)))
-        # A model may call the owner without some of its own arguments.
-        around = [modules[name] for name in _parents(planned.owner) if name in modules]
-        hooks = stack.register_hooks(modules[planned.owner], around=around)
-        undo.extend(hook.remove for hook in hooks)
+        undo.extend(hook.remove for hook in stack.register_hooks(modules[planned.owner]))
+    # A model may call the owner without some of its own arguments.
+    asked = {name for planned in plan.stacks for name in _with_parents(planned.owner)}
+    for name in sorted(asked & modules.keys()):
+        undo.extend(hook.remove for hook in hidden.register_hooks(name, modules[name]))
 
 
-def _parents(name: str) -> list[str]:
-    """The names of the modules around this one; that of the model, which is empty, is last."""
+def _with_parents(name: str) -> list[str]:
+    """The names of a module and of those around it; that of the model is empty."""
     parts = name.split(".") if name else []
-    return [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 class _StackReduce:

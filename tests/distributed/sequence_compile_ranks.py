@@ -254,6 +254,27 @@ def refused() -> dict[str, str]:
         }
 
 
+def hidden_states() -> Found:
+    """A loss of the hidden states of a compiled model."""
+    unsharded, sharded = pair("llama", use_cache=False)
+    # Breaks a graph: transformers registers its hooks in the first call that asks.
+    with torch.no_grad():
+        sharded(input_ids=tokens(0), output_hidden_states=True)
+    found = Found()
+    losses = []
+    with counted(found):
+        called = torch.compile(sharded, backend="aot_eager", fullgraph=True)
+        for model, forward in ((unsharded, unsharded), (sharded, called)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+            states = forward(input_ids=tokens(0), output_hidden_states=True).hidden_states
+            loss = sum((number + 1) * state.square().mean() for number, state in enumerate(states))
+            loss.backward()
+            optimizer.step()
+            losses.append([float(loss.detach())])
+    found.apart = apart(unsharded, sharded, *losses)
+    return found
+
+
 def engine(setting: Setting) -> float:
     """The worst loss of an engine that compiles, to one process."""
     expected = single_losses(build("llama", tied=False), clip=0.0, length=setting.length)

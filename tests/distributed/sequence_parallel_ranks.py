@@ -219,18 +219,6 @@ class Shifted(nn.Module):
         return y
 
 
-class Around(nn.Module):
-    """Keeps what its layers give, as hooks of transformers do, and does not tell them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = build_handmade()
-
-    def forward(self, x: Tensor, target: Tensor, output_hidden_states: bool = False) -> Tensor:
-        y: Tensor = self.inner(x, target)
-        return y
-
-
 def refused() -> tuple[dict[str, str], bool]:
     """The errors of models and uses that cannot be; and whether a refused model is unchanged."""
     mixing = build_handmade()
@@ -241,13 +229,10 @@ def refused() -> tuple[dict[str, str], bool]:
     rules = {"partition_config": PARTITION}
     model = shard(build("llama", tied=False))
     ids = tokens(0)
-    around = shard(Around(), config=rules, example_inputs=example())
     said = {
         "mixing": raised_error(lambda: shard(mixing, config=rules, example_inputs=example())),
         "no list": raised_error(lambda: shard(lone, config=rules, example_inputs={})),
         "unknown": raised_error(lambda: shard(build_handmade(), config=rules)),
-        "hidden": raised_error(lambda: model(input_ids=ids, output_hidden_states=True)),
-        "hidden above": raised_error(lambda: around(**example(), output_hidden_states=True)),
         "dropping": raised_error(lambda: shard(build("opt", tied=False, **OPT, layerdrop=0.5))),
         "alone": raised_error(lambda: model.model.layers[0].mlp(torch.ones(1, 4, 64))),
         "skipped": raised_error(lambda: _skip(model, ids)),

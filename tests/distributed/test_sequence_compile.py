@@ -75,6 +75,13 @@ def test_models_and_blocks_train_and_evaluate_as_one_process(
 
 
 @pytest.mark.long
+def test_a_compiled_model_gives_full_hidden_states(pool: Pool) -> None:
+    for found in pool.run(sequence_compile_ranks.hidden_states, timeout=110):
+        assert _equals_one_process(found)
+        assert found.graphs == 1 and found.breaks == 0
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("zero", [1, 3])
 def test_an_engine_compiles(pool: Pool, zero: int) -> None:
     setting = Setting(tp=2, zero=zero, clip=0.0, sequence=True)

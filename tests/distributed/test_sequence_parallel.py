@@ -92,8 +92,6 @@ def test_what_cannot_be_is_refused_by_name_on_every_rank(pool: Pool) -> None:
         "no list of layers with row layers or experts in it",
         "unknown": "ValueError: tensor_parallel.sequence_parallel: got true, which needs a "
         "self-check, but the inputs of Handmade are not known",
-        "hidden": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
-        "hidden above": "ValueError: output_hidden_states with tensor_parallel.sequence_parallel",
         "dropping": "ValueError: tensor_parallel.sequence_parallel: got true, but 'model.decoder' "
         "drops layers in training",
         "alone": "RuntimeError: model.layers.0.mlp was called with gradients, but not by model",
