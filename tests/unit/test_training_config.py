@@ -367,7 +367,7 @@ def test_an_assignment_is_checked_like_an_argument() -> None:
         "tensor_parallel.autotp_size: got -4 (int), expected an integer of at least 0"
     )
     assert message_of(setattr, config, "expert_partition", "heads") == (
-        "tensor_parallel.expert_partition: got 'heads' (str), expected 'width' or 'experts'"
+        "tensor_parallel.expert_partition: got 'heads' (str), expected 'width', 'experts' or 'auto'"
     )
     assert config.autotp_size == 4
     assert message_of(setattr, config, "autotp_sise", 4).startswith(
