@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,22 @@ def test_an_architecture_that_nvcc_does_not_know_is_one_sentence(tmp_path: Path)
     said = build(tmp_path, "setup.py", AUTOTP_CUDA="1", AUTOTP_CUDA_ARCHS="80,7")
     assert said.startswith("error: AUTOTP_CUDA_ARCHS: ")
     assert " cannot compile for 7; expected some of " in said
+
+
+def test_a_source_distribution_has_all_files_of_the_repository(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}"]
+        + ["sdist", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    tracked = {name for name in listed.stdout.splitlines() if not name.startswith(".")}
+    assert tracked - packed == set()
