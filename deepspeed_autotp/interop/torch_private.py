@@ -111,8 +111,8 @@ def output_hooks(module: nn.Module) -> list[Any]:
 
 
 def has_user_hooks(module: nn.Module) -> bool:
-    """Whether others than DeepSpeed and this package watch the output of ``module``."""
-    own = ("deepspeed.", "deepspeed_autotp.")
+    """Whether others than DeepSpeed, fully_shard and this package watch what ``module`` returns."""
+    own = ("deepspeed.", "deepspeed_autotp.", "torch.distributed.fsdp.")
     return any(
         not str(getattr(hook, "__module__", "")).startswith(own) for hook in output_hooks(module)
     )
