@@ -53,10 +53,10 @@ def fused_cross_entropy(
 
     In float32, or float64 for float64 logits. Errors are those of ``vocabulary_cross_entropy``.
     """
-    is_grad = torch.is_grad_enabled() and product.is_grad
-    factors = product.x, product.weight, product.bias
-    with torch.set_grad_enabled(is_grad):
-        loss: Tensor = _FusedLoss.apply(*factors, labels, count, product, task)  # type: ignore[no-untyped-call]
+    factors: tuple[Tensor | None, ...] = (product.x, product.weight, product.bias)
+    if not torch.is_grad_enabled():
+        factors = tuple(None if x is None else x.detach() for x in factors)
+    loss: Tensor = _FusedLoss.apply(*factors, labels, count, product, task)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -74,7 +74,7 @@ class _FusedLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.shape, ctx.over = x.shape, task.over
         x, dtype = x.reshape(-1, x.shape[-1]), product.dtype
-        wanted = ctx.needs_input_grad[:3] if product.requires_grad else (False, False, False)
+        wanted = ctx.needs_input_grad[:3]
         gradients = _Gradients(x, w, b, wanted)
         rows_of_w, bias = w.to(dtype), None if b is None else b.to(dtype)
         losses = x.new_empty(len(x), dtype=_summed(dtype))

@@ -43,17 +43,17 @@ class HeadProduct:
     x         [..., H], whose gradient something before it sums over the ranks
     weight    [V/R, H], this rank's rows
     bias      [V/R], or None
-    dtype     that the product is formed in, under autocast another than that of ``weight``
-    is_grad   whether gradients were formed where the head was called
+    dtype     that the product is formed in, under autocast another than those of the factors
     tokens    of a chunk, the same on every rank
+    sample    some of the weight's values
     """
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype
-    is_grad: bool
     tokens: int
+    sample: Tensor
 
     @property
     def device(self) -> torch.device:
@@ -65,17 +65,21 @@ class HeadProduct:
 
     @property
     def requires_grad(self) -> bool:
-        return self.is_grad and any(x is not None and x.requires_grad for x in self._factors())
+        return any(x.requires_grad for x in self._factors())
 
     @property
     def version(self) -> int:
         """A number that every write to a factor in place increases."""
-        return sum(version_counter(x) for x in self._factors() if x is not None)
+        return sum(version_counter(x) for x in self._factors())
 
     @property
     def is_gone(self) -> bool:
-        """Whether the memory of the weight was given back, as fully_shard does after a forward."""
-        return self.weight.numel() > 0 and self.weight.untyped_storage().nbytes() == 0
+        """Whether the weight has other values, or no memory. DeepSpeed writes to parameters without
+        a new version, and fully_shard takes their memory after a forward."""
+        if self.weight.numel() == 0:
+            return False
+        has_memory = self.weight.untyped_storage().nbytes() > 0
+        return not (has_memory and torch.equal(sample_of(self.weight), self.sample))
 
     @property
     def chunk_bytes(self) -> int:
@@ -85,24 +89,27 @@ class HeadProduct:
     def formed(self) -> Tensor:
         """The logits."""
         kind = self.x.device.type
-        is_cast = self.dtype != self.weight.dtype
+        is_cast = any(x.dtype != self.dtype for x in self._factors())
         with (
             torch.inference_mode(False),
-            torch.set_grad_enabled(self.is_grad),
+            torch.enable_grad(),
             torch.autocast(kind, dtype=self.dtype if is_cast else None, enabled=is_cast),
         ):
             return F.linear(self.x, self.weight, self.bias)
 
-    def _factors(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.weight, self.bias
+    def _factors(self) -> tuple[Tensor, ...]:
+        return (self.x, self.weight) if self.bias is None else (self.x, self.weight, self.bias)
 
 
 def deferred_product(head: nn.Module, model: nn.Module, x: Tensor) -> HeadProduct | None:
     """The product of ``head``, a sharded linear layer, with ``x``, to be formed later in the
-    forward of ``model``, or after it; None where that saves no memory, or the weight would be gone
-    by then."""
+    forward of ``model``, or after it; None without gradients, where that saves no memory, or where
+    the weight would be gone by then."""
     weight, bias = (own_parameters(head).get(name) for name in ("weight", "bias"))
-    if weight is None or is_partitioned(weight):
+    if weight is None or type(weight) not in (Tensor, nn.Parameter) or is_partitioned(weight):
+        return None
+    # What was computed without gradients is often kept over a step, which changes the weights.
+    if not torch.is_grad_enabled():
         return None
     if is_managed_by_fsdp(head) and not stays_gathered(head, model):
         return None
@@ -122,7 +129,12 @@ def deferred_product(head: nn.Module, model: nn.Module, x: Tensor) -> HeadProduc
     if (count - tokens) * dtype.itemsize <= kept:
         return None
     own = sharding.context.input.shared(x, siblings=sharding.siblings)
-    return HeadProduct(own, weight, bias, dtype, torch.is_grad_enabled(), tokens)
+    return HeadProduct(own, weight, bias, dtype, tokens, sample_of(weight))
+
+
+def sample_of(weight: Tensor) -> Tensor:
+    """A row and a column of ``weight``, copied."""
+    return torch.cat([weight.detach()[0], weight.detach()[:, 0]]) if weight.numel() else weight
 
 
 def chunk_tokens(widths: tuple[int, ...], device: torch.device) -> int:

@@ -32,9 +32,9 @@ from deepspeed_autotp.vocab_parallel.head_product import HeadProduct
 
 _GONE = (
     "these logits are used for the first time after the backward pass, which has overwritten them "
-    "with their gradient, or after a change of the weights; before loss.backward(), take what you "
-    "need of them, such as outputs.logits.argmax(-1), or outputs.logits.full(); or set "
-    "tensor_parallel.vocab_parallel_lm_head to false"
+    "with their gradient, or after a change of the weights or hidden states; before "
+    "loss.backward(), take what you need of them, such as outputs.logits.argmax(-1), or "
+    "outputs.logits.full(); or set tensor_parallel.vocab_parallel_lm_head to false"
 )
 _GRADIENT = (
     "{}: no gradient of outputs.logits is formed, since the loss is computed from the shards of "
@@ -136,6 +136,8 @@ class LazyLogits:
             return None
         if step.has_loss or not step.is_running:
             return None
+        if _version(self._shard) != self._version:
+            raise RuntimeError(_GONE)
         step.has_loss = torch.is_grad_enabled()  # or nothing is written over the shard
         before, cap = _split(self._taken)
         # The loss computes in float32 anyhow.
