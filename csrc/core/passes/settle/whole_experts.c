@@ -176,14 +176,22 @@ shard(tp_build *build, const char *label, tp_error *err)
     return 0;
 }
 
+static bool
+in_experts(const tp_build *build, int module)
+{
+    while (module >= 0 && !build->experts[module])
+        module = tp_model_module(build->model, module)->parent;
+    return module >= 0;
+}
+
 /* Say in the rule of every sharded parameter of experts why it is sharded in width. */
 static int
 keep_width(tp_build *build, const char *why, tp_error *err)
 {
     for (int i = 0; i < tp_model_parameter_count(build->model); i++) {
         tp_choice *choice = &build->choices[i];
-        if (!build->experts[tp_model_parameter(build->model, i)->module] ||
-            build->decisions[i].layout == NULL)
+        if (build->decisions[i].layout == NULL ||
+            !in_experts(build, tp_model_parameter(build->model, i)->module))
             continue;
         tp_text label = TP_NO_TEXT;
         tp_text_add(&label, "%s; width by auto, since %s", choice->rule, why);
@@ -197,42 +205,40 @@ keep_width(tp_build *build, const char *why, tp_error *err)
 static int
 choose(tp_build *build, tp_error *err)
 {
-    tp_text why = TP_NO_TEXT, label = TP_NO_TEXT;
-    const char *text = NULL;
-    int result = -1;
-    const bool any = ask(build, add_obstacle, &why) > 0;
+    tp_text why = TP_NO_TEXT;
+    if (ask(build, add_obstacle, &why) == 0)
+        return 0;
     ask(build, add_preference, &why);
-    if (why.size > 0 || why.failed) {
-        text = tp_build_text(build, &why, err);
-        return text == NULL ? -1 : keep_width(build, text, err);
-    }
-    tp_text_add(&label,
-                "%s by auto, since shards of each would have fewer than %d features, "
-                "and each rank has at least %d experts",
-                rule, THIN, ENOUGH);
-    text = any ? tp_build_text(build, &label, err) : rule;
-    if (text != NULL)
-        result = shard(build, text, err);
-    tp_text_free(&label);
-    return result;
+    const bool whole = why.size == 0;
+    if (whole)
+        tp_text_add(&why,
+                    "%s by auto, since shards of each would have fewer than %d "
+                    "features, and each rank has at least %d experts",
+                    rule, THIN, ENOUGH);
+    const char *text = tp_build_text(build, &why, err);
+    if (text == NULL)
+        return -1;
+    return whole ? shard(build, text, err) : keep_width(build, text, err);
 }
 
 static int
 insist(tp_build *build, tp_error *err)
 {
-    tp_text why = TP_NO_TEXT, text = TP_NO_TEXT;
+    tp_text why = TP_NO_TEXT;
     const int count = ask(build, add_obstacle, &why);
-    if (why.size > 0)
-        tp_text_add(&text, WHERE "%s; write 'width'", why.data);
+    if (why.failed)
+        return tp_text_fail(&why, TP_MEMORY, err);
+    if (why.size > 0) {
+        tp_fail(err, TP_VALUE, WHERE "%s; write 'width'", why.data);
+        tp_text_free(&why);
+        return -1;
+    }
     /* The self-check may have found that they have to be replicated. */
-    else if (count == 0 && build->options->replicated_count == 0)
-        tp_text_add(&text, WHERE
-                    "no module of the model holds experts that are "
-                    "sharded; leave the key out");
-    const bool refused = text.size > 0 || why.failed;
-    tp_text_free(&why);
-    if (refused)
-        return tp_text_fail(&text, TP_VALUE, err);
+    if (count == 0 && build->options->replicated_count == 0)
+        return tp_fail(err, TP_VALUE,
+                       WHERE
+                       "no module of the model holds experts that are sharded; "
+                       "leave the key out");
     return shard(build, rule, err);
 }
 
