@@ -165,7 +165,7 @@ RESUME ?=
 bench-resume: $(stamp) ## Load at another TP size, merge and reshard 130 million parameters; minutes. RESUME=
 	@$(python) -m benchmarks.resume $(RESUME)
 
-# Further options: make bench-experts EXPERTS="--tp 2 --experts 64"
+# Further options: make bench-experts EXPERTS="--tp 2 --experts 64 --models gpt_oss"
 EXPERTS ?=
 
 bench-experts: $(stamp) ## A step of experts sharded in width, and as whole experts; minutes. EXPERTS=

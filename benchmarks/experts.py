@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step of a mixture of experts: a shard of every expert, or whole experts, on each rank.
 
-    python -m benchmarks.experts --experts 8 64 256 --tp 2 4
-    python -m benchmarks.experts --models mixtral gpt_oss --tp 2 4
+    python -m benchmarks.experts --experts 8 64 256 --models mixtral gpt_oss --tp 2 4
 
-The first is one block of Qwen3-MoE in float32, of as many weights whatever the number of experts;
-the second one block of each of several model types, in the proportions of a published model. Both
-ways take turns on the same ranks.
+One block in float32: of Qwen3-MoE with as many weights whatever the number of experts, and of
+several model types. Both ways take turns on the same ranks.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ MODULE = "benchmarks.experts"
 TIMEOUT = 900.0
 VOCABULARY = 256
 
-# One block each; experts as in Mixtral 8x7B, Qwen3-30B-A3B, DeepSeek-V3, gpt-oss-20b and Llama 4
-# Scout, of a quarter or less of their features.
+# As many experts as in Mixtral 8x7B, Qwen3-30B-A3B, DeepSeek-V3, gpt-oss-20b and Llama 4 Scout, of
+# fewer features.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
@@ -176,8 +174,8 @@ def _largest_share(model: nn.Module, ids: Tensor) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--experts", type=int, nargs="+", default=[8, 64, 256])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=[])
+    parser.add_argument("--experts", type=int, nargs="*", default=[8, 64, 256])
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help=", ".join(MODELS))
     parser.add_argument("--tp", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--inner", type=int, default=16384, help="features of all experts together")
@@ -185,12 +183,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     asked = parser.parse_args()
-    cases = [(name, name, _SIZES | MODELS[name]) for name in asked.models]
-    if not cases:
-        cases = [
-            (f"{experts} experts", *of_experts(experts, asked.hidden, asked.inner, asked.chosen))
-            for experts in asked.experts
-        ]
+    cases = [
+        (f"{experts} experts", *of_experts(experts, asked.hidden, asked.inner, asked.chosen))
+        for experts in asked.experts
+    ]
+    cases += [(name, name, _SIZES | MODELS[name]) for name in asked.models]
     print(
         "of a step: seconds, MB of parameters and of experts on the fullest rank, MB sent;\n"
         "in width, as whole experts"

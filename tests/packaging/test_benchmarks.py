@@ -18,7 +18,8 @@ SMALL = {
     ),
     "exchanges": (["2", "3"], "exchange   3 ranks"),
     "experts": (
-        ["--experts=4", "--tp=2", "--hidden=32", "--inner=64", "--tokens=16", "--repeats=1"],
+        ["--experts=4", "--models", "--tp=2", "--hidden=32", "--inner=64", "--tokens=16"]
+        + ["--repeats=1"],
         "largest share",
     ),
     "startup": (["--ranks=2,4", "--rounds=1"], "initialize       4         3"),
@@ -35,7 +36,8 @@ QUICK = ("plan", "shard")
 def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     options, expected = SMALL[name]
     done = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), *options],
+        [sys.executable, "-m", f"benchmarks.{name}", *options],
+        cwd=FOLDER.parent,
         capture_output=True,
         text=True,
         timeout=100,
