@@ -120,7 +120,7 @@ def are_routed_experts(module: nn.Module) -> bool:
     those whose forward says so."""
     if "_is_expert_parallel" in vars(module):
         return True
-    if not _is_transformers_class(module, "Experts"):
+    if not _transformers_class(module).endswith("Experts"):
         return False
     return tuple(inspect.signature(type(module).forward).parameters)[1:] == _ROUTED
 
@@ -128,17 +128,18 @@ def are_routed_experts(module: nn.Module) -> bool:
 def are_blocks_of_experts(module: nn.Module) -> bool:
     """Whether a module is given a block of rows for each of its experts, in their order, and gives
     such blocks."""
-    return _is_transformers_class(module, "Llama4TextExperts")
+    return _transformers_class(module) == "Llama4TextExperts"
 
 
-def _is_transformers_class(module: nn.Module, ending: str) -> bool:
+def _transformers_class(module: nn.Module) -> str:
+    """The name of a class of transformers, or ""."""
     cls = type(module)
-    return cls.__name__.endswith(ending) and cls.__module__.startswith("transformers.")
+    return cls.__name__ if cls.__module__.startswith("transformers.") else ""
 
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a subclass of nn.Linear with its own forward computes what nn.Linear does."""
-    return _is_transformers_class(module, "FalconLinear")
+    return _transformers_class(module) == "FalconLinear"
 
 
 def tp_plan(model: nn.Module) -> dict[str, str]:

@@ -47,6 +47,11 @@ def test_shards_of_every_expert_train_as_in_one_process(
         assert "experts" in trained["kinds"] and set(trained["first"]) == {4}
 
 
+def test_auto_is_taken_by_an_engine(pool: Pool) -> None:
+    for trained in _trained(pool, "mixtral", 1, {"expert_partition": "auto"}, 2):
+        assert "experts" in trained["kinds"]  # 2 of 4 on a rank are too few
+
+
 def _trained(
     pool: Pool, name: str, zero: int | None, section: dict[str, Any], size: int
 ) -> list[dict[str, Any]]:
