@@ -355,6 +355,10 @@ class Stack:
     def reduce_scatter_output(self) -> tuple[str, ...]: ...  # the sum for own tokens
     @property
     def gather_scatter(self) -> tuple[str, ...]: ...  # and shard them again behind
+    @property
+    def token_arguments(self) -> tuple[str, ...]: ...  # of a layer: they have each token, too
+    @property
+    def streams_first(self) -> bool: ...  # a layer is given [streams, batch, sequence, features]
 
 @final
 class Row:
@@ -396,6 +400,7 @@ class Plan:
         large_layers: bool = True,
         large_names: Sequence[str] | None = None,
         sequence_parallel: bool = False,
+        all_tokens: Sequence[str] = (),
         vocab_parallel_lm_head: bool | None = None,
         expert_partition: str = "width",
         must_shard: bool = False,
@@ -408,6 +413,7 @@ class Plan:
         large_layers: large layers that nothing else shards are sharded individually.
         large_names: these are large, ``*`` for each index, and not those that hold much.
         sequence_parallel: each rank has a shard of the tokens; ValueError where that cannot be.
+        all_tokens: blocks that scatter their outputs then, and whose row layers give full ones.
         vocab_parallel_lm_head: True: ValueError where no layer can keep its shard of the logits.
         expert_partition: "experts": each rank has some of the experts in the place of a shard of
             each; ValueError naming a module that cannot be sharded so. "auto": where it would hold

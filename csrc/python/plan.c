@@ -293,8 +293,9 @@ static PyType_Slot slots[] = {
      (void *)"Plan(model, rules, *, ranks, grain=1, strict=False, defaults=True, "
              "embedding_dim=1, head_patterns=('lm_head', 'embed_out'), replicated=(), "
              "individual=(), families=True, heuristics=True, large_layers=True, "
-             "large_names=None, sequence_parallel=False, vocab_parallel_lm_head=None, "
-             "expert_partition='width', must_shard=False)\n--\n\n"
+             "large_names=None, sequence_parallel=False, all_tokens=(), "
+             "vocab_parallel_lm_head=None, expert_partition='width', "
+             "must_shard=False)\n--\n\n"
              "What happens to every parameter; decided here, never changed.\n\n"
              "ValueError, naming parameter, rule and sizes, for what cannot be right."},
     {Py_tp_new, PY_SLOT(plan_new)},

@@ -9,7 +9,7 @@ typedef struct {
     PyObject *model, *rules, *ranks, *grain, *strict, *defaults, *embedding_dim;
     PyObject *head_patterns, *replicated, *individual, *families, *heuristics;
     PyObject *large_layers, *large_names, *sequence_parallel, *vocab_parallel_lm_head;
-    PyObject *expert_partition, *must_shard;
+    PyObject *all_tokens, *expert_partition, *must_shard;
 } arguments;
 
 static int
@@ -126,6 +126,8 @@ read_options(const arguments *given, py_plan_arguments *out)
                    &options->replicated, &options->replicated_count) < 0 ||
         read_texts(given->individual, "individual", &out->individual,
                    &options->individual, &options->individual_count) < 0 ||
+        read_texts(given->all_tokens, "all_tokens", &out->all_tokens,
+                   &options->all_tokens, &options->all_tokens_count) < 0 ||
         read_large(given, out) < 0)
         return -1;
     return read_texts(given->head_patterns, "head_patterns", &out->heads,
@@ -150,18 +152,20 @@ parse(PyObject *args, PyObject *kwargs, arguments *given)
                                         "large_layers",
                                         "large_names",
                                         "sequence_parallel",
+                                        "all_tokens",
                                         "vocab_parallel_lm_head",
                                         "expert_partition",
                                         "must_shard",
                                         NULL};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$OOOOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
+            args, kwargs, "OO|$OOOOOOOOOOOOOOOOO:Plan", (char **)names, &given->model,
             &given->rules, &given->ranks, &given->grain, &given->strict,
             &given->defaults, &given->embedding_dim, &given->head_patterns,
             &given->replicated, &given->individual, &given->families,
             &given->heuristics, &given->large_layers, &given->large_names,
-            &given->sequence_parallel, &given->vocab_parallel_lm_head,
-            &given->expert_partition, &given->must_shard))
+            &given->sequence_parallel, &given->all_tokens,
+            &given->vocab_parallel_lm_head, &given->expert_partition,
+            &given->must_shard))
         return -1;
     return py_check_required(given->ranks, "ranks");
 }
@@ -184,5 +188,6 @@ py_plan_arguments_clear(py_plan_arguments *given)
     py_texts_clear(&given->heads);
     py_texts_clear(&given->replicated);
     py_texts_clear(&given->individual);
+    py_texts_clear(&given->all_tokens);
     py_texts_clear(&given->large);
 }

@@ -12,7 +12,8 @@ typedef struct {
     PyObject *model; /* borrowed: a Model */
     PyObject *rules; /* borrowed: Rules */
     tp_plan_options options;
-    py_texts heads, replicated, individual, large; /* which the options borrow */
+    py_texts heads, replicated, individual, all_tokens,
+        large; /* which the options borrow */
 } py_plan_arguments;
 
 /* `out` starts as zeros. Returns 0, or -1 with an exception set. */

@@ -35,6 +35,27 @@ stack_get_modules(PyObject *self, void *closure)
 }
 
 static PyObject *
+stack_get_token_arguments(PyObject *self, void *closure)
+{
+    (void)closure;
+    const tp_stack *stack = get(self);
+    PyObject *names = PyTuple_New(stack->token_argument_count);
+    for (int i = 0; names != NULL && i < stack->token_argument_count; i++) {
+        PyObject *name = PyUnicode_FromString(stack->token_arguments[i]);
+        if (name == NULL || PyTuple_SetItem(names, i, name) < 0) /* steals name */
+            Py_CLEAR(names);
+    }
+    return names;
+}
+
+static PyObject *
+stack_get_streams_first(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(get(self)->streams_first);
+}
+
+static PyObject *
 stack_repr(PyObject *self)
 {
     PyObject *owner = name_of(self, get(self)->owner);
@@ -60,6 +81,11 @@ static PyGetSetDef getters[] = {
     {"gather_scatter", stack_get_modules, NULL,
      "Modules that gather all tokens first and shard them again behind.",
      OFFSET(gather_scatter)},
+    {"token_arguments", stack_get_token_arguments, NULL,
+     "Arguments of the layers, beside the first, that have a value for each token.",
+     NULL},
+    {"streams_first", stack_get_streams_first, NULL,
+     "Whether layers are given [streams, batch, sequence, features].", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

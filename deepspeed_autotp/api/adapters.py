@@ -240,6 +240,7 @@ class AdapterChanges:
             self._request,
             replicated=renamed(self._request.replicated),
             individual=renamed(self._request.individual),
+            all_tokens=renamed(self._request.all_tokens),
             large_names=(*large, *(f"{name}.base_layer" for name in large)),
         )
 

@@ -185,5 +185,5 @@ def _run(check: SelfCheck, inputs: Inputs, plans: AgreedPlans, settings: TPTrain
         keep_logits=settings.vocab_parallel_lm_head is True,
     )
     if settings.sequence_parallel:
-        plan = check.check_sequence_parallel(plans.with_sequence_parallel())
+        plan = check.run_sequence_parallel(replan=plans.with_sequence_parallel)
     return plan

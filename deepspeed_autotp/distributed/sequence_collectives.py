@@ -9,9 +9,9 @@ full x, to be summed -> shard                 shard -> full, gradient to be summ
 reduce_scatter_to_sequence_region             started in the backward of layers.grad_overlap:
     y = rows of sum x_r, dx = gather(dy)          dx = rows of sum dy_r
 
-A row is a token: all dimensions but the last are flattened, so that little is padded whatever the
-batch is, and a rank's rows are contiguous. N is the number of rows, n that of a rank, R the ranks,
-F the features.
+A row is a token: batch and sequence are flattened, so that little is padded whatever the batch is,
+and a rank's rows are contiguous. N is the number of rows, n that of a rank, R the ranks, F the
+features, of which there may be more dimensions, as with several streams.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SequenceLayout:
     All ranks have as many rows, so that the last ones may be padding. One graph of torch.compile is
     then for all ranks, and for any number of tokens.
 
-    shape  of the full activation without its features
+    shape  of the full activation without its features: batch and sequence, or tokens
     rows   of a rank
     ranks  how many there are
     """
@@ -48,7 +48,7 @@ class SequenceLayout:
     @staticmethod
     def of(x: Tensor, ranks: int) -> SequenceLayout:
         """That of a full activation over ``ranks`` ranks."""
-        shape = tuple(x.shape[:-1])
+        shape = tuple(x.shape[:2] if x.dim() > 2 else x.shape[:-1])
         return SequenceLayout(shape, (math.prod(shape) + ranks - 1) // ranks, ranks)
 
     @property
@@ -63,12 +63,26 @@ class SequenceLayout:
 
     def is_shard(self, x: Tensor) -> bool:
         """Whether ``x`` has the shape of a shard."""
-        return math.prod(x.shape[:-1]) == x.shape[-2] == self.rows
+        lead = x.shape[: len(self.shape)]
+        return math.prod(lead) == lead[-1] == self.rows
 
     def full_shape(self, shard: Tensor) -> tuple[int, ...]:
         """``[1, n, F]`` gives that of the full activation, ``[n, F]`` ``[N, F]``."""
-        lead = self.shape if shard.dim() > len(self.shape) else (math.prod(self.shape),)
-        return (*lead, shard.shape[-1])
+        dims = self._token_dims(shard)
+        lead = self.shape if dims > 1 else (math.prod(self.shape),)
+        return (*lead, *shard.shape[dims:])
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """``[..., F] -> [N, F]``, of a full activation or a shard."""
+        dims = self._token_dims(x)
+        return x.reshape(math.prod(x.shape[:dims]), *x.shape[dims:])
+
+    def shard_shape(self, rows: Tensor, like: Tensor) -> tuple[int, ...]:
+        """``[n, F]`` gives ``[1, n, F]``, with as many dimensions as ``like`` has."""
+        return (*(1,) * (self._token_dims(like) - 1), *rows.shape)
+
+    def _token_dims(self, x: Tensor) -> int:
+        return len(self.shape) if x.dim() > len(self.shape) else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +109,6 @@ class GatheredSequence:
         return torch.compiler.is_compiling() or self.version == version_counter(x)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
 def _own(rows: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
     return rows.narrow(0, rank * layout.rows, layout.rows)
 
@@ -106,25 +116,28 @@ def _own(rows: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
 def _padded(x: Tensor, layout: SequenceLayout) -> Tensor:
     """``[..., F] -> [n * R, F]``, and the last row again for padding: what is computed of it is
     computed of that row, too, and as finite."""
-    rows = _rows(x)
+    rows = layout.as_rows(x)
     if layout.padding == 0:
         return rows
-    return torch.cat([rows, rows[-1:].expand(layout.padding, -1)])
+    return torch.cat([rows, rows[-1:].expand(layout.padding, *rows.shape[1:])])
 
 
 def padded_gradient(dy: Tensor, layout: SequenceLayout) -> Tensor:
     """``[..., F] -> [n * R, F]``, and zeros for padding, on which nothing depends."""
-    return F.pad(_rows(dy), (0, 0, 0, layout.padding)) if layout.padding else _rows(dy)
+    rows = layout.as_rows(dy)
+    if layout.padding == 0:
+        return rows
+    return F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, layout.padding))
 
 
 def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
     """``[..., F] -> [1, n, F]`` with as many dimensions."""
     local = _own(_padded(x, layout), layout, rank)
-    return local.reshape(*(1,) * (x.dim() - 2), *local.shape)
+    return local.reshape(layout.shard_shape(local, x))
 
 
 def _all_rows(x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
-    rows = group.all_gather_rows(_rows(x), layout.widths)
+    rows = group.all_gather_rows(layout.as_rows(x), layout.widths)
     if layout.padding:
         rows = rows.narrow(0, 0, math.prod(layout.shape))
     return reshaped(rows, layout.full_shape(x))
@@ -161,7 +174,7 @@ class _ReduceScatterToRegion(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
         ctx.layout, ctx.group, ctx.shape = layout, group, x.shape
         rows = group.reduce_scatter_rows(_padded(x, layout), layout.widths)
-        return reshaped(rows, (*(1,) * (x.dim() - 2), *rows.shape))
+        return reshaped(rows, layout.shard_shape(rows, x))
 
     @staticmethod
     @once_differentiable
@@ -221,6 +234,6 @@ def reduce_scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: 
 
 def rows_with_summed_gradient(gathered: GatheredSequence, group: TPGroup) -> Tensor:
     """The full activation as ``[N, F]``; the gradient is this rank's rows of the sum over ranks."""
-    rows = _rows(gathered.full.detach())
+    rows = gathered.layout.as_rows(gathered.full.detach())
     y: Tensor = _SumGradients.apply(gathered.shard, rows, gathered.layout, group)  # type: ignore[no-untyped-call]
     return y

@@ -138,9 +138,11 @@ class AgreedPlans:
         small = self.of_twin(description, plan)
         return small._own(small._first)
 
-    def with_sequence_parallel(self) -> Plan:
-        """As the last one, with the tokens sharded between blocks. ValueError as above."""
-        return self.again(replace(self._last, sequence_parallel=True))
+    def with_sequence_parallel(self, all_tokens: Sequence[str] = ()) -> Plan:
+        """As the last one, with the tokens sharded between blocks; ``all_tokens`` as in a
+        PlanRequest. ValueError as above."""
+        request = replace(self._last, sequence_parallel=True, all_tokens=tuple(all_tokens))
+        return self.again(request)
 
     def again(self, request: PlanRequest) -> Plan:
         """The plan that ``request`` comes to. ValueError as of ``make``."""

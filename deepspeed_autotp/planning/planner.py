@@ -23,7 +23,8 @@ class PlanRequest:
     tried, and ``large_layers`` whether large ones are sharded individually that nothing else
     shards; ``large_names`` names them, with ``*`` for each index, whatever they hold.
     ``gather_logits``: the output head keeps no shard of them. ``sequence_parallel``:
-    ValueError, naming the module, where the model does not allow it.
+    ValueError, naming the module, where the model does not allow it; ``all_tokens`` names blocks
+    that then need all tokens up to their end.
     """
 
     replicated: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class PlanRequest:
     large_names: tuple[str, ...] | None = None
     gather_logits: bool = False
     sequence_parallel: bool = False
+    all_tokens: tuple[str, ...] = ()
 
 
 _RULES_ALONE = PlanRequest()
@@ -67,6 +69,7 @@ def make_plan(
         large_layers=request.large_layers,
         large_names=request.large_names,
         sequence_parallel=request.sequence_parallel,
+        all_tokens=request.all_tokens,
         vocab_parallel_lm_head=False if request.gather_logits else settings.vocab_parallel_lm_head,
         expert_partition=settings.expert_partition,
         must_shard=must_shard,

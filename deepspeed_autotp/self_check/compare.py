@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -25,13 +25,15 @@ _NAMED = 4
 class Difference:
     """``block`` names the modules to plan anew, with ``*`` for each index; empty where unknown.
     ``replicate``: not even their layers are sharded individually; ``quiet``: without a warning;
-    ``logits``: it may come of sharded logits."""
+    ``logits``: it may come of sharded logits; ``gathering``: blocks that gather the tokens at their
+    input and reduce-scatter their output, the one that ran last first."""
 
     text: str
     block: tuple[str, ...]
     replicate: bool = False
     quiet: bool = False
     logits: bool = False
+    gathering: tuple[str, ...] = ()
 
 
 class Comparison:
@@ -49,7 +51,17 @@ class Comparison:
         }
         self._large = {layer.module for layer in plan.layers if layer.is_large}
         self._order = full.order()
-        self._reduce_scatter = {n for stack in plan.stacks for n in stack.reduce_scatter_output}
+        self._gathering = {
+            block
+            for stack in plan.stacks
+            for row in stack.reduce_scatter_output
+            for block in enclosing(row, stack.gather_input)
+        }
+        self._scattered = {
+            name
+            for stack in plan.stacks
+            for name in (*stack.reduce_scatter_output, *stack.gather_scatter)
+        }
 
     def first(self, sharded: Run) -> Difference | None:
         """The first difference, in the order in which the model runs, or None."""
@@ -74,7 +86,11 @@ class Comparison:
             f"the model cannot run with this plan: {where} failed with "
             f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}{hint}",
         )
-        return replace(found, logits=self._plan.logits_layer is not None)
+        return replace(
+            found,
+            logits=self._plan.logits_layer is not None,
+            gathering=self._ran_gathering(sharded.order()),
+        )
 
     def replicated_dropouts(self, sharded: Run) -> dict[int, Dropout]:
         """Dropout of activations that every rank has in full, by the number of its call."""
@@ -92,12 +108,12 @@ class Comparison:
 
     def _outputs(self, sharded: Run) -> Difference | None:
         triples = zip_longest(sharded.outputs, self._full.outputs, self._rounded.outputs)
+        ran: list[str] = []
         for got, expected, rounded in triples:
-            if not self._has_all_tokens(got, expected):
-                expected, rounded = self._own(expected), self._own(rounded)
-            if problem := _unlike(got, expected, rounded):
-                ran = [] if expected is None else [*expected.since, expected.module]
-                return self._said(problem, ran)
+            ran += [] if expected is None else [*expected.since, expected.module]
+            if problem := _unlike(got, self._own(expected, got), self._own(rounded, got)):
+                last = [] if expected is None else [*expected.since, expected.module]
+                return replace(self._said(problem, last), gathering=self._ran_gathering(ran))
         return None
 
     def _ends(self, sharded: Run) -> Difference | None:
@@ -119,19 +135,22 @@ class Comparison:
                 return self._said(f"the model's loss {problem}", ran)
         return None
 
-    def _has_all_tokens(self, got: Output | None, expected: Output | None) -> bool:
-        """Whether an output is full: tokens are not sharded there, or not without gradients."""
-        if got is None or expected is None or expected.module not in self._reduce_scatter:
-            return True
-        return [t.shape for t in got.tensors] == [t.shape for t in expected.tensors]
+    def _ran_gathering(self, ran: Sequence[str]) -> tuple[str, ...]:
+        """The blocks of ``ran`` that gather the tokens, the last one first; as in a Difference."""
+        found = (owner for name in reversed(ran) for owner in enclosing(name, self._gathering))
+        return tuple(dict.fromkeys(map(index_pattern, found)))
 
-    def _own(self, full: Output | None) -> Output | None:
-        """This rank's tokens of an output of the full model."""
-        if full is None:
-            return None
-        ranks = self._plan.ranks
-        own = (local_rows(x, SequenceLayout.of(x, ranks), self._rank) for x in full.tensors)
+    def _own(self, full: Output | None, got: Output | None) -> Output | None:
+        """What this rank has of an output of the full model: where tokens are sharded, its own,
+        unless ``got`` has all, as without gradients."""
+        if full is None or got is None or full.module not in self._scattered:
+            return full
+        pairs = zip_longest(full.tensors, got.tensors[: len(full.tensors)])
+        own = (x if y is None or y.shape == x.shape else self._tokens_of(x) for x, y in pairs)
         return replace(full, tensors=tuple(own))
+
+    def _tokens_of(self, x: Tensor) -> Tensor:
+        return local_rows(x, SequenceLayout.of(x, self._plan.ranks), self._rank)
 
     def _said(self, what: str, ran: Sequence[str]) -> Difference:
         last = next(
@@ -175,8 +194,9 @@ class Comparison:
 
     def _of_gradient(self, entry: Entry, text: str) -> Difference:
         found = self._due_to(self._blamed(entry.name), text)
+        found = replace(found, gathering=self._ran_gathering([entry.name]))
         if entry.kind is Kind.REPLICATED_SUM and not covers(found.block, entry.name):
-            return Difference(text, (index_pattern(entry.name.rpartition(".")[0]),))
+            return replace(found, block=(index_pattern(entry.name.rpartition(".")[0]),))
         return found
 
     def _blamed(self, parameter: str) -> str | None:
@@ -227,6 +247,14 @@ def _no_longer(run: Run, full: Run) -> Run:
     return replace(
         run, outputs=run.outputs[: len(full.outputs)], finals=run.finals[: len(full.finals)]
     )
+
+
+def enclosing(name: str, modules: Collection[str]) -> Iterator[str]:
+    """``name`` and the modules around it, as far as they are among ``modules``, innermost first."""
+    while name:
+        if name in modules:
+            yield name
+        name = name.rpartition(".")[0]
 
 
 def covers(block: Sequence[str], name: str) -> bool:

@@ -12,6 +12,7 @@ is sharded layer by layer, or replicated.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from deepspeed_autotp._core import Plan
@@ -109,16 +110,36 @@ class SelfCheck:
                 _log.warning("%s", warning)
         return plan
 
-    def check_sequence_parallel(self, plan: Plan) -> Plan:
-        """``plan``, which also shards tokens; or a ValueError on every rank. Follows ``run``."""
+    def run_sequence_parallel(self, *, replan: Callable[[Sequence[str]], Plan]) -> Plan:
+        """A plan that also shards tokens, by ``replan``, which is told which blocks need all tokens
+        up to their end: those that differ without. ValueError on every rank when there is none.
+        Follows ``run``.
+        """
         assert self._full is not None  # sequence_parallel insists on a self-check
+        reasons: dict[str, str] = {}
         with isolated(self._model, self._runs.device):
-            found = self._check(plan, self._full)
-        if found is not None:
+            plan = replan(())
+            first = found = self._check(plan, self._full)
+            while found is not None:
+                block = next((name for name in found.gathering if name not in reasons), None)
+                if block is None or first is None:
+                    break
+                reasons[block] = found.text
+                plan = replan(tuple(reasons))
+                found = self._check(plan, self._full)
+        if first is not None and found is not None:
             raise ValueError(
                 "tensor_parallel.sequence_parallel: got true, but with the tokens sharded between "
-                f"blocks {found.text}. Leave the key out"
+                f"blocks {first.text}. Leave the key out"
             )
+        if self._agreement.is_first:
+            for block, reason in reasons.items():
+                _log.warning(
+                    "%s sums over all tokens and scatters its output, in the place of a "
+                    "reduce-scatter: %s",
+                    block,
+                    reason,
+                )
         return plan
 
     def _wrong(self, plan: Plan, full: Reference, *, rules_are_users: bool) -> Difference | None:

@@ -75,10 +75,13 @@ class FirstArgument:
     def replaced(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """The arguments with another value in its place."""
-        if args:
-            return (value, *args[1:]), kwargs
-        return args, {**kwargs, self._key(kwargs): value}
+        """The arguments with another value in its place, and wherever the same tensor is given."""
+        x = self.of(args, kwargs)
+
+        def other(given: Any) -> Any:
+            return value if given is x else given
+
+        return tuple(map(other, args)), {key: other(given) for key, given in kwargs.items()}
 
     def _key(self, kwargs: Mapping[str, Any]) -> str:
         tensors = (key for key, value in kwargs.items() if isinstance(value, Tensor))
@@ -93,6 +96,39 @@ class StackLayer:
     argument: FirstArgument
     is_first: bool
     is_last: bool
+    # Other arguments that have a value for each token; names and places.
+    token_arguments: Mapping[str, int]
+    streams_first: bool
+
+    def tokens_first(self, x: Tensor) -> Tensor:
+        """Hidden states as ``[batch, sequence, ...]``."""
+        return x.movedim(0, -2) if self.streams_first else x
+
+    def streams_back(self, x: Tensor) -> Tensor:
+        """The inverse."""
+        return x.movedim(-2, 0).contiguous() if self.streams_first else x
+
+    def refuse_hidden_streams(self) -> None:
+        """ValueError where hidden states have streams before their tokens."""
+        if self.streams_first:
+            raise ValueError(
+                "output_hidden_states with tensor_parallel.sequence_parallel: the layers of this "
+                f"model, such as {self.name}, are given several streams, of which a rank has some "
+                "tokens only; set one of the two to false, or call the model under torch.no_grad()"
+            )
+
+    def with_token_arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The arguments, those with a value for each token changed."""
+        places = self.token_arguments.values()
+        return (
+            tuple(change(v) if i in places and v is not None else v for i, v in enumerate(args)),
+            {
+                key: change(v) if key in self.token_arguments and v is not None else v
+                for key, v in kwargs.items()
+            },
+        )
 
 
 class Stack:
@@ -185,12 +221,15 @@ class Stack:
     ) -> Any:
         """``forward`` of a layer with its arguments."""
         x = layer.argument.of(args, kwargs)
-        layout = self.layout_of(x, layer)
+        layout = self.layout_of(layer.tokens_first(x), layer)
         if layout is None:
             return forward(*args, **kwargs)
+        args, kwargs = layer.with_token_arguments(
+            args, kwargs, lambda each: self._scattered(each, layout, layer)
+        )
         if layer.is_first:
-            local = scatter_to_sequence_region(x, layout, self.group)
-            args, kwargs = layer.argument.replaced(args, kwargs, local)
+            local = scatter_to_sequence_region(layer.tokens_first(x), layout, self.group)
+            args, kwargs = layer.argument.replaced(args, kwargs, layer.streams_back(local))
         before, self._within = self._within, layout
         self._enter_rng_region(x.device)
         try:
@@ -201,13 +240,26 @@ class Stack:
             self._context.input.forget()
         if layer.is_last:
             self._between = None
-            output = _with_first(
-                output, lambda y: gather_from_sequence_region(y, layout, self.group)
-            )
+
+            def gathered(y: Tensor) -> Tensor:
+                full = gather_from_sequence_region(layer.tokens_first(y), layout, self.group)
+                return layer.streams_back(full)
+
+            output = _with_first(output, gathered)
         if self._hidden.is_asked:
+            layer.refuse_hidden_streams()
             self._hidden.add(x, None if layer.is_first else layout)
             self._hidden.add(_first(output), None if layer.is_last else layout)
         return output
+
+    def _scattered(self, x: Tensor, layout: SequenceLayout, layer: StackLayer) -> Tensor:
+        """This rank's tokens of another argument of ``layer``."""
+        if tuple(x.shape[: len(layout.shape)]) != layout.shape:
+            raise RuntimeError(
+                f"{layer.name} was given an argument of shape {list(x.shape)}, expected all tokens "
+                f"{list(layout.shape)}; set tensor_parallel.sequence_parallel to false"
+            )
+        return scatter_to_sequence_region(x, layout, self.group)
 
     def gather_input(self, x: Tensor, name: str) -> Tensor:
         """All tokens, at the input of attention or a feed-forward network."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +113,8 @@ def shard_sequence(
                 argument=_first_argument(module, name),
                 is_first=name == planned.layers[0],
                 is_last=name == planned.layers[-1],
+                token_arguments=_places(module, planned.token_arguments),
+                streams_first=planned.streams_first,
             )
             undo.append(set_state(module, _LayerState(stack, layer, run_layer)))
             undo.append(mix_in(SequenceParallelLayer, module))
@@ -150,6 +152,12 @@ class _StackReduce:
 
     def __call__(self, y: Tensor, group: TPGroup) -> Tensor:
         return self._stack.reduce_output(y, group, self._name)
+
+
+def _places(module: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """The places of those of ``names`` that are arguments of the module's forward."""
+    parameters = inspect.signature(module.forward).parameters
+    return {name: place for place, name in enumerate(parameters) if name in names}
 
 
 def _first_argument(module: nn.Module, name: str) -> FirstArgument:

@@ -229,6 +229,99 @@ test_a_list_with_a_sharded_layer_in_it_is_no_stack(void)
     fixture_free(&f);
 }
 
+/* A block that adds its input to the output of its row layer, as RWKV's and XLNet's. */
+static void
+test_a_block_that_is_named_scatters_its_output(void)
+{
+    fixture f = with_one_layer();
+    const int block = add_module(&f, "list.0.mlp", TP_MODULE_OTHER, 0);
+    add_shaped(&f, block, "scale", 1, (int64_t[]){16}, -1);
+    add_linear(&f, "list.0.mlp.up", 16, 16);
+    add_linear(&f, "list.0.mlp.down", 16, 16);
+    shard_up_and_down(&f);
+    f.options.sequence = true;
+    f.options.all_tokens = (const char *const[]){"list.*.mlp"};
+    f.options.all_tokens_count = 1;
+    if (make_plan(&f)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        check_modules(&f, &stack->gather_scatter, NAMES("list.0.mlp"));
+        CHECK_INT_EQ(stack->gather_input.count, 0);
+        CHECK_INT_EQ(stack->reduce_scatter_output.count, 0);
+        CHECK_INT_EQ(entry_of(&f, "list.0.mlp.scale")->kind, TP_REPLICATED);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_block_that_is_named_has_to_end_in_a_row_layer(void)
+{
+    fixture f = with_one_layer();
+    add_module(&f, "list.0.first", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.first.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    shard_up_and_down(&f);
+    f.options.sequence = true;
+    f.options.all_tokens = (const char *const[]){"list.*.first"};
+    f.options.all_tokens_count = 1;
+    CHECK_REFUSED(&f, "all_tokens[0]: 'list.*.first' is no block of a layer");
+}
+
+/* Hyper-connections: what is sharded in them takes the same tokens on all ranks, what
+ * is not takes a part of them. */
+static void
+test_a_module_that_mixes_streams_has_a_part_of_the_tokens(void)
+{
+    fixture f = with_one_layer();
+    const int streams = add_module(&f, "list.0.attn_hc", TP_MODULE_OTHER, 0);
+    add_shaped(&f, streams, "fn", 2, (int64_t[]){8, 32}, -1);
+    add_linear(&f, "list.0.attn_hc.whole", 16, 16);
+    add_linear(&f, "list.0.attn_hc.gathered", 16, 16);
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    shard_up_and_down(&f);
+    add_split_row(&f, ".*whole\\.weight");
+    add_spec(
+        &f, "c", ".*gathered\\.weight",
+        (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        check_modules(&f, &tp_plan_stack(f.plan, 0)->gather_scatter,
+                      NAMES("list.0.attn_hc.whole", "list.0.attn_hc.gathered"));
+        CHECK_INT_EQ(entry_of(&f, "list.0.attn_hc.fn")->kind, TP_REPLICATED_SUM);
+        CHECK(!tp_plan_stack(f.plan, 0)->streams_first);
+    }
+    fixture_free(&f);
+}
+
+/* As in Zamba 2, where the mixer of such a layer is no child of the layer of the stack.
+ */
+static void
+test_a_block_of_a_layer_inside_of_a_layer_is_given_all_tokens(void)
+{
+    fixture f = with_one_layer();
+    const tp_module inner = {.name = "list.0.inner",
+                             .class_name = "MambaDecoderLayer",
+                             .kind = TP_MODULE_OTHER};
+    int index = -1;
+    CHECK_OK(tp_model_add_module(f.model, &inner, &index, &f.err), &f.err);
+    add_module(&f, "list.0.inner.mixer", TP_MODULE_OTHER, 0);
+    add_linear(&f, "list.0.inner.mixer.up", 16, 16);
+    add_linear(&f, "list.0.inner.mixer.whole", 16, 16);
+    add_spec(
+        &f, "c", ".*up\\.weight",
+        (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
+    add_split_row(&f, ".*whole\\.weight");
+    add_fact(&f, "altup_num_inputs", 4);
+    f.options.sequence = true;
+    if (make_plan(&f)) {
+        const tp_stack *stack = tp_plan_stack(f.plan, 0);
+        check_modules(&f, &stack->gather_scatter, NAMES("list.0.inner.mixer"));
+        CHECK_INT_EQ(stack->gather_input.count, 0);
+        CHECK(stack->streams_first);
+    }
+    fixture_free(&f);
+}
+
 static void
 test_a_model_without_a_list_of_layers_is_refused(void)
 {
@@ -302,6 +395,10 @@ main(void)
     RUN(test_layers_whose_only_sharded_blocks_are_experts_are_a_stack);
     RUN(test_a_bias_beside_its_row_layer_is_used_on_a_part_of_the_tokens);
     RUN(test_a_list_with_a_sharded_layer_in_it_is_no_stack);
+    RUN(test_a_block_that_is_named_scatters_its_output);
+    RUN(test_a_block_that_is_named_has_to_end_in_a_row_layer);
+    RUN(test_a_module_that_mixes_streams_has_a_part_of_the_tokens);
+    RUN(test_a_block_of_a_layer_inside_of_a_layer_is_given_all_tokens);
     RUN(test_a_model_without_a_list_of_layers_is_refused);
     RUN(test_an_embedding_that_is_sharded_inside_of_a_layer_is_refused_by_name);
     return check_result();

@@ -13,6 +13,13 @@ KINDS = {
     "gpt_neox_japanese": "attention gives the bias of its row layer on",
     "openai-gpt": "a layer returns a list",
     "hrm_text": "layers run without gradients first, on all tokens",
+    "cpmant": "attention is given its hidden states twice",
+    "rwkv": "a block multiplies the output of its row layer by what it has of all tokens",
+    "xlnet": "a block adds its input to the output of its row layer",
+    "gemma4_text": "layers are given embeddings of each token",
+    "gemma3n_text": "streams are the first dimension of the hidden states",
+    "deepseek_v4": "streams are the third dimension of the hidden states",
+    "zamba2": "layers are made of layers",
 }
 
 

@@ -99,6 +99,10 @@ typedef struct {
     tp_modules gather_scatter; /* so are these, and tokens are sharded where they end */
     /* Row layers that give each rank the sum for its own tokens. */
     tp_modules reduce_scatter_output;
+    /* Arguments of the layers, beside the first, that have a value for each token. */
+    const char *const *token_arguments;
+    int token_argument_count;
+    bool streams_first; /* layers are given [streams, batch, sequence, features] */
 } tp_stack;
 
 /* Where activations are sharded between layers that open and close a region. */
@@ -142,7 +146,10 @@ typedef struct {
     const char *const *individual; /* modules whose layers are individually sharded */
     int individual_count;
     tp_expert_partition expert_partition;
-    bool sequence;              /* shard the tokens between blocks, or fail */
+    bool sequence;                 /* shard the tokens between blocks, or fail */
+    const char *const *all_tokens; /* then blocks whose outputs are full: `*` stands for
+                                    * one index */
+    int all_tokens_count;
     bool must_shard;            /* a plan that shards nothing is an error */
     int vocab_parallel_lm_head; /* 1: the output head keeps its shard of the logits, or
                                  * fail; 0: it does not; -1: where it can */

@@ -8,12 +8,25 @@
 #include "base/text.h"
 #include "model/names.h"
 #include "passes/output/stacks.h"
+#include "rules/hf_tp_plan.h"
 
 typedef enum {
     NOWHERE,
     GATHER_INPUT,  /* all tokens are gathered where it begins */
     GATHER_SCATTER /* and sharded again where it ends */
 } role;
+
+/* What models call what a layer takes of each token beside its hidden states:
+ * embeddings of Gemma-3n and 4, the first hidden states of Zamba. */
+static const char *const token_arguments[] = {"per_layer_input",
+                                              "original_hidden_states"};
+
+/* Modules that have full matrices and yet take tokens one by one: they mix streams. */
+static const char *const mixes_streams[] = {
+    "altup", "attn_hc", "ffn_hc", "attn_hyper_connection", "mlp_hyper_connection"};
+
+/* How many streams of hidden states there are where they are the first dimension. */
+static const char *const first_streams[] = {"altup_num_inputs", NULL};
 
 typedef struct {
     tp_stacks stacks;
@@ -28,6 +41,12 @@ refuse(const places *at, int module, const char *why, tp_error *err)
                    "tensor_parallel.sequence_parallel is true, but '%s' %s. Leave the "
                    "key out",
                    is->name[0] == '\0' ? is->class_name : is->name, why);
+}
+
+static bool
+is_stack_layer(const places *at, int module)
+{
+    return tp_stacks_layer(&at->stacks, module) == module;
 }
 
 /* The nearest module that has a role and that a module is or is inside of, below its
@@ -50,13 +69,27 @@ mark_gather_scatter(const places *at, int module)
     at->roles[tp_stacks_block(&at->stacks, module)] = GATHER_SCATTER;
 }
 
+static bool
+is_token_wise(const places *at, int module)
+{
+    const char *leaf = tp_names_leaf(
+        tp_model_module(at->stacks.build->model, tp_stacks_block(&at->stacks, module))
+            ->name);
+    for (size_t i = 0; i < sizeof(mixes_streams) / sizeof(*mixes_streams); i++) {
+        if (tp_text_same(leaf, mixes_streams[i]))
+            return true;
+    }
+    return false;
+}
+
 /* Within a block that a row layer closes, all tokens are there. Elsewhere the sum over
  * the ranks needs the same tokens on all of them. */
 static void
 mark_split_row(const places *at, int module)
 {
     const int block = tp_stacks_block(&at->stacks, module);
-    if (at->stacks.columns[block] && at->stacks.rows[block] == 0)
+    if (at->stacks.columns[block] && at->stacks.rows[block] == 0 &&
+        !is_token_wise(at, module))
         at->roles[block] = GATHER_SCATTER;
     else if (at->stacks.rows[block] == 0 ||
              tp_stacks_is_behind_row(&at->stacks, module,
@@ -84,12 +117,41 @@ mark_layers(const places *at, tp_error *err)
         if (kind != TP_COLUMN || !at->stacks.columns[module])
             continue;
         /* Full outputs that no row layer sums. */
-        if (plan->layers[i].gather_output &&
-            at->stacks.rows[tp_stacks_block(&at->stacks, module)] == 0)
-            mark_gather_scatter(at, module);
+        const int block = tp_stacks_block(&at->stacks, module);
+        if (plan->layers[i].gather_output && at->stacks.rows[block] == 0) {
+            at->roles[is_token_wise(at, module) ? module : block] = GATHER_SCATTER;
+            continue;
+        }
         const int gathering = tp_stacks_gather_input(&at->stacks, &plan->layers[i]);
         if (at->roles[gathering] == NOWHERE)
             at->roles[gathering] = GATHER_INPUT;
+    }
+    return 0;
+}
+
+/* Blocks that need all tokens where their row layers end, too, as those that add their
+ * input to the output of one. A block that ends elsewhere cannot scatter its output. */
+static int
+mark_all_tokens(const places *at, tp_error *err)
+{
+    const tp_build *build = at->stacks.build;
+    for (int i = 0; i < build->options->all_tokens_count; i++) {
+        const char *pattern = build->options->all_tokens[i];
+        bool found = false;
+        for (int m = 0; m < tp_model_module_count(build->model); m++) {
+            const char *name = tp_model_module(build->model, m)->name;
+            if (at->stacks.rows[m] != TP_HOLDS_ROW ||
+                tp_stacks_layer(&at->stacks, m) < 0 || is_stack_layer(at, m) ||
+                !tp_hf_plan_match(pattern, "", name, TP_STARS_INDICES))
+                continue;
+            at->roles[m] = GATHER_SCATTER;
+            found = true;
+        }
+        if (!found)
+            return tp_fail(err, TP_VALUE,
+                           "all_tokens[%d]: '%s' is no block of a layer that ends in a "
+                           "row layer",
+                           i, pattern);
     }
     return 0;
 }
@@ -137,7 +199,7 @@ mark_replicated_blocks(const places *at)
         const tp_parameter *is = tp_model_parameter(at->stacks.build->model, i);
         const int layer = tp_stacks_layer(&at->stacks, is->module);
         if (layer >= 0 && layer != is->module && plan->entries[i].layout == NULL &&
-            is->dims > 1 && is_local(at, is) &&
+            is->dims > 1 && is_local(at, is) && !is_token_wise(at, is->module) &&
             !tp_stacks_is_behind_row(&at->stacks, is->module, layer))
             mark_gather_scatter(at, is->module);
     }
@@ -188,12 +250,6 @@ settle_parameters(const places *at, tp_error *err)
 typedef bool (*choice)(const places *at, int module);
 
 static bool
-is_stack_layer(const places *at, int module)
-{
-    return tp_stacks_layer(&at->stacks, module) == module;
-}
-
-static bool
 gathers_input(const places *at, int module)
 {
     return at->roles[module] == GATHER_INPUT;
@@ -235,6 +291,7 @@ static int
 write_stacks(const places *at, int lists, tp_error *err)
 {
     tp_plan *plan = at->stacks.build->plan;
+    const tp_model_facts *facts = tp_model_get_facts(at->stacks.build->model);
     plan->stacks =
         tp_arena_take(plan->arena, (size_t)lists, sizeof(*plan->stacks), err);
     if (plan->stacks == NULL)
@@ -245,6 +302,11 @@ write_stacks(const places *at, int lists, tp_error *err)
         tp_stack *stack = &plan->stacks[plan->stack_count++];
         const int parent = tp_stacks_parent(&at->stacks, m);
         stack->owner = parent < 0 ? m : parent;
+        stack->token_arguments = token_arguments;
+        stack->token_argument_count =
+            (int)(sizeof(token_arguments) / sizeof(*token_arguments));
+        stack->streams_first =
+            tp_model_integer(facts->integers, facts->integer_count, first_streams) > 1;
         if (choose(at, m, is_stack_layer, &stack->layers, err) < 0 ||
             choose(at, m, gathers_input, &stack->gather_input, err) < 0 ||
             choose(at, m, reduces_and_scatters, &stack->reduce_scatter_output, err) <
@@ -261,7 +323,7 @@ make(const places *at, int lists, tp_error *err)
     if (lists == 0)
         return refuse(at, 0, "has no list of layers with row layers or experts in it",
                       err);
-    if (mark_layers(at, err) < 0)
+    if (mark_layers(at, err) < 0 || mark_all_tokens(at, err) < 0)
         return -1;
     mark_replicated_blocks(at);
     drop_nested(at);

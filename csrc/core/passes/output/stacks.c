@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "model/names.h"
 
 int
@@ -79,18 +80,27 @@ ends_block(const tp_layer *layer)
     return layer->kind == TP_ROW || tp_stacks_are_experts(layer);
 }
 
-/* Layers that are sharded themselves, as a list of attention modules, are blocks of
- * what their owner calls. */
+static void
+drop_list(const tp_stacks *stacks, int module, int *count)
+{
+    if (module != tp_stacks_layer(stacks, module))
+        return;
+    stacks->lists[tp_stacks_parent(stacks, module)] = false;
+    (*count)--;
+}
+
+/* Attention modules and what is sharded itself are blocks, which their owner calls
+ * between others. */
 static void
 drop_lists_of_blocks(const tp_stacks *stacks, int *count)
 {
     const tp_plan *plan = stacks->build->plan;
-    for (int i = 0; i < plan->layer_count; i++) {
-        const int module = plan->layers[i].module;
-        if (module != tp_stacks_layer(stacks, module))
-            continue;
-        stacks->lists[tp_stacks_parent(stacks, module)] = false;
-        (*count)--;
+    for (int i = 0; i < plan->layer_count; i++)
+        drop_list(stacks, plan->layers[i].module, count);
+    for (int m = 0; m < tp_model_module_count(stacks->build->model); m++) {
+        const tp_module *module = tp_model_module(stacks->build->model, m);
+        if (strstr(module->class_name, "Attention") != NULL)
+            drop_list(stacks, m, count);
     }
 }
 
@@ -150,12 +160,24 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
     return false;
 }
 
+/* Whether a module is a layer inside of a layer, as those that Zamba's hybrid layers
+ * are made of. */
+static bool
+is_inner_layer(const tp_stacks *stacks, int module)
+{
+    static const char suffix[] = "DecoderLayer";
+    const char *name = tp_model_module(stacks->build->model, module)->class_name;
+    const size_t size = strlen(name), tail = sizeof(suffix) - 1;
+    return size >= tail && tp_text_same(name + size - tail, suffix);
+}
+
 int
 tp_stacks_block(const tp_stacks *stacks, int module)
 {
     const int layer = tp_stacks_layer(stacks, module);
     int block = module;
-    while (tp_stacks_parent(stacks, block) != layer)
+    while (tp_stacks_parent(stacks, block) != layer &&
+           !is_inner_layer(stacks, tp_stacks_parent(stacks, block)))
         block = tp_stacks_parent(stacks, block);
     return block;
 }

@@ -44,7 +44,8 @@ bool tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top);
  * another one, which adds the residual. */
 int tp_stacks_gather_input(const tp_stacks *stacks, const tp_layer *column);
 
-/* The child of its layer of a stack that a module is or is inside of. */
+/* The child of its layer of a stack, or of a layer inside of it, that a module is or is
+ * inside of. */
 int tp_stacks_block(const tp_stacks *stacks, int module);
 
 #endif
