@@ -311,7 +311,7 @@ test_a_block_of_a_layer_inside_of_a_layer_is_given_all_tokens(void)
         &f, "c", ".*up\\.weight",
         (tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1, .gather_output = true});
     add_split_row(&f, ".*whole\\.weight");
-    add_fact(&f, "altup_num_inputs", 4);
+    add_module(&f, "list.0.altup", TP_MODULE_OTHER, 0);
     f.options.sequence = true;
     if (make_plan(&f)) {
         const tp_stack *stack = tp_plan_stack(f.plan, 0);

@@ -25,8 +25,8 @@ static const char *const token_arguments[] = {"per_layer_input",
 static const char *const mixes_streams[] = {
     "altup", "attn_hc", "ffn_hc", "attn_hyper_connection", "mlp_hyper_connection"};
 
-/* How many streams of hidden states there are where they are the first dimension. */
-static const char *const first_streams[] = {"altup_num_inputs", NULL};
+/* Of these the one whose streams are the first dimension of the hidden states. */
+static const char first_streams[] = "altup";
 
 typedef struct {
     tp_stacks stacks;
@@ -287,11 +287,25 @@ choose(const places *at, int list, choice wanted, tp_modules *out, tp_error *err
     return 0;
 }
 
+static bool
+has_first_streams(const places *at, const tp_modules *layers)
+{
+    const tp_model *model = at->stacks.build->model;
+    for (int i = 0; i < layers->count; i++) {
+        for (int m = layers->items[i] + 1; m < tp_model_module_count(model); m++) {
+            if (tp_stacks_parent(&at->stacks, m) == layers->items[i] &&
+                tp_text_same(tp_names_leaf(tp_model_module(model, m)->name),
+                             first_streams))
+                return true;
+        }
+    }
+    return false;
+}
+
 static int
 write_stacks(const places *at, int lists, tp_error *err)
 {
     tp_plan *plan = at->stacks.build->plan;
-    const tp_model_facts *facts = tp_model_get_facts(at->stacks.build->model);
     plan->stacks =
         tp_arena_take(plan->arena, (size_t)lists, sizeof(*plan->stacks), err);
     if (plan->stacks == NULL)
@@ -305,14 +319,13 @@ write_stacks(const places *at, int lists, tp_error *err)
         stack->token_arguments = token_arguments;
         stack->token_argument_count =
             (int)(sizeof(token_arguments) / sizeof(*token_arguments));
-        stack->streams_first =
-            tp_model_integer(facts->integers, facts->integer_count, first_streams) > 1;
         if (choose(at, m, is_stack_layer, &stack->layers, err) < 0 ||
             choose(at, m, gathers_input, &stack->gather_input, err) < 0 ||
             choose(at, m, reduces_and_scatters, &stack->reduce_scatter_output, err) <
                 0 ||
             choose(at, m, gathers_and_scatters, &stack->gather_scatter, err) < 0)
             return -1;
+        stack->streams_first = has_first_streams(at, &stack->layers);
     }
     return 0;
 }

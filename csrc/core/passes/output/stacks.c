@@ -80,6 +80,15 @@ ends_block(const tp_layer *layer)
     return layer->kind == TP_ROW || tp_stacks_are_experts(layer);
 }
 
+/* Whether the name of a module's class ends like this. */
+static bool
+has_class(const tp_stacks *stacks, int module, const char *ending)
+{
+    const char *name = tp_model_module(stacks->build->model, module)->class_name;
+    const size_t size = strlen(name), tail = strlen(ending);
+    return size >= tail && tp_text_same(name + size - tail, ending);
+}
+
 static void
 drop_list(const tp_stacks *stacks, int module, int *count)
 {
@@ -98,8 +107,7 @@ drop_lists_of_blocks(const tp_stacks *stacks, int *count)
     for (int i = 0; i < plan->layer_count; i++)
         drop_list(stacks, plan->layers[i].module, count);
     for (int m = 0; m < tp_model_module_count(stacks->build->model); m++) {
-        const tp_module *module = tp_model_module(stacks->build->model, m);
-        if (strstr(module->class_name, "Attention") != NULL)
+        if (has_class(stacks, m, "Attention"))
             drop_list(stacks, m, count);
     }
 }
@@ -165,10 +173,7 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
 static bool
 is_inner_layer(const tp_stacks *stacks, int module)
 {
-    static const char suffix[] = "DecoderLayer";
-    const char *name = tp_model_module(stacks->build->model, module)->class_name;
-    const size_t size = strlen(name), tail = sizeof(suffix) - 1;
-    return size >= tail && tp_text_same(name + size - tail, suffix);
+    return has_class(stacks, module, "DecoderLayer");
 }
 
 int
