@@ -50,10 +50,8 @@ class HiddenStates:
 
     def begin(self, name: str, *, is_asked: bool) -> None:
         """A module is called."""
-        asked = self._asked
-        # A call that KeyboardInterrupt has ended has not told.
-        if asked is not None and not name.startswith(f"{asked}." if asked else ""):
-            self._forget()
+        if self._asked is not None and not _is_inside(name, self._asked):
+            self._forget()  # a call that KeyboardInterrupt has ended has not told
         if is_asked and self._asked is None:
             self._asked = name
 
@@ -125,6 +123,10 @@ class _Place:
             return self.states.in_full(output) if is_asked else None
         finally:
             self.states.end(self.name)
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name != outer and name.startswith(f"{outer}." if outer else "")
 
 
 def _is_like(x: Tensor, shard: Tensor, layout: SequenceLayout) -> bool:

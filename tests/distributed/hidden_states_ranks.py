@@ -65,9 +65,9 @@ def _step(model: Any, *args: Any, **asked: Any) -> Any:
     return outputs.hidden_states
 
 
-def _apart(unsharded: Any, sharded: Any, *args: Any, **asked: Any) -> dict[str, float]:
-    """Largest differences of the hidden states of a step, and of the weights behind it."""
-    expected, own = (_step(model, *args, **asked) for model in (unsharded, sharded))
+def _differences(models: Any, states: Any) -> dict[str, float]:
+    """Largest ones of the hidden states of a step, and of the weights behind it."""
+    (unsharded, sharded), (expected, own) = models, states
     weights = deepspeed_autotp.full_state_dict(sharded)
     deepspeed_autotp.check_replicas(sharded)
     assert [state is None for state in own] == [state is None for state in expected]
@@ -101,8 +101,31 @@ def asked(family: str, ways: list[str]) -> dict[str, dict[str, float]]:
             names = list(inspect.signature(models[0].forward).parameters)
             args, more = [None] * names.index("output_hidden_states"), {}
             args[-1] = True
-        found[way] = _apart(*models, *args, **more)
+        found[way] = _differences(models, [_step(model, *args, **more) for model in models])
     return found
+
+
+def encoder_decoder() -> dict[str, float]:
+    """Differences to one process with two lists of layers, whose states the model returns."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 64, "d_ff": 112, "num_layers": 3, "num_heads": 8, "d_kv": 8}
+    config = T5Config(vocab_size=96, dropout_rate=0.0, decoder_start_token_id=0, **sizes)
+    models, states = [], []
+    for shards in (False, True):
+        torch.manual_seed(0)
+        model: Any = T5ForConditionalGeneration(config).double().train()
+        models.append(model)
+        if shards:
+            settings = {"sequence_parallel": True}
+            deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=settings)
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        ids, others = tokens(0, rows=1, length=13), tokens(1, rows=1, length=9)
+        outputs = model(input_ids=ids, decoder_input_ids=others, output_hidden_states=True)
+        states.append((*outputs.encoder_hidden_states, *outputs.decoder_hidden_states))
+        (_total(states[-1]) + outputs.logits.square().mean()).backward()
+        optimizer.step()
+    return _differences(models, states)
 
 
 def gathers() -> list[int]:
