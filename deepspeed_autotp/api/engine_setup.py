@@ -27,7 +27,7 @@ from deepspeed_autotp.checkpoint.atomic_folder import replaced
 from deepspeed_autotp.checkpoint.full_state import rank0_state_dict
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.universal import parameter_meta, universal_info
-from deepspeed_autotp.config.load_config import load_ds_config
+from deepspeed_autotp.config.load_config import load_ds_config, refuse_misspelt_section
 from deepspeed_autotp.config.merge_recorded_args import compare, copied, fill_settings
 from deepspeed_autotp.config.recorded_args import RECORDS, Recorded
 from deepspeed_autotp.config.refused_options import refuse_options
@@ -36,7 +36,6 @@ from deepspeed_autotp.config.training_config import (
     TPTrainingConfig,
     deepspeed_section,
     get_tensor_parallel_config,
-    refuse_misspelt_section,
 )
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement

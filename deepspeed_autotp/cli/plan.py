@@ -81,8 +81,7 @@ def _add_model(command: argparse.ArgumentParser, *, tp_required: bool) -> None:
 
 
 def _config(asked: argparse.Namespace) -> dict[str, Any]:
-    from deepspeed_autotp.config.load_config import load_ds_config
-    from deepspeed_autotp.config.training_config import refuse_misspelt_section
+    from deepspeed_autotp.config.load_config import load_ds_config, refuse_misspelt_section
 
     if asked.config is None:
         return {}

@@ -14,10 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from deepspeed_autotp import _core
 from deepspeed_autotp.config.validation import dictionary, shown, wrong
 
-__all__ = ["load_ds_config", "precision_switches", "switched_on"]
+__all__ = ["load_ds_config", "precision_switches", "refuse_misspelt_section", "switched_on"]
 
+# Sections of DeepSpeed with a name like ours.
+_OTHER_SECTIONS = ("expert_parallel",)
 _EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
 
 
@@ -70,6 +73,18 @@ def switched_on(config: Mapping[str, Any], key: str) -> bool:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError:
         raise ValueError(f"{key}.enabled: {wrong(value, 'true or false')}") from None
+
+
+def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
+    """ValueError for a configuration whose only such section has a slip in its name."""
+    ours = "tensor_parallel"
+    for key in ds_config if ds_config.get(ours) is None else ():
+        if key in _OTHER_SECTIONS:
+            continue
+        near = isinstance(key, str) and _core.nearest(key, [ours])
+        # A part of the name, as ``tensor``, is another word.
+        if near and abs(len(key) - len(ours)) <= len(ours) // 3:
+            raise ValueError(f"Unknown config section {key!r}. Did you mean {ours!r}?")
 
 
 def _decode(text: str) -> str:

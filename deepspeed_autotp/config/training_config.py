@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import PlainValidator, field_serializer
 
-from deepspeed_autotp import _core
 from deepspeed_autotp.config.dtypes import parse_dtype
 from deepspeed_autotp.config.tp_section import TPConfig, TPSection, section_of
 
@@ -40,22 +39,6 @@ class TPTrainingConfig(TPSection):
 def get_tensor_parallel_config(ds_config: Mapping[str, Any]) -> TPTrainingConfig:
     """The section of a DeepSpeed configuration; its defaults where there is none."""
     return TPTrainingConfig(**section_of(ds_config))
-
-
-# Sections of DeepSpeed with a name like ours.
-_OTHER_SECTIONS = ("expert_parallel",)
-
-
-def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
-    """ValueError for a configuration whose only such section has a slip in its name."""
-    ours = "tensor_parallel"
-    for key in ds_config if ds_config.get(ours) is None else ():
-        if key in _OTHER_SECTIONS:
-            continue
-        near = isinstance(key, str) and _core.nearest(key, [ours])
-        # A part of the name, as ``tensor``, is another word.
-        if near and abs(len(key) - len(ours)) <= len(ours) // 3:
-            raise ValueError(f"Unknown config section {key!r}. Did you mean {ours!r}?")
 
 
 def deepspeed_section(config: TPTrainingConfig | Mapping[str, Any]) -> dict[str, Any]:

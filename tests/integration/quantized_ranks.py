@@ -74,7 +74,12 @@ def quantized(folder: str, dtype: torch.dtype = torch.float32, **options: Any) -
         "bnb_4bit_compute_dtype": dtype,
     }
     config = BitsAndBytesConfig(**{**known, **options})
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=dtype)
+    # On some CPUs bitsandbytes evaluates in bfloat16, whatever the data type of the model is.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def lora(model: Any, *, prepared: bool = True) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from deepspeed_autotp.config.load_config import refuse_misspelt_section
 from deepspeed_autotp.config.refused_options import _REFUSED, refuse_options
-from deepspeed_autotp.config.training_config import refuse_misspelt_section
 from deepspeed_autotp.interop.deepspeed.engine import gather_weights_on_save
 from tests.support.options import Option
 from tests.support.options_table import TABLE
