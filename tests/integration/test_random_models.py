@@ -16,8 +16,8 @@ def test_a_random_model_trains_as_in_one_process_or_is_refused(pool: Pool, seed:
     case = draw(seed)
     found = verdict(pool, case)
     if "several ranks hold differ" in found.text:
-        # On a CPU with AVX-512, in processes that have run other cases, replicated values of seed
-        # 19 differ by a bit between the ranks, and all numbers are right. Why is not known.
+        # On some CPUs products of MKL may differ by a bit from process to process, and with them
+        # what is computed on every rank; not with MKL_CBWR=COMPATIBLE.
         fresh = Pool(case.tp)
         try:
             found = verdict(fresh, case)
