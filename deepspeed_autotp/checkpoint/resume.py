@@ -47,7 +47,7 @@ def states_for_sharded(
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
         return None
     if metadata.has_layout_of(plan) and _replicas(folder) in (None, optimizer.replicas):
-        _check_own_files(request, optimizer, rank=rank)
+        _check_own_files(files, request, optimizer, rank=rank)
         return None
     saved = _saved(files, metadata.layout, metadata)
     return _made(request, saved, Layout.of_plan(plan), optimizer, rank=rank)
@@ -138,9 +138,11 @@ def _refuse_kinds(
         )
 
 
-def _check_own_files(request: LoadRequest, optimizer: EngineOptimizer, *, rank: int) -> None:
+def _check_own_files(
+    files: CheckpointFiles, request: LoadRequest, optimizer: EngineOptimizer, *, rank: int
+) -> None:
     """ValueError where DeepSpeed would not find whole files of this rank."""
-    files, kind = CheckpointFiles(request.folder, trusted=True), Kind(optimizer.kind)
+    kind = Kind(optimizer.kind)
     names = [files.model_name(rank, optimizer.replica)]
     if kind.is_partitioned and request.optimizer_states:
         if not any(request.folder.glob("*_optim_states.pt")):

@@ -113,11 +113,8 @@ def _facts(folder: Path) -> _Facts:
 def _written_by(folder: Path) -> str:
     try:
         if read_metadata(folder) is None:
-            return (
-                "DeepSpeed"
-                if is_unsharded(CheckpointFiles(folder))
-                else "DeepSpeed, by its own rules"
-            )
+            is_plain = is_unsharded(CheckpointFiles(folder))
+            return "DeepSpeed" if is_plain else "DeepSpeed, by its own rules"
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return "not known"

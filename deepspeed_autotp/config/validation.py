@@ -41,8 +41,6 @@ _EXPECTED = {
     "string_type": "a string",
     "string_unicode": "a string of valid Unicode",
     "tuple_type": "a list of integers",
-    "enum": "{expected}",
-    "literal_error": "{expected}",
 }
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 

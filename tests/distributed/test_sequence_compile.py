@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequence parallelism under torch.compile: its collectives are in the graphs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,14 +15,6 @@ def _equals_one_process(found: Found) -> bool:
     return max(found.apart.values()) < 1e-13
 
 
-@pytest.fixture
-def fresh_pool() -> Iterator[Pool]:
-    """What torch's pass matches depends on what a process has run before."""
-    workers = Pool()
-    yield workers
-    workers.close()
-
-
 @pytest.mark.parametrize(
     ("layers", "changes", "ranks"),
     [
@@ -35,6 +26,7 @@ def fresh_pool() -> Iterator[Pool]:
 def test_one_graph_whose_collectives_are_fused_with_the_products_beside(
     fresh_pool: Pool, layers: int, changes: dict[str, Any], ranks: int
 ) -> None:
+    # What torch's pass matches depends on what a process has run before.
     job, blocks = (sequence_compile_ranks.fused, layers, [12, 12], changes), 2 * layers
     for found in fresh_pool.run(*job, ranks=ranks, timeout=110):
         assert _equals_one_process(found)
