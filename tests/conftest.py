@@ -95,14 +95,6 @@ def pool() -> Iterator[Pool]:
     workers.close()
 
 
-@pytest.fixture
-def fresh_pool() -> Iterator[Pool]:
-    """Worker processes that have run nothing before, for this test alone."""
-    workers = Pool()
-    yield workers
-    workers.close()
-
-
 @pytest.fixture(scope="session")
 def deepspeed_imported() -> None:
     """DeepSpeed, whose import changes the environment."""

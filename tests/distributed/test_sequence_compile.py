@@ -24,11 +24,10 @@ def _equals_one_process(found: Found) -> bool:
     ],
 )
 def test_one_graph_whose_collectives_are_fused_with_the_products_beside(
-    fresh_pool: Pool, layers: int, changes: dict[str, Any], ranks: int
+    pool: Pool, layers: int, changes: dict[str, Any], ranks: int
 ) -> None:
-    # What torch's pass matches depends on what a process has run before.
     job, blocks = (sequence_compile_ranks.fused, layers, [12, 12], changes), 2 * layers
-    for found in fresh_pool.run(*job, ranks=ranks, timeout=110):
+    for found in pool.run(*job, ranks=ranks, timeout=110):
         assert _equals_one_process(found)
         assert found.graphs == 1 and found.breaks == 0
         # Gathered are the blocks' inputs, the last layer's output, and the logits; scattered is

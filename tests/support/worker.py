@@ -33,6 +33,8 @@ GROUP_MARGIN = 30.0
 MOST_GROUP_THREADS = 60
 # Engines that something still refers to after they were destroyed, which works once only.
 _DESTROYED: weakref.WeakSet[Any] = weakref.WeakSet()
+# The functions of torch.nn.functional.
+_FUNCTIONS: dict[str, Any] = {}
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def _import_all() -> None:
     import transformers.integrations.deepspeed  # noqa: F401
 
     torch.set_num_threads(1)
+    _FUNCTIONS.update(vars(torch.nn.functional))
     # DeepSpeed's shared-memory all-reduce would be compiled at the first initialize, keeps the
     # first group it sees for the life of the process, and leaves 66 MB per killed rank in
     # /dev/shm. Without it DeepSpeed uses the process group, as it does on several machines.
@@ -184,6 +187,7 @@ def _destroy_engines() -> None:
 
 
 def _reset_deepspeed() -> None:
+    import torch
     from deepspeed import comm, zero
     from deepspeed.module_inject import layers
     from deepspeed.runtime import torch_autocast
@@ -199,6 +203,9 @@ def _reset_deepspeed() -> None:
         importlib.reload(groups)
     init_utils._TP_MODEL_INIT_ARGS = None
     layers.DEEPSPEED_AUTOTP_MODE = layers.AUTOTP_MODE.INFERENCE
+    # ZeRO 3 replaces linear for good. Its own rounds in another way, so that ranks which had served
+    # different jobs would differ by a bit, and its graph is another one.
+    vars(torch.nn.functional).update(_FUNCTIONS)
     # ZeRO 3 numbers modules and parameters from where the last engine of this process ended, and
     # compares the numbers over ranks, which have served different jobs here.
     zero.Init.param_id = 0

@@ -77,9 +77,6 @@ class Worker:
         environment = os.environ | {
             "DS_ACCELERATOR": "cpu",
             "GLOO_SOCKET_IFNAME": "lo",
-            # Without it products may differ by a bit from process to process on some CPUs, and
-            # with them what every rank computes by itself.
-            "MKL_CBWR": "COMPATIBLE",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",

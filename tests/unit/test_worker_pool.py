@@ -95,6 +95,18 @@ def make_engine() -> Any:
     return engine
 
 
+def linear_of_zero3() -> str:
+    from deepspeed import zero
+
+    with zero.Init(config_dict_or_path={"train_batch_size": 2, "zero_optimization": {"stage": 3}}):
+        nn.Linear(2, 2)
+    return where_linear_is()
+
+
+def where_linear_is() -> str:
+    return str(nn.functional.linear.__module__)
+
+
 def train(steps: int) -> list[float]:
     """Mean loss over all ranks, per step; every rank has its own two rows."""
     engine = make_engine()
@@ -230,6 +242,13 @@ def test_deepspeed_trains_at_four_ranks_and_at_two_in_the_same_processes(pool: P
     halves = pool.run(train, 3, ranks=2)
     assert halves[0] != first[0]
     assert pool.run(deepspeed_state) == [(None, None, None, None)] * 2
+
+
+def test_functions_that_zero3_replaces_are_those_of_torch_for_the_next_job(pool: Pool) -> None:
+    own = where_linear_is()
+    replaced = pool.run(linear_of_zero3)
+    assert pool.run(where_linear_is) == [own] * 2
+    assert own not in replaced
 
 
 def test_engines_of_earlier_jobs_hold_no_sockets_and_no_threads(pool: Pool) -> None:
