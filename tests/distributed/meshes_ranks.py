@@ -84,7 +84,8 @@ def train(run: MeshRun) -> Trained:
     """As :func:`train_one`, on all ranks."""
     torch.compiler.reset()
     dp, tp = meshes(run)
-    model = deepspeed_autotp.parallelize(make(run), mesh=tp)
+    config = {"sequence_parallel": run.tokens == "sharded"}
+    model = deepspeed_autotp.parallelize(make(run), mesh=tp, config=config)
     before = deepspeed_autotp.full_state_dict(model)
     prepare(run, model)
     model = spread(run, model, dp)

@@ -26,6 +26,7 @@ class MeshRun:
     optimizer   a key of OPTIMIZERS there
     accumulate  "each" or "last": which parts of a step reduce gradients
     trained     "half" of the parameters, "lora", or all
+    tokens      "sharded" between the blocks, as sequence parallelism does, or on all ranks
     """
 
     family: str = "llama"
@@ -41,6 +42,7 @@ class MeshRun:
     optimizer: str = "momentum"
     accumulate: str = ""
     trained: str = ""
+    tokens: str = ""
 
     @property
     def label(self) -> str:
@@ -61,6 +63,7 @@ MATRIX: dict[str, list[Any]] = {
     "optimizer": ["momentum", "AdamW", "AdamW foreach", "AdamW fused"],
     "accumulate": ["", "each", "last"],
     "trained": ["", "half", "lora"],
+    "tokens": ["", "sharded"],
 }
 # A few that have most values once, for every run of the suite.
 QUICK = [
@@ -68,6 +71,7 @@ QUICK = [
     MeshRun(family="gpt2", reshard=False, clip="largest", accumulate="last", tp_first=True),
     MeshRun(family="experts", whole=True, offload=True, checkpoint="reentrant", trained="half"),
     MeshRun(family="qwen3", way="ddp", checkpoint="not reentrant", clip="torch", trained="lora"),
+    MeshRun(family="qwen3", tokens="sharded"),
 ]
 
 
