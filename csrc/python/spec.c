@@ -177,7 +177,10 @@ py_spec_read(PyObject *mapping, const char *where, tp_spec *out)
     int result = -1;
     Py_ssize_t position = 0;
     PyObject *key = NULL, *value = NULL; /* borrowed */
-    PyObject *dict = py_read_mapping(mapping, where);
+    PyObject *given = py_read_mapping(mapping, where);
+    /* Reading a shape may call code of the user, which could change what was given. */
+    PyObject *dict = given == NULL ? NULL : PyDict_Copy(given);
+    Py_XDECREF(given);
     if (dict == NULL)
         return -1;
     while (PyDict_Next(dict, &position, &key, &value)) {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions of the compiled core that belong to no type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -202,3 +202,15 @@ def test_a_style_is_a_spec() -> None:
     assert _core.style_spec("rowwise", "o_proj")["partition_type"] == "row"
     with pytest.raises(ValueError, match=r"layers\.\*\.q_proj.*'colwis'.*'colwise'"):
         _core.style_spec("colwis", "layers.*.q_proj")
+
+
+def test_a_shape_may_change_its_spec_while_it_is_read() -> None:
+    class Clearing(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            spec.clear()
+            self.others = ["".join(["x", str(number), "yyy"]) for number in range(100)]
+            return iter([0, -1])
+
+    spec = {"".join(["sha", "pe"]): Clearing([2, -1])}  # a key that nothing else refers to
+    with pytest.raises(ValueError, match=r"^here: shape\[0\]: 0 is no size"):
+        _core.check_spec(spec, "here")

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The types of the compiled core are closed, and nothing they hold is lost."""
 
-import ctypes
-import gc
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ import pytest
 from deepspeed_autotp import _core
 from deepspeed_autotp._core import Model, Pattern, Plan, Records, Rules
 from tests.support.core_llama import ROOT_MODULE, llama, preset
+from tests.support.held_memory import held
 
 
 @pytest.mark.parametrize("name", ["Entry", "Layer", "LocalInteger", "Row"])
@@ -35,27 +34,6 @@ def test_values_of_a_plan_cannot_be_changed() -> None:
             setattr(value, name, 3)
     with pytest.raises(AttributeError):
         Pattern("a").pattern = "b"  # type: ignore[misc]
-
-
-class MallInfo(ctypes.Structure):
-    """What glibc's mallinfo2 returns."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    ]
-
-
-def held() -> tuple[int, int]:
-    """Bytes that malloc has given out, and blocks that Python's allocator has given out."""
-    gc.collect()
-    info = ctypes.CDLL(None).mallinfo2
-    info.restype = MallInfo
-    state = info()
-    return state.uordblks + state.hblkhd, sys.getallocatedblocks()
 
 
 def refused(call: Callable[[], object]) -> None:
