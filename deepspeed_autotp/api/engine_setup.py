@@ -69,6 +69,7 @@ from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
 from deepspeed_autotp.state.replica_check import check_first_call
+from deepspeed_autotp.state.replica_drift import compare_replicas
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
     find_tensor_parallel,
@@ -306,3 +307,4 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
     watch_shards(engine, model, agreement=agreement)
     drop_batch_comparison(engine)
     check_first_call(state)
+    compare_replicas(state)

@@ -42,6 +42,7 @@ from deepspeed_autotp.sharding.weight_location import refuse_unlike
 from deepspeed_autotp.state.mesh_check import check_spreading
 from deepspeed_autotp.state.optimizer_check import check_optimizers
 from deepspeed_autotp.state.replica_check import check_first_call
+from deepspeed_autotp.state.replica_drift import compare_replicas
 
 # The configuration, what of it is the same on all ranks, and the model where there is one to shard.
 Settled = tuple[TPTrainingConfig, Mapping[str, str], Description | None]
@@ -130,6 +131,7 @@ def sharded_over(
         )
         check_optimizers(state)
         check_first_call(state)
+        compare_replicas(state)
         check_spreading(state)
         refuse_own_state(state)
         on_failure.pop_all()

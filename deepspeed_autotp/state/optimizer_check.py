@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.rng_observation import is_capturing
 from deepspeed_autotp.interop.fully_shard import (
     fully_sharded_modules,
     is_distributed,
@@ -111,8 +112,11 @@ class _CompareSteps:
         self._calls += 1
         if self._calls < 2 or self._calls.bit_count() > 1:
             return
+        device = next(module.parameters()).device
+        if is_capturing(device):  # nothing can be read from the GPU then
+            return
         group, norm = self._group, self._steps.norm
-        sent = torch.zeros(2, dtype=torch.float64, device=next(module.parameters()).device)
+        sent = torch.zeros(2, dtype=torch.float64, device=device)
         sent[0] = self._steps.steps
         if norm is not None:
             sent[1] = norm

@@ -41,6 +41,13 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def own_partition(parameter: Tensor) -> Tensor:
+    """What this data-parallel rank has of a parameter: all of it, unless ZeRO 3 has partitioned
+    it."""
+    part: Tensor = getattr(parameter, "ds_tensor", parameter)
+    return part
+
+
 def gathered_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
     """A context in which parameters that ZeRO 3 has partitioned are gathered."""
     partitioned = [p for p in parameters if is_partitioned(p)]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several ranks hold, compared now and then while a model trains.
+
+Each rank updates a replicated parameter by itself. The gradients are those of equal activations,
+but libraries may round a product otherwise in another process, and kernels that add atomically do
+so in every call; then the ranks' values part slowly. Megatron-LM averages such gradients over the
+TP ranks for modules of Hugging Face; here the ranks look, which costs nothing where they are equal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed.rng_observation import is_capturing
+from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned, own_partition
+from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
+from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
+
+_log = logging.getLogger("deepspeed_autotp")
+
+# Elements whose bits are looked at together, which takes 16 bytes for each.
+_PART = 1 << 22
+# Elements of a tensor that say how far the ranks are apart.
+_SAMPLE = 1024
+# Of the largest of them; beyond it the ranks train different models.
+_MOST = 1e-2
+_ROUND_ALIKE = (
+    "let their libraries round alike: MKL_CBWR=COMPATIBLE in the environment on CPUs, "
+    "torch.use_deterministic_algorithms(True) on GPUs"
+)
+# How many names a message lists.
+_NAMED = 5
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+
+# Name of the parameter, owner and index of the run that several ranks hold.
+_Key = tuple[str, int, int]
+
+
+class CompareReplicas:
+    """A forward pre-hook: in calls 2, 4, 8, ... the ranks compare what several of them hold.
+
+    One warning where it differs, and another one when the difference has grown tenfold;
+    RuntimeError on every rank where it is above a hundredth of the largest value. Not with
+    ``fully_shard``.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._warned = 0.0
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        if torch.compiler.is_compiling():  # the comparison would break the graph
+            return
+        self._calls += 1
+        if self._calls < 2 or self._calls.bit_count() > 1:
+            return
+        state = find_tensor_parallel(module)
+        if state is None or is_capturing(state.device) or fully_sharded_modules(module):
+            return
+        self._compare(state, type(module).__name__)
+
+    @torch.no_grad()
+    def _compare(self, state: TensorParallel, model: str) -> None:
+        held = dict(_held_by_several(state))
+        agreement = Agreement(state.group.cpu_handle)
+        differing = _differing(agreement.exchange(_checksums(held)))
+        if not differing:
+            return
+        samples = agreement.exchange({key: _sample(held[key]) for key in differing if key in held})
+        apart = max(_apart([each[key] for each in samples if key in each]) for key in differing)
+        names = list(dict.fromkeys(name for name, *_ in differing))
+        what = (
+            f"{len(names)} parameter{'s' if len(names) > 1 else ''} that several ranks hold "
+            f"differ{'' if len(names) > 1 else 's'} by up to {apart:.1e} of the largest value "
+            f"between the ranks {list(state.group.global_ranks)} of the TP group of {model} in "
+            f"call {self._calls}: {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}"
+        )
+        if apart > _MOST:
+            raise RuntimeError(
+                f"{what}; update what several ranks hold in the same way on each of them, and "
+                f"{_ROUND_ALIKE}"
+            )
+        if apart >= 10 * self._warned and state.group.rank == 0:
+            _log.warning("%s; the ranks round otherwise: %s", what, _ROUND_ALIKE)
+        self._warned = max(self._warned, apart)
+
+
+def compare_replicas(state: TensorParallel) -> None:
+    """Let the ranks of a sharded model compare what several of them hold from now on."""
+    compare = CompareReplicas()
+
+    def register(model: nn.Module) -> None:
+        if not any(isinstance(hook, CompareReplicas) for hook in forward_pre_hooks(model)):
+            model.register_forward_pre_hook(compare)
+
+    state.hook(register)
+
+
+def _held_by_several(state: TensorParallel) -> Iterator[tuple[_Key, Tensor]]:
+    """The values that this rank has of them; of what ZeRO 3 has partitioned those of its part,
+    which is the same part on all ranks of a TP group."""
+    for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
+        if entry.is_tied:
+            continue
+        if not entry.is_sharded:
+            yield (entry.name, 0, 0), own_partition(parameter).detach()
+        elif not is_partitioned(parameter):
+            shared = entry.shared(state.group.rank)
+            for index, (offset, length, owner, _) in enumerate(shared):
+                run = parameter.detach().narrow(entry.dim, offset, length)
+                yield (entry.name, owner, index), run
+
+
+def _checksums(held: dict[_Key, Tensor]) -> dict[_Key, int]:
+    """Of the bits of each: equal for equal ones, and hardly ever for others."""
+    if not held:
+        return {}
+    sums = torch.stack([_checksum(values) for values in held.values()])
+    return dict(zip(held, sums.tolist(), strict=True))
+
+
+def _checksum(values: Tensor) -> Tensor:
+    whole = values.reshape(-1).view(_INTEGERS[values.itemsize])
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for part in whole.split(_PART):
+        bits = part.to(torch.int64)
+        total += (bits * bits).sum()  # what is beyond 64 bits is dropped
+    return total
+
+
+def _differing(everyone: list[dict[_Key, int]]) -> list[_Key]:
+    found: dict[_Key, set[int]] = {}
+    for checksums in everyone:
+        for key, checksum in checksums.items():
+            found.setdefault(key, set()).add(checksum)
+    return [key for key, seen in found.items() if len(seen) > 1]
+
+
+def _sample(values: Tensor) -> Tensor:
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.float64)
+
+
+def _apart(samples: list[Tensor]) -> float:
+    """The largest difference from the first, as a part of its largest value."""
+    first, *others = samples
+    most = max(float((each - first).abs().max()) for each in others)
+    return most / max(float(first.abs().max()), torch.finfo(torch.float32).tiny)

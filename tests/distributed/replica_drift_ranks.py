@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ranks do: train while what several of them hold differs a little, or more."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import deepspeed_autotp
+from tests.support.engine_config import Setting, engine_config
+from tests.support.log_records import logged_warnings
+from tests.support.raised_error import raised_error
+from tests.support.small_models import build, tokens
+
+
+def _sharded(zero: int | None) -> tuple[Any, nn.Module]:
+    """What is called, and the model: with DeepSpeed unless ``zero`` is None."""
+    model = build("llama", tied=False, num_key_value_heads=1)
+    if zero is None:
+        return deepspeed_autotp.parallelize(model, tp_size=2), model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine, *_ = deepspeed_autotp.initialize(
+        model=model, optimizer=optimizer, config=engine_config(Setting(2, zero, clip=0.0))
+    )
+    return engine, model
+
+
+def called(
+    zero: int | None, changes: dict[int, tuple[str, float]], calls: int
+) -> tuple[list[str], str]:
+    """Warnings, and the error, of some forwards; ``changes[call]`` are a parameter, and by which
+    part of itself the last TP rank changes it before that call."""
+    run, model = _sharded(zero)
+    with logged_warnings() as said:
+        error = raised_error(lambda: _run(run, model, changes, calls))
+    return list(said), error
+
+
+def _run(run: Any, model: nn.Module, changes: dict[int, tuple[str, float]], calls: int) -> None:
+    ids = tokens(0)[:2]
+    for call in range(1, calls + 1):
+        if call in changes and dist.get_rank() % 2:
+            name, part = changes[call]
+            parameter: Any = model.get_parameter(name)
+            getattr(parameter, "ds_tensor", parameter).data.mul_(1 + part)
+        run(input_ids=ids, labels=ids)
