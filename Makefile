@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -152,6 +152,13 @@ kill-saves: $(stamp) ## End a save of two ranks at 20 moments, and load what is 
 kill-commands: $(stamp) ## End autotp merge and reshard at 20 moments, and look at what is there; takes minutes
 	@AUTOTP_LONG=1 AUTOTP_KILL_COMMANDS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
 		tests/integration/test_killed_commands.py::test_a_killed_command_leaves_all_or_nothing $(ARGS)
+
+drift: $(stamp) ## Train 5,000 steps at TP 4 and compare ranks and loss curves; takes about an hour
+	@AUTOTP_DRIFT=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 tests/distributed/test_drift.py $(ARGS)
+
+leaks: $(stamp) ## Do everything thousands of times, and look at what is left; takes about an hour
+	@AUTOTP_LEAKS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
+		tests/distributed/test_leaks.py tests/unit/test_core_references.py $(ARGS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
 SAVE ?=
