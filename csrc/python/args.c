@@ -117,13 +117,13 @@ py_read_text(PyObject *object, const char *what, const char **out)
     if (data == NULL) {
         if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
             PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "%s%s%A holds a lone surrogate", AT(what),
-                         object);
+            PyErr_Format(PyExc_ValueError, "%s%s%.300A holds a lone surrogate",
+                         AT(what), object);
         }
         return -1;
     }
     if (strlen(data) != (size_t)size) {
-        PyErr_Format(PyExc_ValueError, "%s%s%A holds a null character", AT(what),
+        PyErr_Format(PyExc_ValueError, "%s%s%.300A holds a null character", AT(what),
                      object);
         return -1;
     }

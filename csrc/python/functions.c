@@ -133,9 +133,14 @@ py_nearest(PyObject *module, PyObject *args, PyObject *kwargs)
     py_texts names = PY_NO_TEXTS;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:nearest", (char **)keys,
                                      &name_arg, &names_arg, &limit_arg) ||
-        py_read_text(name_arg, "name", &name) < 0 ||
         py_read_int(limit_arg, "limit", &limit) < 0)
         return NULL;
+    if (py_read_text(name_arg, "name", &name) < 0) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError))
+            return NULL;
+        PyErr_Clear(); /* nothing is near what C cannot hold */
+        return PyTuple_New(0);
+    }
     if (limit < 0) {
         PyErr_Format(PyExc_ValueError, "limit: %d is negative", limit);
         return NULL;

@@ -46,7 +46,7 @@ refuse_pattern(py_state *state, PyObject *pattern)
     PyErr_NormalizeException(&type, &cause, &trace);
     Py_XDECREF(type);
     Py_XDECREF(trace);
-    PyErr_Format(PyExc_ValueError, "pattern %.300R does not compile: %S", pattern,
+    PyErr_Format(PyExc_ValueError, "pattern %.300R does not compile: %.1000S", pattern,
                  cause);
     py_set_cause(cause);
 }
@@ -55,8 +55,13 @@ int
 py_regex_new(py_state *state, PyObject *pattern, const char *what, tp_regex **out)
 {
     const char *text = NULL;
+    tp_error err = TP_NO_ERROR;
     if (py_read_text(pattern, what, &text) < 0)
         return -1;
+    if (tp_regex_check_size(text, &err) < 0) {
+        py_raise(&err);
+        return -1;
+    }
     PyObject *compiled = PyObject_CallFunctionObjArgs(state->re_compile, pattern, NULL);
     if (compiled == NULL) {
         refuse_pattern(state, pattern);
@@ -67,7 +72,6 @@ py_regex_new(py_state *state, PyObject *pattern, const char *what, tp_regex **ou
     if (match == NULL)
         return -1;
 
-    tp_error err = TP_NO_ERROR;
     const tp_matcher fallback = {match, fallback_match, fallback_release};
     if (tp_regex_new(text, &fallback, out, &err) < 0) { /* `match` is stolen */
         py_raise(&err);

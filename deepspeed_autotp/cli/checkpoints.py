@@ -17,6 +17,7 @@ from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder
 from deepspeed_autotp.checkpoint.reshard_files import reshard
 from deepspeed_autotp.checkpoint.summary import Summary, summarize
 from deepspeed_autotp.cli.arguments import DONE, WRONG
+from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.interop.progress_bars import progress_bar
 
 _GB = 10**9
@@ -71,7 +72,7 @@ def _table(summary: Summary) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for title, value in _rows(summary):
-        table.add_row(title, escape(str(value)))
+        table.add_row(title, escape(printable(str(value))))
     return table
 
 

@@ -15,6 +15,7 @@ import deepspeed_autotp
 from deepspeed_autotp.cli import check_arguments, checkpoint_arguments, plan
 from deepspeed_autotp.cli.arguments import DONE, INTERRUPTED, NOT_DONE, Parser, near
 from deepspeed_autotp.config import logs
+from deepspeed_autotp.config.printable import printable_lines
 
 _DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
 _EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autotp {asked.command}: {error}: pip install {error.name}", file=sys.stderr)
         return NOT_DONE
     except (ValueError, OSError) as error:
-        print(f"autotp {asked.command}: {error}", file=sys.stderr)
+        print(f"autotp {asked.command}: {printable_lines(str(error))}", file=sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
         print(f"autotp {asked.command}: interrupted, nothing was written", file=sys.stderr)

@@ -23,6 +23,7 @@ from deepspeed_autotp.cli.plan_arguments import (
     check_positive,
     left_out,
     lora_of,
+    optimizer_of,
     zero_options,
 )
 from deepspeed_autotp.interop.model_forms import FORMS
@@ -152,8 +153,7 @@ def _request(asked: argparse.Namespace, config: dict[str, Any]) -> Request:
     from deepspeed_autotp.estimate.trace_result import Shape
 
     stage, zero = zero_options(config)
-    optimizer = asked.optimizer or str(config.get("optimizer", {}).get("type", "adamw"))
-    optimizer = optimizer.lower()
+    optimizer = (asked.optimizer or optimizer_of(config)).lower()
     _core.optimizer_states(optimizer)
     return Request(
         replicas=asked.dp or 1,

@@ -19,6 +19,7 @@ _LEFT_OUT = (
     "torch_autocast.enabled",
     "activation_checkpointing.cpu_checkpointing",
 )
+_MOST_BYTES = 10**18
 _MOST_TOKENS = 2**31 - 1  # which kernels of torch can index
 _ZERO_KEYS = {
     "reduce_bucket_size": "reduce_bucket",
@@ -77,7 +78,7 @@ def check_positive(asked: argparse.Namespace) -> None:
 def bytes_of(text: str, option: str) -> int:
     """``80GiB`` -> 80 * 2**30, ``80GB`` -> 80 * 10**9. ValueError for another form."""
     found = _SIZE.fullmatch(text.strip())
-    if found is None or float(found[1]) <= 0 or found[0][-1].isdigit():
+    if found is None or not 0 < float(found[1]) < _MOST_BYTES or found[0][-1].isdigit():
         raise ValueError(f"{option}: got {text!r}, expected a size such as 80GiB or 80GB")
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** _POWERS.index(found[2].lower()))
@@ -116,7 +117,8 @@ def lora_of(text: str | None) -> dict[str, Any] | None:
 
 
 def zero_options(config: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Stage and sizes of the section zero_optimization, as the core names them."""
+    """Stage and sizes of the section zero_optimization, as the core names them. ValueError for a
+    number that is none of them."""
     section = config.get("zero_optimization")
     given = section if isinstance(section, Mapping) else {}
     stage = given.get("stage", 0)
@@ -124,8 +126,30 @@ def zero_options(config: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     for key, name in _ZERO_KEYS.items():
         value = given.get(key)
         if isinstance(value, bool) or (isinstance(value, (int, float)) and name != "overlap_comm"):
-            found[name] = value if isinstance(value, bool) else int(value)
+            found[name] = value if isinstance(value, bool) else _size(key, value)
+    if isinstance(stage, int) and stage not in range(4):
+        raise _wrong("zero_optimization.stage", stage, "0 to 3")
     return stage if isinstance(stage, int) else 0, found
+
+
+def optimizer_of(config: Mapping[str, Any]) -> str:
+    """The type of the section optimizer, or a default."""
+    section = config.get("optimizer")
+    if section is not None and not isinstance(section, Mapping):
+        raise _wrong("optimizer", section, "a dictionary")
+    return str((section or {}).get("type", "adamw"))
+
+
+def _size(key: str, value: int | float) -> int:
+    if not -_MOST_BYTES < value < _MOST_BYTES:  # no NaN either
+        raise _wrong(f"zero_optimization.{key}", value, "a number of elements")
+    return int(value)
+
+
+def _wrong(key: str, value: object, expected: str) -> ValueError:
+    from deepspeed_autotp.config.validation import wrong
+
+    return ValueError(f"{key}: {wrong(value, expected)}")
 
 
 def accumulates(config: Mapping[str, Any]) -> bool:

@@ -6,22 +6,26 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.validation import dictionary, shown, wrong
+from deepspeed_autotp.config.json_text import parsed_json, refuse_nesting, without_duplicates
+from deepspeed_autotp.config.printable import printable
+from deepspeed_autotp.config.validation import ConfigProblems, dictionary, shown, wrong
 
 __all__ = ["load_ds_config", "precision_switches", "refuse_misspelt_section", "switched_on"]
 
 # Sections of DeepSpeed with a name like ours.
 _OTHER_SECTIONS = ("expert_parallel",)
 _EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
+# A configuration with rules for each layer of a large model has some hundred kilobytes.
+_LARGEST = 4 * 2**20
+_LONGEST_PATH = 1000
 
 
 def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str, Any]:
@@ -32,17 +36,22 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
     could not be read.
     """
     if isinstance(config, dict):
+        try:
+            refuse_nesting(config)
+        except ValueError as error:
+            raise ConfigProblems("config", [f": {error}"]) from None
         return config
     if not isinstance(config, str | os.PathLike):
         raise ValueError(f"config: {wrong(config, _EXPECTED)}")
     path = os.fspath(config)
+    named = printable(repr(path), longest=_LONGEST_PATH)
     try:
-        if not isinstance(config, str) or os.path.exists(path):
-            return _parse(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(config, str) or _exists(path):
+            return _parse(_text_of(Path(path)))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the configuration file {path!r}: {_reason(error)}") from None
+        raise ValueError(f"cannot read the configuration file {named}: {_reason(error)}") from None
     if path.endswith((".json", ".hjson")):
-        raise ValueError(f"cannot read the configuration file {path!r}: there is no such file")
+        raise ValueError(f"cannot read the configuration file {named}: there is no such file")
     try:
         return _parse(_decode(config))
     except ValueError as error:
@@ -87,35 +96,60 @@ def refuse_misspelt_section(ds_config: Mapping[str, Any]) -> None:
             raise ValueError(f"Unknown config section {key!r}. Did you mean {ours!r}?")
 
 
+def _exists(path: str) -> bool:
+    """Whether something is at ``path``; what no file can be called is nowhere."""
+    try:
+        return os.path.exists(path)
+    except ValueError:  # of a null character, or a lone surrogate
+        return False
+
+
+def _text_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        data = opened.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise _too_large()
+    return data.decode("utf-8-sig")
+
+
 def _decode(text: str) -> str:
     """Base64 of either alphabet, in one line or several, as text."""
+    if len(text) > 2 * _LARGEST:
+        raise _too_large()
     plain = "".join(text.split()).translate(str.maketrans("-_", "+/"))
     return base64.b64decode(plain, validate=True).decode("utf-8")
 
 
+def _too_large() -> ValueError:
+    return ValueError(f"it has more than {_LARGEST} bytes, which no configuration needs")
+
+
 def _parse(text: str) -> dict[str, Any]:
     """A JSON object; ValueError with the place of the mistake, or with a key given twice."""
-    value = _parser()(text, object_pairs_hook=_without_duplicates)
+    if not text.strip():  # which hjson takes for an empty object
+        raise ValueError("it is empty")
+    try:
+        value = parsed_json(text, allow_nan=True)  # which the section refuses by its key
+    except ValueError as error:
+        value = _with_comments(text, error)
     if not isinstance(value, dict):
         raise ValueError(f"it holds {shown(value)}, expected a JSON object")
     return value
 
 
-def _parser() -> Callable[..., Any]:
+def _with_comments(text: str, error: ValueError) -> Any:
+    """What is JSON with comments, where hjson is installed; ``error`` says what plain JSON has
+    against it."""
     try:
-        loads: Callable[..., Any] = importlib.import_module("hjson").loads
+        hjson = importlib.import_module("hjson")
     except ImportError:
-        return json.loads
-    return loads
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = [repr(key) for key in found if keys.count(key) > 1]
-        raise ValueError(f"keys given more than once: {', '.join(twice)}")
-    return found
+        raise error from None
+    try:
+        value = hjson.loads(text, object_pairs_hook=without_duplicates)
+        refuse_nesting(value)
+    except RecursionError:
+        raise error from None
+    return value
 
 
 def _reason(error: Exception) -> str:
@@ -125,4 +159,4 @@ def _reason(error: Exception) -> str:
         return f"it is not text (byte {error.start} is not UTF-8)"
     if isinstance(error, binascii.Error):
         return f"it is not base64 ({error})"
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError
 
 from deepspeed_autotp import _core
+from deepspeed_autotp.config.printable import printable
 
 __all__ = [
     "ConfigProblems",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _SHOWN_LENGTH = 60
+_MOST_PROBLEMS = 50
 
 # Ranks, grains and dimensions are C integers of 32 bits at least.
 _LARGEST = 2**31 - 1
@@ -54,10 +56,13 @@ class ConfigProblems(ValueError):
     """
 
     def __init__(self, where: str, lines: Sequence[str]) -> None:
-        # Both arguments go to `args`: an exception crosses process borders by way of them.
-        super().__init__(where, tuple(lines))
+        if len(lines) > _MOST_PROBLEMS:
+            more = len(lines) - _MOST_PROBLEMS
+            lines = [*lines[:_MOST_PROBLEMS], f": and {more} problems more"]
         self.where = where
-        self.lines = tuple(lines)
+        self.lines = tuple(map(printable, lines))
+        # Both arguments go to `args`: an exception crosses process borders by way of them.
+        super().__init__(where, self.lines)
 
     def __str__(self) -> str:
         full = nest(self.where, self.lines)
@@ -105,10 +110,21 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 def shown(value: object) -> str:
     """A value and its type on one line, shortened: `'four' (str)`."""
-    text = " ".join(repr(value).split())
+    text = printable(" ".join(_represented(value).split()))
     if len(text) > _SHOWN_LENGTH:
         text = text[: _SHOWN_LENGTH - 3] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def _represented(value: object) -> str:
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN_LENGTH])
+    try:
+        return repr(value)
+    except RecursionError:
+        return "nested without end"
+    except ValueError:  # of an integer with more digits than Python writes
+        return "an integer of thousands of digits"
 
 
 def wrong(value: object, expected: str) -> ValueError:

@@ -105,7 +105,7 @@ def _override(text: str) -> tuple[str, Any]:
         raise ValueError(f"MODEL: got {text!r} among the overrides, expected key=value")
     try:
         return key.strip(), json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key.strip(), value
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp._core import Model
+from deepspeed_autotp.config.validation import shown
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.labels import labels_argument
 from deepspeed_autotp.interop.transformers import (
@@ -109,9 +110,16 @@ def described(
 
 
 def styles_of(model: nn.Module) -> tuple[Style, ...]:
-    """The ``tp_plan`` of ``model``, and which of its entries are the user's."""
-    own = user_tp_plan_entries(model)
-    return tuple((pattern, style, pattern in own) for pattern, style in tp_plan(model).items())
+    """The ``tp_plan`` of ``model``, and which of its entries are the user's. ValueError for one
+    that is no pattern and the name of a style."""
+    own, found = user_tp_plan_entries(model), tp_plan(model)
+    for pattern, style in found.items():
+        if not isinstance(pattern, str) or not isinstance(style, str):
+            raise ValueError(
+                f"tp_plan: got {shown(pattern)}: {shown(style)}, expected a pattern of names and "
+                "the name of a style; leave it out"
+            )
+    return tuple((pattern, style, pattern in own) for pattern, style in found.items())
 
 
 def _parameters(

@@ -30,7 +30,8 @@ typedef struct {
 
 /* Fill `err` from a printf format, replacing what it held. Always returns -1,
  * so that a caller can write `return tp_fail(...)`. The code is TP_MEMORY where there
- * is no memory for the message. */
+ * is no memory for the message. Names in it may be anybody's: control characters are
+ * escaped, and of many kilobytes the middle is left out. */
 int tp_fail(tp_error *err, tp_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -3,9 +3,8 @@
  *
  * A regex has up to two programs of PCRE2: the native one, whose result counts,
  * and the guard, which runs before the fallback and of which nothing counts but
- * that it ran out of steps. What Python still runs without a bound are patterns
- * that PCRE2 refuses, such as "(?a)..." and "\N{DIGIT ONE}", and repeats that
- * it reads as plain text, such as "{,3}".
+ * that it ran out of steps. A pattern that has neither, because PCRE2 refuses it,
+ * is refused here as well, unless it can be seen that Python comes to an end.
  *
  * Nothing in a regex changes after tp_regex_new, and each match has its own
  * match data, so one regex serves any number of threads. PCRE2 counts each
@@ -20,10 +19,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
+#include "rules/guard.h"
 #include "rules/scan.h"
 
-/* A name takes a few hundred steps; a million is a few milliseconds. */
-#define MOST_STEPS 1000000
+/* A step reads one character, or as many as ".*" takes; so many are read in 10 ms
+ * at most, by Python in ten times as many, which gets a tenth of the steps. A name
+ * takes a few hundred. */
+#define MOST_READ 20000000
+#define MOST_STEPS 500000
+#define MOST_STEPS_OF_PYTHON 50000
+
+/* What is no name any more, nor a pattern for names. */
+#define LONGEST_SUBJECT 32768
+#define LONGEST_PATTERN 65536
+
+/* Steps of a match that is not long, see tp_long_matches; each longer one may take
+ * ten times as many, and is counted as that. */
+#define FEW_STEPS 2500
 
 /* KiB of state for the interpreter; a name takes a few. */
 #define MOST_HEAP 65536
@@ -32,12 +45,11 @@
 #define SHOWN 300
 
 struct tp_regex {
-    char *pattern;               /* owned */
-    pcre2_code *native;          /* owned; NULL: the fallback decides */
-    pcre2_code *guard;           /* owned; NULL: there is none */
-    tp_pairs required;           /* by every match; none outside the subset */
-    pcre2_match_context *limits; /* owned */
-    tp_matcher fallback;         /* owned; `match` is NULL when there is none */
+    char *pattern;       /* owned */
+    pcre2_code *native;  /* owned; NULL: the fallback decides */
+    pcre2_code *guard;   /* owned; NULL: there is none */
+    tp_pairs required;   /* by every match; none outside the subset */
+    tp_matcher fallback; /* owned; `match` is NULL when there is none */
 };
 
 /* Both programs are anchored, without PCRE2's start optimisations: an anchored
@@ -52,6 +64,12 @@ static const uint32_t native_options = PCRE2_NO_AUTO_CAPTURE;
  * turns none of them into possessive ones, so the guard may not, either. */
 static const uint32_t guard_options =
     PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_BSUX | PCRE2_NO_AUTO_POSSESS;
+
+static int
+shown(size_t size)
+{
+    return size < SHOWN ? (int)size : SHOWN;
+}
 
 /* NULL where PCRE2 refuses the pattern or has no memory for it: Python can still
  * try. */
@@ -75,19 +93,49 @@ compile(const char *pattern, uint32_t options)
     return compiled;
 }
 
+/* The guard is of the pattern as PCRE2 reads it. */
+static int
+compile_guard(tp_regex *regex, tp_error *err)
+{
+    tp_text text = TP_NO_TEXT;
+    char *pattern = NULL;
+    tp_guard_add(&text, regex->pattern);
+    if (tp_text_take(&text, &pattern, err) < 0)
+        return -1;
+    regex->guard = compile(pattern, guard_options);
+    free(pattern);
+    return 0;
+}
+
 static int
 prepare(tp_regex *regex, tp_error *err)
 {
-    regex->limits = pcre2_match_context_create(NULL);
-    if (regex->limits == NULL)
-        return tp_fail_memory(err);
-    pcre2_set_match_limit(regex->limits, MOST_STEPS);
-    pcre2_set_heap_limit(regex->limits, MOST_HEAP);
     if (tp_scan(regex->pattern, &regex->required))
         regex->native = compile(regex->pattern, native_options);
-    if (regex->fallback.match != NULL)
-        regex->guard = compile(regex->pattern, guard_options);
+    if (regex->fallback.match == NULL)
+        return 0;
+    if (compile_guard(regex, err) < 0)
+        return -1;
+    if (regex->guard == NULL && tp_guard_choices(regex->pattern) > 1)
+        return tp_fail(
+            err, TP_VALUE,
+            "pattern '%.*s' may backtrack without end, which cannot be ruled out for "
+            "what PCRE2 does not read, as \\N{...}, repeats of more than 65535 and "
+            "names "
+            "of groups of more than 32 characters; write it without these",
+            shown(strlen(regex->pattern)), regex->pattern);
     return 0;
+}
+
+int
+tp_regex_check_size(const char *pattern, tp_error *err)
+{
+    const size_t size = strlen(pattern);
+    if (size <= LONGEST_PATTERN)
+        return 0;
+    return tp_fail(err, TP_VALUE,
+                   "pattern '%.*s...' has %zu bytes, expected at most %d", shown(size),
+                   pattern, size, LONGEST_PATTERN);
 }
 
 int
@@ -126,19 +174,35 @@ failed:
     return -1;
 }
 
+/* Steps that a match on `size` characters may take. On thousands of them a search
+ * without choices takes thousands of steps. */
+static uint32_t
+steps_for(size_t size, uint32_t most)
+{
+    const uint32_t steps = (uint32_t)(MOST_READ / (size + 1)), least = most / 8;
+    if (steps < least)
+        return least;
+    return steps < most ? steps : most;
+}
+
 /* PCRE2's result: positive for a match, or a negative code. */
 static int
-run(const pcre2_code *code, const tp_regex *regex, const tp_subject *subject)
+run(const pcre2_code *code, const tp_subject *subject, uint32_t steps)
 {
-    /* Room for the whole match alone; one allocation of some 100 bytes. */
+    int result = PCRE2_ERROR_NOMEMORY;
+    /* Room for the whole match alone; two allocations of some 100 bytes. */
     pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    if (data == NULL)
-        return PCRE2_ERROR_NOMEMORY;
-    const PCRE2_SPTR text = (PCRE2_SPTR)subject->text;
-    int result = pcre2_match(code, text, subject->size, 0, 0, data, regex->limits);
-    if (result == PCRE2_ERROR_JIT_STACKLIMIT)
-        result = pcre2_match(code, text, subject->size, 0, PCRE2_NO_JIT, data,
-                             regex->limits);
+    pcre2_match_context *limits = pcre2_match_context_create(NULL);
+    if (data != NULL && limits != NULL) {
+        const PCRE2_SPTR text = (PCRE2_SPTR)subject->text;
+        pcre2_set_match_limit(limits, steps_for(subject->size, steps));
+        pcre2_set_heap_limit(limits, MOST_HEAP);
+        result = pcre2_match(code, text, subject->size, 0, 0, data, limits);
+        if (result == PCRE2_ERROR_JIT_STACKLIMIT)
+            result =
+                pcre2_match(code, text, subject->size, 0, PCRE2_NO_JIT, data, limits);
+    }
+    pcre2_match_context_free(limits);
     pcre2_match_data_free(data);
     /* 0 is a match with more groups than there is room for. */
     return result == 0 ? 1 : result;
@@ -151,10 +215,21 @@ is_limit(int result)
            result == PCRE2_ERROR_HEAPLIMIT;
 }
 
+/* As run, where long matches are counted: first with few steps, then with more. */
 static int
-shown(size_t size)
+run_counted(const pcre2_code *code, const tp_subject *subject, uint32_t most,
+            tp_long_matches *matches)
 {
-    return size < SHOWN ? (int)size : SHOWN;
+    uint32_t steps = matches == NULL ? most : FEW_STEPS;
+    int result = run(code, subject, steps);
+    for (int cost = 1; is_limit(result) && steps < most; cost *= 10) {
+        if (matches->left < cost)
+            break;
+        matches->left -= cost;
+        steps = steps < most / 10 ? steps * 10 : most;
+        result = run(code, subject, steps);
+    }
+    return result;
 }
 
 static int
@@ -170,20 +245,21 @@ fail_match(const tp_regex *regex, const tp_subject *subject, int result, tp_erro
                        subject->text);
     return tp_fail(
         err, TP_LIMIT,
-        "pattern '%.*s' gave up on '%.*s' after %d steps: write it so that "
+        "pattern '%.*s' gave up on '%.*s' after too many steps: write it so that "
         "nested or neighbouring repeats such as (a+)* or .*.*.* cannot share "
         "the same text in many ways",
-        pattern_shown, regex->pattern, subject_shown, subject->text, MOST_STEPS);
+        pattern_shown, regex->pattern, subject_shown, subject->text);
 }
 
 /* Python decides, once PCRE2 has seen that it will come to an end. */
 static int
-match_fallback(const tp_regex *regex, const tp_subject *subject, bool *matched,
-               tp_error *err)
+match_fallback(const tp_regex *regex, const tp_subject *subject,
+               tp_long_matches *matches, bool *matched, tp_error *err)
 {
     const tp_matcher *fallback = &regex->fallback;
     if (regex->guard != NULL) {
-        const int result = run(regex->guard, regex, subject);
+        const int result =
+            run_counted(regex->guard, subject, MOST_STEPS_OF_PYTHON, matches);
         if (is_limit(result))
             return fail_match(regex, subject, result, err);
     }
@@ -194,19 +270,33 @@ match_fallback(const tp_regex *regex, const tp_subject *subject, bool *matched,
 }
 
 int
-tp_regex_match(const tp_regex *regex, const tp_subject *subject, bool *matched,
-               tp_error *err)
+tp_regex_match_counted(const tp_regex *regex, const tp_subject *subject,
+                       tp_long_matches *matches, bool *matched, tp_error *err)
 {
     *matched = false;
     if ((regex->required & ~subject->pairs) != 0)
         return 0;
+    if (subject->size > LONGEST_SUBJECT)
+        return tp_fail(
+            err, TP_VALUE,
+            "pattern '%.*s' was given '%.*s...' of %zu bytes, expected a name "
+            "of at most %d",
+            shown(strlen(regex->pattern)), regex->pattern, shown(subject->size),
+            subject->text, subject->size, LONGEST_SUBJECT);
     if (regex->native == NULL || (regex->fallback.match != NULL && !subject->printable))
-        return match_fallback(regex, subject, matched, err);
-    const int result = run(regex->native, regex, subject);
+        return match_fallback(regex, subject, matches, matched, err);
+    const int result = run_counted(regex->native, subject, MOST_STEPS, matches);
     if (result < 0 && result != PCRE2_ERROR_NOMATCH)
         return fail_match(regex, subject, result, err);
     *matched = result > 0;
     return 0;
+}
+
+int
+tp_regex_match(const tp_regex *regex, const tp_subject *subject, bool *matched,
+               tp_error *err)
+{
+    return tp_regex_match_counted(regex, subject, NULL, matched, err);
 }
 
 const char *
@@ -228,7 +318,6 @@ tp_regex_free(tp_regex *regex)
         return;
     if (regex->fallback.match != NULL)
         regex->fallback.release(regex->fallback.context);
-    pcre2_match_context_free(regex->limits);
     pcre2_code_free(regex->native);
     pcre2_code_free(regex->guard);
     free(regex->pattern);

@@ -190,11 +190,11 @@ tp_rule_fits_model(const tp_rule *rule, const char *model_type)
 }
 
 static int
-match_patterns(const tp_rule *rule, const tp_subject *name, bool *matched,
-               tp_error *err)
+match_patterns(const tp_rule *rule, const tp_subject *name, tp_long_matches *matches,
+               bool *matched, tp_error *err)
 {
     for (int i = 0; i < rule->pattern_count && !*matched; i++) {
-        if (tp_regex_match(rule->patterns[i], name, matched, err) < 0)
+        if (tp_regex_match_counted(rule->patterns[i], name, matches, matched, err) < 0)
             return -1;
     }
     return 0;
@@ -230,7 +230,7 @@ match_hf(const tp_rule *rule, const char *prefix, tp_stars stars, const named *n
 
 static int
 match_name(const tp_rules *rules, int index, const tp_query *query, const named *name,
-           bool *matched, tp_error *err)
+           tp_long_matches *matches, bool *matched, tp_error *err)
 {
     const tp_rule *rule = &rules->rules[index];
     if (rule->hf_pattern != NULL) {
@@ -239,16 +239,23 @@ match_name(const tp_rules *rules, int index, const tp_query *query, const named 
         *matched = match_hf(rule, query->prefix, stars, name);
         return 0;
     }
-    if (match_patterns(rule, &name->given, matched, err) < 0)
+    if (match_patterns(rule, &name->given, matches, matched, err) < 0)
         return -1;
     return *matched || !name->adapted
                ? 0
-               : match_patterns(rule, &name->plain, matched, err);
+               : match_patterns(rule, &name->plain, matches, matched, err);
 }
 
 int
 tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room,
               tp_error *err)
+{
+    return tp_rules_find_counted(rules, query, NULL, found, room, err);
+}
+
+int
+tp_rules_find_counted(const tp_rules *rules, const tp_query *query,
+                      tp_long_matches *matches, int *found, int room, tp_error *err)
 {
     const bool twice = query->module != NULL;
     const char *second = twice ? query->module : "";
@@ -263,10 +270,10 @@ tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room
         bool matched = false;
         if (!tp_rule_fits_model(&rules->rules[i], query->model_type))
             continue;
-        if (match_name(rules, i, query, &parameter, &matched, err) < 0)
+        if (match_name(rules, i, query, &parameter, matches, &matched, err) < 0)
             return -1;
         if (!matched && twice &&
-            match_name(rules, i, query, &module, &matched, err) < 0)
+            match_name(rules, i, query, &module, matches, &matched, err) < 0)
             return -1;
         if (!matched)
             continue;

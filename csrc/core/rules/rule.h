@@ -85,6 +85,11 @@ typedef struct {
 int tp_rules_find(const tp_rules *rules, const tp_query *query, int *found, int room,
                   tp_error *err);
 
+/* The same for one of many names, as of tp_regex_match_counted. */
+int tp_rules_find_counted(const tp_rules *rules, const tp_query *query,
+                          tp_long_matches *matches, int *found, int room,
+                          tp_error *err);
+
 void tp_rules_free(tp_rules *rules);
 
 #endif

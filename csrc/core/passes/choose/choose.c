@@ -9,7 +9,11 @@ typedef struct {
     const char **labels; /* of the rules, which may be gone before the plan is */
     int *found;          /* room for one index per rule */
     char *compared;      /* [rules][rules]: the pair was compared */
+    tp_long_matches matches;
 } search;
+
+/* Of a plan: a few seconds in all. */
+#define MOST_LONG_MATCHES 20000
 
 int
 tp_choose_weight_of(const tp_build *build, int index)
@@ -86,7 +90,8 @@ choose_one(tp_build *build, search *with, int index, tp_error *err)
     const tp_query query = {parameter->name, module->name, facts->model_type,
                             facts->prefix, build->stars};
     const int rules = tp_rules_count(build->rules);
-    const int count = tp_rules_find(build->rules, &query, with->found, rules, err);
+    const int count = tp_rules_find_counted(build->rules, &query, &with->matches,
+                                            with->found, rules, err);
     if (count <= 0)
         return count;
     int first = count;
@@ -124,8 +129,10 @@ tp_choose_rules(tp_build *build, tp_error *err)
     const size_t rules = (size_t)tp_rules_count(build->rules);
     const int parameters = tp_model_parameter_count(build->model);
     int result = -1;
-    search with = {copy_labels(build, err), calloc(rules + 1, sizeof(*with.found)),
-                   calloc(rules + 1, rules + 1)};
+    search with = {copy_labels(build, err),
+                   calloc(rules + 1, sizeof(*with.found)),
+                   calloc(rules + 1, rules + 1),
+                   {MOST_LONG_MATCHES}};
     if (with.labels == NULL)
         goto done;
     if (with.found == NULL || with.compared == NULL) {

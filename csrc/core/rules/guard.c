@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* guard.c -- a pattern of Python as PCRE2 searches it in as many steps. */
+#include "rules/guard.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+static bool
+is_one_of(char letter, const char *set)
+{
+    return letter != '\0' && strchr(set, letter) != NULL;
+}
+
+/* The bytes of an escape, the name of "\N{name}" included, or of one character. */
+static size_t
+size_of_literal(const char *at)
+{
+    if (at[0] != '\\' || at[1] == '\0')
+        return 1;
+    const char *end = at[1] == 'N' && at[2] == '{' ? strchr(at, '}') : NULL;
+    return end != NULL ? (size_t)(end - at) + 1 : 2;
+}
+
+/* The bytes of a class, whose first member may be a bracket. */
+static size_t
+size_of_class(const char *at)
+{
+    const char *end = at + 1 + (at[1] == '^');
+    end += *end == ']';
+    while (*end != '\0' && *end != ']')
+        end += size_of_literal(end);
+    return (size_t)(end - at) + (*end == ']');
+}
+
+static size_t
+size_of_element(const char *at)
+{
+    return *at == '[' ? size_of_class(at) : size_of_literal(at);
+}
+
+/* The bytes of "(?flags)" or "(?flags:", or 0 for any other group. */
+static size_t
+size_of_flags(const char *at)
+{
+    if (at[0] != '(' || at[1] != '?')
+        return 0;
+    const size_t flags = strspn(at + 2, "aiLmsux-");
+    return flags > 0 && is_one_of(at[2 + flags], ":)") ? flags + 3 : 0;
+}
+
+/* Without "a", "L" and "u", which PCRE2 does not have: letters of which language
+ * are letters changes no number of steps worth counting. */
+static void
+add_flags(tp_text *out, const char *at, size_t size)
+{
+    const char end = at[size - 1];
+    bool any = end == ':';
+    for (size_t i = 2; i + 1 < size; i++)
+        any = any || is_one_of(at[i], "imsx");
+    if (!any)
+        return;
+    tp_text_add(out, "(?");
+    for (size_t i = 2; i + 1 < size; i++) {
+        if (is_one_of(at[i], "imsx") || (at[i] == '-' && is_one_of(at[i + 1], "imsx")))
+            tp_text_add(out, "%c", at[i]);
+    }
+    tp_text_add(out, "%c", end);
+}
+
+/* Whether it is "{,n}" or "{,}", which older versions of PCRE2 read as text. */
+static bool
+is_open_repeat(const char *at)
+{
+    return at[0] == '{' && at[1] == ',' && at[2 + strspn(at + 2, "0123456789")] == '}';
+}
+
+void
+tp_guard_add(tp_text *out, const char *pattern)
+{
+    for (const char *at = pattern; *at != '\0';) {
+        const size_t flags = size_of_flags(at);
+        const size_t size = flags > 0 ? flags : size_of_element(at);
+        if (flags > 0)
+            add_flags(out, at, flags);
+        else if (is_open_repeat(at))
+            tp_text_add(out, "{0");
+        else
+            tp_text_add(out, "%.*s", (int)size, at);
+        at += size;
+    }
+}
+
+/* Whether it is "{n}", which leaves no choice by itself. */
+static bool
+is_exact_repeat(const char *at)
+{
+    const size_t digits = strspn(at + 1, "0123456789");
+    return at[0] == '{' && digits > 0 && at[1 + digits] == '}';
+}
+
+int
+tp_guard_choices(const char *pattern)
+{
+    int count = 0, exact = 0;
+    bool repeats = false; /* what is just before */
+    for (const char *at = pattern; *at != '\0'; at += size_of_element(at)) {
+        if (at[0] == '(' && at[1] == '?') {
+            at++; /* the mark of a group */
+            repeats = false;
+            continue;
+        }
+        const bool is_choice = is_one_of(*at, "*+?{|");
+        /* "+?" and "++" are one repeat each. */
+        const bool is_first = is_choice && !(repeats && is_one_of(*at, "?+"));
+        exact += is_first && is_exact_repeat(at);
+        count += is_first && !is_exact_repeat(at);
+        repeats = is_choice && *at != '|';
+    }
+    return count > 0 ? count + exact : 0;
+}

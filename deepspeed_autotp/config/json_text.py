@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON that somebody else wrote: whatever is wrong with it is one ValueError."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from deepspeed_autotp.config.printable import printable
+
+__all__ = ["parsed_json", "read_json", "refuse_nesting", "without_duplicates"]
+
+# Of objects and lists in each other. Whoever copies or prints them calls itself for each.
+_DEEPEST = 100
+_NAMED = 3
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_json(file: Path, *, largest: int, allow_nan: bool = False) -> Any:
+    """What ``file`` holds. ValueError for more than ``largest`` bytes, and as of
+    :func:`parsed_json`; OSError where it cannot be read."""
+    with file.open("rb") as opened:
+        data = opened.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"it has more than {largest} bytes, which are at most expected")
+    return parsed_json(data.decode("utf-8"), allow_nan=allow_nan)
+
+
+def parsed_json(text: str, *, allow_nan: bool = False) -> Any:
+    """What ``text`` is. ValueError for what is no JSON, for a key that an object has twice, for
+    half a character, for objects in each other without end, and for NaN and infinities, which
+    Python writes, unless ``allow_nan``."""
+    constant = None if allow_nan else _refuse_constant
+    try:
+        value = json.loads(text, object_pairs_hook=without_duplicates, parse_constant=constant)
+    except RecursionError:
+        raise _too_deep() from None
+    refuse_nesting(value)
+    if _SURROGATE.search(text):
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def refuse_nesting(value: object) -> None:
+    """ValueError for dictionaries and lists that are nested deeper than any configuration, which
+    those are that contain themselves."""
+    level = {id(value): value}  # each once, in however many places it is
+    for _ in range(_DEEPEST):
+        level = {
+            id(held): held
+            for each in level.values()
+            for held in _held(each)
+            if isinstance(held, _CONTAINERS)
+        }
+        if not level:
+            return
+    raise _too_deep()
+
+
+def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError naming the keys that it has twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        named = ", ".join(printable(repr(key), longest=100) for key in twice[:_NAMED])
+        more = f" and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
+        raise ValueError(f"keys given more than once: {named}{more}")
+    return found
+
+
+_CONTAINERS = (Mapping, list, tuple)
+
+
+def _held(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _refuse_lone_surrogates(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("it holds a lone surrogate, which is half a character") from None
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"it holds {text}, which JSON does not have")
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"objects and lists are nested more than {_DEEPEST} deep")
