@@ -29,7 +29,7 @@ from deepspeed_autotp.interop.transformers_loading import (
     replaced_from_pretrained,
     traced_loading,
 )
-from deepspeed_autotp.loading.checkpoint_files import checkpoint_tensors
+from deepspeed_autotp.loading.checkpoint_files import check_index, checkpoint_tensors
 from deepspeed_autotp.loading.file_weights import FileWeights, separate_weights
 from deepspeed_autotp.loading.read_plan import are_equal
 from deepspeed_autotp.loading.traced_tensor import traced
@@ -129,7 +129,7 @@ def _loaded(
             return settings, compared(settings), None
         refuse_arguments(keywords)
         files = _Files()
-        with traced_loading(files.tensors, are_equal):
+        with traced_loading(files.tensors, are_equal, check_index):
             parts = _Parts.of(call())
         made.append((parts, separate_weights(parts.model)))
         return settings, compared(settings) | files.compared, described(parts.model)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from deepspeed_autotp._core import Plan, reshard
 from deepspeed_autotp.checkpoint.disk_memory import Empty, memory
+from deepspeed_autotp.config.validation import problems
 
 View = tuple[int, int, int]
 
@@ -97,20 +99,23 @@ class Layout:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Layout:
-        """KeyError, TypeError or ValueError where ``content`` is not what :meth:`json` gave."""
-        shardings = [
-            Sharding(each["dim"], tuple(each["view"]), tuple(map(tuple, each["runs"])))
-            for each in content["shardings"]
-        ]
-        return Layout(
-            content["ranks"],
-            {
-                name: SavedParameter(
-                    name, tuple(shape), None if at is None else shardings[at], tied_to
-                )
-                for name, shape, at, tied_to in content["parameters"]
-            },
-        )
+        """ValueError where ``content`` is not what :meth:`json` gave of some layout."""
+        try:
+            saved = _SavedLayout.model_validate(content)
+        except ValidationError as error:
+            raise ValueError(problems(error)[0]) from None
+        shardings = [Sharding(found.dim, found.view, found.runs) for found in saved.shardings]
+        for index, each in enumerate(shardings):
+            _check_sharding(f"shardings[{index}]", each, saved.ranks)
+        parameters = {}
+        for name, shape, at, tied_to in saved.parameters:
+            if name in parameters or (at is not None and at >= len(shardings)):
+                raise ValueError(f"parameters: got {name!r} twice, or with an unknown sharding")
+            sharding = None if at is None else shardings[at]
+            parameters[name] = SavedParameter(name, shape, sharding, tied_to)
+        for parameter in parameters.values():
+            _check_parameter(parameter, parameters)
+        return Layout(saved.ranks, parameters)
 
     def difference(self, other: Layout) -> str | None:
         """What shows that ``other`` is of another model, whatever its size of TP; else None."""
@@ -125,6 +130,61 @@ class Layout:
             if mine.tied_to != theirs.tied_to:
                 return f"{name!r} is tied to {mine.tied_to!r} in it, to {theirs.tied_to!r} here"
         return None
+
+
+_Count = Annotated[int, Field(strict=True, ge=0, le=2**59)]
+_Name = Annotated[str, Field(max_length=4096)]
+_Shape = Annotated[tuple[_Count, ...], Field(max_length=64)]
+
+
+class _SavedSharding(BaseModel):
+    dim: _Count
+    view: tuple[_Count, _Count, _Count]
+    runs: tuple[tuple[_Count, ...], ...]
+
+
+class _SavedLayout(BaseModel):
+    """The JSON of a layout, which may be beside other keys."""
+
+    ranks: Annotated[int, Field(strict=True, ge=1, le=2**20)]
+    shardings: tuple[_SavedSharding, ...]
+    parameters: tuple[tuple[_Name, _Shape, _Count | None, _Name | None], ...]
+
+
+def _check_sharding(where: str, sharding: Sharding, ranks: int) -> None:
+    """ValueError unless each rank has runs and each element is in one of them."""
+    runs, size = sharding.runs, sharding.view[1]
+    if len(runs) != ranks or any(len(own) % 2 for own in runs):
+        raise ValueError(f"{where}.runs: expected pairs of start and length for {ranks} ranks")
+    pairs = (pair for own in runs for pair in zip(own[::2], own[1::2], strict=True))
+    end = 0
+    for start, length in sorted(pairs):
+        if start > end or length < 1:
+            raise ValueError(f"{where}.runs: no rank has element {end} of {size}")
+        end = max(end, start + length)
+    if end != size or size < 1:
+        raise ValueError(f"{where}.runs: got runs up to element {end}, expected {size}")
+
+
+def _check_parameter(parameter: SavedParameter, others: Mapping[str, SavedParameter]) -> None:
+    """ValueError where its sharding is of another shape, or it is tied to what is not alike."""
+    sharding, shape, where = parameter.sharding, parameter.shape, repr(parameter.name)
+    if math.prod(max(size, 1) for size in shape) > 2**59:
+        raise ValueError(f"{where}: its shape has more elements than there can be")
+    if sharding is not None and (
+        sharding.dim >= len(shape)
+        or math.prod(sharding.view) != math.prod(shape)
+        or shape[sharding.dim] % sharding.view[1]
+        or sharding.view[0] % math.prod(shape[: sharding.dim])
+    ):
+        raise ValueError(
+            f"{where}: got the shape {list(shape)}, sharded along {sharding.dim} in the view "
+            f"{list(sharding.view)}"
+        )
+    if parameter.tied_to is not None:
+        other = others.get(parameter.tied_to)
+        if other is None or (other.shape, other.sharding, other.tied_to) != (shape, sharding, None):
+            raise ValueError(f"{where}: it is tied to {parameter.tied_to!r}, which is not alike")
 
 
 def resharded(
@@ -142,7 +202,7 @@ def resharded(
     """
     either = new.sharding or old.sharding
     if either is None:
-        return shards[0]().reshape(new.shape)
+        return _shard(shards[0](), old, 0).reshape(new.shape)
     if old.sharding and new.sharding and old.sharding.view != new.sharding.view:
         # Cut along different dimensions: through the full tensor.
         full = SavedParameter(old.name, old.shape, None, None)
@@ -156,10 +216,21 @@ def resharded(
     opened: dict[int, Tensor] = {}
     for source, begin, to, length in reshard(sources, target):
         if source not in opened:
-            opened[source] = shards[source]().reshape(outer, -1, inner)
+            opened[source] = _shard(shards[source](), old, source).reshape(outer, -1, inner)
         part = opened[source]
         if made is None:
             made = empty((outer, sum(target[1::2]), inner), part.dtype)
         made.narrow(1, to, length).copy_(part.narrow(1, begin, length))
     assert made is not None, "every rank has a run"
     return made.reshape(new.local_shape(rank))
+
+
+def _shard(shard: Tensor, parameter: SavedParameter, rank: int) -> Tensor:
+    """``shard`` as it is; ValueError where it has not the size of that of ``rank``."""
+    if shard.numel() != parameter.numel(rank):
+        raise ValueError(
+            f"{parameter.name!r} has a shard of {shard.numel()} elements on TP rank {rank}, "
+            f"expected {parameter.numel(rank)} of the shape {list(parameter.local_shape(rank))}; "
+            "load another checkpoint"
+        )
+    return shard

@@ -104,7 +104,7 @@ def _planned(
 ) -> Plan:
     try:
         return plan_of(recipe, model, ranks=ranks)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise _unknown(folder, tp, f"there is no plan for {ranks} ranks: {error}") from error
 
 

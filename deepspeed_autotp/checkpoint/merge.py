@@ -19,6 +19,7 @@ from deepspeed_autotp.checkpoint.model_config import config_texts
 from deepspeed_autotp.checkpoint.new_folder import new_folder
 from deepspeed_autotp.checkpoint.open_checkpoint import open_checkpoint
 from deepspeed_autotp.checkpoint.pretrained_folder import INDEX, SINGLE, Index
+from deepspeed_autotp.checkpoint.rank_files import as_saved
 from deepspeed_autotp.checkpoint.safetensors_file import Tensorlike, file_layout
 from deepspeed_autotp.checkpoint.saved_checkpoint import (
     MASTER,
@@ -79,7 +80,8 @@ def merge(
             "one of ZeRO or of a sharded run; leave out --master, which gives the weights in 16 "
             "bits"
         )
-    files = _files(list(_tensors(saved, master=master)), max_file_bytes)
+    with as_saved(folder):
+        files = _files(list(_tensors(saved, master=master)), max_file_bytes)
     total = sum(file.nbytes for file in files)
     configs = _config_texts(folder, config)
     with new_folder(out) as made, progress(total, "merge", "B") as done:
@@ -119,7 +121,9 @@ def _write(saved: SavedCheckpoint, made: Path, file: _File, done: Advance, *, ma
         os.posix_fallocate(written.fileno(), 0, layout.size)  # or an error that says so
         written.write(layout.header)
         for tensor in file.tensors:
-            weight = full_weight(saved, tensor.name, master=master).contiguous()
+            with as_saved(saved.files.folder):
+                weight = full_weight(saved, tensor.name, master=master).contiguous()
+                assert (weight.shape, weight.dtype) == (tensor.shape, tensor.dtype), tensor.name
             written.seek(layout.begins[tensor.name])
             weight.reshape(-1).view(torch.uint8).numpy().tofile(written)
             done(tensor.nbytes)

@@ -14,11 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.checkpoint.atomic_folder import write_atomically
 from deepspeed_autotp.checkpoint.layout import Layout
+from deepspeed_autotp.config.json_text import read_json
+from deepspeed_autotp.config.printable import printable
+from deepspeed_autotp.config.validation import problems, wrong
 
 NAME = "tensor_parallel.json"
 # Of the model, beside the metadata.
@@ -27,6 +32,8 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 # optimizer's parameters. 4: what the plan was made from.
 _VERSION = 4
 _FIRST_WITH_LAYOUT = 3
+_LARGEST = 100_000_000
+_WRITTEN_BY = "an earlier deepspeed-autotp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class Metadata:
     layout: Layout | None
     groups: tuple[tuple[str, ...], ...] | None
     recipe: Mapping[str, Any] | None = None
+    written_by: str = _WRITTEN_BY
 
     def has_layout_of(self, plan: Plan) -> bool:
         """Whether a rank of ``plan`` has the shard that its file holds."""
@@ -90,16 +98,16 @@ def read_metadata(folder: Path) -> Metadata | None:
     """The metadata in ``folder``, or None without. ValueError for a later version, and for what
     cannot be read."""
     try:
-        content = json.loads(Path(folder, NAME).read_text(encoding="utf-8"))
-        number = content.get("version", 1)
+        content = read_json(Path(folder, NAME), largest=_LARGEST)
+        number = _version(content)
         if number <= _VERSION:
             return _parsed(content, number)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{str(folder / NAME)!r} cannot be read, expected what save_checkpoint wrote: {error}; "
-            "load another checkpoint"
+            f"{str(folder / NAME)!r} cannot be read, expected what save_checkpoint wrote: "
+            f"{printable(str(error))}; load another checkpoint"
         ) from error
     raise ValueError(
         f"the checkpoint {str(folder)!r} has metadata of version {number}, expected at most "
@@ -136,15 +144,42 @@ def refuse_unknown_layout(folder: Path, metadata: Metadata, *, ranks: int) -> No
     )
 
 
+class _Saved(BaseModel):
+    """The JSON of metadata of any version, but for that of its layout."""
+
+    ranks: Annotated[int, Field(strict=True, ge=1)]
+    layout: str
+    groups: tuple[tuple[str, ...], ...] | None = None
+    recipe: dict[str, Any] | None = None
+    written_by: str = _WRITTEN_BY
+
+
+def _version(content: Any) -> int:
+    if not isinstance(content, dict):
+        raise ValueError(f"got {type(content).__name__}, expected a JSON object")
+    number = content.get("version", 1)
+    if type(number) is not int or number < 1:
+        raise ValueError(f"version: {wrong(number, 'an integer of at least 1')}")
+    return number
+
+
 def _parsed(content: dict[str, Any], number: int) -> Metadata:
-    groups = content.get("groups")
+    try:
+        saved = _Saved.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(problems(error)[0]) from None
+    layout = Layout.from_json(content) if number >= _FIRST_WITH_LAYOUT else None
+    names = [name for group in saved.groups or () for name in group]
+    if layout is not None and (len(set(names)) < len(names) or set(names) - set(layout.parameters)):
+        raise ValueError("groups: got a parameter twice, or one that parameters does not list")
     return Metadata(
         number,
-        content["ranks"],
-        content["layout"],
-        Layout.from_json(content) if number >= _FIRST_WITH_LAYOUT else None,
-        tuple(map(tuple, groups)) if groups is not None else None,
-        content.get("recipe"),
+        saved.ranks,
+        saved.layout,
+        layout,
+        saved.groups,
+        saved.recipe,
+        saved.written_by,
     )
 
 

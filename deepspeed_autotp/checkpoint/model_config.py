@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
+from deepspeed_autotp.config.json_text import read_json
+from deepspeed_autotp.config.printable import printable
 
+_LARGEST = 16 * 2**20
 _CONFIG = CONFIG_FILES[0]
 
 
@@ -35,13 +37,12 @@ def config_texts(folder: Path, config: Path | None) -> dict[str, str]:
 def _json_object(file: Path) -> str:
     """The text of ``file``."""
     try:
-        text = file.read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = read_json(file, largest=_LARGEST, allow_nan=True)
     except ValueError as error:
-        raise _not_json(file, str(error)) from error
+        raise _not_json(file, printable(str(error))) from error
     if not isinstance(found, dict):
         raise _not_json(file, f"got {type(found).__name__}")
-    return text
+    return file.read_text(encoding="utf-8")
 
 
 def _not_json(file: Path, what: str) -> ValueError:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import Metadata, read_metadata
-from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles, as_saved
 from deepspeed_autotp.checkpoint.saved_checkpoint import SavedCheckpoint
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, ties_of_files
+from deepspeed_autotp.interop.deepspeed.checkpoints import latest_name
 
 _STATES = "*_model_states.pt"
 _LATEST = "latest"
@@ -28,7 +29,7 @@ def checkpoint_folder(path: Path) -> Path:
     """
     path = path.resolve()
     latest = path / _LATEST
-    folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
+    folder = path / latest_name(latest) if latest.is_file() else path
     if any(folder.glob(_STATES)):
         return folder
     expected = "a checkpoint of DeepSpeed, or a folder of them with the file 'latest'"
@@ -70,11 +71,12 @@ def open_checkpoint(folder: Path) -> tuple[SavedCheckpoint, Metadata | None]:
     ValueError where it is neither, or not whole.
     """
     files, metadata = CheckpointFiles(folder), read_metadata(folder)
-    if metadata is not None and metadata.layout is not None:
-        return SavedCheckpoint(files, metadata.layout, groups=metadata.groups), metadata
-    if metadata is None and is_unsharded(files):
-        layout = layout_of_files(files, ties_of_files(files))
-        return SavedCheckpoint(files, layout, groups=None), None
+    with as_saved(folder):
+        if metadata is not None and metadata.layout is not None:
+            return SavedCheckpoint(files, metadata.layout, groups=metadata.groups), metadata
+        if metadata is None and is_unsharded(files):
+            layout = layout_of_files(files, ties_of_files(files))
+            return SavedCheckpoint(files, layout, groups=None), None
     version = "none" if metadata is None else f"version {metadata.version}"
     raise ValueError(
         f"{str(folder)!r}: tensor_parallel.json: got {version}, expected version 3 or later "

@@ -111,7 +111,7 @@ def _settings(file: Path) -> Any:
     """What a configuration says, or None where it cannot be read."""
     try:
         return _computed(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

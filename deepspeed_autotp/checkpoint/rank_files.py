@@ -9,7 +9,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.interop.deepspeed.checkpoints import saved_classes
+from deepspeed_autotp.interop.torch_archive import check_archive, check_loaded
 
 # How a file of torch.save begins.
 _ARCHIVE = b"PK\x03\x04"
@@ -27,8 +30,31 @@ _OTHER_CLASS = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _OF_RUN = ("global_steps", "global_samples", "dp_world_size", "mp_world_size", "ds_version")
 _OF_OPTIMIZER = ("zero_stage", "ds_version")
 
+# What code raises that takes the content of a file at its word.
+_UNLIKE_SAVED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,  # of torch, where sizes do not go together
+    TypeError,
+)
+
 _Facts = Mapping[str, str]
 _FactsOf = Callable[[Mapping[str, Any]], _Facts]
+
+
+@contextmanager
+def as_saved(folder: Path) -> Iterator[None]:
+    """Within it what is found in the place of what an engine saves is a ValueError: the files of a
+    checkpoint are somebody else's, and no one knows all that DeepSpeed puts into them."""
+    try:
+        yield
+    except _UNLIKE_SAVED as error:
+        raise ValueError(
+            f"the checkpoint {str(folder)!r} does not hold what save_checkpoint of an engine "
+            f"writes: {type(error).__name__}: {printable(str(error))}; load another checkpoint"
+        ) from error
 
 
 class CheckpointFiles:
@@ -91,7 +117,8 @@ class CheckpointFiles:
         """What the file ``name`` holds; ``first`` is that of rank 0."""
         if name not in self._opened:
             opened = self._read(name)
-            own = facts(opened)
+            with as_saved(self.folder):
+                own = facts(opened)
             if name == first:
                 self._facts[first] = own
             else:
@@ -107,35 +134,41 @@ class CheckpointFiles:
         if self._trusted:
             options["weights_only"] = False
         try:
+            check_archive(file)
             # Not said otherwise, torch's environment variable can still trust the file.
             with safe_globals(saved_classes()):
                 read: dict[str, Any] = torch.load(file, **options)
+            if not self._trusted:
+                check_loaded(read, file)
         except pickle.UnpicklingError as error:
             if found := _OTHER_CLASS.search(str(error)):
                 raise ValueError(
-                    f"the file {str(file)!r} of the checkpoint holds {found[1]}, and making "
-                    "objects of other classes than torch's and DeepSpeed's can run code; set "
-                    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 if you trust who wrote it"
+                    f"the file {str(file)!r} of the checkpoint holds {printable(found[1])}, and "
+                    "making objects of other classes than torch's and DeepSpeed's can run code; "
+                    "set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 if you trust who wrote it"
                 ) from None
             raise self._unreadable(file, str(error)) from error
-        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # whatever torch.load raises for bytes that it did not write
             raise self._unreadable(file, str(error)) from error
+        if not isinstance(read, dict):
+            raise self._unreadable(file, f"it holds {type(read).__name__}, expected a dictionary")
         return read
 
     def _refuse_another_save(self, first: str, theirs: _Facts, name: str, own: _Facts) -> None:
         """ValueError where the files of two ranks say other things of the run."""
         for what, value in theirs.items():
             if own.get(what, value) != value:
+                differ = f"{what} is {value} in {first!r} and {own[what]} in {name!r}"
                 raise ValueError(
-                    f"the checkpoint {str(self.folder)!r} has files of different saves: {what} is "
-                    f"{value} in {first!r} and {own[what]} in {name!r}, expected the same; "
-                    "put the files of one save into the folder, or load another checkpoint"
+                    f"the checkpoint {str(self.folder)!r} has files of different saves: "
+                    f"{printable(differ)}, expected the same; put the files of one save into the "
+                    "folder, or load another checkpoint"
                 )
 
     def _unreadable(self, file: Path, why: str) -> ValueError:
         return ValueError(
             f"the file {str(file)!r} of the checkpoint cannot be read, it may have been cut off: "
-            f"{why}; load another checkpoint"
+            f"{printable(why)}; load another checkpoint"
         )
 
 

@@ -19,7 +19,7 @@ from deepspeed_autotp.checkpoint.layout_at_size import layouts_at
 from deepspeed_autotp.checkpoint.metadata import read_metadata, write_layout
 from deepspeed_autotp.checkpoint.model_config import config_texts
 from deepspeed_autotp.checkpoint.new_folder import new_folder
-from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles, as_saved
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
 from deepspeed_autotp.checkpoint.saved_checkpoint import SavedCheckpoint
 from deepspeed_autotp.checkpoint.universal import universal_info
@@ -86,11 +86,12 @@ def reshard(
     time. ValueError where something is missing.
     """
     metadata = read_metadata(folder)
-    sizes = layouts_at(folder, metadata, tp=tp, config=config)
-    groups = None if metadata is None else metadata.groups
-    task = _Resharding(folder, sizes.old, sizes.new, groups, replicas)
-    saved = task.opened()
-    states = task.states(saved)
+    with as_saved(folder):
+        sizes = layouts_at(folder, metadata, tp=tp, config=config)
+        groups = None if metadata is None else metadata.groups
+        task = _Resharding(folder, sizes.old, sizes.new, groups, replicas)
+        saved = task.opened()
+        states = task.states(saved)
     configs = config_texts(folder, config)
     nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     copies = range(replicas or saved.replicas)
@@ -119,15 +120,18 @@ def _write_rank(
 ) -> None:
     files, kind = saved.files, saved.kind
     on_disk = DiskMemory(target)
-    states = task.states(saved, on_disk)
+    with as_saved(files.folder):
+        states = task.states(saved, on_disk)
     if place[1] == 0 or kind.is_stage3:
-        made = _compact(states.model(*place), on_disk)
-        made["ds_config"] = _with_size(made["ds_config"], task.new.ranks)
+        with as_saved(files.folder):
+            made = _compact(states.model(*place), on_disk)
+            made["ds_config"] = _with_size(made["ds_config"], task.new.ranks)
         _save(made, target / files.model_name(*place))
     if kind.is_partitioned:
-        made = dict(files.optimizer_file(0, 0))
-        made["optimizer_state_dict"] = states.optimizer(*place)
-        made["ds_config"] = _with_size(made["ds_config"], task.new.ranks)
+        with as_saved(files.folder):
+            made = dict(files.optimizer_file(0, 0))
+            made["optimizer_state_dict"] = states.optimizer(*place)
+            made["ds_config"] = _with_size(made["ds_config"], task.new.ranks)
         _save(made, target / files.optimizer_name(*place))
     done(1)
 

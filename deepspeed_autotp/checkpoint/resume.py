@@ -18,7 +18,7 @@ from deepspeed_autotp.checkpoint.metadata import (
     read_metadata,
     refuse_unknown_layout,
 )
-from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles, as_saved
 from deepspeed_autotp.checkpoint.resharded_states import ReshardedStates
 from deepspeed_autotp.checkpoint.saved_checkpoint import Kind, SavedCheckpoint
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded, layout_of_files, layout_of_model
@@ -41,7 +41,9 @@ def states_for_sharded(
     files = CheckpointFiles(folder, trusted=True)
     if metadata is None and is_unsharded(files):
         layout = Layout.of_plan(plan)
-        saved = _saved(files, layout_of_files(files, layout.ties), None, optimizer)
+        with as_saved(folder):
+            full = layout_of_files(files, layout.ties)
+        saved = _saved(files, full, None, optimizer)
         return _made(request, saved, layout, optimizer, rank=rank)
     check_metadata(folder, metadata, plan, rank=rank)
     if metadata is None or metadata.layout is None:  # DeepSpeed says what differs
@@ -78,10 +80,23 @@ def _saved(
     if metadata is None and optimizer is not None:
         # DeepSpeed notes no names without ZeRO, and goes by the order, as is done here.
         groups = tuple(tuple(name for name, _ in group) for group in optimizer.groups)
-    return SavedCheckpoint(files, layout, groups=groups)
+    with as_saved(files.folder):
+        return SavedCheckpoint(files, layout, groups=groups)
 
 
 def _made(
+    request: LoadRequest,
+    saved: SavedCheckpoint,
+    layout: Layout,
+    optimizer: EngineOptimizer,
+    *,
+    rank: int,
+) -> MadeStates:
+    with as_saved(request.folder):
+        return _states(request, saved, layout, optimizer, rank=rank)
+
+
+def _states(
     request: LoadRequest,
     saved: SavedCheckpoint,
     layout: Layout,

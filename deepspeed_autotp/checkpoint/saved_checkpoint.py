@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from deepspeed_autotp.checkpoint.zero_partition import (
     one_parameter,
     own_partitions,
 )
+from deepspeed_autotp.config.validation import shown
 from deepspeed_autotp.interop.bitsandbytes import BESIDE_4BIT
 
 MASTER = "fp32"
+_MOST_REPLICAS = 2**20
 _WORDS = {
     "torch": "an optimizer in float32 without ZeRO",
     "16 bits": "an optimizer in 16 bits without ZeRO",
@@ -76,7 +79,7 @@ class SavedCheckpoint:
         self.files = files
         self.layout = layout
         model = files.model(0)
-        self.replicas: int = model["dp_world_size"]
+        self.replicas = _count(files, model, "dp_world_size")
         self.kind = _kind(files, model)
         if self.kind.is_partitioned:
             groups = [list(shapes) for shapes in model["param_shapes"]]
@@ -96,14 +99,20 @@ class SavedCheckpoint:
 
     def check_files(self) -> None:
         """ValueError where a file of a rank is missing."""
-        names = []
+        # Of more names than there are files one is missing among the first: how many ranks there
+        # were is what the files say.
+        most = sum(1 for _ in self.files.folder.iterdir()) + 1
+        self.files.check_all(list(islice(self._names(), most)))
+
+    def _names(self) -> Iterator[str]:
+        """Those of the files of all ranks."""
+        has_more = self.files.is_stage3 or self.kind.is_partitioned
         for rank in range(self.layout.ranks):
-            for replica in range(self.replicas):
+            for replica in range(self.replicas if has_more else 1):
                 if replica == 0 or self.files.is_stage3:
-                    names.append(self.files.model_name(rank, replica))
+                    yield self.files.model_name(rank, replica)
                 if self.kind.is_partitioned:
-                    names.append(self.files.optimizer_name(rank, replica))
-        self.files.check_all(names)
+                    yield self.files.optimizer_name(rank, replica)
 
     def units(self, rank: int) -> list[tuple[tuple[str, ...], list[Partition]]]:
         """The units of the optimizer of TP rank ``rank``: names, and a partition per replica."""
@@ -191,6 +200,16 @@ def units_of(
         return [((n,), one_parameter(n, numel)) for group in sizes for n, numel in group]
     make = own_partitions if kind.is_stage3 else flat_partitions
     return [(tuple(n for n, _ in group), make(group, replicas)) for group in sizes]
+
+
+def _count(files: CheckpointFiles, model: Mapping[str, Any], key: str) -> int:
+    value = model.get(key)
+    if type(value) is not int or not 1 <= value <= _MOST_REPLICAS:
+        raise ValueError(
+            f"the checkpoint {str(files.folder)!r} says {key}: {shown(value)}, expected an integer "
+            f"of 1 to {_MOST_REPLICAS}; load another checkpoint"
+        )
+    return value
 
 
 def _kind(files: CheckpointFiles, model: Mapping[str, Any]) -> Kind:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deepspeed_autotp.checkpoint.metadata import NAME, read_metadata
+from deepspeed_autotp.checkpoint.metadata import read_metadata
 from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder, open_checkpoint
-from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles
+from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles, as_saved
 from deepspeed_autotp.checkpoint.unsharded import is_unsharded
 
 
@@ -55,7 +55,8 @@ def summarize(path: Path) -> Summary:
     facts = _Facts()
     problem = None
     try:
-        facts = _facts(folder)
+        with as_saved(folder):
+            facts = _facts(folder)
     except ValueError as error:
         problem = str(error)
     return Summary(
@@ -94,28 +95,30 @@ def _facts(folder: Path) -> _Facts:
             if saved.kind.is_partitioned:
                 saved.files.optimizer(rank, replica)
     own = [p for p in saved.layout.parameters.values() if p.tied_to is None]
-    first = next(value for value in model["module"].values() if isinstance(value, Tensor))
+    dtypes = (value.dtype for value in model["module"].values() if isinstance(value, Tensor))
+    name = ((metadata.recipe if metadata else None) or {}).get("model")
     return _Facts(
-        deepspeed=model["ds_version"],
-        model=None if metadata is None else (metadata.recipe or {}).get("model"),
+        deepspeed=str(model["ds_version"]),
+        model=None if name is None else str(name),
         tp_size=saved.layout.ranks,
         replicas=saved.replicas,
         optimizer=saved.kind.words,
-        states=tuple(saved.state(0, 0, 0)),
-        dtype=str(first.dtype).removeprefix("torch."),
+        states=tuple(map(str, saved.state(0, 0, 0))),
+        dtype=str(next(dtypes, None)).removeprefix("torch."),
         parameters=sum(math.prod(p.shape) for p in own),
         sharded=sum(math.prod(p.shape) for p in own if p.sharding is not None),
-        steps=model["global_steps"],
-        samples=model["global_samples"],
+        steps=int(model["global_steps"]),
+        samples=int(model["global_samples"]),
     )
 
 
 def _written_by(folder: Path) -> str:
     try:
-        if read_metadata(folder) is None:
-            is_plain = is_unsharded(CheckpointFiles(folder))
+        metadata = read_metadata(folder)
+        if metadata is None:
+            with as_saved(folder):
+                is_plain = is_unsharded(CheckpointFiles(folder))
             return "DeepSpeed" if is_plain else "DeepSpeed, by its own rules"
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return "not known"
-    return str(content.get("written_by", "an earlier deepspeed-autotp"))
+    return metadata.written_by

@@ -79,5 +79,5 @@ def is_unsharded(files: CheckpointFiles) -> bool:
     found = list(files.folder.glob("*mp_rank_*_model_states.pt"))
     if not found or any("mp_rank_00_" not in file.name for file in found):
         return False
-    ranks: int = files.model(0)["mp_world_size"]
+    ranks: object = files.model(0).get("mp_world_size")
     return ranks == 1

@@ -44,12 +44,12 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{where} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where} cannot be read: {error}; expected a model's config.json"
         ) from error
     listed = values.get("architectures") if isinstance(values, dict) else None
-    name = class_name or (listed[0] if listed else None)
+    name = class_name or (listed[0] if isinstance(listed, list) and listed else None)
     if not isinstance(name, str):
         raise ValueError(
             f"{where} names no architecture: expected the class of a model in it, such as "
@@ -58,7 +58,7 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
     transformers: Any = importlib.import_module(_PACKAGE)
     cls = getattr(transformers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
-        raise ValueError(f"{where} is of a {name}, which transformers does not have")
+        raise ValueError(f"{where} is of a {name[:100]!r}, which transformers does not have")
     from_config = required(cls, "_from_config", project=_PACKAGE, needed_for="the autotp command")
     try:
         config = transformers.AutoConfig.from_pretrained(file, trust_remote_code=False)

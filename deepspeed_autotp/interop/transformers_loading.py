@@ -12,6 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ _required = functools.partial(
 _REFUSED = ("device_map", "tp_plan", "tp_size", "distributed_config", "device_mesh", "gguf_file")
 
 Checkpoint = Callable[[Sequence[str]], Mapping[str, Tensor]]
+CheckIndex = Callable[[Path], object]
 Equal = Callable[[Tensor, Tensor], bool]
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -55,10 +57,12 @@ def refuse_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
+def traced_loading(
+    checkpoint: Checkpoint, are_equal: Equal, check_index: CheckIndex
+) -> Iterator[None]:
     """Within it ``from_pretrained`` loads what ``checkpoint`` makes of the files it has found;
     ``are_equal`` compares the values of two of these tensors, where a checkpoint has both of a tied
-    pair.
+    pair. ``check_index`` is given the index of several files before they are looked for.
 
     ValueError for a quantised checkpoint, and for one with an adapter. ZeRO 3 partitions no model
     there.
@@ -81,6 +85,7 @@ def traced_loading(checkpoint: Checkpoint, are_equal: Equal) -> Iterator[None]:
             (base, "_load_pretrained_model", staticmethod(load_traced)),
             (modeling, "get_hf_quantizer", _without_quantizer),
             (modeling, "maybe_load_adapters", _without_adapter(modeling)),
+            (modeling, "get_checkpoint_shard_files", _with_index(modeling, check_index)),
             (modeling, "is_deepspeed_zero3_enabled", lambda: False),
         ):
             stack.enter_context(_replaced(owner, name, value))
@@ -118,6 +123,17 @@ def _without_adapter(modeling: Any) -> Callable[..., Any]:
         return found
 
     return maybe_load_adapters
+
+
+def _with_index(modeling: Any, check_index: CheckIndex) -> Callable[..., Any]:
+    """What transformers finds the files of an index with, which takes them from anywhere."""
+    find = _required(modeling, "get_checkpoint_shard_files")
+
+    def get_checkpoint_shard_files(model: Any, index_filename: Any, *args: Any, **more: Any) -> Any:
+        check_index(Path(index_filename))
+        return find(model, index_filename, *args, **more)
+
+    return get_checkpoint_shard_files
 
 
 def _without_quantizer(

@@ -8,17 +8,23 @@ anything else of its file is refused.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deepspeed_autotp.config.dtypes import SAFETENSORS_NAMES
+from deepspeed_autotp.config.json_text import parsed_json
+from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.loading.stored_tensor import FileTensor
 
 _LENGTH = 8
 _LARGEST_HEADER = 100_000_000
+# Of a tensor, so that its bytes are counted in 64 bits; also where another size of it is 0.
+_MOST_ELEMENTS = 2**59
+_MOST_DIMS = 64
+_LONGEST_NAME = 4096
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
 
 
@@ -46,20 +52,18 @@ def stored_tensors(path: Path) -> dict[str, FileTensor]:
 
 def _entries(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        entries = parsed_json(text.decode("utf-8"))
     except ValueError as error:  # of the encoding, or of JSON
         raise _wrong(path, f"its header is not JSON: {error}") from None
     if not isinstance(entries, dict):
         raise _wrong(path, "its header is no JSON object")
-    entries.pop("__metadata__", None)
+    notes = entries.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise _wrong(path, "its __metadata__ is no object of texts")
+    longest = max(map(len, entries), default=0)
+    if longest > _LONGEST_NAME:
+        raise _wrong(path, f"a name in its header has {longest} characters")
     return entries
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> FileTensor:
@@ -67,6 +71,8 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> FileTensor:
     shape, offsets = _counts(values.get("shape")), _counts(values.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise _wrong(path, f"its header does not say the shape and the place of {name}")
+    if len(shape) > _MOST_DIMS or math.prod(max(size, 1) for size in shape) > _MOST_ELEMENTS:
+        raise _wrong(path, f"{name} has a shape of more elements than there can be")
     spelling = str(values.get("dtype"))
     dtype = _DTYPES.get(spelling)
     if dtype is None:
@@ -101,4 +107,6 @@ def _check_places(path: Path, tensors: Sequence[FileTensor], begin: int, size: i
 
 
 def _wrong(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is no whole safetensors file: {why}; download it or save it anew")
+    return ValueError(
+        f"{path} is no whole safetensors file: {printable(why)}; download it or save it anew"
+    )

@@ -134,7 +134,7 @@ UNKNOWN: list[tuple[Callable[[Path], None], str]] = [
     (shard_otherwise, "the plan that is made from it for its own size is another one"),
     (narrow, "'model.layers.0.mlp.gate_proj.weight' has the shape [112, 64] in it, [96, 64] here"),
     (remove_config, "config.json' is missing, name a folder that has it with --config"),
-    (of_nobody, "is of a LostForCausalLM, which transformers does not have"),
+    (of_nobody, "is of a 'LostForCausalLM', which transformers does not have"),
 ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.interop.transformers_loading import load_pickled, traced_loading
-from deepspeed_autotp.loading.checkpoint_files import checkpoint_tensors
+from deepspeed_autotp.loading.checkpoint_files import check_index, checkpoint_tensors
 from deepspeed_autotp.loading.file_weights import FileWeights, separate_weights
 from deepspeed_autotp.loading.read_plan import ReadPlan, Target, are_equal
 from deepspeed_autotp.loading.slices import own_slices
@@ -76,7 +76,7 @@ def _loaded(folder: Path) -> tuple[nn.Module, FileWeights]:
         stored = checkpoint_tensors(files, load_pickled)
         return {name: traced(each) for name, each in stored.items()}
 
-    with traced_loading(tensors, are_equal):
+    with traced_loading(tensors, are_equal, check_index):
         model = LlamaForCausalLM.from_pretrained(folder)
     return model, separate_weights(model)
 

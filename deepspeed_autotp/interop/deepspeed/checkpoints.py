@@ -9,7 +9,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy
@@ -28,6 +28,8 @@ sys.exit(
     "tensor parallelism run: python -m deepspeed.utils.zero_to_fp32"
 )
 """
+
+_LONGEST_TAG = 1000
 
 # What the files of a checkpoint hold beside tensors, containers and numbers.
 _SAVED = (
@@ -202,10 +204,26 @@ def write_recovery_scripts(folder: Path, *, sharded: bool) -> None:
             (folder / name).write_bytes((own / name).read_bytes())
 
 
+def latest_name(latest: Path) -> str:
+    """The folder that DeepSpeed's file ``latest`` names, beside itself or below. ValueError for one
+    that is elsewhere, and for text that is no name."""
+    with latest.open("rb") as opened:
+        text = opened.read(_LONGEST_TAG + 1).decode("utf-8", "replace")
+    name = text.strip()
+    path = PurePosixPath(name)
+    is_elsewhere = path.is_absolute() or ".." in path.parts or not path.parts
+    if is_elsewhere or len(text) > _LONGEST_TAG or not name.isprintable():
+        raise ValueError(
+            f"the file {str(latest)!r}: got {ascii(text[:100])}, expected the name of a folder "
+            "beside it; name the folder of the checkpoint itself"
+        )
+    return name
+
+
 def _folder(load_dir: Path, tag: Any) -> Path:
     """The folder of the checkpoint ``tag``, or of the latest. ValueError where it is not there."""
     latest = load_dir / "latest"
-    name = latest.read_text().strip() if tag is None and latest.is_file() else tag
+    name = latest_name(latest) if tag is None and latest.is_file() else tag
     if name is None:  # DeepSpeed warns, and loads nothing
         return load_dir
     if not (load_dir / str(name)).is_dir():
