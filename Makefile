@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -112,6 +112,13 @@ failing-allocations: ## Run them with each allocation of each call that they che
 
 fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
 	@$(MAKE) --no-print-directory -C tests/core fuzz
+
+# How long, and which files of tests instead of all.
+MINUTES ?= 60
+FUZZ ?=
+
+fuzz-python: $(stamp) ## Give patterns, configurations and checkpoints of anybody's to the package. MINUTES=, FUZZ=
+	@DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(python) -m tests.support.fuzzing --minutes $(MINUTES) $(FUZZ)
 
 # The first seed, how many cases, the TP size instead of those that are drawn, and one case as it
 # was printed: make prove SEED=1000 CASES=500 TP=3, make prove CASE="tp=3 tied=True"
