@@ -91,7 +91,9 @@ tp_read_rows(int fd, const char *path, const tp_rows *rows, void *out, tp_error 
     }
     if (check_size(fd, path, rows, err) < 0)
         return -1;
-    const int64_t some = rows->stride < WINDOW ? WINDOW / rows->stride : 1;
+    int64_t some = rows->rows; /* of one and the same place */
+    if (rows->stride > 0)
+        some = rows->stride < WINDOW ? WINDOW / rows->stride : 1;
     for (int64_t i = 0; i < rows->rows; i += some) {
         tp_rows part = *rows;
         part.begin += i * rows->stride;

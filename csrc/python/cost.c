@@ -149,18 +149,18 @@ py_activation_formula(PyObject *module, PyObject *args)
 {
     (void)module;
     long long layers = 0, tokens = 0, hidden = 0, ranks = 0;
+    int64_t bytes = 0;
+    tp_error err = TP_NO_ERROR;
     tp_formula_sizes sizes = {0};
     if (!PyArg_ParseTuple(args, "LLLLipp:activation_formula", &layers, &tokens, &hidden,
                           &ranks, &sizes.itemsize, &sizes.sequence_parallel,
                           &sizes.checkpointing))
         return NULL;
-    if (ranks < 1) {
-        PyErr_Format(PyExc_ValueError, "ranks: got %lld, expected 1 or more", ranks);
-        return NULL;
-    }
     sizes.layers = layers;
     sizes.tokens = tokens;
     sizes.hidden = hidden;
     sizes.ranks = ranks;
-    return PyLong_FromLongLong(tp_activation_formula(&sizes));
+    if (tp_activation_formula(&sizes, &bytes, &err) < 0)
+        return py_raise(&err);
+    return PyLong_FromLongLong(bytes);
 }

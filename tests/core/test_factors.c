@@ -153,6 +153,33 @@ test_a_copy_tied_to_what_is_sharded_otherwise_is_refused(void)
     CHECK_REFUSED(&f, "it is one tensor with 'base_model.model.other.weight'");
 }
 
+/* A head with its original and a copy of `rows` that is trained in full. */
+static void
+add_copied_head(fixture *f, int rows, bool bias)
+{
+    add_module(f, "base_model.model.lm_head", TP_MODULE_OTHER, 0);
+    add_matrix(f, "base_model.model.lm_head.original_module", TP_MODULE_LINEAR, 32, 16);
+    add_module(f, "base_model.model.lm_head.modules_to_save", TP_MODULE_OTHER, 0);
+    const int weight = add_matrix(f, "base_model.model.lm_head.modules_to_save.default",
+                                  TP_MODULE_LINEAR, rows, 16);
+    if (bias)
+        add_vector(f, weight, "bias", rows);
+    add_style(f, "lm_head", "colwise_gather_output");
+}
+
+static void
+test_a_copy_that_is_unlike_its_original_is_refused(void)
+{
+    fixture f = gpt2();
+    add_copied_head(&f, 34, false);
+    CHECK_REFUSED(&f,
+                  "weight' is trained in full in the place of 'base_model.model."
+                  "lm_head.original_module.weight', but their shapes differ");
+    f = gpt2();
+    add_copied_head(&f, 32, true);
+    CHECK_REFUSED(&f, "lm_head.original_module', which has no bias");
+}
+
 /* A rule for the copy's name, which the original has too, changes nothing. */
 static void
 test_a_copy_stays_full_where_ties_disagree(void)
@@ -263,6 +290,7 @@ main(void)
     RUN(test_a_copy_is_sharded_as_the_original);
     RUN(test_a_copy_follows_a_tied_head);
     RUN(test_a_copy_tied_to_what_is_sharded_otherwise_is_refused);
+    RUN(test_a_copy_that_is_unlike_its_original_is_refused);
     RUN(test_a_copy_stays_full_where_ties_disagree);
     RUN(test_a_copy_of_attention_follows_with_all_that_is_in_it);
     RUN(test_a_norm_beside_adapted_layers_sums_its_gradient);

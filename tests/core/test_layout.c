@@ -278,6 +278,9 @@ test_pieces_that_contradict_the_heads_are_refused(void)
                 TP_VALUE, &err, "equal groups");
     CHECK_FAILS(tp_layout_new(arena, &right, 0, (tp_heads){7, 7}, 2, &layout, &err),
                 TP_VALUE, &err, "0 pieces");
+    const tp_piece huge[] = {{INT64_MAX, 1, TP_PIECE_PLAIN}, {8, 1, TP_PIECE_PLAIN}};
+    CHECK_FAILS(tp_layout_new(arena, huge, 2, (tp_heads){0, 0}, 2, &layout, &err),
+                TP_VALUE, &err, "the sizes of 2 pieces sum to 2^63 or more");
     tp_heads own;
     CHECK_FAILS(tp_heads_of_rank((tp_heads){4, 2}, 2, 2, &own, &err), TP_VALUE, &err,
                 "rank 2");

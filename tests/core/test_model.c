@@ -135,6 +135,9 @@ test_a_parameter_that_cannot_be_is_refused_by_name(void)
     parameter = a_parameter("m.huge", 0);
     parameter.shape[0] = parameter.shape[1] = INT64_MAX / 2;
     CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
+                "'m.huge': with it the model has more than 2^56 bytes");
+    parameter.shape[0] = 0; /* products of some of the sizes are made, too */
+    CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
                 "'m.huge'");
     parameter = a_parameter("m.lost", 3);
     CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
@@ -147,6 +150,28 @@ test_a_parameter_that_cannot_be_is_refused_by_name(void)
     parameter.shape[1] = -1;
     CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
                 "shape[1] is -1");
+    tp_model_free(model);
+}
+
+static void
+test_parameters_that_come_to_too_much_together_are_refused(void)
+{
+    tp_model *model = new_model();
+    tp_error err = TP_NO_ERROR;
+    int index = -1;
+    add_module(model, "m", TP_MODULE_OTHER);
+    tp_parameter parameter = a_parameter("m.half", 0);
+    parameter.itemsize = 1;
+    parameter.dims = 1;
+    parameter.shape[0] = TP_MOST_BYTES / 2;
+    CHECK_OK(tp_model_add_parameter(model, &parameter, &index, &err), &err);
+    parameter.name = "m.more";
+    parameter.shape[0]++;
+    CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
+                "'m.more': with it the model has more than 2^56 bytes");
+    parameter.name = "m.rest";
+    parameter.shape[0]--;
+    CHECK_OK(tp_model_add_parameter(model, &parameter, &index, &err), &err);
     tp_model_free(model);
 }
 
@@ -218,6 +243,7 @@ main(void)
     RUN(test_a_parameter_is_found_by_its_leaf);
     RUN(test_the_first_key_that_is_there_decides);
     RUN(test_a_parameter_that_cannot_be_is_refused_by_name);
+    RUN(test_parameters_that_come_to_too_much_together_are_refused);
     RUN(test_ties_of_different_shapes_are_refused_naming_both);
     RUN(test_two_of_one_name_are_refused);
     RUN(test_a_sealed_model_takes_nothing_more);

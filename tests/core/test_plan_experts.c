@@ -75,6 +75,27 @@ test_gate_and_up_that_take_turns_are_sharded_in_pairs(void)
 }
 
 static void
+test_the_bias_of_a_viewed_weight_is_viewed_alike(void)
+{
+    fixture f = fixture_new(2);
+    const int module = add_experts(&f, false);
+    add_shaped(&f, module, "gate_up_proj_bias", 2, (int64_t[]){EXPERTS, 2 * INNER}, -1);
+    tp_spec up = {.partition = TP_PARTITION_COLUMN, .dim = 2};
+    up.shape = (tp_shape){.dims = 4, .sizes = {EXPERTS, 2, INNER, HIDDEN}};
+    add_spec(&f, "up", ".*gate_up_proj$", up);
+    add_rule(&f, "down", ".*down_proj$", TP_PARTITION_ROW);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj", 1), "3+3");
+        CHECK_TEXT_EQ(runs_of(&f, "experts.down_proj", 1), "3+3");
+        CHECK_TEXT_EQ(local_of(&f, "experts.gate_up_proj_bias", 1), "column [3, 6]");
+        CHECK_TEXT_EQ(runs_of(&f, "experts.gate_up_proj_bias", 1), "3+3");
+        CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->outer, 2 * EXPERTS);
+        CHECK_INT_EQ(entry_of(&f, "experts.gate_up_proj_bias")->inner, 1);
+    }
+    fixture_free(&f);
+}
+
+static void
 test_biases_of_experts_are_sharded_or_added_in_shares(void)
 {
     fixture f = fixture_new(2);
@@ -407,6 +428,7 @@ main(void)
     RUN(test_experts_are_sharded_inside_each_expert_and_their_module_sums);
     RUN(test_a_style_names_a_dimension_where_experts_are_transposed);
     RUN(test_gate_and_up_that_take_turns_are_sharded_in_pairs);
+    RUN(test_the_bias_of_a_viewed_weight_is_viewed_alike);
     RUN(test_biases_of_experts_are_sharded_or_added_in_shares);
     RUN(test_experts_that_stay_replicated_are_no_layer);
     RUN(test_what_gives_its_input_back_inside_of_experts_gives_a_share);

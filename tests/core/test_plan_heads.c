@@ -89,6 +89,24 @@ test_uneven_heads_give_query_output_and_integers_the_same_widths(void)
 }
 
 static void
+test_counts_of_more_features_than_there_can_be_are_none(void)
+{
+    fixture f = fixture_new(2);
+    const tp_integer counts[] = {{"num_heads", INT64_MAX},
+                                 {"num_key_value_heads", INT64_MAX / 8},
+                                 {"head_dim", 1}};
+    const tp_module attention = {
+        .name = "attn", .class_name = "Any", .integers = counts, .integer_count = 3};
+    int index = -1;
+    CHECK_OK(tp_model_add_module(f.model, &attention, &index, &f.err), &f.err);
+    add_linear(&f, "attn.qkv", 12, 12);
+    add_rule(&f, "r", ".*qkv.*", TP_PARTITION_COLUMN);
+    if (make_plan(&f))
+        CHECK_TEXT_EQ(runs_of(&f, "attn.qkv.weight", 0), "0+6");
+    fixture_free(&f);
+}
+
+static void
 test_counts_missing_on_the_module_come_from_the_configuration(void)
 {
     fixture f = fixture_new(2);
@@ -281,6 +299,7 @@ main(void)
     RUN(test_a_fused_weight_is_sharded_piece_by_piece_with_its_bias);
     RUN(test_families_that_interleave_are_sharded_between_groups);
     RUN(test_uneven_heads_give_query_output_and_integers_the_same_widths);
+    RUN(test_counts_of_more_features_than_there_can_be_are_none);
     RUN(test_counts_missing_on_the_module_come_from_the_configuration);
     RUN(test_a_configuration_with_other_heads_is_not_believed);
     RUN(test_modules_without_head_counts_are_not_attention);

@@ -195,6 +195,14 @@ test_wrong_sizes_are_said(void)
         options = options_of(0, 0);
         CHECK(tp_rank_memory_of(f.plan, 0, &options, &memory, &f.err) < 0);
         CHECK(strstr(tp_error_text(&f.err), "replicas: got 0") != NULL);
+        options = options_of(0, INT64_MAX);
+        CHECK_FAILS(tp_rank_memory_of(f.plan, 0, &options, &memory, &f.err), TP_VALUE,
+                    &f.err,
+                    "replicas: got 9223372036854775807, expected 1 to 16777216");
+        options = options_of(2, 2);
+        options.reduce_bucket = INT64_MAX;
+        CHECK_FAILS(tp_rank_memory_of(f.plan, 0, &options, &memory, &f.err), TP_VALUE,
+                    &f.err, "reduce_bucket_size: got 9223372036854775807");
         options = options_of(0, 1);
         CHECK(tp_rank_memory_of(f.plan, 2, &options, &memory, &f.err) < 0);
         CHECK(strstr(tp_error_text(&f.err), "rank: got 2") != NULL);

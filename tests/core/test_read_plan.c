@@ -71,11 +71,27 @@ test_a_wrong_slice_leaves_a_plan_that_can_be_cleared(void)
     tp_error_clear(&err);
 }
 
+static void
+test_slices_that_come_to_too_much_are_refused(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_read_plan plan = TP_NO_READ_PLAN;
+    const tp_box boxes[] = {stretch(0, 0, INT64_MAX), stretch(1, 0, 1)};
+    CHECK_FAILS(
+        (tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 2, 0, &plan, &err)),
+        TP_VALUE, &err, "slices of 2^63 bytes or more in all");
+    CHECK_FAILS(
+        (tp_read_plan_clear(&plan), tp_read_plan_make(boxes, 1, -1, &plan, &err)),
+        TP_VALUE, &err, "gap: got -1 bytes");
+    tp_read_plan_clear(&plan);
+}
+
 int
 main(void)
 {
     RUN(test_slices_are_read_in_the_order_of_the_files);
     RUN(test_spans_join_over_a_gap);
+    RUN(test_slices_that_come_to_too_much_are_refused);
     RUN(test_a_wrong_slice_leaves_a_plan_that_can_be_cleared);
     return check_result();
 }

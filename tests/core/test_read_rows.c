@@ -57,6 +57,18 @@ test_rows_of_any_length_are_read(void)
 }
 
 static void
+test_rows_of_one_place_are_read_as_often_as_they_are_asked_for(void)
+{
+    tp_error err = TP_NO_ERROR;
+    const int fd = open_file();
+    const tp_rows same = {5001, 3, 7, 0, 7};
+    char out[21] = {0};
+    CHECK_OK(tp_read_rows(fd, "file", &same, out, &err), &err);
+    CHECK_INT_EQ(wrong_rows(&same, out), 0);
+    close(fd);
+}
+
+static void
 test_a_file_that_ends_too_soon_is_an_error(void)
 {
     tp_error err = TP_NO_ERROR;
@@ -81,6 +93,7 @@ int
 main(void)
 {
     RUN(test_rows_of_any_length_are_read);
+    RUN(test_rows_of_one_place_are_read_as_often_as_they_are_asked_for);
     RUN(test_a_file_that_ends_too_soon_is_an_error);
     return check_result();
 }

@@ -25,21 +25,54 @@ test_nothing_has_no_peak(void)
     CHECK_INT_EQ(peak.live + peak.gradients, 0);
 }
 
+static int64_t
+bytes_of(const tp_formula_sizes *sizes)
+{
+    tp_error err = TP_NO_ERROR;
+    int64_t bytes = -1;
+    CHECK_OK(tp_activation_formula(sizes, &bytes, &err), &err);
+    return bytes;
+}
+
 static void
 test_the_formula_is_the_published_one(void)
 {
     tp_formula_sizes sizes = {
         .layers = 2, .tokens = 8, .hidden = 16, .ranks = 1, .itemsize = 2};
     const int64_t values = 2 * 8 * 16;
-    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values);
+    CHECK_INT_EQ(bytes_of(&sizes), 34 * values);
     sizes.ranks = 4;
-    CHECK_INT_EQ(tp_activation_formula(&sizes), 16 * values);
+    CHECK_INT_EQ(bytes_of(&sizes), 16 * values);
     sizes.sequence_parallel = 1;
-    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values / 4);
+    CHECK_INT_EQ(bytes_of(&sizes), 34 * values / 4);
     sizes.itemsize = 4;
-    CHECK_INT_EQ(tp_activation_formula(&sizes), 34 * values / 2);
+    CHECK_INT_EQ(bytes_of(&sizes), 34 * values / 2);
     sizes.checkpointing = 1;
-    CHECK_INT_EQ(tp_activation_formula(&sizes), 4 * values);
+    CHECK_INT_EQ(bytes_of(&sizes), 4 * values);
+}
+
+static void
+test_sizes_that_have_no_formula_are_refused(void)
+{
+    const tp_formula_sizes fits = {
+        .layers = 2, .tokens = 8, .hidden = 16, .ranks = 1, .itemsize = 2};
+    tp_error err = TP_NO_ERROR;
+    int64_t bytes = 0;
+    tp_formula_sizes sizes = fits;
+    sizes.ranks = 0;
+    CHECK_FAILS(tp_activation_formula(&sizes, &bytes, &err), TP_VALUE, &err,
+                "ranks and itemsize: 1 or more");
+    sizes = fits;
+    sizes.hidden = -16;
+    CHECK_FAILS(tp_activation_formula(&sizes, &bytes, &err), TP_VALUE, &err,
+                "expected 0 or more");
+    sizes = fits;
+    sizes.hidden = 0;
+    CHECK_INT_EQ(bytes_of(&sizes), 0);
+    sizes = fits;
+    sizes.tokens = INT64_MAX / 100;
+    CHECK_FAILS(tp_activation_formula(&sizes, &bytes, &err), TP_VALUE, &err,
+                "2 layers of 92233720368547758 tokens of 16 features: 2^63 bytes");
 }
 
 int
@@ -48,5 +81,6 @@ main(void)
     RUN(test_a_repeated_part_adds_up_and_its_moments_move_with_it);
     RUN(test_nothing_has_no_peak);
     RUN(test_the_formula_is_the_published_one);
+    RUN(test_sizes_that_have_no_formula_are_refused);
     return check_result();
 }

@@ -8,7 +8,10 @@
 #include "base/text.h"
 #include "plan/plan_build.h"
 
-enum { STAGES = 3, FLOAT32 = 4 };
+enum { STAGES = 3, FLOAT32 = 4, MOST_REPLICAS = 1 << 24 };
+
+/* Elements; with these bounds, and that of a model, everything fits 64 bits. */
+static const int64_t most_bucket = (int64_t)1 << 48;
 
 /* Flat buffers are a multiple of twice the data-parallel ranks. */
 static const int64_t alignment = 2;
@@ -134,9 +137,13 @@ check(const tp_plan *plan, int rank, const tp_memory_options *options, tp_error 
         return tp_fail(err, TP_VALUE,
                        "stage: got %d, expected 0 to %d, a stage of ZeRO",
                        options->stage, STAGES);
-    if (options->replicas < 1)
-        return tp_fail(err, TP_VALUE, "replicas: got %lld, expected 1 or more",
-                       (long long)options->replicas);
+    if (options->replicas < 1 || options->replicas > MOST_REPLICAS)
+        return tp_fail(err, TP_VALUE, "replicas: got %lld, expected 1 to %d",
+                       (long long)options->replicas, MOST_REPLICAS);
+    if (options->reduce_bucket < 0 || options->reduce_bucket > most_bucket)
+        return tp_fail(err, TP_VALUE,
+                       "reduce_bucket_size: got %lld, expected 0 to %lld elements",
+                       (long long)options->reduce_bucket, (long long)most_bucket);
     return 0;
 }
 

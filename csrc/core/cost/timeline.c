@@ -30,16 +30,31 @@ tp_timeline_peak(const tp_part *parts, int count, double share)
     return peak;
 }
 
-int64_t
-tp_activation_formula(const tp_formula_sizes *sizes)
+int
+tp_activation_formula(const tp_formula_sizes *sizes, int64_t *bytes, tp_error *err)
 {
     enum { REPLICATED = 10, SHARDED = 24, INPUT = 2, HALF = 2 };
-    const int64_t values = sizes->layers * sizes->tokens * sizes->hidden;
     const int64_t ranks = sizes->ranks;
-    int64_t bytes = values * REPLICATED + values * SHARDED / ranks;
+    int64_t values, most;
+    if (sizes->layers < 0 || sizes->tokens < 0 || sizes->hidden < 0 || ranks < 1 ||
+        sizes->itemsize < 1)
+        return tp_fail(err, TP_VALUE,
+                       "layers, tokens and hidden: expected 0 or more of each; ranks "
+                       "and itemsize: 1 or more");
+    if (__builtin_mul_overflow(sizes->layers, sizes->tokens, &values) ||
+        __builtin_mul_overflow(values, sizes->hidden, &values) ||
+        __builtin_mul_overflow(values, REPLICATED + SHARDED, &most) ||
+        __builtin_mul_overflow(most, sizes->itemsize, &most))
+        return tp_fail(
+            err, TP_VALUE,
+            "%lld layers of %lld tokens of %lld features: 2^63 bytes or more",
+            (long long)sizes->layers, (long long)sizes->tokens,
+            (long long)sizes->hidden);
+    int64_t kept = values * REPLICATED + values * SHARDED / ranks;
     if (sizes->checkpointing)
-        bytes = values * INPUT;
+        kept = values * INPUT;
     else if (sizes->sequence_parallel)
-        bytes = values * (REPLICATED + SHARDED) / ranks;
-    return bytes * sizes->itemsize / HALF;
+        kept = values * (REPLICATED + SHARDED) / ranks;
+    *bytes = kept * sizes->itemsize / HALF;
+    return 0;
 }

@@ -41,6 +41,7 @@ typedef struct {
     int sequence_parallel, checkpointing;
 } tp_formula_sizes;
 
-int64_t tp_activation_formula(const tp_formula_sizes *sizes);
+/* Fails with TP_VALUE for sizes below 0 or no ranks, and for 2^63 bytes or more. */
+int tp_activation_formula(const tp_formula_sizes *sizes, int64_t *bytes, tp_error *err);
 
 #endif

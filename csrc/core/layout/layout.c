@@ -74,9 +74,13 @@ shard_pieces(const tp_piece *pieces, int count, tp_heads heads, int ranks, tp_ru
 {
     int result = -1;
     bool by_heads = false;
+    int64_t size = 0;
     for (int i = 0; i < count; i++) {
         if (check_piece(&pieces[i], heads, err) < 0)
             return -1;
+        if (__builtin_add_overflow(size, pieces[i].size, &size))
+            return tp_fail(err, TP_VALUE, "the sizes of %d pieces sum to 2^63 or more",
+                           count);
         by_heads |= pieces[i].role == TP_PIECE_QUERY || pieces[i].role == TP_PIECE_KEY;
     }
     int64_t *widths = calloc((size_t)ranks, sizeof(*widths));

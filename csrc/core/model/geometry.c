@@ -106,9 +106,11 @@ make_geometry(const counts *own, const counts *config)
                     also->group > 0 ? quotient(query, also->group) : query);
     if (query <= 0 || head_size <= 0 || key <= 0)
         return none;
-    int64_t product;
-    if (__builtin_mul_overflow(query, head_size, &product) ||
-        __builtin_mul_overflow(key, head_size, &product) || product > INT64_MAX / 4)
+    /* The features of queries, keys and values are added up elsewhere. */
+    int64_t queries, keys;
+    if (__builtin_mul_overflow(query, head_size, &queries) ||
+        __builtin_mul_overflow(key, head_size, &keys) || queries > INT64_MAX / 4 ||
+        keys > INT64_MAX / 4)
         return none;
     return (tp_geometry){{query, key}, head_size, false, false, false};
 }

@@ -121,24 +121,28 @@ tp_model_add_module(tp_model *model, const tp_module *module, int *index, tp_err
     return 0;
 }
 
+/* Sizes of 0 count as 1: also a product of some of the sizes fits. */
 static int
-check_shape(const tp_parameter *parameter, tp_error *err)
+check_shape(const tp_parameter *parameter, int64_t *bytes, tp_error *err)
 {
     if (parameter->dims < 0 || parameter->dims > TP_MAX_DIMS)
         return tp_fail(err, TP_VALUE,
                        "parameter '%s' has %d dimensions, but at most %d are supported",
                        parameter->name, parameter->dims, TP_MAX_DIMS);
-    int64_t bytes = parameter->itemsize;
+    int64_t own = parameter->itemsize;
+    bool fits = true;
     for (int i = 0; i < parameter->dims; i++) {
-        if (parameter->shape[i] < 0)
+        const int64_t size = parameter->shape[i];
+        if (size < 0)
             return tp_fail(err, TP_VALUE, "parameter '%s': shape[%d] is %lld",
-                           parameter->name, i, (long long)parameter->shape[i]);
-        if (__builtin_mul_overflow(bytes, parameter->shape[i], &bytes))
-            return tp_fail(err, TP_VALUE,
-                           "parameter '%s': its sizes multiply to more than 64 bits "
-                           "hold",
-                           parameter->name);
+                           parameter->name, i, (long long)size);
+        fits = fits && !__builtin_mul_overflow(own, size > 0 ? size : 1, &own);
     }
+    if (!fits || own > TP_MOST_BYTES - *bytes)
+        return tp_fail(err, TP_VALUE,
+                       "parameter '%s': with it the model has more than 2^56 bytes",
+                       parameter->name);
+    *bytes += own;
     return 0;
 }
 
@@ -169,7 +173,8 @@ int
 tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *index,
                        tp_error *err)
 {
-    if (check_open(model, err) < 0 || check_shape(parameter, err) < 0 ||
+    int64_t bytes = model->bytes;
+    if (check_open(model, err) < 0 || check_shape(parameter, &bytes, err) < 0 ||
         check_tie(model, parameter, err) < 0)
         return -1;
     if (parameter->module < 0 || parameter->module >= model->module_count)
@@ -191,6 +196,7 @@ tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *inde
         return -1;
     *index = model->parameter_count++;
     model->parameters[*index] = copy;
+    model->bytes = bytes;
     return 0;
 }
 

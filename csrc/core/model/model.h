@@ -53,6 +53,10 @@ typedef struct {
 
 typedef struct tp_model tp_model;
 
+/* Bytes of all parameters of a model: what follows from its sizes, such as the states
+ * of an optimizer, then fits 64 bits. */
+#define TP_MOST_BYTES (INT64_C(1) << 56)
+
 int tp_model_new(tp_model **out, tp_error *err);
 
 /* Modules come before their parameters, parents before children. Strings and
@@ -61,7 +65,7 @@ int tp_model_add_module(tp_model *model, const tp_module *module, int *index,
                         tp_error *err);
 
 /* `name`, `leaf` and `dtype` are copied. Fails with TP_VALUE on more than
- * TP_MAX_DIMS dimensions and on a product of sizes that overflows. */
+ * TP_MAX_DIMS dimensions and where the parameters come to more than TP_MOST_BYTES. */
 int tp_model_add_parameter(tp_model *model, const tp_parameter *parameter, int *index,
                            tp_error *err);
 

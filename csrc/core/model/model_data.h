@@ -19,6 +19,7 @@ struct tp_model {
     tp_parameter *parameters;
     int parameter_count;
     int parameter_room;
+    int64_t bytes; /* of all parameters; an empty one counts as if its sizes were 1 */
     /* Chains of the parameters of a module, made by tp_model_seal. */
     int *first_parameter;   /* one per module; -1 ends a chain */
     int *next_parameter;    /* one per parameter */

@@ -62,7 +62,9 @@ find_spans(int64_t gap, tp_read_plan *plan, tp_error *err)
         const tp_read *read = &plan->reads.items[i];
         const int64_t end = read->begin + (read->rows - 1) * read->stride;
         plan->spans[i] = (tp_span){read->file, read->begin, end + read->row_bytes};
-        plan->bytes += read->rows * read->row_bytes;
+        if (__builtin_add_overflow(plan->bytes, read->rows * read->row_bytes,
+                                   &plan->bytes))
+            return tp_fail(err, TP_VALUE, "slices of 2^63 bytes or more in all");
     }
     qsort(plan->spans, (size_t)count, sizeof(*plan->spans), compare_spans);
     int64_t last = -1;
@@ -85,6 +87,9 @@ tp_read_plan_make(const tp_box *boxes, int count, int64_t gap, tp_read_plan *pla
 {
     int result = -1;
     int64_t used = 0;
+    if (gap < 0)
+        return tp_fail(err, TP_VALUE, "gap: got %lld bytes, expected 0 or more",
+                       (long long)gap);
     stretch *stretches = malloc((size_t)count * sizeof(*stretches) + 1);
     if (stretches == NULL)
         return tp_fail_memory(err);

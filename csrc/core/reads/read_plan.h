@@ -26,8 +26,9 @@ typedef struct {
         TP_NO_READS, NULL, 0, 0 \
     }
 
-/* Plan the reads of `boxes`. Stretches with at most `gap` bytes between them are one
- * span. Fails as tp_box_reads; tp_read_plan_clear comes after failure, too. */
+/* Plan the reads of `boxes`. Stretches with at most `gap` bytes between them, 0 or
+ * more, are one span. Fails as tp_box_reads; tp_read_plan_clear comes after failure,
+ * too. */
 int tp_read_plan_make(const tp_box *boxes, int count, int64_t gap, tp_read_plan *plan,
                       tp_error *err);
 

@@ -225,8 +225,10 @@ tp_pieces_raw(const tp_build *build, const tp_parameter *parameter, int attentio
         add_piece(out, view->size, view->size / geometry->heads.query, TP_PIECE_QUERY);
         return;
     }
-    /* In one piece gate and up can only take turns. */
-    if (view->count == 1 && view->size % 2 == 0 && tp_pieces_paired(parameter->leaf)) {
+    /* In one piece gate and up can only take turns, unless the view parts them. */
+    if (view->count == 1 && view->size % 2 == 0 &&
+        view->size == parameter->shape[view->dim] &&
+        tp_pieces_paired(parameter->leaf)) {
         add_pairs(build, view->size, experts, out);
         return;
     }

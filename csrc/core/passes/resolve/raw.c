@@ -138,8 +138,10 @@ tp_raw_follow(tp_build *build, int parameter, int from, int dim)
     tp_decision *out = &build->decisions[parameter];
     build->choices[parameter] = build->choices[from];
     *out = build->decisions[from];
+    /* A view may split the dimension itself, in the same way for both. */
+    tp_view_bias(tp_model_parameter(build->model, from), out->dim, &out->outer,
+                 &out->inner);
     out->dim = dim;
-    out->outer = out->inner = 1;
     for (int i = 0; i < at->dims; i++) {
         if (i < dim)
             out->outer *= at->shape[i];

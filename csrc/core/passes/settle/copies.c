@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "model/adapters.h"
+#include "passes/choose/choose.h"
 
 static const char list[] = ".modules_to_save.", original[] = ".original_module";
 
@@ -57,42 +58,66 @@ find_own(search *with, int module)
     return tp_model_find_module(with->build->model, with->room.data, with->room.size);
 }
 
-static void
-follow_parameter(search *with, int own, int of)
+static bool
+same_shape(const tp_model *model, int one, int other)
+{
+    const tp_parameter *a = tp_model_parameter(model, one);
+    const tp_parameter *b = tp_model_parameter(model, other);
+    bool same = a->dims == b->dims;
+    for (int i = 0; same && i < a->dims; i++)
+        same = a->shape[i] == b->shape[i];
+    return same;
+}
+
+static int
+follow_parameter(search *with, int own, int of, tp_error *err)
 {
     tp_build *build = with->build;
+    if (!same_shape(build->model, own, of))
+        return tp_fail(err, TP_VALUE,
+                       "'%s' is trained in full in the place of '%s', but their shapes "
+                       "differ; resize the model before it gets an adapter",
+                       tp_model_parameter(build->model, own)->name,
+                       tp_model_parameter(build->model, of)->name);
     /* Of a replicated tensor, the first of its names says what happens to it. */
     const int from =
         build->decisions[of].layout == NULL ? tp_build_first(build, of) : of;
     build->choices[own] = build->choices[from];
     build->decisions[own] = build->decisions[from];
     build->decisions[own].attention = find_own(with, build->decisions[from].attention);
+    return 0;
 }
 
-static void
-follow(search *with, int copy)
+static int
+follow(search *with, int copy, tp_error *err)
 {
     tp_build *build = with->build;
     const tp_model *model = build->model;
     look_at(with, tp_model_module(model, copy)->name);
     const int of = find_original(with);
     if (of < 0)
-        return;
+        return 0;
     for (int i = tp_model_first_parameter(model, copy); i >= 0;
          i = tp_model_next_parameter(model, i)) {
         const int same =
             tp_model_find_parameter(model, of, tp_model_parameter(model, i)->leaf);
-        if (same >= 0)
-            follow_parameter(with, i, same);
+        if (same < 0 && tp_choose_weight_of(build, i) >= 0)
+            return tp_fail(err, TP_VALUE,
+                           "'%s' is trained in full in the place of '%s', which has no "
+                           "bias; make the copy anew",
+                           with->copy, tp_model_module(model, of)->name);
+        if (same >= 0 && follow_parameter(with, i, same, err) < 0)
+            return -1;
     }
     build->experts[copy] = build->experts[of];
     const int stacked = build->stacked[of];
     if (stacked < 0)
-        return;
+        return 0;
     const tp_parameter *at = tp_model_parameter(model, stacked);
     const int module = find_own(with, at->module);
     build->stacked[copy] =
         module < 0 ? -1 : tp_model_find_parameter(model, module, at->leaf);
+    return 0;
 }
 
 static int
@@ -119,11 +144,13 @@ tp_copies_settle(tp_build *build, tp_error *err)
     const tp_model *model = build->model;
     const int count = tp_model_module_count(model);
     search with = {.build = build, .room = TP_NO_TEXT};
-    for (int i = 0; i < count; i++) {
+    int result = 0;
+    for (int i = 0; result == 0 && i < count; i++) {
         if (tp_adapters_is_copy(tp_model_module(model, i)->name))
-            follow(&with, i);
+            result = follow(&with, i, err);
     }
-    int result = with.room.failed ? tp_fail_memory(err) : 0;
+    if (result == 0 && with.room.failed)
+        result = tp_fail_memory(err);
     for (int i = 0; result >= 0 && i < tp_model_parameter_count(model); i++) {
         const int module = tp_model_parameter(model, i)->module;
         if (tp_adapters_is_copy(tp_model_module(model, module)->name))
