@@ -7,7 +7,7 @@ stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
 sources := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/core/*/*.c tests/core/*/*.h tests/core/*/*.cpp tests/core/threads/stub/torch/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=
@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-keep random-plans tsan coverage fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -110,8 +110,34 @@ asan: ## Run the C unit tests under AddressSanitizer and UBSan
 failing-allocations: ## Run them with each allocation of each call that they check failing in its turn
 	@$(MAKE) --no-print-directory -C tests/core failing
 
-fuzz: ## Make random plans under the sanitizers; SEED=, ROUNDS=
-	@$(MAKE) --no-print-directory -C tests/core fuzz
+# One of tests/core/fuzz/fuzz_*.c, or all in turn: make fuzz TARGET=regex MINUTES=30
+TARGET ?=
+target := $(if $(TARGET),TARGETS="$(TARGET)")
+
+fuzz: ## Look for inputs on which the C code fails, with libFuzzer of clang. TARGET=, MINUTES=
+	@$(MAKE) --no-print-directory -C tests/core fuzz $(target)
+
+fuzz-keep: ## Keep what of these inputs reaches more code, in tests/core/fuzz/corpus. TARGET=
+	@$(MAKE) --no-print-directory -C tests/core fuzz-keep $(target)
+
+random-plans: ## Make random plans under the sanitizers; SEED=, ROUNDS=
+	@$(MAKE) --no-print-directory -C tests/core random
+
+tsan: ## Run the C code on several threads at once, under ThreadSanitizer
+	@$(MAKE) --no-print-directory -C tests/core tsan
+
+# gcovr is an extra of its own, put into .venv when it is first asked for.
+gcovr := $(venv)/.coverage
+
+$(gcovr): pyproject.toml | $(stamp)
+	@$(python) -m tools.extra coverage | $(python) -m pip install --quiet -r /dev/stdin
+	@touch $@
+
+coverage: $(gcovr) ## Lines and branches of csrc/core that the C tests reach, also without memory; minutes
+	@$(MAKE) --no-print-directory -C tests/core coverage
+	@mkdir -p build/coverage
+	@cd tests/core && ../../$(python) -m gcovr --root ../../csrc/core ../../build/core-coverage/core \
+		--txt-metric branch --txt --html-details ../../build/coverage/index.html --print-summary
 
 # How long, and which files of tests instead of all.
 MINUTES ?= 60

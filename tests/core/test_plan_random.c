@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_plan_random [SEED [ROUNDS]]: other plans than the usual ones, and more. */
-#include "plan_fixture.h"
+#include "plan_checks.h"
 
 static uint32_t state = 4711;
 static int rounds = 4000;
@@ -78,55 +78,6 @@ add_random(fixture *f)
     }
 }
 
-/* The view covers the parameter, the shards of its ranks too. */
-static void
-check_entry(const fixture *f, int index)
-{
-    const tp_entry *entry = tp_plan_entry(f->plan, index);
-    const tp_parameter *at = tp_model_parameter(f->model, index);
-    int64_t full = 1;
-    for (int i = 0; i < at->dims; i++)
-        full *= at->shape[i];
-    if (entry->layout == NULL) {
-        CHECK(entry->dim == -1 && entry->kind <= TP_SKIPPED);
-        return;
-    }
-    CHECK(entry->kind > TP_SKIPPED);
-    CHECK_INT_EQ(entry->outer * entry->layout->size * entry->inner, full);
-    CHECK_INT_EQ(at->shape[entry->dim] % entry->layout->size, 0);
-    int64_t own = 0;
-    for (int rank = 0; rank < tp_plan_ranks(f->plan); rank++) {
-        int64_t shape[TP_MAX_DIMS];
-        int64_t shard = 1;
-        tp_plan_local_shape(f->plan, index, rank, shape);
-        for (int i = 0; i < at->dims; i++)
-            shard *= shape[i];
-        const tp_shard *held = &entry->layout->shards[rank];
-        CHECK_INT_EQ(shard, entry->outer * held->width * entry->inner);
-        for (int i = 0; i < held->count; i++) {
-            if (held->runs[i].owner == rank)
-                own += held->runs[i].length;
-        }
-    }
-    CHECK_INT_EQ(own, entry->layout->size);
-}
-
-static void
-check_layer(const fixture *f, int index)
-{
-    const tp_layer *layer = tp_plan_layer(f->plan, index);
-    if (layer->kind == TP_HEADS) {
-        CHECK(layer->weight < 0 && layer->heads->ranks == tp_plan_ranks(f->plan));
-        return;
-    }
-    const tp_entry *weight = tp_plan_entry(f->plan, layer->weight);
-    CHECK(weight->layout != NULL);
-    if (layer->bias < 0)
-        return;
-    const tp_entry *bias = tp_plan_entry(f->plan, layer->bias);
-    CHECK(bias->layout == (layer->kind == TP_COLUMN ? weight->layout : NULL));
-}
-
 static void
 test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
 {
@@ -140,10 +91,7 @@ test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
             CHECK(f.err.code == TP_VALUE && strlen(tp_error_text(&f.err)) > 20);
         } else {
             made++;
-            for (int i = 0; i < tp_plan_entry_count(f.plan); i++)
-                check_entry(&f, i);
-            for (int i = 0; i < tp_plan_layer_count(f.plan); i++)
-                check_layer(&f, i);
+            check_plan(&f);
         }
         fixture_free(&f);
     }

@@ -5,12 +5,16 @@ import re
 import signal
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepspeed_autotp._core import Pattern, preset_names, preset_rows
+
+# A byte of flags, a pattern, a line feed, a name.
+CORPUS = Path(__file__).resolve().parents[1] / "core" / "fuzz" / "corpus" / "regex.hex"
 
 NAMES = [
     "",
@@ -116,6 +120,14 @@ def test_a_generated_pattern_matches_as_in_python(pattern: str, subject: str) ->
 @given(st.text(alphabet="ab0.\\[](){}?*+|^$-,<>=!:#PdwsnZ \n", max_size=12), SUBJECTS)
 def test_any_text_is_a_pattern_or_not_as_in_python(pattern: str, subject: str) -> None:
     agree(pattern, subject)
+
+
+def test_the_kept_inputs_of_the_fuzzer_match_as_in_python() -> None:
+    lines = CORPUS.read_text().split()
+    assert lines
+    for line in lines:
+        pattern, _, subject = bytes.fromhex(line)[1:].partition(b"\n")
+        agree(pattern.decode(errors="ignore").replace("\0", ""), subject.decode(errors="ignore"))
 
 
 @pytest.mark.parametrize("preset", preset_names())
