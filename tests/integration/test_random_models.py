@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random models train sharded as in one process; ``make prove`` has more of them."""
 
+from dataclasses import fields
+
 import pytest
 
 from tests.integration.random_models_ranks import run_wrongly
-from tests.support.prove.case import Case, draw, parse
+from tests.support.prove.case import Case
+from tests.support.prove.drawing import draw, parse
 from tests.support.prove.search import Verdict, shrunk, verdict
 from tests.support.worker_pool import Pool
 
@@ -28,6 +31,18 @@ def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:
     for seed in range(200):
         assert draw(seed) == draw(seed) == parse(str(draw(seed)))
     assert parse("") == Case()
+
+
+def test_no_value_of_a_field_is_ruled_out_by_all_others() -> None:
+    values = [
+        (f.name, value) for f in fields(Case) for value in f.metadata["values"] if f.name != "seed"
+    ]
+    missing = [
+        f"{name}={value!r}"
+        for name, value in values
+        if not any(getattr(draw(s, **{name: value}), name) == value for s in range(400))
+    ]
+    assert missing == []
 
 
 def test_a_case_that_fails_is_made_as_plain_as_its_fault_allows() -> None:

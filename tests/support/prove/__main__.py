@@ -7,7 +7,8 @@ import sys
 import time
 from collections import Counter
 
-from tests.support.prove.case import Case, draw, parse
+from tests.support.prove.case import Case
+from tests.support.prove.drawing import draw, parse
 from tests.support.prove.search import Verdict, reason, shrunk, verdict
 from tests.support.worker_pool import Pool
 

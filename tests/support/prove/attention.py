@@ -3,9 +3,11 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from tests.support.prove.case import COUNT_NAMES, NAMES, Case
+from tests.support.prove.case import Case
+from tests.support.prove.names import COUNT_NAMES, NAMES
 from tests.support.prove.norms import RMS, Dropout, called
 
 FUSED = ("qkv", "vqk", "per head", "per group", "parameter")
@@ -29,10 +31,14 @@ class Attention(nn.Module):
         self.drop = Dropout(1, heads) if case.dropout else None
 
     def _add_projections(self, queries: int, keys: int) -> None:
-        case, hidden = self.case, self.case.hidden
+        case, hidden, size = self.case, self.case.hidden, self.case.head_size
         q, k, v, out, fused, pair = NAMES[case.names]
         biased = case.attention_bias != ""
-        if case.projection == "parameter":
+        if case.projection == "tensors":
+            for name, count in ((q, case.heads), (k, keys // size), (v, keys // size)):
+                weight = torch.randn(hidden, count, size) / hidden**0.5
+                self.register_parameter(name, nn.Parameter(weight))
+        elif case.projection == "parameter":
             self.in_weight = nn.Parameter(torch.randn(queries + 2 * keys, hidden) / hidden**0.5)
             self.in_bias = nn.Parameter(torch.randn(queries + 2 * keys)) if biased else None
         elif case.projection in FUSED:
@@ -121,6 +127,10 @@ class Attention(nn.Module):
     def as_heads(self, x: Tensor, count: int) -> Tensor:
         """``[B, T, n * size]`` as ``[B, n, T, size]``."""
         size = getattr(self, self.counts[2])
+        if self.case.reads == "einops":
+            heads = getattr(self, self.counts[count])
+            split: Tensor = rearrange(x, "b t (n d) -> b n t d", n=heads)
+            return split
         if self.case.reads == "counts":
             x = x.view(*x.shape[:-1], getattr(self, self.counts[count]), size)
         else:
@@ -131,6 +141,9 @@ class Attention(nn.Module):
         """Queries, keys and values of ``[B, T, n * size]``."""
         q, k, v, _, fused, pair = NAMES[self.case.names]
         projection = self.case.projection
+        if projection == "tensors":
+            weights = (self.get_parameter(name) for name in (q, k, v))
+            return tuple(torch.einsum("btc,cnd->btnd", x, w).flatten(-2) for w in weights)
         if projection == "parameter":
             return self.parted(F.linear(x, self.in_weight, self.in_bias))
         if projection in ("qkv", "vqk"):
@@ -229,7 +242,9 @@ class Attention(nn.Module):
             y = self.out_norm(y)
         elif kind == "head gate":
             y = y * self.gate_proj(x).sigmoid()[..., None]
-        if self.case.reads == "counts":
+        if self.case.reads == "einops":
+            y = rearrange(y, "b t n d -> b t (n d)")
+        elif self.case.reads == "counts":
             heads, _, size = (getattr(self, name) for name in self.counts)
             y = y.reshape(*y.shape[:2], heads * size)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.support.log_records import logged_warnings
 from tests.support.prove.case import Case
-from tests.support.prove.sharded import train_sharded
+from tests.support.prove.sharded import load_and_finish, train_and_save, train_sharded
 from tests.support.prove.training import (
     Curve,
     Gradients,
@@ -47,14 +47,44 @@ class Outcome:
 
 def run_case(case: Case) -> Outcome:
     """On every rank of a run; the same outcome on all."""
-    # DeepSpeed has no sums of gradients in float64 without ZeRO.
-    is_32 = case.way == "zero 0" or case.precision == "float32"
-    dtype = torch.float32 if is_32 else torch.float64
     with logged_warnings() as warnings:
         try:
-            curve, masks, share = train_sharded(case, dtype)
+            curve, masks, share = train_sharded(case, dtype_of(case))
         except ValueError as error:
             return Outcome("refused", str(error), warnings=tuple(warnings))
+    return compared(case, curve, masks, share, tuple(warnings))
+
+
+def begin_case(case: Case, folder: str) -> tuple[Outcome, Curve]:
+    """All but the last step of a case, on every rank, with a checkpoint in ``folder``."""
+    with logged_warnings() as warnings:
+        try:
+            curve, share = train_and_save(case, dtype_of(case), folder)
+        except ValueError as error:
+            return Outcome("refused", str(error), warnings=tuple(warnings)), Curve()
+    return Outcome("same", "", share, tuple(warnings)), curve
+
+
+def finish_case(case: Case, folder: str, curve: Curve, share: float) -> Outcome:
+    """The rest, on every rank of another run."""
+    with logged_warnings() as warnings:
+        try:
+            curve = load_and_finish(case, dtype_of(case), folder, curve)
+        except ValueError as error:
+            return Outcome("refused", str(error), warnings=tuple(warnings))
+    return compared(case, curve, [], share, tuple(warnings))
+
+
+def dtype_of(case: Case) -> torch.dtype:
+    """Of the weights that are given. DeepSpeed sums no gradients in float64 without ZeRO."""
+    is_32 = case.way == "zero 0" or case.precision != "float64"
+    return torch.float32 if is_32 else torch.float64
+
+
+def compared(
+    case: Case, curve: Curve, masks: list[Any], share: float, warnings: tuple[str, ...]
+) -> Outcome:
+    dtype = dtype_of(case)
     exact = one_process(replace(case, autocast=False), torch.float64, masks)
     bounds = bounds_of(case, dtype, masks, exact)
     found = list(differences(curve, exact))
@@ -62,13 +92,13 @@ def run_case(case: Case) -> Outcome:
     if not wrong and curve.replicas != "all equal":
         worst = max(far / bounds[kind] for kind, _, far in found)
         wrong = [f"{curve.replicas}; all else is within {worst:.0e} of its bound"]
-        return Outcome("differs", wrong[0], share, tuple(warnings))
+        return Outcome("differs", wrong[0], share, warnings)
     if not wrong:
-        return Outcome("same", "", share, tuple(warnings))
+        return Outcome("same", "", share, warnings)
     nudged = one_process(replace(case, autocast=False), torch.float64, masks, nudge=NUDGE)
     if any(not far <= BOUND for _, _, far in differences(nudged, exact)):
-        return Outcome("unstable", "; ".join(wrong[:8]), share, tuple(warnings))
-    return Outcome("differs", "; ".join(wrong[:8]), share, tuple(warnings))
+        return Outcome("unstable", "; ".join(wrong[:8]), share, warnings)
+    return Outcome("differs", "; ".join(wrong[:8]), share, warnings)
 
 
 def bounds_of(case: Case, dtype: torch.dtype, masks: list[Any], exact: Curve) -> dict[str, float]:
@@ -87,6 +117,9 @@ def bounds_of(case: Case, dtype: torch.dtype, masks: list[Any], exact: Curve) ->
 
 def noisy_runs(case: Case, dtype: torch.dtype, masks: list[Any]) -> Iterator[Curve]:
     """One process that rounds as the sharded run does, in each way in which that one does."""
+    if case.precision == "bfloat16":
+        yield one_process(case, torch.bfloat16, masks)
+        return
     if case.autocast:
         yield one_process(case, dtype, masks)
     elif dtype == torch.float32 or case.family:  # some families cast to float32 on the way
@@ -119,14 +152,14 @@ def one_process(
 def differences(got: Curve, wanted: Curve) -> Iterator[tuple[str, str, float]]:
     """What is compared: kind, name, distance relative to its size."""
     for step, (a, b) in enumerate(zip(got.losses, wanted.losses, strict=True)):
-        yield "loss", f"of step {step}", abs(a - b) / abs(b)
-    yield "loss", "in evaluation", abs(got.evaluated - wanted.evaluated) / abs(wanted.evaluated)
+        yield "loss", f"of step {step}", relative(a, b)
+    yield "loss", "in evaluation", relative(got.evaluated, wanted.evaluated)
     for step, (a, b) in enumerate(zip(got.norms, wanted.norms, strict=True)):
         if math.isnan(a):
             continue
-        yield "norm", f"of step {step}", abs(a - b) / abs(b)
+        yield "norm", f"of step {step}", relative(a, b)
     for step, (own, full) in enumerate(zip(got.gradients, wanted.gradients, strict=True)):
-        largest = max(float(g.abs().max()) for g in full.values() if g.numel())
+        largest = max((float(g.abs().max()) for g in full.values() if g.numel()), default=0.0)
         for name in sorted(full.keys() | own.keys()):
             zero = torch.zeros((), dtype=torch.float64)
             yield (
@@ -142,9 +175,16 @@ def differences(got: Curve, wanted: Curve) -> Iterator[tuple[str, str, float]]:
             yield "weight", name, distance(own.double(), full.double(), 1.0)
 
 
+def relative(a: float, b: float) -> float:
+    """The distance of two numbers, which may both be 0, relative to the second."""
+    if b == 0:
+        return abs(a)
+    return abs(a - b) / abs(b)
+
+
 def distance(a: Tensor, b: Tensor, largest: float) -> float:
     """Infinite for other shapes."""
     if a.shape != b.shape and a.dim() and b.dim():
         return float("inf")
-    size = max(float(b.abs().max()), FLOOR * largest) if b.numel() else 1.0
+    size = (max(float(b.abs().max()), FLOOR * largest) if b.numel() else 0.0) or 1.0
     return float((a - b).abs().max()) / size if (a - b).numel() else 0.0

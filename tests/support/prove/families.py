@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.support.prove.case import FAMILIES, Case
+from tests.support.prove.case import Case
+from tests.support.prove.names import FAMILIES
 
 _EXPERTS: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
@@ -53,7 +54,7 @@ def options(case: Case) -> dict[str, Any]:
         "num_key_value_heads": case.groups or heads, "num_kv_heads": case.groups or heads,
         "head_dim": size, "rotary_dim": size,
         "max_position_embeddings": 32, "n_positions": 32, "max_seq_len": 32,
-        "tie_word_embeddings": case.tied,
+        "tie_word_embeddings": case.tied == "weight",
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     if case.family in _LATENT_FAMILIES:
@@ -94,6 +95,6 @@ def make_family(case: Case) -> nn.Module:
 
 
 def checkpoint_family(case: Case, model: nn.Module) -> None:
-    if case.checkpointing:
+    if case.checkpointing and model.supports_gradient_checkpointing:
         reentrant = case.checkpointing == "reentrant"
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.prove.attention import make_attention
-from tests.support.prove.case import NETWORK_NAMES, Case, settle
+from tests.support.prove.case import Case
+from tests.support.prove.contradictions import settle
+from tests.support.prove.losses import cross_entropy
+from tests.support.prove.names import NETWORK_NAMES
 from tests.support.prove.networks import Mixture, Network, make_network
 from tests.support.prove.norms import Dropout, make_norm
 
@@ -119,14 +122,18 @@ class Language(nn.Module):
         self.add_module(blocks, nn.ModuleList(make_blocks(case)))
         self.add_module(norm, make_norm(case))
         outputs = CLASSES if case.outputs == "classes" else case.vocabulary
-        self.add_module(head, nn.Linear(case.hidden, outputs, bias=case.head_bias))
+        if case.tied != "functional":
+            self.add_module(head, nn.Linear(case.hidden, outputs, bias=case.head_bias))
+        elif case.head_bias:
+            self.head_bias = nn.Parameter(torch.zeros(outputs))
         if case.outputs == "two heads":
             self.second_head = nn.Linear(case.hidden, case.vocabulary, bias=False)
         elif case.outputs == "value head":
             self.value_head = nn.Linear(case.hidden, 1)
-        if case.tied:
+        if case.tied == "weight":
             self.get_submodule(head).weight = self.get_submodule(embedding).weight
         self.run: Callable[[nn.Module, Tensor], Tensor] = call
+        self.skips = ""  # in this step
 
     def hidden(self, tokens: Tensor) -> Tensor:
         case = self.case
@@ -141,14 +148,20 @@ class Language(nn.Module):
         if case.positions == "learned":
             x = x + self.positions(torch.arange(tokens.shape[1]))
         x = x.transpose(0, 1) if case.time_first else x
-        for block in self.get_submodule(blocks):
+        layers = list(self.get_submodule(blocks))
+        for number, block in enumerate(layers[:-1] if self.skips == "block" else layers):
+            if number == 0 and case.trunk == "no grad":
+                with torch.no_grad():
+                    x = block(x)
+                continue
             x = self.run(block, x) if self.training else block(x)
+            x = x.detach() if number == 0 and case.trunk == "detached" else x
         x = x.transpose(0, 1) if case.time_first else x
         y: Tensor = self.get_submodule(norm)(x)
         return y
 
     def logits(self, hidden: Tensor) -> Tensor:
-        y: Tensor = self.get_submodule(self.names[3])(hidden)
+        y = self.outputs(hidden)
         if self.case.logits == "scaled":
             y = y * 0.25
         elif self.case.logits == "capped":
@@ -158,14 +171,23 @@ class Language(nn.Module):
             y[..., 0] = y[..., 0] - 2.0
         return y
 
+    def outputs(self, hidden: Tensor) -> Tensor:
+        embedding, _, _, head = self.names
+        if self.case.tied != "functional":
+            y: Tensor = self.get_submodule(head)(hidden)
+            return y
+        bias = self.head_bias if self.case.head_bias else None
+        return F.linear(hidden, self.get_submodule(embedding).weight, bias)
+
     def loss(self, hidden: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         kind = self.case.outputs
         if kind == "classes":
-            return F.cross_entropy(logits[:, -1], targets[:, -1] % CLASSES) + self.penalties()
+            loss = cross_entropy(self.case, logits[:, -1], targets[:, -1] % CLASSES)
+            return loss + self.penalties()
         shown, wanted = logits, targets
         if self.case.logits == "shifted":
             shown, wanted = logits[:, :-1].contiguous(), targets[:, 1:]
-        loss = F.cross_entropy(shown.flatten(0, 1), wanted.flatten())
+        loss = cross_entropy(self.case, shown.flatten(0, 1), wanted.flatten())
         return loss + self.extra(kind, hidden, logits, targets) + self.penalties()
 
     def penalties(self) -> Tensor | float:
@@ -176,9 +198,11 @@ class Language(nn.Module):
         return 0.1 * sum(each for each in found if each is not None)
 
     def extra(self, kind: str, hidden: Tensor, logits: Tensor, targets: Tensor) -> Tensor | float:
+        if self.skips == "head":
+            return 0.0
         if kind == "two heads":
             second = self.second_head(hidden[:, :-1]).flatten(0, 1)
-            return 0.5 * F.cross_entropy(second, targets[:, 1:].flatten())
+            return 0.5 * cross_entropy(self.case, second, targets[:, 1:].flatten())
         if kind == "value head":
             return self.value_head(hidden).square().mean()
         if kind == "z-loss":

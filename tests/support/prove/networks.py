@@ -2,21 +2,42 @@
 """What follows attention in a block: plain and gated networks, and experts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.prove.case import NETWORK_NAMES, Case
+from tests.support.prove.case import Case
+from tests.support.prove.names import NETWORK_NAMES
 from tests.support.prove.norms import RMS, Dropout, called
 
 EXPERTS = 4
+
+
+class OwnSilu(torch.autograd.Function):
+    """A function that a user has written the gradient of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        share = x.sigmoid()
+        return gradient * share * (1 + x * (1 - share))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
     "tanh": torch.tanh,
     "squared": lambda x: F.relu(x).square(),
     "in place": lambda x: F.silu(x, inplace=True),
+    "own backward": lambda x: OwnSilu.apply(x),  # type: ignore[no-untyped-call]
+    "vmap": lambda x: torch.vmap(torch.tanh)(x),
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tests.support.prove.case import NAMES, NETWORK_NAMES, Case
+from tests.support.prove.case import Case
+from tests.support.prove.names import NAMES, NETWORK_NAMES
 
 
 def own_rules(case: Case) -> list[dict[str, Any]] | None:

@@ -2,11 +2,14 @@
 """Many cases on a pool of ranks; what fails is made smaller while it still fails."""
 
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.support.prove.case import Case, is_plainer, plainer, settle
-from tests.support.prove.compare import Outcome, run_case
+from tests.support.prove.case import Case
+from tests.support.prove.compare import Outcome, begin_case, finish_case, run_case
+from tests.support.prove.contradictions import settle
+from tests.support.prove.drawing import is_plainer, plainer
 from tests.support.worker_pool import Pool, PoolError
 
 TIMEOUT = 60.0
@@ -30,10 +33,8 @@ class Verdict:
 
 
 def verdict(pool: Pool, case: Case) -> Verdict:
-    ranks = 4 if case.replicas > 1 else case.tp
     try:
-        timeout = COMPILE_TIMEOUT if case.compiled else TIMEOUT
-        outcomes: list[Outcome] = pool.run(run_case, case, ranks=ranks, timeout=timeout)
+        outcomes = outcomes_of(pool, case)
     except PoolError as error:
         return Verdict("error", _brief(str(error)))
     first = outcomes[0]
@@ -44,6 +45,26 @@ def verdict(pool: Pool, case: Case) -> Verdict:
         return Verdict("error", "the ranks do not agree: " + "\n".join(texts))
     share = max(each.share for each in outcomes)
     return Verdict(first.kind, first.text, share, first.warnings)
+
+
+def outcomes_of(pool: Pool, case: Case) -> list[Outcome]:
+    """Of each rank; what goes on from a checkpoint does so in new groups, which may be larger."""
+    timeout = COMPILE_TIMEOUT if case.compiled else TIMEOUT
+    ranks = case.tp * case.replicas
+    outcomes: list[Outcome]
+    if not case.resume:
+        outcomes = pool.run(run_case, case, ranks=ranks, timeout=timeout)
+        return outcomes
+    with tempfile.TemporaryDirectory() as folder:
+        begun = pool.run(begin_case, case, folder, ranks=ranks, timeout=timeout)
+        if any(outcome.kind != "same" for outcome, _ in begun):
+            return [outcome for outcome, _ in begun]
+        outcome, curve = begun[0]
+        ranks = case.resume * case.replicas
+        outcomes = pool.run(
+            finish_case, case, folder, curve, outcome.share, ranks=ranks, timeout=timeout
+        )
+        return outcomes
 
 
 def _brief(text: str) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same three steps on the ranks of a TP group, and what is gathered from them."""
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,66 +12,85 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import deepspeed_autotp
 from tests.support.prove.case import Case
+from tests.support.prove.encoders import KINDS
 from tests.support.prove.families import checkpoint_family
-from tests.support.prove.norms import Dropout
+from tests.support.prove.gathered import Masks, full_masks, gradients, take_masks
+from tests.support.prove.names import ENCODERS
 from tests.support.prove.rules import apart_rules, own_rules, random_rules
 from tests.support.prove.training import (
     CLIP,
     STEPS,
     Curve,
-    Gradients,
     add_lora,
+    backward,
     batch,
     casting,
+    clip_values,
     evaluate,
     lora_targets,
     loss_of,
     make,
     make_optimizer,
+    make_schedule,
+    most_norm,
+    skip,
 )
 from tests.support.replica_difference import replica_difference
-
-Masks = dict[str, list[Tensor]]
 
 
 class Sharded:
     """A sharded model, its optimizer or engine, and the masks that its dropouts drew."""
 
-    def __init__(self, case: Case, dtype: torch.dtype, *, tp: int) -> None:
-        self.case, self.dtype, self.tp = case, dtype, tp
-        self.replicas = dist.get_world_size() // tp
+    def __init__(self, case: Case, dtype: torch.dtype, *, drawn: int | None = None) -> None:
+        """``drawn``: the seed of its weights, if not that of the case."""
+        self.case, self.dtype, self.drawn = case, dtype, drawn
+        self.tp = dist.get_world_size() // case.replicas
         self.engine: Any = None
-        mesh = init_device_mesh("cpu", (self.replicas, tp), mesh_dim_names=("dp", "tp"))
+        mesh = init_device_mesh("cpu", (case.replicas, self.tp), mesh_dim_names=("dp", "tp"))
         torch.set_num_threads(1)
         self.others = mesh["dp"].get_group()
-        if case.start == "files":
-            self.model = self.from_files(tp)
-        elif not case.way.startswith("zero"):
-            self.model = self.parallelized(mesh["tp"])
-        else:
-            self.model = self.with_engine(tp)
+        self.model = self.from_files() if case.start == "files" else self.build()
+        self.schedule: Any = None
+        if case.way.startswith("zero"):
+            self.make_engine()
+        elif case.start != "files":
+            self.parallelize(mesh["tp"])
         self.called: Any = self.model if self.engine is None else self.engine
+        if case.functional:
+            self.called = self.call_functional
         if case.way == "ddp":
-            self.called = DistributedDataParallel(self.model, process_group=self.others)
+            self.called = DistributedDataParallel(
+                self.model,
+                process_group=self.others,
+                find_unused_parameters=case.skipped != "" or case.trunk != "",
+            )
         elif case.way == "fsdp":
             for block in blocks_of(self.model):
                 fully_shard(block, mesh=mesh["dp"])
             fully_shard(self.model, mesh=mesh["dp"])
         if case.compiled:
-            self.model.compile()
+            compiled = self.model if self.engine is None else self.engine
+            compiled.compile(backend=case.compiled)
         add_hooks(case, self.model)
-        self.optimizer = make_optimizer(case, self.model) if self.engine is None else None
+        if self.engine is None:
+            self.optimizer = make_optimizer(case, self.model)
+            self.schedule = make_schedule(case, self.optimizer)
         self.masks: list[Masks] = []
         take_masks(self.model)
+
+    def call_functional(self, *args: Any, **kwargs: Any) -> Any:
+        parameters = {name: 1.0 * p for name, p in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, parameters, args, kwargs)
 
     def section(self, model: nn.Module) -> dict[str, Any]:
         case = self.case
         section: dict[str, Any] = {"sequence_parallel": case.sequence}
+        if case.expert_partition:
+            section["expert_partition"] = case.expert_partition
         rules = own_rules(case) if case.rules == "own" else None
         if case.rules == "apart":
             rules = apart_rules(model)
@@ -98,70 +118,85 @@ class Sharded:
         case = self.case
         if case.start == "rank 0" and dist.get_rank() % self.tp > 0:
             with torch.device("meta"):
-                return make(case, self.dtype)
-        model = make(case, self.dtype)
+                return self.make()
+        model = self.make()
         if case.lora == "before":
             return add_lora(case, model, lora_targets(case, model))
         return model
 
-    def parallelized(self, mesh: Any) -> nn.Module:
-        model = self.build()
+    def make(self) -> nn.Module:
+        return make(self.case, self.dtype, drawn=self.drawn)
+
+    def parallelize(self, mesh: Any) -> None:
+        model = self.model
         deepspeed_autotp.parallelize(
             model, mesh=mesh, config=self.section(model), example_inputs=self.examples()
         )
         if self.case.lora == "after":
-            unsharded = make(self.case, self.dtype)
+            unsharded = self.make()
             names = lora_targets(self.case, unsharded)
             full = add_lora(self.case, unsharded, names).state_dict()
-            model = add_lora(self.case, model, names)
-            model.load_state_dict(full)
-        return model
+            self.model = add_lora(self.case, model, names)
+            self.model.load_state_dict(full)
 
-    def from_files(self, tp: int) -> nn.Module:
-        from transformers import AutoModelForCausalLM
+    def from_files(self) -> nn.Module:
+        import transformers
 
+        name = "AutoModelForCausalLM"
+        if self.case.family in ENCODERS:
+            name = KINDS[self.case.family].model
         folder = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [""]
         dist.broadcast_object_list(folder)
         if dist.get_rank() == 0:
-            make(self.case, self.dtype).save_pretrained(folder[0])  # type: ignore[operator]
+            self.make().save_pretrained(folder[0])  # type: ignore[operator]
         dist.barrier()
-        section = self.section(nn.Module())
         model: nn.Module = deepspeed_autotp.from_pretrained(
-            AutoModelForCausalLM, folder[0], tp_size=tp, config=section, dtype=self.dtype
+            getattr(transformers, name),
+            folder[0],
+            tp_size=self.tp,
+            config=self.section(nn.Module()),
+            dtype=self.dtype,
         )
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder[0])
         model.set_experts_implementation("eager")  # type: ignore[operator]
         checkpoint_family(self.case, model)
         return model.train()
 
-    def with_engine(self, tp: int) -> nn.Module:
-        case, model = self.case, self.build()
-        micro = case.rows // self.replicas // case.accumulate
+    def make_engine(self) -> None:
+        case, model = self.case, self.model
+        micro = case.rows // case.replicas // case.accumulate
         config = {
             "train_micro_batch_size_per_gpu": micro,
             "train_batch_size": micro * case.accumulate * dist.get_world_size(),
             "gradient_accumulation_steps": case.accumulate,
             "gradient_clipping": CLIP if case.clip else 0.0,
             "zero_optimization": {"stage": int(case.way[-1])},
-            "tensor_parallel": {"autotp_size": tp, **self.section(model)},
+            "bf16": {"enabled": case.precision == "bfloat16"},
+            "tensor_parallel": {"autotp_size": self.tp, **self.section(model)},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
+        optimizer = make_optimizer(case, model)
         self.engine, *_ = deepspeed_autotp.initialize(
             model=model,
-            optimizer=make_optimizer(case, model),
+            optimizer=optimizer,
+            lr_scheduler=make_schedule(case, optimizer),
             config=config,
             example_inputs=self.examples(),
         )
-        return model
 
     def train(self, curve: Curve, first: int = 0, last: int = STEPS) -> None:
         for step in range(first, last):
+            skip(self.case, self.model, step)
             total = torch.zeros((), dtype=torch.float64)
             for ids, targets in self.chunks(step):
                 total += self.backward(ids, targets)
                 if self.engine is not None and self.engine.is_gradient_accumulation_boundary():
                     self.average()
-                    curve.gradients.append(gradients(self.model, zero=self.stage))
+                    is_plain = self.case.way == "zero 0" and self.case.precision != "bfloat16"
+                    curve.gradients.append(gradients(self.model, of_engine=not is_plain))
                 if self.engine is not None:
                     self.engine.step()
             dist.all_reduce(total)
@@ -169,10 +204,13 @@ class Sharded:
             if self.engine is None:
                 self.average()
                 curve.gradients.append(gradients(self.model))
-                most = CLIP if self.case.clip else float("inf")
+                most = most_norm(self.case)
                 curve.norms.append(float(deepspeed_autotp.clip_grad_norm_(self.model, most)))
+                clip_values(self.case, self.model)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                if self.schedule is not None:
+                    self.schedule.step()
             else:
                 norm = self.engine.get_global_grad_norm()
                 # DeepSpeed forms none without ZeRO and clipping.
@@ -181,25 +219,16 @@ class Sharded:
             if step == STEPS - 2:
                 self.between()
 
-    @property
-    def stage(self) -> int:
-        return int(self.case.way[-1]) if self.engine is not None else 0
-
     def chunks(self, step: int) -> Any:
         case = self.case
-        own = (
-            each.chunk(self.replicas)[dist.get_rank() // (dist.get_world_size() // self.replicas)]
-            if case.replicas > 1
-            else each
-            for each in batch(case, step)
-        )
+        own = (each.chunk(case.replicas)[dist.get_rank() // self.tp] for each in batch(case, step))
         return zip(*(each.chunk(case.accumulate) for each in own), strict=True)
 
     def backward(self, ids: Tensor, targets: Tensor) -> Tensor:
         with casting(self.case):
             loss = loss_of(self.case, self.called, ids, targets)
         if self.engine is None:
-            (loss / self.case.accumulate).backward()
+            backward(self.case, loss / self.case.accumulate)
         else:
             self.engine.backward(loss)
         return loss.detach().double() / self.case.accumulate
@@ -210,7 +239,7 @@ class Sharded:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad, group=self.others)
-                    parameter.grad /= self.replicas
+                    parameter.grad /= self.case.replicas
 
     def between(self) -> None:
         """As :func:`training.between`, of shards."""
@@ -237,8 +266,37 @@ class Sharded:
         curve.replicas = replica_difference(whole)
         curve.weights = deepspeed_autotp.full_state_dict(whole)
         curve.evaluated = evaluate(self.case, self.called)
+        self.close()
+
+    def close(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
+
+    def share(self) -> float:
+        """Of the parameters, on this rank."""
+        return held(self.model) / held(make(self.case, self.dtype))
+
+    def save(self, folder: str) -> None:
+        if self.engine is not None:
+            self.engine.save_checkpoint(folder)
+            return
+        dcp.save(self.state(), checkpoint_id=folder)
+        if self.schedule is not None and dist.get_rank() == 0:
+            torch.save(self.schedule.state_dict(), Path(folder, "schedule.pt"))
+        dist.barrier()
+
+    def load(self, folder: str) -> None:
+        if self.engine is not None:
+            path, _ = self.engine.load_checkpoint(folder)
+            assert path is not None
+            return
+        dcp.load(self.state(), checkpoint_id=folder)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(torch.load(Path(folder, "schedule.pt")))
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = deepspeed_autotp.checkpoint_state(self.model, self.optimizer)
+        return found
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -255,90 +313,32 @@ def add_hooks(case: Case, model: nn.Module) -> None:
             module.register_full_backward_hook(lambda m, grads, outputs: None)
 
 
-def gradients(model: nn.Module, *, zero: int = 0) -> Gradients:
-    """The full gradients, on every rank."""
-    from deepspeed.utils import safe_get_full_grad
-
-    state = deepspeed_autotp.tensor_parallel(model)
-    entries = {entry.name: entry for entry in state.plan.entries}
-    found = {}
-    for name, parameter in model.named_parameters():
-        grad = safe_get_full_grad(parameter) if zero else parameter.grad
-        grad = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        if not parameter.requires_grad or grad is None:
-            continue
-        entry = entries.get(name)
-        is_full = entry is None or entry.dim < 0
-        found[name] = grad.clone() if is_full else state.gather(grad, entry=entry)
-    return found
-
-
-def take_masks(model: nn.Module) -> Masks:
-    """The masks of all dropouts since the last call."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Dropout):
-            found[name] = list(module.seen)
-            module.seen.clear()
-    return found
-
-
-def full_masks(case: Case, model: nn.Module, own: list[Masks]) -> list[Mapping[str, list[Tensor]]]:
-    """The masks of one process, from those of all ranks; of a recomputation there are two."""
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    dropouts = {n: m for n, m in model.named_modules() if isinstance(m, Dropout)}
-    rows = case.rows // case.accumulate
-    return [
-        {
-            name: [
-                joined(name, each, [rank[step][name][call] for rank in ranks], rows)
-                for call in first_calls(case, len(own[step][name]))
-            ]
-            for name, each in dropouts.items()
-        }
-        for step in range(len(own))
-    ]
-
-
-def first_calls(case: Case, calls: int) -> list[int]:
-    """Which of the calls of a step are not those of a recomputation."""
-    micro = calls // case.accumulate
-    first = micro // 2 if case.checkpointing else micro
-    return [begin + call for begin in range(0, calls, micro or 1) for call in range(first)]
-
-
-def joined(name: str, dropout: Dropout, masks: list[Tensor], rows: int) -> Tensor:
-    tokens_alone = dropout.dim == 1 and masks[0].dim() == 3 and masks[0].shape[0] != rows
-    if not tokens_alone and masks[0].shape[dropout.dim] == dropout.size:
-        assert all(torch.equal(mask, masks[0]) for mask in masks), f"{name} differs over ranks"
-        return masks[0]
-    full = torch.cat(masks, dropout.dim)
-    return full.unflatten(1, (rows, -1)).squeeze(0) if tokens_alone else full
-
-
 def train_sharded(case: Case, dtype: torch.dtype) -> tuple[Curve, list[Any], float]:
     """What three steps give, the masks of dropout, and the share of the parameters of a rank."""
-    run, curve = Sharded(case, dtype, tp=case.tp), Curve()
-    share = held(run.model) / sum(p.numel() for p in make(case, dtype).parameters())
-    if not case.resume:
-        run.train(curve)
-    else:
-        run.train(curve, last=STEPS - 1)
-        state = deepspeed_autotp.checkpoint_state(run.model, run.optimizer)
-        folder = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [""]
-        dist.broadcast_object_list(folder)
-        dcp.save(state, checkpoint_id=folder[0])
-        masks = run.masks
-        run = Sharded(case, dtype, tp=2)
-        dcp.load(
-            deepspeed_autotp.checkpoint_state(run.model, run.optimizer), checkpoint_id=folder[0]
-        )
-        run.train(curve, first=STEPS - 1)
-        run.masks = masks + run.masks
+    run, curve = Sharded(case, dtype), Curve()
+    run.train(curve)
     run.finish(curve)
     masks = full_masks(case, run.model, run.masks) if case.dropout else []
-    return curve, masks, share
+    return curve, masks, run.share()
+
+
+def train_and_save(case: Case, dtype: torch.dtype, folder: str) -> tuple[Curve, float]:
+    """All but the last step, and a checkpoint in ``folder``."""
+    run, curve = Sharded(case, dtype), Curve()
+    run.train(curve, last=STEPS - 1)
+    run.save(folder)
+    share = run.share()
+    run.close()
+    return curve, share
+
+
+def load_and_finish(case: Case, dtype: torch.dtype, folder: str, curve: Curve) -> Curve:
+    """The last step, of a model with other weights before it loads the checkpoint."""
+    run = Sharded(case, dtype, drawn=case.seed + 1)
+    run.load(folder)
+    run.train(curve, first=STEPS - 1)
+    run.finish(curve)
+    return curve
 
 
 def held(model: nn.Module) -> int:

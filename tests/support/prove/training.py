@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
 
-from tests.support.prove.case import NAMES, NETWORK_NAMES, Case
+from tests.support.prove.case import Case
+from tests.support.prove.encoders import encoder_inputs, make_encoder
 from tests.support.prove.families import make_family
-from tests.support.prove.model import CLASSES, make_language
+from tests.support.prove.losses import cross_entropy
+from tests.support.prove.model import CLASSES, Language, make_language
+from tests.support.prove.names import ENCODERS, NAMES, NETWORK_NAMES
 from tests.support.prove.norms import Dropout
 
 STEPS = 3
-CLIP = 0.3
+CLIP = 0.3  # of a norm
+CLIP_VALUE = 0.02
 LORA = 2  # rank
 
 OUTPUTS = {names[3] for names in NAMES.values()} | {n[2] for n in NETWORK_NAMES.values()}
@@ -37,22 +41,33 @@ class Curve:
     replicas: str = "all equal"
 
 
-def make(case: Case, dtype: torch.dtype) -> nn.Module:
-    """The model of a case; every parameter and the numbers of buffers are drawn by its seed."""
-    torch.manual_seed(case.seed)
-    model = make_family(case) if case.family else make_language(case)
+def make(case: Case, dtype: torch.dtype, *, drawn: int | None = None) -> nn.Module:
+    """The model of a case; every parameter and the numbers of buffers are drawn by its seed, or by
+    another one."""
+    drawn = case.seed if drawn is None else drawn
+    torch.manual_seed(drawn)
+    model = build(case)
     is_meta = any(parameter.is_meta for parameter in model.parameters())
     with torch.no_grad(), torch.device("cpu"):
-        draw = torch.Generator().manual_seed(case.seed)
+        draw = torch.Generator().manual_seed(drawn)
         for parameter in () if is_meta else model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
         if not is_meta:
             make_tiny(case, model)
+        for parameter in model.parameters() if case.precision == "bfloat16" else ():
+            parameter.copy_(parameter.bfloat16())
     model = model.to(dtype)
     if case.frozen:
         for number, parameter in enumerate(model.parameters()):
             parameter.requires_grad_(number % 3 != case.frozen - 1)
     return model.train()
+
+
+def build(case: Case) -> nn.Module:
+    if not case.family:
+        language: nn.Module = make_language(case)
+        return language
+    return make_encoder(case) if case.family in ENCODERS else make_family(case)
 
 
 def make_tiny(case: Case, model: nn.Module) -> None:
@@ -96,8 +111,10 @@ def batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
     length = case.length - 2 if case.lengths and step == 1 else case.length
     ids = torch.randint(case.vocabulary, (case.rows, length + 1), generator=draw)
     ids, targets = ids[:, :-1], ids[:, 1:].clone()
-    if case.ignored:  # equally many in each row, so that means over rows are those of the batch
+    if case.ignored == "some":
         targets[:, :2] = -100
+    elif case.ignored == "row" and step == 1:
+        targets[0] = -100
     return ids, targets
 
 
@@ -110,6 +127,9 @@ def loss_of(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor)
 
 
 def one_loss(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor) -> Tensor:
+    if case.family in ENCODERS:
+        loss: Tensor = model(**encoder_inputs(case, model, ids, targets)).loss
+        return loss
     if case.family:
         return family_loss(case, model, ids, targets)
     if case.signature == "loss":
@@ -118,8 +138,8 @@ def one_loss(case: Case, model: Callable[..., Any], ids: Tensor, targets: Tensor
         return model(input_ids=ids, labels=targets)["loss"]
     logits = model(ids)
     if case.outputs == "classes":
-        return F.cross_entropy(logits[:, -1], targets[:, -1] % CLASSES)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return cross_entropy(case, logits[:, -1], targets[:, -1] % CLASSES)
+    loss = cross_entropy(case, logits.flatten(0, 1), targets.flatten())
     return loss + (0.1 * logits.logsumexp(-1).square().mean() if case.outputs == "z-loss" else 0.0)
 
 
@@ -127,7 +147,7 @@ def family_loss(case: Case, model: Callable[..., Any], ids: Tensor, targets: Ten
     """Formed by the loop, or by transformers, which casts logits to float32."""
     if case.signature == "loss":
         logits = model(input_ids=ids).logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return cross_entropy(case, logits.flatten(0, 1), targets.flatten())
     labels = torch.where(targets < 0, targets, ids)  # shifted by transformers
     outputs = model(input_ids=ids, labels=labels)
     if case.outputs == "z-loss":
@@ -140,16 +160,63 @@ def casting(case: Case) -> AbstractContextManager[Any]:
 
 
 def make_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad or case.between == "thaw"]
+    trained = parameter_groups(case, model)
     if case.optimizer == "adamw":
         # A small gradient in a sum of large ones is rounded; by eps it is not scaled up.
         return torch.optim.AdamW(trained, lr=0.01, eps=1e-3, weight_decay=0.1)
     return torch.optim.SGD(trained, lr=0.02, momentum=0.9, weight_decay=0.01)
 
 
+def parameter_groups(case: Case, model: nn.Module) -> list[dict[str, Any]]:
+    """Those that train, all alike or in two groups."""
+    kinds = [p for p in model.parameters() if p.requires_grad or case.between == "thaw"]
+    if case.settings == "one":
+        return [{"params": kinds}]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if case.settings == "decay":
+        chosen, options = {id(p) for p in kinds if p.dim() < 2}, {"weight_decay": 0.0}
+    else:
+        chosen, options = tables, {"lr": 0.005}
+    groups = [
+        {"params": [p for p in kinds if id(p) not in chosen]},
+        {"params": [p for p in kinds if id(p) in chosen], **options},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_schedule(case: Case, optimizer: torch.optim.Optimizer) -> ExponentialLR | None:
+    return ExponentialLR(optimizer, gamma=0.5) if case.schedule else None
+
+
+def backward(case: Case, loss: Tensor) -> None:
+    """Through the graph of a loss, once or twice, with the same sum of gradients."""
+    if case.backward == "twice":
+        (0.25 * loss).backward(retain_graph=True)
+        loss = 0.75 * loss
+    loss.backward()
+
+
+def clip_values(case: Case, model: nn.Module) -> None:
+    if case.clip == "value":
+        torch.nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
+
+
+def most_norm(case: Case) -> float:
+    return CLIP if case.clip == "norm" else float("inf")
+
+
+def skip(case: Case, model: nn.Module, step: int) -> None:
+    """Say what the next forwards do not use."""
+    for module in model.modules():
+        if isinstance(module, Language):
+            module.skips = case.skipped if step == 1 else ""
+
+
 def chunks(case: Case, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One for each forward of each replica, whose losses have the same weight."""
     ids, targets = batch(case, step)
-    return zip(ids.chunk(case.accumulate), targets.chunk(case.accumulate), strict=True)
+    count = case.replicas * case.accumulate
+    return zip(ids.chunk(count), targets.chunk(count), strict=True)
 
 
 def train_unsharded(
@@ -162,7 +229,11 @@ def train_unsharded(
     """``masks`` of each step are what dropouts drop. ``rounds``: gradients and weights are rounded
     to float32, as an optimizer rounds them that has copies of the weights in float32."""
     optimizer, curve = make_optimizer(case, model), Curve()
+    in_16_bits = next(model.parameters()).dtype == torch.bfloat16
+    copies = Copies(model, optimizer) if in_16_bits else None
+    schedule = make_schedule(case, optimizer)
     for step in range(STEPS):
+        skip(case, model, step)
         if rounds:
             round_all(list(model.parameters()))
         if masks is not None:
@@ -170,20 +241,29 @@ def train_unsharded(
         total = 0.0
         for ids, targets in chunks(case, step):
             with casting(case):
-                loss = loss_of(case, model, ids, targets) / case.accumulate
-            loss.backward()
+                loss = loss_of(case, model, ids, targets) / (case.accumulate * case.replicas)
+            backward(case, loss)
             total += float(loss.detach())
         curve.losses.append(total)
+        if case.way.startswith("zero"):
+            fill_gradients(model)
         trained = [p for p in model.parameters() if p.grad is not None]
+        if copies is not None:
+            trained = copies.take_gradients()
         if rounds:
             round_all([p.grad for p in trained if p.grad is not None])
         curve.gradients.append(
             {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         )
-        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP if case.clip else float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(trained, most_norm(case))
         curve.norms.append(float(norm))
+        clip_values(case, model)
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
+        if copies is not None:
+            copies.give_weights()
+        if schedule is not None:
+            schedule.step()
         if step == STEPS - 2:
             between(case, model)
     if rounds:
@@ -191,6 +271,33 @@ def train_unsharded(
     curve.evaluated = evaluate(case, model)
     curve.weights = {n: t.detach().clone() for n, t in model.state_dict().items()}
     return curve
+
+
+class Copies:
+    """Weights in float32 that an optimizer changes, of a model in bfloat16."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.pairs = [(p, p.detach().float()) for p in model.parameters() if p.requires_grad]
+        copies = {id(parameter): copy for parameter, copy in self.pairs}
+        for group in optimizer.param_groups:
+            group["params"] = [copies[id(parameter)] for parameter in group["params"]]
+
+    def take_gradients(self) -> list[Tensor]:
+        for parameter, copy in self.pairs:
+            copy.grad = None if parameter.grad is None else parameter.grad.float()
+        return [copy for _, copy in self.pairs if copy.grad is not None]
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        for parameter, copy in self.pairs:
+            parameter.copy_(copy)
+
+
+def fill_gradients(model: nn.Module) -> None:
+    """With zeros, as an engine does where there are none."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 @torch.no_grad()
