@@ -246,6 +246,27 @@ test_what_is_no_matrix_of_a_layer_is_refused(void)
     CHECK_REFUSED(&f, "the weight is empty");
 }
 
+static void
+test_what_a_parametrization_computes_a_weight_from_is_refused(void)
+{
+    fixture f = fixture_new(2);
+    const tp_module list = {.name = "w.parametrizations.weight",
+                            .class_name = "ParametrizationList",
+                            .kind = TP_MODULE_OTHER};
+    int module = -1;
+    CHECK_OK(tp_model_add_module(f.model, &list, &module, &f.err), &f.err);
+    add_shaped(&f, module, "original0", 2, (int64_t[]){16, 1}, -1);
+    add_shaped(&f, module, "original1", 2, (int64_t[]){16, 8}, -1);
+    add_spec(&f, "r", ".*original0", column);
+    CHECK_REFUSED(&f, "a parametrization of torch.nn.utils computes a weight from it");
+    f = fixture_new(2);
+    module = add_module(&f, "w", TP_MODULE_LINEAR, 0);
+    add_shaped(&f, module, "weight_g", 2, (int64_t[]){16, 1}, -1);
+    add_shaped(&f, module, "weight_v", 2, (int64_t[]){16, 8}, -1);
+    add_spec(&f, "r", ".*weight_g", column);
+    CHECK_REFUSED(&f, "a parametrization of torch.nn.utils computes a weight from it");
+}
+
 int
 main(void)
 {
@@ -263,5 +284,6 @@ main(void)
     RUN(test_the_bias_of_a_row_stays_replicated);
     RUN(test_a_bias_of_another_size_is_refused);
     RUN(test_what_is_no_matrix_of_a_layer_is_refused);
+    RUN(test_what_a_parametrization_computes_a_weight_from_is_refused);
     return check_result();
 }

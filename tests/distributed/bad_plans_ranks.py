@@ -37,6 +37,17 @@ def refused(
     return refusal(model, lambda: deepspeed_autotp.parallelize(model, tp_size=ranks, config=config))
 
 
+def refused_for_weight_norm(older: bool) -> str:
+    """What a rule for the lengths of normed rows raises, of either kind of weight norm."""
+    made = nn.utils.weight_norm if older else nn.utils.parametrizations.weight_norm
+    model = build("llama", tied=False)
+    made(model.get_submodule("model.layers.0.mlp.up_proj"))
+    pattern = r".*up_proj\.(weight_g|parametrizations\.weight\.original0)$"
+    spec = {"patterns": [pattern], "partition_type": "column"}
+    config = {"partition_config": {"layer_specs": [spec]}}
+    return refusal(model, lambda: deepspeed_autotp.parallelize(model, tp_size=2, config=config))
+
+
 def warned(
     family: str,
     tied: bool,

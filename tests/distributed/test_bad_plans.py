@@ -145,3 +145,12 @@ def test_a_small_tower_with_fewer_heads_than_ranks_stays_replicated(
         assert sharded == [
             f"tower.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
         ]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_rule_for_what_weight_norm_computes_a_weight_from_is_refused(
+    pool: Pool, older: bool
+) -> None:
+    message = same_error(pool.run(bad_plans_ranks.refused_for_weight_norm, older))
+    for words in ("up_proj", "layer_specs[0]", "a parametrization of torch.nn.utils"):
+        assert words in message

@@ -23,10 +23,41 @@ is_norm(const tp_parameter *at)
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
 
+static bool
+has_leaf(const tp_model *model, int module, const char *leaf)
+{
+    for (int i = 0; i < tp_model_parameter_count(model); i++) {
+        const tp_parameter *at = tp_model_parameter(model, i);
+        if (at->module == module && strcmp(at->leaf, leaf) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Whether torch.nn.utils.parametrize, or the older weight_norm, computes a weight from
+ * it. The kernel of weight_norm compares no sizes: from a shard of one tensor and all
+ * of the other it reads and writes memory that is neither's. */
+static bool
+is_parametrized(const tp_model *model, const tp_parameter *at)
+{
+    const tp_module *module = tp_model_module(model, at->module);
+    if (strcmp(module->class_name, "ParametrizationList") == 0)
+        return true;
+    return (strcmp(at->leaf, "weight_g") == 0 || strcmp(at->leaf, "weight_v") == 0) &&
+           has_leaf(model, at->module, "weight_g") &&
+           has_leaf(model, at->module, "weight_v");
+}
+
 static int
-check(const tp_parameter *at, const tp_choice *choice, tp_error *err)
+check(const tp_model *model, const tp_parameter *at, const tp_choice *choice,
+      tp_error *err)
 {
     const tp_spec *spec = choice->spec;
+    if (is_parametrized(model, at))
+        return tp_fail(err, TP_VALUE,
+                       "a parametrization of torch.nn.utils computes a weight from it, "
+                       "which needs all of it; narrow the pattern, or remove the "
+                       "parametrization before the model is sharded");
     if (is_norm(at) && choice->source != TP_FROM_HF)
         return tp_fail(err, TP_VALUE,
                        "it is not a linear or embedding weight: narrow the pattern, or "
@@ -108,7 +139,8 @@ tp_raw_resolve(tp_build *build, int parameter, const tp_choice *choice,
 {
     const tp_parameter *at = tp_model_parameter(build->model, parameter);
     int dim = -1;
-    if (check(at, choice, err) < 0 || sharded_dim(at, choice->spec, &dim, err) < 0)
+    if (check(build->model, at, choice, err) < 0 ||
+        sharded_dim(at, choice->spec, &dim, err) < 0)
         return -1;
     const tp_spec spec = widen(choice->spec, at, dim);
     tp_view view;
