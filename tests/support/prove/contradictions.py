@@ -72,7 +72,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     # DeepSpeed clips by norms alone.
     (lambda c: _engine(c) and c.clip == "value", "clip"),
     (lambda c: not _engine(c) and c.precision == "bfloat16", "precision"),
-    (lambda c: c.precision == "bfloat16", "outputs tiny between resume lora"),
+    (lambda c: c.precision == "bfloat16", "outputs tiny between resume lora counts"),
     (lambda c: c.between == "thaw" and c.frozen == 0, "between"),
     (lambda c: c.between == "thaw", "settings"),
     (lambda c: _engine(c) and c.between not in ("", "evaluate"), "between"),
@@ -120,6 +120,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.linear == "functional" and c.way in ("ddp", "fsdp", "zero 3"), "linear"),
     (lambda c: c.tied == "functional" and c.way in ("fsdp", "zero 3"), "tied"),
     (lambda c: c.dropout, "time_first mixed"),
+    # transformers' Conv1D views its input, which has to be contiguous.
+    (lambda c: c.time_first and c.network == "conv1d", "time_first"),
     (lambda c: c.counts != "" and _spread(c), "counts"),
     (lambda c: c.counts != "" and (c.replicas > 1 or c.resume > 0 or c.autocast), "counts"),
     (lambda c: c.dropout, "lengths resume"),

@@ -74,7 +74,10 @@ def _speech(ids: Tensor, targets: Tensor, dtype: torch.dtype) -> dict[str, Tenso
     return {"input_features": features, "labels": targets.clamp(min=3)}
 
 
-_GATED: Mapping[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_T5: Mapping[str, Any] = {"decoder_start_token_id": 0}
+_GATED: Mapping[str, Any] = {
+    **_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
 _DEBERTA: Mapping[str, Any] = {
     "relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"],
     "share_att_key": True, "norm_rel_ebd": "layer_norm",
@@ -89,7 +92,7 @@ KINDS: Mapping[str, Encoder] = {
     "albert": Encoder("AlbertForMaskedLM", "albert", _masked),
     "deberta-v2": Encoder("DebertaV2ForSequenceClassification", "deberta-v2", _classes, _DEBERTA),
     "modernbert": Encoder("ModernBertForMaskedLM", "modernbert", _masked),
-    "t5": Encoder("T5ForConditionalGeneration", "t5", _translation),
+    "t5": Encoder("T5ForConditionalGeneration", "t5", _translation, _T5),
     "gated t5": Encoder("T5ForConditionalGeneration", "t5", _translation, _GATED),
     "bart": Encoder("BartForConditionalGeneration", "bart", _translation),
     "mbart": Encoder("MBartForConditionalGeneration", "mbart", _translation),

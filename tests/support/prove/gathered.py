@@ -71,9 +71,12 @@ def first_calls(case: Case, calls: int) -> list[int]:
 
 
 def joined(name: str, dropout: Dropout, masks: list[Tensor], rows: int) -> Tensor:
-    tokens_alone = dropout.dim == 1 and masks[0].dim() == 3 and masks[0].shape[0] != rows
+    shape = masks[0].shape
+    tokens_alone = dropout.dim == 1 and len(shape) == 3 and shape[:2] != (rows, dropout.size)
     if not tokens_alone and masks[0].shape[dropout.dim] == dropout.size:
         assert all(torch.equal(mask, masks[0]) for mask in masks), f"{name} differs over ranks"
         return masks[0]
     full = torch.cat(masks, dropout.dim)
-    return full.unflatten(1, (rows, -1)).squeeze(0) if tokens_alone else full
+    if not tokens_alone:
+        return full
+    return full[:, : rows * dropout.size].unflatten(1, (rows, -1)).squeeze(0)  # without padding

@@ -255,7 +255,7 @@ class Sharded:
                     parameter.zero_()
             self.model.load_state_dict(full)
         elif kind == "evaluate":
-            evaluate(self.case, self.called)
+            evaluate(self.case, self.model, self.called)
         elif kind == "thaw":
             for parameter in self.model.parameters():
                 parameter.requires_grad_(True)
@@ -265,7 +265,7 @@ class Sharded:
         whole = self.model if self.engine is None else self.engine
         curve.replicas = replica_difference(whole)
         curve.weights = deepspeed_autotp.full_state_dict(whole)
-        curve.evaluated = evaluate(self.case, self.called)
+        curve.evaluated = evaluate(self.case, self.model, self.called)
         self.close()
 
     def close(self) -> None:

@@ -317,11 +317,14 @@ def between(case: Case, model: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
-def evaluate(case: Case, model: nn.Module) -> float:
-    model.eval()
+def evaluate(case: Case, model: nn.Module, called: Callable[..., Any] | None = None) -> float:
+    """The loss, by ``called`` where that is not the model itself."""
+    called = called or model
+    outer = called if isinstance(called, nn.Module) else model
+    outer.eval()
     with torch.no_grad(), casting(case):
-        loss = float(loss_of(case, model, *batch(case, STEPS)))
-    model.train()
+        loss = float(loss_of(case, called, *batch(case, STEPS)))
+    outer.train()
     return loss
 
 
