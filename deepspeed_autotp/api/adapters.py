@@ -9,7 +9,7 @@ rules and options of before, and what was added is sharded as by ``parallelize``
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.api.adapter_merges import merge_into_shards
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.interop.deepspeed.auto_ep import is_expert
 from deepspeed_autotp.interop.deepspeed.parameters import (
     full_shape,
     is_partitioned,
@@ -38,7 +39,7 @@ from deepspeed_autotp.interop.torch_private import keep_modules
 from deepspeed_autotp.interop.transformers import guard_save_pretrained
 from deepspeed_autotp.layers.class_swap import changed_classes
 from deepspeed_autotp.planning.agreed_plans import AgreedPlans
-from deepspeed_autotp.planning.model_description import Description, describe
+from deepspeed_autotp.planning.model_description import Description, ShapeOf, describe
 from deepspeed_autotp.planning.plan_recipe import recipe
 from deepspeed_autotp.planning.planner import PlanRequest, large_names
 from deepspeed_autotp.sharding.conversion import Conversion, replace_data
@@ -112,6 +113,31 @@ class AdapterChanges:
             "model that no engine trains"
         )
         return self._around(change, self._untrained(check, why), root)
+
+    def follow(
+        self, replaced: Collection[str], routers: tuple[str, ...], agreement: Agreement
+    ) -> None:
+        """Plan the model anew after DeepSpeed's AutoEP has replaced modules of it: with the new
+        ``routers``, and without the new experts. All ranks of ``agreement`` call it."""
+        state = self._state
+        self._undo_finish()
+
+        def described() -> Description:
+            found = describe(self._root, shape_of=self._shape_of({}), leaves_out=is_expert)
+            return replace(found, replaced_later=routers)
+
+        description = agreement.together(described)
+        plans = AgreedPlans(
+            description, self._settings, state.group.size, agreement, is_checked=True
+        )
+        request = self._request_for(self._root, plans_before=state.plan)
+        others = (name for name in request.replicated if name not in replaced)
+        plan = plans.again(replace(request, replicated=(*routers, *others)))
+        agreement.together(lambda: self._check_same(plan, description, {}))
+        self._request = plans.request_of(plan)
+        state.set_plan(plan, description.parameters)
+        state.recipe = None  # experts are in no plan
+        self._finish()
 
     def _untrained(self, check: Callable[[], None], why: str) -> Callable[[], None]:
         """``check``, and that no engine trains the model."""
@@ -221,11 +247,14 @@ class AdapterChanges:
         self._finish()
 
     def _described(self, root: nn.Module, originals: dict[int, nn.Parameter]) -> Description:
+        return describe(root, shape_of=self._shape_of(originals))
+
+    def _shape_of(self, originals: dict[int, nn.Parameter]) -> ShapeOf:
         def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
             entry = self._state.entry(originals.get(id(parameter), parameter))
             return full_shape(parameter) if entry is None else entry.shape
 
-        return describe(root, shape_of=shape_of)
+        return shape_of
 
     def _request_for(self, root: nn.Module, *, plans_before: Plan) -> PlanRequest:
         """The request of before, by the names that modules have in ``root``."""

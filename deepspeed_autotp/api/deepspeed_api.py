@@ -136,20 +136,21 @@ def initialize(
         data=None if data is None else TrainingData(*data),
     ) as setup:
         engine_config = setup.shard(lambda: config_argument(args, config, config_params))
-        result: tuple[Any, Any, Any, Any] = start(
-            args=without_config(args),
-            model=model,
-            optimizer=optimizer,
-            model_parameters=model_parameters,
-            training_data=training_data,
-            lr_scheduler=lr_scheduler,
-            distributed_port=distributed_port,
-            mpu=mpu,
-            dist_init_required=dist_init_required,
-            collate_fn=collate_fn,
-            config=engine_config,
-            mesh_param=mesh_param,
-        )
+        with setup.starting():
+            result: tuple[Any, Any, Any, Any] = start(
+                args=without_config(args),
+                model=model,
+                optimizer=optimizer,
+                model_parameters=model_parameters,
+                training_data=training_data,
+                lr_scheduler=lr_scheduler,
+                distributed_port=distributed_port,
+                mpu=mpu,
+                dist_init_required=dist_init_required,
+                collate_fn=collate_fn,
+                config=engine_config,
+                mesh_param=mesh_param,
+            )
         setup.finish(result[0])
     return result
 

@@ -8,12 +8,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from deepspeed_autotp.checkpoint.metadata import write_metadata
 from deepspeed_autotp.checkpoint.resume import states_for_sharded, states_for_unsharded
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
+from deepspeed_autotp.interop.deepspeed.auto_ep import expert_parallel_size
 from deepspeed_autotp.interop.deepspeed.checkpoints import (
     LoadRequest,
     MadeStates,
@@ -31,6 +33,9 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
     saved. ``agreement`` spans all ranks of the run; it serves every checkpoint."""
     state = tensor_parallel(model)
     save_every_shard(engine, tp_size=state.group.size)
+    experts = None
+    if state.expert_blocks:
+        experts = expert_parallel_size(model), dist.get_world_size() // state.group.size
 
     def saving(folder: Path | None) -> None:
         if folder is not None:
@@ -43,11 +48,13 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
                 names if is_named else None,
                 configs=config_texts(model),
                 recipe=state.recipe,
+                experts=experts,
             )
 
     def loading(request: LoadRequest) -> MadeStates | None:
         optimizer = engine_optimizer(engine)
-        return states_for_sharded(request, optimizer, state.plan, rank=state.group.rank)
+        rank = state.group.rank
+        return states_for_sharded(request, optimizer, state.plan, rank=rank, experts=experts)
 
     watch_checkpoints(
         engine,

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
+from deepspeed_autotp.api.adapters import AdapterChanges
 from deepspeed_autotp.api.engine_checkpoints import watch_shards, watch_unsharded
 from deepspeed_autotp.api.engine_checks import (
     check_groups,
@@ -21,6 +22,12 @@ from deepspeed_autotp.api.engine_checks import (
     compared_settings,
 )
 from deepspeed_autotp.api.engine_metrics import check_monitor, engine_tp_group, write_metrics
+from deepspeed_autotp.api.expert_parallel import (
+    expert_blocks,
+    names_of,
+    routers_of,
+    starting,
+)
 from deepspeed_autotp.api.pipeline import described, settled, shard
 from deepspeed_autotp.api.skipped_model import finish_skipped, skip
 from deepspeed_autotp.checkpoint.atomic_folder import replaced
@@ -41,6 +48,7 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
+from deepspeed_autotp.interop.deepspeed.auto_ep import ExpertBlock
 from deepspeed_autotp.interop.deepspeed.engine import (
     drop_batch_comparison,
     enter_in_training,
@@ -85,7 +93,8 @@ class _Prepared:
     """``settings`` is None where there is nothing to shard; ``config`` is DeepSpeed's.
 
     ``compared`` has to be the same on every rank. ``description`` is of a model that is not sharded
-    yet, and is to be; ``skips`` says that its rules leave all of it as it is.
+    yet, and is to be; ``skips`` says that its rules leave all of it as it is. ``experts`` are the
+    blocks that AutoEP replaces.
     """
 
     config: dict[str, Any]
@@ -93,6 +102,7 @@ class _Prepared:
     compared: Mapping[str, str]
     description: Description | None = None
     skips: bool = False
+    experts: tuple[ExpertBlock, ...] = ()
 
 
 class EngineSetup:
@@ -122,6 +132,7 @@ class EngineSetup:
         self._shards = False
         self._skips = False
         self._monitors = False
+        self._experts: tuple[ExpertBlock, ...] = ()
         self._lost = LostRanks(
             "DeepSpeed's engine", dist.get_rank(), range(dist.get_world_size()), None
         )
@@ -149,14 +160,21 @@ class EngineSetup:
             skip(self._model, prepared.settings.autotp_size, agreement=self._agreement)
         elif prepared.settings is not None:
             self._shards, self._monitors = True, prepared.settings.monitor
+            self._experts = prepared.experts
             self._shard(prepared.settings, description, reports)
         return prepared.config
+
+    def starting(self) -> AbstractContextManager[None]:
+        """A context in which DeepSpeed's engine can start."""
+        return starting(self._experts)
 
     def finish(self, engine: Any) -> None:
         """Let ``engine`` save and load what a sharded model needs, and close with it what was made
         for it."""
         if self._shards:
             check_made_optimizer(engine.basic_optimizer, given=self._optimizer)
+            if self._experts:
+                self._follow_experts()
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             group = tensor_parallel(self._model).group
             write_metrics(engine, group, is_asked=self._monitors)
@@ -205,13 +223,29 @@ class EngineSetup:
                 on_failure.pop_all()
             self._on_close.callback(group.leave, state)
         state.group.join(state)  # anew, where it has left
-        mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
         mark_model(self._model)
+        self._mark(state)
+
+    def _follow_experts(self) -> None:
+        """Know of the routers and experts that the engine has put into the model."""
+        state = tensor_parallel(self._model)
+        assert isinstance(state.changes, AdapterChanges)
+        state.changes.follow(names_of(self._experts), routers_of(self._experts), self._agreement)
+        state.expert_blocks = self._experts
+        self._mark(state)
+
+    def _mark(self, state: TensorParallel) -> None:
+        """Tell DeepSpeed of the parameters in the plan."""
+        mark_parameters(state.parameters, gatherer=state, counted=state.counts_in_norm)
         layout = Layout.of_plan(state.plan)
         described = list(zip(state.parameters, layout.parameters.values(), strict=True))
         mark_universal(
             self._model,
-            universal_info(layout, frozen=[p.name for t, p in described if not t.requires_grad]),
+            universal_info(
+                layout,
+                frozen=[p.name for t, p in described if not t.requires_grad],
+                experts=[f"{block.name}.experts" for block in state.expert_blocks],
+            ),
             [(t, parameter_meta(p, layout.ranks)) for t, p in described if p.tied_to is None],
         )
 
@@ -235,19 +269,30 @@ class EngineSetup:
         check_optimizer(self._optimizer, config)
         gather_weights_on_save(config)
         replicas = dist.get_world_size() // settings.autotp_size
-        settle_engine_config(config, mpu=mpu, replicas=replicas)
+        checked = settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
         check_monitor(settings, config, found)
+        experts = expert_blocks(model, checked, settings, optimizer=self._optimizer, before=found)
         skips = found is None and skips_all(styles_of(model), lambda: describe(model), settings)
+        if skips and experts:
+            raise ValueError(
+                "tensor_parallel.partition_config: got rules that skip all of the model beside "
+                "expert_parallel, expected rules that shard some of it; write others, or leave "
+                "tensor_parallel out"
+            )
         state = "left as it is" if skips else _state_of(found)
         if skips:
             skip_everything(config)
+        description = None if skips or found is not None else described(model)
+        if description is not None:
+            description = replace(description, replaced_later=names_of(experts))
         return _Prepared(
             config,
             settings,
             compared(settings) | compared_settings(config) | {"the model": state},
-            None if skips or found is not None else described(model),
+            description,
             skips,
+            experts,
         )
 
     def _merged(self, config: dict[str, Any]) -> TPTrainingConfig:

@@ -162,12 +162,13 @@ def shard(
     (plan, request), conversion = _converted(task, to_check, agreement, local)
     watch.note("self-check" if to_check.is_checked else "convert")
     _share_weights(task, to_check, local)
-    if warning := plan.replicated_warning():
+    warning = None if description.replaced_later else plan.replicated_warning()
+    if warning:
         _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
     _commit(conversion, agreement, device)
     state = _attached(task, plan, request)
     watch.note("shard")
-    log_report(task.model, plan, request, watch, is_first=agreement.is_first)
+    log_report(description, plan, request, watch, is_first=agreement.is_first)
     AdapterChanges(state, settings=settings, request=request, conversion=conversion).start()
     return state
 

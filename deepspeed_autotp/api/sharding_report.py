@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 import time
 
-from torch import nn
-
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.planning.plan_words import decisions, report_line
 from deepspeed_autotp.planning.planner import PlanRequest
 
@@ -30,14 +29,20 @@ class Stopwatch:
 
 
 def log_report(
-    model: nn.Module, plan: Plan, request: PlanRequest, watch: Stopwatch, *, is_first: bool
+    description: Description,
+    plan: Plan,
+    request: PlanRequest,
+    watch: Stopwatch,
+    *,
+    is_first: bool,
 ) -> None:
     """The line, and with AUTOTP_LOG=debug the decisions; on rank 0 alone."""
     if not is_first:
         return
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in watch.seconds.items())
-    line = report_line(plan, replicated=request.replicated)
-    _log.info("%s: %s; %s", type(model).__name__, line, took)
+    later = description.replaced_later
+    line = report_line(plan, replicated=request.replicated, replaced_later=later)
+    _log.info("%s: %s; %s", type(description.modules[""]).__name__, line, took)
     if _log.isEnabledFor(logging.DEBUG):
         for decision in decisions(plan):
             _log.debug("%s", decision)

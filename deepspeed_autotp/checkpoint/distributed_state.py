@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deepspeed_autotp.checkpoint.expert_weights import refuse_experts
 from deepspeed_autotp.checkpoint.optimizer_state import OptimizerState
 from deepspeed_autotp.checkpoint.ranks import ranks_of_run
 from deepspeed_autotp.checkpoint.shard_tensor import Given, placed
@@ -68,6 +69,7 @@ def _checked(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
             "engine.save_checkpoint and engine.load_checkpoint"
         )
     refuse_sharded_4bit("checkpoint_state: model", inner.parameters())
+    refuse_experts("checkpoint_state: model", state, inner)
     made: dict[str, Any] = {"model": ModelState(inner, state)}
     made["model"].state_dict()  # or its error, now
     if optimizer is None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deepspeed_autotp.checkpoint.expert_weights import Experts, named_as_before
 from deepspeed_autotp.distributed.failure_barrier import PeerFailed, failure_barrier
 from deepspeed_autotp.distributed.transport import open_transport
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
@@ -72,13 +73,19 @@ def _full_state(
     packed = {id(each) for each in sharded_4bit(inner.parameters())}
     with _gatherer(state, everywhere=everywhere) as gather:
         settle_parameters(inner, state)
-        found = inner.state_dict(keep_vars=True)
+        found = named_as_before(state, inner.state_dict(keep_vars=True))
         left_out = [name for name, tensor in found.items() if id(tensor) in packed]
         belonging = tuple(f"{name}." for name in left_out)
         copies: dict[int, Tensor | None] = {}
         result = {}
         for name, tensor in found.items():
             if name in left_out or name.startswith(belonging):
+                continue
+            if isinstance(tensor, Experts) and (names is None or name in names):
+                if frozen or tensor.trains:
+                    full = tensor.full()
+                    if everywhere or _is_rank0():
+                        result[name if names is not None else without_wrappers(name)] = full
                 continue
             if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
                 continue

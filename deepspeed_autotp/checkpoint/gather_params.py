@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deepspeed_autotp.checkpoint.expert_weights import refuse_expert_parameters
 from deepspeed_autotp.checkpoint.ranks import Ranks, ranks_of_run
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.master_weights import (
@@ -103,8 +104,10 @@ def _parameters(given: object) -> list[Tensor]:
         if is_fully_sharded_parameter(each):
             raise ValueError(_IN_PARTS)
         parameters[id(each)] = each
-    refuse_sharded_4bit("gather_params", parameters.values())
-    return list(parameters.values())
+    found = list(parameters.values())
+    refuse_sharded_4bit("gather_params", found)
+    refuse_expert_parameters("gather_params", found)
+    return found
 
 
 def _check(held: Sequence[_Held], modifier_rank: object) -> None:

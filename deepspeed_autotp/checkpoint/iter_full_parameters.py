@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.checkpoint.expert_weights import refuse_experts
 from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape, gathered_parameters
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
@@ -54,6 +55,7 @@ def iter_full_parameters(
             "parts on data-parallel ranks; read it with full_state_dict"
         )
     refuse_sharded_4bit("iter_full_parameters", model.parameters())
+    refuse_experts("iter_full_parameters", state, model)
     return _full(model, state, bucket_bytes)
 
 

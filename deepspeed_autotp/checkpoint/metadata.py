@@ -29,18 +29,21 @@ NAME = "tensor_parallel.json"
 # Of the model, beside the metadata.
 CONFIG_FILES = ("config.json", "generation_config.json")
 # 1: the hash of the layout, by Python. 2: by the core. 3: the layout itself, and the names of the
-# optimizer's parameters. 4: what the plan was made from.
-_VERSION = 4
+# optimizer's parameters. 4: what the plan was made from. 5: that there are experts in other files.
+_VERSION = 5
+_WITHOUT_EXPERTS = 4  # so that earlier versions of this package load them
 _FIRST_WITH_LAYOUT = 3
 _LARGEST = 100_000_000
 _WRITTEN_BY = "an earlier deepspeed-autotp"
+Experts = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """``layout`` is None before version 3; ``groups`` are the names of the optimizer's parameters
     by parameter group. ``recipe`` is what the plan was made from (planning/plan_recipe.py), or None
-    before version 4 and where that cannot be written."""
+    before version 4 and where that cannot be written. ``experts`` says over how many ranks
+    DeepSpeed's AutoEP has split them, and how many data-parallel replicas there are."""
 
     version: int
     ranks: int
@@ -49,6 +52,7 @@ class Metadata:
     groups: tuple[tuple[str, ...], ...] | None
     recipe: Mapping[str, Any] | None = None
     written_by: str = _WRITTEN_BY
+    experts: Experts | None = None
 
     def has_layout_of(self, plan: Plan) -> bool:
         """Whether a rank of ``plan`` has the shard that its file holds."""
@@ -63,13 +67,14 @@ def write_metadata(
     *,
     configs: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    experts: Experts | None = None,
 ) -> None:
     """Write the metadata of ``plan`` into ``folder``, which is made where it is missing; beside it
     ``configs``, the texts of the model's configuration by file, of CONFIG_FILES. ``recipe`` is what
-    the plan was made from."""
+    the plan was made from, and ``experts`` as in the metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     known = tuple(map(tuple, groups)) if groups is not None else None
-    write_layout(folder, replace(metadata_of(plan, recipe), groups=known))
+    write_layout(folder, replace(metadata_of(plan, recipe), groups=known, experts=experts))
     for name, text in (configs or {}).items():
         write_atomically(folder / name, text.encode())
 
@@ -77,31 +82,31 @@ def write_metadata(
 def metadata_of(plan: Plan, recipe: Mapping[str, Any] | None) -> Metadata:
     """The metadata of ``plan``, which ``recipe`` was made into, without the optimizer."""
     layout = Layout.of_plan(plan)
-    return Metadata(_VERSION, plan.ranks, plan.layout_hash, layout, None, recipe)
+    return Metadata(_WITHOUT_EXPERTS, plan.ranks, plan.layout_hash, layout, None, recipe)
 
 
 def write_layout(folder: Path, metadata: Metadata) -> None:
     """Write ``metadata``, which has a layout, into ``folder``."""
     assert metadata.layout is not None
     content = {
-        "version": _VERSION,
+        "version": _WITHOUT_EXPERTS if metadata.experts is None else _VERSION,
         "written_by": f"deepspeed-autotp {version('deepspeed-autotp')}",
         "layout": metadata.layout_hash,
         "groups": metadata.groups,
         "recipe": metadata.recipe,
+        **({} if metadata.experts is None else {"experts": metadata.experts}),
         **metadata.layout.json(),
     }
     write_atomically(folder / NAME, json.dumps(content, separators=(",", ":")).encode())
 
 
-def read_metadata(folder: Path) -> Metadata | None:
-    """The metadata in ``folder``, or None without. ValueError for a later version, and for what
-    cannot be read."""
+def read_metadata(folder: Path, *, experts: Experts | None = None) -> Metadata | None:
+    """The metadata in ``folder``, or None without. ValueError for a later version, for what cannot
+    be read, and for other ``experts`` than these."""
     try:
         content = read_json(Path(folder, NAME), largest=_LARGEST)
         number = _version(content)
-        if number <= _VERSION:
-            return _parsed(content, number)
+        found = _parsed(content, number) if number <= _VERSION else None
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -109,6 +114,9 @@ def read_metadata(folder: Path) -> Metadata | None:
             f"{str(folder / NAME)!r} cannot be read, expected what save_checkpoint wrote: "
             f"{printable(str(error))}; load another checkpoint"
         ) from error
+    if found is not None:
+        refuse_other_experts(folder, found.experts, experts)
+        return found
     raise ValueError(
         f"the checkpoint {str(folder)!r} has metadata of version {number}, expected at most "
         f"{_VERSION}; load it with the version of deepspeed-autotp that saved it, or load full "
@@ -152,6 +160,7 @@ class _Saved(BaseModel):
     groups: tuple[tuple[str, ...], ...] | None = None
     recipe: dict[str, Any] | None = None
     written_by: str = _WRITTEN_BY
+    experts: Experts | None = None
 
 
 def _version(content: Any) -> int:
@@ -180,7 +189,26 @@ def _parsed(content: dict[str, Any], number: int) -> Metadata:
         saved.groups,
         saved.recipe,
         saved.written_by,
+        saved.experts,
     )
+
+
+def refuse_other_experts(folder: Path, found: Experts | None, expected: Experts | None) -> None:
+    """ValueError unless the experts that a checkpoint was saved with are those of this run."""
+    if found != expected:
+        raise ValueError(
+            f"the checkpoint {str(folder)!r} was saved {_words(found)}, expected "
+            f"{_words(expected)}: experts that it has split are not resharded; load it with the "
+            "expert_parallel section and the number of ranks that it was saved with, or load full "
+            "weights, as save_16bit_model writes them, before the model is sharded"
+        )
+
+
+def _words(experts: Experts | None) -> str:
+    if experts is None:
+        return "without DeepSpeed's AutoEP"
+    size, replicas = experts
+    return f"with DeepSpeed's AutoEP over {size} ranks and {replicas} data-parallel replicas"
 
 
 def _check_weights(folder: Path, *, rank: int) -> None:

@@ -13,9 +13,11 @@ from torch import nn
 from deepspeed_autotp._core import Plan
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.checkpoint.metadata import (
+    Experts,
     Metadata,
     check_metadata,
     read_metadata,
+    refuse_other_experts,
     refuse_unknown_layout,
 )
 from deepspeed_autotp.checkpoint.rank_files import CheckpointFiles, as_saved
@@ -30,15 +32,23 @@ from deepspeed_autotp.interop.deepspeed.checkpoints import (
 
 
 def states_for_sharded(
-    request: LoadRequest, optimizer: EngineOptimizer, plan: Plan, *, rank: int
+    request: LoadRequest,
+    optimizer: EngineOptimizer,
+    plan: Plan,
+    *,
+    rank: int,
+    experts: Experts | None = None,
 ) -> MadeStates | None:
     """What a rank of a model that ``plan`` shards is to load, or None where its files have it.
+    ``experts`` as in the metadata.
 
     ValueError where the checkpoint cannot be loaded; every rank has to be told.
     """
     folder = request.folder
-    metadata = read_metadata(folder)
+    metadata = read_metadata(folder, experts=experts)
     files = CheckpointFiles(folder, trusted=True)
+    if metadata is None and experts is not None and any(folder.glob("*mp_rank_*")):
+        refuse_other_experts(folder, None, experts)
     if metadata is None and is_unsharded(files):
         layout = Layout.of_plan(plan)
         with as_saved(folder):

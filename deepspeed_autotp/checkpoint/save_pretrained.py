@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp.checkpoint.adapters import save_adapters
 from deepspeed_autotp.checkpoint.atomic_folder import AtomicFolder
+from deepspeed_autotp.checkpoint.expert_weights import refuse_experts
 from deepspeed_autotp.checkpoint.pretrained_folder import Index, commit_weights
 from deepspeed_autotp.checkpoint.ranks import Ranks, ranks_of_run
 from deepspeed_autotp.checkpoint.weight_files import WeightFiles, weight_files
@@ -102,6 +103,7 @@ def _checked(engine_or_model: nn.Module, max_shard_size: int | str, parallel: bo
             "that a rank has; give the state_dict of full_state_dict(model) to the save_pretrained "
             "of an unsharded model, or save with torch.distributed.checkpoint and checkpoint_state"
         )
+    refuse_experts("save_pretrained: engine_or_model", state, model)
     if state is not None:
         state.check_identity(model)
     return only_adapters

@@ -18,13 +18,23 @@ _VERSION = 0.4
 _AFFINE_VERSION = 1
 # What is in the names of weights with a row for each token, for DeepSpeed.
 _VOCABULARY = ("embed", "lm_head")
+_FROZEN = (
+    "it does not train, and DeepSpeed restores no such parameter; load the checkpoint itself, at "
+    "any TP size"
+)
+_SPLIT = (
+    "AutoEP has split it beside tensor parallelism, which no test compares; load the checkpoint "
+    "itself, at the sizes it was saved at"
+)
 
 
-def universal_info(layout: Layout, *, frozen: Collection[str] = ()) -> dict[str, Any]:
+def universal_info(
+    layout: Layout, *, frozen: Collection[str] = (), experts: Collection[str] = ()
+) -> dict[str, Any]:
     """What a checkpoint says of all its parameters.
 
-    A universal checkpoint holds the parameters of the optimizer alone: with ``frozen`` ones
-    ``ds_to_universal`` refuses it, in our words.
+    A universal checkpoint holds the parameters of the optimizer alone: with ``frozen`` ones, and
+    with modules ``experts`` that AutoEP has split, ``ds_to_universal`` refuses it, in our words.
     """
     own = [p for p in layout.parameters.values() if p.tied_to is None]
     return {
@@ -37,9 +47,8 @@ def universal_info(layout: Layout, *, frozen: Collection[str] = ()) -> dict[str,
             },
         },
         "autotp_unsupported_parameter_patterns": {
-            _pattern(name): "it does not train, and DeepSpeed restores no such parameter; load the "
-            "checkpoint itself, at any TP size"
-            for name in frozen
+            **{_pattern(name): _FROZEN for name in frozen},
+            **{_pattern(name): _SPLIT for name in experts},
         },
     }
 

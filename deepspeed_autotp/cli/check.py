@@ -24,7 +24,7 @@ from deepspeed_autotp._core import index_pattern
 from deepspeed_autotp.cli.arguments import DONE, WRONG
 from deepspeed_autotp.cli.check_ranks import Found, check_rank
 from deepspeed_autotp.config.dtypes import parse_dtype
-from deepspeed_autotp.config.load_config import load_ds_config
+from deepspeed_autotp.config.load_config import load_ds_config, refuse_expert_parallel
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.distributed.local_processes import RankError, preload, run_on_ranks
 from deepspeed_autotp.interop.named_model import named_inputs, named_model
@@ -75,6 +75,7 @@ def _refuse_numbers(asked: argparse.Namespace) -> None:
 
 def _settings(asked: argparse.Namespace) -> TPTrainingConfig:
     config = {} if asked.config is None else load_ds_config(asked.config)
+    refuse_expert_parallel(config, called="autotp check")
     given = get_tensor_parallel_config(config)
     # Without defaults: some count only where they are written.
     written = {key: value for key, value in given if key in given.model_fields_set}

@@ -82,12 +82,17 @@ def _add_model(command: argparse.ArgumentParser, *, tp_required: bool) -> None:
 
 
 def _config(asked: argparse.Namespace) -> dict[str, Any]:
-    from deepspeed_autotp.config.load_config import load_ds_config, refuse_misspelt_section
+    from deepspeed_autotp.config.load_config import (
+        load_ds_config,
+        refuse_expert_parallel,
+        refuse_misspelt_section,
+    )
 
     if asked.config is None:
         return {}
     config = dict(load_ds_config(asked.config))
     refuse_misspelt_section(config)
+    refuse_expert_parallel(config, called=f"autotp {asked.command}")
     return config
 
 

@@ -18,7 +18,13 @@ from deepspeed_autotp.config.json_text import parsed_json, refuse_nesting, witho
 from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.config.validation import ConfigProblems, dictionary, shown, wrong
 
-__all__ = ["load_ds_config", "precision_switches", "refuse_misspelt_section", "switched_on"]
+__all__ = [
+    "load_ds_config",
+    "precision_switches",
+    "refuse_expert_parallel",
+    "refuse_misspelt_section",
+    "switched_on",
+]
 
 # Sections of DeepSpeed with a name like ours.
 _OTHER_SECTIONS = ("expert_parallel",)
@@ -110,6 +116,18 @@ def _text_of(file: Path) -> str:
     if len(data) > _LARGEST:
         raise _too_large()
     return data.decode("utf-8-sig")
+
+
+def refuse_expert_parallel(config: Mapping[str, Any], *, called: str) -> None:
+    """ValueError for ``called``, which would show experts as tensor parallelism alone shards them,
+    where DeepSpeed's AutoEP is to split them."""
+    if switched_on(config, "expert_parallel"):
+        raise ValueError(
+            f"{called}: the configuration has expert_parallel.enabled true, expected no such "
+            "section: DeepSpeed's AutoEP splits the experts when the engine starts, over ranks "
+            f"that {called} does not have; leave it out to see the rest of the model, and experts "
+            "as they are sharded without it"
+        )
 
 
 def _decode(text: str) -> str:

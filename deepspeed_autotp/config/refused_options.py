@@ -61,14 +61,6 @@ _REFUSED = (
     ),
     _Refused("data_parallel_size", _is_given, _GROUPS),
     _Refused(
-        "expert_parallel.enabled",
-        _is_on,
-        "DeepSpeed's AutoEP replaces routers and experts after the model is sharded, and the "
-        "gradient norm and checkpoints of a sharded model would know nothing of the new ones",
-        "leave it out, and give each TP rank some of the experts, whole, with "
-        "tensor_parallel.expert_partition 'experts'",
-    ),
-    _Refused(
         "compile.deepcompile",
         _is_on,
         "it reduces gradients in a compiled graph, which no test compares with tensor parallelism",

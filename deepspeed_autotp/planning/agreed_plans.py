@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from deepspeed_autotp._core import Plan
+from deepspeed_autotp._core import Plan, index_pattern
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.distributed.comparison import Compared, Planned
 from deepspeed_autotp.distributed.consensus import Agreement, Outcome
@@ -41,6 +41,30 @@ def _refuse_dropped_layers(description: Description, plan: Plan) -> None:
             )
 
 
+def _refuse_beside_auto_ep(description: Description, plan: Plan) -> None:
+    """ValueError where AutoEP would replace a module that the plan changes, and for a shard of
+    which some rank counts nothing in the gradient norm: AutoEP would average its gradient over such
+    ranks."""
+    parts = [name.rpartition(".") for name in description.replaced_later]
+    for name in (*plan.region_blocks, *(layer.module for layer in plan.layers)):
+        pattern = index_pattern(name)
+        if any(pattern == block and f"{name}.{p}" in description.modules for block, _, p in parts):
+            raise ValueError(
+                f"expert_parallel: got a rule that shards '{name}' itself, which AutoEP replaces, "
+                "expected rules for what is in it; write 'skip' for it in "
+                "tensor_parallel.partition_config, or leave expert_parallel out"
+            )
+    for entry in plan.entries:
+        counted = [entry.is_counted(rank) for rank in range(plan.ranks)]
+        if entry.is_sharded and not entry.is_tied and not all(counted):
+            raise ValueError(
+                f"expert_parallel: got {plan.ranks} TP ranks, of which {counted.count(False)} hold "
+                f"no part of {entry.name} for themselves alone, expected a part for each: AutoEP "
+                "would average its gradient over these; use a TP size that is at most the number "
+                "of key/value heads"
+            )
+
+
 class AgreedPlans:
     """Makes plans of one model, each of them on every rank of ``agreement`` and compared there.
 
@@ -64,6 +88,7 @@ class AgreedPlans:
         self._ranks = ranks
         self.agreement = agreement
         self._first = PlanRequest(
+            replicated=description.replaced_later,
             heuristics=is_checked or settings.self_check is False,
             large_layers=is_checked,
             large_names=large_names,
@@ -100,7 +125,7 @@ class AgreedPlans:
         first = self._first
         request = replace(
             first,
-            replicated=tuple(replicated),
+            replicated=(*first.replicated, *replicated),
             individual=tuple(individual),
             heuristics=heuristics and first.heuristics,
             large_layers=heuristics and first.large_layers,
@@ -125,7 +150,7 @@ class AgreedPlans:
     def of_twin(self, description: Description, plan: Plan) -> AgreedPlans:
         """Those of a small model with this description; ``plan`` is that of the large one."""
         return AgreedPlans(
-            description,
+            replace(description, replaced_later=self._description.replaced_later),
             decided(self._settings, plan),
             self._ranks,
             self.agreement,
@@ -161,6 +186,8 @@ class AgreedPlans:
         plan = make_plan(self._description, self._settings, ranks=self._ranks, request=request)
         _refuse_dropped_layers(self._description, plan)
         self._requests[plan.hash] = request
+        if self._description.replaced_later:
+            _refuse_beside_auto_ep(self._description, plan)
         _refuse_adapters(self._description, plan)
         refuse_quantized(self._description, plan)
         return plan

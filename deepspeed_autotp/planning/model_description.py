@@ -32,13 +32,15 @@ class Description:
     """The core's view of a model with its ``tp_plan``, and the torch objects behind its indices.
 
     ``parameters[i]`` is the tensor of the plan's entry ``i`` and ``modules`` maps every module
-    name that the plan uses to its module.
+    name that the plan uses to its module. ``replaced_later`` names modules, with ``*`` for each
+    index, that stay replicated in every plan, as DeepSpeed's AutoEP replaces them.
     """
 
     model: Model
     styles: tuple[Style, ...]
     parameters: tuple[nn.Parameter, ...]
     modules: dict[str, nn.Module]
+    replaced_later: tuple[str, ...] = ()
 
 
 def _kind(module: nn.Module) -> str:
@@ -76,21 +78,29 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 # Gives the shape of a full parameter.
 ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
+LeavesOut = Callable[[nn.Parameter], bool]
 
 
-def describe(model: nn.Module, *, shape_of: ShapeOf = full_shape) -> Description:
-    """Read ``model``; a tensor that has several names appears once per name, tied to the first."""
-    data, parameters = described(model, shape_of=shape_of)
+def _nothing(parameter: nn.Parameter) -> bool:
+    return False
+
+
+def describe(
+    model: nn.Module, *, shape_of: ShapeOf = full_shape, leaves_out: LeavesOut = _nothing
+) -> Description:
+    """Read ``model``, but for the parameters that it ``leaves_out``; a tensor that has several
+    names appears once per name, tied to the first."""
+    data, parameters = described(model, shape_of=shape_of, leaves_out=leaves_out)
     return Description(data.model(), data.styles, parameters, dict(model.named_modules()))
 
 
 def described(
-    model: nn.Module, *, shape_of: ShapeOf = full_shape
+    model: nn.Module, *, shape_of: ShapeOf = full_shape, leaves_out: LeavesOut = _nothing
 ) -> tuple[ModelData, tuple[nn.Parameter, ...]]:
     """As data, and the tensors behind its parameters."""
     modules = dict(model.named_modules())
     places = {module: index for index, module in enumerate(modules.values())}
-    rows, parameters = _parameters(modules, shape_of)
+    rows, parameters = _parameters(modules, shape_of, leaves_out)
     facts = model_facts(model)
     data = ModelData(
         modules=tuple(
@@ -123,13 +133,15 @@ def styles_of(model: nn.Module) -> tuple[Style, ...]:
 
 
 def _parameters(
-    modules: Mapping[str, nn.Module], shape_of: ShapeOf
+    modules: Mapping[str, nn.Module], shape_of: ShapeOf, leaves_out: LeavesOut
 ) -> tuple[tuple[ParameterRow, ...], tuple[nn.Parameter, ...]]:
     first: dict[int, int] = {}
     parameters: list[nn.Parameter] = []
     rows: list[ParameterRow] = []
     for index, (name, module) in enumerate(modules.items()):
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if leaves_out(parameter):
+                continue
             tied = first.setdefault(id(parameter), len(parameters))
             rows.append(
                 (

@@ -12,10 +12,13 @@ from deepspeed_autotp._core import Entry, Kind, Plan, Row, Source, index_pattern
 _NAMED = 3
 
 
-def report_line(plan: Plan, *, replicated: Sequence[str] = ()) -> str:
+def report_line(
+    plan: Plan, *, replicated: Sequence[str] = (), replaced_later: Sequence[str] = ()
+) -> str:
     """What is sharded by whom, what stays replicated and why, and the bytes of a rank.
 
-    ``replicated`` names the modules that the self-check found to differ, as in a PlanRequest.
+    ``replicated`` names the modules that the self-check found to differ, as in a PlanRequest, but
+    for those that are ``replaced_later``, as in a Description.
     """
     rows = [row for row in plan.table() if not row.entry.is_tied]
     sharded: dict[str, int] = {}
@@ -25,7 +28,7 @@ def report_line(plan: Plan, *, replicated: Sequence[str] = ()) -> str:
             source = str(row.entry.source)
             sharded[source] = sharded.get(source, 0) + row.count
         else:
-            kept.setdefault(_why_replicated(row, replicated), []).append(row)
+            kept.setdefault(_why_replicated(row, replicated, replaced_later), []).append(row)
     full = sum(row.full_bytes for row in rows)
     ranks = bytes_of_ranks(rows)
     by = ", ".join(f"{count} by {source}" for source, count in sharded.items()) or "none"
@@ -40,10 +43,14 @@ def bytes_of_ranks(rows: Iterable[Row]) -> list[int]:
     return [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
 
 
-def _why_replicated(row: Row, replicated: Sequence[str]) -> str:
+def _why_replicated(row: Row, replicated: Sequence[str], replaced_later: Sequence[str]) -> str:
     entry = row.entry
-    if any(f"{row.pattern}.".startswith(f"{index_pattern(name)}.") for name in replicated):
-        return "differed in the self-check"
+    for names, why in (
+        (replaced_later, "replaced by DeepSpeed's AutoEP"),
+        (replicated, "differed in the self-check"),
+    ):
+        if any(f"{row.pattern}.".startswith(f"{index_pattern(name)}.") for name in names):
+            return why
     if entry.kind is Kind.SKIPPED or (entry.rule and entry.source is not Source.NONE):
         return f"by {entry.source}"
     if len(entry.shape) <= 1:

@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.interop.deepspeed.auto_ep import expert_group, is_expert
 from deepspeed_autotp.interop.fully_shard import (
     is_distributed,
     local_part,
@@ -45,6 +47,8 @@ class GradNorm:
         entry, rank = self._state.entry(parameter), self._state.group.rank
         if is_distributed(gradient):
             return _counted_part(gradient, entry, rank)
+        if is_expert(parameter):
+            return gradient
         if entry is None or not entry.is_sharded:
             return gradient if rank == 0 else gradient.new_zeros(0)
         others = [(offset, n) for offset, n, owner, _ in entry.shared(rank) if owner != rank]
@@ -73,7 +77,13 @@ class GradNorm:
         """
         # By where fully_shard has their parts, in the order of the parameters on all ranks.
         found: dict[object, tuple[Tensor, Tensor]] = {}
+        experts: dict[dist.ProcessGroup, Tensor] = {}
         for parameter, gradient in pairs:
+            if is_expert(parameter):  # this rank has some of them for itself
+                power = _power(gradient.to(_power_dtype(gradient)), order)
+                handle = expert_group(parameter)
+                experts[handle] = _added(experts.get(handle, self._zero()), power, order)
+                continue
             counted = self.counted(gradient, parameter).to(_power_dtype(gradient))
             before = found.get(same_parts(gradient), (gradient, self._zero()))[1]
             found[same_parts(gradient)] = gradient, _added(before, _power(counted, order), order)
@@ -81,8 +91,14 @@ class GradNorm:
         for gradient, powers in found.values():
             total = _added(total, over_parts(powers, gradient, largest=math.isinf(order)), order)
         if math.isinf(order):
-            return torch.stack(self._state.group.all_gather(total, [()] * self._ranks)).amax()
-        total = self._state.group.all_reduce(total)
+            total = torch.stack(self._state.group.all_gather(total, [()] * self._ranks)).amax()
+        else:
+            total = self._state.group.all_reduce(total)
+        for handle, powers in experts.items():
+            dist.all_reduce(powers, _reduction(order), group=handle)
+            total = _added(total, powers, order)
+        if math.isinf(order):
+            return total
         return total.sqrt() if order == 2.0 else total.pow(1.0 / order)
 
     @property
@@ -163,6 +179,10 @@ def _power(counted: Tensor, order: float) -> Tensor:
 
 def _added(total: Tensor, power: Tensor, order: float) -> Tensor:
     return torch.maximum(total, power.to(total)) if math.isinf(order) else total + power
+
+
+def _reduction(order: float) -> dist.ReduceOp.RedOpType:
+    return dist.ReduceOp.MAX if math.isinf(order) else dist.ReduceOp.SUM
 
 
 def _counts_some_runs(entry: Entry, rank: int) -> bool:

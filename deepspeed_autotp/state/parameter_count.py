@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 
+import torch.distributed as dist
 from torch import nn
 
+from deepspeed_autotp.interop.deepspeed.auto_ep import expert_group, is_expert
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.module_state import replace_method
 from deepspeed_autotp.state.fully_shard import follow_fully_shard
@@ -37,5 +39,6 @@ def num_parameters(
         if id(parameter) not in left_out and (parameter.requires_grad or not only_trainable):
             owner = owner_of(parameter)
             entry = None if owner is None else owner.entry(parameter)
-            count += math.prod(full_shape(parameter) if entry is None else entry.shape)
+            split = dist.get_world_size(expert_group(parameter)) if is_expert(parameter) else 1
+            count += split * math.prod(full_shape(parameter) if entry is None else entry.shape)
     return count

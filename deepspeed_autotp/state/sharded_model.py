@@ -19,6 +19,7 @@ from deepspeed_autotp._core import Entry, Plan
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.transport import ShardSizes, Transport
 from deepspeed_autotp.interop.bitsandbytes import is_4bit
+from deepspeed_autotp.interop.deepspeed.auto_ep import ExpertBlock
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.module_state import find_state, set_state
@@ -69,6 +70,7 @@ class TensorParallel:
         self.masters: MasterWeights | None = None  # of DeepSpeed's optimizer, where there is one
         self.model: weakref.ref[nn.Module] | None = None  # what carries it; None for a copy
         self.changes: ModuleChanges | None = None  # None for a copy
+        self.expert_blocks: tuple[ExpertBlock, ...] = ()  # that AutoEP has replaced
         self._hook: list[Callable[[nn.Module], None]] = []  # what registers hooks, once on a module
         group.join(self)
         _states.add(self)

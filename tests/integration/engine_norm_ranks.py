@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import deepspeed_autotp
+from tests.support.fused_sgd import fused_sgd
 from tests.support.loss_curves import RATE, own_rows
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
@@ -60,30 +61,9 @@ def model_of(case: Case) -> nn.Module:
     return model
 
 
-def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Plain SGD that DeepSpeed wraps as it does its FusedAdam, whose kernel takes minutes to be
-    compiled for a CPU."""
-    from deepspeed.ops.adam import FusedAdam
-
-    class FusedSGD(FusedAdam):  # type: ignore[misc]
-        def __init__(self) -> None:
-            torch.optim.Optimizer.__init__(self, parameters, {"lr": RATE})
-
-        @torch.no_grad()
-        def step(self, *_: object) -> None:
-            for parameter in (p for group in self.param_groups for p in group["params"]):
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=RATE)
-
-        def zero_grad(self, set_to_none: bool = True) -> None:
-            torch.optim.Optimizer.zero_grad(self, set_to_none)
-
-    return FusedSGD()
-
-
 def optimizer_of(case: Case, model: nn.Module) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    return fused(trained) if case.optimizer == "FusedSGD" else torch.optim.SGD(trained, lr=RATE)
+    return fused_sgd(trained) if case.optimizer == "FusedSGD" else torch.optim.SGD(trained, lr=RATE)
 
 
 def config_of(case: Case, *, tp: int) -> dict[str, Any]:

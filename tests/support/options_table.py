@@ -267,11 +267,16 @@ PARALLELISM = (
     ),
     Option(
         "`expert_parallel` (AutoEP)",
+        config={"expert_parallel": {"enabled": True, "autoep_size": 2}},
+        tested="integration/test_auto_ep.py",
+        note="of experts with ZeRO 0 to 2, and [not beside everything](training.md#autoep)",
+    ),
+    Option(
+        "`expert_parallel` (AutoEP) of a model without experts",
         REFUSED,
         {"expert_parallel": {"enabled": True, "autoep_size": 2}},
-        words="expert_parallel.enabled: got True",
-        note="`tensor_parallel.expert_partition` gives each TP rank some of the experts, whole",
-        fast=True,
+        words="expert_parallel: got a LlamaForCausalLM",
+        note="DeepSpeed trains it as if the section were not there",
     ),
     Option(
         "`use_data_before_expert_parallelism`",

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from deepspeed_autotp.config.load_config import refuse_misspelt_section
+from deepspeed_autotp.config.load_config import (
+    refuse_expert_parallel,
+    refuse_misspelt_section,
+)
 from deepspeed_autotp.config.refused_options import _REFUSED, refuse_options
 from deepspeed_autotp.interop.deepspeed.engine import gather_weights_on_save
 from tests.support.options import Option
@@ -20,12 +23,6 @@ def test_all_refused_options_come_in_one_error() -> None:
     assert "sequence_parallel_size: got 2" in first and "sequence_parallel" in first
     assert second.startswith("zero_optimization.zero_hpz_partition_size: got 4")
     assert third.startswith("mesh_param: got (2, 2)")
-
-
-def test_expert_parallelism_is_refused_with_what_there_is_instead() -> None:
-    with pytest.raises(ValueError, match="AutoEP") as caught:
-        refuse_options({"expert_parallel": {"enabled": True, "autoep_size": 2}})
-    assert str(caught.value).endswith("with tensor_parallel.expert_partition 'experts'")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +66,15 @@ def test_what_the_table_refuses_by_name_is_refused(option: Option) -> None:
     with pytest.raises(ValueError, match="not supported beside tensor parallelism") as caught:
         refuse_options(option.config)
     assert option.words in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, 1, "true"])
+def test_commands_without_ranks_refuse_expert_parallelism(value: object) -> None:
+    refuse_expert_parallel({"expert_parallel": {"enabled": False}}, called="autotp plan")
+    refuse_expert_parallel({}, called="autotp plan")
+    with pytest.raises(ValueError, match="^autotp plan: .*expert_parallel.enabled") as caught:
+        refuse_expert_parallel({"expert_parallel": {"enabled": value}}, called="autotp plan")
+    assert "leave it out" in str(caught.value)
 
 
 def test_a_section_of_deepspeed_is_no_slip_of_ours() -> None:

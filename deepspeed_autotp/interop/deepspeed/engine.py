@@ -79,8 +79,9 @@ def refuse_pipeline(model: nn.Module) -> None:
 _BATCH = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-def settle_engine_config(config: dict[str, Any], *, mpu: Any, replicas: int) -> None:
+def settle_engine_config(config: dict[str, Any], *, mpu: Any, replicas: int) -> Any:
     """Let DeepSpeed check its configuration before anything is sharded, and settle batch sizes.
+    Returns what DeepSpeed made of it.
 
     DeepSpeed checks ``train_batch_size`` against all ranks, and ZeRO 3 again against the
     data-parallel ranks only, so that both checks cannot pass. Without the key, with the micro
@@ -99,6 +100,7 @@ def settle_engine_config(config: dict[str, Any], *, mpu: Any, replicas: int) -> 
     config.pop("train_batch_size", None)
     for key in _BATCH:
         config[key] = getattr(checked, key)
+    return checked
 
 
 def gather_weights_on_save(config: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepspeed_autotp.interop.deepspeed.module import versions
+from deepspeed_autotp.interop.deepspeed.auto_ep import is_expert
+from deepspeed_autotp.interop.deepspeed.module import has_moe_layers, versions
 
 
 class GradNorm(Protocol):
@@ -41,7 +42,7 @@ def count_weights_once(engine: Any, norm: GradNorm, *, clip: Callable[[float], T
     name = type(optimizer).__name__
     if optimizer is None or name in _WITHOUT_STEP:
         return
-    if engine.has_moe_layers:
+    if has_moe_layers(engine.module):
         raise ValueError(
             "initialize: the model has deepspeed.moe layers, whose gradient norm is not known with "
             "tensor parallelism; train it without tensor_parallel"
@@ -150,8 +151,29 @@ def _in_zero_1_and_2(engine: Any, norm: GradNorm) -> None:
             for gradient, p in zip(filled, params, strict=False)  # padding may follow
         ]
 
+    if engine.has_moe_layers:
+        _count_experts(optimizer)
     if _has_partly_counted(engine, optimizer.bit16_groups, norm):
         _count_in_direct_norm(optimizer, counted)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnEachRank:
+    """What DeepSpeed's norm reads of a parameter that each rank has a part of for itself."""
+
+    tensor_model_parallel: bool = True
+
+
+def _count_experts(optimizer: Any) -> None:
+    """Let ZeRO count the experts of every rank: DeepSpeed 0.19.8 counts those of TP rank 0."""
+    direct = optimizer.get_grad_norm_direct
+
+    def get_grad_norm_direct(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        if any(map(is_expert, params)):
+            params = [_OnEachRank()] * len(params)
+        return direct(gradients, params, norm_type)
+
+    optimizer.get_grad_norm_direct = get_grad_norm_direct
 
 
 def _in_zero_3(engine: Any, norm: GradNorm) -> None:

@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+from torch import nn
+
 from deepspeed_autotp.interop.versions import tested_and_found
 
 
@@ -21,6 +23,12 @@ def is_engine(model: object) -> bool:
         cls.__name__ == "DeepSpeedEngine" and cls.__module__.startswith("deepspeed.")
         for cls in type(model).__mro__
     )
+
+
+def has_moe_layers(model: nn.Module) -> bool:
+    """Whether ``model`` has layers of ``deepspeed.moe``."""
+    kind = importlib.import_module("deepspeed.moe.layer").MoE
+    return any(isinstance(module, kind) for module in model.modules())
 
 
 def deepspeed_module() -> ModuleType:

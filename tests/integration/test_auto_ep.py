@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed's AutoEP around a sharded model: as in one process, or refused by name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepspeed_autotp.checkpoint.open_checkpoint import open_checkpoint
+from tests.integration import auto_ep_ranks as ranks
+from tests.integration.auto_ep_ranks import Case
+from tests.support.same_error import same_error
+from tests.support.worker_pool import Pool
+
+# Ranks of the run, TP size and ranks that have all experts between them.
+LAYOUTS = ((2, 2, 2), (4, 2, 2), (4, 2, 4))
+
+
+def trained(pool: Pool, case: Case, size: int) -> None:
+    for found in pool.run(ranks.train, case, ranks=size, timeout=110):
+        assert found["start"] == 0.0, found
+        assert found["losses"] < 1e-5 and found["weights"] < 1e-5, found
+        assert found["parameters"] == 0
+        if case.clip:
+            assert found["norms"] == pytest.approx(found["expected"], rel=1e-5)
+
+
+@pytest.mark.sample(9)
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "qwen2_moe"])
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_trains_as_one_process(
+    pool: Pool, name: str, zero: int, layout: tuple[int, int, int]
+) -> None:
+    size, tp, ep = layout
+    trained(pool, Case(name, zero=zero, tp=tp, ep=ep, clip=0.5), size)
+
+
+def test_load_balancing_losses_train_routers_as_in_one_process(pool: Pool) -> None:
+    case = Case("mixtral", zero=1, auxiliary=0.1, clip=0.5)
+    trained(pool, case, 2)
+    trained(pool, replace(case, name="qwen3_moe", zero=2, accumulate=2), 4)
+
+
+# Of bfloat16 weights, by what DeepSpeed wraps their optimizer with.
+WRAPPERS = {
+    "FP16_UnfusedOptimizer": Case("mixtral", zero=0, clip=0.5, precision="bf16"),
+    "FP16_Optimizer": Case("mixtral", zero=0, clip=0.5, precision="bf16", is_fused=True),
+    "DeepSpeedZeroOptimizer": Case("mixtral", zero=2, clip=0.5, precision="bf16"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_gradient_norm_of_every_optimizer_counts_all_experts(pool: Pool, wrapper: str) -> None:
+    for found in pool.run(ranks.train, WRAPPERS[wrapper], timeout=110):
+        assert found["wrapper"] == wrapper
+        assert found["norms"] == pytest.approx(found["expected"], rel=0.02)
+        assert found["losses"] < 0.01 and found["weights"] < 0.02
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_goes_on_where_it_was_saved(
+    pool: Pool, tmp_path: Path, zero: int, layout: tuple[int, int, int]
+) -> None:
+    size, tp, ep = layout
+    case = Case("deepseek_v3", zero=zero, tp=tp, ep=ep, clip=0.5)
+    for found in pool.run(ranks.resume, case, str(tmp_path), ranks=size, timeout=110):
+        losses, expected = found["losses"]
+        assert found["loaded"] and losses == expected and found["weights"] == 0.0
+
+
+def test_checkpoints_of_other_sizes_are_refused(pool: Pool, tmp_path: Path) -> None:
+    case = Case("mixtral", zero=1)
+    pool.run(ranks.resume, case, str(tmp_path), ranks=2)
+    text = same_error(pool.run(ranks.load_error, replace(case, ep=4), str(tmp_path), ranks=4))
+    assert text.startswith("ValueError: the checkpoint ") and (
+        "with DeepSpeed's AutoEP over 2 ranks and 1 data-parallel replicas, expected with "
+        "DeepSpeed's AutoEP over 4 ranks and 2 data-parallel replicas" in text
+    )
+    text = same_error(pool.run(ranks.load_error, replace(case, ep=0), str(tmp_path)))
+    assert "over 2 ranks and 1 data-parallel replicas, expected without" in text
+    folder = next(each for each in tmp_path.iterdir() if each.is_dir())
+    with pytest.raises(ValueError, match="expected without DeepSpeed's AutoEP"):
+        open_checkpoint(folder)
+
+
+def test_full_weights_have_the_names_of_before(pool: Pool, tmp_path: Path) -> None:
+    for found in pool.run(ranks.saved_for_inference, Case("qwen2_moe", zero=1), str(tmp_path)):
+        assert found["difference"] == 0.0
+        for text in found["refused"]:
+            assert "experts that DeepSpeed's AutoEP has split" in text
+            assert "call full_state_dict, or save_16bit_model of the engine" in text
+
+
+BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "ZeRO 3": ("mixtral", {"zero_optimization": {"stage": 3}}, "zero_optimization.stage: got 3"),
+    "offloading": (
+        "mixtral",
+        {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+        "offload",
+    ),
+    "sequences": (
+        "mixtral",
+        {"tensor_parallel": {"sequence_parallel": True}},
+        "tensor_parallel.sequence_parallel: got true",
+    ),
+    "whole experts": (
+        "mixtral",
+        {"tensor_parallel": {"expert_partition": "experts"}},
+        "tensor_parallel.expert_partition: got 'experts'",
+    ),
+    "one rank": ("mixtral", {"expert_parallel": {"autoep_size": 1}}, "autoep_size > 1"),
+    "too many": ("mixtral", {"expert_parallel": {"autoep_size": 8}}, "autoep_size"),
+    "no experts": ("olmo2", {}, "finds no blocks of experts"),
+    "DeepEP": ("mixtral", {"expert_parallel": {"comm_backend": "deepep"}}, "comm_backend"),
+}
+
+
+def test_what_does_not_go_beside_it_is_refused_before_anything_changes(pool: Pool) -> None:
+    for what, (name, more, words) in BESIDE.items():
+        found = pool.run(ranks.refused, Case(name, zero=1), more)
+        text = same_error([text for text, _ in found])
+        assert text.startswith("ValueError: ") and words in text, (what, text)
+        assert all(as_before for _, as_before in found), what
+
+
+def test_few_key_value_heads_are_refused_by_name(pool: Pool) -> None:
+    found = pool.run(ranks.refused, Case("mixtral", zero=1, tp=4), {}, ranks=4)
+    text = same_error([text for text, _ in found])
+    assert text.startswith("ValueError: expert_parallel: got 4 TP ranks") and "k_proj" in text
+    assert all(as_before for _, as_before in found)
+
+
+def test_models_that_are_sharded_and_optimizers_that_are_built_are_refused(pool: Pool) -> None:
+    found = pool.run(ranks.refused_later, Case("mixtral", zero=1))
+    again, without, sharded, built = (same_error([each[i] for each in found]) for i in range(4))
+    for text in (again, without):
+        assert "has split for an engine before" in text
+    assert "expert_parallel: got a model that is sharded already" in sharded
+    assert "initialize: optimizer: got an instance of SGD beside expert_parallel" in built
+
+
+def test_the_registry_of_transformers_is_left_as_it_was(pool: Pool) -> None:
+    assert pool.run(ranks.registry_is_left) == [True, True]
