@@ -41,8 +41,8 @@ name_of(tp_collective kind)
 }
 
 static int
-post_chunk(tp_shm *shm, const tp_collective_message *message, size_t offset,
-           double seconds, tp_error *err)
+post_chunk(tp_shm *shm, const tp_collective_message *message, uint64_t label,
+           size_t offset, double seconds, tp_error *err)
 {
     _Atomic uint64_t *posted = &shm->counters[shm->rank].posted;
     const uint64_t chunk = atomic_load_explicit(posted, memory_order_relaxed);
@@ -52,7 +52,7 @@ post_chunk(tp_shm *shm, const tp_collective_message *message, size_t offset,
         tp_wait(shm, TP_READ, chunk + 1 - TP_SHM_SLOTS, seconds, err) < 0)
         return -1;
     shm->counters[shm->rank].tags[chunk % TP_SHM_SLOTS] =
-        (tp_shm_tag){message->bytes, message->kind};
+        (tp_shm_tag){message->bytes, message->kind, label};
     if (bytes > 0)
         memcpy(tp_shm_at(shm, shm->rank, chunk), (const char *)message->from + offset,
                bytes);
@@ -65,26 +65,71 @@ tp_collective_post(tp_shm *shm, const tp_collective_message *message, double sec
                    tp_error *err)
 {
     const size_t room = smaller(message->bytes, TP_SHM_SLOTS * shm->slot);
+    const uint64_t label = shm->label | message->backward;
     size_t offset = 0;
 
+    if (tp_shm_check_process(shm, err) < 0)
+        return -1;
     /* An empty message is a chunk, too, so that it is not read as the next one. */
     do {
-        if (post_chunk(shm, message, offset, seconds, err) < 0)
+        if (post_chunk(shm, message, label, offset, seconds, err) < 0)
             return -1;
         offset += shm->slot;
     } while (offset < room);
     return 0;
 }
 
-/* Fails where another rank has posted another size or for another collective. */
+/* That of a chunk which this rank has posted. */
+static uint64_t
+own_label(const tp_shm *shm, uint64_t chunk)
+{
+    return shm->counters[shm->rank].tags[chunk % TP_SHM_SLOTS].label;
+}
+
+static unsigned long
+call_of(uint64_t label)
+{
+    return (unsigned long)(label >> 1 & ((1u << TP_SHM_CALL_BITS) - 1));
+}
+
+/* Fails for messages of one size that belong to different calls of the model. */
+static int
+fail_label(tp_shm *shm, uint64_t own, int rank, uint64_t others, tp_error *err)
+{
+    const unsigned long call = call_of(own), other_call = call_of(others);
+
+    if (call == other_call && (own & 1) == (others & 1))
+        tp_fail(
+            err, TP_PEER,
+            "collective mismatch: rank %d and rank %d were given different batches in "
+            "call %lu of the model; all ranks of a TP group need the same batch",
+            shm->rank, rank, call);
+    else
+        tp_fail(
+            err, TP_PEER,
+            "collective mismatch: rank %d is %s call %lu of the model, rank %d %s "
+            "call %lu; all ranks of a TP group need the same calls in the same order, "
+            "and on some of them one was left out or repeated",
+            shm->rank, own & 1 ? "in the backward of" : "at", call, rank,
+            others & 1 ? "in the backward of" : "at", other_call);
+    return tp_shm_fail(shm);
+}
+
+/* Fails where another rank has posted another size, or for another collective or call.
+ */
 static int
 check_same(tp_shm *shm, const tp_collective_message *message, uint64_t chunk,
            tp_error *err)
 {
+    const uint64_t label = own_label(shm, chunk);
+
     for (int rank = 0; rank < shm->ranks; rank++) {
         const tp_shm_tag *tag = &shm->counters[rank].tags[chunk % TP_SHM_SLOTS];
-        if (tag->bytes == message->bytes && tag->kind == message->kind)
-            continue;
+        if (tag->bytes == message->bytes && tag->kind == message->kind) {
+            if (tag->label == label)
+                continue;
+            return fail_label(shm, label, rank, tag->label, err);
+        }
         tp_fail(
             err, TP_PEER,
             "collective mismatch: rank %d gives %zu bytes to be %s, rank %d gives %llu "
@@ -112,10 +157,11 @@ read_chunks(tp_shm *shm, const tp_collective_message *message, use_chunk use,
         if (tp_wait(shm, TP_POSTED, chunk + 1, seconds, err) < 0 ||
             check_same(shm, message, chunk, err) < 0)
             return -1;
+        const uint64_t label = own_label(shm, chunk);
         use(shm, chunk, offset, smaller(message->bytes - offset, shm->slot), context);
         atomic_store_explicit(chunks_read, chunk + 1, memory_order_release);
         if (offset + ahead < message->bytes &&
-            post_chunk(shm, message, offset + ahead, seconds, err) < 0)
+            post_chunk(shm, message, label, offset + ahead, seconds, err) < 0)
             return -1;
         offset += shm->slot;
     } while (offset < message->bytes);

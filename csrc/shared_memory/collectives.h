@@ -8,7 +8,7 @@
 #ifndef TP_COLLECTIVES_H
 #define TP_COLLECTIVES_H
 
-#include <stdint.h>
+#include <stdbool.h>
 
 #include "shared_memory/shm.h"
 
@@ -20,10 +20,13 @@ typedef struct {
     const void *from;   /* borrowed */
     size_t bytes;       /* the same on every rank */
     tp_collective kind; /* likewise */
+    bool backward;      /* likewise: whether it is of a backward pass */
 } tp_collective_message;
 
 /* Post as much of a message as there is room for. Fails as tp_wait does, as do the
- * others; they also fail, on all ranks, where messages differ. */
+ * others; they also fail, on all ranks, where messages differ or belong to different
+ * calls, and in a fork of the process that opened the memory, where they change
+ * nothing. */
 int tp_collective_post(tp_shm *shm, const tp_collective_message *message,
                        double seconds, tp_error *err);
 

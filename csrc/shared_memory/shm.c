@@ -96,6 +96,7 @@ tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slot,
         return tp_fail_memory(err);
     shm->rank = rank;
     shm->ranks = ranks;
+    shm->process = (long)getpid();
     shm->slot = slot;
     shm->spins = useful_spins(ranks);
     shm->bytes = head_bytes(ranks) + (size_t)ranks * TP_SHM_SLOTS * slot;
@@ -132,10 +133,33 @@ tp_shm_close(tp_shm *shm)
     free(shm);
 }
 
+void
+tp_shm_set_call(tp_shm *shm, uint64_t call, uint64_t digest)
+{
+    const uint64_t calls = ((uint64_t)1 << TP_SHM_CALL_BITS) - 1;
+
+    shm->label = digest << (TP_SHM_CALL_BITS + 1) | (call & calls) << 1;
+}
+
 int
 tp_shm_ranks(const tp_shm *shm)
 {
     return shm->ranks;
+}
+
+int
+tp_shm_check_process(const tp_shm *shm, tp_error *err)
+{
+    const long process = (long)getpid();
+
+    if (process == shm->process)
+        return 0;
+    return tp_fail(
+        err, TP_PEER,
+        "process %ld is a fork of process %ld, which is rank %d of the group: "
+        "two processes of a rank would mix up its collectives; call the model "
+        "in the process that sharded it",
+        process, shm->process, shm->rank);
 }
 
 int

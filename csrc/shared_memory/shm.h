@@ -7,6 +7,7 @@
 #define TP_SHM_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "core/base/error.h"
 
@@ -22,6 +23,10 @@ int tp_shm_open(tp_shm **made, const char *name, int rank, int ranks, size_t slo
 void tp_shm_unlink(const char *name);
 
 void tp_shm_close(tp_shm *shm);
+
+/* Say to which call of the model the messages from now on belong: its number, and a
+ * digest of its inputs. Messages of one size may belong to different ones. */
+void tp_shm_set_call(tp_shm *shm, uint64_t call, uint64_t digest);
 
 int tp_shm_ranks(const tp_shm *shm);
 

@@ -18,7 +18,9 @@
 enum {
     TP_SHM_SLOTS = 2,
     /* Two lines: a processor fetches the neighbour of a line with it. */
-    TP_SHM_APART = 128
+    TP_SHM_APART = 128,
+    /* Of a label, for the number of a call; above are bits of a digest. */
+    TP_SHM_CALL_BITS = 24
 };
 
 /* A counter with a lock of its process would count for that process alone. */
@@ -29,6 +31,7 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(uint64_t) <= sizeof(long lo
 typedef struct {
     uint64_t bytes; /* of the message */
     uint64_t kind;  /* a tp_collective */
+    uint64_t label; /* of the message; bit 0: of a backward pass */
 } tp_shm_tag;
 
 typedef struct {
@@ -42,8 +45,10 @@ typedef struct {
 struct tp_shm {
     int rank;
     int ranks;
+    long process; /* the one that opened it: a fork would write as the same rank */
     int file; /* owned; the only descriptor of it, as closing any would drop the lock */
-    int spins; /* on a counter before the core is yielded */
+    int spins;      /* on a counter before the core is yielded */
+    uint64_t label; /* of the call that runs */
     size_t slot;
     size_t bytes;
     tp_shm_counters *counters; /* owned, mapped: those of all ranks, then their slots */
@@ -72,6 +77,9 @@ tp_shm_has_failed(const tp_shm *shm, int rank)
 {
     return atomic_load_explicit(&shm->counters[rank].failed, memory_order_acquire) != 0;
 }
+
+/* Fails in a fork of the process that opened the memory. */
+int tp_shm_check_process(const tp_shm *shm, tp_error *err);
 
 /* Whether the process of `rank` has joined and ended: the lock that it held on its byte
  * of the file is gone. */

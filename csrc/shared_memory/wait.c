@@ -51,15 +51,18 @@ check_ranks(const tp_shm *shm, tp_error *err)
         if (tp_shm_has_ended(shm, rank, &ended, err) < 0)
             return -1;
         if (ended)
-            return tp_fail(err, TP_PEER,
-                           "rank %d of the group has ended while rank %d is in a "
-                           "collective; see the error of that rank",
-                           rank, shm->rank);
+            return tp_fail(
+                err, TP_PEER,
+                "no answer in shared memory: rank %d of the group has ended "
+                "while rank %d is in a collective; see the error of that rank",
+                rank, shm->rank);
         if (tp_shm_has_failed(shm, rank))
-            return tp_fail(err, TP_PEER,
-                           "a collective of the group has failed on rank %d while "
-                           "rank %d is in one; see the error of that rank",
-                           rank, shm->rank);
+            return tp_fail(
+                err, TP_PEER,
+                "no answer in shared memory: a collective of the group has "
+                "failed on rank %d while rank %d is in one; see the error of "
+                "that rank",
+                rank, shm->rank);
     }
     return 0;
 }
@@ -82,9 +85,9 @@ sleep_until(const tp_shm *shm, int rank, const _Atomic uint64_t *counter,
         if (now() > deadline)
             return tp_fail(
                 err, TP_PEER,
-                "timeout: rank %d of the group has not joined the collective in which "
-                "rank %d "
-                "has waited for it for %g seconds; do all ranks run the same code?",
+                "no answer in shared memory: rank %d of the group has not joined the "
+                "collective in which rank %d has waited for it for %g seconds; do all "
+                "ranks run the same code?",
                 rank, shm->rank, seconds);
         nanosleep(&pause, NULL);
         if (pause.tv_nsec < kLongestSleep)
@@ -113,6 +116,8 @@ wait_for(const tp_shm *shm, int rank, const _Atomic uint64_t *counter, uint64_t 
 int
 tp_wait(tp_shm *shm, tp_progress what, uint64_t count, double seconds, tp_error *err)
 {
+    if (tp_shm_check_process(shm, err) < 0)
+        return -1;
     if (tp_shm_has_failed(shm, shm->rank))
         return tp_fail(err, TP_PEER,
                        "a collective of this group has failed before; restart all its "

@@ -12,7 +12,8 @@ typedef enum { TP_POSTED, TP_READ } tp_progress;
 
 /* Wait until every other rank has posted, or read, `count` chunks, for `seconds` at
  * the most for each rank. Fails with TP_PEER, naming the rank, when time is up, when
- * any rank has ended or a collective has failed there, and from then on at once. */
+ * any rank has ended or a collective has failed there, which begins with "no answer in
+ * shared memory", and from then on at once. */
 int tp_wait(tp_shm *shm, tp_progress what, uint64_t count, double seconds,
             tp_error *err);
 

@@ -48,6 +48,13 @@ shm_close(int64_t handle)
     open_memory().remove(handle);
 }
 
+void
+shm_set_call(int64_t handle, int64_t call, int64_t digest)
+{
+    tp_shm_set_call(open_memory().find(handle).get(), static_cast<uint64_t>(call),
+                    static_cast<uint64_t>(digest));
+}
+
 tp_collective
 collective_of(const Tensor &x)
 {
@@ -66,18 +73,18 @@ collective_of(const Tensor &x)
 }
 
 tp_collective_message
-message_of(const Tensor &x, tp_collective use)
+message_of(const Tensor &x, tp_collective use, bool backward)
 {
     require(x.is_cpu() && x.is_contiguous(),
             "x: expected a contiguous tensor on the CPU");
-    return {x.const_data_ptr(), static_cast<size_t>(bytes_of(x)), use};
+    return {x.const_data_ptr(), static_cast<size_t>(bytes_of(x)), use, backward};
 }
 
 // The message of a sum of which `sum` gets as many items as it holds, from `first` on.
 tp_collective_message
-summand(const Tensor &x, const Tensor &sum, int64_t first)
+summand(const Tensor &x, const Tensor &sum, int64_t first, bool backward = false)
 {
-    const tp_collective_message message = message_of(x, collective_of(x));
+    const tp_collective_message message = message_of(x, collective_of(x), backward);
     require(sum.is_cpu() && sum.is_contiguous() && dtype_of(sum) == dtype_of(x),
             "sum: expected a contiguous tensor on the CPU, of the dtype of x");
     require(first >= 0 && first <= x.numel() && sum.numel() <= x.numel() - first,
@@ -89,9 +96,9 @@ summand(const Tensor &x, const Tensor &sum, int64_t first)
 // read would be read as the next one.
 void
 shm_start_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
-              double seconds)
+              bool backward, double seconds)
 {
-    const tp_collective_message message = summand(x, sum, first);
+    const tp_collective_message message = summand(x, sum, first, backward);
     tp_error err = TP_NO_ERROR;
     if (tp_collective_post(open_memory().find(handle).get(), &message, seconds, &err) <
         0)
@@ -111,9 +118,10 @@ shm_take_sum(int64_t handle, const Tensor &x, const Tensor &sum, int64_t first,
 }
 
 void
-shm_gather(int64_t handle, const Tensor &x, const Tensor &all, double seconds)
+shm_gather(int64_t handle, const Tensor &x, const Tensor &all, bool backward,
+           double seconds)
 {
-    const tp_collective_message message = message_of(x, TP_GATHER);
+    const tp_collective_message message = message_of(x, TP_GATHER, backward);
     const std::shared_ptr<tp_shm> shm = open_memory().find(handle);
     require(
         all.is_cpu() && all.is_contiguous() && dtype_of(all) == dtype_of(x) &&
@@ -134,11 +142,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(deepspeed_autotp, m)
     m.def("shm_unlink(str name) -> ()");
     m.def("shm_close(int shm) -> ()");
     m.def(
-        "shm_start_sum(int shm, Tensor x, Tensor sum, int first, float seconds) -> ()");
+        "shm_start_sum(int shm, Tensor x, Tensor sum, int first, bool backward, float "
+        "seconds) -> ()");
     m.def(
         "shm_take_sum(int shm, Tensor x, Tensor(a!) sum, int first, float seconds)"
         " -> ()");
-    m.def("shm_gather(int shm, Tensor x, Tensor(a!) all, float seconds) -> ()");
+    m.def(
+        "shm_gather(int shm, Tensor x, Tensor(a!) all, bool backward, float seconds)"
+        " -> ()");
+    m.def("shm_set_call(int shm, int call, int digest) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
@@ -146,6 +158,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CompositeExplicitAutograd, m)
     m.impl("shm_open", TORCH_BOX(&shm_open_));
     m.impl("shm_unlink", TORCH_BOX(&shm_unlink_));
     m.impl("shm_close", TORCH_BOX(&shm_close));
+    m.impl("shm_set_call", TORCH_BOX(&shm_set_call));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deepspeed_autotp, CPU, m)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,7 @@ from deepspeed_autotp.interop.deepspeed.engine import (
     skip_everything,
 )
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
-from deepspeed_autotp.interop.deepspeed.groups import engine_group
+from deepspeed_autotp.interop.deepspeed.groups import engine_group, timeout_of_default_group
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.deepspeed.parameters import (
@@ -76,7 +76,7 @@ from deepspeed_autotp.self_check.inferred_inputs import TrainingData
 from deepspeed_autotp.sharding.weight_location import RankReport, refuse_unlike
 from deepspeed_autotp.state.grad_norm import GradNorm, clip_grad_norm_
 from deepspeed_autotp.state.grad_scaler import GradScaler
-from deepspeed_autotp.state.replica_check import check_first_call
+from deepspeed_autotp.state.replica_check import check_calls
 from deepspeed_autotp.state.replica_drift import compare_replicas
 from deepspeed_autotp.state.sharded_model import (
     TensorParallel,
@@ -133,9 +133,8 @@ class EngineSetup:
         self._skips = False
         self._monitors = False
         self._experts: tuple[ExpertBlock, ...] = ()
-        self._lost = LostRanks(
-            "DeepSpeed's engine", dist.get_rank(), range(dist.get_world_size()), None
-        )
+        assert dist.group.WORLD is not None
+        self._lost = LostRanks.of(dist.group.WORLD, "DeepSpeed's engine")
         self._on_close = ExitStack()
         self._on_close.callback(self._owned.close)
 
@@ -164,9 +163,12 @@ class EngineSetup:
             self._shard(prepared.settings, description, reports)
         return prepared.config
 
-    def starting(self) -> AbstractContextManager[None]:
-        """A context in which DeepSpeed's engine can start."""
-        return starting(self._experts)
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """A context in which DeepSpeed's engine can start. Where it is of a sharded model, its
+        groups have the timeout of the run."""
+        with starting(self._experts), timeout_of_default_group() if self._shards else nullcontext():
+            yield
 
     def finish(self, engine: Any) -> None:
         """Let ``engine`` save and load what a sharded model needs, and close with it what was made
@@ -351,5 +353,5 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
     watch_shards(engine, model, agreement=agreement)
     drop_batch_comparison(engine)
-    check_first_call(state)
+    check_calls(state)
     compare_replicas(state)

@@ -159,12 +159,14 @@ def shard(
     remove_zero_partitioning(description.parameters)
     if "cpu" in (location.device.type, (device or location.device).type):
         group.share_memory()
-    (plan, request), conversion = _converted(task, to_check, agreement, local)
-    watch.note("self-check" if to_check.is_checked else "convert")
-    _share_weights(task, to_check, local)
-    warning = None if description.replaced_later else plan.replicated_warning()
-    if warning:
-        _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
+    (plan, request), conversion, on_failure = _converted(task, to_check, agreement, local)
+    with on_failure:  # as where a rank has ended, or of an interrupt
+        watch.note("self-check" if to_check.is_checked else "convert")
+        _share_weights(task, to_check, local)
+        warning = None if description.replaced_later else plan.replicated_warning()
+        if warning:
+            _warn(agreement, [f"{type(task.model).__name__}: {warning}"])
+        on_failure.pop_all()
     _commit(conversion, agreement, device)
     state = _attached(task, plan, request)
     watch.note("shard")
@@ -239,9 +241,9 @@ def _rest(model: nn.Module) -> list[Compared]:
 
 def _converted(
     task: _Task, to_check: CheckedPlan, agreement: Agreement, local: Agreement
-) -> tuple[Planned, Conversion]:
-    """The plan that the self-check found to be right, and the model converted but for its weights;
-    undone where any rank fails.
+) -> tuple[Planned, Conversion, ExitStack]:
+    """The plan that the self-check found to be right, and the model converted but for its weights,
+    which is undone where any rank fails, and by what is returned.
 
     Where the TP groups have come to different plans, as with weights that differ between them, all
     ranks of the run check together.
@@ -251,8 +253,7 @@ def _converted(
             work = functools.partial(_convert, task, to_check, checking, on_failure)
             found, plans = agreement.conclude(work)
             if len(set(plans)) == 1:
-                on_failure.pop_all()
-                return found
+                return *found, on_failure.pop_all()
     raise AssertionError("ranks that agree about every step have different plans")
 
 

@@ -3,7 +3,7 @@
 
 torch.distributed must be initialised. Gradients are then those of the single-device model; average
 them over the data-parallel ranks, and clip with ``clip_grad_norm_``. The ranks of a TP group are
-given the same batches, which the first call checks.
+given the same batches, which the first call checks, on CPUs every call.
 
 The self-check knows the inputs of transformers models without ``example_inputs``.
 
@@ -41,7 +41,7 @@ from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sharding.weight_location import refuse_unlike
 from deepspeed_autotp.state.mesh_check import check_spreading
 from deepspeed_autotp.state.optimizer_check import check_optimizers
-from deepspeed_autotp.state.replica_check import check_first_call
+from deepspeed_autotp.state.replica_check import check_calls
 from deepspeed_autotp.state.replica_drift import compare_replicas
 
 # The configuration, what of it is the same on all ranks, and the model where there is one to shard.
@@ -130,7 +130,7 @@ def sharded_over(
             large_names=large_names,
         )
         check_optimizers(state)
-        check_first_call(state)
+        check_calls(state)
         compare_replicas(state)
         check_spreading(state)
         refuse_own_state(state)

@@ -8,8 +8,10 @@ from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules, is_distributed
+from deepspeed_autotp.interop.module_state import find_state
 from deepspeed_autotp.interop.quantizers import refuse_quantizer
 from deepspeed_autotp.interop.wrappers import refuse_wrapped
+from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 
@@ -20,6 +22,13 @@ def refuse_unshardable(model: nn.Module) -> None:
     refuse_wrapped(model)
     if any(find_tensor_parallel(module) is not None for module in model.modules()):
         raise ValueError(f"{what} is sharded already; shard a model once")
+    for name, module in model.named_modules():
+        if find_state(module, LayerSharding) is not None:
+            raise ValueError(
+                f"{name or what} is a sharded layer, as after an interrupt of parallelize or "
+                "initialize, or in a part of another sharded model: its weights may be shards; "
+                "build or load the model again"
+            )
     refuse_quantizer(model)
     places: dict[torch.device, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

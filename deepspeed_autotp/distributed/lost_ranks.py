@@ -16,6 +16,8 @@ import torch.distributed as dist
 from deepspeed_autotp.distributed.model_groups import group_timeout
 from deepspeed_autotp.interop.torch_private import is_lost_connection
 
+# How errors of csrc/shared_memory/wait.c begin where a rank is gone or too late.
+_NO_ANSWER = "no answer in shared memory"
 # How many ranks an error lists.
 _NAMED = 8
 
@@ -69,7 +71,9 @@ class LostRanks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, RanksLost) or not is_lost_connection(error):
+        if error is None or isinstance(error, RanksLost):
+            return
+        if not is_lost_connection(error) and not str(error).startswith(_NO_ANSWER):
             return
         reason = reason_of(error)
         raise RanksLost(f"{self._said()}: {reason}", reason) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class ModelGroups:
     """
 
     def __init__(self, handle: dist.ProcessGroup, owned: OwnedGroups) -> None:
+        self._process = os.getpid()
         self._rank = dist.get_rank(handle)
         self._ranks = dist.get_process_group_ranks(handle)
         self._owned = owned
@@ -73,11 +75,18 @@ class ModelGroups:
         self._owned.close()
 
     def opened(self) -> Handles:
-        """The group of the model. RuntimeError after :meth:`close`."""
+        """The group of the model. RuntimeError after :meth:`close`, and in a fork of the process:
+        both would write to the same sockets."""
+        if not torch.compiler.is_compiling() and os.getpid() != self._process:
+            raise RuntimeError(
+                f"process {os.getpid()} is a fork of process {self._process}, which is rank "
+                f"{self._rank} of the group: two processes of a rank would mix up its "
+                "collectives; call the model in the process that sharded it"
+            )
         if self._handles is None:
             raise RuntimeError(
-                "the process groups of this sharded model were closed by destroy, expected open "
-                "ones; run and save the model before destroy"
+                "the process groups of this sharded model were closed, by destroy or as it was "
+                "not sharded to the end, expected open ones; run and save the model before destroy"
             )
         return self._handles
 

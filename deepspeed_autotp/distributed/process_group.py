@@ -102,6 +102,14 @@ class TPGroup:
         self._is_sharing_memory = True
         self._memory = shared_memory(self.cpu_handle)
 
+    def set_call(self, call: int, digest: int) -> bool:
+        """Let shared memory tell collectives of call ``call`` of the model, with inputs of
+        ``digest``, from those of other calls; whether there is shared memory."""
+        if self._memory is None:
+            return False
+        self._memory.set_call(call, digest)
+        return True
+
     def recover(self) -> None:
         """Make collectives possible again after one has failed on some rank. All ranks call it."""
         if self._memory is not None:
@@ -132,20 +140,22 @@ class TPGroup:
             return traced_all_reduce(x.contiguous(), self.handle_for(x.device))
         x = x.contiguous()
         self.announce()
-        if self._memory is not None and self._memory.can_reduce(x):
-            self._memory.start_reduce(x, into=x).wait()
-        else:
-            with self._lost:
+        with self._lost:
+            if self._memory is not None and self._memory.can_reduce(x):
+                self._memory.start_reduce(x, into=x).wait()
+            else:
                 dist.all_reduce(x, group=self.handle_for(x.device))
         return x
 
     def start_all_reduce(self, x: Tensor) -> Work:
         """Start to sum contiguous ``x`` over the ranks in place; wait for what is returned."""
         self.announce()
-        if self._memory is not None and self._memory.can_reduce(x):
-            return self._memory.start_reduce(x, into=x)
+        work: Work
         with self._lost:
-            work: Work = dist.all_reduce(x, group=self.handle_for(x.device), async_op=True)
+            if self._memory is not None and self._memory.can_reduce(x):
+                work = self._memory.start_reduce(x, into=x)
+            else:
+                work = dist.all_reduce(x, group=self.handle_for(x.device), async_op=True)
         return self._lost.watch(work)
 
     def all_gather(self, x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -187,11 +197,11 @@ class TPGroup:
 
     def all_gather_into(self, x: Tensor, *, into: Tensor) -> None:
         """Every rank's contiguous ``x``, in rank order, without an announcement."""
-        if self._memory is not None and self._memory.can_gather(x):
-            self._memory.all_gather(x, into=into)
-            return
-        # As bytes: gloo has no all-gather for every dtype, and copies need no arithmetic.
         with self._lost:
+            if self._memory is not None and self._memory.can_gather(x):
+                self._memory.all_gather(x, into=into)
+                return
+            # As bytes: gloo has no all-gather for every dtype, and copies need no arithmetic.
             _collective("all_gather_single", "all_gather_into_tensor")(
                 into.view(-1).view(torch.uint8),
                 x.view(-1).view(torch.uint8),
@@ -210,7 +220,9 @@ class TPGroup:
         if self._memory is not None and self._memory.can_reduce(sent):
             own = x.new_empty(widths[self.rank], *x.shape[1:])
             first = sum(widths[: self.rank]) * math.prod(x.shape[1:])
-            return self._memory.start_reduce(sent, into=own, first=first), own
+            with self._lost:
+                started = self._memory.start_reduce(sent, into=own, first=first)
+            return self._lost.watch(started), own
         if min(widths) < longest:
             sent = x.new_zeros(self.size, longest, *x.shape[1:])
             for row, part in zip(sent, x.split(list(widths)), strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deepspeed_autotp.distributed.lost_ranks import Work
 from deepspeed_autotp.distributed.owned_groups import supports_cpu_tensors
-from deepspeed_autotp.interop.torch_private import backend_timeout, is_gloo
+from deepspeed_autotp.interop.torch_private import backend_timeout, backward_id, is_gloo
 from deepspeed_autotp.native import operators
 
 # Bytes of one of a rank's two slots; a larger tensor goes in chunks. Larger slots gain nothing, and
@@ -37,7 +37,7 @@ class SharedMemory:
     """The memory that the ranks of one process group share. All of them make every call.
 
     RuntimeError where a rank has ended, does not take part within the timeout of the group, or
-    gives a tensor of another size or dtype than the others.
+    gives a tensor of another size or dtype than the others, or of another call of the model.
     """
 
     def __init__(self, handle: int, process_group: dist.ProcessGroup, seconds: float) -> None:
@@ -65,14 +65,22 @@ class SharedMemory:
         ``x``, with the elements of the sum from ``first`` on."""
         self._finish_pending()
         work = _Reduction(self, x.detach(), into.detach(), first)
-        operators.loaded().shm_start_sum(self._handle, work.x, work.into, first, self.seconds)
+        start_sum, backward = operators.loaded().shm_start_sum, backward_id() >= 0
+        start_sum(self._handle, work.x, work.into, first, backward, self.seconds)
         self._pending = work
         return work
 
     def all_gather(self, x: Tensor, *, into: Tensor) -> None:
         """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``."""
         self._finish_pending()
-        operators.loaded().shm_gather(self._handle, x.detach(), into.detach(), self.seconds)
+        gather, backward = operators.loaded().shm_gather, backward_id() >= 0
+        gather(self._handle, x.detach(), into.detach(), backward, self.seconds)
+
+    def set_call(self, call: int, digest: int) -> None:
+        """Say that call ``call`` of a model begins, with inputs of ``digest``: collectives of other
+        calls are no partners of those that follow."""
+        if self._is_open:
+            operators.loaded().shm_set_call(self._handle, call, digest)
 
     def replace_with(self, other: SharedMemory | None) -> None:
         """Take over the memory of ``other``; None leaves all collectives to the group."""

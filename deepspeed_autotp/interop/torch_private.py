@@ -178,6 +178,20 @@ def backend_timeout(handle: dist.ProcessGroup, device: torch.device) -> timedelt
     return limit if isinstance(limit, timedelta) else None
 
 
+def registered_groups() -> list[dist.ProcessGroup]:
+    """All process groups that torch.distributed knows."""
+    return list(_world().pg_map)
+
+
+def take_timeout(handle: dist.ProcessGroup, of: dist.ProcessGroup) -> None:
+    """Give a group the timeouts of ``of``, on each device where both have the same backend."""
+    for device in set(device_types(handle)) & set(device_types(of)):
+        backend, timeout = _backend(handle, device), backend_timeout(of, device)
+        if timeout is not None and type(backend) is type(_backend(of, device)):
+            set_timeout = _required(backend, "_set_default_timeout", needed_for="process groups")
+            set_timeout(timeout)
+
+
 def _backend(handle: dist.ProcessGroup, device: torch.device) -> Any:
     return _required(handle, "_get_backend", needed_for="process groups")(device)
 

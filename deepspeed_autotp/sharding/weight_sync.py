@@ -71,15 +71,19 @@ def broadcast_tensors(
             group.global_ranks[0],
         )
     before = [tensor.detach().clone() for tensor in tensors] if keep and group.rank else []
-    for tensor in tensors:
-        full = tensor.detach().contiguous()
-        group.broadcast(full)
-        if group.rank:
-            tensor.detach().copy_(full)
 
     @torch.no_grad()
     def restore() -> None:
         for tensor, own in zip(tensors, before, strict=False):
             tensor.detach().copy_(own)
 
+    try:
+        for tensor in tensors:
+            full = tensor.detach().contiguous()
+            group.broadcast(full)
+            if group.rank:
+                tensor.detach().copy_(full)
+    except BaseException:  # a rank that is gone, or an interrupt
+        restore()
+        raise
     return restore

@@ -25,6 +25,8 @@ _log = logging.getLogger("deepspeed_autotp")
 
 # Bytes of a hash that the ranks compare.
 _DIGEST = 16
+# Elements of a tensor of a later call that are hashed, of which there may be many more in a mask.
+_SAMPLED = 1 << 16
 # How many names an error lists.
 _NAMED = 5
 
@@ -43,34 +45,48 @@ def broadcast_rng_state(group: TPGroup, *, device: torch.device) -> None:
         torch.cuda.set_rng_state(state, device)
 
 
-class FirstCallCheck:
+class CallCheck:
     """A forward pre-hook: in its first call the ranks compare their batches and RNG states.
 
     ValueError on every rank, before the call, when they are given different tensors: sums over
     the ranks would mix activations of different batches. RNG states that differ, as after
     ``manual_seed(rank)``, are replaced by that of TP rank 0, or the dropout of replicated
     activations would differ.
+
+    On a CPU they compare the batches of later calls, too, and how many there were: a rank that has
+    left out a call, or made it twice, would be in another one than those that it sums with. In
+    shared memory each collective says which call it is of. Reading a batch would make a CPU wait
+    for its GPU.
     """
 
     def __init__(self, group: TPGroup) -> None:
         self._group = group
-        self._done = False
+        self._calls = 0
 
     def __call__(
         self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
-        if self._done or torch.compiler.is_compiling():  # the comparison would break the graph
+        if torch.compiler.is_compiling():  # the comparison would break the graph
             return
-        self._done = True
-        group = self._group
+        self._calls += 1
+        device = next(module.parameters()).device
+        if self._calls > 1 and device.type != "cpu":
+            return
         digest = hashlib.blake2b(digest_size=_DIGEST)
         for name, value in (*enumerate(args), *sorted(kwargs.items())):
             for each in _tensors(value):
-                digest.update(f"{name} {list(each.shape)} {each.dtype} {_hash(each)};".encode())
-        device = next(module.parameters()).device
-        local = digest.digest() + _rng_digest(device)
-        sent = torch.frombuffer(bytearray(local), dtype=torch.uint8)
-        gathered = torch.stack(group.all_gather(sent, [sent.shape] * group.size))
+                values = each if self._calls == 1 else _sampled(each)
+                digest.update(f"{name} {list(each.shape)} {each.dtype} {_hash(values)};".encode())
+        batch = digest.digest()
+        is_labelled = self._group.set_call(self._calls, int.from_bytes(batch[:7]))
+        if self._calls == 1:
+            self._compare_first(module, batch, device)
+        elif not is_labelled:
+            self._compare(module, batch)
+
+    def _compare_first(self, module: nn.Module, batch: bytes, device: torch.device) -> None:
+        group = self._group
+        gathered = self._gathered(batch + _rng_digest(device))
         batches, states = (gathered == gathered[0]).split(_DIGEST, dim=1)
         if not batches.all():
             raise ValueError(
@@ -92,6 +108,27 @@ class FirstCallCheck:
                     group.size,
                 )
 
+    def _compare(self, module: nn.Module, batch: bytes) -> None:
+        gathered = self._gathered(self._calls.to_bytes(8) + batch)
+        if not (gathered == gathered[0]).all():
+            raise ValueError(
+                f"the ranks {list(self._group.global_ranks)} are in one TP group of "
+                f"{type(module).__name__} but are at different calls of it, expected the same call "
+                f"with the same batch: this rank is at call {self._calls}; leave out a batch, a "
+                "forward or a backward on all of them or on none"
+            )
+
+    def _gathered(self, data: bytes) -> Tensor:
+        """The ``data`` of every rank, in rank order."""
+        sent = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return torch.stack(self._group.all_gather(sent, [sent.shape] * self._group.size))
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """Some elements of a large tensor."""
+    step = tensor.numel() // _SAMPLED
+    return tensor if step <= 1 else tensor.detach().reshape(-1)[::step]
+
 
 def _tensors(value: object) -> Iterator[Tensor]:
     """The tensors among what a forward is given; functions and modules are not compared."""
@@ -112,15 +149,15 @@ def _rng_digest(device: torch.device) -> bytes:
     return digest.digest()
 
 
-def check_first_call(state: TensorParallel) -> None:
-    """Register the check of the first call of a sharded model, before any other hook.
+def check_calls(state: TensorParallel) -> None:
+    """Register the check of the calls of a sharded model, before any other hook.
 
     Only once, though an engine may be built around a model that ``parallelize`` has sharded.
     """
-    check = FirstCallCheck(state.group)
+    check = CallCheck(state.group)
 
     def register(model: nn.Module) -> None:
-        if not any(isinstance(hook, FirstCallCheck) for hook in forward_pre_hooks(model)):
+        if not any(isinstance(hook, CallCheck) for hook in forward_pre_hooks(model)):
             model.register_forward_pre_hook(check, prepend=True, with_kwargs=True)
 
     state.hook(register)

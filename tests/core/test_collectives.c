@@ -102,7 +102,8 @@ sum_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 200; round++) {
         const size_t count = count_of(round);
-        const tp_collective_message message = {x, count * sizeof(float), TP_SUM_F32};
+        const tp_collective_message message = {x, count * sizeof(float), TP_SUM_F32,
+                                               false};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -127,7 +128,8 @@ sum_doubles_for_each(tp_shm *shm, int rank, int ranks)
         const size_t count = count_of(round);
         const size_t first = count * (size_t)rank / (size_t)ranks;
         const size_t mine = count * (size_t)(rank + 1) / (size_t)ranks - first;
-        const tp_collective_message message = {x, count * sizeof(double), TP_SUM_F64};
+        const tp_collective_message message = {x, count * sizeof(double), TP_SUM_F64,
+                                               false};
         for (size_t i = 0; i < count; i++)
             x[i] = item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -150,7 +152,8 @@ gather_floats(tp_shm *shm, int rank, int ranks)
 
     for (int round = 0; round < 40; round++) {
         const size_t count = count_of(round);
-        const tp_collective_message message = {x, count * sizeof(float), TP_GATHER};
+        const tp_collective_message message = {x, count * sizeof(float), TP_GATHER,
+                                               false};
         for (size_t i = 0; i < count; i++)
             x[i] = (float)item_of(rank, i, round);
         if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
@@ -200,7 +203,8 @@ sum_bf16_numbers(tp_shm *shm, int rank, int ranks)
     static const uint16_t expected[] = {0x3f80, 0x4000, 0x7fc0, 0x7fc0, 0x3f81};
     tp_error err = TP_NO_ERROR;
     uint16_t sum[5];
-    const tp_collective_message message = {given[rank], sizeof(sum), TP_SUM_BF16};
+    const tp_collective_message message = {given[rank], sizeof(sum), TP_SUM_BF16,
+                                           false};
 
     (void)ranks;
     if (tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
@@ -245,7 +249,7 @@ static int
 lose_a_rank(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
-    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, false};
     const struct timespec pause = {1, 0};
     tp_error err = TP_NO_ERROR;
     char words[64];
@@ -277,7 +281,7 @@ give_more(tp_shm *shm, int rank, int ranks)
 {
     static float x[MOST];
     const tp_collective_message message = {x, (rank == 1 ? 20 : 10) * sizeof(float),
-                                           TP_SUM_F32};
+                                           TP_SUM_F32, false};
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
@@ -297,7 +301,7 @@ do_something_else(tp_shm *shm, int rank, int ranks)
 {
     static float x[4];
     const tp_collective_message message = {x, rank == 1 ? 0 : sizeof(x),
-                                           rank == 0 ? TP_GATHER : TP_SUM_F32};
+                                           rank == 0 ? TP_GATHER : TP_SUM_F32, false};
     tp_error err = TP_NO_ERROR;
 
     (void)ranks;
@@ -313,12 +317,108 @@ test_messages_that_differ_are_an_error_on_every_rank(void)
     CHECK_INT_EQ(run_ranks(2, do_something_else), 0);
 }
 
+/* Rank 1 has left out call 4 of the model. */
+static int
+leave_out_a_call(tp_shm *shm, int rank, int ranks)
+{
+    float x[4] = {0};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, false};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    tp_shm_set_call(shm, rank == 1 ? 5 : 4, 7);
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x,
+                      rank == 1
+                          ? "rank 1 is at call 5 of the model, rank 0 at call 4; all"
+                          : "rank 0 is at call 4 of the model, rank 1 at call 5; all");
+}
+
+/* Rank 0 is in the backward pass already, with messages longer than the slots. */
+static int
+repeat_a_forward(tp_shm *shm, int rank, int ranks)
+{
+    static float x[MOST];
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, rank == 0};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    tp_shm_set_call(shm, (1 << 24) + 3, 7); /* the number has come around */
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x,
+                      rank == 1
+                          ? "rank 1 is at call 3 of the model, rank 0 in the backward "
+                            "of call 3; all"
+                          : "rank 0 is in the backward of call 3 of the model, rank 1 "
+                            "at call 3; all");
+}
+
+/* Rank 1 has another batch. */
+static int
+differ_in_the_batch(tp_shm *shm, int rank, int ranks)
+{
+    float x[4] = {0};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, true};
+    tp_error err = TP_NO_ERROR;
+
+    (void)ranks;
+    tp_shm_set_call(shm, 2, rank == 1 ? 8 : 7);
+    if (tp_collective_post(shm, &message, PATIENCE, &err) < 0)
+        return 1;
+    return fails_with(shm, &message, x,
+                      "were given different batches in call 2 of the");
+}
+
+static void
+test_messages_of_different_calls_are_an_error_on_every_rank(void)
+{
+    CHECK_INT_EQ(run_ranks(2, leave_out_a_call), 0);
+    CHECK_INT_EQ(run_ranks(2, repeat_a_forward), 0);
+    CHECK_INT_EQ(run_ranks(2, differ_in_the_batch), 0);
+}
+
+/* A fork of rank 0 is refused, and the ranks sum as ever. */
+static int
+sum_in_a_fork(tp_shm *shm, int rank, int ranks)
+{
+    float x[3] = {1, 2, 3};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, false};
+    tp_error err = TP_NO_ERROR;
+    int status = 0;
+
+    (void)ranks;
+    if (rank == 0) {
+        const pid_t child = fork();
+        if (child == 0) {
+            const bool refused =
+                tp_collective_post(shm, &message, PATIENCE, &err) < 0 &&
+                strstr(tp_error_text(&err), "which is rank 0 of the group") != NULL;
+            tp_error_clear(&err);
+            tp_shm_close(shm);
+            _exit(refused ? 0 : 1);
+        }
+        waitpid(child, &status, 0);
+    }
+    if (status != 0 || tp_collective_post(shm, &message, PATIENCE, &err) < 0 ||
+        tp_collective_sum(shm, &message, 0, 3, x, PATIENCE, &err) < 0)
+        return 1;
+    return x[0] == 2 && x[1] == 4 && x[2] == 6 ? 0 : 2;
+}
+
+static void
+test_a_fork_of_a_rank_is_refused_and_changes_nothing(void)
+{
+    CHECK_INT_EQ(run_ranks(2, sum_in_a_fork), 0);
+}
+
 /* The second rank comes too late. */
 static int
 lose_patience(tp_shm *shm, int rank, int ranks)
 {
     float x[3] = {0};
-    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32};
+    const tp_collective_message message = {x, sizeof(x), TP_SUM_F32, false};
     const struct timespec pause = {2, 0};
     tp_error err = TP_NO_ERROR;
 
@@ -330,7 +430,7 @@ lose_patience(tp_shm *shm, int rank, int ranks)
     if (tp_collective_sum(shm, &message, 0, 3, x, 0.05, &err) == 0)
         return 2;
     const bool said = strstr(tp_error_text(&err),
-                             "timeout: rank 1 of the group has not joined the "
+                             "shared memory: rank 1 of the group has not joined the "
                              "collective in which rank 0 has waited for it for 0.05 "
                              "seconds") != NULL;
     tp_error_clear(&err);
@@ -405,6 +505,8 @@ main(void)
     RUN(test_bfloat16_is_summed_in_float32_and_rounded_to_the_nearest);
     RUN(test_a_rank_that_ends_is_an_error_on_the_others);
     RUN(test_messages_that_differ_are_an_error_on_every_rank);
+    RUN(test_messages_of_different_calls_are_an_error_on_every_rank);
+    RUN(test_a_fork_of_a_rank_is_refused_and_changes_nothing);
     RUN(test_a_rank_that_does_not_come_is_an_error);
     RUN(test_memory_that_is_not_there_and_a_name_that_is_taken_are_errors);
     RUN(test_memory_that_another_user_can_write_is_refused);

@@ -248,7 +248,7 @@ def test_torchrun_ends_where_the_other_host_is_killed(hosts: list[Host], runs: R
         assert said.startswith(
             f"a collective of DeepSpeed's engine failed on rank {rank} on host-a, with rank "
             f"{other} on host-a, rank 2 on host-b, rank 3 on host-b: one of them or its host has "
-            "ended, or did not answer within the timeout; look at its own error"
+            "ended, or did not answer within the timeout of 60 s; look at its own error"
         )
     assert hosts[0].shared_files() == []
 

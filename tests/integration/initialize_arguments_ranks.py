@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import deepspeed_autotp
-from deepspeed_autotp.state.replica_check import FirstCallCheck
+from deepspeed_autotp.state.replica_check import CallCheck
 from deepspeed_autotp.state.sharded_model import find_tensor_parallel
 from tests.support.engine_config import Setting, config_without_section, engine_config
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
@@ -162,7 +162,7 @@ def parallelize_first() -> float:
     deepspeed_autotp.parallelize(model, tp_size=2)
     config = engine_config(Setting(tp=2, zero=1, clip=1.0))
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
-    hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, FirstCallCheck)]
+    hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, CallCheck)]
     assert len(hooks) == 1
     config["tensor_parallel"]["sequence_parallel"] = True
     try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed as dist
 
 from deepspeed_autotp.interop.deepspeed.module import deepspeed_module
+from deepspeed_autotp.interop.torch_private import registered_groups, take_timeout
 from deepspeed_autotp.interop.versions import required
 
 _required = functools.partial(required, project="deepspeed", needed_for="initialize")
@@ -33,11 +36,24 @@ def init_distributed(*, port: int, required: bool | None) -> None:
         ) from None
 
 
+@contextmanager
+def timeout_of_default_group() -> Iterator[None]:
+    """A context in which process groups that are made get the timeout of the default one. DeepSpeed
+    makes its groups with torch's, of 30 minutes over gloo, whatever the run was given."""
+    world, before = dist.group.WORLD, set(registered_groups())
+    assert world is not None
+    yield
+    for handle in registered_groups():
+        if handle not in before:
+            take_timeout(handle, world)
+
+
 def engine_group(*, tp_size: int) -> dist.ProcessGroup:
     """The TP group of DeepSpeed's engine: ``tp_size`` consecutive ranks, created at first use."""
     groups = importlib.import_module("deepspeed.utils.groups")
     make = _required(groups, "_init_tp_mesh_device")
-    make(tensor_model_parallel_size=tp_size)
+    with timeout_of_default_group():
+        make(tensor_model_parallel_size=tp_size)
     handle: dist.ProcessGroup = groups.get_tensor_model_parallel_group()
     return handle
 
