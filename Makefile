@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-keep random-plans tsan coverage fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-keep random-plans tsan coverage fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands faults drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -192,6 +192,12 @@ drift: $(stamp) ## Train 5,000 steps at TP 4 and compare ranks and loss curves; 
 leaks: $(stamp) ## Do everything thousands of times, and look at what is left; takes about an hour
 	@AUTOTP_LEAKS=1 $(python) -m pytest -q -s -o timeout=0 --numprocesses=0 \
 		tests/distributed/test_leaks.py tests/unit/test_core_references.py $(ARGS)
+
+# Cells that begin with a word: make faults FAULTS="--only loop"
+FAULTS ?=
+
+faults: $(stamp) ## Give one rank a fault at each stage, and print what the others are told; takes minutes. FAULTS=
+	@$(python) -m tests.support.faults $(FAULTS)
 
 # Further options of the benchmark of saving: make bench-save SAVE="--tp 2 --layers 4"
 SAVE ?=

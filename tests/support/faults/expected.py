@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the other ranks are to be told, by stage and fault, and whether they were."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.support.faults.cell import FAULTY, Cell
+from tests.support.faults.server import Ended, Found
+
+# What an error says that names what has happened.
+_CLEAR = re.compile(
+    r"^(RanksLost|PeerLost): .*failed on rank|^RuntimeError: collective mismatch: rank \d|"
+    r"at different calls of it|did not call it within the timeout|on rank \d of \d: |"
+    r"differ(ent|s)? |did not reach"
+)
+# Faults that all ranks see alike, with which a run goes on.
+_ENDS_WELL = ("nan", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``wrong`` says what is wrong with a cell, and is empty where nothing is; ``error`` is what a
+    survivor was told, and ``seconds`` when the last of them had ended."""
+
+    wrong: str
+    error: str
+    seconds: float
+
+
+def judged(cell: Cell, found: Found, losses: Mapping[int, float]) -> Verdict:
+    """``losses`` are those of a run without a fault, by step."""
+    others = [each for rank, each in enumerate(found.ranks) if rank != FAULTY]
+    wrong = [f"ranks {found.unended} hang"] if found.unended else []
+    wrong += [f"{found.left} is left in /dev/shm"] if found.left else []
+    for rank, each in enumerate(found.ranks):
+        wrong += [f"rank {rank}: {said}" for said in _wrong_losses(cell, each, losses)]
+    for each in others:
+        if each.status == 0 and cell.fault not in _ENDS_WELL:
+            wrong.append("a rank ends well, expected an error")
+        if each.status != 0 and not _CLEAR.search(each.error):
+            wrong.append(f"exit status {each.status}, {each.error!r}")
+    seconds = max((each.seconds or 0.0 for each in others), default=0.0)
+    return Verdict("; ".join(wrong), others[0].error, seconds)
+
+
+def losses_of(found: Found) -> dict[int, float]:
+    """The losses of a run, by step."""
+    return {step: value for what, step, value in _losses(found.ranks[0])}
+
+
+def _losses(rank: Ended) -> list[tuple[str, int, float]]:
+    return [(note[0], note[1], note[2]) for note in rank.notes if note[0] == "loss"]
+
+
+def _wrong_losses(cell: Cell, rank: Ended, losses: Mapping[int, float]) -> list[str]:
+    return [
+        f"the loss of step {step} is {value}, expected {losses[step]}"
+        for _, step, value in _losses(rank)
+        if not math.isclose(value, losses[step], rel_tol=1e-5)
+        and not (cell.fault == "nan" and math.isnan(value))
+    ]

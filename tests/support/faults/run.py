@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one rank of a cell does, from the meeting of the ranks to its end."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch.distributed as dist
+
+from tests.support.faults import points, stages
+from tests.support.faults.cell import Cell
+from tests.support.faults.rank import Rank
+
+
+def run(cell: Cell, number: int, folder: Path) -> None:
+    rank = Rank(cell, number, folder)
+    rank.join()
+    with ExitStack() as stack:
+        rank.note_names(stack)
+        points.put(rank, stack)
+        {"loop": stages.loop, "engine": stages.engine}[cell.way](rank)
+    rank.note("done")
+    dist.barrier()
+    dist.destroy_process_group()
