@@ -183,8 +183,8 @@ def test_metadata_of_a_later_version_is_refused_and_of_the_first_is_read(tmp_pat
     plan = Plan(llama(), preset(), ranks=2)
     write_metadata(tmp_path, plan)
     check_metadata(tmp_path, read_metadata(tmp_path), plan, rank=0)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 5}))
-    with pytest.raises(ValueError, match="metadata of version 5, expected at most 4; load it with"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 6}))
+    with pytest.raises(ValueError, match="metadata of version 6, expected at most 5; load it with"):
         check_metadata(tmp_path, read_metadata(tmp_path), plan, rank=0)
     # As the first version wrote it for this plan.
     file.write_text('{"ranks": 2, "layout": "fc8303079c9e66345b043f1be13a16e5"}')

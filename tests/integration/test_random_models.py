@@ -53,4 +53,4 @@ def test_a_case_that_fails_is_made_as_plain_as_its_fault_allows() -> None:
     case = next(c for c in map(draw, range(10_000)) if judge(c).is_failure and c.layers == 3)
     small, found = shrunk(judge, case, judge(case))
     assert found.is_failure
-    assert str(small) == f"tp=3 layers=2 tied=True seed={case.seed}"
+    assert str(small) == f"tp=3 layers=2 tied='weight' seed={case.seed}"

@@ -66,7 +66,7 @@ def spoil(folder: Path) -> None:
 
 def newer(folder: Path) -> None:
     file = folder / "tensor_parallel.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 5}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 6}))
 
 
 def reorder(folder: Path) -> None:
@@ -98,7 +98,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (remove, f"{OPTIMIZER} missing; copy the files of all ranks into one folder"),
     (remove_node, "mp_rank_01_model_states.pt"),
     (spoil, "cannot be read, expected what save_checkpoint wrote"),
-    (newer, "has metadata of version 5, expected at most 4"),
+    (newer, "has metadata of version 6, expected at most 5"),
     (add_weight, "'extra.weight' in the checkpoint is neither a buffer nor a parameter"),
     (mix, "has files of different saves: global_steps is 1 in 'mp_rank_00_model_states.pt' and 2"),
     (reorder, "has its optimizer in an order of its own"),
