@@ -179,7 +179,8 @@ def _parsed(content: dict[str, Any], number: int) -> Metadata:
         raise ValueError(problems(error)[0]) from None
     layout = Layout.from_json(content) if number >= _FIRST_WITH_LAYOUT else None
     names = [name for group in saved.groups or () for name in group]
-    if layout is not None and (len(set(names)) < len(names) or set(names) - set(layout.parameters)):
+    unknown = layout is not None and set(names) - set(layout.parameters)
+    if len(set(names)) < len(names) or (unknown and saved.experts is None):
         raise ValueError("groups: got a parameter twice, or one that parameters does not list")
     return Metadata(
         number,
