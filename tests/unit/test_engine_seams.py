@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 
 
-def refusal(optimizer: Any, *, has_moe_layers: bool = False) -> str:
-    engine = SimpleNamespace(optimizer=optimizer, has_moe_layers=has_moe_layers)
+pytestmark = pytest.mark.usefixtures("deepspeed_imported")
+
+
+def refusal(optimizer: Any, *, module: nn.Module | None = None) -> str:
+    engine = SimpleNamespace(optimizer=optimizer, module=module or nn.Identity())
     unused: Any = None
     with pytest.raises(ValueError, match="initialize: ") as caught:
         count_weights_once(engine, unused, clip=lambda most: torch.zeros(()))
@@ -37,4 +41,9 @@ def test_a_known_optimizer_without_what_is_replaced_is_refused() -> None:
 
 
 def test_layers_of_deepspeed_moe_are_refused() -> None:
-    assert "deepspeed.moe" in refusal(torch.optim.SGD([torch.ones(1)]), has_moe_layers=True)
+    from deepspeed.moe.layer import MoE
+
+    layer = MoE.__new__(MoE)  # whose own __init__ wants process groups
+    nn.Module.__init__(layer)
+    optimizer = torch.optim.SGD([torch.ones(1)])
+    assert "deepspeed.moe" in refusal(optimizer, module=nn.Sequential(layer))

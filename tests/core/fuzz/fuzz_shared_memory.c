@@ -37,7 +37,8 @@ post_as(tp_shm *shm, int rank, const tp_collective_message *message)
 {
     tp_shm_counters *own = &shm->counters[rank];
     const uint64_t chunk = own->posted;
-    own->tags[chunk % TP_SHM_SLOTS] = (tp_shm_tag){message->bytes, message->kind};
+    own->tags[chunk % TP_SHM_SLOTS] =
+        (tp_shm_tag){message->bytes, message->kind, shm->label};
     own->joined = 1;
     own->posted = chunk + 1;
     own->read = chunk + 1;
@@ -64,7 +65,8 @@ write_garbage(input *in, tp_shm *shm)
             break;
         case 4:
             counters->tags[take_int(in, 0, 1)] =
-                (tp_shm_tag){(uint64_t)take_size(in), (uint64_t)take_size(in)};
+                (tp_shm_tag){(uint64_t)take_size(in), (uint64_t)take_size(in),
+                             (uint64_t)take_size(in)};
             break;
         default: {
             const size_t at = (size_t)take_byte(in) << 8 | (size_t)take_byte(in);
@@ -110,7 +112,7 @@ step(input *in, tp_shm *shm)
     const size_t bytes = ((size_t)take_byte(in) * 8) % (MOST_BYTES + 1);
     char *from = calloc(1, bytes + 1);
     REQUIRE(from != NULL);
-    const tp_collective_message message = {from, bytes, kind};
+    const tp_collective_message message = {from, bytes, kind, false};
     tp_error err = TP_NO_ERROR;
     const double began = now();
     switch (take_int(in, 0, 3)) {

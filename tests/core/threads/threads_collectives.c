@@ -68,7 +68,7 @@ sum_and_gather(void *shared, int rank)
     for (int round = 0; wrong == 0 && round < ROUNDS; round++) {
         const size_t count = count_of(round);
         const tp_collective kind = round % 2 == 0 ? TP_SUM_F32 : TP_GATHER;
-        const tp_collective_message message = {x, count * sizeof(*x), kind};
+        const tp_collective_message message = {x, count * sizeof(*x), kind, false};
         for (size_t i = 0; i < count; i++)
             x[i] = item_of(rank, i, round);
         if (tp_collective_post(&own, &message, kPatience, &err) < 0)
@@ -112,7 +112,7 @@ fail_collective(tp_shm *own, size_t bytes, double seconds)
     static const float x[4];
     float sum[4];
     tp_error err = TP_NO_ERROR;
-    const tp_collective_message message = {x, bytes, TP_SUM_F32};
+    const tp_collective_message message = {x, bytes, TP_SUM_F32, false};
     int wrong = 0;
     if (tp_collective_post(own, &message, seconds, &err) == 0 &&
         tp_collective_sum(own, &message, 0, bytes / sizeof(*x), sum, seconds, &err) ==
