@@ -10,7 +10,6 @@ from torch import nn
 
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 
-
 pytestmark = pytest.mark.usefixtures("deepspeed_imported")
 
 
