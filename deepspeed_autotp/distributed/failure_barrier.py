@@ -45,7 +45,8 @@ def failure_barrier(group: TPGroup) -> Iterator[None]:
         mine = torch.tensor(status, dtype=torch.int64, device=_CPU)
         gathered = mine.new_empty(group.size, len(status))
         try:
-            group.all_gather_into(mine, into=gathered)
+            # A rank that has failed in its backward is out of it by now.
+            group.all_gather_into(mine, into=gathered, of_any_pass=True)
         except RuntimeError as error:
             raise PeerLost(
                 f"one of the ranks {list(group.global_ranks)} did not reach "

@@ -98,9 +98,9 @@ class MeteredGroup(TPGroup):
             work = super().start_all_reduce(x)
         return _MeteredWork(work, x, self.meter)
 
-    def all_gather_into(self, x: Tensor, *, into: Tensor) -> None:
+    def all_gather_into(self, x: Tensor, *, into: Tensor, of_any_pass: bool = False) -> None:
         with self.meter.measured(x, nbytes=x.nbytes):
-            super().all_gather_into(x, into=into)
+            super().all_gather_into(x, into=into, of_any_pass=of_any_pass)
 
     def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[Work, Tensor]:
         with self.meter.measured(x, nbytes=x.nbytes):

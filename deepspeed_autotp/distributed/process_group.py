@@ -195,11 +195,12 @@ class TPGroup:
             return received.flatten(0, 1)
         return torch.cat([part[:width] for part, width in zip(received, widths, strict=True)])
 
-    def all_gather_into(self, x: Tensor, *, into: Tensor) -> None:
-        """Every rank's contiguous ``x``, in rank order, without an announcement."""
+    def all_gather_into(self, x: Tensor, *, into: Tensor, of_any_pass: bool = False) -> None:
+        """Every rank's contiguous ``x``, in rank order, without an announcement. ``of_any_pass``:
+        some ranks may be in a backward pass, and others not."""
         with self._lost:
             if self._memory is not None and self._memory.can_gather(x):
-                self._memory.all_gather(x, into=into)
+                self._memory.all_gather(x, into=into, of_any_pass=of_any_pass)
                 return
             # As bytes: gloo has no all-gather for every dtype, and copies need no arithmetic.
             _collective("all_gather_single", "all_gather_into_tensor")(

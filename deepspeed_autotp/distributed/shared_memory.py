@@ -70,10 +70,12 @@ class SharedMemory:
         self._pending = work
         return work
 
-    def all_gather(self, x: Tensor, *, into: Tensor) -> None:
-        """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``."""
+    def all_gather(self, x: Tensor, *, into: Tensor, of_any_pass: bool = False) -> None:
+        """Fill ``into`` with the tensors of all ranks, each as large as contiguous ``x``. Unless it
+        is ``of_any_pass``, either all ranks are in a backward pass or none."""
         self._finish_pending()
-        gather, backward = operators.loaded().shm_gather, backward_id() >= 0
+        gather = operators.loaded().shm_gather
+        backward = backward_id() >= 0 and not of_any_pass
         gather(self._handle, x.detach(), into.detach(), backward, self.seconds)
 
     def set_call(self, call: int, digest: int) -> None:

@@ -51,7 +51,7 @@ class StandInGroup(TPGroup):
         self._sent("all-reduce", x.nbytes, self.size)
         return _Done()
 
-    def all_gather_into(self, x: Tensor, *, into: Tensor) -> None:
+    def all_gather_into(self, x: Tensor, *, into: Tensor, of_any_pass: bool = False) -> None:
         self._sent("all-gather", x.nbytes, self.size)
 
     def start_reduce_scatter(self, x: Tensor, widths: Sequence[int]) -> tuple[_Done, Tensor]:

@@ -138,7 +138,7 @@ def test_a_self_check_leaves_no_trace(pool: Pool) -> None:
             "grad": [True] * 6,
             "numbers": True,
             # Those that compare batches and optimizer steps, and those around sharded regions.
-            "hooks": 8,
+            "hooks": 9,
             "classes": ["Peculiar", "ColumnLinear", "RowLinear", "Linear"],
         }
 
