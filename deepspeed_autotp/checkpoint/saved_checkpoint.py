@@ -235,7 +235,7 @@ def refuse_undescribed(saved: SavedCheckpoint, module: Mapping[str, Any]) -> Non
     buffers = set(saved.files.model(0)["buffer_names"])
     for name, value in module.items():
         known = name in saved.layout.parameters or name in buffers
-        if not known and name.endswith(BESIDE_4BIT):
+        if not known and str(name).endswith(BESIDE_4BIT):
             raise ValueError(
                 f"{name!r} in the checkpoint is of a weight in 4 bits of bitsandbytes, expected "
                 "weights in floating point: shards in 4 bits load at the TP size and by the rules "
