@@ -43,7 +43,7 @@ _Key = tuple[str, int, int]
 
 
 class CompareReplicas:
-    """A forward pre-hook: in calls 2, 4, 8, ... the ranks compare what several of them hold.
+    """A forward pre-hook: in calls 4, 8, 16, ... the ranks compare what several of them hold.
 
     One warning where it differs, and another one when the difference has grown tenfold;
     RuntimeError on every rank where it is above a hundredth of the largest value. Not with
@@ -58,7 +58,7 @@ class CompareReplicas:
         if torch.compiler.is_compiling():  # the comparison would break the graph
             return
         self._calls += 1
-        if self._calls < 2 or self._calls.bit_count() > 1:
+        if self._calls < 4 or self._calls.bit_count() > 1:
             return
         state = find_tensor_parallel(module)
         if state is None or is_capturing(state.device) or fully_sharded_modules(module):
