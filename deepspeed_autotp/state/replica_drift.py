@@ -68,10 +68,10 @@ class CompareReplicas:
     @torch.no_grad()
     def _compare(self, state: TensorParallel, model: str) -> None:
         held = dict(_held_by_several(state))
-        agreement = Agreement(state.group.cpu_handle)
-        differing = _differing(agreement.exchange(_checksums(held)))
+        differing = _differing(state, _checksums(held))
         if not differing:
             return
+        agreement = Agreement(state.group.cpu_handle)
         samples = agreement.exchange({key: _sample(held[key]) for key in differing if key in held})
         apart = max(_apart([each[key] for each in samples if key in each]) for key in differing)
         names = list(dict.fromkeys(name for name, *_ in differing))
@@ -134,12 +134,25 @@ def _checksum(values: Tensor) -> Tensor:
     return total
 
 
-def _differing(everyone: list[dict[_Key, int]]) -> list[_Key]:
-    found: dict[_Key, set[int]] = {}
-    for checksums in everyone:
-        for key, checksum in checksums.items():
-            found.setdefault(key, set()).add(checksum)
-    return [key for key, seen in found.items() if len(seen) > 1]
+def _differing(state: TensorParallel, own: dict[_Key, int]) -> list[_Key]:
+    """What has other checksums on other ranks. All ranks call it."""
+    keys = list(dict.fromkeys(_keys(state)))
+    rows = [[key in own, own.get(key, 0)] for key in keys]
+    sent = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 2)
+    everyone = torch.stack(state.group.all_gather(sent, [sent.shape] * state.group.size))
+    by_key = zip(keys, everyone.unbind(1), strict=True)
+    return [key for key, of in by_key if len(set(of[of[:, 0] > 0, 1].tolist())) > 1]
+
+
+def _keys(state: TensorParallel) -> Iterator[_Key]:
+    """Those of all ranks, in the same order on each."""
+    for entry in state.plan.entries:
+        if not entry.is_sharded:
+            yield (entry.name, 0, 0)
+            continue
+        for rank in range(state.group.size):
+            for index, (_, _, owner, _) in enumerate(entry.shared(rank)):
+                yield (entry.name, owner, index)
 
 
 def _sample(values: Tensor) -> Tensor:
