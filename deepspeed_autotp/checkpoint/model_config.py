@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
-from deepspeed_autotp.config.json_text import read_json
+from deepspeed_autotp.config.json_text import parsed_json, read_text
 from deepspeed_autotp.config.printable import printable
 
 _LARGEST = 16 * 2**20
@@ -37,12 +37,13 @@ def config_texts(folder: Path, config: Path | None) -> dict[str, str]:
 def _json_object(file: Path) -> str:
     """The text of ``file``."""
     try:
-        found = read_json(file, largest=_LARGEST, allow_nan=True)
+        text = read_text(file, largest=_LARGEST)
+        found = parsed_json(text, allow_nan=True)
     except ValueError as error:
         raise _not_json(file, printable(str(error))) from error
     if not isinstance(found, dict):
         raise _not_json(file, f"got {type(found).__name__}")
-    return file.read_text(encoding="utf-8")
+    return text
 
 
 def _not_json(file: Path, what: str) -> ValueError:

@@ -47,7 +47,7 @@ _FactsOf = Callable[[Mapping[str, Any]], _Facts]
 @contextmanager
 def as_saved(folder: Path) -> Iterator[None]:
     """Within it what is found in the place of what an engine saves is a ValueError: the files of a
-    checkpoint are somebody else's, and no one knows all that DeepSpeed puts into them."""
+    checkpoint may be of others, and what DeepSpeed puts into them is not described."""
     try:
         yield
     except _UNLIKE_SAVED as error:

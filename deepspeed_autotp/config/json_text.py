@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that somebody else wrote: whatever is wrong with it is one ValueError."""
+"""JSON of others: whatever is wrong with it is one ValueError."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from typing import Any, NoReturn
 
 from deepspeed_autotp.config.printable import printable
 
-__all__ = ["parsed_json", "read_json", "refuse_nesting", "without_duplicates"]
+__all__ = ["parsed_json", "read_json", "read_text", "refuse_nesting", "without_duplicates"]
 
 # Of objects and lists in each other. Whoever copies or prints them calls itself for each.
 _DEEPEST = 100
 _NAMED = 3
+_AT_MOST = "which are at most expected"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(file: Path, *, largest: int, allow_nan: bool = False) -> Any:
-    """What ``file`` holds. ValueError for more than ``largest`` bytes, and as of
-    :func:`parsed_json`; OSError where it cannot be read."""
+    """What ``file`` holds. Errors as of :func:`read_text` and :func:`parsed_json`."""
+    return parsed_json(read_text(file, largest=largest), allow_nan=allow_nan)
+
+
+def read_text(
+    file: Path, *, largest: int, encoding: str = "utf-8", expected: str = _AT_MOST
+) -> str:
+    """The text of ``file``. ValueError, which ends with
+    ``expected``, for more than ``largest`` bytes; OSError where it cannot be read."""
     with file.open("rb") as opened:
         data = opened.read(largest + 1)
     if len(data) > largest:
-        raise ValueError(f"it has more than {largest} bytes, which are at most expected")
-    return parsed_json(data.decode("utf-8"), allow_nan=allow_nan)
+        raise ValueError(f"it has more than {largest} bytes, {expected}")
+    return data.decode(encoding)
 
 
 def parsed_json(text: str, *, allow_nan: bool = False) -> Any:

@@ -14,7 +14,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.json_text import parsed_json, refuse_nesting, without_duplicates
+from deepspeed_autotp.config.json_text import (
+    parsed_json,
+    read_text,
+    refuse_nesting,
+    without_duplicates,
+)
 from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.config.validation import ConfigProblems, dictionary, shown, wrong
 
@@ -31,6 +36,7 @@ _OTHER_SECTIONS = ("expert_parallel",)
 _EXPECTED = "a dictionary, the path of a JSON file, or JSON in URL-safe base64"
 # A configuration with rules for each layer of a large model has some hundred kilobytes.
 _LARGEST = 4 * 2**20
+_NEEDED = "which no configuration needs"
 _LONGEST_PATH = 1000
 
 
@@ -53,7 +59,9 @@ def load_ds_config(config: str | dict[str, Any] | os.PathLike[str]) -> dict[str,
     named = printable(repr(path), longest=_LONGEST_PATH)
     try:
         if not isinstance(config, str) or _exists(path):
-            return _parse(_text_of(Path(path)))
+            return _parse(
+                read_text(Path(path), largest=_LARGEST, encoding="utf-8-sig", expected=_NEEDED)
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the configuration file {named}: {_reason(error)}") from None
     if path.endswith((".json", ".hjson")):
@@ -110,14 +118,6 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _text_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        data = opened.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise _too_large()
-    return data.decode("utf-8-sig")
-
-
 def refuse_expert_parallel(config: Mapping[str, Any], *, called: str) -> None:
     """ValueError for ``called``, which would show experts as tensor parallelism alone shards them,
     where DeepSpeed's AutoEP is to split them."""
@@ -133,13 +133,9 @@ def refuse_expert_parallel(config: Mapping[str, Any], *, called: str) -> None:
 def _decode(text: str) -> str:
     """Base64 of either alphabet, in one line or several, as text."""
     if len(text) > 2 * _LARGEST:
-        raise _too_large()
+        raise ValueError(f"it has more than {_LARGEST} bytes, {_NEEDED}")
     plain = "".join(text.split()).translate(str.maketrans("-_", "+/"))
     return base64.b64decode(plain, validate=True).decode("utf-8")
-
-
-def _too_large() -> ValueError:
-    return ValueError(f"it has more than {_LARGEST} bytes, which no configuration needs")
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of ``torch.save`` that somebody else wrote, before and after ``torch.load``.
+"""Files of ``torch.save`` of others, before and after ``torch.load``.
 
 ``weights_only`` keeps it from running code. What is left is their size: a few bytes can be
 unpacked to any number of them.

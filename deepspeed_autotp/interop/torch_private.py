@@ -96,6 +96,17 @@ def forward_pre_hooks(module: nn.Module) -> Collection[Any]:
     return found
 
 
+def hooked_once(hook: Callable[..., None], **options: bool) -> Callable[[nn.Module], None]:
+    """What calls ``hook`` before each forward of a module, registered with ``options``, unless one
+    of its class is: an engine may be built around a model that ``parallelize`` has sharded."""
+
+    def register(module: nn.Module) -> None:
+        if not any(type(each) is type(hook) for each in forward_pre_hooks(module)):
+            module.register_forward_pre_hook(hook, **options)
+
+    return register
+
+
 def state_dict_pre_hooks(module: nn.Module) -> Collection[Any]:
     """The hooks that run before the module's ``state_dict``."""
     hooks = _required(module, "_state_dict_pre_hooks", needed_for="registering a hook once")

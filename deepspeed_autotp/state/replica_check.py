@@ -17,7 +17,7 @@ from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
 from deepspeed_autotp.interop.fully_shard import gathered
-from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.interop.torch_private import hooked_once
 from deepspeed_autotp.state.fully_shard import follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, tensor_parallel
 
@@ -152,17 +152,8 @@ def _rng_digest(device: torch.device) -> bytes:
 
 
 def check_calls(state: TensorParallel) -> None:
-    """Register the check of the calls of a sharded model, before any other hook.
-
-    Only once, though an engine may be built around a model that ``parallelize`` has sharded.
-    """
-    check = CallCheck(state.group)
-
-    def register(model: nn.Module) -> None:
-        if not any(isinstance(hook, CallCheck) for hook in forward_pre_hooks(model)):
-            model.register_forward_pre_hook(check, prepend=True, with_kwargs=True)
-
-    state.hook(register)
+    """Register the check of the calls of a sharded model, before any other hook."""
+    state.hook(hooked_once(CallCheck(state.group), prepend=True, with_kwargs=True))
 
 
 @torch.no_grad()

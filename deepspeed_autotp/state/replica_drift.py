@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several ranks hold, compared now and then while a model trains.
 
-Each rank updates a replicated parameter by itself. The gradients are those of equal activations,
+Each rank updates its replicated parameters. The gradients are those of equal activations,
 but libraries may round a product otherwise in another process, and kernels that add atomically do
 so in every call; then the ranks' values part slowly. Megatron-LM averages such gradients over the
 TP ranks for modules of Hugging Face; here the ranks look, which costs nothing where they are equal.
@@ -19,7 +19,7 @@ from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.rng_observation import is_capturing
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned, own_partition
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
-from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.interop.torch_private import hooked_once
 from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -93,13 +93,7 @@ class CompareReplicas:
 
 def compare_replicas(state: TensorParallel) -> None:
     """Let the ranks of a sharded model compare what several of them hold from now on."""
-    compare = CompareReplicas()
-
-    def register(model: nn.Module) -> None:
-        if not any(isinstance(hook, CompareReplicas) for hook in forward_pre_hooks(model)):
-            model.register_forward_pre_hook(compare)
-
-    state.hook(register)
+    state.hook(hooked_once(CompareReplicas()))
 
 
 def _held_by_several(state: TensorParallel) -> Iterator[tuple[_Key, Tensor]]:

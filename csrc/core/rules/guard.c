@@ -90,7 +90,7 @@ tp_guard_add(tp_text *out, const char *pattern)
     }
 }
 
-/* Whether it is "{n}", which leaves no choice by itself. */
+/* Whether it is "{n}", which leaves no choice. */
 static bool
 is_exact_repeat(const char *at)
 {

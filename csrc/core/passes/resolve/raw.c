@@ -23,17 +23,6 @@ is_norm(const tp_parameter *at)
            (strcmp(at->leaf, "weight") == 0 || strcmp(at->leaf, "bias") == 0);
 }
 
-static bool
-has_leaf(const tp_model *model, int module, const char *leaf)
-{
-    for (int i = 0; i < tp_model_parameter_count(model); i++) {
-        const tp_parameter *at = tp_model_parameter(model, i);
-        if (at->module == module && strcmp(at->leaf, leaf) == 0)
-            return true;
-    }
-    return false;
-}
-
 /* Whether torch.nn.utils.parametrize, or the older weight_norm, computes a weight from
  * it. The kernel of weight_norm compares no sizes: from a shard of one tensor and all
  * of the other it reads and writes memory that is neither's. */
@@ -44,8 +33,8 @@ is_parametrized(const tp_model *model, const tp_parameter *at)
     if (strcmp(module->class_name, "ParametrizationList") == 0)
         return true;
     return (strcmp(at->leaf, "weight_g") == 0 || strcmp(at->leaf, "weight_v") == 0) &&
-           has_leaf(model, at->module, "weight_g") &&
-           has_leaf(model, at->module, "weight_v");
+           tp_model_find_parameter(model, at->module, "weight_g") >= 0 &&
+           tp_model_find_parameter(model, at->module, "weight_v") >= 0;
 }
 
 static int
