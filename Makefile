@@ -7,7 +7,7 @@ stamp := $(venv)/.stamp
 
 recipes := pyproject.toml setup.py tools/setup.sh
 sources := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/core/*/*.c tests/core/*/*.h tests/core/*/*.cpp tests/core/threads/stub/torch/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h)
+c_files := $(sources) $(wildcard tests/core/*.c tests/core/*.h tests/core/*/*.c tests/core/*/*.h tests/core/*/*.cpp tests/core/threads/stub/torch/*.h tests/emulated/*.c tests/emulated/*/*.cpp tests/emulated/*/*.h tests/support/*/*.c)
 
 # Further arguments of pytest: make test ARGS="-k pool -x"
 ARGS ?=

@@ -2,13 +2,18 @@
 """Ranks that fall out of step, fork, or are interrupted."""
 
 import os
-from contextlib import suppress
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 import deepspeed_autotp
 from deepspeed_autotp.api import pipeline
@@ -71,6 +76,76 @@ def forked(transport: str) -> tuple[str, list[float]]:
     said = os.fdopen(reads).read()
     os.waitpid(pid, 0)
     return said, [*losses, loss()]
+
+
+def losses_of(model: Any, late: float = 0.0) -> list[float]:
+    """Those of three steps, before each of which rank 1 is late by some seconds."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range(3):
+        time.sleep(late * dist.get_rank())
+        loss = model(input_ids=tokens(step), labels=tokens(step)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@contextmanager
+def alarms(seconds: float) -> Iterator[list[int]]:
+    """The signals that have come, of which there is one every so many seconds."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield seen
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def signalled(transport: str) -> tuple[list[float], list[float], int]:
+    """Losses with signals while ranks wait, and without; and how many signals there were."""
+    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
+    expected = losses_of(sharded())
+    model = sharded()
+    with alarms(0.002) as seen:
+        losses = losses_of(model, late=0.05)
+    return losses, expected, len(seen)
+
+
+def beside_loader(transport: str) -> tuple[list[float], list[float]]:
+    """Losses of batches from workers of a DataLoader that start while the model is sharded, and
+    those without."""
+    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
+    model, batches = sharded(), [tokens(step)[0] for step in range(4)]
+
+    def losses(workers: int) -> list[float]:
+        loader = DataLoader(batches, batch_size=2, num_workers=workers)
+        found = []
+        for _ in range(2):  # in the second epoch workers start anew
+            found += [float(model(input_ids=ids, labels=ids).loss.detach()) for ids in loader]
+        return found
+
+    return losses(2), losses(0)
+
+
+def threads(transport: str) -> tuple[list[list[float]], list[list[float]]]:
+    """Losses of two models that train in two threads at the same time, and of them in turn."""
+    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
+    expected = [losses_of(sharded()) for _ in range(2)]
+    models, found = [sharded() for _ in range(2)], [[0.0], [0.0]]
+
+    def train(number: int) -> None:
+        found[number] = losses_of(models[number])
+
+    running = [threading.Thread(target=train, args=(number,)) for number in range(2)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return found, expected
 
 
 def engine_timeouts() -> list[float]:

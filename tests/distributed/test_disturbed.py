@@ -36,6 +36,24 @@ def test_a_fork_of_a_rank_is_refused_and_changes_nothing(pool: Pool, transport: 
         assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_signals_while_ranks_wait_change_nothing(pool: Pool, transport: str) -> None:
+    for losses, expected, signals in pool.run(disturbed_ranks.signalled, transport):
+        assert losses == expected and signals > 20
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_workers_of_a_data_loader_change_nothing(pool: Pool, transport: str) -> None:
+    for losses, expected in pool.run(disturbed_ranks.beside_loader, transport):
+        assert losses == expected and len(losses) == 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_two_models_train_in_two_threads(pool: Pool, transport: str) -> None:
+    for losses, expected in pool.run(disturbed_ranks.threads, transport):
+        assert losses == expected
+
+
 def test_groups_of_an_engine_have_the_timeout_of_the_run(pool: Pool) -> None:
     for world, *made in pool.run(disturbed_ranks.engine_timeouts):
         assert made == [world] * len(made) and made

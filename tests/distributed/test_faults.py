@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rank that is killed, stopped, throws or falls out of step is one error on the others: a slice
-of the table that ``make faults`` prints, of which that of the forward is long."""
+of the table that ``make faults`` prints, of which that of the forward is long. Scripts that end in
+any order, and a clock that is set, are none."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.faults.cell import GLOO, MEMORY, Cell, cells
+from tests.support.faults.cell import GLOO, MEMORY, TIMEOUT, TRANSPORTS, Cell, cells
 from tests.support.faults.client import FaultServer
 from tests.support.faults.expected import judged, losses_of
 
@@ -16,7 +20,11 @@ IN_SUITE = {
     Cell("loop", "forward", "stopped", MEMORY),
     Cell("loop", "forward", "repeats", MEMORY),
     Cell("loop", "forward", "skips", GLOO),
+    Cell("exit", "nothing is closed", "none", MEMORY),
+    Cell("exit", "at exit, model after its groups", "none", MEMORY),
+    Cell("exit", "engine, nothing is closed", "none", GLOO),
 }
+CLOCK = Path(__file__).parents[1] / "support" / "faults" / "stepping_clock.c"
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +34,9 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture(scope="module")
-def losses(server: FaultServer) -> dict[str, dict[int, float]]:
-    """Those of runs without a fault, by way and step; made where they are asked for."""
-    return {}
+def losses(server: FaultServer) -> dict[int, float]:
+    """Those of a run without a fault, by step."""
+    return losses_of(server.run(Cell("loop", "", "none", MEMORY)))
 
 
 @pytest.mark.parametrize(
@@ -36,14 +44,60 @@ def losses(server: FaultServer) -> dict[str, dict[int, float]]:
     [
         pytest.param(cell, marks=() if cell in IN_SUITE else pytest.mark.long, id=str(cell))
         for cell in cells()
-        if cell in IN_SUITE or cell.stage == "forward"
+        if cell in IN_SUITE or cell.stage == "forward" or cell.way == "exit"
     ],
 )
 @pytest.mark.timeout(300)
 def test_a_rank_with_a_fault_is_one_error_on_the_others(
-    server: FaultServer, losses: dict[str, dict[int, float]], cell: Cell
+    server: FaultServer, losses: dict[int, float], cell: Cell
 ) -> None:
-    if cell.way not in losses:
-        losses[cell.way] = losses_of(server.run(Cell(cell.way, "", "none", MEMORY)))
     found = server.run(cell)
-    assert not judged(cell, found, losses[cell.way]).wrong, [each.log for each in found.ranks]
+    assert not judged(cell, found, losses).wrong, [each.log for each in found.ranks]
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that steps the system's time where it is preloaded."""
+    library = tmp_path_factory.mktemp("clock") / "stepping_clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, CLOCK, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def stepping(clock: Path) -> Iterator[FaultServer]:
+    with FaultServer({"LD_PRELOAD": str(clock)}) as started:
+        yield started
+
+
+def test_the_clock_is_set_back_and_forward(clock: Path) -> None:
+    script = "import time\nfor _ in range(5): print(time.time()); time.sleep(0.25)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"LD_PRELOAD": str(clock)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    times = [float(line) for line in done.stdout.split()]
+    assert max(times) - min(times) > 3000
+    assert times != sorted(times)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.timeout(300)
+def test_a_clock_that_is_set_changes_no_step(
+    stepping: FaultServer, losses: dict[int, float], transport: str
+) -> None:
+    found = stepping.run(cell := Cell("loop", "", "none", transport))
+    assert not judged(cell, found, losses).wrong
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.timeout(300)
+def test_a_clock_that_is_set_ends_no_wait_early(stepping: FaultServer, transport: str) -> None:
+    cell = Cell("loop", "forward", "stopped", transport)
+    right = losses_of(stepping.run(Cell("loop", "", "none", transport)))
+    found = judged(cell, stepping.run(cell), right)
+    assert not found.wrong
+    assert found.seconds > TIMEOUT - 0.5

@@ -31,8 +31,10 @@ HEAVY = (
     "trl",
 )
 
+# Without collections, which are as long as torch has objects, whoever is importing.
 IMPORT = """
-import json, sys, time
+import gc, json, sys, time
+gc.disable()
 start = time.process_time()
 import torch
 torch_at = time.process_time()

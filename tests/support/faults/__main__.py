@@ -20,6 +20,7 @@ def main() -> None:
             way: losses_of(server.run(Cell(way, "", "none", TRANSPORTS[0])))
             for way in ("loop", "engine")
         }
+        right["exit"] = right["loop"]
         for cell in cells():
             if not str(cell).startswith(asked.only):
                 continue

@@ -27,6 +27,24 @@ LOOP_STAGES = (
     "load",
     "close",
 )
+# The orders in which a script can end, see exits.py.
+EXITS = (
+    "nothing is closed",
+    "in order",
+    "model after its groups",
+    "groups only",
+    "at exit",
+    "at exit, model after its groups",
+    "by a finalizer",
+    "model in builtins",
+    "modules are gone",
+    "a thread has the model",
+    "model is forgotten",
+    "sys.exit",
+    "engine, nothing is closed",
+    "engine, in order",
+    "engine, groups only",
+)
 FAULTS = ("killed", "stopped", "throws", "skips", "repeats", "shape", "nan")
 
 # Faults that a stage does not have: nothing there has a shape or a value of a user.
@@ -41,7 +59,8 @@ _NONE = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """``way`` is "loop" or "engine"; a fault of "none" is a run that ends well."""
+    """``way`` is "loop", "engine" or "exit", whose stages are orders; a fault of "none" is a run
+    that ends well."""
 
     way: str
     stage: str
@@ -57,8 +76,11 @@ def cells() -> list[Cell]:
     stages = [("loop", stage) for stage in LOOP_STAGES] + [
         ("engine", stage) for stage in ENGINE_STAGES
     ]
-    return [
+    faults = [
         Cell(way, stage, fault, transport)
         for (way, stage), fault, transport in product(stages, FAULTS, TRANSPORTS)
         if (stage, fault) not in _NONE
+    ]
+    return faults + [
+        Cell("exit", order, "none", transport) for order, transport in product(EXITS, TRANSPORTS)
     ]

@@ -15,6 +15,8 @@ _CLEAR = re.compile(
     r"at different calls of it|did not call it within the timeout|on rank \d of \d: |"
     r"differ(ent|s)? |did not reach"
 )
+# What a run that ends well does not say, also not when the interpreter ends.
+_COMPLAINS = re.compile(r"Traceback|Exception ignored|terminate called|Fatal Python error")
 # Faults that all ranks see alike, with which a run goes on.
 _ENDS_WELL = ("nan", "none")
 
@@ -36,6 +38,9 @@ def judged(cell: Cell, found: Found, losses: Mapping[int, float]) -> Verdict:
     wrong += [f"{found.left} is left in /dev/shm"] if found.left else []
     for rank, each in enumerate(found.ranks):
         wrong += [f"rank {rank}: {said}" for said in _wrong_losses(cell, each, losses)]
+    if cell.fault == "none":
+        wrong += [f"exit status {each.status}" for each in found.ranks if each.status != 0]
+        wrong += [each.log for each in found.ranks if _COMPLAINS.search(each.log)]
     for each in others:
         if each.status == 0 and cell.fault not in _ENDS_WELL:
             wrong.append("a rank ends well, expected an error")

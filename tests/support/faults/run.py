@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.support.faults import points, stages
+from tests.support.faults import exits, points, stages
 from tests.support.faults.cell import Cell
 from tests.support.faults.rank import Rank
 
@@ -17,7 +17,9 @@ def run(cell: Cell, number: int, folder: Path) -> None:
     with ExitStack() as stack:
         rank.note_names(stack)
         points.put(rank, stack)
-        {"loop": stages.loop, "engine": stages.engine}[cell.way](rank)
+        {"loop": stages.loop, "engine": stages.engine, "exit": exits.run}[cell.way](rank)
+    if cell.way == "exit":
+        return
     rank.note("done")
     dist.barrier()
     dist.destroy_process_group()
