@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepspeed_autotp.interop.layer_counts import check_layer_counts
 from deepspeed_autotp.interop.peft import without_adapters
 from deepspeed_autotp.interop.versions import required
 
@@ -48,6 +49,7 @@ def configured_model(source: Path, class_name: str | None) -> nn.Module:
         raise ValueError(
             f"{where} cannot be read: {error}; expected a model's config.json"
         ) from error
+    check_layer_counts(values, where)
     listed = values.get("architectures") if isinstance(values, dict) else None
     name = class_name or (listed[0] if isinstance(listed, list) and listed else None)
     if not isinstance(name, str):

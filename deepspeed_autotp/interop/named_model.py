@@ -16,6 +16,7 @@ from torch import nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp.interop.configured_model import configured_model
+from deepspeed_autotp.interop.layer_counts import check_layer_counts
 from deepspeed_autotp.interop.model_forms import BETWEEN_OVERRIDES, FORMS
 
 _LONGEST = 400  # of what transformers says, which may list all of its classes
@@ -71,6 +72,7 @@ def _of_type(text: str, device: str) -> nn.Module:
     transformers = _transformers()
     name, _, overrides = text.partition(":")
     values = dict(_override(each) for each in BETWEEN_OVERRIDES.split(overrides) if each)
+    check_layer_counts(values, f"MODEL: {name}")
     config = transformers.AutoConfig.for_model(name)
     for key in values:
         if not hasattr(config, key):

@@ -14,6 +14,9 @@ from deepspeed_autotp.config.load_config import load_ds_config, refuse_misspelt_
 from deepspeed_autotp.config.printable import printable, printable_lines
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.config.validation import ConfigProblems
+from deepspeed_autotp.interop.configured_model import configured_model
+from deepspeed_autotp.interop.layer_counts import check_layer_counts
+from deepspeed_autotp.interop.named_model import named_model
 from tests.support.autotp_command import command
 from tests.support.hostile_values import nested
 from tests.support.one_error import check_error, obeyed
@@ -174,3 +177,34 @@ def test_a_command_prints_no_control_characters(tmp_path: Path) -> None:
 def test_settings_survive_the_largest_sizes() -> None:
     settings = TPTrainingConfig(autotp_size=2**31 - 1, tp_grain_size=2**31 - 1)
     assert settings.autotp_size == settings.tensor_parallel.tp_grain_size == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"num_hidden_layers": 10**9},
+        {"n_layer": 10**9},
+        {"text_config": {"n_routed_experts": 10**30}},
+        {"towers": [{"depth": 100_001}]},
+    ],
+)
+def test_a_model_of_a_billion_layers_is_refused_before_it_is_made(
+    tmp_path: Path, counts: dict[str, Any]
+) -> None:
+    values = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **counts}
+    tmp_path.joinpath("config.json").write_text(json.dumps(values))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="expected at most 100000") as caught:
+        configured_model(tmp_path, None)
+    check_error(caught.value)
+    assert time.process_time() - start < 1
+
+
+def test_layers_that_are_asked_for_by_name_are_counted() -> None:
+    with pytest.raises(ValueError, match="num_hidden_layers is 1000000000, expected at most"):
+        named_model("llama:num_hidden_layers=1000000000")
+
+
+def test_no_size_is_taken_for_a_number_of_layers() -> None:
+    sizes = {"vocab_size_per_layer_input": 262_144, "decoder_start_token_id": 10**6}
+    check_layer_counts({**sizes, "num_experts": 16_384, "depths": [2, 2]}, "config.json")
