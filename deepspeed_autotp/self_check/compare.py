@@ -81,11 +81,11 @@ class Comparison:
         # An individually sharded layer fails itself, or not at all.
         bound = [name for name in last if name not in self._large] or last
         culprit = where if where in self._sharded else bound[-1] if bound else None
-        found = self._due_to(
-            culprit,
+        text = (
             f"the model cannot run with this plan: {where} failed with "
-            f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}{hint}",
+            f"{type(error).__name__}: {error}; sharded on the way: {self._rules(last)}{hint}"
         )
+        found = self._used_outside(running[-1:] or [""], text) or self._due_to(culprit, text)
         return replace(
             found,
             logits=self._plan.logits_layer is not None,
@@ -119,7 +119,7 @@ class Comparison:
     def _ends(self, sharded: Run) -> Difference | None:
         """The loss and the other outputs of the model."""
         full, rounded = self._full, self._rounded
-        ran = full.ran or self._order
+        ran = [*(full.ran or self._order), ""]  # the model itself
         if (sharded.loss is None) != (full.loss is None):
             return self._said("it returns a loss in one of the two only", ran)
         if len(sharded.finals) != len(full.finals):
@@ -157,7 +157,18 @@ class Comparison:
             (name for name in (*reversed(ran), *reversed(self._order)) if name in self._sharded),
             None,
         )
-        return self._due_to(last, f"{what}; sharded on the way: {self._rules(ran)}")
+        text = f"{what}; sharded on the way: {self._rules(ran)}"
+        return self._used_outside(ran, text) or self._due_to(last, text)
+
+    def _used_outside(self, places: Collection[str], text: str) -> Difference | None:
+        """That a module among ``places`` uses a weight of a sharded layer, which is not in it. The
+        output head gives such a use all of its weight."""
+        head = self._plan.logits_layer
+        for name, place in self._full.outside_reads.items():
+            if place in places and name in self._sharded and (head is None or name != head.module):
+                used = f"{place or 'the model'} uses the weight of {name} itself: {text}"
+                return Difference(used, (index_pattern(name),), replicate=True)
+        return None
 
     def _due_to(self, culprit: str | None, text: str) -> Difference:
         if culprit in self._large:

@@ -16,6 +16,7 @@ from deepspeed_autotp.interop.bitsandbytes import computing_in_float32
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inputs import Inputs
 from deepspeed_autotp.self_check.isolation import fix_rng, isolated
+from deepspeed_autotp.self_check.outside_reads import OutsideReads
 from deepspeed_autotp.self_check.precision import in_float32, is_16_bit, rounded_otherwise
 from deepspeed_autotp.self_check.tiny_values import drawn_values, tiny_parameters
 from deepspeed_autotp.self_check.trace import Run, Trace
@@ -129,7 +130,8 @@ class Runs:
         """The full model, run in that way; raises what it raises."""
         with self.weights(way):
             trace = self.trace(way)
-            self.go(trace, way)
+            with OutsideReads(self._description.modules, trace.run):
+                self.go(trace, way)
             rounded = None
             if self._is_16_bit and not way.float32:
                 other = self.trace(way)

@@ -45,7 +45,8 @@ class Run:
     """``gradients`` by the index of the parameter; ``running`` is innermost last.
 
     ``loss`` is what the gradients are of, or None where they are of a fixed weighted sum of the
-    ``finals``, the model's outputs. ``in_backward``: the forward has ended.
+    ``finals``, the model's outputs. ``in_backward``: the forward has ended. ``outside_reads`` are
+    filled by :class:`OutsideReads`.
     """
 
     outputs: list[Output] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Run:
     running: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     in_backward: bool = False
+    outside_reads: dict[str, str] = field(default_factory=dict)
 
     def order(self) -> list[str]:
         """Every module that ran, a module called twice twice, in order."""

@@ -47,6 +47,16 @@ def test_layers_whose_weights_are_used_without_their_forward_stay_replicated(poo
     assert warning.endswith("blocks.*.network.fc1, blocks.*.network.fc2 never ran")
 
 
+@pytest.mark.parametrize("name", ["tied by its weight", "penalized weight"])
+def test_a_weight_that_the_model_uses_itself_stays_whole(pool: Pool, name: str) -> None:
+    [found, _] = pool.run(train, name, 2)
+    assert found["worst"] < BOUND
+    assert found["kinds"]["blocks.0.attention.to_out.weight"] == "row"
+    [warning] = found["warnings"]
+    assert warning.startswith("embedding stays replicated: ")
+    assert "the model uses the weight of embedding itself" in warning
+
+
 @pytest.mark.parametrize("tp", [2, 4])
 def test_a_rule_shards_a_projection_of_groups_of_queries_key_and_value(pool: Pool, tp: int) -> None:
     for kinds, difference in pool.run(groups_by_rule, "num_key_value_heads", ranks=tp):

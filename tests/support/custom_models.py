@@ -237,6 +237,27 @@ class Annotated(Language):
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
+class TiedLanguage(Language):
+    """The weight of the embedding in place of a head, without a layer that has it."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__(blocks)
+        del self.head
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.embedding.weight)
+
+
+class PenalizedLanguage(Language):
+    """A loss that has the size of a weight in it."""
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(tokens, targets) + self.embedding.weight.pow(2).sum()
+
+
 @dataclass(frozen=True, slots=True)
 class Custom:
     """``kind`` is the class of the model; ``shared``: one block stands for all layers."""
@@ -260,7 +281,11 @@ MODELS = {
 }
 
 # Of which not all is sharded.
-PARTLY = {"uncalled layers": Custom(attention=GroupedAttention, network=UncalledLayers)}
+PARTLY = {
+    "uncalled layers": Custom(attention=GroupedAttention, network=UncalledLayers),
+    "tied by its weight": Custom(attention=GroupedAttention, kind=TiedLanguage),
+    "penalized weight": Custom(attention=GroupedAttention, kind=PenalizedLanguage),
+}
 
 
 def build(name: str, seed: int = 0) -> Language:
