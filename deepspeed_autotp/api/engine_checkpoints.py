@@ -13,7 +13,7 @@ from torch import nn
 
 from deepspeed_autotp.checkpoint.metadata import write_metadata
 from deepspeed_autotp.checkpoint.resume import states_for_sharded, states_for_unsharded
-from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
+from deepspeed_autotp.distributed.consensus import Agreement, Outcome, world_agreement
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.interop.deepspeed.auto_ep import expert_parallel_size
 from deepspeed_autotp.interop.deepspeed.checkpoints import (
@@ -59,7 +59,7 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
     watch_checkpoints(
         engine,
         saving=lambda folder: agreement.together(lambda: saving(folder)),
-        loading=lambda request: agreement.together(lambda: loading(request())),
+        loading=lambda request: _of_all_ranks(agreement, request, loading),
     )
     replace_recovery_scripts(engine)
 
@@ -67,10 +67,36 @@ def watch_shards(engine: Any, model: nn.Module, *, agreement: Agreement) -> None
 def watch_unsharded(engine: Any) -> None:
     """Let an engine of TP size 1 load the shards of a larger one."""
 
+    def states(request: LoadRequest) -> MadeStates | None:
+        return states_for_unsharded(request, engine_optimizer(engine), engine.module)
+
     def loading(request: Callable[[], LoadRequest]) -> MadeStates | None:
         with closing(OwnedGroups()) as owned:
-            return world_agreement(owned).together(
-                lambda: states_for_unsharded(request(), engine_optimizer(engine), engine.module)
-            )
+            return _of_all_ranks(world_agreement(owned), request, states)
 
     watch_checkpoints(engine, saving=lambda folder: None, loading=loading)
+
+
+def _of_all_ranks(
+    agreement: Agreement,
+    request: Callable[[], LoadRequest],
+    states: Callable[[LoadRequest], MadeStates | None],
+) -> MadeStates | None:
+    """The ``states`` of one checkpoint. ValueError on all ranks where they find others: DeepSpeed
+    goes on with what a rank has where it finds none."""
+
+    def work() -> Outcome[MadeStates | None]:
+        asked = request()
+        return Outcome(states(asked), told=asked.name)
+
+    made, names = agreement.conclude(work)
+    if len(set(names)) > 1:
+        found = ", ".join(
+            f"rank {rank} {'no checkpoint' if name is None else repr(name)}"
+            for rank, name in zip(agreement.ranks, names, strict=True)
+        )
+        raise ValueError(
+            f"load_checkpoint: the ranks find different checkpoints: {found}; expected one on all "
+            "ranks: give all of them a folder that their host sees, and the same tag"
+        )
+    return made

@@ -247,3 +247,18 @@ def refuse_reading(folder: Path) -> None:
     """Nobody is refused reading a file where tests run as root."""
     (folder / "tensor_parallel.json").unlink()
     (folder / "tensor_parallel.json").mkdir()
+
+
+@pytest.mark.parametrize("tp", [2, 1])
+def test_a_checkpoint_that_one_rank_does_not_see_is_refused(
+    pool: Pool, tmp_path: Path, tp: int
+) -> None:
+    case, setting = Case(), Setting(tp=tp, zero=1, clip=1.0)
+    for rank in range(4):
+        (tmp_path / f"seen-by-{rank}").mkdir()
+    folder = save(pool, tmp_path / "seen-by-0", case, setting).parent
+    for rank in (1, 2):
+        shutil.copytree(folder, tmp_path / f"seen-by-{rank}", dirs_exist_ok=True)
+    text = refused(pool, tmp_path / "seen-by-{rank}", case, setting)
+    assert "load_checkpoint: the ranks find different checkpoints: rank 0 'global_step1'" in text
+    assert "rank 3 no checkpoint; expected one on all ranks" in text

@@ -64,9 +64,11 @@ class MadeStates:
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What was asked of ``load_checkpoint``."""
+    """What was asked of ``load_checkpoint``. ``name`` is that of the ``folder``, or None where
+    there is no checkpoint, of which DeepSpeed warns."""
 
     folder: Path
+    name: str | None
     optimizer_states: bool
 
 
@@ -175,7 +177,7 @@ def watch_checkpoints(
         asked.apply_defaults()
         states = asked.arguments["load_optimizer_states"]
         states = states and not asked.arguments["load_module_only"]
-        made = loading(lambda: LoadRequest(_folder(Path(load_dir), tag), states))
+        made = loading(lambda: _request(Path(load_dir), tag, states))
         if made is None:
             return load(load_dir, tag, *args, **kwargs)
         with tempfile.TemporaryDirectory(prefix="autotp-names-") as names:
@@ -220,19 +222,19 @@ def latest_name(latest: Path) -> str:
     return name
 
 
-def _folder(load_dir: Path, tag: Any) -> Path:
-    """The folder of the checkpoint ``tag``, or of the latest. ValueError where it is not there."""
+def _request(load_dir: Path, tag: Any, states: bool) -> LoadRequest:
+    """For the checkpoint ``tag``, or the latest. ValueError where it is not there."""
     latest = load_dir / "latest"
     name = latest_name(latest) if tag is None and latest.is_file() else tag
-    if name is None:  # DeepSpeed warns, and loads nothing
-        return load_dir
+    if name is None:
+        return LoadRequest(load_dir, None, states)
     if not (load_dir / str(name)).is_dir():
         where = f"the file {str(latest)!r}" if tag is None else "tag"
         raise ValueError(
             f"load_checkpoint: {where}: got {str(name)!r}, and {str(load_dir)!r} has no such "
             "folder; name one of its checkpoints with tag"
         )
-    return load_dir / str(name)
+    return LoadRequest(load_dir / str(name), str(name), states)
 
 
 def _load_from_memory(engine: Any, made: MadeStates, names: Path, load: Callable[[], Any]) -> Any:
