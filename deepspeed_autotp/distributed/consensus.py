@@ -8,6 +8,7 @@ exchange takes longer the more ranks there are: what a TP group does is agreed u
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepspeed_autotp.distributed.comparison import Compared
-from deepspeed_autotp.distributed.failure_barrier import PeerFailed
+from deepspeed_autotp.distributed.failure_barrier import CollectiveMismatch, PeerFailed
 from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.model_groups import world_cpu_group
 from deepspeed_autotp.distributed.object_exchange import exchange_objects
@@ -66,9 +67,18 @@ class Agreement:
         return Agreement(group.cpu_handle, is_first=self.is_first)
 
     def exchange(self, mine: T) -> list[T]:
-        """Every rank's ``mine``, in rank order."""
+        """Every rank's ``mine``, in rank order. CollectiveMismatch on all ranks where some are at
+        another exchange."""
         with self._lost:
-            return exchange_objects(mine, self._handle)
+            said = exchange_objects((_asking(), mine), self._handle)
+        asking = [where for where, _ in said]
+        if len(set(asking)) > 1:
+            where = ", ".join(f"rank {r} in {at}" for r, at in zip(self.ranks, asking, strict=True))
+            raise CollectiveMismatch(
+                f"collective mismatch: the ranks agree on different things, {where}; every rank "
+                "has to make the same calls of deepspeed_autotp, in one order"
+            )
+        return [each for _, each in said]
 
     def broadcast(self, tensor: Tensor, *, source: int) -> None:
         """Overwrite ``tensor``, on any device, with the value on global rank ``source``."""
@@ -134,6 +144,17 @@ class Agreement:
 def world_agreement(owned: OwnedGroups) -> Agreement:
     """Agreement over all ranks of the default process group."""
     return Agreement(world_cpu_group(owned))
+
+
+def _asking() -> str:
+    """The function that wants to agree, the same on ranks that run the same code."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    module = str(frame.f_globals.get("__name__", "")).removeprefix("deepspeed_autotp.")
+    return f"{module}.{frame.f_code.co_name}"
 
 
 def _failure(error: Exception) -> _Failure | None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.failure_barrier import (
     CollectiveMismatch,
     PeerFailed,
@@ -14,6 +15,7 @@ from deepspeed_autotp.distributed.failure_barrier import (
     failure_barrier,
 )
 from deepspeed_autotp.distributed.process_group import TPGroup
+from tests.support.raised_error import raised_error
 from tests.support.worker_pool import Pool
 
 
@@ -30,6 +32,22 @@ def outcome(collectives: list[int], failing: int) -> str:
     except (PeerFailed, CollectiveMismatch, ValueError) as error:
         return type(error).__name__
     return "well"
+
+
+def first_call(agreement: Agreement) -> None:
+    agreement.exchange("first")
+
+
+def second_call(agreement: Agreement) -> None:
+    agreement.together(lambda: "second")
+
+
+def other_agreement() -> str:
+    """What each rank is told where the second one has made a call more than the first."""
+    assert dist.group.WORLD is not None
+    agreement = Agreement(dist.group.WORLD)
+    first_call(agreement)
+    return raised_error(lambda: (first_call, second_call)[dist.get_rank()](agreement))
 
 
 def absent() -> str:
@@ -63,3 +81,11 @@ def test_a_failing_rank_frees_its_peers(pool: Pool) -> None:
 
 def test_ranks_at_different_collectives_all_stray(pool: Pool) -> None:
     assert pool.run(outcome, [2, 3], -1) == ["CollectiveMismatch"] * 2
+
+
+def test_ranks_that_agree_on_different_things_are_told_so(pool: Pool) -> None:
+    first, second = pool.run(other_agreement)
+    assert first == second
+    assert first.startswith("CollectiveMismatch: collective mismatch: the ranks agree on different")
+    assert "rank 0 in tests.distributed.test_failure_barrier.first_call, rank 1 in " in first
+    assert "first_call, rank 1 in tests.distributed.test_failure_barrier.second_call; " in first
