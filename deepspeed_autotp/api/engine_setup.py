@@ -51,7 +51,7 @@ from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.interop.deepspeed.auto_ep import ExpertBlock
 from deepspeed_autotp.interop.deepspeed.engine import (
     drop_batch_comparison,
-    enter_in_training,
+    enter_in_calls,
     gather_weights_on_save,
     on_destroy,
     refuse_engine_record,
@@ -180,7 +180,7 @@ class EngineSetup:
             _finish(engine, self._model, agreement=self._agreement, on_close=self._on_close)
             group = tensor_parallel(self._model).group
             write_metrics(engine, group, is_asked=self._monitors)
-            enter_in_training(engine, self._lost)
+            enter_in_calls(engine, self._lost)
             on_destroy(engine, self.close)
             return
         self.close()

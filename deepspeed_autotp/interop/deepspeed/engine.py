@@ -152,8 +152,9 @@ def on_destroy(engine: Any, then: Callable[[], None]) -> None:
     engine.destroy = destroy_all
 
 
-def enter_in_training(engine: Any, context: AbstractContextManager[None]) -> None:
-    """Let each backward pass and each step of ``engine`` be within ``context``."""
+def enter_in_calls(engine: Any, context: AbstractContextManager[None]) -> None:
+    """Let each backward pass and step of ``engine``, and what it saves and loads, be within
+    ``context``."""
 
     def within(call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -163,7 +164,8 @@ def enter_in_training(engine: Any, context: AbstractContextManager[None]) -> Non
 
         return entered
 
-    engine.backward, engine.step = within(engine.backward), within(engine.step)
+    for name in ("backward", "step", "save_checkpoint", "load_checkpoint", "save_16bit_model"):
+        setattr(engine, name, within(getattr(engine, name)))
 
 
 def drop_batch_comparison(engine: Any) -> None:

@@ -49,11 +49,11 @@ FAULTS = ("killed", "stopped", "throws", "skips", "repeats", "shape", "nan")
 
 # Faults that a stage does not have: nothing there has a shape or a value of a user.
 _NONE = {
-    ("shard", "shape"),
-    ("shard", "nan"),
-    ("load", "nan"),
-    ("close", "shape"),
-    ("close", "nan"),
+    ("loop", "shard", "shape"),
+    ("loop", "shard", "nan"),
+    *((way, "load", "nan") for way in ("loop", "engine")),
+    *((way, "close", fault) for way in ("loop", "engine") for fault in ("shape", "nan")),
+    ("engine", "step", "shape"),
 }
 
 
@@ -79,7 +79,7 @@ def cells() -> list[Cell]:
     faults = [
         Cell(way, stage, fault, transport)
         for (way, stage), fault, transport in product(stages, FAULTS, TRANSPORTS)
-        if (stage, fault) not in _NONE
+        if (way, stage, fault) not in _NONE
     ]
     return faults + [
         Cell("exit", order, "none", transport) for order, transport in product(EXITS, TRANSPORTS)

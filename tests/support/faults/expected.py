@@ -36,13 +36,17 @@ def judged(cell: Cell, found: Found, losses: Mapping[int, float]) -> Verdict:
     others = [each for rank, each in enumerate(found.ranks) if rank != FAULTY]
     wrong = [f"ranks {found.unended} hang"] if found.unended else []
     wrong += [f"{found.left} is left in /dev/shm"] if found.left else []
+    if cell.way == "engine" and (cell.stage, cell.fault) == ("step", "nan"):
+        losses = losses_of(found)  # DeepSpeed leaves that step out, on all ranks
     for rank, each in enumerate(found.ranks):
         wrong += [f"rank {rank}: {said}" for said in _wrong_losses(cell, each, losses)]
+    if cell.fault != "none" and all(each.seconds is None for each in found.ranks):
+        wrong.append("the fault did not come")
     if cell.fault == "none":
         wrong += [f"exit status {each.status}" for each in found.ranks if each.status != 0]
         wrong += [each.log for each in found.ranks if _COMPLAINS.search(each.log)]
     for each in others:
-        if each.status == 0 and not (cell.fault in _ENDS_WELL or _is_planned_anew(cell, found)):
+        if each.status == 0 and not _may_end_well(cell, found):
             wrong.append("a rank ends well, expected an error")
         if each.status != 0 and not _CLEAR.search(each.error) and not _is_ended_by_gloo(cell, each):
             wrong.append(f"exit status {each.status}, {each.error!r}")
@@ -55,10 +59,12 @@ def _is_ended_by_gloo(cell: Cell, rank: Ended) -> bool:
     return cell.transport == GLOO and "op.preamble.length <= op.nbytes" in rank.log
 
 
-def _is_planned_anew(cell: Cell, found: Found) -> bool:
-    """Whether a plan that failed in the self-check was given up for another, which is said."""
+def _may_end_well(cell: Cell, found: Found) -> bool:
+    """Whether the others may go on: where all ranks see a fault alike, where a plan that failed in
+    the self-check was given up for another, which is said, and where each rank closes its own."""
     said = "the model cannot run with this plan"
-    return cell.stage == "self-check" and any(said in each.log for each in found.ranks)
+    is_planned_anew = cell.stage == "self-check" and any(said in each.log for each in found.ranks)
+    return cell.fault in _ENDS_WELL or is_planned_anew or cell.stage == "close"
 
 
 def losses_of(found: Found) -> dict[int, float]:
