@@ -42,6 +42,11 @@ def broken_links(page: Path, text: str) -> Iterator[str]:
             yield link
 
 
+def test_pages_have_no_conflicts_of_a_merge() -> None:
+    marked = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert [page.name for page in PAGES if marked.search(page.read_text())] == []
+
+
 def test_the_readme_is_read_in_minutes() -> None:
     assert len(README.read_text().splitlines()) <= MAX_LINES
 
