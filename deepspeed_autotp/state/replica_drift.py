@@ -10,6 +10,7 @@ TP ranks for modules of Hugging Face; here the ranks look, which costs nothing w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -26,8 +27,10 @@ _log = logging.getLogger("deepspeed_autotp")
 
 # Elements whose bits are looked at together, which takes 16 bytes for each.
 _PART = 1 << 22
-# Elements of a tensor that say how far the ranks are apart.
+# Elements of a tensor that say how far the ranks are apart, or up to twice as many.
 _SAMPLE = 1024
+# A relative difference that is none.
+_TINY = torch.finfo(torch.float32).tiny
 # Of the largest of them; beyond it the ranks train different models.
 _MOST = 1e-2
 _ROUND_ALIKE = (
@@ -75,10 +78,11 @@ class CompareReplicas:
         samples = agreement.exchange({key: _sample(held[key]) for key in differing if key in held})
         apart = max(_apart([each[key] for each in samples if key in each]) for key in differing)
         names = list(dict.fromkeys(name for name, *_ in differing))
+        far = f"by up to {apart:.1e} of the largest value" if apart else "in values not sampled"
         what = (
             f"{len(names)} parameter{'s' if len(names) > 1 else ''} that several ranks hold "
-            f"differ{'' if len(names) > 1 else 's'} by up to {apart:.1e} of the largest value "
-            f"between the ranks {list(state.group.global_ranks)} of the TP group of {model} in "
+            f"differ{'' if len(names) > 1 else 's'} {far} between the "
+            f"ranks {list(state.group.global_ranks)} of the TP group of {model} in "
             f"call {self._calls}: {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}"
         )
         if apart > _MOST:
@@ -88,7 +92,7 @@ class CompareReplicas:
             )
         if apart >= 10 * self._warned and state.group.rank == 0:
             _log.warning("%s; the ranks round otherwise: %s", what, _ROUND_ALIKE)
-        self._warned = max(self._warned, apart)
+        self._warned = max(self._warned, apart, _TINY)
 
 
 def compare_replicas(state: TensorParallel) -> None:
@@ -155,7 +159,12 @@ def _sample(values: Tensor) -> Tensor:
 
 
 def _apart(samples: list[Tensor]) -> float:
-    """The largest difference from the first, as a part of its largest value."""
-    first, *others = samples
-    most = max(float((each - first).abs().max()) for each in others)
-    return most / max(float(first.abs().max()), torch.finfo(torch.float32).tiny)
+    """The largest difference from the first, as a part of its largest value; infinite where a value
+    is not finite on one of the ranks."""
+    first, others = samples[0], torch.stack(samples[1:])
+    is_same = (others == first) | (others.isnan() & first.isnan())
+    apart = (others - first).abs().masked_fill(is_same, 0.0)
+    if not apart.isfinite().all():
+        return math.inf
+    largest = first.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return float(apart.max()) / max(float(largest), _TINY)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks do: train while what several of them hold differs a little, or more."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,20 @@ from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """By which part of itself the last TP rank, or every rank, changes a parameter of the model, or
+    one element of it."""
+
+    name: str
+    part: float
+    element: int | None = None
+    everywhere: bool = False
+
+
 def _sharded(zero: int | None) -> tuple[Any, nn.Module]:
     """What is called, and the model: with DeepSpeed unless ``zero`` is None."""
-    model = build("llama", tied=False, num_key_value_heads=1)
+    model = build("llama", tied=False, num_attention_heads=2, num_key_value_heads=1)
     if zero is None:
         return deepspeed_autotp.parallelize(model, tp_size=2), model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -26,22 +38,21 @@ def _sharded(zero: int | None) -> tuple[Any, nn.Module]:
     return engine, model
 
 
-def called(
-    zero: int | None, changes: dict[int, tuple[str, float]], calls: int
-) -> tuple[list[str], str]:
-    """Warnings, and the error, of some forwards; ``changes[call]`` are a parameter, and by which
-    part of itself the last TP rank changes it before that call."""
+def called(zero: int | None, changes: dict[int, Change], calls: int) -> tuple[list[str], str]:
+    """Warnings, and the error, of some forwards; ``changes[call]`` is made before that call."""
     run, model = _sharded(zero)
     with logged_warnings() as said:
         error = raised_error(lambda: _run(run, model, changes, calls))
     return list(said), error
 
 
-def _run(run: Any, model: nn.Module, changes: dict[int, tuple[str, float]], calls: int) -> None:
+def _run(run: Any, model: nn.Module, changes: dict[int, Change], calls: int) -> None:
     ids = tokens(0)[:2]
     for call in range(1, calls + 1):
-        if call in changes and dist.get_rank() % 2:
-            name, part = changes[call]
-            parameter: Any = model.get_parameter(name)
-            getattr(parameter, "ds_tensor", parameter).data.mul_(1 + part)
+        change = changes.get(call)
+        if change is not None and (change.everywhere or dist.get_rank() % 2):
+            parameter: Any = model.get_parameter(change.name)
+            values = getattr(parameter, "ds_tensor", parameter).data.view(-1)
+            chosen = slice(None) if change.element is None else change.element
+            values[chosen] *= 1 + change.part
         run(input_ids=ids, labels=ids)

@@ -4,6 +4,7 @@
 import pytest
 
 from tests.distributed import replica_drift_ranks
+from tests.distributed.replica_drift_ranks import Change
 from tests.support.same_error import same_error
 from tests.support.worker_pool import Pool
 
@@ -25,7 +26,7 @@ def test_equal_ranks_say_nothing(pool: Pool, zero: int | None) -> None:
 
 @WAYS
 def test_rounding_that_differs_is_a_warning(pool: Pool, zero: int | None) -> None:
-    found = pool.run(replica_drift_ranks.called, zero, {2: (NORM, 1e-6)}, 8, ranks=4)
+    found = pool.run(replica_drift_ranks.called, zero, {2: Change(NORM, 1e-6)}, 8, ranks=4)
     for rank, (said, error) in enumerate(found):
         assert error == "nothing"
         if rank % 2:
@@ -41,7 +42,7 @@ def test_rounding_that_differs_is_a_warning(pool: Pool, zero: int | None) -> Non
 
 
 def test_a_difference_that_has_grown_is_said_again(pool: Pool) -> None:
-    changes = {2: (NORM, 1e-6), 3: (NORM, 1e-6), 7: (SHARED, 1e-4)}
+    changes = {2: Change(NORM, 1e-6), 3: Change(NORM, 1e-6), 7: Change(SHARED, 1e-4)}
     (said, error), (nothing, _) = pool.run(replica_drift_ranks.called, None, changes, 8)
     assert error == "nothing" and nothing == []
     assert ["in call 4: " in said[0], "in call 8: " in said[1], len(said)] == [True, True, 2]
@@ -51,7 +52,7 @@ def test_a_difference_that_has_grown_is_said_again(pool: Pool) -> None:
 
 @WAYS
 def test_another_value_is_an_error_on_every_rank(pool: Pool, zero: int | None) -> None:
-    found = pool.run(replica_drift_ranks.called, zero, {3: (NORM, 0.5)}, 8, ranks=4)
+    found = pool.run(replica_drift_ranks.called, zero, {3: Change(NORM, 0.5)}, 8, ranks=4)
     for ranks in (found[:2], found[2:]):
         assert all(said == [] for said, _ in ranks)
         text = same_error([error for _, error in ranks])
@@ -59,6 +60,28 @@ def test_another_value_is_an_error_on_every_rank(pool: Pool, zero: int | None) -
         assert f"in call 4: {NORM}; update what several ranks hold in the same way" in text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_on_one_rank_is_an_error(pool: Pool, value: float) -> None:
+    changes = {2: Change(SHARED, float("nan"), 0, everywhere=True), 3: Change(SHARED, value, 2)}
+    found = pool.run(replica_drift_ranks.called, None, changes, 4)
+    assert "differs by up to inf of the largest value" in same_error([each for _, each in found])
+
+
+def test_values_that_are_nan_on_all_ranks_are_equal(pool: Pool) -> None:
+    changes = {2: Change(SHARED, float("nan"), 0, everywhere=True), 3: Change(SHARED, 1e-6, 2)}
+    for rank, (said, error) in enumerate(pool.run(replica_drift_ranks.called, None, changes, 4)):
+        assert error == "nothing"
+        assert len(said) == (rank == 0)
+
+
+def test_a_difference_beside_the_sample_is_said_once(pool: Pool) -> None:
+    changes = {2: Change(SHARED, 0.5, 1)}  # every other element is sampled
+    (said, error), (nothing, _) = pool.run(replica_drift_ranks.called, None, changes, 8)
+    assert error == "nothing" and nothing == []
+    (text,) = said  # not in call 8 again
+    assert "differs in values not sampled between the ranks [0, 1]" in text
+
+
 def test_shards_may_differ(pool: Pool) -> None:
-    for said, error in pool.run(replica_drift_ranks.called, None, {1: (SHARDED, 0.5)}, 4):
+    for said, error in pool.run(replica_drift_ranks.called, None, {1: Change(SHARDED, 0.5)}, 4):
         assert (said, error) == ([], "nothing")
