@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from deepspeed_autotp.distributed.process_group import TPGroup
-from deepspeed_autotp.distributed.rng_observation import is_capturing
 from deepspeed_autotp.interop.fully_shard import (
     fully_sharded_modules,
     is_distributed,
@@ -21,6 +20,7 @@ from deepspeed_autotp.interop.fully_shard import (
 from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.state.comparison_hook import ComparisonHook
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
 from deepspeed_autotp.state.torch_clipping import let_torch_clip
@@ -93,8 +93,8 @@ def _refuse_early(optimizer: Optimizer, model: nn.Module) -> None:
         )
 
 
-class _CompareSteps:
-    """A forward pre-hook: in calls 2, 4, 8, ... the ranks compare their last optimizer step.
+class _CompareSteps(ComparisonHook):
+    """In calls 2, 4, 8, ... the ranks compare their last optimizer step.
 
     ValueError on every rank where one clipped by the norm of its shards, or skipped a step, which
     would let the ranks drift apart. Not in each call, and in no optimizer step: a rank that skips
@@ -102,21 +102,13 @@ class _CompareSteps:
     """
 
     def __init__(self, group: TPGroup, steps: _BeforeStep) -> None:
+        super().__init__(first=2)
         self._group = group
         self._steps = steps
-        self._calls = 0
 
-    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
-        if torch.compiler.is_compiling():  # the comparison would break the graph
-            return
-        self._calls += 1
-        if self._calls < 2 or self._calls.bit_count() > 1:
-            return
-        device = next(module.parameters()).device
-        if is_capturing(device):  # nothing can be read from the GPU then
-            return
+    def compare(self, module: nn.Module, *, call: int) -> None:
         group, norm = self._group, self._steps.norm
-        sent = torch.zeros(2, dtype=torch.float64, device=device)
+        sent = torch.zeros(2, dtype=torch.float64, device=next(module.parameters()).device)
         sent[0] = self._steps.steps
         if norm is not None:
             sent[1] = norm

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from deepspeed_autotp._core import Entry
 from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import gathered_parameters
@@ -27,8 +28,11 @@ _log = logging.getLogger("deepspeed_autotp")
 _DIGEST = 16
 # Elements of a tensor of a later call that are hashed, of which there may be many more in a mask.
 _SAMPLED = 1 << 16
-# How many names an error lists.
+# How many names a message lists.
 _NAMED = 5
+
+# Name of the parameter, owner and index of a run that several ranks hold.
+RunKey = tuple[str, int, int]
 
 
 def broadcast_rng_state(group: TPGroup, *, device: torch.device) -> None:
@@ -167,29 +171,45 @@ def check_replicas(model: nn.Module) -> None:
     state = tensor_parallel(model)
     follow_fully_shard(model, state)
     agreement = Agreement(state.group.cpu_handle)
-    local: dict[tuple[str, int, int], str] = {}  # by name, owner and index of the run
+    rank = state.group.rank
+    local: dict[RunKey, str] = {}
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
-        shared = entry.shared(state.group.rank)
-        if entry.is_tied or (entry.is_sharded and not shared):
+        if entry.is_tied or (entry.is_sharded and not entry.shared(rank)):
             continue
         with gathered_parameters([parameter]):
-            values = gathered(parameter.detach())
-            if not entry.is_sharded:
-                local[entry.name, 0, 0] = _hash(values)
-            for index, (offset, length, owner, _) in enumerate(shared):
-                local[entry.name, owner, index] = _hash(values.narrow(entry.dim, offset, length))
-    found: dict[tuple[str, int, int], set[str]] = {}
+            for key, run in runs_of_several(entry, rank, gathered(parameter.detach())):
+                local[key] = _hash(run)
+    found: dict[RunKey, set[str]] = {}
     for digests in agreement.exchange(local):
         for key, digest in digests.items():
             found.setdefault(key, set()).add(digest)
-    differing = list(dict.fromkeys(name for (name, *_), seen in found.items() if len(seen) > 1))
+    differing = [key for key, seen in found.items() if len(seen) > 1]
     if differing:
-        named = ", ".join(differing[:_NAMED]) + (", ..." if len(differing) > _NAMED else "")
+        what, names = described(differing)
         raise RuntimeError(
-            f"{len(differing)} parameter{'s' if len(differing) > 1 else ''} that several ranks "
-            f"hold differ between the ranks {list(state.group.global_ranks)} of the TP group: "
-            f"{named}; update what several ranks hold in the same way on each of them"
+            f"{what} between the ranks {list(state.group.global_ranks)} of the TP group: {names}; "
+            "update what several ranks hold in the same way on each of them"
         )
+
+
+def runs_of_several(entry: Entry, rank: int, values: Tensor) -> Iterator[tuple[RunKey, Tensor]]:
+    """The runs in ``values``, a rank's shard or a replicated parameter, that other ranks hold."""
+    if not entry.is_sharded:
+        yield (entry.name, 0, 0), values
+        return
+    for index, (offset, length, owner, _) in enumerate(entry.shared(rank)):
+        yield (entry.name, owner, index), values.narrow(entry.dim, offset, length)
+
+
+def described(differing: Iterable[RunKey]) -> tuple[str, str]:
+    """How many parameters differ, in words, and the names of some of them."""
+    names = list(dict.fromkeys(name for name, *_ in differing))
+    is_one = len(names) == 1
+    return (
+        f"{len(names)} parameter{'' if is_one else 's'} that several ranks hold "
+        f"differ{'s' if is_one else ''}",
+        ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else ""),
+    )
 
 
 def _hash(tensor: Tensor) -> str:

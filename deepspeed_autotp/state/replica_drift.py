@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.consensus import Agreement
-from deepspeed_autotp.distributed.rng_observation import is_capturing
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned, own_partition
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules
 from deepspeed_autotp.interop.torch_private import hooked_once
+from deepspeed_autotp.state.comparison_hook import ComparisonHook
+from deepspeed_autotp.state.replica_check import RunKey, described, runs_of_several
 from deepspeed_autotp.state.sharded_model import TensorParallel, find_tensor_parallel
 
 _log = logging.getLogger("deepspeed_autotp")
@@ -37,16 +38,11 @@ _ROUND_ALIKE = (
     "let their libraries round alike: MKL_CBWR=COMPATIBLE in the environment on CPUs, "
     "torch.use_deterministic_algorithms(True) on GPUs"
 )
-# How many names a message lists.
-_NAMED = 5
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
-# Name of the parameter, owner and index of the run that several ranks hold.
-_Key = tuple[str, int, int]
 
-
-class CompareReplicas:
-    """A forward pre-hook: in calls 4, 8, 16, ... the ranks compare what several of them hold.
+class CompareReplicas(ComparisonHook):
+    """In calls 4, 8, 16, ... the ranks compare what several of them hold.
 
     One warning where it differs, and another one when the difference has grown tenfold;
     RuntimeError on every rank where it is above a hundredth of the largest value. Not with
@@ -54,22 +50,14 @@ class CompareReplicas:
     """
 
     def __init__(self) -> None:
-        self._calls = 0
+        super().__init__(first=4)
         self._warned = 0.0
 
-    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
-        if torch.compiler.is_compiling():  # the comparison would break the graph
-            return
-        self._calls += 1
-        if self._calls < 4 or self._calls.bit_count() > 1:
-            return
-        state = find_tensor_parallel(module)
-        if state is None or is_capturing(state.device) or fully_sharded_modules(module):
-            return
-        self._compare(state, type(module).__name__)
-
     @torch.no_grad()
-    def _compare(self, state: TensorParallel, model: str) -> None:
+    def compare(self, module: nn.Module, *, call: int) -> None:
+        state = find_tensor_parallel(module)
+        if state is None or fully_sharded_modules(module):
+            return
         held = dict(_held_by_several(state))
         differing = _differing(state, _checksums(held))
         if not differing:
@@ -77,13 +65,11 @@ class CompareReplicas:
         agreement = Agreement(state.group.cpu_handle)
         samples = agreement.exchange({key: _sample(held[key]) for key in differing if key in held})
         apart = max(_apart([each[key] for each in samples if key in each]) for key in differing)
-        names = list(dict.fromkeys(name for name, *_ in differing))
+        differ, names = described(differing)
         far = f"by up to {apart:.1e} of the largest value" if apart else "in values not sampled"
         what = (
-            f"{len(names)} parameter{'s' if len(names) > 1 else ''} that several ranks hold "
-            f"differ{'' if len(names) > 1 else 's'} {far} between the "
-            f"ranks {list(state.group.global_ranks)} of the TP group of {model} in "
-            f"call {self._calls}: {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}"
+            f"{differ} {far} between the ranks {list(state.group.global_ranks)} of the TP group of "
+            f"{type(module).__name__} in call {call}: {names}"
         )
         if apart > _MOST:
             raise RuntimeError(
@@ -100,22 +86,20 @@ def compare_replicas(state: TensorParallel) -> None:
     state.hook(hooked_once(CompareReplicas()))
 
 
-def _held_by_several(state: TensorParallel) -> Iterator[tuple[_Key, Tensor]]:
+def _held_by_several(state: TensorParallel) -> Iterator[tuple[RunKey, Tensor]]:
     """The values that this rank has of them; of what ZeRO 3 has partitioned those of its part,
     which is the same part on all ranks of a TP group."""
+    rank = state.group.rank
     for entry, parameter in zip(state.plan.entries, state.parameters, strict=True):
         if entry.is_tied:
             continue
         if not entry.is_sharded:
-            yield (entry.name, 0, 0), own_partition(parameter).detach()
+            yield from runs_of_several(entry, rank, own_partition(parameter).detach())
         elif not is_partitioned(parameter):
-            shared = entry.shared(state.group.rank)
-            for index, (offset, length, owner, _) in enumerate(shared):
-                run = parameter.detach().narrow(entry.dim, offset, length)
-                yield (entry.name, owner, index), run
+            yield from runs_of_several(entry, rank, parameter.detach())
 
 
-def _checksums(held: dict[_Key, Tensor]) -> dict[_Key, int]:
+def _checksums(held: dict[RunKey, Tensor]) -> dict[RunKey, int]:
     """Of the bits of each: equal for equal ones, and hardly ever for others."""
     if not held:
         return {}
@@ -132,7 +116,7 @@ def _checksum(values: Tensor) -> Tensor:
     return total
 
 
-def _differing(state: TensorParallel, own: dict[_Key, int]) -> list[_Key]:
+def _differing(state: TensorParallel, own: dict[RunKey, int]) -> list[RunKey]:
     """What has other checksums on other ranks. All ranks call it."""
     keys = list(dict.fromkeys(_keys(state)))
     rows = [[key in own, own.get(key, 0)] for key in keys]
@@ -142,7 +126,7 @@ def _differing(state: TensorParallel, own: dict[_Key, int]) -> list[_Key]:
     return [key for key, of in by_key if len(set(of[of[:, 0] > 0, 1].tolist())) > 1]
 
 
-def _keys(state: TensorParallel) -> Iterator[_Key]:
+def _keys(state: TensorParallel) -> Iterator[RunKey]:
     """Those of all ranks, in the same order on each."""
     for entry in state.plan.entries:
         if not entry.is_sharded:
