@@ -115,6 +115,14 @@ test_names_are_the_same_in_any_case_of_ascii_letters(void)
     CHECK(!tp_text_same("@", "`"));
 }
 
+static void
+test_the_end_of_a_string_is_in_no_set_of_letters(void)
+{
+    CHECK(tp_text_is_one_of('b', "abc"));
+    CHECK(!tp_text_is_one_of('B', "abc"));
+    CHECK(!tp_text_is_one_of('\0', "abc"));
+}
+
 int
 main(void)
 {
@@ -126,5 +134,6 @@ main(void)
     RUN(test_a_failed_text_stays_failed_until_it_is_taken);
     RUN(test_a_text_becomes_the_message_of_an_error);
     RUN(test_names_are_the_same_in_any_case_of_ascii_letters);
+    RUN(test_the_end_of_a_string_is_in_no_set_of_letters);
     return check_result();
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Room for `more` bytes and the NUL behind them. */
 static bool
@@ -78,6 +79,12 @@ tp_text_free(tp_text *text)
 {
     free(text->data);
     *text = (tp_text)TP_NO_TEXT;
+}
+
+bool
+tp_text_is_one_of(char letter, const char *set)
+{
+    return letter != '\0' && strchr(set, letter) != NULL;
 }
 
 char

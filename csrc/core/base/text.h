@@ -36,6 +36,9 @@ int tp_text_fail(tp_text *text, tp_code code, tp_error *err);
 
 void tp_text_free(tp_text *text);
 
+/* Whether `letter` is one of those of `set`; the end of a string is none. */
+bool tp_text_is_one_of(char letter, const char *set);
+
 /* The small letter of an ASCII letter; any other character as it is. */
 char tp_text_lower(char letter);
 

@@ -92,7 +92,7 @@ add_expression(tp_text *out, const char *pattern)
 {
     for (const char *at = pattern; *at != '\0'; at++) {
         /* Bytes of other letters than ASCII's stand for themselves. */
-        const bool is_word = (*at & 0x80) != 0 || strchr(words, *at) != NULL;
+        const bool is_word = (*at & 0x80) != 0 || tp_text_is_one_of(*at, words);
         if (*at == '*')
             tp_text_add(out, "[0-9]+");
         else

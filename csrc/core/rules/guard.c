@@ -5,12 +5,6 @@
 #include <stdbool.h>
 #include <string.h>
 
-static bool
-is_one_of(char letter, const char *set)
-{
-    return letter != '\0' && strchr(set, letter) != NULL;
-}
-
 /* The bytes of an escape, the name of "\N{name}" included, or of one character. */
 static size_t
 size_of_literal(const char *at)
@@ -45,7 +39,7 @@ size_of_flags(const char *at)
     if (at[0] != '(' || at[1] != '?')
         return 0;
     const size_t flags = strspn(at + 2, "aiLmsux-");
-    return flags > 0 && is_one_of(at[2 + flags], ":)") ? flags + 3 : 0;
+    return flags > 0 && tp_text_is_one_of(at[2 + flags], ":)") ? flags + 3 : 0;
 }
 
 /* Without "a", "L" and "u", which PCRE2 does not have: letters of which language
@@ -56,12 +50,13 @@ add_flags(tp_text *out, const char *at, size_t size)
     const char end = at[size - 1];
     bool any = end == ':';
     for (size_t i = 2; i + 1 < size; i++)
-        any = any || is_one_of(at[i], "imsx");
+        any = any || tp_text_is_one_of(at[i], "imsx");
     if (!any)
         return;
     tp_text_add(out, "(?");
     for (size_t i = 2; i + 1 < size; i++) {
-        if (is_one_of(at[i], "imsx") || (at[i] == '-' && is_one_of(at[i + 1], "imsx")))
+        if (tp_text_is_one_of(at[i], "imsx") ||
+            (at[i] == '-' && tp_text_is_one_of(at[i + 1], "imsx")))
             tp_text_add(out, "%c", at[i]);
     }
     tp_text_add(out, "%c", end);
@@ -109,9 +104,9 @@ tp_guard_choices(const char *pattern)
             repeats = false;
             continue;
         }
-        const bool is_choice = is_one_of(*at, "*+?{|");
+        const bool is_choice = tp_text_is_one_of(*at, "*+?{|");
         /* "+?" and "++" are one repeat each. */
-        const bool is_first = is_choice && !(repeats && is_one_of(*at, "?+"));
+        const bool is_first = is_choice && !(repeats && tp_text_is_one_of(*at, "?+"));
         exact += is_first && is_exact_repeat(at);
         count += is_first && !is_exact_repeat(at);
         repeats = is_choice && *at != '|';

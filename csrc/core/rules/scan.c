@@ -9,7 +9,7 @@
  * can match nothing, where engines differ in when a loop ends. */
 #include "rules/scan.h"
 
-#include <string.h>
+#include "base/text.h"
 
 /* Far below where either engine runs out of stack. */
 #define DEEPEST 50
@@ -56,12 +56,6 @@ is_printable(char letter)
     return letter >= ' ' && letter <= '~';
 }
 
-static bool
-is_one_of(char letter, const char *set)
-{
-    return letter != '\0' && strchr(set, letter) != NULL;
-}
-
 /* Punctuation, a blank included, stands for itself after a backslash. */
 static bool
 is_escapable(char letter)
@@ -74,9 +68,9 @@ static bool
 scan_escape(scan *s, element *out)
 {
     const char letter = *s->at++;
-    if (is_one_of(letter, "dDwWsS"))
+    if (tp_text_is_one_of(letter, "dDwWsS"))
         *out = ELEMENT_SOME;
-    else if (is_one_of(letter, "bA"))
+    else if (tp_text_is_one_of(letter, "bA"))
         *out = ELEMENT_ASSERTION;
     else if (is_escapable(letter))
         *out = ELEMENT_LITERAL;
@@ -89,7 +83,7 @@ scan_escape(scan *s, element *out)
 static bool
 is_set_operation(const char *at)
 {
-    return is_one_of(at[0], "-&~|") && at[0] == at[1];
+    return tp_text_is_one_of(at[0], "-&~|") && at[0] == at[1];
 }
 
 /* One member or one range. Only letters and digits bound a range: what
@@ -101,7 +95,7 @@ scan_member(scan *s)
     if (escaped)
         s->at++;
     const char letter = *s->at;
-    if (escaped ? !is_escapable(letter) && !is_one_of(letter, "dDwWsS")
+    if (escaped ? !is_escapable(letter) && !tp_text_is_one_of(letter, "dDwWsS")
                 : !is_printable(letter) || letter == '[' || is_set_operation(s->at))
         return false;
     s->at++;
@@ -136,7 +130,7 @@ static bool
 scan_group(scan *s, element *out)
 {
     const bool special = *s->at == '?';
-    const bool assertion = special && is_one_of(s->at[1], "=!");
+    const bool assertion = special && tp_text_is_one_of(s->at[1], "=!");
     if (special && !assertion && s->at[1] != ':')
         return false;
     if (special)
@@ -174,7 +168,7 @@ scan_element(scan *s, element *out)
             return true;
         default:
             /* A lone bracket or brace is a literal to both, but hardly meant. */
-            if (!is_printable(letter) || is_one_of(letter, "]{}*+?"))
+            if (!is_printable(letter) || tp_text_is_one_of(letter, "]{}*+?"))
                 return false;
             *out = ELEMENT_LITERAL;
             return true;
@@ -213,7 +207,7 @@ static bool
 scan_repeat(scan *s, repeat *out)
 {
     *out = (repeat){false, false};
-    if (!is_one_of(*s->at, "*+?{"))
+    if (!tp_text_is_one_of(*s->at, "*+?{"))
         return true;
     const char kind = *s->at++;
     out->present = true;
@@ -222,7 +216,7 @@ scan_repeat(scan *s, repeat *out)
         return false;
     if (*s->at == '?') /* lazy: finds as much as greedy, in another order */
         s->at++;
-    return !is_one_of(*s->at, "*+?{");
+    return !tp_text_is_one_of(*s->at, "*+?{");
 }
 
 /* Add what an element of the top level and its repeat require. `letter` is the
