@@ -19,10 +19,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.checkpoint.atomic_folder import write_atomically
 from deepspeed_autotp.checkpoint.layout import Layout
 from deepspeed_autotp.config.json_text import read_json
-from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.config.validation import problems, wrong
 
 NAME = "tensor_parallel.json"

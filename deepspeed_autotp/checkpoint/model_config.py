@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.checkpoint.metadata import CONFIG_FILES
 from deepspeed_autotp.config.json_text import parsed_json, read_text
-from deepspeed_autotp.config.printable import printable
 
 _LARGEST = 16 * 2**20
 _CONFIG = CONFIG_FILES[0]

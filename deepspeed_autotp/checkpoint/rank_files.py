@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from deepspeed_autotp.config.printable import printable
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.interop.deepspeed.checkpoints import saved_classes
 from deepspeed_autotp.interop.torch_archive import check_archive, check_loaded
 

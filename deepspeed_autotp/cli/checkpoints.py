@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.checkpoint.merge import merge
 from deepspeed_autotp.checkpoint.open_checkpoint import checkpoint_folder
 from deepspeed_autotp.checkpoint.reshard_files import reshard
 from deepspeed_autotp.checkpoint.summary import Summary, summarize
 from deepspeed_autotp.cli.arguments import DONE, WRONG
-from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.interop.progress_bars import progress_bar
 
 _GB = 10**9

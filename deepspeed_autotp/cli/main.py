@@ -12,10 +12,10 @@ import shtab
 from rich.console import Console
 
 import deepspeed_autotp
+from deepspeed_autotp.base.printable import printable_lines
 from deepspeed_autotp.cli import check_arguments, checkpoint_arguments, plan
 from deepspeed_autotp.cli.arguments import DONE, INTERRUPTED, NOT_DONE, Parser, near
 from deepspeed_autotp.config import logs
-from deepspeed_autotp.config.printable import printable_lines
 
 _DESCRIPTION = "Tensor parallelism for training: plans, checks and checkpoints."
 _EXAMPLE = "example: autotp plan llama:hidden_size=8192,num_hidden_layers=80 --tp 8"

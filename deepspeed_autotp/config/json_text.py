@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deepspeed_autotp.config.printable import printable
+from deepspeed_autotp.base.nested_values import held_values, is_container
+from deepspeed_autotp.base.printable import printable
 
 __all__ = ["parsed_json", "read_json", "read_text", "refuse_nesting", "without_duplicates"]
 
@@ -61,8 +62,8 @@ def refuse_nesting(value: object) -> None:
         level = {
             id(held): held
             for each in level.values()
-            for held in _held(each)
-            if isinstance(held, _CONTAINERS)
+            for held in held_values(each)
+            if is_container(held)
         }
         if not level:
             return
@@ -78,15 +79,6 @@ def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         more = f" and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
         raise ValueError(f"keys given more than once: {named}{more}")
     return found
-
-
-_CONTAINERS = (Mapping, list, tuple)
-
-
-def _held(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _refuse_lone_surrogates(value: object) -> None:

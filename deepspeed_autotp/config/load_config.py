@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from deepspeed_autotp import _core
+from deepspeed_autotp.base.printable import one_line, printable
 from deepspeed_autotp.config.json_text import (
     parsed_json,
     read_text,
     refuse_nesting,
     without_duplicates,
 )
-from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.config.validation import ConfigProblems, dictionary, shown, wrong
 
 __all__ = [
@@ -173,4 +173,4 @@ def _reason(error: Exception) -> str:
         return f"it is not text (byte {error.start} is not UTF-8)"
     if isinstance(error, binascii.Error):
         return f"it is not base64 ({error})"
-    return printable(" ".join(str(error).split()))
+    return one_line(error)

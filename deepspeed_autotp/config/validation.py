@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError
 
 from deepspeed_autotp import _core
-from deepspeed_autotp.config.printable import printable
+from deepspeed_autotp.base.printable import printable
 
 __all__ = [
     "ConfigProblems",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deepspeed_autotp import _core
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp.base.printable import one_line
 from deepspeed_autotp.estimate.stand_in_group import StandInGroup
 from deepspeed_autotp.estimate.step_recorder import (
     Block,
@@ -145,8 +146,7 @@ def _traced(
     try:
         return _run(model, plan_of, rank, shape, on_gpu)
     except Exception as error:  # whatever a model raises on tensors without values
-        words = " ".join(str(error).split())[:_LONGEST]
-        raise ValueError(f"{type(error).__name__}: {words}") from error
+        raise ValueError(f"{type(error).__name__}: {one_line(error, longest=_LONGEST)}") from error
 
 
 def _run(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepspeed_autotp.base.printable import one_line
+
 
 def with_lora(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
     """A PEFT model around ``model``, on the meta device. ``arguments`` are those of LoraConfig.
@@ -28,9 +30,8 @@ def with_lora(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")  # of PEFT about names of transformers
             made: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     except Exception as error:  # whatever PEFT raises for arguments that it does not take
-        words = " ".join(str(error).split())
         raise ValueError(
-            f"--lora: PEFT refuses {dict(arguments)}: {words} Modules are named like "
+            f"--lora: PEFT refuses {dict(arguments)}: {one_line(error)} Modules are named like "
             "r=16,target_modules=q_proj+v_proj"
         ) from error
     return made.to(dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from deepspeed_autotp import _core
+from deepspeed_autotp.base.printable import one_line
 from deepspeed_autotp.interop.configured_model import configured_model
 from deepspeed_autotp.interop.layer_counts import check_layer_counts
 from deepspeed_autotp.interop.model_forms import BETWEEN_OVERRIDES, FORMS
@@ -87,8 +88,8 @@ def _of_type(text: str, device: str) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = maker.from_config(config)
     except Exception as error:  # whatever a class raises for what it does not take
-        words = " ".join(str(error).split())[:_LONGEST]
-        raise ValueError(f"MODEL: no {name} can be made with {values}: {words}") from error
+        why = one_line(error, longest=_LONGEST)
+        raise ValueError(f"MODEL: no {name} can be made with {values}: {why}") from error
     return model
 
 

@@ -8,12 +8,13 @@ unpacked to any number of them.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from deepspeed_autotp.base.nested_values import held_values
 
 # Of lists, dictionaries and their values, one that is in two of them counted twice.
 _MOST_VALUES = 2_000_000
@@ -50,13 +51,7 @@ def check_loaded(value: Any, file: Path) -> None:
         if isinstance(each, Tensor):
             _check_tensor(each, size)
         else:
-            left.extend(_held(each))
-
-
-def _held(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (list, tuple)) else ()
+            left.extend(held_values(each))
 
 
 def _check_tensor(tensor: Tensor, size: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.config.json_text import read_json
-from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.interop.torch_archive import check_archive
 from deepspeed_autotp.loading.safetensors_header import stored_tensors
 from deepspeed_autotp.loading.stored_tensor import LoadedTensor, Stored

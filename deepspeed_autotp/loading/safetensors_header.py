@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deepspeed_autotp.base.printable import printable
 from deepspeed_autotp.config.dtypes import SAFETENSORS_NAMES
 from deepspeed_autotp.config.json_text import parsed_json
-from deepspeed_autotp.config.printable import printable
 from deepspeed_autotp.loading.stored_tensor import FileTensor
 
 _LENGTH = 8

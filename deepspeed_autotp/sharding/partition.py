@@ -17,6 +17,7 @@ from rich.filesize import decimal
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Entry
+from deepspeed_autotp.base.printable import one_line
 from deepspeed_autotp.interop.bitsandbytes import is_4bit
 from deepspeed_autotp.native import operators, packing
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
@@ -124,7 +125,7 @@ def _in_place(
         "%s: no memory for the shard beside the full weight (%s); the shard is packed at the front "
         "of the full weight's memory, which overwrites other tensors that share that memory",
         entry.name,
-        " ".join(str(error).split()) or type(error).__name__,
+        one_line(error),
     )
     try:
         return packing.compact_(

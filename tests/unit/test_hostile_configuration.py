@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from deepspeed_autotp.base.printable import printable, printable_lines
 from deepspeed_autotp.config.load_config import load_ds_config, refuse_misspelt_section
-from deepspeed_autotp.config.printable import printable, printable_lines
 from deepspeed_autotp.config.training_config import TPTrainingConfig, get_tensor_parallel_config
 from deepspeed_autotp.config.validation import ConfigProblems
 from deepspeed_autotp.interop.configured_model import configured_model

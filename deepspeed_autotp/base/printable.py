@@ -6,7 +6,7 @@ Names, keys and values come from files, and a message goes to a terminal, which 
 
 from __future__ import annotations
 
-__all__ = ["printable", "printable_lines"]
+__all__ = ["one_line", "printable", "printable_lines"]
 
 # A message of so many characters is still read; a name takes some hundred.
 _LONGEST = 4000
@@ -22,6 +22,12 @@ def printable(text: str, *, longest: int = _LONGEST) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def one_line(error: Exception, *, longest: int = _LONGEST) -> str:
+    """As :func:`printable` of what ``error`` says, its lines joined; its class where it says
+    nothing."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, longest=longest)
 
 
 def printable_lines(text: str) -> str:
