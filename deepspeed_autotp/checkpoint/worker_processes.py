@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from deepspeed_autotp.distributed.local_processes import end_with_parent
+
 T = TypeVar("T")
 
 # Is told how much more is done.
@@ -129,7 +131,7 @@ def _add_workers(
 
 
 def _serve(start: Callable[[], Work[Any]], pipe: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         work = start()
@@ -141,10 +143,3 @@ def _serve(start: Callable[[], Work[Any]], pipe: Connection) -> None:
         pipe.send(kind(str(error)))
     except Exception:
         pipe.send(RuntimeError(traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)
