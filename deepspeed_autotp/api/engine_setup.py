@@ -24,8 +24,8 @@ from deepspeed_autotp.api.engine_checks import (
 from deepspeed_autotp.api.engine_metrics import check_monitor, engine_tp_group, write_metrics
 from deepspeed_autotp.api.expert_parallel import (
     expert_blocks,
-    names_of,
-    routers_of,
+    new_routers,
+    replaced_modules,
     starting,
 )
 from deepspeed_autotp.api.pipeline import described, settled, shard
@@ -232,7 +232,9 @@ class EngineSetup:
         """Know of the routers and experts that the engine has put into the model."""
         state = tensor_parallel(self._model)
         assert isinstance(state.changes, AdapterChanges)
-        state.changes.follow(names_of(self._experts), routers_of(self._experts), self._agreement)
+        state.changes.follow(
+            replaced_modules(self._experts), new_routers(self._experts), self._agreement
+        )
         state.expert_blocks = self._experts
         self._mark(state)
 
@@ -287,7 +289,7 @@ class EngineSetup:
             skip_everything(config)
         description = None if skips or found is not None else described(model)
         if description is not None:
-            description = replace(description, replaced_later=names_of(experts))
+            description = replace(description, replaced_later=replaced_modules(experts))
         return _Prepared(
             config,
             settings,

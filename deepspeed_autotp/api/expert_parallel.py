@@ -111,8 +111,8 @@ def _beside(
         yield "initialize: optimizer", f"an instance of {type(optimizer).__name__}", made
 
 
-def names_of(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
-    """The modules that are replaced, with ``*`` for each index."""
+def replaced_modules(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
+    """The modules that AutoEP replaces, with ``*`` for each index."""
     names = [
         f"{index_pattern(block.name)}.{part}"
         for block in blocks
@@ -121,8 +121,8 @@ def names_of(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def routers_of(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
-    """The routers that AutoEP has put into their places, as well."""
+def new_routers(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
+    """The modules that AutoEP has put into the places of routers, with ``*`` for each index."""
     return tuple(dict.fromkeys(f"{index_pattern(block.name)}.router" for block in blocks))
 
 

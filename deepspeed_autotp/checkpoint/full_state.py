@@ -81,15 +81,16 @@ def _full_state(
         for name, tensor in found.items():
             if name in left_out or name.startswith(belonging):
                 continue
-            if isinstance(tensor, Experts) and (names is None or name in names):
+            if names is not None and name not in names:
+                continue
+            shown = name if names is not None else without_wrappers(name)
+            if isinstance(tensor, Experts):
                 if frozen or tensor.trains:
                     full = tensor.full()
                     if everywhere or _is_rank0():
-                        result[name if names is not None else without_wrappers(name)] = full
+                        result[shown] = full
                 continue
             if not isinstance(tensor, Tensor):  # what a module's get_extra_state gave
-                continue
-            if names is not None and name not in names:
                 continue
             if isinstance(tensor, nn.Parameter) and not (frozen or tensor.requires_grad):
                 continue
@@ -99,7 +100,7 @@ def _full_state(
                     copies[id(tensor)] = gather(tensor, gathered(tensor.detach()))
             copied = copies[id(tensor)]
             if copied is not None:
-                result[name if names is not None else without_wrappers(name)] = copied
+                result[shown] = copied
     return result
 
 

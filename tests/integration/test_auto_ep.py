@@ -115,6 +115,22 @@ BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
     "one rank": ("mixtral", {"expert_parallel": {"autoep_size": 1}}, "autoep_size > 1"),
     "too many": ("mixtral", {"expert_parallel": {"autoep_size": 8}}, "autoep_size"),
     "no experts": ("olmo2", {}, "finds no blocks of experts"),
+    "gradients that are not scattered": (
+        "mixtral",
+        {"zero_optimization": {"reduce_scatter": False, "contiguous_gradients": False}},
+        "zero_optimization.reduce_scatter: got false beside expert_parallel, expected true, which "
+        "DeepSpeed needs for experts\nzero_optimization.contiguous_gradients: got false",
+    ),
+    "gradients in float32": (
+        "mixtral",
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+        "data_types.grad_accum_dtype: got 'fp32' beside expert_parallel, expected that of the",
+    ),
+    "a universal checkpoint": (
+        "mixtral",
+        {"checkpoint": {"load_universal": True}},
+        "checkpoint.load_universal: got true beside expert_parallel, expected false",
+    ),
     "DeepEP": ("mixtral", {"expert_parallel": {"comm_backend": "deepep"}}, "comm_backend"),
 }
 
