@@ -37,7 +37,7 @@ POINTS: dict[tuple[str, str], tuple[tuple[Any, str], ...]] = {
 }
 _INNER = ("killed", "stopped", "throws")
 # Faults that are within a stage, and not of a user's call of it or of what it is given.
-FAULTS: dict[str, tuple[str, ...]] = {
+FAULTS_WITHIN: dict[str, tuple[str, ...]] = {
     "self-check": (*_INNER, "skips", "repeats"),
     "shard": (*_INNER, "skips", "repeats"),
     "forward": (*_INNER, "nan"),
@@ -49,7 +49,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
 def put(rank: Rank, stack: ExitStack) -> None:
     """Give a faulty rank its fault until ``stack`` closes."""
     cell = rank.cell
-    if not rank.is_faulty or cell.fault not in FAULTS.get(cell.stage, _INNER):
+    if not rank.is_faulty or cell.fault not in FAULTS_WITHIN.get(cell.stage, _INNER):
         return
     if cell.stage == "self-check":
         original = SelfCheck._compared

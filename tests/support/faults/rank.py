@@ -95,11 +95,7 @@ class Rank:
             AUTOTP_SHARED_MEMORY="0" if self.cell.transport == GLOO else "1",
         )
         torch.set_num_threads(1)
-        self.meet(0)
-
-    def meet(self, number: int) -> None:
-        """Make the default group, for the time that ``number`` says."""
-        store = dist.FileStore(str(self.folder / f"store-{number}"), RANKS)  # type: ignore[attr-defined]
+        store = dist.FileStore(str(self.folder / "store"), RANKS)  # type: ignore[attr-defined]
         dist.init_process_group(
             "gloo",
             store=store,

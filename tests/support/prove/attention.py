@@ -7,8 +7,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tests.support.prove.case import Case
+from tests.support.prove.linear import called
 from tests.support.prove.names import COUNT_NAMES, NAMES
-from tests.support.prove.norms import RMS, Dropout, called
+from tests.support.prove.norms import RMS, Dropout
 
 FUSED = ("qkv", "vqk", "per head", "per group", "parameter")
 WINDOW = 3

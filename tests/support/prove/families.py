@@ -28,7 +28,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5},
     "starcoder2": {"sliding_window": None},
     "gpt_oss": {"sliding_window": 4},
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 4},
+    "gpt_neo": {"window_size": 4},
     "falcon": {"new_decoder_architecture": True},
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
@@ -53,6 +53,7 @@ def options(case: Case) -> dict[str, Any]:
         "num_attention_heads": heads, "n_head": heads, "n_heads": heads, "num_heads": heads,
         "num_key_value_heads": case.groups or heads, "num_kv_heads": case.groups or heads,
         "head_dim": size, "rotary_dim": size,
+        "attention_types": [[["global"], layers - layers // 2], [["local"], layers // 2]],
         "max_position_embeddings": 32, "n_positions": 32, "max_seq_len": 32,
         "tie_word_embeddings": case.tied == "weight",
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -78,14 +79,7 @@ def make_family(case: Case) -> nn.Module:
     assert case.family in FAMILIES
     plain = CONFIG_MAPPING[case.family]()
     aliases = {*plain.to_dict(), *plain.attribute_map}
-    if case.family == "gpt_neo":
-        kinds = ["global", "local"][: case.layers]
-        own = {"attention_types": [[kinds, max(1, -(-case.layers // 2))]]}
-        if case.layers == 3:
-            own = {"attention_types": [[["global"], 3]]}
-    else:
-        own = {}
-    known = {k: v for k, v in {**options(case), **own}.items() if k in aliases}
+    known = {k: v for k, v in options(case).items() if k in aliases}
     config = AutoConfig.for_model(case.family, **known)
     with torch.random.fork_rng([]):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.support.prove.attention import make_attention
 from tests.support.prove.case import Case
 from tests.support.prove.contradictions import settle
+from tests.support.prove.linear import change_linears
 from tests.support.prove.losses import cross_entropy
 from tests.support.prove.names import NETWORK_NAMES
 from tests.support.prove.networks import Mixture, Network, make_network
@@ -286,30 +287,10 @@ def make_blocks(case: Case) -> list[nn.Module]:
     return list(blocks)
 
 
-class ScaledLinear(nn.Linear):
-    """A class of the user's own that calls what it extends."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def change_linears(model: nn.Module, kind: str) -> None:
-    """Linear layers within blocks as others make them."""
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or "." not in name:
-            continue
-        if kind == "functional":
-            return
-        if kind == "scaled":
-            module.__class__ = ScaledLinear
-        else:
-            nn.utils.parametrizations.weight_norm(module)
-
-
 def make_language(case: Case) -> Any:
     kinds = {"loss": GivesLoss, "labels": TakesLabels, "logits": GivesLogits}
     model = kinds[case.signature](case)
-    if case.linear:
+    if case.linear in ("scaled", "weight norm"):
         change_linears(model, case.linear)
     if case.checkpointing:
         model.run = checkpointed(case.checkpointing == "reentrant")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.prove.case import Case
+from tests.support.prove.linear import called
 from tests.support.prove.names import NETWORK_NAMES
-from tests.support.prove.norms import RMS, Dropout, called
+from tests.support.prove.norms import RMS, Dropout
 
 EXPERTS = 4
 

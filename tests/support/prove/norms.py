@@ -2,7 +2,6 @@
 """Norms, and dropout whose masks are kept and can be replayed."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.prove.case import Case
@@ -25,14 +24,6 @@ class RMS(nn.Module):
 def make_norm(case: Case) -> nn.Module:
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "own rms": RMS}
     return kinds[case.norm](case.hidden) if case.norm in kinds else nn.Identity()
-
-
-def called(case: Case, module: nn.Module, x: Tensor) -> Tensor:
-    """What a linear layer gives, or what its weight gives without its forward."""
-    if case.linear == "functional" and isinstance(module, nn.Linear):
-        return F.linear(x, module.weight, module.bias)
-    y: Tensor = module(x)
-    return y
 
 
 class Dropout(nn.Dropout):

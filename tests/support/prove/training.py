@@ -30,8 +30,8 @@ Gradients = dict[str, Tensor]
 
 @dataclass
 class Curve:
-    """Losses and norms of all steps, gradients of the first and of the last, weights at the end,
-    and the loss in evaluation."""
+    """Losses, norms and gradients of all steps; at the end the weights, the loss in evaluation, and
+    what is wrong with replicas."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -42,8 +42,7 @@ class Curve:
 
 
 def make(case: Case, dtype: torch.dtype, *, drawn: int | None = None) -> nn.Module:
-    """The model of a case; every parameter and the numbers of buffers are drawn by its seed, or by
-    another one."""
+    """The model of a case, with the parameters that its seed gives, or another one."""
     drawn = case.seed if drawn is None else drawn
     torch.manual_seed(drawn)
     model = build(case)
