@@ -10,6 +10,9 @@ from rich.filesize import decimal
 from deepspeed_autotp._core import Entry, Kind, Plan, Row, Source, index_pattern
 
 _NAMED = 3
+# Why no rule shards a parameter: as the heading of a group, and as a sentence.
+_VECTOR = ("norms and biases", "a norm, bias or scale that belongs to no sharded layer")
+_NO_RULE = ("no rule", "no rule of the configuration, the model or a known block shards it")
 
 
 def report_line(
@@ -28,7 +31,7 @@ def report_line(
             source = str(row.entry.source)
             sharded[source] = sharded.get(source, 0) + row.count
         else:
-            kept.setdefault(_why_replicated(row, replicated, replaced_later), []).append(row)
+            kept.setdefault(_heading(row, replicated, replaced_later), []).append(row)
     full = sum(row.full_bytes for row in rows)
     ranks = bytes_of_ranks(rows)
     by = ", ".join(f"{count} by {source}" for source, count in sharded.items()) or "none"
@@ -43,7 +46,8 @@ def bytes_of_ranks(rows: Iterable[Row]) -> list[int]:
     return [sum(sizes) for sizes in zip(*(row.local_bytes for row in rows), strict=True)]
 
 
-def _why_replicated(row: Row, replicated: Sequence[str], replaced_later: Sequence[str]) -> str:
+def _heading(row: Row, replicated: Sequence[str], replaced_later: Sequence[str]) -> str:
+    """The reason by which replicated parameters are grouped."""
     entry = row.entry
     for names, why in (
         (replaced_later, "replaced by DeepSpeed's AutoEP"),
@@ -53,9 +57,11 @@ def _why_replicated(row: Row, replicated: Sequence[str], replaced_later: Sequenc
             return why
     if entry.kind is Kind.SKIPPED or (entry.rule and entry.source is not Source.NONE):
         return f"by {entry.source}"
-    if len(entry.shape) <= 1:
-        return "norms and biases"
-    return "no rule"
+    return _without_rule(entry)[0]
+
+
+def _without_rule(entry: Entry) -> tuple[str, str]:
+    return _VECTOR if len(entry.shape) <= 1 else _NO_RULE
 
 
 def _replicated(kept: dict[str, list[Row]], full: int) -> str:
@@ -67,7 +73,7 @@ def _replicated(kept: dict[str, list[Row]], full: int) -> str:
         largest = sorted(rows, key=lambda row: -row.full_bytes)
         names = ", ".join(row.pattern for row in largest[:_NAMED])
         more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-        named = "" if why == "norms and biases" else f": {names}{more}"
+        named = "" if why == _VECTOR[0] else f": {names}{more}"
         parts.append(f"{decimal(size)} ({why}{named})")
     share = sum(row.full_bytes for rows in kept.values() for row in rows) / max(1, full)
     return f"{', '.join(parts)}, {100 * share:.1f} % of the model"
@@ -101,7 +107,7 @@ def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
         yield "rule", entry.rule
     if entry.is_tied:
         yield "tied to", plan.entries[entry.tied_to].name
-    if why := _why_on_all_ranks(entry):
+    if why := _reason(entry):
         yield "reason", why
     yield "full shape", str(list(entry.shape))
     for rank in range(plan.ranks):
@@ -112,16 +118,11 @@ def explanation(plan: Plan, entry: Entry) -> Iterator[tuple[str, str]]:
             yield f"{integer.module}.{integer.key}", f"{integer.full}, local {list(integer.values)}"
 
 
-def _why_on_all_ranks(entry: Entry) -> str:
+def _reason(entry: Entry) -> str:
     """Why every rank has all of a parameter; "" for one that is sharded."""
     if entry.is_sharded or entry.kind is Kind.SKIPPED:
         return ""
-    if entry.rule:
-        why = "a rule or the self-check replicates it"
-    elif len(entry.shape) <= 1:
-        why = "a norm, bias or scale that belongs to no sharded layer"
-    else:
-        why = "no rule of the configuration, the model or a known block shards it"
+    why = "a rule or the self-check replicates it" if entry.rule else _without_rule(entry)[1]
     summed = "; its gradient is summed over the ranks, since each uses it for a part of its work"
     return why + (summed if entry.kind is Kind.REPLICATED_SUM else "")
 
