@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOOP = None  # in the place of a ZeRO stage: without DeepSpeed
+EVERYWHERE = (LOOP, 0, 1)
 
 WORKS, REFUSED, NOT_OURS, NOT_TRIED = "works", "refused", "not ours", "not tried"
 

@@ -3,43 +3,12 @@
 
 from typing import Any
 
+from tests.support.optimizer_options import OPTIMIZERS
 from tests.support.options import LOOP, NOT_OURS, NOT_TRIED, REFUSED, Option, zero
 from tests.support.trainer_optimizers import OPTIMIZERS_OF_THE_TRAINER
+from tests.support.zero_options import OFFLOADING, ZERO
 
-EVERYWHERE = (LOOP, 0, 1)
 ROUNDED = 0.3  # weights in 16 bits, whose rounding is a large part of a small step
-
-
-def _optimizer(kind: str) -> Option:
-    name, *options = kind.split()
-    shown = ", ".join([f"`torch.optim.{name}`", *(f"`{option}`" for option in options)])
-    return Option(shown, optimizer=kind, stages=EVERYWHERE)
-
-
-def _refused_optimizer(name: str, kind: str, formed: str) -> Option:
-    return Option(name, REFUSED, optimizer=kind, stages=EVERYWHERE, words=formed)
-
-
-def _refused_type(name: str, formed: str) -> Option:
-    return Option(
-        f"`optimizer.type: {name}`",
-        REFUSED,
-        {"optimizer": {"type": name, "params": {"lr": 1e-2}}},
-        optimizer="config",
-        words=f"optimizer.type: got {name}, which forms {formed}",
-    )
-
-
-def _type(name: str, **params: Any) -> Option:
-    params = {"lr": 1e-2, **params}
-    config = {"optimizer": {"type": name, "params": params}}
-    more = "".join(f", `{key}`" for key in params if key != "lr")
-    return Option(f"`optimizer.type: {name}`{more}", config=config, optimizer="config")
-
-
-def _zero(key: str, value: Any, stages: tuple[int, ...], **more: Any) -> Option:
-    config = zero(**{key: value})
-    return Option(f"`{key}`", config=config, stages=stages, replicas=2, optimizer="AdamW", **more)
 
 
 def _removed(key: str, value: Any = None) -> Option:
@@ -52,96 +21,6 @@ def _removed(key: str, value: Any = None) -> Option:
         words="DeepSpeed refuses the configuration: ",
     )
 
-
-OPTIMIZERS = (
-    Option("`torch.optim.SGD` with momentum", optimizer="SGD+momentum", stages=EVERYWHERE),
-    _optimizer("AdamW"),
-    _optimizer("AdamW fused"),
-    _optimizer("AdamW foreach"),
-    _optimizer("Adam amsgrad"),
-    *(
-        _optimizer(name)
-        for name in ("Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
-    ),
-    Option("`torch.optim.Adagrad`", optimizer="Adagrad", stages=(LOOP,)),
-    Option(
-        "`torch.optim.Adagrad`, a function that builds it",
-        optimizer="Adagrad later",
-        stages=(0, 1),
-    ),
-    Option(
-        "`torch.optim.Adagrad`, built before `initialize`",
-        REFUSED,
-        optimizer="Adagrad",
-        stages=(0, 1),
-        words="the optimizer holds state of the full weights already",
-        note="it makes its state when it is built",
-    ),
-    _type("AdamW", torch_adam=True),
-    _type("Adagrad"),
-    _type("SGD"),
-    Option(
-        "`optimizer.type: Adam`, `AdamW` (DeepSpeed's FusedAdam)",
-        tested="integration/test_initialize_arguments.py",
-    ),
-    Option(
-        "`optimizer.type: Lion`",
-        NOT_TRIED,
-        note="its kernels, which work element by element, need a GPU",
-    ),
-    Option(
-        "`optimizer.type: MuAdam`, `MuAdamW`, `MuSGD`",
-        NOT_TRIED,
-        note="of the package mup, which sets rates from shapes before; they step element by "
-        "element",
-    ),
-    Option(
-        "an optimizer of your own, element by element",
-        optimizer="Lion",
-        stages=EVERYWHERE,
-        note="tried on a small tensor and on its parts, which are updated alike; where it cannot "
-        "be tried, as with tensors or modules among its attributes, a warning says so",
-        fast=True,
-    ),
-    Option(
-        "an optimizer of your own, with a number over a tensor (as LARS)",
-        REFUSED,
-        optimizer="Trusting",
-        stages=EVERYWHERE,
-        words="got Trusting, which updates a shard otherwise than the full tensor",
-        note="found by trying it, whatever its name",
-        fast=True,
-    ),
-    Option(
-        "an optimizer of your own, with products of a matrix (as Shampoo)",
-        REFUSED,
-        optimizer="Preconditioned",
-        stages=EVERYWHERE,
-        words="got Preconditioned, which updates a shard otherwise than the full tensor",
-        note="found by trying it; what begins only after many steps is not found",
-    ),
-    _refused_optimizer("`torch.optim.Muon`", "Muon", "got Muon, which forms an orthogonal matrix"),
-    _refused_optimizer("`torch.optim.Adafactor`", "Adafactor", "got Adafactor, which forms"),
-    _refused_optimizer(
-        "`transformers.Adafactor`", "transformers.Adafactor", "got Adafactor, which forms"
-    ),
-    _refused_optimizer("`torch.optim.LBFGS`", "LBFGS", "got LBFGS, which forms one step size"),
-    Option(
-        "`torch.optim.SparseAdam`",
-        NOT_OURS,
-        note="takes sparse gradients alone; a rule that shards a sparse embedding is refused",
-    ),
-    *(
-        _refused_type(name, formed)
-        for name, formed in (
-            ("Muon", "an orthogonal matrix"),
-            ("Lamb", "a ratio of the norms"),
-            ("OneBitAdam", "the mean size of a tensor"),
-            ("OneBitLamb", "the mean size of a tensor"),
-            ("ZeroOneAdam", "the mean size of a tensor"),
-        )
-    ),
-)
 
 CLIPPING = (
     Option("`gradient_clipping`", config={"gradient_clipping": 0.5}, stages=(0, 1, 2, 3)),
@@ -320,124 +199,6 @@ PARALLELISM = (
             ("zero_quantized_gradients", True, ""),
         )
     ),
-)
-
-_CPU = {"device": "cpu", "pin_memory": False}
-
-OFFLOADING = (
-    Option(
-        "`offload_optimizer`, to the CPU",
-        config=zero(offload_optimizer=_CPU),
-        optimizer="AdamW",
-        stages=(1, 2, 3),
-        replicas=2,
-    ),
-    Option("`offload_optimizer.ratio`", NOT_TRIED, note="needs DeepSpeed's CPU Adam"),
-    Option(
-        "`offload_param`, to the CPU",
-        config=zero(offload_optimizer=_CPU, offload_param=_CPU),
-        optimizer="AdamW",
-        stages=(3,),
-        replicas=2,
-    ),
-    Option(
-        "`offload_optimizer`, `offload_param` to NVMe; `aio`",
-        NOT_TRIED,
-        keys=("aio",),
-        note="need DeepSpeed's `async_io`, which is built where libaio is installed",
-    ),
-    Option(
-        "`offload_optimizer.super_offload`",
-        REFUSED,
-        zero(offload_optimizer={**_CPU, "super_offload": True}),
-        stages=(3,),
-        words="zero_optimization.offload_optimizer.super_offload: got True",
-    ),
-    Option(
-        "`zenflow`",
-        REFUSED,
-        zero(zenflow={"topk_ratio": 0.1}),
-        stages=(2,),
-        words="zero_optimization.zenflow: got",
-    ),
-    Option(
-        "`zero_force_ds_cpu_optimizer`",
-        config={"zero_force_ds_cpu_optimizer": False, **zero(offload_optimizer=_CPU)},
-        optimizer="AdamW",
-    ),
-    Option(
-        "`cpu_offload`, `cpu_offload_param`, `cpu_offload_use_pin_memory`",
-        NOT_OURS,
-        keys=tuple(
-            f"zero_optimization.{key}"
-            for key in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory")
-        ),
-        note="DeepSpeed's old names of `offload_optimizer` and `offload_param`",
-    ),
-)
-
-ZERO = (
-    Option(
-        "`zero_optimization.stage`",
-        config=zero(),
-        keys=("zero_optimization.stage",),
-        stages=(0, 1, 2, 3),
-        replicas=2,
-    ),
-    *(
-        _zero(key, value, stages)
-        for key, value, stages in (
-            ("contiguous_gradients", False, (1, 2, 3)),
-            ("reduce_scatter", False, (1, 2, 3)),
-            ("reduce_bucket_size", 1000, (1, 2, 3)),
-            ("use_multi_rank_bucket_allreduce", False, (1, 2)),
-            ("allgather_partitions", False, (1, 2)),
-            ("allgather_bucket_size", 1000, (1, 2)),
-            ("overlap_comm", True, (1, 2, 3)),
-            ("load_from_fp32_weights", False, (1, 2)),
-            ("elastic_checkpoint", True, (1,)),
-            ("ignore_unused_parameters", False, (1, 2)),
-            ("round_robin_gradients", True, (1, 2)),
-            ("parameter_alignment", True, (1, 2)),
-            ("sub_group_size", 1000, (3,)),
-            ("stage3_prefetch_bucket_size", 100, (3,)),
-            ("stage3_param_persistence_threshold", 0, (3,)),
-            ("stage3_model_persistence_threshold", 0, (3,)),
-            ("stage3_max_live_parameters", 100, (3,)),
-            ("stage3_max_reuse_distance", 100, (3,)),
-            ("stage3_module_granularity_threshold", 1, (3,)),
-            ("stage3_use_all_reduce_for_fetch_params", True, (3,)),
-            ("stage3_allgather_sequential", True, (3,)),
-            ("stage3_gather_16bit_weights_on_model_save", False, (3,)),
-            ("stage3_gather_fp16_weights_on_model_save", True, (3,)),
-            ("leaf_module", {"classes": ["LlamaMLP"]}, (3,)),
-            ("memory_efficient_linear", False, (3,)),
-            ("log_trace_cache_warnings", True, (3,)),
-            ("enable_sanity_checks", True, (3,)),
-            ("override_module_apply", False, (3,)),
-            ("pipeline_loading_checkpoint", True, (3,)),
-        )
-    ),
-    Option(
-        "`compute_grad_norm: false`",
-        config={"gradient_clipping": 0.0, **zero(compute_grad_norm=False)},
-        optimizer="AdamW",
-        stages=(1, 2),
-        replicas=2,
-    ),
-    Option(
-        "`legacy_stage1`",
-        REFUSED,
-        zero(legacy_stage1=True),
-        words="zero_optimization.legacy_stage1: got True",
-    ),
-    Option(
-        "`save_muon_momentum_buffer_in_memory`",
-        NOT_OURS,
-        keys=("zero_optimization.save_muon_momentum_buffer_in_memory",),
-        note="of Muon, which is refused",
-    ),
-    Option("`zero_allow_untested_optimizer`", config={"zero_allow_untested_optimizer": True}),
 )
 
 STEPS = (

@@ -19,18 +19,13 @@ from deepspeed_autotp.config.autotp_config import (
 )
 from deepspeed_autotp.config.layer_spec import PartitionType
 from deepspeed_autotp.config.layer_spec import TPLayerSpec as TypedSpec
+from tests.support.value_error import message_of
 
 # Lists and names are accepted where the annotations name tuples and members.
 TPLayerSpec: Any = TypedSpec
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 PRESETS = ("llama", "bloom", "chatglm", "mixtral", "deepseek_v2", "qwen2", "phi3")
-
-
-def message_of(make: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(ValueError) as caught:
-        make(*args, **kwargs)
-    return str(caught.value)
 
 
 def test_a_spec_has_deepspeeds_defaults_and_order() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
+from tests.support.optimizer_options import OPTIMIZERS
 from tests.support.options import REFUSED, WORKS
-from tests.support.options_table import OPTIMIZERS
 from tests.support.trainer_optimizers import (
     CLASSES_ELSEWHERE,
     OPTIMIZERS_OF_THE_TRAINER,
