@@ -152,7 +152,7 @@ def removed() -> Iterator[None]:
 
 
 def _without_shared_memory() -> AbstractContextManager[object]:
-    """Within it nobody finds memory that the ranks share; DeepSpeed and others have none."""
+    """Within it there is no memory that the ranks share; DeepSpeed and others have none."""
     module = sys.modules.get("deepspeed_autotp.distributed.shared_memory")
     if module is None:
         return nullcontext()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-# What a browser fetches by itself.
+# What a browser fetches without a click.
 _FETCHED = {
     "audio": "src",
     "embed": "src",

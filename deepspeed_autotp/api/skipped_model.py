@@ -80,8 +80,9 @@ def _refuse_unready(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_partitioned(parameter) and is_shard_of_others(parameter):
             raise ValueError(
-                f"{name} is a shard of a layer that is parallel by itself, and deepspeed.zero.Init "
-                "has partitioned it over all ranks; build the model outside of zero.Init"
+                f"{name} is a shard of a tensor-parallel layer of the model, and "
+                "deepspeed.zero.Init has partitioned it over all ranks; build the model outside of "
+                "zero.Init"
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:

@@ -80,7 +80,7 @@ def _rename(made: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what nobody has a lock of."""
+    """Remove what no process has a lock of."""
     for left in folder.parent.glob(f".{escaped(folder.name)}{_MARK}*"):
         try:
             lock = locked(left, required=True)

@@ -163,7 +163,7 @@ class Given:
         with_leaves(Tensor, self._tensors.append, state_dict)
 
     def check(self, state_dict: Mapping[str, Any]) -> None:
-        """ValueError where ``state_dict`` has tensors of another origin, which nobody reads."""
+        """ValueError where ``state_dict`` has tensors of another origin, which are not read."""
         known = {id(tensor) for tensor in self._tensors}
 
         def check(tensor: Tensor) -> None:

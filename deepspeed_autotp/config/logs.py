@@ -46,7 +46,7 @@ def check_environment() -> None:
 
 def set_up_logging(*, is_first: bool) -> None:
     """Let rank 0 of a run log from the level of ``AUTOTP_LOG`` on, or from INFO where
-    nobody has set up logging. ``AUTOTP_LOG`` was checked."""
+    logging is not set up. ``AUTOTP_LOG`` was checked."""
     logger = logging.getLogger(_NAME)
     asked = os.environ.get("AUTOTP_LOG")
     is_set_up = logger.level != logging.NOTSET or logger.handlers or logging.getLogger().handlers

@@ -20,7 +20,7 @@ _PACKAGE = "transformers"
 
 
 def model_class(model: nn.Module) -> str | None:
-    """The name of the class of ``model`` in transformers, or None where it is of nobody's there, or
+    """The name of the class of ``model`` in transformers, or None where it is not one of these, or
     has adapters."""
     cls = type(model)
     is_known = cls.__module__.startswith(f"{_PACKAGE}.models.")

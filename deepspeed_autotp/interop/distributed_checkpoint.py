@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks for a ``state_dict``: torch.distributed.checkpoint, or somebody else."""
+"""Who asks for a ``state_dict``: torch.distributed.checkpoint, or other code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch's ``fully_shard`` (FSDP2): its modules, and the DTensors it makes of parameters.
 
-Their modules take long to import. Where nobody has imported them, there are no objects of theirs.
+Their modules take long to import. Where they are not imported, there are no objects of theirs.
 """
 
 from __future__ import annotations

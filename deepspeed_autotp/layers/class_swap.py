@@ -119,7 +119,7 @@ def mix_in(mixin: Any, module: nn.Module) -> Callable[[], None]:
 
 def changed_classes(model: nn.Module) -> list[str]:
     """The modules that took another class after they were sharded, by their names: a class of
-    somebody else's around the sharded one."""
+    other code around the sharded one."""
     return [
         name
         for name, module in model.named_modules()

@@ -61,7 +61,7 @@ class ForwardContext:
 
     def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks around the forward of ``model``, which holds all sharded layers, and of the model
-        inside of adapters, which generates by itself."""
+        inside of adapters, whose ``generate`` calls it."""
         self._model = weakref.ref(model)
         inner = without_adapters(model)
         return [

@@ -71,7 +71,7 @@ def recipe(
 
 
 def default_recipe(model: nn.Module) -> dict[str, Any] | None:
-    """The recipe of a model that is in nobody's checkpoint: no rules of the user's, and no block
+    """The recipe of a model of which there is no checkpoint: no rules of the user's, and no block
     that the self-check found to be wrong."""
     return recipe(describe(model), TPTrainingConfig(), PlanRequest())
 

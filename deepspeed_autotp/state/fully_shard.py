@@ -125,7 +125,7 @@ class _OnceUnsharded:
     def __init__(self, unsharded: SumUnsharded, prefix: str, module: nn.Module) -> None:
         self._unsharded = unsharded
         self._prefix = prefix
-        # Not traced: a module that is compiled by itself calls it, too.
+        # Not traced: a module that is compiled alone calls it, too.
         self._handle = module.register_forward_pre_hook(torch.compiler.disable(self))
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:

@@ -125,8 +125,8 @@ def mark_model(model: nn.Module) -> None:
 
 
 def is_shard_of_others(parameter: Tensor) -> bool:
-    """Whether a layer that is parallel by itself, as DeepSpeed's ``LinearLayer`` or Megatron-LM's,
-    has marked the parameter as this rank's shard."""
+    """Whether a tensor-parallel layer of DeepSpeed (``LinearLayer``) or Megatron-LM has
+    marked the parameter as this rank's shard."""
     marks = ("tensor_model_parallel", "model_parallel")
     return any(getattr(parameter, mark, False) is True for mark in marks)
 
