@@ -100,18 +100,20 @@ def _held_by_several(state: TensorParallel) -> Iterator[tuple[RunKey, Tensor]]:
 
 
 def _checksums(held: dict[RunKey, Tensor]) -> dict[RunKey, int]:
-    """Of the bits of each: equal for equal ones, and hardly ever for others."""
     if not held:
         return {}
-    sums = torch.stack([_checksum(values) for values in held.values()])
+    sums = torch.stack([checksum(values) for values in held.values()])
     return dict(zip(held, sums.tolist(), strict=True))
 
 
-def _checksum(values: Tensor) -> Tensor:
+def checksum(values: Tensor) -> Tensor:
+    """Of the bits of ``values``: equal for equal ones, and hardly ever for others."""
     whole = values.reshape(-1).view(_INTEGERS[values.itemsize])
     total = torch.zeros((), dtype=torch.int64, device=values.device)
     for part in whole.split(_PART):
         bits = part.to(torch.int64)
+        if values.itemsize >= 8:  # or their sign, the 64th bit, would be lost in the square
+            bits = bits ^ (bits >> 32)
         total += (bits * bits).sum()  # what is beyond 64 bits is dropped
     return total
 

@@ -2,7 +2,9 @@
 """While a model trains its ranks notice where what several of them hold has drifted apart."""
 
 import pytest
+import torch
 
+from deepspeed_autotp.state.replica_drift import checksum
 from tests.distributed import replica_drift_ranks
 from tests.distributed.replica_drift_ranks import Change
 from tests.support.same_error import same_error
@@ -16,6 +18,18 @@ WAYS = pytest.mark.parametrize(
     [None, pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3],
     ids=["loop", "zero 0", "zero 2", "zero 3"],
 )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2]
+)
+def test_a_sign_and_a_last_bit_change_the_checksum(dtype: torch.dtype) -> None:
+    values = torch.arange(1.0, 7.0).to(dtype)
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for changed in (1, torch.tensor(-0.0, dtype=dtype).view(bits)):
+        other = values.clone()
+        other.view(bits)[2] ^= changed
+        assert int(checksum(other)) != int(checksum(values)) == int(checksum(values.clone()))
 
 
 @WAYS
