@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from tests.support.prove.case import Case
 from tests.support.prove.drawing import draw, parse
@@ -35,7 +36,7 @@ def main() -> int:
         pool.close()
 
 
-def search(pool: Pool, cases, arguments: argparse.Namespace) -> int:
+def search(pool: Pool, cases: Iterable[Case], arguments: argparse.Namespace) -> int:
     began, kinds, reasons, failures = time.monotonic(), Counter(), Counter(), 0
     shares, warned, last = [], Counter(), None
     for case in cases:
