@@ -20,8 +20,6 @@ from tests.support.pretrained_models import MODELS, build_pretrained, load_pretr
 from tests.support.raised_error import raised_error
 from tests.support.small_models import tokens
 
-# Of the smallest models several files, of which one tensor alone is larger.
-SMALL_FILES = "20KB"
 UNPRIVILEGED = 65534
 
 

@@ -16,7 +16,6 @@ from deepspeed_autotp.state.sharded_model import shard_of
 from tests.support.core_llama import ROOT_MODULE
 
 RANKS = 3
-BLOCK = 64
 SIZE = (36, 192)
 SPECS: dict[str, dict[str, Any]] = {
     "rows": {"partition_type": "column"},

@@ -146,8 +146,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.projection in ("per head", "latent"), "groups"),
     (lambda c: c.projection == "tensors", "lora"),
     (lambda c: c.projection == "latent", "head_norm"),
-    (lambda c: c.product != "manual" and c.per_head in ("sinks", "talking"), "product"),
-    (lambda c: c.product != "manual" and c.per_head in ("sinks", "talking"), "per_head"),
+    (lambda c: c.product != "manual" and c.per_head in ("sinks", "talking"), "product per_head"),
     (lambda c: c.network == "none", "network_names network_bias inner_norm per_feature "
      "activation experts shared_expert inner"),
     (lambda c: c.network in ("sequential", "conv1d"), "inner_norm per_feature"),
