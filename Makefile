@@ -17,7 +17,7 @@ JOBS ?= 2
 # A file for pytest's exit status; make then ends well, and adds no words of its own.
 STATUS ?=
 
-.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-keep random-plans tsan coverage fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands faults drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
+.PHONY: help setup build demo test test-gpu cuda wheel lint format format-check types asan failing-allocations fuzz fuzz-keep random-plans tsan coverage coverage-python fuzz-python prove check bench bench-step bench-load bench-save bench-resume bench-experts bench-startup kill-saves kill-commands faults drift leaks sweep resume loops long docs docs-pages support page-test clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -138,6 +138,12 @@ coverage: $(gcovr) ## Lines and branches of csrc/core that the C tests reach, al
 	@mkdir -p build/coverage
 	@cd tests/core && ../../$(python) -m gcovr --root ../../csrc/core ../../build/core-coverage/core \
 		--txt-metric branch --txt --html-details ../../build/coverage/index.html --print-summary
+
+coverage-python: $(gcovr) ## Lines and branches of the package that the tests reach; half an hour. ARGS=
+	@rm -rf build/coverage-python && mkdir -p build/coverage-python
+	@$(python) -m coverage run -m pytest --numprocesses=$(JOBS) --dist=worksteal -o timeout=400 $(ARGS)
+	@$(python) -m coverage combine -q
+	@$(python) -m coverage report
 
 # How long, and which files of tests instead of all.
 MINUTES ?= 60

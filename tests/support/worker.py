@@ -49,6 +49,15 @@ def main() -> None:
         except EOFError:
             return
         channel.send_bytes(pickle.dumps(_serve(job)))
+        _keep_coverage()
+
+
+def _keep_coverage() -> None:
+    """Write what coverage has counted so far, where it counts: a worker may be killed."""
+    counting = sys.modules.get("coverage")
+    current = None if counting is None else counting.Coverage.current()
+    if current is not None:
+        current.save()
 
 
 def _import_all() -> None:
