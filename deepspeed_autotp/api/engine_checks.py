@@ -27,6 +27,7 @@ _COMPARED = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
     "gradient_clipping",
+    "expert_parallel",
 )
 
 # What decides on the plan of a model.

@@ -276,7 +276,14 @@ class EngineSetup:
         checked = settle_engine_config(config, mpu=mpu, replicas=replicas)
         found = find_tensor_parallel(model)
         check_monitor(settings, config, found)
-        experts = expert_blocks(model, checked, settings, optimizer=self._optimizer, before=found)
+        experts = expert_blocks(
+            model,
+            checked,
+            settings,
+            section=config.get("expert_parallel"),
+            optimizer=self._optimizer,
+            before=found,
+        )
         skips = found is None and skips_all(styles_of(model), lambda: describe(model), settings)
         if skips and experts:
             raise ValueError(

@@ -9,7 +9,7 @@ hold no shards but other ones each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import nn
 
 from deepspeed_autotp._core import index_pattern
 from deepspeed_autotp.config.training_config import TPTrainingConfig
-from deepspeed_autotp.config.validation import shown
+from deepspeed_autotp.config.validation import shown, wrong
 from deepspeed_autotp.interop.deepspeed.auto_ep import (
     AutoEPOptions,
     ExpertBlock,
     auto_ep_options,
     find_expert_blocks,
     starting_auto_ep,
+    unknown_keys,
 )
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
@@ -40,13 +41,15 @@ def expert_blocks(
     checked: Any,
     settings: TPTrainingConfig,
     *,
+    section: Any,
     optimizer: Any,
     before: TensorParallel | None,
 ) -> tuple[ExpertBlock, ...]:
     """The blocks of ``model`` that the engine is going to replace; none without AutoEP.
 
-    ``checked`` is what DeepSpeed made of its configuration, and ``before`` the state of a model
-    that is sharded. ValueError for what would not be right beside it.
+    ``checked`` is what DeepSpeed made of its configuration, ``section`` its expert_parallel, and
+    ``before`` the state of a model that is sharded. ValueError for what would not be right beside
+    it.
     """
     if before is not None and before.expert_blocks:
         raise ValueError(
@@ -55,6 +58,7 @@ def expert_blocks(
             "a checkpoint"
         )
     options = auto_ep_options(checked)
+    _refuse_unread(section)
     if options is None:
         return ()
     if before is not None:
@@ -81,6 +85,21 @@ def expert_blocks(
             "blocks of experts, expected a mixture of experts; leave expert_parallel out"
         )
     return found
+
+
+def _refuse_unread(section: Any) -> None:
+    """ValueError for what DeepSpeed would pass over in the section, or read as something else."""
+    if not isinstance(section, Mapping):
+        return
+    lines = [
+        f"expert_parallel: got the unknown key {key!r}, expected those of DeepSpeed's AutoEP"
+        + (f"; near ones are {', '.join(near)}" if near else "")
+        for key, near in unknown_keys(section).items()
+    ]
+    if not isinstance(section.get("enabled", False), bool):
+        lines.append(f"expert_parallel.enabled: {wrong(section['enabled'], 'true or false')}")
+    if lines:
+        raise ValueError("\n".join(lines))
 
 
 def _beside(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks of test_auto_ep.py do: DeepSpeed's AutoEP around a sharded model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,13 @@ def refused(case: Case, more: dict[str, Any]) -> tuple[str, bool]:
         )
     )
     return text, all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+def refused_on_one_rank(case: Case, section: dict[str, Any]) -> str:
+    """What ``initialize`` raises where rank 1 has other keys in its section."""
+    if dist.get_rank() == 1:
+        case = replace(case, section=section)
+    return raised_error(lambda: engine_of(case))
 
 
 def refused_later(case: Case) -> list[str]:

@@ -131,6 +131,17 @@ BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"checkpoint": {"load_universal": True}},
         "checkpoint.load_universal: got true beside expert_parallel, expected false",
     ),
+    "a misspelt key": (
+        "mixtral",
+        {"expert_parallel": {"preset_modell": "mixtral"}},
+        "got the unknown key 'preset_modell', expected those of DeepSpeed's AutoEP; near ones are "
+        "preset_model",
+    ),
+    "a text": (
+        "mixtral",
+        {"expert_parallel": {"enabled": "false"}},
+        "expert_parallel.enabled: got 'false' (str), expected true or false",
+    ),
     "DeepEP": ("mixtral", {"expert_parallel": {"comm_backend": "deepep"}}, "comm_backend"),
 }
 
@@ -141,6 +152,12 @@ def test_what_does_not_go_beside_it_is_refused_before_anything_changes(pool: Poo
         text = same_error([text for text, _ in found])
         assert text.startswith("ValueError: ") and words in text, (what, text)
         assert all(as_before for _, as_before in found), what
+
+
+def test_another_section_on_another_rank_is_refused(pool: Pool) -> None:
+    case = Case("mixtral", zero=1)
+    found = pool.run(ranks.refused_on_one_rank, case, {"autoep_size": 4}, ranks=4)
+    assert "expert_parallel" in same_error(found)
 
 
 def test_few_key_value_heads_are_refused_by_name(pool: Pool) -> None:

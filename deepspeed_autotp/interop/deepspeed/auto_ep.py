@@ -9,6 +9,7 @@ several TP groups.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deepspeed_autotp._core import nearest
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.replaced import Replaced, put_method
 from deepspeed_autotp.interop.versions import required
@@ -60,6 +62,14 @@ class AutoEPOptions:
     loads_universal: bool
     false_keys: tuple[str, ...]
     wide_gradients: bool
+
+
+def unknown_keys(section: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Of the keys of ``expert_parallel`` those that DeepSpeed passes over, with the near ones."""
+    config = importlib.import_module("deepspeed.module_inject.auto_ep_config")
+    names = [each.name for each in dataclasses.fields(_required(config, "AutoEPConfig"))]
+    known = [name for name in names if not name.startswith("_")]
+    return {str(key): nearest(str(key), known) for key in section if key not in known}
 
 
 def auto_ep_options(checked: Any) -> AutoEPOptions | None:
