@@ -125,6 +125,9 @@ def _beside(
         )
     if options.comm_backend != "comm":
         yield "expert_parallel.comm_backend", shown(options.comm_backend), "'comm'"
+    if options.score_apply == "pre":
+        kept = "no such key: the experts of transformers are weighted after them"
+        yield "expert_parallel.score_apply", "'pre'", kept
     if options.stage > 0 and isinstance(optimizer, torch.optim.Optimizer):
         made = "a section optimizer, of which DeepSpeed makes the groups of experts that it needs"
         yield "initialize: optimizer", f"an instance of {type(optimizer).__name__}", made

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks of test_auto_ep.py do: DeepSpeed's AutoEP around a sharded model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Case:
     accumulate: int = 1
     precision: str = "fp32"
     is_fused: bool = False  # the optimizer is one that DeepSpeed wraps as its FusedAdam
+    section: dict[str, Any] = field(default_factory=dict)
+    noise: float = 0.0  # of the router's inputs in training
 
 
 def model_of(case: Case) -> nn.Module:
@@ -43,6 +45,8 @@ def model_of(case: Case) -> nn.Module:
     if case.auxiliary:
         model.config.output_router_logits = True
         model.config.router_aux_loss_coef = model.router_aux_loss_coef = case.auxiliary
+    if case.noise:
+        model.config.router_jitter_noise = case.noise
     return model
 
 

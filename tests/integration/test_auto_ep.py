@@ -131,6 +131,41 @@ BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"checkpoint": {"load_universal": True}},
         "checkpoint.load_universal: got true beside expert_parallel, expected false",
     ),
+    "another preset": (
+        "qwen3_moe",
+        {"expert_parallel": {"preset_model": "deepseek_v3"}},
+        "otherwise than the model does",
+    ),
+    "fewer experts of a token": (
+        "mixtral",
+        {"expert_parallel": {"top_k": 1}},
+        "otherwise than the model does",
+    ),
+    "scores as they are": (
+        "mixtral",
+        {"expert_parallel": {"route_norm": False}},
+        "otherwise than the model does",
+    ),
+    "a scale": (
+        "deepseek_v3",
+        {"expert_parallel": {"routed_scaling_factor": 2.0}},
+        "otherwise than the model does",
+    ),
+    "shared experts left out": (
+        "qwen2_moe",
+        {"expert_parallel": {"has_shared_experts": False}},
+        "otherwise than the model does",
+    ),
+    "another function": (
+        "mixtral",
+        {"expert_parallel": {"expert_activation": "swiglu_oai"}},
+        "compute another function",
+    ),
+    "scores before": (
+        "mixtral",
+        {"expert_parallel": {"score_apply": "pre"}},
+        "expert_parallel.score_apply: got 'pre'",
+    ),
     "a misspelt key": (
         "mixtral",
         {"expert_parallel": {"preset_modell": "mixtral"}},
@@ -152,6 +187,12 @@ def test_what_does_not_go_beside_it_is_refused_before_anything_changes(pool: Poo
         text = same_error([text for text, _ in found])
         assert text.startswith("ValueError: ") and words in text, (what, text)
         assert all(as_before for _, as_before in found), what
+
+
+def test_noise_of_the_router_is_refused(pool: Pool) -> None:
+    found = pool.run(ranks.refused, Case("mixtral", zero=1, noise=0.1), {})
+    text = same_error([text for text, _ in found])
+    assert "got a model with router_jitter_noise 0.1, which AutoEP leaves out" in text
 
 
 def test_another_section_on_another_rank_is_refused(pool: Pool) -> None:

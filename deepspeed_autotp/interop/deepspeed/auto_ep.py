@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import nearest
+from deepspeed_autotp.interop.deepspeed.auto_ep_blocks import refuse_unlike_blocks
 from deepspeed_autotp.interop.deepspeed.parameters import full_shape
 from deepspeed_autotp.interop.replaced import Replaced, put_method
 from deepspeed_autotp.interop.versions import required
@@ -59,6 +60,7 @@ class AutoEPOptions:
 
     stage: int
     comm_backend: str
+    score_apply: str
     loads_universal: bool
     false_keys: tuple[str, ...]
     wide_gradients: bool
@@ -82,6 +84,7 @@ def auto_ep_options(checked: Any) -> AutoEPOptions | None:
     return AutoEPOptions(
         stage=stage,
         comm_backend=asked.comm_backend,
+        score_apply=asked.score_apply,
         loads_universal=bool(checked.load_universal_checkpoint),
         false_keys=tuple(key for key in needed if not getattr(zero, key)),
         wide_gradients=checked.bfloat16_config.enabled and _sums_in_float32(checked),
@@ -119,7 +122,9 @@ def find_expert_blocks(
     )
     found = _required(parser, "AutoEP")(model, asked).ep_parser()
     _required(config, "validate_autoep_post_detection")(asked, found)
-    return tuple(_block(model, each) for each in found)
+    blocks = tuple(_block(model, each) for each in found)
+    refuse_unlike_blocks(model, found, asked)
+    return blocks
 
 
 def _block(model: nn.Module, spec: Any) -> ExpertBlock:
