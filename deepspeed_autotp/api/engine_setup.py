@@ -25,6 +25,7 @@ from deepspeed_autotp.api.engine_metrics import check_monitor, engine_tp_group, 
 from deepspeed_autotp.api.expert_parallel import (
     expert_blocks,
     new_routers,
+    refuse_unlike_experts,
     replaced_modules,
     starting,
 )
@@ -160,6 +161,13 @@ class EngineSetup:
         elif prepared.settings is not None:
             self._shards, self._monitors = True, prepared.settings.monitor
             self._experts = prepared.experts
+            refuse_unlike_experts(
+                self._model,
+                prepared.experts,
+                section=prepared.config.get("expert_parallel"),
+                tp_size=prepared.settings.autotp_size,
+                agreement=self._agreement,
+            )
             self._shard(prepared.settings, description, reports)
         return prepared.config
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from deepspeed_autotp._core import index_pattern
 from deepspeed_autotp.config.training_config import TPTrainingConfig
 from deepspeed_autotp.config.validation import shown, wrong
+from deepspeed_autotp.distributed.consensus import Agreement
 from deepspeed_autotp.interop.deepspeed.auto_ep import (
     AutoEPOptions,
     ExpertBlock,
@@ -28,6 +29,7 @@ from deepspeed_autotp.interop.deepspeed.auto_ep import (
     starting_auto_ep,
     unknown_keys,
 )
+from deepspeed_autotp.sharding.weight_sync import sample_digest
 from deepspeed_autotp.state.sharded_model import TensorParallel
 
 _INSTEAD = (
@@ -84,7 +86,41 @@ def expert_blocks(
             f"expert_parallel: got a {type(model).__name__}, in which DeepSpeed's AutoEP finds no "
             "blocks of experts, expected a mixture of experts; leave expert_parallel out"
         )
+    if options.stage > 0 and not any(p.requires_grad for p in _experts_of(model, found)):
+        raise ValueError(
+            f"expert_parallel: got a {type(model).__name__} whose experts are all frozen with "
+            f"zero_optimization.stage {options.stage}, expected some that train, of which "
+            f"DeepSpeed's optimizer needs a group; use stage 0, {_INSTEAD}"
+        )
     return found
+
+
+def _experts_of(model: nn.Module, blocks: tuple[ExpertBlock, ...]) -> Iterator[Tensor]:
+    for block in blocks:
+        yield from model.get_submodule(f"{block.name}.{block.experts}").parameters()
+
+
+def refuse_unlike_experts(
+    model: nn.Module,
+    blocks: tuple[ExpertBlock, ...],
+    *,
+    section: Any,
+    tp_size: int,
+    agreement: Agreement,
+) -> None:
+    """ValueError on every rank where experts are split over TP groups that have other weights of
+    them: DeepSpeed sends each expert to its copies only. All ranks call it."""
+    if not blocks or section["autoep_size"] <= tp_size:
+        return
+    experts = list(_experts_of(model, blocks))
+    own = "" if any(p.is_meta for p in experts) else sample_digest(experts)
+    if len(set(agreement.exchange(own)[::tp_size])) > 1:
+        raise ValueError(
+            f"expert_parallel: got TP groups with different weights of the experts of "
+            f"{type(model).__name__}, expected the same, as some experts are those of one group "
+            "and some of another; set the same seed on every rank before the model is built, or "
+            "load the same weights"
+        )
 
 
 def _refuse_unread(section: Any) -> None:

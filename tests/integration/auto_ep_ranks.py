@@ -36,6 +36,7 @@ class Case:
     is_fused: bool = False  # the optimizer is one that DeepSpeed wraps as its FusedAdam
     section: dict[str, Any] = field(default_factory=dict)
     noise: float = 0.0  # of the router's inputs in training
+    frozen: str = ""  # what the names of frozen parameters have in them
 
 
 def model_of(case: Case) -> nn.Module:
@@ -47,6 +48,8 @@ def model_of(case: Case) -> nn.Module:
         model.config.router_aux_loss_coef = model.router_aux_loss_coef = case.auxiliary
     if case.noise:
         model.config.router_jitter_noise = case.noise
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not case.frozen or case.frozen not in name)
     return model
 
 
@@ -79,7 +82,7 @@ def one_process(case: Case) -> tuple[nn.Module, list[float], list[float]]:
     """The trained model, its losses and gradient norms; a step is of the rows of each replica in
     turn, since a load-balancing loss is not linear in them."""
     model = model_of(case)
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
     losses, norms = [], []
     parts = dist.get_world_size() // case.tp * case.accumulate
     for step in range(STEPS):
@@ -219,6 +222,15 @@ def refused_on_one_rank(case: Case, section: dict[str, Any]) -> str:
     if dist.get_rank() == 1:
         case = replace(case, section=section)
     return raised_error(lambda: engine_of(case))
+
+
+def refused_of_other_weights(case: Case) -> str:
+    """What ``initialize`` raises where each TP group has weights of its own."""
+    model = model_of(case)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + dist.get_rank() // case.tp)
+    return raised_error(lambda: engine_of(case, model))
 
 
 def refused_later(case: Case) -> list[str]:

@@ -43,6 +43,11 @@ def test_load_balancing_losses_train_routers_as_in_one_process(pool: Pool) -> No
     trained(pool, replace(case, name="qwen3_moe", zero=2, accumulate=2), 4)
 
 
+@pytest.mark.parametrize(("frozen", "zero"), [("experts", 0), ("gate_up_proj", 1), ("gate.", 2)])
+def test_frozen_experts_and_routers_stay_as_they_are(pool: Pool, frozen: str, zero: int) -> None:
+    trained(pool, Case("mixtral", zero=zero, clip=0.5, frozen=frozen), 2)
+
+
 # Of bfloat16 weights, by what DeepSpeed wraps their optimizer with.
 WRAPPERS = {
     "FP16_UnfusedOptimizer": Case("mixtral", zero=0, clip=0.5, precision="bf16"),
@@ -195,10 +200,22 @@ def test_noise_of_the_router_is_refused(pool: Pool) -> None:
     assert "got a model with router_jitter_noise 0.1, which AutoEP leaves out" in text
 
 
+def test_experts_that_are_all_frozen_are_refused_where_deepspeed_needs_a_group(pool: Pool) -> None:
+    found = pool.run(ranks.refused, Case("mixtral", zero=1, frozen="experts"), {})
+    text = same_error([text for text, _ in found])
+    assert "whose experts are all frozen with zero_optimization.stage 1" in text
+    assert all(as_before for _, as_before in found)
+
+
 def test_another_section_on_another_rank_is_refused(pool: Pool) -> None:
     case = Case("mixtral", zero=1)
     found = pool.run(ranks.refused_on_one_rank, case, {"autoep_size": 4}, ranks=4)
     assert "expert_parallel" in same_error(found)
+
+
+def test_tp_groups_with_other_weights_are_refused_where_they_share_experts(pool: Pool) -> None:
+    found = pool.run(ranks.refused_of_other_weights, Case("mixtral", zero=1, ep=4), ranks=4)
+    assert "got TP groups with different weights of the experts" in same_error(found)
 
 
 def test_few_key_value_heads_are_refused_by_name(pool: Pool) -> None:
