@@ -141,7 +141,7 @@ def initialize(
                 args=without_config(args),
                 model=model,
                 optimizer=optimizer,
-                model_parameters=model_parameters,
+                model_parameters=setup.parameters(model_parameters),
                 training_data=training_data,
                 lr_scheduler=lr_scheduler,
                 distributed_port=distributed_port,

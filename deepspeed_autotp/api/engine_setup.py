@@ -26,6 +26,7 @@ from deepspeed_autotp.api.expert_parallel import (
     expert_blocks,
     new_routers,
     refuse_unlike_experts,
+    replaceable,
     replaced_modules,
     starting,
 )
@@ -170,6 +171,10 @@ class EngineSetup:
             )
             self._shard(prepared.settings, description, reports)
         return prepared.config
+
+    def parameters(self, given: Any) -> Any:
+        """The user's ``model_parameters``, as the engine has to be given them."""
+        return replaceable(self._experts, given)
 
     @contextmanager
     def starting(self) -> Iterator[None]:

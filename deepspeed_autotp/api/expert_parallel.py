@@ -184,6 +184,26 @@ def new_routers(blocks: tuple[ExpertBlock, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{index_pattern(block.name)}.router" for block in blocks))
 
 
+def replaceable(blocks: tuple[ExpertBlock, ...], parameters: Any) -> Any:
+    """``parameters`` as lists, of which DeepSpeed follows those that AutoEP replaces: in a tuple or
+    an iterator over one the routers and experts of before would stay, and the new ones not train.
+    Groups have a name each, by which DeepSpeed makes those of their experts.
+    """
+    if not blocks or parameters is None or isinstance(parameters, (Tensor, Mapping)):
+        return parameters
+    groups = list(parameters)
+    if not all(isinstance(each, Mapping) and "params" in each for each in groups):
+        return groups
+    return [
+        {"name": f"group {index}", **each, "params": _listed(each["params"])}
+        for index, each in enumerate(groups)
+    ]
+
+
+def _listed(parameters: Any) -> list[Any]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
 def starting(blocks: tuple[ExpertBlock, ...]) -> AbstractContextManager[None]:
     """A context in which DeepSpeed's engine can replace ``blocks``."""
     return starting_auto_ep() if blocks else nullcontext()

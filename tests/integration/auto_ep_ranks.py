@@ -36,6 +36,7 @@ class Case:
     is_fused: bool = False  # the optimizer is one that DeepSpeed wraps as its FusedAdam
     section: dict[str, Any] = field(default_factory=dict)
     noise: float = 0.0  # of the router's inputs in training
+    given: str = "list"  # of parameters
     frozen: str = ""  # what the names of frozen parameters have in them
 
 
@@ -73,8 +74,11 @@ def engine_of(case: Case, model: nn.Module | None = None) -> Any:
     model = model_of(case) if model is None else model
     parameters = list(model.parameters())
     optimizer = fused_sgd(parameters) if case.is_fused else None
+    given: Any = {"list": list, "tuple": tuple, "iterator": iter}.get(case.given, tuple)(parameters)
+    if case.given == "groups":
+        given = [{"params": given[:2]}, {"params": given[2:]}]
     return deepspeed_autotp.initialize(
-        model=model, optimizer=optimizer, model_parameters=parameters, config=config_of(case)
+        model=model, optimizer=optimizer, model_parameters=given, config=config_of(case)
     )[0]
 
 

@@ -48,6 +48,12 @@ def test_frozen_experts_and_routers_stay_as_they_are(pool: Pool, frozen: str, ze
     trained(pool, Case("mixtral", zero=zero, clip=0.5, frozen=frozen), 2)
 
 
+@pytest.mark.parametrize("given", ["tuple", "iterator", "groups"])
+@pytest.mark.parametrize("zero", [0, 1])
+def test_experts_train_however_parameters_are_given(pool: Pool, given: str, zero: int) -> None:
+    trained(pool, Case("mixtral", zero=zero, clip=0.5, given=given), 2)
+
+
 # Of bfloat16 weights, by what DeepSpeed wraps their optimizer with.
 WRAPPERS = {
     "FP16_UnfusedOptimizer": Case("mixtral", zero=0, clip=0.5, precision="bf16"),
