@@ -50,7 +50,7 @@ from deepspeed_autotp.config.validation import wrong
 from deepspeed_autotp.distributed.consensus import Agreement, world_agreement
 from deepspeed_autotp.distributed.lost_ranks import LostRanks
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
-from deepspeed_autotp.interop.deepspeed.auto_ep import ExpertBlock
+from deepspeed_autotp.interop.deepspeed.auto_ep import ExpertBlock, leave_uncompiled
 from deepspeed_autotp.interop.deepspeed.engine import (
     drop_batch_comparison,
     enter_in_calls,
@@ -249,6 +249,7 @@ class EngineSetup:
             replaced_modules(self._experts), new_routers(self._experts), self._agreement
         )
         state.expert_blocks = self._experts
+        leave_uncompiled(self._model, self._experts)
         self._mark(state)
 
     def _mark(self, state: TensorParallel) -> None:

@@ -37,6 +37,7 @@ class Case:
     section: dict[str, Any] = field(default_factory=dict)
     noise: float = 0.0  # of the router's inputs in training
     given: str = "list"  # of parameters
+    compiles: bool = False
     frozen: str = ""  # what the names of frozen parameters have in them
 
 
@@ -125,6 +126,8 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def train(case: Case) -> dict[str, Any]:
     alone, losses, norms = one_process(case)
     engine = engine_of(case)
+    if case.compiles:
+        engine.module.compile(backend="aot_eager")
     start = worst(deepspeed_autotp.full_state_dict(engine), model_of(case).state_dict())
     found, own_norms = [], []
     for step in range(STEPS):

@@ -48,6 +48,10 @@ def test_frozen_experts_and_routers_stay_as_they_are(pool: Pool, frozen: str, ze
     trained(pool, Case("mixtral", zero=zero, clip=0.5, frozen=frozen), 2)
 
 
+def test_a_compiled_model_trains_as_one_process(pool: Pool) -> None:
+    trained(pool, Case("mixtral", zero=1, clip=0.5, compiles=True), 2)
+
+
 @pytest.mark.parametrize("given", ["tuple", "iterator", "groups"])
 @pytest.mark.parametrize("zero", [0, 1])
 def test_experts_train_however_parameters_are_given(pool: Pool, given: str, zero: int) -> None:

@@ -205,6 +205,14 @@ def _set(original: Any, registry: dict[str, Any], key: object, value: Any) -> No
         original(registry, key, value)
 
 
+def leave_uncompiled(model: nn.Module, blocks: Sequence[ExpertBlock]) -> None:
+    """Let torch.compile break its graph at the blocks that AutoEP has replaced: compiled, their
+    collectives give other gradients, without any error."""
+    for block in blocks:
+        layer: Any = model.get_submodule(block.name)
+        layer.forward = torch.compiler.disable(layer.forward)
+
+
 def is_expert(parameter: Tensor) -> bool:
     """Whether AutoEP has made the parameter, of experts of one rank of a group."""
     return getattr(parameter, "ds_zero_placement_family", None) == "autoep_expert"
