@@ -77,6 +77,22 @@ test_more_keys_than_memory_can_hold_is_out_of_memory(void)
     tp_map_free(NULL);
 }
 
+static void
+test_a_map_that_cannot_grow_keeps_what_it_has(void)
+{
+    static char keys[100][24];
+    tp_error err = TP_NO_ERROR;
+    tp_map *map = NULL;
+    CHECK_OK(tp_map_new(0, &map, &err), &err);
+    for (int i = 0; i < 100; i++) {
+        snprintf(keys[i], sizeof(keys[i]), "layers.%d", i);
+        CHECK_OK(tp_map_add(map, keys[i], i, &err) < 0 ? -1 : 0, &err);
+    }
+    for (int i = 0; i < 100; i++)
+        CHECK_INT_EQ(tp_map_find(map, keys[i], strlen(keys[i])), i);
+    tp_map_free(map);
+}
+
 int
 main(void)
 {
@@ -85,5 +101,6 @@ main(void)
     RUN(test_a_key_that_is_there_keeps_its_value_and_says_so);
     RUN(test_a_map_grows_past_its_room_and_loses_nothing);
     RUN(test_more_keys_than_memory_can_hold_is_out_of_memory);
+    RUN(test_a_map_that_cannot_grow_keeps_what_it_has);
     return check_result();
 }

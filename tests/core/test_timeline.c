@@ -75,6 +75,36 @@ test_sizes_that_have_no_formula_are_refused(void)
                 "2 layers of 92233720368547758 tokens of 16 features: 2^63 bytes");
 }
 
+static void
+test_each_size_and_each_product_has_its_bound(void)
+{
+    enum { SIZES = 5 };
+    static const struct {
+        int64_t sizes[SIZES]; /* layers, tokens, hidden, ranks, itemsize */
+        const char *part;
+    } cases[] = {
+        {{-1, 8, 16, 1, 2}, "expected 0 or more"},
+        {{2, -8, 16, 1, 2}, "expected 0 or more"},
+        {{2, 8, 16, 1, 0}, "1 or more"},
+        {{INT64_MAX, 2, 1, 1, 2}, "9223372036854775807 layers of 2 tokens"},
+        {{2, 2, INT64_MAX / 2, 1, 2}, "2^63 bytes or more"},
+        {{1, 1, INT64_MAX / 33, 1, 1}, "2^63 bytes or more"},
+        {{1, 1, INT64_MAX / 35, 1, 2}, "2^63 bytes or more"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const int64_t *at = cases[i].sizes;
+        const tp_formula_sizes sizes = {.layers = at[0],
+                                        .tokens = at[1],
+                                        .hidden = at[2],
+                                        .ranks = (int)at[3],
+                                        .itemsize = (int)at[4]};
+        tp_error err = TP_NO_ERROR;
+        int64_t bytes = 0;
+        CHECK_FAILS(tp_activation_formula(&sizes, &bytes, &err), TP_VALUE, &err,
+                    cases[i].part);
+    }
+}
+
 int
 main(void)
 {
@@ -82,5 +112,6 @@ main(void)
     RUN(test_nothing_has_no_peak);
     RUN(test_the_formula_is_the_published_one);
     RUN(test_sizes_that_have_no_formula_are_refused);
+    RUN(test_each_size_and_each_product_has_its_bound);
     return check_result();
 }

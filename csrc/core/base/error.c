@@ -21,7 +21,7 @@ unprintable(const unsigned char *at, unsigned *code)
 {
     *code = at[0];
     if (at[0] < ' ' || at[0] == 0x7f)
-        return at[0] != '\n' && at[0] != '\0';
+        return at[0] != '\n';
     if ((at[0] & 0xe0) == 0xc0 && (at[1] & 0xc0) == 0x80) {
         *code = (unsigned)(at[0] & 0x1f) << 6 | (at[1] & 0x3f);
         return *code <= 0x9f || *code == 0x61c ? 2 : 0;
