@@ -246,6 +246,76 @@ test_a_long_pattern_and_a_long_subject_are_truncated_in_messages(void)
     tp_regex_free(regex);
 }
 
+static void
+test_a_pattern_has_a_longest_size(void)
+{
+    enum { MOST = 65536 };
+    tp_error err = TP_NO_ERROR;
+    char *pattern = malloc(MOST + 2);
+    if (!CHECK(pattern != NULL))
+        return;
+    memset(pattern, 'a', MOST + 1);
+    pattern[MOST + 1] = '\0';
+    CHECK_FAILS(tp_regex_check_size(pattern, &err), TP_VALUE, &err,
+                "has 65537 bytes, expected at most 65536");
+    pattern[MOST] = '\0';
+    CHECK_OK(tp_regex_check_size(pattern, &err), &err);
+    free(pattern);
+}
+
+static void
+test_a_subject_has_a_longest_size(void)
+{
+    enum { MOST = 32768 };
+    tp_error err = TP_NO_ERROR;
+    tp_regex *regex = NULL;
+    bool matched = false;
+    char *subject = malloc(MOST + 1);
+    if (!CHECK(subject != NULL))
+        return;
+    memset(subject, 'a', MOST + 1);
+    CHECK_OK(tp_regex_new("a+$", NULL, &regex, &err), &err);
+    CHECK_OK(match_text(regex, subject, MOST, &matched, &err), &err);
+    CHECK(matched);
+    CHECK_FAILS(match_text(regex, subject, MOST + 1, &matched, &err), TP_VALUE, &err,
+                "of 32769 bytes, expected a name of at most 32768");
+    CHECK(!matched);
+    tp_regex_free(regex);
+    free(subject);
+}
+
+/* What is left of `left` after one match, which fails where `fails`. */
+static int
+left_after(const char *pattern, const char *subject, int left, bool fails)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_regex *regex = NULL;
+    tp_long_matches matches = {left};
+    bool matched = false;
+    CHECK_OK(tp_regex_new(pattern, NULL, &regex, &err), &err);
+    const tp_subject at = tp_subject_of(subject, strlen(subject));
+    const int result = tp_regex_match_counted(regex, &at, &matches, &matched, &err);
+    CHECK_INT_EQ(result, fails ? -1 : 0);
+    CHECK_INT_EQ(err.code, fails ? TP_LIMIT : TP_OK);
+    tp_error_clear(&err);
+    tp_regex_free(regex);
+    return matches.left;
+}
+
+static void
+test_long_matches_are_counted_by_their_steps_and_refused_when_too_many(void)
+{
+    static const char text[] =
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!";
+    CHECK_INT_EQ(left_after("a+!$", text, 20, false), 20);
+    /* More than 2,500 steps, more than 25,000, more than 250,000. */
+    CHECK_INT_EQ(left_after("a*a*a*[xy]", text, 20, false), 19);
+    CHECK_INT_EQ(left_after("a*a*a*[xy]", text, 0, true), 0);
+    CHECK_INT_EQ(left_after("a*a*a*a*[xy]", text, 20, false), 9);
+    CHECK_INT_EQ(left_after("a*a*a*a*[xy]", text, 10, true), 9);
+    CHECK_INT_EQ(left_after("(?:a+)+[xy]", text, 200, true), 89);
+}
+
 int
 main(void)
 {
@@ -260,5 +330,8 @@ main(void)
     RUN(test_a_missing_required_text_ends_a_runaway_pattern_before_it_starts);
     RUN(test_a_deep_match_needs_no_deep_stack);
     RUN(test_a_long_pattern_and_a_long_subject_are_truncated_in_messages);
+    RUN(test_a_pattern_has_a_longest_size);
+    RUN(test_a_subject_has_a_longest_size);
+    RUN(test_long_matches_are_counted_by_their_steps_and_refused_when_too_many);
     return check_result();
 }

@@ -242,6 +242,59 @@ test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
     tp_rules_free(NULL);
 }
 
+static void
+test_a_pattern_that_fails_on_the_module_ends_the_search_as_well(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_rules *rules = new_rules();
+    const tp_matcher matcher = {NULL, refuse_to_match, release_nothing};
+    tp_rule rule = {.source = TP_FROM_CONFIG, .spec = {.dim = -1}, .label = copy("r")};
+    rule.patterns = calloc(1, sizeof(*rule.patterns));
+    rule.pattern_count = 1;
+    CHECK_OK(tp_regex_new("b", &matcher, &rule.patterns[0], &err), &err);
+    const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
+    CHECK_OK(added, &err);
+    const tp_query query = {"a", "b\xc3\xa9", NULL, "", NULL};
+    CHECK_FAILS(tp_rules_find(rules, &query, NULL, 0, &err), TP_LIMIT, &err,
+                "refused 'b\xc3\xa9'");
+    tp_rules_free(rules);
+}
+
+/* A rule that matches all, with its specification and style. */
+static void
+add_any(tp_rules *rules, tp_partition partition, bool sum_gradient, tp_style style)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_rule rule = {.source = TP_FROM_CONFIG, .style = style, .label = copy("r")};
+    rule.spec =
+        (tp_spec){.partition = partition, .dim = -1, .sum_gradient = sum_gradient};
+    const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
+    CHECK_OK(added, &err);
+}
+
+static void
+test_rules_only_skip_where_none_shards_sums_or_speaks_of_a_module(void)
+{
+    tp_rules *rules = new_rules();
+    CHECK(!tp_rules_only_skip(rules)); /* there are none */
+    add_any(rules, TP_PARTITION_SKIP, false, TP_STYLE_SHARD);
+    add_any(rules, TP_PARTITION_SKIP, false, TP_STYLE_SHARD);
+    CHECK(tp_rules_only_skip(rules));
+    add_any(rules, TP_PARTITION_ROW, false, TP_STYLE_SHARD);
+    CHECK(!tp_rules_only_skip(rules));
+    tp_rules_free(rules);
+
+    rules = new_rules();
+    add_any(rules, TP_PARTITION_SKIP, true, TP_STYLE_SHARD);
+    CHECK(!tp_rules_only_skip(rules));
+    tp_rules_free(rules);
+
+    rules = new_rules();
+    add_any(rules, TP_PARTITION_SKIP, false, TP_STYLE_EXPERTS);
+    CHECK(!tp_rules_only_skip(rules));
+    tp_rules_free(rules);
+}
+
 int
 main(void)
 {
@@ -255,5 +308,7 @@ main(void)
     RUN(test_an_unknown_preset_or_style_adds_nothing);
     RUN(test_a_transformers_rule_matches_parameter_or_module_with_the_prefix);
     RUN(test_a_pattern_that_fails_to_match_ends_the_search_with_its_error);
+    RUN(test_a_pattern_that_fails_on_the_module_ends_the_search_as_well);
+    RUN(test_rules_only_skip_where_none_shards_sums_or_speaks_of_a_module);
     return check_result();
 }

@@ -36,8 +36,9 @@ int tp_regex_new(const char *pattern, const tp_matcher *fallback, tp_regex **out
                  tp_error *err);
 
 /* How long the matches of a plan may still take: each ends in a few milliseconds, and
- * a large model has many. One that takes a tenth of the longest counts as 1, the
- * longest as 11, and nearly all as 0. */
+ * a large model has many. One that takes more than 2,500 steps counts as 1, more than
+ * 25,000 as 11, more than 250,000, which PCRE2 alone may take, as 111, and nearly all
+ * count as 0. */
 typedef struct {
     int left;
 } tp_long_matches;
