@@ -98,6 +98,114 @@ test_a_pair_that_names_shard_in_an_untried_model_is_heuristic(void)
     fixture_free(&f);
 }
 
+static void
+test_features_of_attention_are_its_heads_and_of_a_latent_its_positions(void)
+{
+    fixture f = fixture_new(2);
+    tp_features found;
+    f.options.families = f.options.heuristics = true;
+    f.facts.model_type = "bloom";
+    add_module(&f, "attn", TP_MODULE_OTHER, 2, "num_heads", 3, "head_dim", 4);
+    add_linear(&f, "attn.query_key_value", 36, 12);
+    add_linear(&f, "attn.dense", 12, 12);
+    if (make_plan(&f)) {
+        tp_layer_features(f.plan, index_of(&f, "attn"), &found);
+        CHECK_INT_EQ(found.size, 3);
+        CHECK_INT_EQ(found.layout->shards[0].width, 2);
+        /* It is not sharded itself, so that the layers in it say what the block is. */
+        CHECK_TEXT_EQ(block_of(&f, "attn.dense"), "attn");
+    }
+    fixture_free(&f);
+
+    f = fixture_new(2);
+    add_module(&f, "attn", TP_MODULE_OTHER, 3, "num_heads", 4, "kv_lora_rank", 16,
+               "qk_rope_head_dim", 8);
+    add_linear(&f, "attn.kv_a_proj_with_mqa", 24, 32);
+    add_style(&f, "attn.kv_a_proj_with_mqa", "mla_kv_a_proj");
+    if (make_plan(&f)) {
+        tp_layer_features(f.plan, index_of(&f, "attn.kv_a_proj_with_mqa"), &found);
+        CHECK(found.layout == NULL);
+        CHECK_INT_EQ(found.size, 24);
+        CHECK_INT_EQ(found.run.start, 16);
+        CHECK_INT_EQ(found.run.length, 8);
+        CHECK_INT_EQ(found.run.holders, 2);
+        CHECK(!tp_layer_is_heuristic(f.plan, 0));
+        CHECK(!tp_layer_gathers_weight(tp_plan_layer(f.plan, 0)));
+    }
+    fixture_free(&f);
+}
+
+/* Experts [3, features, 8], sharded by a rule or by their names. */
+static fixture
+experts_new(const char *model_type, bool rules)
+{
+    fixture f = fixture_new(2);
+    f.options.families = f.options.heuristics = !rules;
+    f.facts.model_type = model_type;
+    add_linear(&f, "router", 3, 8);
+    const int module = add_module(&f, "mlp.experts", TP_MODULE_OTHER, 0);
+    add_shaped(&f, module, "gate_up_proj", 3, (int64_t[]){3, 12, 8}, -1);
+    add_shaped(&f, module, "down_proj", 3, (int64_t[]){3, 8, 6}, -1);
+    if (rules) {
+        add_style(&f, "mlp.experts.gate_up_proj", "packed_colwise");
+        add_style(&f, "mlp.experts.down_proj", "rowwise");
+        add_style(&f, "mlp.experts", "moe_tp_experts");
+    }
+    return f;
+}
+
+static void
+test_experts_are_heuristic_where_a_weight_of_theirs_is(void)
+{
+    for (int rules = 0; rules < 2; rules++) {
+        fixture f = experts_new("never_tried", rules);
+        if (make_plan(&f)) {
+            tp_features found;
+            const int layer = index_of(&f, "mlp.experts");
+            CHECK_INT_EQ(tp_plan_layer(f.plan, layer)->kind, TP_EXPERTS);
+            CHECK(tp_layer_is_heuristic(f.plan, layer) == !rules);
+            CHECK(tp_layer_has_full_output(tp_plan_layer(f.plan, layer)));
+            tp_layer_features(f.plan, layer, &found);
+            CHECK_INT_EQ(found.size, 0);
+            CHECK(found.layout == NULL);
+        }
+        fixture_free(&f);
+    }
+}
+
+static void
+test_a_heuristic_weight_elsewhere_makes_no_experts_heuristic(void)
+{
+    fixture f = experts_new("never_tried", true);
+    f.options.families = f.options.heuristics = true;
+    add_module(&f, "mlp2", TP_MODULE_OTHER, 0);
+    add_linear(&f, "mlp2.fc1", 32, 16);
+    add_linear(&f, "mlp2.fc2", 16, 32);
+    if (make_plan(&f)) {
+        CHECK(tp_layer_is_heuristic(f.plan, index_of(&f, "mlp2.fc1")));
+        CHECK(!tp_layer_is_heuristic(f.plan, index_of(&f, "mlp.experts")));
+    }
+    fixture_free(&f);
+}
+
+static void
+test_an_individually_sharded_layer_is_a_block_of_its_own(void)
+{
+    fixture f = fixture_new(2);
+    f.options.families = f.options.heuristics = f.options.large_layers = true;
+    add_module(&f, "mlp", TP_MODULE_OTHER, 0);
+    add_linear(&f, "mlp.fc1", 48, 16);
+    add_linear(&f, "mlp.fc2", 16, 48);
+    add_linear(&f, "mlp.other", 48, 16);
+    if (make_plan(&f)) {
+        CHECK(layer_of(&f, "mlp.other")->is_large);
+        CHECK(!tp_layer_is_heuristic(f.plan, index_of(&f, "mlp.other")));
+        CHECK_TEXT_EQ(block_of(&f, "mlp.fc1"), "mlp");
+        CHECK_TEXT_EQ(block_of(&f, "mlp.other"), "mlp");
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -105,5 +213,9 @@ main(void)
     RUN(test_a_list_is_no_block_and_equal_names_come_once);
     RUN(test_features_are_those_of_the_weight);
     RUN(test_a_pair_that_names_shard_in_an_untried_model_is_heuristic);
+    RUN(test_features_of_attention_are_its_heads_and_of_a_latent_its_positions);
+    RUN(test_experts_are_heuristic_where_a_weight_of_theirs_is);
+    RUN(test_a_heuristic_weight_elsewhere_makes_no_experts_heuristic);
+    RUN(test_an_individually_sharded_layer_is_a_block_of_its_own);
     return check_result();
 }
