@@ -91,6 +91,63 @@ test_a_plan_that_shards_nothing_is_told_before_its_output_head(void)
     CHECK_REFUSED(&f, "Any has no tensor-parallel plan of its own");
 }
 
+static void
+test_a_head_that_keeps_its_logits_may_be_asked_for(void)
+{
+    fixture f = labelled_llama(1);
+    add_llama_styles(&f);
+    if (make_plan(&f))
+        CHECK(tp_plan_logits_layer(f.plan) >= 0);
+    fixture_free(&f);
+}
+
+/* A llama whose head has this specification. */
+static fixture
+llama_with_head(tp_spec spec)
+{
+    fixture f = labelled_llama(1);
+    add_spec(&f, "head", "lm_head", spec);
+    add_rule(&f, "up", ".*up_proj.*", TP_PARTITION_COLUMN);
+    return f;
+}
+
+static void
+test_a_head_that_is_sharded_otherwise_is_refused_with_the_reason(void)
+{
+    static const char otherwise[] =
+        "the plan does not shard lm_head along the vocabulary and gather its output";
+    fixture f = llama_with_head(
+        (tp_spec){.partition = TP_PARTITION_ROW, .dim = -1, .split_input = true});
+    CHECK_REFUSED(&f, otherwise);
+    f = llama_with_head((tp_spec){.partition = TP_PARTITION_COLUMN, .dim = -1});
+    CHECK_REFUSED(&f, otherwise);
+    f = llama_with_head((tp_spec){.partition = TP_PARTITION_COLUMN,
+                                  .dim = -1,
+                                  .shape = {2, {3, -1}, 0, {0}},
+                                  .gather_output = true});
+    CHECK_REFUSED(&f, "a rank's shard of lm_head is not one run of the vocabulary");
+}
+
+static void
+test_a_plan_that_shards_nothing_says_what_was_tried(void)
+{
+    static const struct {
+        bool heuristics, large;
+        const char *part;
+    } cases[] = {{false, false, "without a self-check its layers are not sharded"},
+                 {true, false, "without a self-check large ones are not sharded"},
+                 {true, true, "none of its layers is large enough to be sharded"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        fixture f = fixture_new(2);
+        f.options.must_shard = f.options.families = true;
+        f.options.heuristics = cases[i].heuristics;
+        f.options.large_layers = cases[i].large;
+        add_module(&f, "", TP_MODULE_OTHER, 0);
+        add_linear(&f, "odd", 1, 1);
+        CHECK_REFUSED(&f, cases[i].part);
+    }
+}
+
 int
 main(void)
 {
@@ -100,5 +157,8 @@ main(void)
     RUN(test_a_model_without_labels_or_head_is_refused_with_the_reason);
     RUN(test_a_plan_that_shards_nothing_is_refused_where_it_must);
     RUN(test_a_plan_that_shards_nothing_is_told_before_its_output_head);
+    RUN(test_a_head_that_keeps_its_logits_may_be_asked_for);
+    RUN(test_a_head_that_is_sharded_otherwise_is_refused_with_the_reason);
+    RUN(test_a_plan_that_shards_nothing_says_what_was_tried);
     return check_result();
 }

@@ -121,6 +121,88 @@ test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed(void)
     check_activation("scale", 1, TP_REPLICATED);
 }
 
+/* A norm of `size` features beside a sharded `o_proj` and `q_proj`. */
+static fixture
+odd_norm(const char *name, tp_module_kind kind, int dims, const int64_t *shape)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "attn", TP_MODULE_OTHER, 0);
+    add_linear(&f, "attn.o_proj", 16, 32);
+    add_linear(&f, "attn.q_proj", 32, 16);
+    const int norm = add_module(&f, name, kind, 0);
+    add_shaped(&f, norm, "weight", dims, shape, -1);
+    add_rule(&f, "q", ".*q_proj", TP_PARTITION_COLUMN);
+    add_rule(&f, "o", ".*o_proj", TP_PARTITION_ROW);
+    return f;
+}
+
+static void
+test_a_norm_follows_no_row_layer_of_the_size_of_its_projection(void)
+{
+    fixture f = odd_norm("attn.q_norm", TP_MODULE_OTHER, 1, (int64_t[]){32});
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(layer_of(&f, "attn.q_norm")->kind, TP_NORM);
+        CHECK_INT_EQ(layer_of(&f, "attn.q_norm")->weight,
+                     entry_of(&f, "attn.q_proj.weight")->parameter);
+    }
+    fixture_free(&f);
+    /* That of keys finds none, whatever is in the modules behind. */
+    f = odd_norm("attn.k_norm", TP_MODULE_OTHER, 1, (int64_t[]){32});
+    add_module(&f, "other", TP_MODULE_OTHER, 0);
+    add_linear(&f, "other.k_proj", 32, 16);
+    add_rule(&f, "k", ".*k_proj", TP_PARTITION_COLUMN);
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "attn.k_norm") == NULL);
+    fixture_free(&f);
+}
+
+static void
+test_what_is_only_called_like_a_norm_is_none(void)
+{
+    fixture f = odd_norm("attn.q_norm", TP_MODULE_LINEAR, 2, (int64_t[]){32, 32});
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "attn.q_norm") == NULL);
+    fixture_free(&f);
+    f = odd_norm("attn.q_norm", TP_MODULE_OTHER, 2, (int64_t[]){32, 4});
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "attn.q_norm") == NULL);
+    fixture_free(&f);
+    f = odd_norm("q_norm", TP_MODULE_OTHER, 1, (int64_t[]){32}); /* in no module */
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "q_norm") == NULL);
+    fixture_free(&f);
+}
+
+static void
+test_a_norm_whose_weight_a_plan_shards_is_no_layer_of_another_weight(void)
+{
+    fixture f = fixture_new(2);
+    add_attention(&f, 4, 2, 16, 8);
+    add_attention_styles(&f, "attn");
+    add_style(&f, "attn.q_norm", "colwise");
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "attn.q_norm.weight", 0), "column [8]");
+        CHECK(layer_of(&f, "attn.q_norm") == NULL);
+        CHECK_INT_EQ(layer_of(&f, "attn.k_norm")->kind, TP_NORM);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_a_norm_ahead_of_a_row_that_splits_its_input_has_all_features(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "mlp", TP_MODULE_OTHER, 0);
+    add_linear(&f, "mlp.down_proj", 8, 24);
+    const int norm = add_module(&f, "mlp.ffn_sub_norm", TP_MODULE_OTHER, 0);
+    add_shaped(&f, norm, "weight", 1, (int64_t[]){24}, -1);
+    add_spec(&f, "down", ".*down_proj.*",
+             (tp_spec){.partition = TP_PARTITION_ROW, .dim = -1, .split_input = true});
+    if (make_plan(&f))
+        CHECK(layer_of(&f, "mlp.ffn_sub_norm") == NULL);
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -130,5 +212,9 @@ main(void)
     RUN(test_a_norm_over_one_head_is_no_layer);
     RUN(test_a_norm_of_what_is_gathered_is_no_layer);
     RUN(test_a_norm_ahead_of_a_row_follows_its_input);
+    RUN(test_a_norm_follows_no_row_layer_of_the_size_of_its_projection);
+    RUN(test_what_is_only_called_like_a_norm_is_none);
+    RUN(test_a_norm_whose_weight_a_plan_shards_is_no_layer_of_another_weight);
+    RUN(test_a_norm_ahead_of_a_row_that_splits_its_input_has_all_features);
     return check_result();
 }

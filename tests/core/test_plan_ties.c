@@ -158,6 +158,137 @@ test_layers_that_share_a_weight_may_be_sharded_alike(void)
     fixture_free(&f);
 }
 
+/* Linear layers "a" and "b" of one tensor of 16 x 8, with a specification each. */
+static fixture
+two_specs(tp_spec a, tp_spec b)
+{
+    fixture f = fixture_new(2);
+    const int weight = add_linear(&f, "a", 16, 8);
+    const int other = add_module(&f, "b", TP_MODULE_LINEAR, 0);
+    add_shaped(&f, other, "weight", 2, (int64_t[]){16, 8}, weight);
+    add_spec(&f, "ra", "a$", a);
+    add_spec(&f, "rb", "b$", b);
+    return f;
+}
+
+static void
+test_two_views_of_one_tensor_are_refused_unless_they_come_to_the_same(void)
+{
+    const tp_spec plain = {.partition = TP_PARTITION_COLUMN, .dim = -1};
+    tp_spec outer = plain, inner = plain, halves = plain, listed = plain;
+    outer.dim = inner.dim = 0;
+    inner.shape = (tp_shape){3, {4, 4, 8}, 0, {0}};
+    outer.dim = 1; /* each of four parts */
+    outer.shape = inner.shape;
+    halves.shape = (tp_shape){2, {2, -1}, 0, {0}};
+    listed.shape = (tp_shape){2, {0, -1}, 2, {8, 8}};
+    fixture f = two_specs(plain, outer);
+    CHECK_REFUSED(&f, "are one tensor and cannot be sharded in two ways");
+    f = two_specs(plain, inner);
+    CHECK_REFUSED(&f, "are one tensor and cannot be sharded in two ways");
+    f = two_specs(plain, halves);
+    CHECK_REFUSED(&f, "are one tensor and cannot be sharded in two ways");
+    f = two_specs(halves, listed);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(runs_of(&f, "a.weight", 1), "4+4 12+4");
+        CHECK_TEXT_EQ(runs_of(&f, "b.weight", 1), "4+4 12+4");
+    }
+    fixture_free(&f);
+}
+
+/* Of names that stay replicated the first that sums its gradient speaks for all. */
+static void
+test_a_sum_of_gradients_holds_for_all_names_of_a_replicated_tensor(void)
+{
+    for (int i = 0; i < 2; i++) {
+        const tp_spec skip = {.partition = TP_PARTITION_SKIP, .dim = -1};
+        tp_spec sum = skip;
+        sum.sum_gradient = true;
+        fixture f = two_specs(i == 0 ? skip : sum, i == 0 ? sum : skip);
+        if (make_plan(&f)) {
+            CHECK_INT_EQ(entry_of(&f, "a.weight")->kind, TP_REPLICATED_SUM);
+            CHECK_INT_EQ(entry_of(&f, "b.weight")->kind, TP_REPLICATED_SUM);
+            CHECK_TEXT_EQ(entry_of(&f, "a.weight")->rule, i == 0 ? "rb" : "ra");
+        }
+        fixture_free(&f);
+    }
+    const tp_spec sum = {
+        .partition = TP_PARTITION_SKIP, .dim = -1, .sum_gradient = true};
+    fixture f = two_specs(sum, sum);
+    if (make_plan(&f))
+        CHECK_TEXT_EQ(entry_of(&f, "b.weight")->rule, "ra");
+    fixture_free(&f);
+}
+
+static void
+test_a_rule_of_a_configuration_is_refused_beside_a_plan_that_shards_otherwise(void)
+{
+    fixture f = tied(2);
+    add_style(&f, "embed", "embedding_colwise");
+    add_rule(&f, "mine", "lm_head", TP_PARTITION_COLUMN);
+    CHECK_REFUSED(&f, "rule 'mine' of partition_config: column along dimension 0");
+    /* One that skips asks for nothing that the plan could not do. */
+    f = tied(2);
+    add_style(&f, "embed", "embedding_colwise");
+    add_rule(&f, "mine", "lm_head", TP_PARTITION_SKIP);
+    check_whole(&f, "it stays replicated");
+}
+
+/* The name of a layer follows only where its module makes a full output of rows. */
+static void
+test_a_name_that_is_no_matrix_of_rows_keeps_the_tensor_replicated(void)
+{
+    static const char *const leaves[] = {"kernel", "weight"};
+    for (int i = 0; i < 2; i++) {
+        fixture f = fixture_new(2);
+        tp_spec spec = {.partition = TP_PARTITION_COLUMN, .dim = -1};
+        if (i == 1) { /* in each of four parts */
+            spec.dim = 1;
+            spec.shape = (tp_shape){3, {4, 4, 8}, 0, {0}};
+        }
+        const int weight = add_linear(&f, "a", 16, 8);
+        const int other = add_module(&f, "b", TP_MODULE_LINEAR, 0);
+        add_shaped(&f, other, leaves[i], 2, (int64_t[]){16, 8}, weight);
+        add_spec(&f, "r", "a$", spec);
+        if (make_plan(&f)) {
+            CHECK_INT_EQ(entry_of(&f, "a.weight")->kind, TP_REPLICATED);
+            CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text,
+                           "are one tensor and cannot be sharded alike");
+        }
+        fixture_free(&f);
+    }
+}
+
+static void
+test_a_bias_of_layers_that_are_sharded_otherwise_is_refused(void)
+{
+    fixture f = fixture_new(2);
+    const int weight = add_linear(&f, "a", 16, 8);
+    const int bias = add_vector(&f, weight, "bias", 16);
+    add_linear(&f, "b", 16, 8);
+    add_shaped(&f, 1, "bias", 1, (int64_t[]){16}, bias);
+    add_rule(&f, "ra", "a$", TP_PARTITION_COLUMN);
+    add_spec(&f, "rb", "b$",
+             (tp_spec){.partition = TP_PARTITION_COLUMN,
+                       .dim = -1,
+                       .shape = {2, {2, -1}, 0, {0}}});
+    CHECK_REFUSED(&f, "it is one tensor with 'b.bias'");
+}
+
+static void
+test_a_bias_that_a_rule_skips_under_its_other_name_is_refused(void)
+{
+    fixture f = fixture_new(2);
+    const int outer = add_module(&f, "predictions", TP_MODULE_OTHER, 0);
+    const int bias = add_shaped(&f, outer, "bias", 1, (int64_t[]){32}, -1);
+    const int decoder = add_module(&f, "predictions.decoder", TP_MODULE_LINEAR, 0);
+    add_shaped(&f, decoder, "weight", 2, (int64_t[]){32, 8}, -1);
+    add_shaped(&f, decoder, "bias", 1, (int64_t[]){32}, bias);
+    add_rule(&f, "skip", "predictions.bias", TP_PARTITION_SKIP);
+    add_rule(&f, "r", "predictions.decoder$", TP_PARTITION_COLUMN);
+    CHECK_REFUSED(&f, "it is one tensor with 'predictions.bias'");
+}
+
 int
 main(void)
 {
@@ -171,5 +302,11 @@ main(void)
     RUN(test_a_bias_that_is_named_twice_is_sharded_once);
     RUN(test_a_bias_shared_by_a_sharded_and_a_replicated_layer_is_refused);
     RUN(test_layers_that_share_a_weight_may_be_sharded_alike);
+    RUN(test_two_views_of_one_tensor_are_refused_unless_they_come_to_the_same);
+    RUN(test_a_sum_of_gradients_holds_for_all_names_of_a_replicated_tensor);
+    RUN(test_a_rule_of_a_configuration_is_refused_beside_a_plan_that_shards_otherwise);
+    RUN(test_a_name_that_is_no_matrix_of_rows_keeps_the_tensor_replicated);
+    RUN(test_a_bias_of_layers_that_are_sharded_otherwise_is_refused);
+    RUN(test_a_bias_that_a_rule_skips_under_its_other_name_is_refused);
     return check_result();
 }

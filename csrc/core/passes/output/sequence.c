@@ -211,7 +211,7 @@ drop_nested(const places *at)
 {
     for (int m = tp_model_module_count(at->stacks.build->model) - 1; m >= 0; m--) {
         const int layer = tp_stacks_layer(&at->stacks, m);
-        if (at->roles[m] != NOWHERE && m != layer) {
+        if (at->roles[m] != NOWHERE) {
             const int parent = tp_stacks_parent(&at->stacks, m);
             if (parent != layer && around(at, parent) >= 0)
                 at->roles[m] = NOWHERE;
