@@ -86,11 +86,33 @@ test_a_reason_says_what_decided(void)
     check_reason(&large, &first, "does not fit: needs 5.0 GiB");
 }
 
+static void
+test_a_first_without_communication_is_no_measure_of_others(void)
+{
+    const tp_candidate first = {1, 8, 1, 1, 1e-6}, slower = {2, 4, 1, 1, 1};
+    tp_text text = TP_NO_TEXT;
+    tp_layout_reason(&text, &slower, &first, &first, (int64_t)4 << 30);
+    CHECK_TEXT_EQ(text.data, "fits in 0.0 GiB; more communication time than the first");
+    tp_text_free(&text);
+}
+
+static void
+test_times_of_many_years_are_ordered_as_well(void)
+{
+    const tp_candidate candidates[] = {{1, 1, 0, 1, 3e12}, {1, 1, 0, 1, 2e12}};
+    int order[2], fitting = 0;
+    tp_error err = TP_NO_ERROR;
+    CHECK_OK(tp_order_layouts(candidates, 2, 80, order, &fitting, &err), &err);
+    CHECK(order[0] == 1 && order[1] == 0);
+}
+
 int
 main(void)
 {
     RUN(test_no_later_layout_is_better_than_an_earlier_one);
     RUN(test_times_that_print_alike_leave_it_to_the_stage_of_zero);
     RUN(test_a_reason_says_what_decided);
+    RUN(test_a_first_without_communication_is_no_measure_of_others);
+    RUN(test_times_of_many_years_are_ordered_as_well);
     return check_result();
 }

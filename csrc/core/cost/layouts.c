@@ -69,9 +69,10 @@ tp_layout_reason(tp_text *out, const tp_candidate *candidate,
     tp_text_add(out, "fits in %.1f GiB; ", needed);
     if (before == NULL)
         tp_text_add(out, "least communication time for a sequence");
+    else if (time > seconds_per_replica(before) && best > 0)
+        tp_text_add(out, "%.2f times the communication time of the first", time / best);
     else if (time > seconds_per_replica(before))
-        tp_text_add(out, "%.2f times the communication time of the first",
-                    best > 0 ? time / best : 0.0);
+        tp_text_add(out, "more communication time than the first");
     else if (candidate->replicas < before->replicas)
         tp_text_add(out, "as much communication, fewer data-parallel ranks");
     else
