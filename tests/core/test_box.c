@@ -159,11 +159,29 @@ test_a_box_outside_of_its_tensor_is_refused(void)
     tp_reads_clear(&reads);
 }
 
+static void
+test_a_place_beyond_what_can_be_counted_is_refused(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_reads reads = TP_NO_READS;
+    const tp_box boxes[] = {
+        {0, 1, 0, 1, {8}, {0}, {8}, INT64_MAX - 7, {1}},
+        {0, 1, 0, 2, {8}, {0}, {8}, INT64_MAX - 8, {1}},
+        {0, 1, 0, 1, {8}, {0}, {8}, -1, {1}},
+        {0, 1, 0, 1, {8}, {0}, {8}, 0, {-1}},
+    };
+    for (size_t i = 0; i < sizeof(boxes) / sizeof(boxes[0]); i++)
+        CHECK_FAILS(tp_box_reads(&boxes[i], 0, &reads, &err), TP_VALUE, &err,
+                    "the place of a slice has a negative stride, or 2^63 bytes");
+    tp_reads_clear(&reads);
+}
+
 int
 main(void)
 {
     RUN(test_reads_bring_each_element_to_its_place_once);
     RUN(test_what_lies_side_by_side_is_one_row);
     RUN(test_a_box_outside_of_its_tensor_is_refused);
+    RUN(test_a_place_beyond_what_can_be_counted_is_refused);
     return check_result();
 }

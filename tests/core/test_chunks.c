@@ -79,6 +79,24 @@ test_bounds_outside_of_the_shard_and_replicated_weights_are_refused(void)
     fixture_free(&f);
 }
 
+static void
+test_bounds_outside_of_a_shard_are_refused(void)
+{
+    static const int64_t bounds[][2] = {{-1, 4}, {5, 4}, {0, 13}};
+    fixture f = fixture_new(2);
+    tp_chunk *chunks = NULL;
+    int count = 0;
+    add_matrix(&f, "w", TP_MODULE_LINEAR, 24, 12);
+    add_spec(&f, "layer_specs[0]", "w", column(-1, (tp_shape){0}));
+    if (make_plan(&f))
+        for (int i = 0; i < 3; i++)
+            CHECK_FAILS(tp_chunks(f.plan, 0, 0, bounds[i][0], bounds[i][1], &chunks,
+                                  &count, &f.err),
+                        TP_VALUE, &f.err, "expected bounds in 0 to 12");
+    CHECK(chunks == NULL);
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -86,5 +104,6 @@ main(void)
     RUN(test_each_piece_of_a_fused_weight_is_a_chunk);
     RUN(test_blocks_and_elements_of_several_rows_are_counted_in_rows);
     RUN(test_bounds_outside_of_the_shard_and_replicated_weights_are_refused);
+    RUN(test_bounds_outside_of_a_shard_are_refused);
     return check_result();
 }

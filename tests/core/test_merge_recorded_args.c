@@ -292,6 +292,19 @@ test_every_conflict_of_a_call_is_in_one_message(void)
     check_conflicts(&with_group, &facts, 6, lines);
 }
 
+static void
+test_a_conflict_without_memory_is_an_error_all_the_same(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_merge_fill fill;
+    tp_merge_facts facts = silence();
+    facts.dtype = "float99";
+    CHECK_FAILS(tp_merge(&record, &facts, &fill, &err), TP_VALUE, &err, "float99");
+    facts.dtype = "float16";
+    CHECK_FAILS(tp_merge(&record, &facts, &fill, &err), TP_VALUE, &err,
+                "float16 in the configuration");
+}
+
 int
 main(void)
 {
@@ -309,5 +322,6 @@ main(void)
     RUN(test_an_unknown_dtype_is_a_line_of_its_own_with_the_nearest);
     RUN(test_a_configuration_is_checked_against_itself);
     RUN(test_every_conflict_of_a_call_is_in_one_message);
+    RUN(test_a_conflict_without_memory_is_an_error_all_the_same);
     return check_result();
 }

@@ -235,6 +235,67 @@ test_facts_about_modules_that_are_not_there_are_refused(void)
     tp_model_free(model);
 }
 
+static void
+test_numbers_below_zero_are_refused(void)
+{
+    tp_model *model = new_model();
+    tp_error err = TP_NO_ERROR;
+    int index = -1;
+    add_module(model, "m", TP_MODULE_OTHER);
+    tp_parameter parameter = a_parameter("m.w", 0);
+    parameter.dims = -1;
+    CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
+                "'m.w' has -1 dimensions");
+    parameter = a_parameter("m.w", -1);
+    CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_VALUE, &err,
+                "is in module -1");
+    const tp_model_facts facts = {.input_embedding = -1, .output_head = 1};
+    CHECK_FAILS(tp_model_seal(model, &facts, &err), TP_VALUE, &err, "output_head 1");
+    tp_model_free(model);
+}
+
+/* Each text needs memory of its own, and is as long as no name is. */
+static void
+test_every_text_and_list_of_a_model_is_copied_or_the_model_stays_as_it_was(void)
+{
+    enum { SIZE = 1 << 20, COUNT = 70000 };
+    static char texts[8][SIZE + 1];
+    static tp_integer integers[COUNT];
+    for (int i = 0; i < 8; i++)
+        memset(texts[i], 'a' + i, SIZE);
+    for (int i = 0; i < COUNT; i++)
+        integers[i] = (tp_integer){"key", i};
+    integers[COUNT - 1].key = texts[0];
+    tp_model *model = new_model();
+    tp_error err = TP_NO_ERROR;
+    int index = -1;
+    const tp_module module = {.name = texts[1],
+                              .class_name = texts[2],
+                              .integers = integers,
+                              .integer_count = COUNT};
+    CHECK_OK(tp_model_add_module(model, &module, &index, &err), &err);
+    tp_parameter parameter = a_parameter(texts[3], 0);
+    parameter.leaf = texts[4];
+    parameter.dtype = texts[5];
+    CHECK_OK(tp_model_add_parameter(model, &parameter, &index, &err), &err);
+    const tp_model_facts facts = {.prefix = texts[6],
+                                  .model_type = texts[7],
+                                  .integers = integers,
+                                  .integer_count = COUNT,
+                                  .input_embedding = -1,
+                                  .output_head = -1};
+    CHECK_OK(tp_model_seal(model, &facts, &err), &err);
+    const tp_module *held = tp_model_module(model, 0);
+    CHECK(strcmp(held->name, texts[1]) == 0 && strcmp(held->class_name, texts[2]) == 0);
+    CHECK_INT_EQ(held->integer_count, COUNT);
+    CHECK_INT_EQ(held->integers[COUNT - 1].value, COUNT - 1);
+    CHECK(strcmp(held->integers[COUNT - 1].key, texts[0]) == 0);
+    const tp_parameter *at = tp_model_parameter(model, 0);
+    CHECK(strcmp(at->leaf, texts[4]) == 0 && strcmp(at->dtype, texts[5]) == 0);
+    CHECK(strcmp(tp_model_get_facts(model)->model_type, texts[7]) == 0);
+    tp_model_free(model);
+}
+
 int
 main(void)
 {
@@ -248,5 +309,7 @@ main(void)
     RUN(test_two_of_one_name_are_refused);
     RUN(test_a_sealed_model_takes_nothing_more);
     RUN(test_facts_about_modules_that_are_not_there_are_refused);
+    RUN(test_numbers_below_zero_are_refused);
+    RUN(test_every_text_and_list_of_a_model_is_copied_or_the_model_stays_as_it_was);
     return check_result();
 }

@@ -293,6 +293,44 @@ test_a_norm_beside_replicated_queries_keeps_its_gradient(void)
     fixture_free(&f);
 }
 
+/* A fused weight is sharded as any other where `counts` give no heads. */
+static void
+check_no_attention(const tp_integer *counts, int count)
+{
+    fixture f = fixture_new(2);
+    const tp_module attention = {.name = "attn",
+                                 .class_name = "Any",
+                                 .integers = counts,
+                                 .integer_count = count};
+    int index = -1;
+    CHECK_OK(tp_model_add_module(f.model, &attention, &index, &f.err), &f.err);
+    add_fact(&f, "num_attention_heads", 4);
+    add_fact(&f, "num_key_value_groups", 3); /* of which 4 heads are no multiple */
+    add_linear(&f, "attn.qkv", 12, 12);
+    add_rule(&f, "r", ".*qkv.*", TP_PARTITION_COLUMN);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(runs_of(&f, "attn.qkv.weight", 0), "0+6");
+        CHECK(integer_of(&f, "attn", "num_heads") == NULL);
+    }
+    fixture_free(&f);
+}
+
+static void
+test_counts_that_come_to_no_heads_are_none(void)
+{
+    const tp_integer grouped[] = {{"num_heads", 4}, {"head_dim", 1}};
+    const tp_integer long_heads[] = {
+        {"num_heads", 4}, {"num_key_value_heads", 1}, {"head_dim", INT64_MAX / 2}};
+    const tp_integer keys[] = {
+        {"num_heads", 1}, {"num_key_value_heads", INT64_MAX / 2}, {"head_dim", 1}};
+    const tp_integer long_keys[] = {
+        {"num_heads", 1}, {"num_key_value_heads", INT64_MAX / 2}, {"head_dim", 4}};
+    check_no_attention(grouped, 2);
+    check_no_attention(long_heads, 3);
+    check_no_attention(keys, 3);
+    check_no_attention(long_keys, 3);
+}
+
 int
 main(void)
 {
@@ -311,5 +349,6 @@ main(void)
     RUN(test_a_gathered_output_leaves_the_heads_alone);
     RUN(test_a_norm_over_one_head_inside_a_sharded_block_has_its_gradient_summed);
     RUN(test_a_norm_beside_replicated_queries_keeps_its_gradient);
+    RUN(test_counts_that_come_to_no_heads_are_none);
     return check_result();
 }

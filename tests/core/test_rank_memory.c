@@ -247,12 +247,35 @@ test_a_ring_sends_an_all_reduce_twice(void)
     CHECK(tp_collective_seconds(TP_REDUCE_SCATTER, 1000, 4, 100) == 7.5);
     CHECK(tp_collective_seconds(TP_ALL_GATHER, 250, 4, 100) == 7.5);
     CHECK(tp_collective_seconds(TP_BROADCAST, 250, 1, 100) == 0);
+    CHECK(tp_collective_seconds(TP_BROADCAST, 250, 4, 100) == 2.5);
     tp_error err = TP_NO_ERROR;
     tp_collective kind = TP_ALL_REDUCE;
     CHECK_OK(tp_collective_of("all-gather", &kind, &err), &err);
     CHECK_INT_EQ(kind, TP_ALL_GATHER);
     CHECK(tp_collective_of("gather", &kind, &err) < 0);
     tp_error_clear(&err);
+}
+
+static void
+test_negative_ranks_stages_and_buckets_are_refused(void)
+{
+    fixture f = fixture_new(2);
+    tp_rank_memory memory;
+    add_llama(&f, 1, false);
+    add_llama_styles(&f);
+    if (make_plan(&f)) {
+        tp_memory_options options = options_of(1, 2);
+        CHECK_FAILS(tp_rank_memory_of(f.plan, -1, &options, &memory, &f.err), TP_VALUE,
+                    &f.err, "rank: got -1, expected 0 to 1");
+        options.stage = -1;
+        CHECK_FAILS(tp_rank_memory_of(f.plan, 0, &options, &memory, &f.err), TP_VALUE,
+                    &f.err, "stage: got -1, expected 0 to 3");
+        options = options_of(1, 2);
+        options.reduce_bucket = -1;
+        CHECK_FAILS(tp_rank_memory_of(f.plan, 0, &options, &memory, &f.err), TP_VALUE,
+                    &f.err, "reduce_bucket_size: got -1");
+    }
+    fixture_free(&f);
 }
 
 int
@@ -265,5 +288,6 @@ main(void)
     RUN(test_wrong_sizes_are_said);
     RUN(test_replicas_are_sent_what_the_stage_needs);
     RUN(test_a_ring_sends_an_all_reduce_twice);
+    RUN(test_negative_ranks_stages_and_buckets_are_refused);
     return check_result();
 }

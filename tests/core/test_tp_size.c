@@ -45,11 +45,22 @@ test_sources_that_differ_are_all_named(void)
     tp_error_clear(&err);
 }
 
+static void
+test_where_no_source_states_a_size_none_is_named(void)
+{
+    const tp_size_source sources[] = {{"a", -1}};
+    tp_text text = TP_NO_TEXT;
+    tp_size_add_sources(&text, sources, 1);
+    CHECK_TEXT_EQ(text.data, "TP size: ");
+    tp_text_free(&text);
+}
+
 int
 main(void)
 {
     RUN(test_sources_that_agree_settle_it);
     RUN(test_zero_and_one_are_the_same_size);
     RUN(test_sources_that_differ_are_all_named);
+    RUN(test_where_no_source_states_a_size_none_is_named);
     return check_result();
 }
