@@ -92,6 +92,37 @@ test_latent_attention_that_is_replicated_shares_nothing(void)
     fixture_free(&f);
 }
 
+/* The projection of positions is a linear layer of a module with their size. */
+static void
+test_a_style_of_positions_on_anything_else_changes_nothing(void)
+{
+    for (int i = 0; i < 2; i++) {
+        fixture f = fixture_new(2);
+        add_fact(&f, "qk_rope_head_dim", 8);
+        if (i == 0) {
+            add_module(&f, "attn", TP_MODULE_OTHER, 0);
+            add_matrix(&f, "attn.kv_a", TP_MODULE_EMBEDDING, 24, 32);
+            add_style(&f, "attn.kv_a", "mla_kv_a_proj");
+        } else {
+            add_linear(&f, "kv_a", 24, 32);
+            add_style(&f, "kv_a", "mla_kv_a_proj");
+        }
+        if (make_plan(&f))
+            CHECK_INT_EQ(tp_plan_layer_count(f.plan), 0);
+        fixture_free(&f);
+    }
+}
+
+static void
+test_more_positions_than_features_are_refused(void)
+{
+    fixture f = fixture_new(2);
+    add_module(&f, "attn", TP_MODULE_OTHER, 1, "qk_rope_head_dim", 24);
+    add_linear(&f, "attn.kv_a", 24, 32);
+    add_style(&f, "attn.kv_a", "mla_kv_a_proj");
+    CHECK_REFUSED(&f, "between 1 and the 24 features of 'attn.kv_a'");
+}
+
 int
 main(void)
 {
@@ -101,5 +132,7 @@ main(void)
     RUN(test_positions_of_unknown_size_are_refused_naming_both_places);
     RUN(test_fewer_heads_than_ranks_are_refused_whatever_their_size);
     RUN(test_latent_attention_that_is_replicated_shares_nothing);
+    RUN(test_a_style_of_positions_on_anything_else_changes_nothing);
+    RUN(test_more_positions_than_features_are_refused);
     return check_result();
 }

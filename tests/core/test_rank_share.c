@@ -93,6 +93,30 @@ test_samples_are_the_ends_of_each_pattern_and_what_is_replicated(void)
     fixture_free(&f);
 }
 
+/* More kinds of replicated parameters than the message has room for, with letters that
+ * are not ASCII, which stand for themselves in the rule. */
+static void
+test_many_replicated_parameters_are_grouped_and_the_largest_named(void)
+{
+    enum { COUNT = 100 };
+    fixture f = fixture_new(2);
+    tp_text text = TP_NO_TEXT;
+    char name[64];
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(name, sizeof(name), "caf\xc3\xa9_%c%c", 'a' + i % 26, 'a' + i / 26);
+        add_linear(&f, name, 8 + i, 8);
+    }
+    add_rule(&f, "a", ".*_aa", TP_PARTITION_COLUMN);
+    if (make_plan(&f)) {
+        CHECK_OK((tp_text_free(&text), tp_plan_warn_replicated(f.plan, &text, &f.err)),
+                 &f.err);
+        CHECK_TEXT_HAS(text.data, "parameters: caf\xc3\xa9_vd.weight (0.0");
+        CHECK_TEXT_HAS(text.data, "[\"caf\xc3\xa9_vd\\\\.weight$\"]");
+    }
+    tp_text_free(&text);
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -100,5 +124,6 @@ main(void)
     RUN(test_the_largest_replicated_parameters_are_named_with_a_rule_for_them);
     RUN(test_nothing_is_said_where_a_rank_gains_or_there_is_one);
     RUN(test_samples_are_the_ends_of_each_pattern_and_what_is_replicated);
+    RUN(test_many_replicated_parameters_are_grouped_and_the_largest_named);
     return check_result();
 }
