@@ -282,6 +282,48 @@ test_rules_are_tried_on_names_without_adapters(void)
     fixture_free(&f);
 }
 
+/* A factor beside a Conv1D is a linear layer, whose dimensions are the other way
+ * round. */
+static void
+test_a_factor_of_a_conv1d_has_its_dimension_and_pieces_the_other_way_round(void)
+{
+    static const struct {
+        int dim, dims;
+    } cases[] = {{1, 0}, {-1, 2}, {1, 2}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        fixture f = fixture_new(2);
+        const bool pieces = cases[i].dims > 0;
+        add_adapted(&f, "mlp.up", TP_MODULE_CONV1D, 32, 16);
+        add_spec(&f, "up", "mlp\\.up",
+                 (tp_spec){.partition = TP_PARTITION_COLUMN,
+                           .dim = cases[i].dim,
+                           .shape = {cases[i].dims, {-1, 2}, 0, {0}}});
+        if (make_plan(&f)) {
+            CHECK_TEXT_EQ(local_of(&f, "mlp.up.base_layer.weight", 1),
+                          "column [16, 16]");
+            CHECK_TEXT_EQ(local_of(&f, "mlp.up.lora_B.default.weight", 1),
+                          "column [16, 3]");
+            CHECK_TEXT_EQ(runs_of(&f, "mlp.up.lora_B.default.weight", 1),
+                          pieces ? "8+8 24+8" : "16+16");
+        }
+        fixture_free(&f);
+    }
+}
+
+static void
+test_the_row_factor_of_a_conv1d_is_sharded_along_its_input(void)
+{
+    fixture f = fixture_new(2);
+    add_adapted(&f, "mlp.down", TP_MODULE_CONV1D, 16, 32);
+    add_spec(&f, "down", "mlp\\.down",
+             (tp_spec){.partition = TP_PARTITION_ROW, .dim = 0});
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "mlp.down.base_layer.weight", 1), "row [16, 16]");
+        CHECK_TEXT_EQ(local_of(&f, "mlp.down.lora_A.default.weight", 1), "row [3, 16]");
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -296,5 +338,7 @@ main(void)
     RUN(test_a_norm_beside_adapted_layers_sums_its_gradient);
     RUN(test_factors_follow_their_layer_and_no_rule);
     RUN(test_rules_are_tried_on_names_without_adapters);
+    RUN(test_a_factor_of_a_conv1d_has_its_dimension_and_pieces_the_other_way_round);
+    RUN(test_the_row_factor_of_a_conv1d_is_sharded_along_its_input);
     return check_result();
 }

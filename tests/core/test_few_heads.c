@@ -120,6 +120,41 @@ test_enough_heads_are_sharded(void)
     fixture_free(&f);
 }
 
+/* Attention inside of attention, in a model that is no more than these, and a weight
+ * that is there twice. */
+static void
+test_attention_inside_of_attention_is_told_as_one(void)
+{
+    static const char *const leaves[] = {"q_proj", "o_proj"};
+    fixture f = fixture_new(4);
+    char name[64];
+    add_llama(&f, 4, false);
+    int weight = -1;
+    for (int inner = 0; inner < 2; inner++) {
+        const char *around = inner ? "attn.inner" : "attn";
+        add_module(&f, around, TP_MODULE_OTHER, 2, "num_heads", 3, "head_dim", 2);
+        for (int i = 0; i < 2; i++) {
+            snprintf(name, sizeof(name), "%s.%s", around, leaves[i]);
+            const int module = add_module(&f, name, TP_MODULE_LINEAR, 0);
+            weight = add_shaped(&f, module, "weight", 2, (int64_t[]){6, 6},
+                                inner && i == 1 ? weight : -1);
+        }
+    }
+    add_llama_styles(&f);
+    add_style(&f, "attn.q_proj", "colwise");
+    add_style(&f, "attn.o_proj", "rowwise");
+    add_style(&f, "attn.inner.q_proj", "colwise");
+    add_style(&f, "attn.inner.o_proj", "rowwise");
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(local_of(&f, "attn.inner.q_proj.weight", 0), "replicated [6, 6]");
+        CHECK_TEXT_EQ(local_of(&f, "attn.o_proj.weight", 0), "replicated [6, 6]");
+        if (CHECK_INT_EQ(tp_plan_message_count(f.plan), 1))
+            CHECK_TEXT_HAS(tp_plan_message(f.plan, 0)->text,
+                           "attn stays replicated: it has 3 query");
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -128,5 +163,6 @@ main(void)
     RUN(test_a_rule_of_the_user_is_refused_in_a_small_tower_too);
     RUN(test_attention_without_its_output_layer_is_refused);
     RUN(test_enough_heads_are_sharded);
+    RUN(test_attention_inside_of_attention_is_told_as_one);
     return check_result();
 }

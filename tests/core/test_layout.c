@@ -281,9 +281,18 @@ test_pieces_that_contradict_the_heads_are_refused(void)
     const tp_piece huge[] = {{INT64_MAX, 1, TP_PIECE_PLAIN}, {8, 1, TP_PIECE_PLAIN}};
     CHECK_FAILS(tp_layout_new(arena, huge, 2, (tp_heads){0, 0}, 2, &layout, &err),
                 TP_VALUE, &err, "the sizes of 2 pieces sum to 2^63 or more");
+    CHECK_FAILS(tp_layout_new(arena, &right, 1, (tp_heads){0, 0}, 2, &layout, &err),
+                TP_VALUE, &err, "size 56 is not 0 query heads of 8");
+    const tp_piece keys = {56, 8, TP_PIECE_KEY};
+    CHECK_FAILS(tp_layout_new(arena, &keys, 1, (tp_heads){4, 2}, 2, &layout, &err),
+                TP_VALUE, &err, "size 56 is not 2 key/value heads of 8");
+    CHECK_FAILS(tp_layout_new(arena, &right, 1, (tp_heads){7, 7}, 0, &layout, &err),
+                TP_VALUE, &err, "1 pieces over 0 ranks");
     tp_heads own;
     CHECK_FAILS(tp_heads_of_rank((tp_heads){4, 2}, 2, 2, &own, &err), TP_VALUE, &err,
                 "rank 2");
+    CHECK_FAILS(tp_heads_of_rank((tp_heads){4, 2}, 2, -1, &own, &err), TP_VALUE, &err,
+                "rank -1");
     tp_arena_free(arena);
 }
 
