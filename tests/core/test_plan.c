@@ -189,6 +189,35 @@ test_a_grain_rounds_widths(void)
     fixture_free(&f);
 }
 
+/* Beside a skip an embedding that a default shards, or a norm that a rule speaks of. */
+static void
+test_a_plan_that_does_more_than_skip_does_not_skip_all(void)
+{
+    fixture f = fixture_new(2);
+    const int weight = add_matrix(&f, "embed", TP_MODULE_EMBEDDING, 8, 8);
+    f.facts.input_embedding = tp_model_parameter(f.model, weight)->module;
+    add_linear(&f, "up", 8, 8);
+    add_rule(&f, "a", "up", TP_PARTITION_SKIP);
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "embed.weight")->source, TP_FROM_DEFAULT);
+        CHECK(!tp_plan_skips_all(f.plan));
+    }
+    fixture_free(&f);
+
+    f = fixture_new(2);
+    add_module(&f, "attn", TP_MODULE_OTHER, 2, "num_heads", 4, "head_dim", 4);
+    const int norm = add_module(&f, "attn.q_norm", TP_MODULE_OTHER, 0);
+    add_shaped(&f, norm, "weight", 1, (int64_t[]){16}, -1);
+    add_linear(&f, "attn.q_proj", 16, 16);
+    add_style(&f, "attn.q_norm", "replicated_with_grad_allreduce");
+    add_style(&f, "attn.q_proj", "colwise");
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(entry_of(&f, "attn.q_norm.weight")->kind, TP_REPLICATED);
+        CHECK(!tp_plan_skips_all(f.plan));
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -203,5 +232,6 @@ main(void)
     RUN(test_more_ranks_than_query_heads_are_refused_naming_the_module);
     RUN(test_a_weight_smaller_than_the_tp_size_is_refused);
     RUN(test_a_grain_rounds_widths);
+    RUN(test_a_plan_that_does_more_than_skip_does_not_skip_all);
     return check_result();
 }
