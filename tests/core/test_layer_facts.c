@@ -206,6 +206,54 @@ test_an_individually_sharded_layer_is_a_block_of_its_own(void)
     fixture_free(&f);
 }
 
+static void
+test_layers_of_the_model_itself_are_blocks_of_their_own(void)
+{
+    fixture f = fixture_new(2);
+    f.options.families = f.options.heuristics = f.options.large_layers = true;
+    add_module(&f, "", TP_MODULE_OTHER, 0);
+    add_linear(&f, "fc1", 48, 16);
+    add_linear(&f, "fc2", 16, 48);
+    add_linear(&f, "take", 16, 48);
+    if (make_plan(&f)) {
+        CHECK_TEXT_EQ(block_of(&f, "fc1"), "fc1 fc2");
+        CHECK(tp_layer_is_heuristic(f.plan, index_of(&f, "fc1")));
+        CHECK(layer_of(&f, "take")->is_large);
+        CHECK(layer_of(&f, "take")->split_input);
+        CHECK(!tp_layer_is_heuristic(f.plan, index_of(&f, "take")));
+    }
+    fixture_free(&f);
+}
+
+static void
+test_whole_experts_have_full_outputs_and_are_no_guess_of_names(void)
+{
+    for (int blocks = 0; blocks < 2; blocks++) {
+        fixture f = fixture_new(2);
+        f.options.expert_partition = TP_EXPERTS_WHOLE;
+        add_module(&f, "experts", blocks ? TP_MODULE_EXPERT_BLOCKS : TP_MODULE_EXPERTS,
+                   1, "num_experts", 4);
+        add_shaped(&f, 0, "gate_up_proj", 3, (int64_t[]){4, 12, 8}, -1);
+        add_shaped(&f, 0, "down_proj", 3, (int64_t[]){4, 8, 6}, -1);
+        add_style(&f, "experts.gate_up_proj", "packed_colwise");
+        add_style(&f, "experts.down_proj", "rowwise");
+        add_style(&f, "experts", "moe_tp_experts");
+        if (make_plan(&f)) {
+            tp_features found;
+            const tp_layer *layer = layer_of(&f, "experts");
+            CHECK_INT_EQ(layer->kind,
+                         blocks ? TP_WHOLE_EXPERT_BLOCKS : TP_WHOLE_EXPERTS);
+            CHECK(tp_layer_has_full_output(layer));
+            CHECK(!tp_layer_gathers_weight(layer));
+            CHECK(!tp_layer_is_heuristic(f.plan, index_of(&f, "experts")));
+            tp_layer_features(f.plan, index_of(&f, "experts"), &found);
+            CHECK_INT_EQ(found.size, 4); /* the experts */
+            CHECK_INT_EQ(found.layout->shards[0].width, 2);
+        }
+        fixture_free(&f);
+    }
+}
+
 int
 main(void)
 {
@@ -217,5 +265,7 @@ main(void)
     RUN(test_experts_are_heuristic_where_a_weight_of_theirs_is);
     RUN(test_a_heuristic_weight_elsewhere_makes_no_experts_heuristic);
     RUN(test_an_individually_sharded_layer_is_a_block_of_its_own);
+    RUN(test_layers_of_the_model_itself_are_blocks_of_their_own);
+    RUN(test_whole_experts_have_full_outputs_and_are_no_guess_of_names);
     return check_result();
 }
