@@ -296,6 +296,22 @@ test_every_text_and_list_of_a_model_is_copied_or_the_model_stays_as_it_was(void)
     tp_model_free(model);
 }
 
+static void
+test_a_sealed_model_takes_no_parameter(void)
+{
+    tp_model *model = new_model();
+    tp_error err = TP_NO_ERROR;
+    int index = -1;
+    add_module(model, "m", TP_MODULE_OTHER);
+    CHECK_OK(tp_model_seal(model, &no_facts, &err), &err);
+    const tp_parameter parameter = a_parameter("m.w", 0);
+    CHECK_FAILS(tp_model_add_parameter(model, &parameter, &index, &err), TP_BUG, &err,
+                "sealed");
+    CHECK_INT_EQ(tp_model_parameter_count(model), 0);
+    tp_model_free(model);
+    tp_model_free(NULL);
+}
+
 int
 main(void)
 {
@@ -311,5 +327,6 @@ main(void)
     RUN(test_facts_about_modules_that_are_not_there_are_refused);
     RUN(test_numbers_below_zero_are_refused);
     RUN(test_every_text_and_list_of_a_model_is_copied_or_the_model_stays_as_it_was);
+    RUN(test_a_sealed_model_takes_no_parameter);
     return check_result();
 }

@@ -178,6 +178,25 @@ test_replicated_goes_before_individual(void)
     fixture_free(&f);
 }
 
+static void
+test_a_module_that_nothing_is_called_like_is_refused_without_a_proposal(void)
+{
+    const char *const whole[] = {"0123456789"};
+    fixture f = llama_with_whole(whole, 1, false);
+    const int refused = try_plan(&f);
+    CHECK_INT_EQ(refused, -1);
+    CHECK_TEXT_HAS(tp_error_text(&f.err), "no module is called '0123456789'");
+    CHECK(strstr(tp_error_text(&f.err), "did you mean") == NULL);
+    fixture_free(&f);
+}
+
+static void
+test_a_model_without_modules_is_refused(void)
+{
+    fixture f = fixture_new(2);
+    CHECK_REFUSED(&f, "the model has no modules, expected at least ''");
+}
+
 int
 main(void)
 {
@@ -191,5 +210,7 @@ main(void)
     RUN(test_a_gradient_below_a_module_that_is_replicated_is_not_summed);
     RUN(test_a_default_shards_nothing_that_is_replicated);
     RUN(test_a_name_that_no_module_has_is_refused_with_the_nearest);
+    RUN(test_a_module_that_nothing_is_called_like_is_refused_without_a_proposal);
+    RUN(test_a_model_without_modules_is_refused);
     return check_result();
 }
