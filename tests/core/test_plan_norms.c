@@ -121,18 +121,18 @@ test_the_gradient_of_an_activation_inside_a_sharded_block_is_summed(void)
     check_activation("scale", 1, TP_REPLICATED);
 }
 
-/* A norm of `size` features beside a sharded `o_proj` and `q_proj`. */
+/* A norm beside the sharded layers of queries: the row layer comes first. */
 static fixture
 odd_norm(const char *name, tp_module_kind kind, int dims, const int64_t *shape)
 {
     fixture f = fixture_new(2);
     add_module(&f, "attn", TP_MODULE_OTHER, 0);
-    add_linear(&f, "attn.o_proj", 16, 32);
+    add_linear(&f, "attn.q_o_proj", 16, 32);
     add_linear(&f, "attn.q_proj", 32, 16);
     const int norm = add_module(&f, name, kind, 0);
     add_shaped(&f, norm, "weight", dims, shape, -1);
     add_rule(&f, "q", ".*q_proj", TP_PARTITION_COLUMN);
-    add_rule(&f, "o", ".*o_proj", TP_PARTITION_ROW);
+    add_rule(&f, "o", ".*q_o_proj", TP_PARTITION_ROW);
     return f;
 }
 

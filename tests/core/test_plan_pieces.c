@@ -51,6 +51,7 @@ test_a_shape_of_other_groups_is_sharded_as_it_says(void)
     } cases[] = {
         {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 32, 0, {4, 8, 24}, "2+2"},
         {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 32, 0, {4, -1, 24}, "2+2"},
+        {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 64, 0, {4, 16, 24}, "2+2"},
         {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 24, 0, {2, 12, 24}, "1+1"},
         {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 24, 0, {2, -1, 24}, "1+1"},
         {TP_MODULE_LINEAR, TP_PARTITION_COLUMN, 32, 1, {1, 32, 24}, "16+16"},
