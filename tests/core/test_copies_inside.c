@@ -119,6 +119,34 @@ test_a_copy_tied_to_what_has_other_runs_is_refused(void)
     fixture_free(&f);
 }
 
+/* A whole layer is trained in full: the attention in the copy has heads of its own. */
+static void
+test_attention_inside_of_a_copy_works_on_the_heads_of_a_rank(void)
+{
+    static const char *const parts[] = {"original_module", "modules_to_save.default"};
+    fixture f = fixture_new(2);
+    char name[128];
+    f.facts.prefix = "";
+    add_module(&f, AROUND "layer", TP_MODULE_OTHER, 0);
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof(name), AROUND "layer.%s", parts[i]);
+        add_module(&f, name, TP_MODULE_OTHER, 0);
+        snprintf(name, sizeof(name), AROUND "layer.%s.attn", parts[i]);
+        add_module(&f, name, TP_MODULE_OTHER, 2, "num_heads", 3, "head_dim", 4);
+        snprintf(name, sizeof(name), AROUND "layer.%s.attn.q_proj", parts[i]);
+        add_linear(&f, name, 12, 8);
+    }
+    add_style(&f, "layer.attn.q_proj", "colwise");
+    if (make_plan(&f)) {
+        for (int i = 0; i < 2; i++) {
+            snprintf(name, sizeof(name), AROUND "layer.%s.attn", parts[i]);
+            const int64_t *heads = integer_of(&f, name, "num_heads");
+            CHECK(heads != NULL && heads[0] == 2 && heads[1] == 1);
+        }
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
@@ -126,5 +154,6 @@ main(void)
     RUN(test_a_copy_of_attention_whose_wrapper_has_the_counts_works_on_its_heads);
     RUN(test_a_copy_of_stacked_experts_is_viewed_as_narrow_as_they_are);
     RUN(test_a_copy_tied_to_what_has_other_runs_is_refused);
+    RUN(test_attention_inside_of_a_copy_works_on_the_heads_of_a_rank);
     return check_result();
 }
