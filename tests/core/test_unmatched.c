@@ -69,16 +69,35 @@ test_a_rule_without_a_pattern_matches_nothing(void)
     check_told(&f, "rule 'none' (partition_config) matches nothing in the model");
 }
 
-/* A longer pattern that only ends alike is another one. */
+/* A longer pattern that only ends alike, or begins alike, is another one. */
 static void
 test_an_entry_is_told_where_the_longer_one_is_another(void)
 {
+    static const char *const patterns[] = {"s.*.up_proj", "layers.*.up_porj"};
+    for (int i = 0; i < 2; i++) {
+        fixture f = mlp_new();
+        f.facts.prefix = "";
+        CHECK_OK(tp_rules_add_style(f.rules, patterns[i], "colwise", true, &f.err),
+                 &f.err);
+        add_style(&f, "model.layers.*.up_proj", "colwise");
+        CHECK_REFUSED(&f, "correct it, or take it out of the plan");
+    }
+}
+
+/* A plan that is put together from those of the parts of a model has both. */
+static void
+test_an_entry_that_matched_under_a_longer_name_is_not_told(void)
+{
     fixture f = mlp_new();
-    f.facts.prefix = "";
-    CHECK_OK(tp_rules_add_style(f.rules, "layers.*.up_porj", "colwise", true, &f.err),
+    f.facts.prefix = "language_model";
+    CHECK_OK(tp_rules_add_style(f.rules, "layers.*.up_proj", "colwise", true, &f.err),
              &f.err);
     add_style(&f, "model.layers.*.up_proj", "colwise");
-    CHECK_REFUSED(&f, "correct it, or take it out of the plan");
+    if (make_plan(&f)) {
+        CHECK_INT_EQ(tp_plan_message_count(f.plan), 0);
+        CHECK_INT_EQ(entry_of(&f, "model.layers.0.up_proj.weight")->kind, TP_COLUMN);
+    }
+    fixture_free(&f);
 }
 
 int
@@ -88,5 +107,6 @@ main(void)
     RUN(test_further_patterns_of_a_rule_are_counted);
     RUN(test_a_rule_without_a_pattern_matches_nothing);
     RUN(test_an_entry_is_told_where_the_longer_one_is_another);
+    RUN(test_an_entry_that_matched_under_a_longer_name_is_not_told);
     return check_result();
 }
