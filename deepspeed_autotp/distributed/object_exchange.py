@@ -15,20 +15,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepspeed_autotp.distributed.failure_barrier import CollectiveMismatch
+
 T = TypeVar("T")
 
-_SIZE = 8  # bytes of an object's length
+_MARK = b"autotp\0\1"  # what is sent begins with it
+_SIZE = len(_MARK) + 8  # bytes of that and of an object's length
 # Bytes of the first all-gather, of a length and an object. What ranks tell of a model that is
 # sharded has some 200 bytes.
 _FIRST = 512
 
 
 def exchange_objects(mine: T, handle: dist.ProcessGroup) -> list[T]:
-    """Every rank's ``mine``, in rank order. ``handle`` takes CPU tensors."""
+    """Every rank's ``mine``, in rank order. ``handle`` takes CPU tensors. CollectiveMismatch where
+    another rank is in another collective."""
     data = pickle.dumps(mine)
-    framed = len(data).to_bytes(_SIZE, "little") + data
+    framed = _MARK + len(data).to_bytes(_SIZE - len(_MARK), "little") + data
     heads = _gathered(framed[:_FIRST], _FIRST, handle)
-    sizes = [_SIZE + int.from_bytes(head[:_SIZE], "little") for head in heads]
+    others = [rank for rank, head in enumerate(heads) if not head.startswith(_MARK)]
+    if others:
+        ranks = ", ".join(str(dist.get_global_rank(handle, rank)) for rank in others)
+        raise CollectiveMismatch(
+            f"collective mismatch: rank {ranks} is in another collective than rank "
+            f"{dist.get_rank()}, which exchanges objects; all ranks need to make the same calls"
+        )
+    sizes = [_SIZE + int.from_bytes(head[len(_MARK) : _SIZE], "little") for head in heads]
     rest = max(sizes) - _FIRST
     tails: Sequence[bytes] = [b""] * len(heads)
     if rest > 0:  # on every rank

@@ -51,7 +51,9 @@ def judged(cell: Cell, found: Found, losses: Mapping[int, float]) -> Verdict:
         if each.status != 0 and not _CLEAR.search(each.error) and not _is_ended_by_gloo(cell, each):
             wrong.append(f"exit status {each.status}, {each.error!r}")
     seconds = max((each.seconds or 0.0 for each in others), default=0.0)
-    return Verdict("; ".join(wrong), others[0].error, seconds)
+    first = others[0]
+    error = first.error or (f"exit status {first.status}" if first.status else "")
+    return Verdict("; ".join(wrong), error, seconds)
 
 
 def _is_ended_by_gloo(cell: Cell, rank: Ended) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from deepspeed_autotp.api import pipeline
 from deepspeed_autotp.api.engine_setup import EngineSetup
-from deepspeed_autotp.distributed.consensus import Agreement
+from deepspeed_autotp.distributed import consensus
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.self_check.self_check import SelfCheck
@@ -27,12 +27,12 @@ POINTS: dict[tuple[str, str], tuple[tuple[Any, str], ...]] = {
     ("loop", "backward"): _SUMS,
     ("loop", "step"): _SUMS,
     ("loop", "save"): ((TPGroup, "announce"),),
-    ("loop", "load"): ((Agreement, "exchange"),),
+    ("loop", "load"): ((consensus, "exchange_objects"),),
     ("loop", "close"): ((OwnedGroups, "close"),),
     ("engine", "merge"): ((EngineSetup, "_merged"),),
     ("engine", "step"): ((deepspeed.comm, "all_reduce"),),
-    ("engine", "save"): ((Agreement, "exchange"),),
-    ("engine", "load"): ((Agreement, "exchange"),),
+    ("engine", "save"): ((consensus, "exchange_objects"),),
+    ("engine", "load"): ((consensus, "exchange_objects"),),
     ("engine", "close"): ((OwnedGroups, "close"),),
 }
 _INNER = ("killed", "stopped", "throws")
