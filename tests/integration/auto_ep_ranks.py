@@ -65,7 +65,7 @@ def config_of(case: Case) -> dict[str, Any]:
     )
     config = engine_config(setting)
     if case.ep:
-        config["expert_parallel"] = {"enabled": True, "autoep_size": case.ep}
+        config["expert_parallel"] = {"enabled": True, "autoep_size": case.ep, **case.section}
     if not case.is_fused:
         config["optimizer"] = {"type": "SGD", "params": {"lr": RATE}}
     return config
