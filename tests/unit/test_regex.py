@@ -70,6 +70,10 @@ SUBJECTS = st.one_of(
 )
 
 
+# Repeats of a group, in which Python may be lucky with the first of very many ways.
+NESTED = re.compile(r"\)[*+{]")
+
+
 class TooLong(Exception):
     pass
 
@@ -107,7 +111,8 @@ def agree(pattern: str, subject: str) -> None:
             assert Pattern(pattern).match(subject) == expected
         except ValueError as error:
             is_unseen = "may backtrack without end" in str(error) and "\\N{" in pattern
-            assert is_unseen or ("gave up on" in str(error) and seconds > 0.0005)
+            is_long = seconds > 0.0005 or NESTED.search(pattern) is not None
+            assert is_unseen or ("gave up on" in str(error) and is_long)
 
 
 @settings(max_examples=2000, deadline=None)
