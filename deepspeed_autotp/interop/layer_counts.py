@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from deepspeed_autotp.base.nested_values import held_values
 
 MOST = 100_000
 # As num_hidden_layers, n_layer, encoder_layers, n_routed_experts and depth.
@@ -24,13 +25,11 @@ def check_layer_counts(values: object, where: str) -> None:
 
 
 def _counts(values: object) -> Iterator[tuple[str, int]]:
-    held: list[Any] = [values]
-    while held:
-        inner = held.pop()
-        if isinstance(inner, list):
-            held.extend(inner)
-        elif isinstance(inner, Mapping):
-            held.extend(inner.values())
+    left = [values]
+    while left:
+        inner = left.pop()
+        left.extend(held_values(inner))
+        if isinstance(inner, Mapping):
             for key, value in inner.items():
                 if type(value) is int and _COUNTED.search(str(key)):
                     yield str(key), value

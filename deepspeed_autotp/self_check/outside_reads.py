@@ -4,12 +4,13 @@ weight is multiplied by in place of an output head. Such a use needs all of a we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from deepspeed_autotp.base.nested_values import held_values
 from deepspeed_autotp.self_check.trace import Run
 
 
@@ -46,9 +47,9 @@ class OutsideReads(TorchFunctionMode):
                 self._run.outside_reads.setdefault(owner, running[-1] if running else "")
 
 
-def _parameters(values: Sequence[Any]) -> Iterator[nn.Parameter]:
+def _parameters(values: Iterable[object]) -> Iterator[nn.Parameter]:
     for value in values:
         if isinstance(value, nn.Parameter):
             yield value
-        elif isinstance(value, list | tuple):
-            yield from _parameters(value)
+        else:
+            yield from _parameters(held_values(value))

@@ -275,7 +275,7 @@ test_memory_that_another_user_can_write_is_refused(void)
     CHECK_FAILS(tp_shm_open(&other, name, 1, 2, SLOT, &err), TP_PEER, &err,
                 "open to another user");
     CHECK_INT_EQ(chmod(file, 0600), 0);
-    if (geteuid() == 0) { /* nobody else may give a file away */
+    if (geteuid() == 0) { /* other users may not give a file away */
         CHECK_INT_EQ(chown(file, 65534, 65534), 0);
         CHECK_FAILS(tp_shm_open(&other, name, 1, 2, SLOT, &err), TP_PEER, &err,
                     "open to another user");

@@ -223,8 +223,10 @@ release_nothing(void *context)
     (void)context;
 }
 
-static void
-test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
+/* Rules of one pattern, whose fallback refuses to match. It gets a subject that is not
+ * ASCII, whatever the pattern. */
+static tp_rules *
+refusing_rules(const char *pattern)
 {
     tp_error err = TP_NO_ERROR;
     tp_rules *rules = new_rules();
@@ -232,10 +234,17 @@ test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
     tp_rule rule = {.source = TP_FROM_CONFIG, .spec = {.dim = -1}, .label = copy("r")};
     rule.patterns = calloc(1, sizeof(*rule.patterns));
     rule.pattern_count = 1;
-    /* A subject that is not ASCII goes to the fallback, whatever the pattern. */
-    CHECK_OK(tp_regex_new(".", &matcher, &rule.patterns[0], &err), &err);
+    CHECK_OK(tp_regex_new(pattern, &matcher, &rule.patterns[0], &err), &err);
     const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
     CHECK_OK(added, &err);
+    return rules;
+}
+
+static void
+test_a_pattern_that_fails_to_match_ends_the_search_with_its_error(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_rules *rules = refusing_rules(".");
     const tp_query query = {"\xc3\xa9", NULL, NULL, "", NULL};
     CHECK_FAILS(tp_rules_find(rules, &query, NULL, 0, &err), TP_LIMIT, &err, "refused");
     tp_rules_free(rules);
@@ -246,14 +255,7 @@ static void
 test_a_pattern_that_fails_on_the_module_ends_the_search_as_well(void)
 {
     tp_error err = TP_NO_ERROR;
-    tp_rules *rules = new_rules();
-    const tp_matcher matcher = {NULL, refuse_to_match, release_nothing};
-    tp_rule rule = {.source = TP_FROM_CONFIG, .spec = {.dim = -1}, .label = copy("r")};
-    rule.patterns = calloc(1, sizeof(*rule.patterns));
-    rule.pattern_count = 1;
-    CHECK_OK(tp_regex_new("b", &matcher, &rule.patterns[0], &err), &err);
-    const int added = tp_rules_add(rules, &rule, &err); /* takes the rule */
-    CHECK_OK(added, &err);
+    tp_rules *rules = refusing_rules("b");
     const tp_query query = {"a", "b\xc3\xa9", NULL, "", NULL};
     CHECK_FAILS(tp_rules_find(rules, &query, NULL, 0, &err), TP_LIMIT, &err,
                 "refused 'b\xc3\xa9'");

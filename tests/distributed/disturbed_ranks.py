@@ -20,6 +20,7 @@ from deepspeed_autotp.api import pipeline
 from deepspeed_autotp.distributed.model_groups import group_timeout
 from deepspeed_autotp.sharding.conversion import Conversion
 from tests.support.engine_config import Setting, engine_config
+from tests.support.loss_curves import single_losses
 from tests.support.model_snapshot import Snapshot
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
@@ -28,7 +29,8 @@ from tests.support.small_models import build, tokens
 TIMEOUT = 3.0
 
 
-def sharded() -> Any:
+def sharded(transport: str) -> Any:
+    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
     group = dist.new_group(timeout=timedelta(seconds=TIMEOUT))
     config = {"self_check": False}
     return deepspeed_autotp.parallelize(build("llama", tied=False), tp_group=group, config=config)
@@ -37,8 +39,7 @@ def sharded() -> Any:
 def out_of_step(fault: str, transport: str) -> tuple[float, str]:
     """How far losses of three batches are from those of one process, where rank 1 does the second
     otherwise, and the error."""
-    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
-    full, model, apart = build("llama", tied=False), sharded(), [0.0]
+    full, model, apart = build("llama", tied=False), sharded(transport), [0.0]
 
     def train() -> None:
         for step in range(3):
@@ -60,8 +61,7 @@ def out_of_step(fault: str, transport: str) -> tuple[float, str]:
 
 def forked(transport: str) -> tuple[str, list[float]]:
     """What a fork of a rank that calls the model reads, and losses before and after."""
-    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
-    model = sharded()
+    model = sharded(transport)
 
     def loss() -> float:
         return float(model(input_ids=tokens(0), labels=tokens(0)).loss.detach())
@@ -76,20 +76,6 @@ def forked(transport: str) -> tuple[str, list[float]]:
     said = os.fdopen(reads).read()
     os.waitpid(pid, 0)
     return said, [*losses, loss()]
-
-
-def losses_of(model: Any, late: float = 0.0) -> list[float]:
-    """Those of three steps, before each of which rank 1 is late by some seconds."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses = []
-    for step in range(3):
-        time.sleep(late * dist.get_rank())
-        loss = model(input_ids=tokens(step), labels=tokens(step)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @contextmanager
@@ -107,19 +93,19 @@ def alarms(seconds: float) -> Iterator[list[int]]:
 
 def signalled(transport: str) -> tuple[list[float], list[float], int]:
     """Losses with signals while ranks wait, and without; and how many signals there were."""
-    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
-    expected = losses_of(sharded())
-    model = sharded()
+    expected = single_losses(sharded(transport), clip=0.0)
+    model = sharded(transport)
+    # Rank 1 comes late to each step.
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.05 * dist.get_rank()))
     with alarms(0.002) as seen:
-        losses = losses_of(model, late=0.05)
+        losses = single_losses(model, clip=0.0)
     return losses, expected, len(seen)
 
 
 def beside_loader(transport: str) -> tuple[list[float], list[float]]:
     """Losses of batches from workers of a DataLoader that start while the model is sharded, and
     those without."""
-    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
-    model, batches = sharded(), [tokens(step)[0] for step in range(4)]
+    model, batches = sharded(transport), [tokens(step)[0] for step in range(4)]
 
     def losses(workers: int) -> list[float]:
         loader = DataLoader(batches, batch_size=2, num_workers=workers)
@@ -133,12 +119,11 @@ def beside_loader(transport: str) -> tuple[list[float], list[float]]:
 
 def threads(transport: str) -> tuple[list[list[float]], list[list[float]]]:
     """Losses of two models that train in two threads at the same time, and of them in turn."""
-    os.environ["AUTOTP_SHARED_MEMORY"] = str(int(transport == "shared memory"))
-    expected = [losses_of(sharded()) for _ in range(2)]
-    models, found = [sharded() for _ in range(2)], [[0.0], [0.0]]
+    expected = [single_losses(sharded(transport), clip=0.0) for _ in range(2)]
+    models, found = [sharded(transport) for _ in range(2)], [[0.0], [0.0]]
 
     def train(number: int) -> None:
-        found[number] = losses_of(models[number])
+        found[number] = single_losses(models[number], clip=0.0)
 
     running = [threading.Thread(target=train, args=(number,)) for number in range(2)]
     for thread in running:

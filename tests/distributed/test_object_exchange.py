@@ -30,7 +30,7 @@ def exchanged(apart: bool) -> list[tuple[int, bool, int]]:
 
 
 def beside_another_collective() -> str:
-    """What the first rank reads where the second one gathers a tensor of as many bytes."""
+    """What rank 0 reads where rank 1 gathers a tensor of as many bytes."""
     assert dist.group.WORLD is not None
     if dist.get_rank() == 0:
         return raised_error(lambda: exchange_objects("x", dist.group.WORLD))

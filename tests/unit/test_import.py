@@ -31,7 +31,7 @@ HEAVY = (
     "trl",
 )
 
-# Without collections, which are as long as torch has objects, whoever is importing.
+# Without collections, whose time is that of torch's objects in either import.
 IMPORT = """
 import gc, json, sys, time
 gc.disable()
