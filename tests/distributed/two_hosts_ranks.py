@@ -210,12 +210,14 @@ def endless(progress: Progress) -> None:
 
 
 def endless_engine(progress: Progress) -> None:
-    """As above with DeepSpeed, and TP within a host."""
+    """As above with DeepSpeed, TP within a host, and no collective but the engine's."""
     model = build("llama", tied=False)
     config = engine_config(Setting(tp=2, zero=1, clip=CLIP))
     engine, *_ = deepspeed_autotp.initialize(model=model, optimizer=sgd(model), config=config)
+    ids = own_rows(tokens(0), tp=2)
     for step in range(10**6):
-        train_engine(engine, tp=2, first=step, steps=1)
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        engine.step()
         progress.note(step)
 
 
