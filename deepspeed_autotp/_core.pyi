@@ -354,6 +354,8 @@ class Stack:
     @property
     def reduce_scatter_output(self) -> tuple[str, ...]: ...  # the sum for own tokens
     @property
+    def norms(self) -> tuple[str, ...]: ...  # of the owner, behind the layers
+    @property
     def gather_scatter(self) -> tuple[str, ...]: ...  # and shard them again behind
     @property
     def token_arguments(self) -> tuple[str, ...]: ...  # of a layer: they have each token, too

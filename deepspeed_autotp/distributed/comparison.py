@@ -108,7 +108,7 @@ def _lines(plan: Plan, traits: Sequence[str]) -> dict[str, str]:
         lines[f"stack {number}"] = (
             f"{stack.owner} layers={stack.layers} gather_input={stack.gather_input} "
             f"reduce_scatter_output={stack.reduce_scatter_output} "
-            f"gather_scatter={stack.gather_scatter}"
+            f"gather_scatter={stack.gather_scatter} norms={stack.norms}"
         )
     lines["the layer that keeps logits sharded"] = str(plan.logits_layer)
     for integer in plan.integers:

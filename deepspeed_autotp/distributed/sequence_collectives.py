@@ -130,6 +130,11 @@ def padded_gradient(dy: Tensor, layout: SequenceLayout) -> Tensor:
     return F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, layout.padding))
 
 
+def own_rows_of_gradient(dy: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
+    """``[..., F] -> [n, F]``, of a full gradient."""
+    return _own(padded_gradient(dy, layout), layout, rank)
+
+
 def local_rows(x: Tensor, layout: SequenceLayout, rank: int) -> Tensor:
     """``[..., F] -> [1, n, F]`` with as many dimensions."""
     local = _own(_padded(x, layout), layout, rank)
@@ -165,8 +170,7 @@ class _GatherFromRegion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        rows = _own(padded_gradient(dy, ctx.layout), ctx.layout, ctx.group.rank)
-        return rows.reshape(ctx.shape), None, None
+        return own_rows_of_gradient(dy, ctx.layout, ctx.group.rank).reshape(ctx.shape), None, None
 
 
 class _ReduceScatterToRegion(torch.autograd.Function):
@@ -230,6 +234,14 @@ def reduce_scatter_to_sequence_region(x: Tensor, layout: SequenceLayout, group: 
     gathered."""
     y: Tensor = _ReduceScatterToRegion.apply(x, layout, group)  # type: ignore[no-untyped-call]
     return y
+
+
+def with_summed_gradient(shard: Tensor, layout: SequenceLayout, group: TPGroup) -> Tensor:
+    """``[1, n, F] -> [..., F]``; the gradient is this rank's rows of the sum over ranks."""
+    with torch.no_grad():
+        full = _all_rows(shard, layout, group)
+    rows = rows_with_summed_gradient(GatheredSequence.of(shard, full, layout), group)
+    return rows.view(layout.full_shape(shard))
 
 
 def rows_with_summed_gradient(gathered: GatheredSequence, group: TPGroup) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deepspeed_autotp.distributed.lazy_sequence import LazySequence
 from deepspeed_autotp.interop.labels import loss_of
 from deepspeed_autotp.interop.live_bytes import LiveBytes, current_node, label_nodes, node_label
 from deepspeed_autotp.interop.transformers import output_tensors
@@ -187,6 +188,8 @@ class StepRecorder:
 def _on_gradient(output: Any, call: Callable[[], None]) -> None:
     """Call ``call`` once the gradient of the first tensor of ``output`` is there."""
     first = output[0] if isinstance(output, (tuple, list)) else output
+    if isinstance(first, LazySequence):
+        first = first.shard  # with a hook of its own it would be gathered
     if isinstance(first, Tensor) and first.requires_grad:
         first.register_hook(lambda gradient: call())
 

@@ -64,6 +64,15 @@ def submodules(module: nn.Module) -> Mapping[str, nn.Module | None]:
     return found
 
 
+def saves_tensors_by() -> object:
+    """What packs the tensors that autograd saves, within the innermost checkpoint or other hooks
+    for saved tensors; None outside of all."""
+    name = "_top_saved_tensors_default_hooks"
+    read = _required(torch._C._autograd, name, needed_for="sequence parallelism")
+    hooks = read(False)
+    return None if hooks is None else hooks[0]
+
+
 def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """The parameters of the module itself; None for one that was registered as None."""
     found: Mapping[str, nn.Parameter | None] = _required(

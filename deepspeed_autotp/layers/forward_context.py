@@ -8,6 +8,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,20 @@ from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.interop.peft import without_adapters
+from deepspeed_autotp.interop.torch_private import saves_tensors_by
 from deepspeed_autotp.layers.grad_overlap import SharedInput
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOfOwnTokens:
+    """``packs``: what packed the tensors that autograd saves where the forward of the head's model
+    began; a checkpoint packs them otherwise."""
+
+    packs: object
+
+    def is_outside_checkpoint(self) -> bool:
+        """Whether no checkpoint has begun since, which would run again without the head."""
+        return saves_tensors_by() is self.packs
 
 
 class ForwardContext:
@@ -28,6 +42,7 @@ class ForwardContext:
     gathered  full weights that the forward that runs has gathered, by layer, name, whether
               gradients are formed, and version of the shard
     prepare   called before the forward, if set
+    head      set while an output head waits that takes this rank's tokens of the hidden states
     """
 
     def __init__(self, input: SharedInput, *, rng: DropoutRNG) -> None:
@@ -35,6 +50,7 @@ class ForwardContext:
         self.rng = rng
         self.gathered: dict[tuple[nn.Module, str, bool, int], Tensor] = {}
         self.prepare: Callable[[], None] | None = None
+        self.head: HeadOfOwnTokens | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._depth = 0  # of calls of the model within its own forward
         self._call: tuple[int, FrameType] | None = None  # thread, and what runs our hooks there

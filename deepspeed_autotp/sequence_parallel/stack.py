@@ -15,6 +15,8 @@ N tokens, R ranks, n = N/R    embedding                   [N, H]
                               attention or feed-forward   [N, H]   gather_from_sequence_region
                               its row layer               [n, H]   reduce_scatter_to_sequence_region
                               last layer                  [N, H]   gather_from_sequence_region
+                              or, before an output head that takes own tokens:
+                              last layer, final norm      [n, H]   gather_later
 
 forward   an all-gather at the input of each, a reduce-scatter at each row layer
 backward  a reduce-scatter at the input of each, an all-gather at each row layer
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.autograd_collectives import reduce_from_tp_region
+from deepspeed_autotp.distributed.lazy_sequence import gather_later
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_collectives import (
     GatheredSequence,
@@ -150,6 +153,10 @@ class Stack:
         self._by_storage: weakref.WeakKeyDictionary[torch.UntypedStorage, SequenceLayout] = (
             weakref.WeakKeyDictionary()
         )
+        # Whether this call leaves the gather of its output to those who use it, and what the last
+        # layers of such calls were given.
+        self._ends_later = False
+        self._gathered_later: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
@@ -167,6 +174,8 @@ class Stack:
 
     def _begin(self, owner: nn.Module, args: object) -> None:
         self._between, self._is_sharding = None, torch.is_grad_enabled()
+        head = self._context.head
+        self._ends_later = head is not None and head.is_outside_checkpoint()
 
     def _end(self, owner: nn.Module, args: object, output: object) -> None:
         layout, self._between, self._is_sharding = self._between, None, False
@@ -240,10 +249,10 @@ class Stack:
             self._context.input.forget()
         if layer.is_last:
             self._between = None
+            gather = gather_later if self._gathers_later(x, layer) else gather_from_sequence_region
 
             def gathered(y: Tensor) -> Tensor:
-                full = gather_from_sequence_region(layer.tokens_first(y), layout, self.group)
-                return layer.streams_back(full)
+                return layer.streams_back(gather(layer.tokens_first(y), layout, self.group))
 
             output = _with_first(output, gathered)
         if self._hidden.is_asked:
@@ -251,6 +260,22 @@ class Stack:
             self._hidden.add(x, None if layer.is_first else layout)
             self._hidden.add(_first(output), None if layer.is_last else layout)
         return output
+
+    def _gathers_later(self, x: Tensor, layer: StackLayer) -> bool:
+        """Whether the last layer, given ``x``, leaves the gather to those who use its output; as in
+        the forward where a checkpoint runs it again."""
+        if torch.compiler.is_compiling():
+            return False
+        storage = x.untyped_storage()
+        if not self._is_sharding:
+            return storage in self._gathered_later
+        # A re-entrant checkpoint, which has no graph in here, gives its result one of its own.
+        is_plain = torch.is_grad_enabled() and not layer.streams_first
+        if self._ends_later and is_plain and not self._hidden.is_asked:
+            self._gathered_later.add(storage)
+            return True
+        self._gathered_later.discard(storage)
+        return False
 
     def _scattered(self, x: Tensor, layout: SequenceLayout, layer: StackLayer) -> Tensor:
         """This rank's tokens of another argument of ``layer``."""

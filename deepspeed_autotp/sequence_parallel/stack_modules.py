@@ -18,6 +18,7 @@ from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 from deepspeed_autotp.sequence_parallel.hidden_states import HiddenStates
+from deepspeed_autotp.sequence_parallel.own_tokens import NormOfOwnTokens
 from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, StackLayer
 
 
@@ -130,11 +131,24 @@ def shard_sequence(
             sharding = sharding_of(modules[name])
             reduce = _StackReduce(stack, name)
             undo.append(set_state(modules[name], replace(sharding, reduce=reduce)))
+        undo.extend(mix_in(NormOfOwnTokens, modules[name]) for name in planned.norms)
         undo.extend(hook.remove for hook in stack.register_hooks(modules[planned.owner]))
     # A model may call the owner without some of its own arguments.
     asked = {name for planned in plan.stacks for name in _with_parents(planned.owner)}
     for name in sorted(asked & modules.keys()):
         undo.extend(hook.remove for hook in hidden.register_hooks(name, modules[name]))
+
+
+def modules_behind_stacks(plan: Plan, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """What gives on hidden states that their tokens may be gathered of later: the last layers, the
+    norms behind them, and what is around these, but for the model."""
+    return [
+        modules[name]
+        for stack in plan.stacks
+        if stack.norms
+        for name in (stack.layers[-1], *stack.norms, *_with_parents(stack.owner))
+        if name
+    ]
 
 
 def _with_parents(name: str) -> list[str]:

@@ -12,6 +12,10 @@ dw  [V/R, H] += (df dz)' x
 
 forward   one all-gather of [3, C] for each chunk
 backward  no communication: the gradients are multiplied by that of the loss
+
+Where a rank has its own tokens only, T/R of the hidden states, a chunk has as many of each rank:
+
+forward   an all-gather of x [C, H] and a reduce-scatter of dx [C, H] for each chunk, too
 """
 
 from __future__ import annotations
@@ -21,13 +25,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.interop.torch_private import keeps_graph
 from deepspeed_autotp.vocab_parallel.cross_entropy import LossTask, token_losses
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import differentiate_
-from deepspeed_autotp.vocab_parallel.head_product import HeadProduct, add_product
+from deepspeed_autotp.vocab_parallel.head_product import (
+    HeadProduct,
+    ShardedTokens,
+    add_product,
+)
 
 # A function of logits and the numbers that it is given; of ``FACTORS`` alone.
 Factor = tuple[Callable[..., Tensor], tuple[float, ...]]
@@ -75,25 +84,30 @@ class _FusedLoss(torch.autograd.Function):
         ctx.shape, ctx.over = x.shape, task.over
         x, dtype = x.reshape(-1, x.shape[-1]), product.dtype
         wanted = ctx.needs_input_grad[:3]
+        chunks = _Chunks(x, product.tokens, product.tokens_of)
         gradients = _Gradients(x, w, b, wanted)
         rows_of_w, bias = w.to(dtype), None if b is None else b.to(dtype)
-        losses = x.new_empty(len(x), dtype=_summed(dtype))
+        labels = chunks.in_order(labels, padding=task.loss.ignore_index)
+        losses = x.new_empty(len(labels), dtype=_summed(dtype))
         scale = torch.ones_like(losses).div_(count)
         scale.masked_fill_(labels == task.loss.ignore_index, 0)
-        for rows, space in _chunks(product, len(x)):
-            xs = x[rows].to(dtype)
+        space = x.new_empty(chunks.size, len(w), dtype=dtype)
+        for own, rows in chunks:
+            xs, z = chunks.input(own).to(dtype), space[: rows.stop - rows.start]
             if bias is None:
-                torch.mm(xs, rows_of_w.t(), out=space)
+                torch.mm(xs, rows_of_w.t(), out=z)
             else:
-                torch.addmm(bias, xs, rows_of_w.t(), out=space)
-            z = space
+                torch.addmm(bias, xs, rows_of_w.t(), out=z)
             for function, numbers in task.factors:
                 z = function(z, *numbers)
             losses[rows], logsumexp = token_losses(z, labels[rows], task.loss)
             if any(wanted):
                 columns, cap = labels[rows] - task.loss.start, task.loss.soft_cap
                 differentiate_(z, logsumexp, columns, scale[rows], cap=cap)
-                gradients.add(rows, _through(z, task.factors, dtype), xs, rows_of_w)
+                dy = _through(z, task.factors, dtype)
+                gradients.add(dy, xs)
+                if gradients.dx is not None:
+                    gradients.dx[own] = chunks.own_gradient(dy.mm(rows_of_w))
         ctx.save_for_backward(*gradients.finished())
         return losses.sum().div_(count)
 
@@ -111,12 +125,12 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of hidden states, weight and bias, where they are ``wanted``."""
+    """Of hidden states, weight and bias, where ``wanted``; others write to ``dx``."""
 
     def __init__(
         self, x: Tensor, w: Tensor, b: Tensor | None, wanted: tuple[bool, bool, bool]
     ) -> None:
-        self._dx = torch.empty_like(x) if wanted[0] else None
+        self.dx = torch.empty_like(x) if wanted[0] else None
         summed = [
             torch.zeros_like(p, dtype=_summed(p.dtype)) if p is not None and is_wanted else None
             for p, is_wanted in zip((w, b), wanted[1:], strict=True)
@@ -124,10 +138,8 @@ class _Gradients:
         self._dw, self._db = summed
         self._dtype = w.dtype
 
-    def add(self, rows: slice, dy: Tensor, x: Tensor, w: Tensor) -> None:
-        """What a chunk adds, ``rows`` of all tokens, with logits x w'."""
-        if self._dx is not None:
-            self._dx[rows] = dy.mm(w)
+    def add(self, dy: Tensor, x: Tensor) -> None:
+        """What a chunk adds to those of weight and bias."""
         if self._dw is not None:
             add_product(self._dw, dy, x)
         if self._db is not None:
@@ -136,7 +148,7 @@ class _Gradients:
     def finished(self) -> tuple[Tensor | None, ...]:
         """In the data types of what they are of."""
         summed = (None if d is None else d.to(self._dtype) for d in (self._dw, self._db))
-        return (self._dx, *summed)
+        return (self.dx, *summed)
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
@@ -150,10 +162,44 @@ def _through(dz: Tensor, factors: tuple[Factor, ...], dtype: torch.dtype) -> Ten
     return dz
 
 
-def _chunks(product: HeadProduct, tokens: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the tokens, and the same memory for the logits of each chunk."""
-    step, width = min(product.tokens, tokens), product.weight.shape[0]
-    space = product.x.new_empty(step, width, dtype=product.dtype)
-    for first in range(0, tokens, step):
-        rows = slice(first, min(first + step, tokens))
-        yield rows, space[: rows.stop - first]
+class _Chunks:
+    """Of tokens whose hidden states are ``x``, or, with ``sharded``, of which ``x`` has this
+    rank's. Iteration gives the rows of ``x``, and those of all tokens :meth:`in_order`."""
+
+    def __init__(self, x: Tensor, tokens: int, sharded: ShardedTokens | None) -> None:
+        self._x, self._sharded = x, sharded
+        self._ranks = 1 if sharded is None else sharded.layout.ranks
+        self._step = max(1, min(tokens // self._ranks, len(x)))
+
+    @property
+    def size(self) -> int:
+        """Tokens of a chunk."""
+        return self._step * self._ranks
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        for first in range(0, len(self._x), self._step):
+            last = min(first + self._step, len(self._x))
+            yield slice(first, last), slice(first * self._ranks, last * self._ranks)
+
+    def in_order(self, labels: Tensor, *, padding: int) -> Tensor:
+        """The labels of all tokens, chunk by chunk, and those of tokens that are padding."""
+        if self._sharded is None:
+            return labels
+        every = F.pad(labels, (0, self._sharded.layout.padding), value=padding)
+        chunks = every.view(self._ranks, -1).split(self._step, dim=1)
+        return torch.cat([chunk.reshape(-1) for chunk in chunks])
+
+    def input(self, own: slice) -> Tensor:
+        """The hidden states of a chunk."""
+        x = self._x[own]
+        if self._sharded is None:
+            return x
+        return self._sharded.group.all_gather_rows(x, [len(x)] * self._ranks)
+
+    def own_gradient(self, dx: Tensor) -> Tensor:
+        """Of ``x``, from this rank's summand of that of a chunk."""
+        dx = dx.to(self._x.dtype)
+        if self._sharded is None:
+            return dx
+        widths = [len(dx) // self._ranks] * self._ranks
+        return self._sharded.group.reduce_scatter_rows(dx, widths)

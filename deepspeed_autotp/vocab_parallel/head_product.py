@@ -13,6 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepspeed_autotp.distributed.lazy_sequence import own_tokens
+from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.distributed.sequence_collectives import (
+    SequenceLayout,
+    with_summed_gradient,
+)
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
 from deepspeed_autotp.interop.fully_shard import stays_gathered
 from deepspeed_autotp.interop.torch_private import (
@@ -37,15 +43,25 @@ _CAST = {torch.float32, torch.bfloat16}  # to that of autocast, which leaves flo
 
 
 @dataclass(frozen=True, slots=True)
+class ShardedTokens:
+    """Of hidden states, over the ranks of a TP group."""
+
+    layout: SequenceLayout
+    group: TPGroup
+
+
+@dataclass(frozen=True, slots=True)
 class HeadProduct:
     """The logits x w' + b, [..., V/R], before they are formed.
 
-    x         [..., H], whose gradient something before it sums over the ranks
+    x         [..., H], whose gradient something before it sums over the ranks; with ``tokens_of``,
+              this rank's shard of the tokens, whose gradient is this rank's of the sum
     weight    [V/R, H], this rank's rows
     bias      [V/R], or None
     dtype     that the product is formed in, under autocast another than those of the factors
     tokens    of a chunk, the same on every rank
     sample    some of the weight's values
+    tokens_of how the tokens are sharded, or None
     """
 
     x: Tensor
@@ -54,6 +70,7 @@ class HeadProduct:
     dtype: torch.dtype
     tokens: int
     sample: Tensor
+    tokens_of: ShardedTokens | None = None
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +78,8 @@ class HeadProduct:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.x.shape[:-1], self.weight.shape[0])
+        shape = self.x.shape if self.tokens_of is None else self.tokens_of.layout.full_shape(self.x)
+        return (*shape[:-1], self.weight.shape[0])
 
     @property
     def requires_grad(self) -> bool:
@@ -95,10 +113,22 @@ class HeadProduct:
             torch.enable_grad(),
             torch.autocast(kind, dtype=self.dtype if is_cast else None, enabled=is_cast),
         ):
-            return F.linear(self.x, self.weight, self.bias)
+            x, tokens = self.x, self.tokens_of
+            if tokens is not None:
+                x = with_summed_gradient(x, tokens.layout, tokens.group)
+            return F.linear(x, self.weight, self.bias)
 
     def _factors(self) -> tuple[Tensor, ...]:
         return (self.x, self.weight) if self.bias is None else (self.x, self.weight, self.bias)
+
+
+def may_defer_product(head: nn.Module) -> bool:
+    """Whether the weight of ``head`` will be there after its forward, as far as is known before."""
+    return (
+        torch.is_grad_enabled()
+        and not is_managed_by_fsdp(head)
+        and not any(p is not None and is_partitioned(p) for p in own_parameters(head).values())
+    )
 
 
 def deferred_product(head: nn.Module, model: nn.Module, x: Tensor) -> HeadProduct | None:
@@ -128,8 +158,12 @@ def deferred_product(head: nn.Module, model: nn.Module, x: Tensor) -> HeadProduc
     count = x.numel() // max(hidden, 1)
     if (count - tokens) * dtype.itemsize <= kept:
         return None
+    lazy, sample = own_tokens(x), sample_of(weight)
+    if lazy is not None:
+        tokens_of = ShardedTokens(lazy.layout_of_shard, lazy.group)
+        return HeadProduct(lazy.shard, weight, bias, dtype, tokens, sample, tokens_of)
     own = sharding.context.input.shared(x, siblings=sharding.siblings)
-    return HeadProduct(own, weight, bias, dtype, tokens, sample_of(weight))
+    return HeadProduct(own, weight, bias, dtype, tokens, sample)
 
 
 def sample_of(weight: Tensor) -> Tensor:

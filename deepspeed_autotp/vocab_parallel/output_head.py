@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepspeed_autotp.distributed.lazy_sequence import LazySequence, own_tokens
 from deepspeed_autotp.interop.labels import labels_argument
 from deepspeed_autotp.interop.loss_function import replace_loss, shifts_labels
 from deepspeed_autotp.interop.module_state import set_state, state_of
@@ -27,23 +28,38 @@ from deepspeed_autotp.interop.peft import without_adapters
 from deepspeed_autotp.interop.torch_private import (
     has_user_hooks,
     in_autograd_function,
+    saves_tensors_by,
     with_leaves,
 )
 from deepspeed_autotp.layers.class_swap import mix_in
+from deepspeed_autotp.layers.forward_context import HeadOfOwnTokens
 from deepspeed_autotp.layers.layer_sharding import LayerSharding, all_gather_output, sharding_of
 from deepspeed_autotp.layers.linear import ColumnLinear
 from deepspeed_autotp.vocab_parallel.gathered_weight import ReadsFullWeight
-from deepspeed_autotp.vocab_parallel.head_product import HeadProduct, deferred_product
+from deepspeed_autotp.vocab_parallel.head_product import (
+    HeadProduct,
+    deferred_product,
+    may_defer_product,
+)
 from deepspeed_autotp.vocab_parallel.lazy_logits import LazyLogits, Step
 
 
 class OutputHead:
     """Stands before the forward of a model, as its ``forward`` and its ``loss_function``."""
 
-    def __init__(self, model: Any, head: nn.Module, *, shifts: bool, insist: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        head: nn.Module,
+        *,
+        behind: Sequence[nn.Module],
+        shifts: bool,
+        insist: bool,
+    ) -> None:
         labels = labels_argument(model)
         assert labels is not None
         self._model, self._head, self._labels = model, head, labels
+        self._behind, self._context = behind, sharding_of(head).context
         self._shifts, self._insist = shifts, insist
         self._loss: Callable[..., Any] = model.loss_function
         self._step: Step | None = None
@@ -62,11 +78,17 @@ class OutputHead:
             self._head.register_forward_pre_hook(self._begin),
             self._head.register_forward_hook(self._lazy),
         ]
+        before, context = self._context.head, self._context
+        takes_own = step is not None and self._takes_own_tokens()
+        context.head = HeadOfOwnTokens(saves_tensors_by()) if takes_own else None
         self._step = step
         try:
             outputs = forward(self._model, *args, **kwargs)
+            if takes_own:
+                outputs = _with_all_tokens(outputs)
         finally:
             self._step, self._is_called = outer, False  # of a forward that calls the model itself
+            context.head = before
             for hook in hooks:
                 hook.remove()
             if step is not None:
@@ -107,6 +129,15 @@ class OutputHead:
             and self._model.loss_function == self.loss
             and not torch.is_inference_mode_enabled()
             and not has_user_hooks(self._head)
+        )
+
+    def _takes_own_tokens(self) -> bool:
+        """Whether the product of the head is formed from this rank's tokens of the hidden states.
+        A user's hook, maybe on one rank only, is given full ones."""
+        return (
+            bool(self._behind)
+            and may_defer_product(self._head)
+            and not any(map(has_user_hooks, self._behind))
         )
 
     def _begin(self, head: nn.Module, args: object) -> None:
@@ -154,7 +185,15 @@ class DefersProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | HeadProduct:
         product = state_of(self, OutputHead).deferred(self, x)
-        return super().forward(x) if product is None else product
+        if product is not None:
+            return product
+        lazy = own_tokens(x)
+        if lazy is not None:
+            gathered = lazy.gathered()
+            sharding_of(self).context.input.set_gathered(gathered)
+            x = gathered.full
+        y: Tensor = super().forward(x)
+        return y
 
 
 def _is_plain(head: nn.Module) -> bool:
@@ -176,12 +215,27 @@ def _returned(outputs: Any) -> Any:
     return outputs
 
 
+def _with_all_tokens(outputs: Any) -> Any:
+    """``outputs`` with plain tensors, on which ranks may act one by one."""
+    if not isinstance(outputs, dict):
+        return with_leaves(LazySequence, LazySequence.tensor, outputs)
+    for key, value in list(outputs.items()):
+        outputs[key] = with_leaves(LazySequence, LazySequence.tensor, value)
+    return outputs
+
+
 def keep_logits_sharded(
-    model: nn.Module, head: nn.Module, undo: list[Callable[[], None]], *, insist: bool = False
+    model: nn.Module,
+    head: nn.Module,
+    undo: list[Callable[[], None]],
+    *,
+    behind: Sequence[nn.Module] = (),
+    insist: bool = False,
 ) -> str:
     """Let ``head``, a sharded layer, give its shard of the logits in training with labels; ``undo``
     receives what undoes each step. Returns why it cannot, for a model with another loss, or "".
 
+    ``behind``: modules between the layers and the head, where tokens are sharded between layers.
     ``insist``: a step whose loss takes full logits is an error.
     """
     inner: Any = without_adapters(model)
@@ -189,9 +243,11 @@ def keep_logits_sharded(
     if shifts is None:
         name = type(model).__name__
         return f"{name}.forward is not known to give its logits to a loss_function of transformers"
-    state = OutputHead(inner, head, shifts=shifts, insist=insist)
+    is_plain = _is_plain(head)
+    behind = behind if is_plain else ()
+    state = OutputHead(inner, head, behind=behind, shifts=shifts, insist=insist)
     undo.append(set_state(head, replace(sharding_of(head), gather=state.gather)))
-    if _is_plain(head):
+    if is_plain:
         undo.append(set_state(head, state))
         undo.append(mix_in(DefersProduct, head))
     undo.append(replace_loss(inner, state.loss))

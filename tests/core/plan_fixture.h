@@ -82,6 +82,17 @@ add_module(fixture *f, const char *name, tp_module_kind kind, int count, ...)
     return index;
 }
 
+/* A module of a class. Returns its index. */
+static inline int
+add_class(fixture *f, const char *name, const char *class_name)
+{
+    const tp_module module = {
+        .name = name, .class_name = class_name, .kind = TP_MODULE_OTHER};
+    int index = -1;
+    CHECK_OK(tp_model_add_module(f->model, &module, &index, &f->err), &f->err);
+    return index;
+}
+
 /* The parameter `module.leaf`, of `dims` sizes in `shape`. Returns its index. */
 static inline int
 add_shaped(fixture *f, int module, const char *leaf, int dims, const int64_t *shape,

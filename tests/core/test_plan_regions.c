@@ -12,15 +12,6 @@ check_region(const fixture *f, const char *name, bool opens, bool closes)
 }
 
 static void
-add_class(fixture *f, const char *name, const char *class_name)
-{
-    const tp_module module = {
-        .name = name, .class_name = class_name, .kind = TP_MODULE_OTHER};
-    int index;
-    CHECK_OK(tp_model_add_module(f->model, &module, &index, &f->err), &f->err);
-}
-
-static void
 test_columns_open_a_region_and_the_row_of_their_block_closes_it(void)
 {
     fixture f = fixture_new(2);

@@ -273,9 +273,40 @@ test_a_pattern_of_blocks_names_those_that_it_matches_alone(void)
     fixture_free(&f);
 }
 
+static void
+add_norm_of_class(fixture *f, const char *name, const char *class_name)
+{
+    add_shaped(f, add_class(f, name, class_name), "weight", 1, (int64_t[]){16}, -1);
+}
+
+/* What an output head may be given this rank's tokens through. */
+static void
+test_norms_of_the_owner_behind_the_layers_are_named(void)
+{
+    fixture f = with_one_layer();
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    add_norm_of_class(&f, "list.0.norm", "RMSNorm");
+    add_norm_of_class(&f, "norm", "LlamaRMSNorm");
+    add_norm_of_class(&f, "groups", "GroupNorm");
+    add_norm_of_class(&f, "scale", "LayerScale");
+    const int full = add_class(&f, "full", "FullNorm");
+    add_shaped(&f, full, "weight", 2, (int64_t[]){16, 16}, -1);
+    add_norm_of_class(&f, "pair", "PairNorm");
+    add_norm_of_class(&f, "pair.first", "LayerNorm");
+    add_class(&f, "last", "WeightlessNorm");
+    if (make_plan(&f) && CHECK(tp_plan_stack_count(f.plan) == 1)) {
+        const tp_modules *norms = &tp_plan_stack(f.plan, 0)->norms;
+        check_modules(&f, norms, NAMES("norm", "last"));
+        CHECK_INT_EQ(entry_of(&f, "norm.weight")->kind, TP_REPLICATED);
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_norms_of_the_owner_behind_the_layers_are_named);
     RUN(test_what_is_behind_the_row_layer_of_a_block_has_a_part_of_its_tokens);
     RUN(test_a_row_layer_behind_another_that_splits_its_input_is_given_all_tokens);
     RUN(test_only_the_bias_that_is_called_as_a_row_layer_beside_it_is_its_bias);

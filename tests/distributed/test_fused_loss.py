@@ -63,12 +63,6 @@ def test_the_options_of_the_loss_mean_what_they_mean_in_one_process(
         assert right(found), found
 
 
-def test_tokens_that_are_sharded_between_blocks_are_gathered_once(pool: Pool) -> None:
-    config = {"sequence_parallel": True}
-    for found in pool.run(fused_loss_ranks.against_one_process, "llama", True, {}, config):
-        assert right(found), found
-
-
 def test_the_self_check_knows_it(pool: Pool) -> None:
     for found in pool.run(fused_loss_ranks.self_checked, "gemma2"):
         assert right(found), found

@@ -164,7 +164,7 @@ hash_stacks(const tp_plan *plan)
         const tp_stack *at = &plan->stacks[i];
         const tp_modules *const lists[] = {&at->layers, &at->gather_input,
                                            &at->reduce_scatter_output,
-                                           &at->gather_scatter};
+                                           &at->gather_scatter, &at->norms};
         hash = tp_hash_int(hash, at->owner);
         for (size_t j = 0; j < sizeof(lists) / sizeof(lists[0]); j++)
             hash = tp_hash_list(hash, lists[j]->items, lists[j]->count);

@@ -99,6 +99,8 @@ typedef struct {
     tp_modules gather_scatter; /* so are these, and tokens are sharded where they end */
     /* Row layers that give each rank the sum for its own tokens. */
     tp_modules reduce_scatter_output;
+    /* Norms that the owner has behind the layers: they take tokens one by one. */
+    tp_modules norms;
     /* Arguments of the layers, beside the first, that have a value for each token. */
     const char *const *token_arguments;
     int token_argument_count;

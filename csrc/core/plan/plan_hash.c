@@ -104,6 +104,7 @@ hash_stack(uint64_t hash, const tp_stack *stack)
     hash = hash_modules(hash, &stack->layers);
     hash = hash_modules(hash, &stack->gather_input);
     hash = hash_modules(hash, &stack->reduce_scatter_output);
+    hash = hash_modules(hash, &stack->norms);
     hash = tp_hash_int(hash, stack->streams_first);
     return hash_modules(hash, &stack->gather_scatter);
 }

@@ -287,6 +287,24 @@ choose(const places *at, int list, choice wanted, tp_modules *out, tp_error *err
     return 0;
 }
 
+/* The norms beside `list`, whose modules come behind its own. */
+static int
+choose_norms(const places *at, int list, tp_modules *out, tp_error *err)
+{
+    const int count = tp_model_module_count(at->stacks.build->model);
+    int *items = tp_arena_take(at->stacks.build->plan->arena, (size_t)count,
+                               sizeof(*items), err);
+    if (items == NULL)
+        return -1;
+    *out = (tp_modules){items, 0};
+    for (int m = list + 1; m < count; m++) {
+        if (tp_stacks_parent(&at->stacks, m) == tp_stacks_parent(&at->stacks, list) &&
+            tp_stacks_is_norm(&at->stacks, m))
+            items[out->count++] = m;
+    }
+    return 0;
+}
+
 static bool
 has_first_streams(const places *at, const tp_modules *layers)
 {
@@ -323,7 +341,8 @@ write_stacks(const places *at, int lists, tp_error *err)
             choose(at, m, gathers_input, &stack->gather_input, err) < 0 ||
             choose(at, m, reduces_and_scatters, &stack->reduce_scatter_output, err) <
                 0 ||
-            choose(at, m, gathers_and_scatters, &stack->gather_scatter, err) < 0)
+            choose(at, m, gathers_and_scatters, &stack->gather_scatter, err) < 0 ||
+            choose_norms(at, m, &stack->norms, err) < 0)
             return -1;
         stack->streams_first = has_first_streams(at, &stack->layers);
     }

@@ -80,9 +80,8 @@ ends_block(const tp_layer *layer)
     return layer->kind == TP_ROW || tp_stacks_are_experts(layer);
 }
 
-/* Whether the name of a module's class ends like this. */
-static bool
-has_class(const tp_stacks *stacks, int module, const char *ending)
+bool
+tp_stacks_has_class(const tp_stacks *stacks, int module, const char *ending)
 {
     const char *name = tp_model_module(stacks->build->model, module)->class_name;
     const size_t size = strlen(name), tail = strlen(ending);
@@ -107,7 +106,7 @@ drop_lists_of_blocks(const tp_stacks *stacks, int *count)
     for (int i = 0; i < plan->layer_count; i++)
         drop_list(stacks, plan->layers[i].module, count);
     for (int m = 0; m < tp_model_module_count(stacks->build->model); m++) {
-        if (has_class(stacks, m, "Attention"))
+        if (tp_stacks_has_class(stacks, m, "Attention"))
             drop_list(stacks, m, count);
     }
 }
@@ -173,7 +172,7 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
 static bool
 is_inner_layer(const tp_stacks *stacks, int module)
 {
-    return has_class(stacks, module, "DecoderLayer");
+    return tp_stacks_has_class(stacks, module, "DecoderLayer");
 }
 
 int
@@ -213,4 +212,26 @@ tp_stacks_gather_input(const tp_stacks *stacks, const tp_layer *column)
         module = tp_stacks_parent(stacks, module);
     }
     return module == layer || holds_siblings(stacks, column, below) ? below : module;
+}
+
+bool
+tp_stacks_is_norm(const tp_stacks *stacks, int module)
+{
+    const tp_build *build = stacks->build;
+    if (!tp_stacks_has_class(stacks, module, "Norm") ||
+        tp_stacks_has_class(stacks, module, "GroupNorm") ||
+        (module + 1 < tp_model_module_count(build->model) &&
+         tp_stacks_parent(stacks, module + 1) == module))
+        return false;
+    for (int i = 0; i < build->plan->layer_count; i++) {
+        if (build->plan->layers[i].module == module)
+            return false;
+    }
+    for (int i = 0; i < build->plan->entry_count; i++) {
+        const tp_parameter *is = tp_model_parameter(build->model, i);
+        if (is->module == module &&
+            (is->dims != 1 || build->plan->entries[i].kind != TP_REPLICATED))
+            return false;
+    }
+    return true;
 }
