@@ -26,9 +26,10 @@ class Change:
     everywhere: bool = False
 
 
-def _sharded(zero: int | None) -> tuple[Any, nn.Module]:
+def _sharded(zero: int | None, **sizes: int) -> tuple[Any, nn.Module]:
     """What is called, and the model: with DeepSpeed unless ``zero`` is None."""
-    model = build("llama", tied=False, num_attention_heads=2, num_key_value_heads=1)
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, **sizes}
+    model = build("llama", tied=False, **sizes)
     if zero is None:
         return deepspeed_autotp.parallelize(model, tp_size=2), model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -43,6 +44,21 @@ def called(zero: int | None, changes: dict[int, Change], calls: int) -> tuple[li
     run, model = _sharded(zero)
     with logged_warnings() as said:
         error = raised_error(lambda: _run(run, model, changes, calls))
+    return list(said), error
+
+
+def partitioned_unevenly() -> tuple[list[str], str]:
+    """As above at stage 3, where the last partition of a norm of 15 values has 7, and what is
+    behind them differs between the ranks."""
+    run, model = _sharded(3, hidden_size=15, num_attention_heads=3, head_dim=4)
+    for parameter in model.parameters():
+        partitioned: Any = parameter
+        assert dist.get_world_size(partitioned.ds_process_group) == 2
+        part, full = partitioned.ds_tensor, partitioned.ds_numel
+        if dist.get_rank(partitioned.ds_process_group) == 1:
+            part[full - part.numel() :].fill_(10.0 ** dist.get_rank())
+    with logged_warnings() as said:
+        error = raised_error(lambda: _run(run, model, {}, 4))
     return list(said), error
 
 

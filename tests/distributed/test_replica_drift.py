@@ -38,6 +38,11 @@ def test_equal_ranks_say_nothing(pool: Pool, zero: int | None) -> None:
         assert (said, error) == ([], "nothing")
 
 
+def test_what_is_behind_the_values_of_a_partition_is_not_compared(pool: Pool) -> None:
+    for said, error in pool.run(replica_drift_ranks.partitioned_unevenly, ranks=4):
+        assert (said, error) == ([], "nothing")
+
+
 @WAYS
 def test_rounding_that_differs_is_a_warning(pool: Pool, zero: int | None) -> None:
     found = pool.run(replica_drift_ranks.called, zero, {2: Change(NORM, 1e-6)}, 8, ranks=4)

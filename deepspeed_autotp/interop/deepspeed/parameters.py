@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deepspeed_autotp.interop.bitsandbytes import shape_of_4bit
@@ -43,9 +44,13 @@ def is_partitioned(parameter: Tensor) -> bool:
 
 def own_partition(parameter: Tensor) -> Tensor:
     """What this data-parallel rank has of a parameter: all of it, unless ZeRO 3 has partitioned
-    it."""
-    part: Tensor = getattr(parameter, "ds_tensor", parameter)
-    return part
+    it. Partitions have one size, and DeepSpeed leaves what is behind the values unwritten."""
+    part: Tensor | None = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter
+    partitioned: Any = parameter
+    before = part.numel() * dist.get_rank(partitioned.ds_process_group)
+    return part.narrow(0, 0, max(0, min(part.numel(), partitioned.ds_numel - before)))
 
 
 def gathered_parameters(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
