@@ -160,6 +160,11 @@ class Sharded:
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(folder[0])
+        # transformers lets what a class has frozen be trained once it is loaded, as tables of
+        # positions: without a gradient, which torch passes over and DeepSpeed takes for zeros.
+        trained = {name: p.requires_grad for name, p in self.make().named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
         model.set_experts_implementation("eager")  # type: ignore[operator]
         checkpoint_family(self.case, model)
         return model.train()
