@@ -47,7 +47,9 @@ class Runs:
             options = ["--nproc-per-node=2", *nodes, *more]
             meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0].address}:29500"]
             run = ["-m", "torch.distributed.run", *options, *meeting, "-m", MODULE]
-            self._start(f"node {node}", host, [*run, case, str(self.folder)], {})
+            # Or ranks that start again may read addresses of before from the store.
+            env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+            self._start(f"node {node}", host, [*run, case, str(self.folder)], env)
 
     def rank(
         self, rank: int, host: Host, case: str, *, env: Mapping[str, str], by: Sequence[str] = ()
