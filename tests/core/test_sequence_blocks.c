@@ -303,9 +303,29 @@ test_norms_of_the_owner_behind_the_layers_are_named(void)
     fixture_free(&f);
 }
 
+static void
+test_a_norm_is_behind_the_last_list_before_it(void)
+{
+    fixture f = with_one_layer();
+    add_linear(&f, "list.0.up", 16, 16);
+    add_linear(&f, "list.0.down", 16, 16);
+    add_norm_of_class(&f, "between", "RMSNorm");
+    add_module(&f, "more", TP_MODULE_OTHER, 0);
+    add_module(&f, "more.0", TP_MODULE_OTHER, 0);
+    add_linear(&f, "more.0.up", 16, 16);
+    add_linear(&f, "more.0.down", 16, 16);
+    add_norm_of_class(&f, "last", "RMSNorm");
+    if (make_plan(&f) && CHECK(tp_plan_stack_count(f.plan) == 2)) {
+        check_modules(&f, &tp_plan_stack(f.plan, 0)->norms, NAMES("between"));
+        check_modules(&f, &tp_plan_stack(f.plan, 1)->norms, NAMES("last"));
+    }
+    fixture_free(&f);
+}
+
 int
 main(void)
 {
+    RUN(test_a_norm_is_behind_the_last_list_before_it);
     RUN(test_norms_of_the_owner_behind_the_layers_are_named);
     RUN(test_what_is_behind_the_row_layer_of_a_block_has_a_part_of_its_tokens);
     RUN(test_a_row_layer_behind_another_that_splits_its_input_is_given_all_tokens);

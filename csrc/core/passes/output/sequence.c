@@ -287,7 +287,7 @@ choose(const places *at, int list, choice wanted, tp_modules *out, tp_error *err
     return 0;
 }
 
-/* The norms beside `list`, whose modules come behind its own. */
+/* The norms that the owner of `list` has behind it, up to its next list. */
 static int
 choose_norms(const places *at, int list, tp_modules *out, tp_error *err)
 {
@@ -298,8 +298,11 @@ choose_norms(const places *at, int list, tp_modules *out, tp_error *err)
         return -1;
     *out = (tp_modules){items, 0};
     for (int m = list + 1; m < count; m++) {
-        if (tp_stacks_parent(&at->stacks, m) == tp_stacks_parent(&at->stacks, list) &&
-            tp_stacks_is_norm(&at->stacks, m))
+        if (tp_stacks_parent(&at->stacks, m) != tp_stacks_parent(&at->stacks, list))
+            continue;
+        if (at->stacks.lists[m])
+            break; /* a norm is behind one list */
+        if (tp_stacks_is_norm(&at->stacks, m))
             items[out->count++] = m;
     }
     return 0;

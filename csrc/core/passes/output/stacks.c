@@ -80,8 +80,9 @@ ends_block(const tp_layer *layer)
     return layer->kind == TP_ROW || tp_stacks_are_experts(layer);
 }
 
-bool
-tp_stacks_has_class(const tp_stacks *stacks, int module, const char *ending)
+/* Whether the name of a module's class ends like this. */
+static bool
+has_class(const tp_stacks *stacks, int module, const char *ending)
 {
     const char *name = tp_model_module(stacks->build->model, module)->class_name;
     const size_t size = strlen(name), tail = strlen(ending);
@@ -106,7 +107,7 @@ drop_lists_of_blocks(const tp_stacks *stacks, int *count)
     for (int i = 0; i < plan->layer_count; i++)
         drop_list(stacks, plan->layers[i].module, count);
     for (int m = 0; m < tp_model_module_count(stacks->build->model); m++) {
-        if (tp_stacks_has_class(stacks, m, "Attention"))
+        if (has_class(stacks, m, "Attention"))
             drop_list(stacks, m, count);
     }
 }
@@ -172,7 +173,7 @@ tp_stacks_is_behind_row(const tp_stacks *stacks, int module, int top)
 static bool
 is_inner_layer(const tp_stacks *stacks, int module)
 {
-    return tp_stacks_has_class(stacks, module, "DecoderLayer");
+    return has_class(stacks, module, "DecoderLayer");
 }
 
 int
@@ -218,8 +219,8 @@ bool
 tp_stacks_is_norm(const tp_stacks *stacks, int module)
 {
     const tp_build *build = stacks->build;
-    if (!tp_stacks_has_class(stacks, module, "Norm") ||
-        tp_stacks_has_class(stacks, module, "GroupNorm") ||
+    /* GroupNorm normalizes over all tokens of a sequence. */
+    if (!has_class(stacks, module, "Norm") || has_class(stacks, module, "GroupNorm") ||
         (module + 1 < tp_model_module_count(build->model) &&
          tp_stacks_parent(stacks, module + 1) == module))
         return false;

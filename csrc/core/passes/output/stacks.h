@@ -31,9 +31,6 @@ bool tp_stacks_are_experts(const tp_layer *layer);
 
 int tp_stacks_parent(const tp_stacks *stacks, int module);
 
-/* Whether the name of a module's class ends like this. */
-bool tp_stacks_has_class(const tp_stacks *stacks, int module, const char *ending);
-
 /* Whether a module is a norm whose vectors are replicated. */
 bool tp_stacks_is_norm(const tp_stacks *stacks, int module);
 
