@@ -10,6 +10,7 @@ backward  none: the gradient of a use is full, and this rank takes its rows
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,15 @@ from deepspeed_autotp.interop.torch_private import (
 )
 
 _PLAIN = plain_results()
+_GRADIENT = (
+    "{}: the output head or a norm already took hidden states before this; with "
+    "tensor_parallel.sequence_parallel a rank took its own tokens of them, so no gradient of all "
+    "tokens is formed. Ask for it before the head and the norm are called, pass "
+    "output_hidden_states=True, or set tensor_parallel.sequence_parallel to false"
+)
+_OF_GRADIENT: frozenset[Any] = frozenset(
+    {Tensor.retain_grad, Tensor.register_hook, torch.autograd.grad, torch.autograd.backward}
+)
 
 
 class LazySequence(Tensor):
@@ -45,6 +55,8 @@ class LazySequence(Tensor):
     layout_of_shard: SequenceLayout
     group: TPGroup
     _full: Tensor | None
+    _node: Any  # of autograd, that made it
+    _is_taken: bool  # its shard was used instead of it
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         # Without values: printing on one rank must not wait for the others.
@@ -66,7 +78,23 @@ class LazySequence(Tensor):
 
     def tensor(self) -> Tensor:
         """The values as a plain tensor, with their gradient. Every rank calls it."""
-        return self.view_as(self)
+        plain = self.view_as(self)
+        if self._is_taken and self.shard.requires_grad:
+            # The gradient of the view would be a part of it.
+            self.shard.register_hook(_RefuseGradients(plain))
+        return plain
+
+    def take_own_tokens(self) -> LazySequence | None:
+        """This, where its shard may be used instead: autograd knows it as the shard gathered,
+        nobody was given its values, which may be written to by any alias, and nothing waits for
+        its gradient."""
+        is_same = self.grad_fn is self._node and self.requires_grad == self.shard.requires_grad
+        if not is_same or version_counter(self) > 0 or self._full is not None:
+            return None
+        if self.retains_grad or has_gradient_hooks(self):
+            return None
+        self._is_taken = True
+        return self
 
     def data_ptr(self) -> int:
         """Of the values, for kernels that are no operations of torch."""
@@ -82,6 +110,8 @@ class LazySequence(Tensor):
     ) -> Any:
         if func is Tensor.__getitem__ and isinstance(args[0], cls) and _takes_all(args[1]):
             return args[0]
+        if func in _OF_GRADIENT:
+            _refuse_taken(func, args, kwargs or {})
         return _PLAIN(func, types, args, dict(kwargs or {}))
 
     @classmethod
@@ -106,6 +136,26 @@ def _takes_all(index: Any) -> bool:
     )
 
 
+class _RefuseGradients:
+    """RuntimeError in a backward pass in which the gradient of ``plain`` was asked for."""
+
+    def __init__(self, plain: Tensor) -> None:
+        self._plain = weakref.ref(plain)
+
+    def __call__(self, gradient: Tensor) -> None:
+        plain = self._plain()
+        if plain is not None and (plain.retains_grad or has_gradient_hooks(plain)):
+            raise RuntimeError(_GRADIENT.format("the gradient of hidden states in the outputs"))
+
+
+def _refuse_taken(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """RuntimeError where the gradient is asked for of what ranks took their own tokens of."""
+    found: list[LazySequence] = []
+    with_leaves(LazySequence, found.append, (tuple(args), dict(kwargs)))
+    if any(x._is_taken for x in found):
+        raise RuntimeError(_GRADIENT.format(func.__name__))
+
+
 class _GatherLater(torch.autograd.Function):
     """shard -> LazySequence; the gradient is this rank's rows of the full gradient."""
 
@@ -125,12 +175,10 @@ def gather_later(shard: Tensor, layout: SequenceLayout, group: TPGroup) -> LazyS
     """As ``gather_from_sequence_region``, where values are used."""
     made: LazySequence = _GatherLater.apply(shard, layout, group)  # type: ignore[no-untyped-call]
     made.shard, made.layout_of_shard, made.group, made._full = shard, layout, group, None
+    made._node, made._is_taken = made.grad_fn, False
     return made
 
 
 def own_tokens(x: Any) -> LazySequence | None:
-    """``x`` where its shard may be used instead: nothing has written to it or to a view of it, and
-    nothing waits for its gradient."""
-    if not isinstance(x, LazySequence) or version_counter(x) > 0:
-        return None
-    return None if x.retains_grad or has_gradient_hooks(x) else x
+    """``x``, a LazySequence whose shard may be used instead, or None."""
+    return x.take_own_tokens() if isinstance(x, LazySequence) else None

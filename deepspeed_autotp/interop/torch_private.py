@@ -130,12 +130,23 @@ def output_hooks(module: nn.Module) -> list[Any]:
     return [hook for registered in found for hook in registered.values()]
 
 
-def has_user_hooks(module: nn.Module) -> bool:
-    """Whether others than DeepSpeed, fully_shard and this package watch what ``module`` returns."""
+def has_user_hooks(module: nn.Module, *, inputs: bool = False) -> bool:
+    """Whether others than DeepSpeed, fully_shard and this package watch what ``module`` returns,
+    or, with ``inputs``, is given; hooks of all modules among them."""
     own = ("deepspeed.", "deepspeed_autotp.", "torch.distributed.fsdp.")
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith(own) for hook in output_hooks(module)
+    hooks = [*output_hooks(module), *_hooks_of_all_modules()]
+    if inputs:
+        hooks += forward_pre_hooks(module)
+    return any(not str(getattr(hook, "__module__", "")).startswith(own) for hook in hooks)
+
+
+def _hooks_of_all_modules() -> list[Any]:
+    kinds = ("forward_pre_hooks", "forward_hooks", "backward_hooks", "backward_pre_hooks")
+    every = nn.modules.module
+    found = (
+        _required(every, f"_global_{kind}", needed_for="the logits of an output") for kind in kinds
     )
+    return [hook for registered in found for hook in registered.values()]
 
 
 def has_gradient_hooks(x: Tensor) -> bool:

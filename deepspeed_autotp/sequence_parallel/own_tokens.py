@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.lazy_sequence import gather_later, own_tokens
@@ -18,18 +19,21 @@ from deepspeed_autotp.interop.torch_private import own_parameters
 class NormOfOwnTokens(nn.Module):
     """Mixed into the class of a norm, which takes tokens one by one.
 
-    x  [N, H]   a LazySequence, of which the norm's own forward is given the shard; or a tensor
+    x  [N, H]   a LazySequence, of which the norm's own forward is given the shard; or a tensor, or
+                one of several arguments, which may have a value for each token, too
     y  [N, H]   as x
 
     backward  an all-reduce of the gradient of each parameter, in float32
     """
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        lazy = own_tokens(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        lazy = own_tokens(given[0]) if len(given) == 1 else None
         if lazy is None:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(*args, **kwargs)
+        named = dict.fromkeys(kwargs, lazy.shard)
         with _summed_gradients(self, lazy.group):
-            y = super().forward(lazy.shard, *args, **kwargs)
+            y = super().forward(*(() if named else (lazy.shard,)), **named)
         return gather_later(y, lazy.layout_of_shard, lazy.group)
 
 
@@ -44,5 +48,35 @@ def _summed_gradients(module: nn.Module, group: TPGroup) -> Iterator[None]:
                 wide = parameter.float() if parameter.dtype.itemsize == 2 else parameter
                 parameters[name] = copy_to_tp_region(wide, group).to(parameter.dtype)
         yield
+    finally:
+        parameters.update(before)
+
+
+@torch.no_grad()
+def takes_tokens_one_by_one(norm: nn.Module, *, features: int) -> bool:
+    """Whether ``norm`` gives the same for a token whatever the others are, in any shape, and
+    remembers nothing. Its own forward is called with other values for its parameters."""
+    if any(True for _ in norm.buffers()):
+        return False
+    draw = torch.Generator().manual_seed(0)
+    parameters = cast(dict[str, Any], own_parameters(norm))
+    before = dict(parameters)
+    given = {
+        name: torch.rand(p.shape, generator=draw, device="cpu")
+        for name, p in before.items()
+        if p is not None
+    }
+    x = torch.randn(2, 3, features, generator=draw, device="cpu")
+    x *= torch.arange(1.0, 7, device="cpu").view(2, 3, 1)  # tokens unlike each other
+    rows = x.flatten(0, 1).unsqueeze(0)
+    try:
+        parameters.update(given)
+        y, every, some, last = (
+            type(norm).forward(norm, each) for each in (x, rows, rows[:, :2], rows[:, 5:])
+        )
+        pairs = ((every, y.view_as(rows)), (some, every[:, :2]), (last, every[:, 5:]))
+        return all(torch.allclose(own, full, rtol=1e-4, atol=1e-5) for own, full in pairs)
+    except Exception:  # of code that is not ours, such as a kernel for GPUs
+        return False
     finally:
         parameters.update(before)

@@ -138,9 +138,17 @@ class Stack:
     """The layers below ``owner``, and how the tokens are sharded in the call that runs."""
 
     def __init__(
-        self, owner: str, *, group: TPGroup, context: ForwardContext, hidden: HiddenStates
+        self,
+        owner: str,
+        *,
+        group: TPGroup,
+        context: ForwardContext,
+        hidden: HiddenStates,
+        may_end_later: bool = False,
     ) -> None:
         self.group = group
+        # Whether the norms behind the layers lead to the output head.
+        self._may_end_later = may_end_later
         self._hidden = hidden
         self._context = context
         self._owner = owner or "the model"
@@ -161,7 +169,13 @@ class Stack:
     def __deepcopy__(self, memo: dict[int, Any]) -> Stack:
         """One in which nothing runs, for the copy of a model."""
         context, hidden = copy.deepcopy((self._context, self._hidden), memo)
-        made = Stack(self._owner, group=self.group, context=context, hidden=hidden)
+        made = Stack(
+            self._owner,
+            group=self.group,
+            context=context,
+            hidden=hidden,
+            may_end_later=self._may_end_later,
+        )
         memo[id(self)] = made
         return made
 
@@ -175,7 +189,8 @@ class Stack:
     def _begin(self, owner: nn.Module, args: object) -> None:
         self._between, self._is_sharding = None, torch.is_grad_enabled()
         head = self._context.head
-        self._ends_later = head is not None and head.is_outside_checkpoint()
+        is_awaited = head is not None and head.is_outside_checkpoint()
+        self._ends_later = self._may_end_later and is_awaited
 
     def _end(self, owner: nn.Module, args: object, output: object) -> None:
         layout, self._between, self._is_sharding = self._between, None, False

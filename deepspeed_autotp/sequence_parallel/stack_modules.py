@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp._core import Plan
+from deepspeed_autotp._core import Stack as PlannedStack
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.module_state import set_state, state_of
 from deepspeed_autotp.layers.class_swap import mix_in
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.layer_sharding import sharding_of
 from deepspeed_autotp.sequence_parallel.hidden_states import HiddenStates
-from deepspeed_autotp.sequence_parallel.own_tokens import NormOfOwnTokens
+from deepspeed_autotp.sequence_parallel.own_tokens import NormOfOwnTokens, takes_tokens_one_by_one
 from deepspeed_autotp.sequence_parallel.stack import FirstArgument, Stack, StackLayer
 
 
@@ -105,8 +106,16 @@ def shard_sequence(
         reason="tensor_parallel.sequence_parallel: dropout, whose layers are not compiled",
     )
     hidden = HiddenStates(group)
+    last = _stack_before_head(plan)
     for planned in plan.stacks:
-        stack = Stack(planned.owner, group=group, context=context, hidden=hidden)
+        is_before_head = last is not None and planned.layers == last.layers
+        stack = Stack(
+            planned.owner,
+            group=group,
+            context=context,
+            hidden=hidden,
+            may_end_later=is_before_head,
+        )
         for name in planned.layers:
             module = modules[name]
             layer = StackLayer(
@@ -131,7 +140,11 @@ def shard_sequence(
             sharding = sharding_of(modules[name])
             reduce = _StackReduce(stack, name)
             undo.append(set_state(modules[name], replace(sharding, reduce=reduce)))
-        undo.extend(mix_in(NormOfOwnTokens, modules[name]) for name in planned.norms)
+        if is_before_head:
+            features = _features_of_head(plan, modules)
+            for norm in (modules[name] for name in planned.norms):
+                if takes_tokens_one_by_one(norm, features=features):
+                    undo.append(mix_in(NormOfOwnTokens, norm))
         undo.extend(hook.remove for hook in stack.register_hooks(modules[planned.owner]))
     # A model may call the owner without some of its own arguments.
     asked = {name for planned in plan.stacks for name in _with_parents(planned.owner)}
@@ -139,16 +152,33 @@ def shard_sequence(
         undo.extend(hook.remove for hook in hidden.register_hooks(name, modules[name]))
 
 
-def modules_behind_stacks(plan: Plan, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
-    """What gives on hidden states that their tokens may be gathered of later: the last layers, the
-    norms behind them, and what is around these, but for the model."""
-    return [
-        modules[name]
-        for stack in plan.stacks
-        if stack.norms
-        for name in (stack.layers[-1], *stack.norms, *_with_parents(stack.owner))
-        if name
-    ]
+def modules_behind_layers(plan: Plan, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """What may be given hidden states whose tokens are gathered later: the last layer before the
+    output head, what comes behind it, and what is around it, but for the model."""
+    stack = _stack_before_head(plan)
+    if stack is None:
+        return []
+    names, last = list(modules), stack.layers[-1]
+    behind = [name for name in names[names.index(last) :] if not name.startswith(f"{last}.")]
+    return [modules[name] for name in dict.fromkeys([*behind, *_with_parents(stack.owner)]) if name]
+
+
+def _stack_before_head(plan: Plan) -> PlannedStack | None:
+    """The stack, with norms behind it, that has the most modules around it in common with the head
+    that keeps its logits sharded, and of these the last."""
+    if plan.logits_layer is None:
+        return None
+    around = set(_with_parents(plan.logits_layer.module))
+    stacks = [stack for stack in plan.stacks if stack.norms]
+    common = [len(around.intersection(_with_parents(stack.owner))) for stack in stacks]
+    found = [stack for stack, count in zip(stacks, common, strict=True) if count == max(common)]
+    return found[-1] if found else None
+
+
+def _features_of_head(plan: Plan, modules: Mapping[str, nn.Module]) -> int:
+    """Of its input; 0 for a head that is no linear."""
+    head = None if plan.logits_layer is None else modules[plan.logits_layer.module]
+    return head.in_features if isinstance(head, nn.Linear) else 0
 
 
 def _with_parents(name: str) -> list[str]:

@@ -36,7 +36,7 @@ from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
-from deepspeed_autotp.sequence_parallel.stack_modules import modules_behind_stacks, shard_sequence
+from deepspeed_autotp.sequence_parallel.stack_modules import modules_behind_layers, shard_sequence
 from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
@@ -119,7 +119,7 @@ class Conversion:
         if head is None:
             return ""
         model, module = self._modules[""], self._modules[head.module]
-        behind = modules_behind_stacks(self._plan, self._modules)
+        behind = modules_behind_layers(self._plan, self._modules)
         return keep_logits_sharded(model, module, self._undo, behind=behind, insist=insist)
 
     def swap_in_views(self) -> None:

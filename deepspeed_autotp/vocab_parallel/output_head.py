@@ -137,7 +137,7 @@ class OutputHead:
         return (
             bool(self._behind)
             and may_defer_product(self._head)
-            and not any(map(has_user_hooks, self._behind))
+            and not any(has_user_hooks(each, inputs=True) for each in self._behind)
         )
 
     def _begin(self, head: nn.Module, args: object) -> None:

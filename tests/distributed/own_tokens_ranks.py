@@ -89,13 +89,64 @@ class Detached(UsesHiddenStates):
         return hidden.detach()
 
 
+class DataScaledInPlace(UsesHiddenStates):
+    """By an alias of which torch does not know that it is one."""
+
+    def change(self, hidden: Tensor) -> Tensor:
+        hidden.data.mul_(0.5)
+        return hidden
+
+
+class NormByKeyword(UsesHiddenStates):
+    def change(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.model.norm(hidden_states=hidden)
+        return found
+
+
+class NormInAReentrantCheckpoint(UsesHiddenStates):
+    def change(self, hidden: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.model.norm, hidden, use_reentrant=True)
+        return found
+
+
+class CentersTokensNorm(nn.Module):
+    """A norm by its name that works on all tokens of a sequence together."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, features))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.weight * (hidden - hidden.mean(1, keepdim=True))
+
+
+class AddsResidualNorm(CentersTokensNorm):
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.weight * (hidden if residual is None else hidden + residual)
+
+
+class AddsResidual(UsesHiddenStates):
+    def change(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.model.last_norm(hidden, torch.full_like(hidden, 0.1))
+        return found
+
+
 CLASSES = {
     each.__name__: each
     for each in (
         *(UsesHiddenStates, Penalized, Scaled, ScaledInPlace, ViewScaledInPlace, Detached),
-        InACheckpoint,
+        *(InACheckpoint, DataScaledInPlace, NormByKeyword, NormInAReentrantCheckpoint),
     )
 }
+
+
+def _other_norm(model: Any) -> None:
+    model.model.norm = CentersTokensNorm(model.config.hidden_size)
+
+
+def _residual_norm(model: Any) -> None:
+    model.model.last_norm = AddsResidualNorm(model.config.hidden_size)
+    model.__class__ = AddsResidual
 
 
 def _checkpoints(model: Any, reentrant: bool) -> None:
@@ -111,6 +162,8 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "": lambda model: None,
     "checkpoints": lambda model: _checkpoints(model, reentrant=False),
     "reentrant checkpoints": lambda model: _checkpoints(model, reentrant=True),
+    "norm of all tokens": _other_norm,
+    "norm of a residual": _residual_norm,
     "frozen head": lambda model: _frozen(model, lambda name: "lm_head" in name),
     "frozen norm": lambda model: _frozen(model, lambda name: name == "model.norm.weight"),
     "frozen rest": lambda model: _frozen(model, lambda name: "lm_head" not in name),
@@ -131,7 +184,13 @@ def a_step(
             each.__class__ = CLASSES[change]
         else:
             CHANGES[change](each)
-    shard(model, family, sequence_parallel=True)
+    # The check asks for gradients in a way that re-entrant checkpoints refuse.
+    shard(
+        model,
+        family,
+        sequence_parallel=True,
+        self_check="Data" not in change and "Reentrant" not in change,
+    )
     with loss_chunks(CHUNK) as seen:
         with recorded_collectives() as calls:
             outputs = model(input_ids=ids, labels=labels)
@@ -156,21 +215,32 @@ def a_step(
     }
 
 
-def watched_on_one_rank() -> dict[str, Any]:
-    """A step in which a user's hook of rank 0 alone reads the output of the final norm."""
+WATCHED = ("output of model.norm", "input of model.norm", "input of lm_head", "all outputs")
+
+
+def watched_on_one_rank(what: str) -> dict[str, Any]:
+    """A step in which a user's hook of rank 0 alone reads hidden states."""
     ids = tokens(0, vocabulary=VOCABULARY)
     unsharded, model = (build("llama", tied=False).double() for _ in range(2))
     unsharded(input_ids=ids, labels=ids).loss.backward()
     shard(model, "llama", sequence_parallel=True)
     seen = []
 
-    def look(module: nn.Module, args: object, output: Tensor) -> None:
-        if dist.get_rank() == 0:
-            seen.append(float(output.detach().mean()))
+    def look(module: nn.Module, args: tuple[Tensor], output: Tensor | None = None) -> None:
+        watched = {model.get_submodule("model.norm"), model.get_submodule("lm_head")}
+        if dist.get_rank() == 0 and module in watched:
+            seen.append(float((args[0] if output is None else output).detach().mean()))
 
-    model.model.norm.register_forward_hook(look)  # type: ignore[union-attr]
+    side, _, name = what.partition(" of ")
+    if what == "all outputs":
+        handle = nn.modules.module.register_module_forward_hook(look)
+    elif side == "output":
+        handle = model.get_submodule(name).register_forward_hook(look)
+    else:
+        handle = model.get_submodule(name).register_forward_pre_hook(look)
     with loss_chunks(CHUNK):
         model(input_ids=ids, labels=ids).loss.backward()
+    handle.remove()
     return {"gradients": gradient_difference(model, unsharded), "seen": len(seen)}
 
 
@@ -186,6 +256,47 @@ def gradient_is_retained() -> float:
             each(input_ids=ids, labels=ids).loss.backward()
     own, expected = (each.kept.grad for each in (model, unsharded))
     return float((own - expected).abs().max() / expected.abs().max())
+
+
+class AsksLate(UsesHiddenStates):
+    """For the gradient of hidden states, after the head was called."""
+
+    how = ""
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> CausalLMOutputWithPast:
+        hidden = self.states(input_ids)
+        logits = self.lm_head(hidden)
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        if self.how == "retain_grad":
+            hidden.retain_grad()
+        elif self.how == "register_hook":
+            hidden.register_hook(lambda gradient: None)
+        elif self.how == "grad":
+            torch.autograd.grad(loss + hidden.square().mean(), hidden)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=(hidden,))
+
+
+LATE = ("retain_grad", "register_hook", "grad", "outputs")
+
+
+def gradient_is_asked_late(how: str) -> str:
+    """The error of a step that asks for the gradient of hidden states too late."""
+    ids = tokens(0, vocabulary=VOCABULARY)
+    model = build("llama", tied=False)
+    model.__class__ = AsksLate
+    shard(model, "llama", sequence_parallel=True)
+    AsksLate.how = how
+    try:
+        with loss_chunks(CHUNK):
+            outputs = model(input_ids=ids, labels=ids)
+            if how == "outputs":
+                outputs.hidden_states[0].retain_grad()
+            outputs.loss.backward()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        AsksLate.how = ""
+    return ""
 
 
 def in_the_engine(zero: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import own_tokens_ranks
-from tests.distributed.own_tokens_ranks import CHANGES, CHUNK, CLASSES
+from tests.distributed.own_tokens_ranks import CHANGES, CHUNK, CLASSES, LATE, WATCHED
 from tests.support.worker_pool import Pool
 
 
@@ -51,14 +51,21 @@ def test_logits_are_formed_where_they_are_read(pool: Pool) -> None:
         assert right(found), found
 
 
-def test_a_hook_of_one_rank_waits_for_nobody(pool: Pool) -> None:
-    first, other = pool.run(own_tokens_ranks.watched_on_one_rank)
+@pytest.mark.parametrize("what", WATCHED)
+def test_a_hook_of_one_rank_waits_for_nobody(pool: Pool, what: str) -> None:
+    first, other = pool.run(own_tokens_ranks.watched_on_one_rank, what)
     assert max(first["gradients"], other["gradients"]) < 1e-6
-    assert (first["seen"], other["seen"]) == (1, 0)
+    assert (first["seen"], other["seen"]) == (2 if what == "all outputs" else 1, 0)
 
 
 def test_the_gradient_of_hidden_states_can_be_kept(pool: Pool) -> None:
     assert max(pool.run(own_tokens_ranks.gradient_is_retained)) < 1e-6
+
+
+@pytest.mark.parametrize("how", LATE)
+def test_a_gradient_of_hidden_states_that_is_not_formed_is_refused(pool: Pool, how: str) -> None:
+    for message in pool.run(own_tokens_ranks.gradient_is_asked_late, how):
+        assert "pass output_hidden_states=True" in message
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2])
