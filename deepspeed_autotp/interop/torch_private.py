@@ -131,9 +131,9 @@ def output_hooks(module: nn.Module) -> list[Any]:
 
 
 def has_user_hooks(module: nn.Module, *, inputs: bool = False) -> bool:
-    """Whether others than DeepSpeed, fully_shard and this package watch what ``module`` returns,
-    or, with ``inputs``, is given; hooks of all modules among them."""
-    own = ("deepspeed.", "deepspeed_autotp.", "torch.distributed.fsdp.")
+    """Whether hooks of a user watch what ``module`` returns, or, with ``inputs``, is given; hooks
+    of all modules among them. Those of transformers, which record outputs, stay for good."""
+    own = ("deepspeed.", "deepspeed_autotp.", "torch.distributed.fsdp.", "transformers.utils.")
     hooks = [*output_hooks(module), *_hooks_of_all_modules()]
     if inputs:
         hooks += forward_pre_hooks(module)

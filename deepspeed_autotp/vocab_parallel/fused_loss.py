@@ -93,7 +93,7 @@ class _FusedLoss(torch.autograd.Function):
         scale.masked_fill_(labels == task.loss.ignore_index, 0)
         space = x.new_empty(chunks.size, len(w), dtype=dtype)
         for own, rows in chunks:
-            xs, z = chunks.input(own).to(dtype), space[: rows.stop - rows.start]
+            xs, z = chunks.input(own, dtype), space[: rows.stop - rows.start]
             if bias is None:
                 torch.mm(xs, rows_of_w.t(), out=z)
             else:
@@ -189,9 +189,9 @@ class _Chunks:
         chunks = every.view(self._ranks, -1).split(self._step, dim=1)
         return torch.cat([chunk.reshape(-1) for chunk in chunks])
 
-    def input(self, own: slice) -> Tensor:
+    def input(self, own: slice, dtype: torch.dtype) -> Tensor:
         """The hidden states of a chunk."""
-        x = self._x[own]
+        x = self._x[own].to(dtype)
         if self._sharded is None:
             return x
         return self._sharded.group.all_gather_rows(x, [len(x)] * self._ranks)

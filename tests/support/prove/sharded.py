@@ -66,7 +66,10 @@ class Sharded:
             self.called = DistributedDataParallel(
                 self.model,
                 process_group=self.others,
-                find_unused_parameters=case.skipped != "" or case.trunk != "",
+                # RoBERTa has a bias that is not used where its embedding is not tied.
+                find_unused_parameters=case.skipped != ""
+                or case.trunk != ""
+                or case.family in ENCODERS,
             )
         elif case.way == "fsdp":
             for block in blocks_of(self.model):
