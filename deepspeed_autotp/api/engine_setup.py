@@ -63,6 +63,7 @@ from deepspeed_autotp.interop.deepspeed.engine import (
 )
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group, timeout_of_default_group
+from deepspeed_autotp.interop.deepspeed.kept_gradients import keep_gradients
 from deepspeed_autotp.interop.deepspeed.loss_scale import scale_on_all_ranks
 from deepspeed_autotp.interop.deepspeed.master_weights import MasterWeights
 from deepspeed_autotp.interop.deepspeed.parameters import (
@@ -373,6 +374,7 @@ def _finish(engine: Any, model: nn.Module, *, agreement: Agreement, on_close: Ex
     masters = state.masters = MasterWeights(engine.optimizer)
     on_close.callback(_forget, state, masters)
     count_weights_once(engine, GradNorm(state), clip=lambda most: clip_grad_norm_(model, most))
+    keep_gradients(engine)
     scale_on_all_ranks(engine, scaler=lambda device: GradScaler(device, model=model))
     watch_shards(engine, model, agreement=agreement)
     drop_batch_comparison(engine)

@@ -23,6 +23,7 @@ from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.checkpoints import save_every_shard
 from deepspeed_autotp.interop.deepspeed.grad_norm import count_weights_once
 from deepspeed_autotp.interop.deepspeed.groups import engine_group
+from deepspeed_autotp.interop.deepspeed.kept_gradients import keep_gradients
 from deepspeed_autotp.interop.deepspeed.loss_scale import refuse_own_scale
 from deepspeed_autotp.interop.deepspeed.parameters import (
     is_partitioned,
@@ -66,7 +67,8 @@ def skip(model: nn.Module, tp_size: int, *, agreement: Agreement) -> None:
 
 
 def finish_skipped(engine: Any, model: nn.Module) -> None:
-    """Let ``engine`` save full weights, and count each weight once in the gradient norm."""
+    """Let ``engine`` save full weights, count each weight once in the gradient norm, and have all
+    gradients of a step."""
     save_gathered_weights(engine, replaced=replaced)
     save_every_shard(engine, tp_size=engine.autotp_size())
     if any(is_shard_of_others(p) for p in model.parameters()):
@@ -74,6 +76,7 @@ def finish_skipped(engine: Any, model: nn.Module) -> None:
     handle = engine_group(tp_size=engine.autotp_size())
     norm = MarkedNorm(handle, device=engine.device)
     count_weights_once(engine, norm, clip=lambda most: norm.clip(model, most))
+    keep_gradients(engine)
 
 
 def _refuse_unready(model: nn.Module) -> None:
