@@ -12,6 +12,14 @@ from tests.support.prove.search import Verdict, shrunk, verdict
 from tests.support.worker_pool import Pool
 
 SEEDS = range(24)
+# What failed once, made as plain as its fault allows.
+FOUND = (
+    "way='zero 3' skipped='block' layers=2 seed=50201",
+    "way='zero 3' accumulate=2 forwards_first=True",
+    "way='zero 2' offload=True skipped='block' layers=2 accumulate=2",
+    "functional=True layers=2 shared='block'",
+    "functional=True projection='tensors'",
+)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -19,6 +27,12 @@ def test_a_random_model_trains_as_in_one_process_or_is_refused(pool: Pool, seed:
     case = draw(seed)
     found = verdict(pool, case)
     assert not found.is_failure, f'{found.kind}: {found.text}\nmake prove CASE="{case}"'
+
+
+@pytest.mark.parametrize("text", FOUND)
+def test_what_has_failed_once_trains_as_in_one_process(pool: Pool, text: str) -> None:
+    found = verdict(pool, parse(text))
+    assert found.kind == "same", f"{found.kind}: {found.text}"
 
 
 def test_an_error_of_two_millionths_on_one_rank_is_found(pool: Pool) -> None:

@@ -143,7 +143,7 @@ class Attention(nn.Module):
         q, k, v, _, fused, pair = NAMES[self.case.names]
         projection = self.case.projection
         if projection == "tensors":
-            weights = (self.get_parameter(name) for name in (q, k, v))
+            weights = (getattr(self, name) for name in (q, k, v))
             return tuple(torch.einsum("btc,cnd->btnd", x, w).flatten(-2) for w in weights)
         if projection == "parameter":
             return self.parted(F.linear(x, self.in_weight, self.in_bias))

@@ -140,6 +140,10 @@ class Case:
     experts: str = choice("", "list", "tensors", "transposed", plain=0.75)
     router: str = choice("softmax", "sigmoid", "top 1", "bias", plain=0.5)
     shared_expert: str = choice("", "plain", "gated", plain=0.7)
+    # At the end, so that the fields above are as ever for a seed.
+    offload: bool = choice(False, True, plain=0.85)
+    # All forwards of a step before its backward passes.
+    forwards_first: bool = choice(False, True, plain=0.85)
     seed: int = choice(0, plain=1.0)  # of weights, inputs and what else is drawn
 
     def __str__(self) -> str:

@@ -69,6 +69,11 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: _spread(c), "dropout resume compiled lora start between hooks"),
     (lambda c: c.way == "fsdp", "shared"),
     (lambda c: c.way != "parallelize", "autocast check backward functional"),
+    (lambda c: not _engine(c) or c.way == "zero 0", "offload"),
+    (lambda c: c.accumulate == 1 or _spread(c), "forwards_first"),
+    # What a recomputation drops, and what a forward counts in place.
+    (lambda c: c.forwards_first and c.checkpointing != "", "dropout"),
+    (lambda c: c.forwards_first, "counts"),
     # DeepSpeed clips by norms alone.
     (lambda c: _engine(c) and c.clip == "value", "clip"),
     (lambda c: not _engine(c) and c.precision == "bfloat16", "precision"),

@@ -76,6 +76,9 @@ class Sharded:
                 fully_shard(block, mesh=mesh["dp"])
             fully_shard(self.model, mesh=mesh["dp"])
         if case.compiled:
+            # A rank that has compiled more models before reaches the limit of recompilations alone,
+            # and what it runs uncompiled sums by other means than the other ranks' graphs.
+            torch.compiler.reset()
             compiled = self.model if self.engine is None else self.engine
             compiled.compile(backend=case.compiled)
         add_hooks(case, self.model)
@@ -86,8 +89,14 @@ class Sharded:
         take_masks(self.model)
 
     def call_functional(self, *args: Any, **kwargs: Any) -> Any:
-        parameters = {name: 1.0 * p for name, p in self.model.named_parameters()}
-        return torch.func.functional_call(self.model, parameters, args, kwargs)
+        """Each module under one of its names: torch leaves what is given for a module that has
+        two in the place of its parameters."""
+        made: dict[int, Tensor] = {}
+        given = {}
+        for prefix, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(prefix, False, False):
+                given[name] = made.setdefault(id(parameter), 1.0 * parameter)
+        return torch.func.functional_call(self.model, given, args, kwargs, tie_weights=False)
 
     def section(self, model: nn.Module) -> dict[str, Any]:
         case = self.case
@@ -175,12 +184,16 @@ class Sharded:
     def make_engine(self) -> None:
         case, model = self.case, self.model
         micro = case.rows // case.replicas // case.accumulate
+        zero: dict[str, Any] = {"stage": int(case.way[-1])}
+        if case.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
         config = {
             "train_micro_batch_size_per_gpu": micro,
             "train_batch_size": micro * case.accumulate * dist.get_world_size(),
             "gradient_accumulation_steps": case.accumulate,
             "gradient_clipping": CLIP if case.clip else 0.0,
-            "zero_optimization": {"stage": int(case.way[-1])},
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": case.precision == "bfloat16"},
             "tensor_parallel": {"autotp_size": self.tp, **self.section(model)},
             "zero_allow_untested_optimizer": True,
@@ -199,8 +212,9 @@ class Sharded:
         for step in range(first, last):
             skip(self.case, self.model, step)
             total = torch.zeros((), dtype=torch.float64)
-            for ids, targets in self.chunks(step):
-                total += self.backward(ids, targets)
+            losses = (self.loss(ids, targets) for ids, targets in self.chunks(step))
+            for loss in list(losses) if self.case.forwards_first else losses:
+                total += self.backward(loss)
                 if self.engine is not None and self.engine.is_gradient_accumulation_boundary():
                     self.average()
                     is_plain = self.case.way == "zero 0" and self.case.precision != "bfloat16"
@@ -232,9 +246,11 @@ class Sharded:
         own = (each.chunk(case.replicas)[dist.get_rank() // self.tp] for each in batch(case, step))
         return zip(*(each.chunk(case.accumulate) for each in own), strict=True)
 
-    def backward(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         with casting(self.case):
-            loss = loss_of(self.case, self.called, ids, targets)
+            return loss_of(self.case, self.called, ids, targets)
+
+    def backward(self, loss: Tensor) -> Tensor:
         if self.engine is None:
             backward(self.case, loss / self.case.accumulate)
         else:
