@@ -17,6 +17,7 @@ FOUND = (
     "way='zero 3' skipped='block' layers=2 seed=50201",
     "way='zero 3' accumulate=2 forwards_first=True",
     "way='zero 2' offload=True skipped='block' layers=2 accumulate=2",
+    "way='zero 2' skipped='head' outputs='two heads'",
     "functional=True layers=2 shared='block'",
     "functional=True projection='tensors'",
 )

@@ -41,8 +41,12 @@ def _in_zero_1_and_2(optimizer: Any) -> None:
     ZeRO 1 reduces where a step ends, ZeRO 2 in each backward pass.
     """
     current = _Pass(optimizer)
-    begin, epilogue = _REDUCE, _EPILOGUE
-    reduce, last = _method(optimizer, begin), _method(optimizer, epilogue)
+    reduce, last = _method(optimizer, _REDUCE), _method(optimizer, _EPILOGUE)
+    process = _method(optimizer, _PROCESS)
+
+    def process_if_there(parameter: Tensor, group: int) -> Any:
+        # Layers with a common input give None for those that were not called.
+        return None if parameter.grad is None else process(parameter, group)
 
     def reduce_and_remember(parameter: Tensor, group: int) -> Any:
         current.add(parameter)
@@ -59,8 +63,9 @@ def _in_zero_1_and_2(optimizer: Any) -> None:
                     _reduce_unreached(optimizer, parameter, number, current)
         return last()
 
-    setattr(optimizer, begin, reduce_and_remember)
-    setattr(optimizer, epilogue, fill_then_end)
+    setattr(optimizer, _PROCESS, process_if_there)
+    setattr(optimizer, _REDUCE, reduce_and_remember)
+    setattr(optimizer, _EPILOGUE, fill_then_end)
 
 
 def _reduce_unreached(optimizer: Any, parameter: Tensor, group: int, current: _Pass) -> None:
@@ -163,6 +168,7 @@ def _method(optimizer: Any, name: str) -> Callable[..., Any]:
 
 
 _EPILOGUE = "independent_gradient_partition_epilogue"
+_PROCESS = "process_gradients"
 _REDUCE = "reduce_independent_p_g_buckets_and_remove_grads"
 _REPLACE: dict[str, Callable[[Any], None]] = {
     "DeepSpeedZeroOptimizer": _in_zero_1_and_2,
