@@ -89,6 +89,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.backward == "twice" and c.hooks == "backward", "hooks"),
     (lambda c: c.skipped != "", "sequence compiled checkpointing twice"),
     (lambda c: c.skipped == "block" and (c.layers == 1 or c.shared != ""), "skipped"),
+    # That of a block which is left out is the one of the step before.
+    (lambda c: c.skipped == "block", "penalty"),
     (lambda c: c.skipped == "head" and c.outputs not in ("two heads", "value head"), "skipped"),
     (lambda c: c.trunk != "", "frozen lora hooks checkpointing sequence"),
     (lambda c: c.logits in ("in place", "shifted") and c.signature == "logits", "logits"),
@@ -99,6 +101,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.lora != "", "frozen resume linear between settings"),
     (lambda c: c.linear != "" and c.start != "", "linear"),
     (lambda c: c.checkpointing == "reentrant", "frozen lora"),
+    # Its checkpoints have one tensor in common, whose graph transformers goes through twice.
+    (lambda c: c.checkpointing == "reentrant" and c.family == "deberta-v2", "checkpointing"),
     # DeepSpeed and DistributedDataParallel themselves reduce a gradient once.
     (lambda c: c.checkpointing == "reentrant" and c.way == "ddp", "checkpointing"),
     (lambda c: c.checkpointing == "reentrant" and c.way.startswith("zero"), "shared"),
