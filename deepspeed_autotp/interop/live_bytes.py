@@ -106,6 +106,13 @@ def fake_tensors() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """A context in which operations have values, also within :func:`fake_tensors`."""
+    with unset_fake_temporarily():
+        yield
+
+
 def make_fake(model: nn.Module) -> dict[int, nn.Parameter]:
     """Give ``model`` fake parameters, buffers and other tensors of modules, on the CPU, in the
     place of those on the meta device. The new parameters by the id of those of before; within

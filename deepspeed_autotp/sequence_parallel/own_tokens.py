@@ -13,6 +13,7 @@ from torch import nn
 from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.lazy_sequence import gather_later, own_tokens
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.live_bytes import real_tensors
 from deepspeed_autotp.interop.torch_private import own_parameters
 
 
@@ -58,15 +59,17 @@ def takes_tokens_one_by_one(norm: nn.Module, *, features: int) -> bool:
     remembers nothing. Its own forward is called with other values for its parameters."""
     if any(True for _ in norm.buffers()):
         return False
+    with real_tensors():
+        return _is_equal_token_by_token(norm, features)
+
+
+def _is_equal_token_by_token(norm: nn.Module, features: int) -> bool:
     draw = torch.Generator().manual_seed(0)
     parameters = cast(dict[str, Any], own_parameters(norm))
     before = dict(parameters)
-    given = {
-        name: torch.rand(p.shape, generator=draw, device="cpu")
-        for name, p in before.items()
-        if p is not None
-    }
-    x = torch.randn(2, 3, features, generator=draw, device="cpu")
+    as_drawn: dict[str, Any] = {"generator": draw, "device": "cpu", "dtype": torch.float32}
+    given = {name: torch.rand(p.shape, **as_drawn) for name, p in before.items() if p is not None}
+    x = torch.randn(2, 3, features, **as_drawn)
     x *= torch.arange(1.0, 7, device="cpu").view(2, 3, 1)  # tokens unlike each other
     rows = x.flatten(0, 1).unsqueeze(0)
     try:
