@@ -39,6 +39,7 @@ def test_a_step_is_that_of_one_process(
         assert found["moved"] == [each for each in own if each[1] > 1]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("change", [*CHANGES, *CLASSES])
 def test_whatever_a_model_does_to_its_hidden_states_counts(pool: Pool, change: str) -> None:
     for found in pool.run(own_tokens_ranks.a_step, "llama", change):

@@ -12,6 +12,7 @@ from tests.support.worker_pool import Pool
 CPU = {"offload_optimizer": {"device": "cpu"}}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("ranks", "zero"),
