@@ -85,9 +85,8 @@ class LazySequence(Tensor):
         return plain
 
     def take_own_tokens(self) -> LazySequence | None:
-        """This, where its shard may be used instead: autograd knows it as the shard gathered,
-        nobody was given its values, which may be written to by any alias, and nothing waits for
-        its gradient."""
+        """This, where its shard may be used instead: autograd knows it as the shard gathered, its
+        values, which any alias may write to, were not read, and nothing waits for its gradient."""
         is_same = self.grad_fn is self._node and self.requires_grad == self.shard.requires_grad
         if not is_same or version_counter(self) > 0 or self._full is not None:
             return None
@@ -128,7 +127,7 @@ class LazySequence(Tensor):
 
 
 def _takes_all(index: Any) -> bool:
-    """Whether an index gives all of a tensor that has as many dimensions, or more."""
+    """Whether an index gives all of the tensor."""
     every = slice(None)
     return all(
         each is Ellipsis or (isinstance(each, slice) and each in (every, slice(0, None)))

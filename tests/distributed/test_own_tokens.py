@@ -53,7 +53,7 @@ def test_logits_are_formed_where_they_are_read(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("what", WATCHED)
-def test_a_hook_of_one_rank_waits_for_nobody(pool: Pool, what: str) -> None:
+def test_a_hook_that_reads_on_one_rank_waits_for_no_other(pool: Pool, what: str) -> None:
     first, other = pool.run(own_tokens_ranks.watched_on_one_rank, what)
     assert max(first["gradients"], other["gradients"]) < 1e-6
     assert (first["seen"], other["seen"]) == (2 if what == "all outputs" else 1, 0)
