@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.lazy_sequence import gather_later, own_tokens
@@ -33,24 +33,26 @@ class NormOfOwnTokens(nn.Module):
         if lazy is None:
             return super().forward(*args, **kwargs)
         named = dict.fromkeys(kwargs, lazy.shard)
-        with _summed_gradients(self, lazy.group):
+        with _with_parameters(self, lambda p: _with_summed_gradient(p, lazy.group)):
             y = super().forward(*(() if named else (lazy.shard,)), **named)
         return gather_later(y, lazy.layout_of_shard, lazy.group)
 
 
 @contextmanager
-def _summed_gradients(module: nn.Module, group: TPGroup) -> Iterator[None]:
-    """A context in which the parameters of ``module`` have the sum of all ranks' gradients."""
+def _with_parameters(module: nn.Module, changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """A context in which ``module`` itself has its parameters changed."""
     parameters = cast(dict[str, Any], own_parameters(module))
     before = dict(parameters)
     try:
-        for name, parameter in before.items():
-            if parameter is not None:
-                wide = parameter.float() if parameter.dtype.itemsize == 2 else parameter
-                parameters[name] = copy_to_tp_region(wide, group).to(parameter.dtype)
+        parameters.update({name: changed(p) for name, p in before.items() if p is not None})
         yield
     finally:
         parameters.update(before)
+
+
+def _with_summed_gradient(parameter: Tensor, group: TPGroup) -> Tensor:
+    wide = parameter.float() if parameter.dtype.itemsize == 2 else parameter
+    return copy_to_tp_region(wide, group).to(parameter.dtype)
 
 
 @torch.no_grad()
@@ -65,21 +67,16 @@ def takes_tokens_one_by_one(norm: nn.Module, *, features: int) -> bool:
 
 def _is_equal_token_by_token(norm: nn.Module, features: int) -> bool:
     draw = torch.Generator().manual_seed(0)
-    parameters = cast(dict[str, Any], own_parameters(norm))
-    before = dict(parameters)
     as_drawn: dict[str, Any] = {"generator": draw, "device": "cpu", "dtype": torch.float32}
-    given = {name: torch.rand(p.shape, **as_drawn) for name, p in before.items() if p is not None}
     x = torch.randn(2, 3, features, **as_drawn)
     x *= torch.arange(1.0, 7, device="cpu").view(2, 3, 1)  # tokens unlike each other
     rows = x.flatten(0, 1).unsqueeze(0)
     try:
-        parameters.update(given)
-        y, every, some, last = (
-            type(norm).forward(norm, each) for each in (x, rows, rows[:, :2], rows[:, 5:])
-        )
+        with _with_parameters(norm, lambda p: torch.rand(p.shape, **as_drawn)):
+            y, every, some, last = (
+                type(norm).forward(norm, each) for each in (x, rows, rows[:, :2], rows[:, 5:])
+            )
         pairs = ((every, y.view_as(rows)), (some, every[:, :2]), (last, every[:, 5:]))
         return all(torch.allclose(own, full, rtol=1e-4, atol=1e-5) for own, full in pairs)
     except Exception:  # of code that is not ours, such as a kernel for GPUs
         return False
-    finally:
-        parameters.update(before)
