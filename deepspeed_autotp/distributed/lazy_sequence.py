@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deepspeed_autotp.distributed.gathered_later import GatheredLater
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.distributed.sequence_collectives import (
     GatheredSequence,
@@ -45,7 +46,7 @@ _OF_GRADIENT: frozenset[Any] = frozenset(
 )
 
 
-class LazySequence(Tensor):
+class LazySequence(GatheredLater):
     """``[..., F]``, of which this rank has ``shard``, ``[1, n, F]``.
 
     Reading shape, dtype or device gathers nothing, nor does an index that takes everything.
@@ -54,27 +55,15 @@ class LazySequence(Tensor):
     shard: Tensor
     layout_of_shard: SequenceLayout
     group: TPGroup
-    _full: Tensor | None
     _node: Any  # of autograd, that made it
     _is_taken: bool  # its shard was used instead of it
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        # Without values: printing on one rank must not wait for the others.
-        return f"LazySequence({list(self.shape)}, {self.dtype}; gathered when used)"
-
-    def full(self) -> Tensor:
-        """The values, gathered at the first call. Every rank calls it."""
-        if self._full is None:
-            with torch.no_grad():
-                self._full = gather_from_sequence_region(
-                    self.shard, self.layout_of_shard, self.group
-                )
-        return self._full
+    def _gather(self) -> Tensor:
+        return gather_from_sequence_region(self.shard, self.layout_of_shard, self.group)
 
     def gathered(self) -> GatheredSequence:
         """The values for layers that sum the gradient over the ranks. Every rank calls it."""
-        full = gather_from_sequence_region(self.shard, self.layout_of_shard, self.group)
-        return GatheredSequence.of(self.shard, full, self.layout_of_shard)
+        return GatheredSequence.of(self.shard, self._gather(), self.layout_of_shard)
 
     def tensor(self) -> Tensor:
         """The values as a plain tensor, with their gradient. Every rank calls it."""
@@ -95,10 +84,6 @@ class LazySequence(Tensor):
         self._is_taken = True
         return self
 
-    def data_ptr(self) -> int:
-        """Of the values, for kernels that are no operations of torch."""
-        return self.full().data_ptr()
-
     @classmethod
     def __torch_function__(
         cls,
@@ -112,18 +97,6 @@ class LazySequence(Tensor):
         if func in _OF_GRADIENT:
             _refuse_taken(func, args, kwargs or {})
         return _PLAIN(func, types, args, dict(kwargs or {}))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        # What writes is given the values, too, which later uses are given.
-        args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
-        return func(*args, **named)
 
 
 def _takes_all(index: Any) -> bool:
@@ -173,7 +146,7 @@ class _GatherLater(torch.autograd.Function):
 def gather_later(shard: Tensor, layout: SequenceLayout, group: TPGroup) -> LazySequence:
     """As ``gather_from_sequence_region``, where values are used."""
     made: LazySequence = _GatherLater.apply(shard, layout, group)  # type: ignore[no-untyped-call]
-    made.shard, made.layout_of_shard, made.group, made._full = shard, layout, group, None
+    made.shard, made.layout_of_shard, made.group = shard, layout, group
     made._node, made._is_taken = made.grad_fn, False
     return made
 

@@ -24,16 +24,15 @@ from deepspeed_autotp.distributed.autograd_collectives import (
     gather_from_tp_region,
     gradient_shard,
 )
+from deepspeed_autotp.distributed.gathered_later import GatheredLater
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
 from deepspeed_autotp.interop.module_state import find_state, set_state, state_of
 from deepspeed_autotp.interop.torch_private import (
     backward_id,
     own_parameters,
-    plain_results,
     tensor_without_memory,
     version_counter,
-    with_leaves,
     written_arguments,
 )
 from deepspeed_autotp.interop.trl import replace_head_kernel
@@ -49,7 +48,7 @@ _WRITTEN = (
 )
 
 
-class GatheredWeight(Tensor):
+class GatheredWeight(GatheredLater):
     """A full weight or bias of which this rank has ``shard``; gathered at the first use.
 
     Reading shape, dtype or device gathers nothing, as models ask for them to cast what they
@@ -60,24 +59,11 @@ class GatheredWeight(Tensor):
     layout_of_shard: ShardLayout
     group: TPGroup
     sharded_dim: int
-    _full: Tensor | None
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        # Without values: printing on one rank must not wait for the others.
-        return f"GatheredWeight({list(self.shape)}, {self.dtype}; gathered when used)"
-
-    def full(self) -> Tensor:
-        """The values, gathered at the first call. Every rank calls it."""
-        if self._full is None:
-            with torch.no_grad():
-                self._full = gather_from_tp_region(
-                    self.shard, self.layout_of_shard, self.group, dim=self.sharded_dim
-                )
-        return self._full
-
-    def data_ptr(self) -> int:
-        """Of the values, for kernels that are no operations of torch."""
-        return self.full().data_ptr()
+    def _gather(self) -> Tensor:
+        return gather_from_tp_region(
+            self.shard, self.layout_of_shard, self.group, dim=self.sharded_dim
+        )
 
     @property
     def data(self) -> Tensor:
@@ -90,9 +76,6 @@ class GatheredWeight(Tensor):
     def data(self, value: Tensor) -> None:
         raise RuntimeError(_WRITTEN)
 
-    # What shape, dtype and device are is known without the values, and never comes here.
-    __torch_function__ = plain_results()
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
@@ -103,8 +86,7 @@ class GatheredWeight(Tensor):
     ) -> Any:
         if any(isinstance(written, cls) for written in written_arguments(func, args, kwargs or {})):
             raise RuntimeError(_WRITTEN)
-        args, named = with_leaves(cls, cls.full, (tuple(args), dict(kwargs or {})))
-        return func(*args, **named)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class _Gather(torch.autograd.Function):
