@@ -121,6 +121,7 @@ def test_replicas_stay_equal_over_200_steps_with_all_dropouts(
     assert len(set(found[0][2])) > 190
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("heads", "ranks"), CASES[:2])
 def test_a_compiled_model_draws_what_the_model_draws(pool: Pool, heads: int, ranks: int) -> None:
     found = pool.run(dropout_ranks.compiled_masks, heads, ranks=ranks, timeout=110)

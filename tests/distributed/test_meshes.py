@@ -77,6 +77,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(pool: Pool, part: lis
     check(pool, part)
 
 
+@pytest.mark.long
 def test_a_compiled_model_trains_as_one_process(pool: Pool) -> None:
     check(pool, [COMPILED], timeout=180)
 

@@ -121,6 +121,7 @@ def made(stack: ExitStack, folder: Path, **names: Any) -> list[Host]:
         pytest.skip(f"no two hosts here: {reason}")
 
 
+@pytest.mark.long
 def test_training_on_two_hosts_is_that_of_one_process(hosts: list[Host], runs: Runs) -> None:
     runs.torchrun(hosts, "parity")
     runs.wait(280)

@@ -92,7 +92,7 @@ def test_biases_and_a_pretrained_model_train_alike(pool: Pool, tmp_path: Path) -
     assert_saved(pool, f"{tmp_path}/sharded/final", got[-1]["eval_loss"])
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_a_resumed_run_logs_what_an_uninterrupted_one_does(
