@@ -85,12 +85,27 @@ tp_guard_add(tp_text *out, const char *pattern)
     }
 }
 
-/* Whether it is "{n}", which leaves no choice. */
+/* The bytes of a repeat: "*", "+", "?", "{n}", "{n,}", "{,n}", "{n,m}" or "{,}", all
+ * others being text; or 0. */
+static size_t
+size_of_repeat(const char *at)
+{
+    if (at[0] != '{')
+        return tp_text_is_one_of(at[0], "*+?");
+    const size_t least = strspn(at + 1, "0123456789");
+    const char *end = at + 1 + least;
+    if (*end == ',')
+        end += 1 + strspn(end + 1, "0123456789");
+    else if (least == 0)
+        return 0;
+    return *end == '}' ? (size_t)(end - at) + 1 : 0;
+}
+
+/* Whether a repeat is "{n}", which leaves no choice. */
 static bool
 is_exact_repeat(const char *at)
 {
-    const size_t digits = strspn(at + 1, "0123456789");
-    return at[0] == '{' && digits > 0 && at[1 + digits] == '}';
+    return at[0] == '{' && at[1 + strspn(at + 1, "0123456789")] == '}';
 }
 
 int
@@ -98,18 +113,21 @@ tp_guard_choices(const char *pattern)
 {
     int count = 0, exact = 0;
     bool repeats = false; /* what is just before */
-    for (const char *at = pattern; *at != '\0'; at += size_of_element(at)) {
+    for (const char *at = pattern; *at != '\0';) {
         if (at[0] == '(' && at[1] == '?') {
-            at++; /* the mark of a group */
+            at += 2; /* the mark of a group */
             repeats = false;
             continue;
         }
-        const bool is_choice = tp_text_is_one_of(*at, "*+?{|");
+        const size_t size = size_of_repeat(at);
         /* "+?" and "++" are one repeat each. */
-        const bool is_first = is_choice && !(repeats && tp_text_is_one_of(*at, "?+"));
-        exact += is_first && is_exact_repeat(at);
-        count += is_first && !is_exact_repeat(at);
-        repeats = is_choice && *at != '|';
+        const bool is_more = repeats && tp_text_is_one_of(*at, "?+");
+        if (size > 0 && !is_more && is_exact_repeat(at))
+            exact++;
+        else if (*at == '|' || (size > 0 && !is_more))
+            count++;
+        repeats = size > 0;
+        at += size > 0 ? size : size_of_element(at);
     }
     return count > 0 ? count + exact : 0;
 }
