@@ -124,11 +124,31 @@ test_what_no_rank_holds_and_what_are_no_runs_is_refused(void)
     }
 }
 
+/* Its offset in the shard and its place in the dimension add up to more than 63 bits.
+ */
+static void
+test_a_run_near_the_largest_number_is_read(void)
+{
+    tp_error err = TP_NO_ERROR;
+    tp_reshard_copy *copies = NULL;
+    int count = 0;
+    const int64_t half = INT64_MAX / 2, values[] = {0, half, half, half},
+                  wanted[] = {INT64_MAX - 9, 8};
+    const tp_run_list source = LIST(values), target = LIST(wanted);
+    if (!CHECK_OK(tp_reshard(&source, 1, target, &copies, &count, &err), &err))
+        return;
+    CHECK_INT_EQ(count, 1);
+    CHECK_INT_EQ(copies[0].from, INT64_MAX - 9);
+    CHECK_INT_EQ(copies[0].length, 8);
+    free(copies);
+}
+
 int
 main(void)
 {
     RUN(test_any_layout_is_made_of_the_shards_of_any_other);
     RUN(test_what_several_ranks_hold_is_read_from_the_lowest);
+    RUN(test_a_run_near_the_largest_number_is_read);
     RUN(test_what_no_rank_holds_and_what_are_no_runs_is_refused);
     return check_result();
 }

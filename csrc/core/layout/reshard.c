@@ -138,7 +138,7 @@ tp_reshard(const tp_run_list *sources, int ranks, tp_run_list target,
             }
             const int64_t end = end_of(runs, held_count, read, at);
             const int64_t length = (end < stop ? end : stop) - at;
-            const tp_reshard_copy copy = {read->rank, read->offset + at - read->start,
+            const tp_reshard_copy copy = {read->rank, read->offset + (at - read->start),
                                           to, length};
             if (append(&list, &made, &room, copy, err) < 0)
                 goto done;
