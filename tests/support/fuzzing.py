@@ -22,6 +22,7 @@ _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_to
 settings.register_profile(
     "fuzz",
     max_examples=int(os.environ.get(_EXAMPLES, "1")),
+    derandomize=False,
     deadline=None,
     print_blob=True,
     suppress_health_check=_SLOW,
@@ -53,9 +54,7 @@ def main() -> int:
     while time.monotonic() < end:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "fuzz", "-o", "timeout=0"]
         environment = {**os.environ, _EXAMPLES: str(asked.examples)}
-        ended = subprocess.run(
-            [*command, "--hypothesis-seed=random", *files], env=environment, check=False
-        )
+        ended = subprocess.run([*command, *files], env=environment, check=False)
         if ended.returncode != 0:
             return ended.returncode
         rounds += 1
