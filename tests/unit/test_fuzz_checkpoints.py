@@ -150,7 +150,7 @@ def test_an_index_names_files_in_its_folder_or_is_refused(
 
 
 def check_layout(layout: Layout) -> None:
-    """Full tensors of shards of their sizes are their sizes, and all ranks have each element."""
+    """Shards of the sizes that it says make a full tensor of the size that it says."""
     for parameter in layout.parameters.values():
         if parameter.numel(0) > 10_000 or layout.ranks > 8:
             continue
@@ -182,7 +182,7 @@ def test_the_note_of_a_checkpoint_is_a_layout_or_refused(saved: Path, data: st.D
 
 
 def use_all(folder: Path, out: Path) -> None:
-    """What the commands do with a checkpoint; values that are made are those of the files."""
+    """What the commands do with a checkpoint: each does its work, or raises an error for people."""
     with one_error():
         json.loads(summarize(folder).json())
     for command in ("merge", "reshard"):

@@ -91,7 +91,7 @@ def made(given_model: Given, ranks: int, grain: int) -> Plan | None:
 
 
 def check_covered(entry: Entry, ranks: int) -> None:
-    """Each element is on some rank, and is owned by one rank, the lowest that has it."""
+    """Each element is on some rank, and on none of them twice."""
     size = entry.view[1]
     owners: list[list[int]] = [[] for _ in range(size)]
     for rank in range(ranks):

@@ -36,8 +36,8 @@ check_two(const char *a, const char *b)
     free(pattern_b);
 }
 
-/* The name without adapters has nothing more to be left out, but for what came to be
- * side by side. */
+/* A name without the parts of adapters is no longer than it was, and is the name
+ * itself where it has none. */
 static void
 check_adapters(const char *name)
 {
