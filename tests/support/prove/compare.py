@@ -30,8 +30,8 @@ FLOOR = 1e-3
 # that computes in the same precision: in bfloat16 with autocast, or with gradients and weights that
 # are rounded to float32, as ZeRO does. Both round each number equally often, at other places.
 MARGIN = 16.0
-# Where one process gives other numbers once its weights change by this part of them, its loss has
-# gone through the ceiling, and nothing can be compared.
+# Where one process gives other numbers once its weights change by this part of them, its training
+# diverges, and nothing can be compared.
 NUDGE = 1e-14
 
 
@@ -131,8 +131,8 @@ def noisy_runs(case: Case, dtype: torch.dtype, masks: list[Any]) -> Iterator[Cur
 def far_apart(own: Gradients, full: Gradients) -> float:
     """The distance of two gradients of all parameters, relative to the norm of the second."""
     square = sum(float((own[n].double() - g).square().sum()) for n, g in full.items())
-    whole = sum(float(g.square().sum()) for g in full.values())
-    return math.sqrt(square / whole) if whole else 0.0
+    total = sum(float(g.square().sum()) for g in full.values())
+    return math.sqrt(square / total) if total else 0.0
 
 
 def one_process(

@@ -19,7 +19,7 @@ def _settle_once(case: Case) -> Case:
         if condition(case):
             names = plain.split()
             case = replace(case, **{n: Case.__dataclass_fields__[n].default for n in names})
-    if case.way in ("ddp", "fsdp"):
+    if _spread(case):
         case = replace(case, replicas=2)
     if case.rows < case.replicas * case.accumulate:
         case = replace(case, rows=4)
@@ -44,7 +44,7 @@ def _spread(case: Case) -> bool:
 
 _MIXTURES = ("mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 _OF_LOGITS = ("one", "z-loss", "classes")
-MODEL_FIELDS = (
+_MODEL_FIELDS = (
     "head_bias shared embedding logits block norm residual linear mixed time_first penalty counts "
     "model_names projection names "
     "count_names reads attention_bias head_norm before_output positions per_head scale convolution "
@@ -54,7 +54,7 @@ MODEL_FIELDS = (
 
 # What is put back to its plain values where a condition holds, in this order.
 _contradictions: tuple[tuple[Any, str], ...] = (
-    (lambda c: not _own(c), MODEL_FIELDS),
+    (lambda c: not _own(c), _MODEL_FIELDS),
     (lambda c: not _own(c), "dropout skipped trunk"),
     (lambda c: not _own(c) and c.signature == "loss" and c.outputs != "one", "outputs"),
     (lambda c: not _own(c) and c.outputs not in ("one", "z-loss"), "outputs"),
@@ -105,7 +105,7 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.checkpointing == "reentrant" and c.family == "deberta-v2", "checkpointing"),
     # DeepSpeed and DistributedDataParallel themselves reduce a gradient once.
     (lambda c: c.checkpointing == "reentrant" and c.way == "ddp", "checkpointing"),
-    (lambda c: c.checkpointing == "reentrant" and c.way.startswith("zero"), "shared"),
+    (lambda c: c.checkpointing == "reentrant" and _engine(c), "shared"),
     (lambda c: c.signature == "logits" and c.outputs not in _OF_LOGITS, "outputs"),
     (lambda c: c.way != "parallelize" and c.lora == "after", "lora"),
     (lambda c: c.compiled, "dropout checkpointing hooks"),

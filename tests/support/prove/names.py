@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers, their numbers and families are called."""
+"""What layers, counts and families are called."""
 
 # How the layers of an attention are called: queries, keys, values, output; fused; keys|values.
 NAMES = {
@@ -23,7 +23,7 @@ NETWORK_NAMES = {
     "linear1": ("linear3", "linear1", "linear2", "linear1"),
     "unknown": ("valve", "widen", "narrow", "widen"),
 }
-# How the numbers of heads, of key/value heads and of features of a head are called.
+# How the counts of heads, of key/value heads and of features of a head are called.
 COUNT_NAMES = {
     "num_heads": ("num_heads", "num_key_value_heads", "head_dim"),
     "n_head": ("n_head", "n_kv_head", "head_size"),

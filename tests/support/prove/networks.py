@@ -117,7 +117,7 @@ class OverFeatures(nn.Module):
 
 
 class PerFeature(nn.Module):
-    """A number or two for each feature, or a function of each feature over the tokens."""
+    """A weight or a bias for each feature, or a function of each feature over the tokens."""
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()

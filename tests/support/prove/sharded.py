@@ -59,7 +59,7 @@ class Sharded:
             self.make_engine()
         elif case.start != "files":
             self.parallelize(mesh["tp"])
-        self.called: Any = self.model if self.engine is None else self.engine
+        self.called: Any = self.outer
         if case.functional:
             self.called = self.call_functional
         if case.way == "ddp":
@@ -79,8 +79,7 @@ class Sharded:
             # A rank that has compiled more models before reaches the limit of recompilations alone,
             # and what it runs uncompiled sums by other means than the other ranks' graphs.
             torch.compiler.reset()
-            compiled = self.model if self.engine is None else self.engine
-            compiled.compile(backend=case.compiled)
+            self.outer.compile(backend=case.compiled)
         add_hooks(case, self.model)
         if self.engine is None:
             self.optimizer = make_optimizer(case, self.model)
@@ -88,9 +87,14 @@ class Sharded:
         self.masks: list[Masks] = []
         take_masks(self.model)
 
+    @property
+    def outer(self) -> Any:
+        """The engine, or the model where there is none."""
+        return self.model if self.engine is None else self.engine
+
     def call_functional(self, *args: Any, **kwargs: Any) -> Any:
-        """Each module under one of its names: torch leaves what is given for a module that has
-        two in the place of its parameters."""
+        """With each module under one of its names: in one that is given under two names, torch
+        leaves the given tensors in the place of its parameters."""
         made: dict[int, Tensor] = {}
         given = {}
         for prefix, module in self.model.named_modules():
@@ -109,8 +113,8 @@ class Sharded:
         if case.rules == "random":
             rules = random_rules(case, model)
         if rules is not None:
-            whole = case.rules in ("own", "apart") or case.seed % 2 == 0
-            section["partition_config"] = {"layer_specs": rules, "use_default_specs": not whole}
+            are_alone = case.rules in ("own", "apart") or case.seed % 2 == 0
+            section["partition_config"] = {"layer_specs": rules, "use_default_specs": not are_alone}
         if case.check == "false" and rules is not None:
             section["self_check"] = False
         return section
@@ -216,7 +220,6 @@ class Sharded:
             for loss in list(losses) if self.case.forwards_first else losses:
                 total += self.backward(loss)
                 if self.engine is not None and self.engine.is_gradient_accumulation_boundary():
-                    self.average()
                     is_plain = self.case.way == "zero 0" and self.case.precision != "bfloat16"
                     curve.gradients.append(gradients(self.model, of_engine=not is_plain))
                 if self.engine is not None:
@@ -286,9 +289,8 @@ class Sharded:
 
     def finish(self, curve: Curve) -> None:
         """What is compared after the last step."""
-        whole = self.model if self.engine is None else self.engine
-        curve.replicas = replica_difference(whole)
-        curve.weights = deepspeed_autotp.full_state_dict(whole)
+        curve.replicas = replica_difference(self.outer)
+        curve.weights = deepspeed_autotp.full_state_dict(self.outer)
         curve.evaluated = evaluate(self.case, self.model, self.called)
         self.close()
 
