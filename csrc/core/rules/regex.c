@@ -121,8 +121,7 @@ prepare(tp_regex *regex, tp_error *err)
             err, TP_VALUE,
             "pattern '%.*s' may backtrack without end, which cannot be ruled out for "
             "what PCRE2 does not read, as \\N{...}, repeats of more than 65535 and "
-            "names "
-            "of groups of more than 32 characters; write it without these",
+            "names of groups of more than 32 characters; write it without these",
             shown(strlen(regex->pattern)), regex->pattern);
     return 0;
 }

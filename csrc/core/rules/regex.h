@@ -5,7 +5,7 @@
  * PCRE2 with JIT; any other pattern, and any subject that is not printable
  * ASCII, goes to the fallback, which is the compiled Python pattern and has no
  * bound of its own: PCRE2 goes first there, to see whether the search ends. What
- * PCRE2 cannot read is refused, where it has more than one repeat.
+ * PCRE2 cannot read is refused where tp_guard_choices finds more than one.
  * Whether a pattern is valid at all is Python's decision, taken before it
  * comes here. */
 #ifndef TP_REGEX_H
