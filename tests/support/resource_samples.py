@@ -10,13 +10,14 @@ from pathlib import Path
 from tests.support.held_memory import held
 from tests.support.open_resources import open_resources
 
-# Of so many kinds what is held has to stay exactly as it is; of memory caches grow a little.
+# The first of them once caches are warm.
 SAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """After ``times`` of it. ``counts`` are of what is open and mapped, and of objects of ours."""
+    """After ``times`` of it. ``counts`` are of what is open and mapped, and of objects of ours,
+    which may not grow; of memory caches take a little more now and then."""
 
     times: int
     counts: dict[str, int]

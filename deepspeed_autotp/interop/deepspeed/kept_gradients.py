@@ -36,7 +36,7 @@ def keep_gradients(engine: Any) -> None:
 
 
 def _in_zero_1_and_2(optimizer: Any) -> None:
-    """Give such a parameter a gradient before the last bucket of a backward pass is reduced.
+    """Give what a backward pass did not reach a gradient before its last bucket is reduced.
 
     ZeRO 1 reduces where a step ends, ZeRO 2 in each backward pass.
     """
@@ -80,7 +80,7 @@ def _reduce_unreached(optimizer: Any, parameter: Tensor, group: int, current: _P
 
 
 def _in_zero_3(optimizer: Any) -> None:
-    """Write zeros into the buffers of such parameters, or add them, after a backward pass."""
+    """Write zeros into the buffers of what a backward pass did not reach, or add them."""
     current = _Pass(optimizer)
     write, last = _method(optimizer, "partition_grads"), _method(optimizer, _EPILOGUE)
 

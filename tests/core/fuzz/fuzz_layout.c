@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cutting a weight into shards, putting them together, and making other shards of them.
- */
+/* Sharding a weight, gathering it, and making other shards of its shards. */
 #include "input.h"
 #include "layout/layout_cache.h"
 #include "layout/reshard.h"
@@ -77,7 +76,7 @@ fill(unsigned char *bytes, int64_t count)
         bytes[i] = (unsigned char)(i * 7 + i / 253);
 }
 
-/* One shard is cut in two steps and in place, to the same bytes. */
+/* One shard is packed in two steps and in place, to the same bytes. */
 static void
 cut(const tp_shard_view *view, const unsigned char *full, int64_t bytes, int64_t middle,
     unsigned char *shard)
@@ -174,7 +173,7 @@ check_gather(input *in, const tp_layout *layout)
     free(windows);
 }
 
-/* Each new shard is made out of old ones as it would be cut from the weight. */
+/* Each new shard is made out of old ones as it would be packed from the weight. */
 static void
 check_reshard(const tp_layout *old, const tp_layout *new)
 {

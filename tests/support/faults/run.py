@@ -18,7 +18,8 @@ def run(cell: Cell, number: int, folder: Path) -> None:
         rank.note_names(stack)
         points.put(rank, stack)
         {"loop": stages.loop, "engine": stages.engine, "exit": exits.run}[cell.way](rank)
-    if cell.way == "exit" or cell.stage == "close":  # without others
+    # There each rank comes to its end without waiting for the others.
+    if cell.way == "exit" or cell.stage == "close":
         return
     rank.note("done")
     dist.barrier()
