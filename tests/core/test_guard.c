@@ -83,6 +83,34 @@ test_repeats_and_alternatives_are_choices(void)
             fprintf(stderr, "  for '%s'\n", cases[i].pattern);
 }
 
+static void
+test_repeats_of_groups_and_references_are_rounds(void)
+{
+    static const struct {
+        const char *pattern;
+        int rounds;
+    } cases[] = {
+        {"", 1},
+        {"a{300}", 1},
+        {"(?i)[)]{300}", 1},
+        {"\\){300}", 1},
+        {"(?:(?=a){30}){3}", 90},
+        {"((?=a){3,}){2,5}", 6},
+        {"(?:(?=a){,9}){0}", 1},
+        {"(a)\\1{7}", 7},
+        {"(a?)(?P=n){70}?", 70},
+        {"(a)\\12{7}b{5}", 7},
+        {"(?x)(?=a) # so\n {8}", 8},
+        {"(?x)a {8}", 8},
+        {"(?:(?:a){20}){20}", 400},
+        {"(?:(?:(?:){60000}){60000}){60000}", 5000},
+        {"(?:){99999999999999999999}", 5000},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        if (!CHECK_INT_EQ(tp_guard_rounds(cases[i].pattern, 5000), cases[i].rounds))
+            fprintf(stderr, "  for '%s'\n", cases[i].pattern);
+}
+
 int
 main(void)
 {
@@ -90,5 +118,6 @@ main(void)
     RUN(test_what_only_looks_like_flags_stays);
     RUN(test_a_repeat_without_a_least_count_begins_at_0);
     RUN(test_repeats_and_alternatives_are_choices);
+    RUN(test_repeats_of_groups_and_references_are_rounds);
     return check_result();
 }

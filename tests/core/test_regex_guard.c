@@ -102,6 +102,29 @@ test_what_pcre2_does_not_read_may_have_one_repeat(void)
 }
 
 static void
+test_what_only_python_repeats_takes_steps_as_well(void)
+{
+    tp_error err = TP_NO_ERROR;
+    witness python = {.answer = 1};
+    const tp_matcher fallback = matcher_of(&python);
+    tp_regex *regex = NULL;
+    bool matched = false;
+    char subject[2000];
+    memset(subject, 'a', sizeof(subject));
+    CHECK_FAILS(tp_regex_new("(?:(?=a){65535}){65535}", &fallback, &regex, &err),
+                TP_VALUE, &err, "repeats groups at least 50000 times");
+    CHECK_FAILS(tp_regex_new("(?:(?:(?:){30}){30}){2}", &fallback, &regex, &err),
+                TP_VALUE, &err, "repeats groups 1800 times");
+    CHECK_OK(tp_regex_new("(?:(?=a){500}a)*", &fallback, &regex, &err), &err);
+    CHECK_OK(match_text(regex, subject, 3, &matched, &err), &err);
+    CHECK_INT_EQ(python.asked, 1);
+    CHECK_FAILS(match_text(regex, subject, sizeof(subject), &matched, &err), TP_LIMIT,
+                &err, "too many steps");
+    CHECK_INT_EQ(python.asked, 1);
+    tp_regex_free(regex);
+}
+
+static void
 test_a_search_that_needs_more_memory_than_a_bound_is_an_error(void)
 {
     /* Each step back keeps the places of 3,000 groups. */
@@ -152,6 +175,7 @@ main(void)
     RUN(test_a_native_pattern_that_runs_away_on_other_letters_is_an_error_as_well);
     RUN(test_whatever_else_the_guard_says_python_decides);
     RUN(test_what_pcre2_does_not_read_may_have_one_repeat);
+    RUN(test_what_only_python_repeats_takes_steps_as_well);
     RUN(test_a_search_that_needs_more_memory_than_a_bound_is_an_error);
     RUN(test_a_fallback_that_needs_too_many_long_matches_is_not_asked);
     return check_result();

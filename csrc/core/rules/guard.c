@@ -131,3 +131,44 @@ tp_guard_choices(const char *pattern)
     }
     return count > 0 ? count + exact : 0;
 }
+
+/* What "{n" says, which ends behind it; at most `most`. */
+static int64_t
+least_count(const char *at, int64_t most)
+{
+    int64_t count = 0;
+    for (at++; *at >= '0' && *at <= '9' && count < most; at++)
+        count = count * 10 + (*at - '0');
+    return count < most ? count : most;
+}
+
+/* Whether blanks and comments may be before a repeat: "(?x)", "(?ix:". */
+static bool
+is_verbose(const char *pattern)
+{
+    for (const char *at = pattern; *at != '\0'; at += size_of_element(at)) {
+        const size_t size = size_of_flags(at);
+        if (size > 0 && memchr(at, 'x', size) != NULL)
+            return true;
+    }
+    return false;
+}
+
+int64_t
+tp_guard_rounds(const char *pattern, int64_t most)
+{
+    const bool verbose = is_verbose(pattern);
+    bool is_group = false; /* what is just before */
+    int64_t rounds = 1;
+    for (const char *at = pattern; *at != '\0';) {
+        const size_t repeat = *at == '{' ? size_of_repeat(at) : 0;
+        const int64_t count = repeat > 0 ? least_count(at, most) : 0;
+        if (count > 1 && (is_group || verbose))
+            rounds = rounds > most / count ? most : rounds * count;
+        /* A reference to a group, as "\12", may be as empty as that group. */
+        is_group = *at == ')' || (*at == '\\' && at[1] >= '1' && at[1] <= '9') ||
+                   (is_group && *at >= '0' && *at <= '9');
+        at += repeat > 0 ? repeat : size_of_element(at);
+    }
+    return rounds;
+}

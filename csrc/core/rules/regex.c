@@ -30,6 +30,12 @@
 #define MOST_STEPS 500000
 #define MOST_STEPS_OF_PYTHON 50000
 
+/* What is repeated without reading may take no step of PCRE2, but some of Python: as
+ * many as the pattern has rounds, see tp_guard_rounds, for each character and each
+ * step. */
+#define MOST_ROUNDS 1000
+#define MOST_READ_IN_ROUNDS 100000
+
 /* What is no name any more, nor a pattern for names. */
 #define LONGEST_SUBJECT 32768
 #define LONGEST_PATTERN 65536
@@ -48,6 +54,7 @@ struct tp_regex {
     char *pattern;       /* owned */
     pcre2_code *native;  /* owned; NULL: the fallback decides */
     pcre2_code *guard;   /* owned; NULL: there is none */
+    int64_t rounds;      /* of Python in each step of the guard */
     tp_pairs required;   /* by every match; none outside the subset */
     tp_matcher fallback; /* owned; `match` is NULL when there is none */
 };
@@ -108,6 +115,20 @@ compile_guard(tp_regex *regex, tp_error *err)
 }
 
 static int
+set_rounds(tp_regex *regex, tp_error *err)
+{
+    regex->rounds = tp_guard_rounds(regex->pattern, MOST_STEPS_OF_PYTHON);
+    if (regex->rounds > MOST_ROUNDS)
+        return tp_fail(err, TP_VALUE,
+                       "pattern '%.*s' repeats groups %s%lld times, one within "
+                       "another, expected at most %d; write it with fewer",
+                       shown(strlen(regex->pattern)), regex->pattern,
+                       regex->rounds == MOST_STEPS_OF_PYTHON ? "at least " : "",
+                       (long long)regex->rounds, MOST_ROUNDS);
+    return 0;
+}
+
+static int
 prepare(tp_regex *regex, tp_error *err)
 {
     if (tp_scan(regex->pattern, &regex->required))
@@ -115,6 +136,10 @@ prepare(tp_regex *regex, tp_error *err)
     if (regex->fallback.match == NULL)
         return 0;
     if (compile_guard(regex, err) < 0)
+        return -1;
+    regex->rounds = 1;
+    /* In the common subset, what is repeated reads. */
+    if (regex->native == NULL && set_rounds(regex, err) < 0)
         return -1;
     if (regex->guard == NULL && tp_guard_choices(regex->pattern) > 1)
         return tp_fail(
@@ -219,7 +244,7 @@ static int
 run_counted(const pcre2_code *code, const tp_subject *subject, uint32_t most,
             tp_long_matches *matches)
 {
-    uint32_t steps = matches == NULL ? most : FEW_STEPS;
+    uint32_t steps = matches == NULL || most < FEW_STEPS ? most : FEW_STEPS;
     int result = run(code, subject, steps);
     for (int cost = 1; is_limit(result) && steps < most; cost *= 10) {
         if (matches->left < cost)
@@ -256,9 +281,12 @@ match_fallback(const tp_regex *regex, const tp_subject *subject,
                tp_long_matches *matches, bool *matched, tp_error *err)
 {
     const tp_matcher *fallback = &regex->fallback;
+    if (regex->rounds > 1 &&
+        (int64_t)subject->size > MOST_READ_IN_ROUNDS / regex->rounds)
+        return fail_match(regex, subject, PCRE2_ERROR_MATCHLIMIT, err);
     if (regex->guard != NULL) {
-        const int result =
-            run_counted(regex->guard, subject, MOST_STEPS_OF_PYTHON, matches);
+        const uint32_t steps = (uint32_t)(MOST_STEPS_OF_PYTHON / regex->rounds);
+        const int result = run_counted(regex->guard, subject, steps, matches);
         if (is_limit(result))
             return fail_match(regex, subject, result, err);
     }
