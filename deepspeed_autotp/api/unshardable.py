@@ -10,6 +10,7 @@ from deepspeed_autotp.interop.deepspeed.parameters import is_shard_of_others
 from deepspeed_autotp.interop.fully_shard import fully_sharded_modules, is_distributed
 from deepspeed_autotp.interop.module_state import find_state
 from deepspeed_autotp.interop.quantizers import refuse_quantizer
+from deepspeed_autotp.interop.torch_private import has_gradient_hooks
 from deepspeed_autotp.interop.wrappers import refuse_wrapped
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
 from deepspeed_autotp.sharding.weight_location import refuse_partly_there
@@ -49,6 +50,12 @@ def refuse_unshardable(model: nn.Module) -> None:
                 f"{name} is marked as a shard already, as by a LinearLayer of DeepSpeed; shard the "
                 "model without such layers, or leave all of it to them: initialize with "
                 "layer_specs of partition_type 'skip' for everything"
+            )
+        if has_gradient_hooks(tensor):
+            raise ValueError(
+                f"{name} has a gradient hook, which would be given a part of the gradient: that of "
+                "a shard, or before it is summed over the ranks; register it after the model is "
+                "sharded, where it is given the gradient of this rank's shard"
             )
         places.setdefault(tensor.device, name)
         if tensor.grad is not None:

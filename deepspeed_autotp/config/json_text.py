@@ -13,7 +13,14 @@ from typing import Any, NoReturn
 from deepspeed_autotp.base.nested_values import held_values, is_container
 from deepspeed_autotp.base.printable import printable
 
-__all__ = ["parsed_json", "read_json", "read_text", "refuse_nesting", "without_duplicates"]
+__all__ = [
+    "parsed_json",
+    "read_json",
+    "read_text",
+    "refuse_lone_surrogates",
+    "refuse_nesting",
+    "without_duplicates",
+]
 
 # Of objects and lists in each other. Whoever copies or prints them calls itself for each.
 _DEEPEST = 100
@@ -50,7 +57,7 @@ def parsed_json(text: str, *, allow_nan: bool = False) -> Any:
         raise _too_deep() from None
     refuse_nesting(value)
     if _SURROGATE.search(text):
-        _refuse_lone_surrogates(value)
+        refuse_lone_surrogates(value)
     return value
 
 
@@ -81,7 +88,8 @@ def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_lone_surrogates(value: object) -> None:
+def refuse_lone_surrogates(value: object) -> None:
+    """ValueError for text that no file can hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

@@ -18,6 +18,7 @@ from deepspeed_autotp.base.printable import one_line, printable
 from deepspeed_autotp.config.json_text import (
     parsed_json,
     read_text,
+    refuse_lone_surrogates,
     refuse_nesting,
     without_duplicates,
 )
@@ -161,7 +162,8 @@ def _with_comments(text: str, error: ValueError) -> Any:
     try:
         value = hjson.loads(text, object_pairs_hook=without_duplicates)
         refuse_nesting(value)
-    except RecursionError:
+        refuse_lone_surrogates(value)
+    except (RecursionError, OverflowError):  # of numbers beyond those of float
         raise error from None
     return value
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.gathered_later import GatheredLater
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -26,6 +25,7 @@ from deepspeed_autotp.distributed.sequence_collectives import (
     gather_from_sequence_region,
     own_rows_of_gradient,
 )
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.torch_private import (
     has_gradient_hooks,
     plain_results,

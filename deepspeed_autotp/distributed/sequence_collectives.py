@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.torch_private import reshaped, version_counter
 
 

@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 
 
 @contextmanager

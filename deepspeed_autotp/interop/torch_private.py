@@ -151,7 +151,7 @@ def _hooks_of_all_modules() -> list[Any]:
 
 def has_gradient_hooks(x: Tensor) -> bool:
     """Whether hooks are registered for the gradient of ``x``."""
-    return bool(_required(x, "_backward_hooks", needed_for="a model on the meta device"))
+    return bool(_required(x, "_backward_hooks", needed_for="gradient hooks"))
 
 
 def written_arguments(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.native import operators
 
 __all__ = ["lookup"]

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
 from deepspeed_autotp.distributed.process_group import TPGroup
@@ -36,6 +35,7 @@ from deepspeed_autotp.distributed.sequence_collectives import (
     rows_with_summed_gradient,
 )
 from deepspeed_autotp.interop.deepspeed.parameters import is_partitioned
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.torch_private import backward_id, version_counter
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.interop.torch_private import has_gradient_hooks
-
 
 def give_memory(
     name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device
@@ -22,11 +20,6 @@ def give_memory(
         raise ValueError(
             f"{name} is a {type(tensor).__name__} on the meta device, expected a plain "
             "parameter or buffer; load the model on every rank"
-        )
-    if has_gradient_hooks(tensor):
-        raise ValueError(
-            f"{name} is on the meta device and has a gradient hook, which would be lost; "
-            "register it after sharding"
         )
     held: Tensor = torch.empty(shape, dtype=tensor.dtype, device=device)
     if isinstance(tensor, nn.Parameter):

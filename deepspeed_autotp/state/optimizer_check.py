@@ -20,6 +20,7 @@ from deepspeed_autotp.interop.fully_shard import (
 from deepspeed_autotp.interop.optimizer_parts import refuse_unlike_on_parts
 from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
+from deepspeed_autotp.interop.wrappers import all_named_parameters
 from deepspeed_autotp.state.comparison_hook import ComparisonHook
 from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
@@ -31,7 +32,7 @@ class _BeforeStep:
 
     ValueError where the optimizer would update a shard by a number over the tensor, or over all
     parameters of this rank, and in steps 1, 2, 4, 8, ... where parameters of the model were
-    replaced: all ranks have the same optimizer. Else the step is noted: how many
+    replaced or added: all ranks have the same optimizer. Else the step is noted: how many
     there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
     """
 
@@ -69,7 +70,7 @@ class _BeforeStep:
             reshard(model)  # after a forward without a backward some are no DTensors
             own = {id(p) for p in model.parameters()}
             if any(id(p) in own for p in parameters):
-                state.check_parameters(model)
+                _refuse_changed(model, state)
             if any(self._is_of_before(p) and id(p) not in own for p in parameters):
                 _refuse_early(optimizer, model)
         replicated = [p for p, entry in entries if not entry.is_sharded and p.grad is not None]
@@ -82,6 +83,26 @@ class _BeforeStep:
         """Whether it was sharded; fully_shard may have replaced it in the model since."""
         plain = self._plain.get(id(parameter))
         return plain is not None and plain() is parameter
+
+
+def _refuse_changed(model: nn.Module, state: TensorParallel) -> None:
+    """ValueError where ``model`` does not train with the parameters that were sharded, alone."""
+    names = {name for name, _ in all_named_parameters(model)}
+    gone = next((e.name for e in state.plan.entries if e.name not in names), None)
+    if gone is not None:
+        raise ValueError(
+            f"{gone} is not a parameter of {type(model).__name__} any more: its module was "
+            "replaced after the model was sharded, and what took its place knows nothing of "
+            "other ranks; exchange modules before, and import peft before for adapters after"
+        )
+    added = min(names - {entry.name for entry in state.plan.entries}, default=None)
+    if added is not None:
+        raise ValueError(
+            f"{added} was added to {type(model).__name__} after it was sharded: beside shards "
+            "its gradient is a part of the sum on each rank, which nothing adds up; add it "
+            "before (adapters of PEFT may come after)"
+        )
+    state.check_identity(model)
 
 
 def _refuse_early(optimizer: Optimizer, model: nn.Module) -> None:

@@ -140,18 +140,6 @@ class TensorParallel:
                     "weight is not known; load weights with load_state_dict(assign=False)"
                 )
 
-    def check_parameters(self, model: nn.Module) -> None:
-        """ValueError when ``model`` does not train with the parameters that were sharded."""
-        names = {name for name, _ in all_named_parameters(model)}
-        gone = next((e.name for e in self.plan.entries if e.name not in names), None)
-        if gone is not None:
-            raise ValueError(
-                f"{gone} is not a parameter of {type(model).__name__} any more: its module was "
-                "replaced after the model was sharded, and what took its place knows nothing of "
-                "other ranks; exchange modules before, and import peft before for adapters after"
-            )
-        self.check_identity(model)
-
     def counts_in_norm(self, index: int) -> bool:
         """Whether this rank counts some of parameter ``index`` in the gradient norm.
 

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.process_group import TPGroup
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.vocab_parallel.head_product import compute_dtype, mm_in_float32
 
 # Tokens of a tile, and its bytes in float32, of which there are some copies at once.

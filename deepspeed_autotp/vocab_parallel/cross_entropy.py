@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.torch_private import keeps_graph
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import (
     differentiate,

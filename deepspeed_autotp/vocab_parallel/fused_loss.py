@@ -27,8 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.torch_private import keeps_graph
 from deepspeed_autotp.vocab_parallel.cross_entropy import LossTask, token_losses
 from deepspeed_autotp.vocab_parallel.cross_entropy_kernels import differentiate_

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from deepspeed_autotp.distributed.autograd_collectives import (
     ShardLayout,
@@ -27,6 +26,7 @@ from deepspeed_autotp.distributed.autograd_collectives import (
 from deepspeed_autotp.distributed.gathered_later import GatheredLater
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.deepspeed.parameters import copy_zero_status, is_partitioned
+from deepspeed_autotp.interop.first_derivatives import once_differentiable
 from deepspeed_autotp.interop.module_state import find_state, set_state, state_of
 from deepspeed_autotp.interop.torch_private import (
     backward_id,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ranks do beside the cases of tests.support.layer_cases."""
 
+import functools
 from typing import Any
 
 import torch
@@ -136,8 +137,8 @@ def twice_of_an_embedding() -> str:
     model = shard(build(embedding_case()), embedding_case())
     rows = model.get_parameter("layer.weight")
     output = model(embedding_case().inputs())
-    (gradient,) = torch.autograd.grad(output.square().sum(), rows, create_graph=True)
-    return raised_error(lambda: gradient.square().sum().backward())
+    loss = output.square().sum()
+    return raised_error(lambda: torch.autograd.grad(loss, rows, create_graph=True))
 
 
 def dtypes(name: str) -> tuple[list[torch.dtype], list[torch.dtype], float]:
@@ -169,20 +170,29 @@ def without_gradients(name: str) -> dict[str, float]:
     return found
 
 
-def twice(name: str) -> str:
-    """What differentiating a gradient of the input raises."""
+def twice(name: str) -> list[str]:
+    """What asking for gradients that can be differentiated raises, of the input and of weights,
+    whose own graph would not lead to the error of torch's ``once_differentiable``."""
     case = CASES[name]
     model = shard(build(case), case)
     x = case.inputs().requires_grad_()
-    (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    return raised_error(lambda: dx.square().sum().backward())
+    found = []
+    for inputs in ([x], list(model.parameters())):
+        loss = model(x).square().sum()
+        found.append(
+            raised_error(functools.partial(torch.autograd.grad, loss, inputs, create_graph=True))
+        )
+    return found
 
 
 def twice_of_a_sum() -> str:
-    """The same for a parameter whose gradient is summed over the ranks by a hook."""
+    """The same for a parameter whose gradient is summed over the ranks by a hook, of a loss that
+    is formed of it alone."""
     case = CASES["norm of heads"]
     model = shard(build(case), case)
-    return raised_error(lambda: model(case.inputs()).square().sum().backward(create_graph=True))
+    weights = [p for name, p in model.named_parameters() if name.startswith("norm.")]
+    loss = torch.stack([p.square().sum() for p in weights]).sum()
+    return raised_error(lambda: loss.backward(create_graph=True))
 
 
 def faces() -> dict[str, Any]:

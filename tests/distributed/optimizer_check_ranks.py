@@ -38,6 +38,25 @@ def steps() -> list[tuple[str, bool]]:
     ]
 
 
+def parameters_of_own(how: str) -> tuple[str, bool]:
+    """What is said of a parameter that is added to a sharded model, or of a gradient hook that one
+    has before; and whether a weight moved."""
+    model = build("llama", tied=False)
+    up_proj = model.get_submodule("model.layers.0.mlp.up_proj")
+    if how == "hook":
+        up_proj.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))  # type: ignore[union-attr,operator]
+        before = up_proj.weight.detach().clone()  # type: ignore[operator,union-attr]
+        said = raised_error(
+            lambda: deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+        )
+        return said, not torch.equal(before, up_proj.weight)  # type: ignore[arg-type]
+    deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
+    slope = nn.Parameter(torch.ones(()))
+    up_proj.register_parameter("slope", slope)
+    up_proj.register_forward_hook(lambda module, args, output: output * slope)
+    return stepped(model, torch.optim.SGD, "")
+
+
 def drift(kind: str) -> tuple[int, str]:
     """How many steps a loop takes, at most 16, and what ends it."""
     model = build("llama", tied=False)

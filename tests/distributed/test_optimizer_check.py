@@ -16,6 +16,22 @@ def test_a_step_of_shards_is_refused_and_others_are_not(pool: Pool) -> None:
         assert [replicated, other, unsharded] == [("nothing", True)] * 3
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("added", "slope was added to LlamaForCausalLM after it was sharded"),
+        ("hook", "model.layers.0.mlp.up_proj.weight has a gradient hook"),
+    ],
+)
+def test_parameters_that_are_given_parts_of_a_gradient_are_refused(
+    pool: Pool, how: str, words: str
+) -> None:
+    found = pool.run(optimizer_check_ranks.parameters_of_own, how)
+    text = same_error([text for text, _ in found])
+    assert text.startswith("ValueError") and words in text
+    assert not any(moved for _, moved in found)
+
+
 @pytest.mark.parametrize(("kind", "steps"), [("a norm of shards", 1), ("a skipped step", 7)])
 def test_ranks_that_drift_apart_are_told(pool: Pool, kind: str, steps: int) -> None:
     found = pool.run(optimizer_check_ranks.drift, kind)

@@ -85,7 +85,7 @@ def test_only_rank_0_holds_full_weights_and_frees_each(pool: Pool) -> None:
         (["", "partly"], 2, f"on rank 1 of 2: {jobs.PARAMETER} is on the meta device, but model."),
         (["partly", "meta"], 2, f"on rank 0 of 2: {jobs.PARAMETER} is on the meta device"),
         (["", "attribute"], 2, "on rank 1 of 2: model.norm.kept is a tensor on the meta device"),
-        (["", "meta", "hook"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is on the meta device and ha"),
+        (["", "meta", "hook"], 3, f"on rank 2 of 3: {jobs.PARAMETER} has a gradient hook, which"),
         (["", "meta", "subclass"], 3, f"on rank 2 of 3: {jobs.PARAMETER} is a Special on the meta"),
         (["", "meta", "more"], 3, "dropout: missing on ranks 0, 1, but Dropout(p=0.5, inpl"),
         (
