@@ -116,7 +116,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const tp_query query = {parameter, module, NULL, prefix, &stars};
         REQUIRE(tp_hf_plan_match(pattern, prefix, parameter, stars) ==
                 is_like(pattern, prefix, parameter, stars));
-        check_rule(name, pattern, &query);
+        if (strchr(prefix, '*') == NULL) /* the name of an attribute */
+            check_rule(name, pattern, &query);
     }
     input_end(&in);
     return 0;
