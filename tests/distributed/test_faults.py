@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.faults.cell import GLOO, MEMORY, TIMEOUT, TRANSPORTS, Cell, cells
 from tests.support.faults.client import FaultServer
-from tests.support.faults.expected import judged, losses_of
+from tests.support.faults.expected import Values, judged, values_of
 
 IN_SUITE = {
     Cell("loop", "plan", "killed", GLOO),
@@ -34,9 +34,9 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.fixture(scope="module")
-def losses(server: FaultServer) -> dict[int, float]:
-    """Those of a run without a fault, by step."""
-    return losses_of(server.run(Cell("loop", "", "none", MEMORY)))
+def right(server: FaultServer) -> Values:
+    """The values of a run without a fault."""
+    return values_of(server.run(Cell("loop", "", "none", MEMORY)).ranks[0])
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def losses(server: FaultServer) -> dict[int, float]:
 )
 @pytest.mark.timeout(300)
 def test_a_rank_with_a_fault_is_one_error_on_the_others(
-    server: FaultServer, losses: dict[int, float], cell: Cell
+    server: FaultServer, right: Values, cell: Cell
 ) -> None:
     found = server.run(cell)
-    assert not judged(cell, found, losses).wrong, [each.log for each in found.ranks]
+    assert not judged(cell, found, right).wrong, [each.log for each in found.ranks]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_the_clock_is_set_back_and_forward(clock: Path) -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.timeout(300)
 def test_a_clock_that_is_set_changes_no_step(
-    stepping: FaultServer, losses: dict[int, float], transport: str
+    stepping: FaultServer, right: Values, transport: str
 ) -> None:
     found = stepping.run(cell := Cell("loop", "", "none", transport))
-    assert not judged(cell, found, losses).wrong
+    assert not judged(cell, found, right).wrong
 
 
 @pytest.mark.long
@@ -97,7 +97,7 @@ def test_a_clock_that_is_set_changes_no_step(
 @pytest.mark.timeout(300)
 def test_a_clock_that_is_set_ends_no_wait_early(stepping: FaultServer, transport: str) -> None:
     cell = Cell("loop", "forward", "stopped", transport)
-    right = losses_of(stepping.run(Cell("loop", "", "none", transport)))
+    right = values_of(stepping.run(Cell("loop", "", "none", transport)).ranks[0])
     found = judged(cell, stepping.run(cell), right)
     assert not found.wrong
     assert found.seconds > TIMEOUT - 0.5

@@ -7,7 +7,7 @@ import sys
 
 from tests.support.faults.cell import TRANSPORTS, Cell, cells
 from tests.support.faults.client import FaultServer
-from tests.support.faults.expected import judged, losses_of
+from tests.support.faults.expected import judged, values_of
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     bad = 0
     with FaultServer() as server:
         right = {
-            way: losses_of(server.run(Cell(way, "", "none", TRANSPORTS[0])))
+            way: values_of(server.run(Cell(way, "", "none", TRANSPORTS[0])).ranks[0])
             for way in ("loop", "engine")
         }
         right["exit"] = right["loop"]

@@ -37,7 +37,7 @@ class FaultServer:
         assert process.stdout is not None
         process.stdin.write(json.dumps(asdict(cell)) + "\n")
         process.stdin.flush()
-        return Found.of(process.stdout.readline())
+        return Found.of(self._answer())
 
     def __enter__(self) -> "FaultServer":
         return self
@@ -58,6 +58,14 @@ class FaultServer:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            assert self._process.stdout is not None
-            self._process.stdout.readline()
+            self._answer()
         return self._process
+
+    def _answer(self) -> str:
+        """The next line of the process. RuntimeError where it has ended instead."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server of faults has ended, status {self._process.wait()}")
+        return line

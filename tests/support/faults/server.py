@@ -26,6 +26,8 @@ MARGIN = 30.0
 # Of a run that has no fault, or goes on with one.
 LONGEST = 120.0
 POLL = 0.01
+_TRACEBACK = "Traceback (most recent call last)"
+_CAUSED = "The above exception was the direct cause of the following exception"
 # torch says the rank before each line.
 _ERROR = re.compile(r"^(?:\[rank\d+\]: )?(?:[A-Za-z_]\w*\.)*([A-Z]\w*: .*)$")
 
@@ -37,7 +39,7 @@ class Ended:
     status: int | None  # as of a shell, negative for a signal, None for one that was ended here
     seconds: float | None
     error: str  # the last that its traceback says: the class, and its message
-    tracebacks: int
+    errors: int  # that it has shown, each with those that caused it
     notes: list[list[Any]]
     log: str = field(repr=False)
 
@@ -146,7 +148,7 @@ def _found(folder: Path, rank: int, ended: tuple[int, float] | None, began: floa
         status=None if ended is None else ended[0],
         seconds=None if ended is None or began is None else ended[1] - began,
         error=errors[-1] if errors else "",
-        tracebacks=log.count("Traceback (most recent call last)"),
+        errors=log.count(_TRACEBACK) - log.count(_CAUSED),
         notes=notes,
         log=log,
     )

@@ -73,7 +73,8 @@ def _step(rank: Rank, model: Any, optimizer: torch.optim.Optimizer, step: int) -
         model.get_parameter(WEIGHT).grad.fill_(torch.nan)
     clip = deepspeed_autotp.clip_grad_norm_
     norm = rank.called("step", lambda: clip(model, 1.0), at_fault=at_fault)
-    rank.note("norm", step, float(norm or 0.0))
+    if norm is not None:
+        rank.note("norm", step, float(norm))
     optimizer.step()
     optimizer.zero_grad()
 
@@ -118,7 +119,14 @@ def _engine_step(rank: Rank, engine: Any, step: int) -> None:
     if at_fault and rank.has("step", "nan"):
         rank.begin()
         engine.optimizer.averaged_gradients[0][0].fill_(torch.nan)
-    rank.called("step", engine.step, at_fault=at_fault)
+
+    def stepped() -> float:
+        engine.step()
+        return float(engine.get_global_grad_norm())
+
+    norm = rank.called("step", stepped, at_fault=at_fault)
+    if norm is not None:
+        rank.note("norm", step, norm)
 
 
 def _damage(rank: Rank, stage: str, model: nn.Module) -> None:
