@@ -21,7 +21,7 @@ from tests.support.small_models import build, tokens
 Job = Callable[[int], object]
 # One key/value head on several ranks: gradients are summed in subgroups, too.
 SHAPE: dict[str, Any] = {"num_key_value_heads": 2, "attention_dropout": 0.1}
-UNKNOWN = {"partition_config": {"layer_specs": [], "use_default_specs": False}}
+NO_RULES = {"partition_config": {"layer_specs": [], "use_default_specs": False}}
 
 
 def repeat(name: str, times: int, warm: int) -> list[Sample]:
@@ -104,7 +104,7 @@ def _refusals() -> Iterator[Job]:
     """Plans that are refused, each before or after the groups were made."""
 
     def job(number: int) -> None:
-        config = UNKNOWN if number % 2 else {"preset_model": "lama"}
+        config = NO_RULES if number % 2 else {"preset_model": "lama"}
         said = raised_error(
             lambda: deepspeed_autotp.parallelize(
                 _made(), tp_size=dist.get_world_size(), config=config

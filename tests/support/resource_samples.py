@@ -2,12 +2,14 @@
 """What a process holds while it does one thing again and again."""
 
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 
 from tests.support.held_memory import held
+from tests.support.memory_names import noting_memory
 from tests.support.open_resources import open_resources
 
 # The first of them once caches are warm.
@@ -30,11 +32,15 @@ def sampled(job: Callable[[int], object], *, times: int, warm: int) -> list[Samp
     """Do ``job(number)`` ``warm`` times, and ``times`` more; samples after the first, and spread
     over the others."""
     found = []
+    names: set[str] = set()
     marks = {warm + times * place // (SAMPLES - 1) for place in range(SAMPLES)}
-    for number in range(warm + times):
-        job(number)
-        if number + 1 in marks:
-            found.append(_sample(number + 1))
+    with noting_memory(names.add):
+        for number in range(warm + times):
+            if number + 1 in marks:
+                _collect()  # groups of dropped models are closed by a job that shards the next
+            job(number)
+            if number + 1 in marks:
+                found.append(_sample(number + 1, names))
     return found
 
 
@@ -48,16 +54,28 @@ def per_time(samples: list[Sample], what: str) -> float:
     return sum((each.times - mean) * value for each, value in pairs) / spread
 
 
-def _sample(times: int) -> Sample:
-    for _ in range(3):  # finalizers of a collection leave something for the next
-        gc.collect()
+def steady(samples: list[Sample], what: str) -> float:
+    """By how much ``what`` grows each time, in the half of the parts that grow least: a leak is in
+    each of them, while a cache grows in one, by megabytes."""
+    return median_low(per_time(list(part), what) for part in pairwise(samples))
+
+
+def _sample(times: int, names: set[str]) -> Sample:
+    """``names`` are of shared memory of this process; those without a file are forgotten."""
+    names.intersection_update([name for name in names if Path(f"/dev/shm{name}").exists()])
+    _collect()
     counts = open_resources() | {
-        "shared memory files": sum(name.startswith("autotp") for name in os.listdir("/dev/shm")),
+        "shared memory files": len(names),
         "mapped regions": len(Path("/proc/self/maps").read_text().splitlines()),
         "objects of the package": _own_objects(),
     }
     malloc, blocks = held()
     return Sample(times, counts, _resident(), malloc, blocks)
+
+
+def _collect() -> None:
+    for _ in range(3):  # finalizers of a collection leave something for the next
+        gc.collect()
 
 
 def _own_objects() -> int:

@@ -10,14 +10,12 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from deepspeed_autotp.distributed import shared_memory
 from tests.support.faults.cell import FAULTY, GLOO, RANKS, TIMEOUT, Cell
+from tests.support.memory_names import noting_memory
 
 T = TypeVar("T")
 
@@ -107,10 +105,4 @@ class Rank:
 
     def note_names(self, stack: ExitStack) -> None:
         """Note the names of shared memory that is made within ``stack``."""
-        name_of = shared_memory._name
-
-        def noted(token: Tensor) -> str:
-            self.note("memory", name_of(token))
-            return name_of(token)
-
-        stack.enter_context(mock.patch.object(shared_memory, "_name", noted))
+        stack.enter_context(noting_memory(lambda name: self.note("memory", name)))
