@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done again and again takes no more memory, files, threads and groups each time.
 
-``make leaks`` does it as often as LONG says and prints what grows; about an hour on
-two quiet cores.
+``make leaks`` does it as often as LONG says, which memory needs to be judged, too, and prints what
+grows; about an hour on two quiet cores.
 """
 
 import os
@@ -10,7 +10,7 @@ import os
 import pytest
 
 from tests.distributed import leaks_ranks
-from tests.support.resource_samples import Sample, per_time
+from tests.support.resource_samples import Sample, per_time, steady
 from tests.support.worker_pool import Pool
 
 IS_LONG = bool(os.environ.get("AUTOTP_LEAKS"))
@@ -36,6 +36,14 @@ SHORT = {
     "saves": 4,
 }
 WARM = 4
+# Bytes of malloc and blocks of Python each time, in a long run. A tensor that a step leaves behind
+# is some hundred bytes and more than one block; caches give up to 26 bytes and 0.01 blocks.
+STEP = (64, 0.5)
+# A model that is left behind keeps its weights, 300 KB, and thousands of blocks. Of the groups of
+# each torch keeps 2 blocks, a tag and its list, and 1,400 bytes with the keys in a FileStore. Saves
+# take 4,000 bytes while caches fill.
+MODEL, SAVE = (4096, 4.0), (8192, 4.0)
+MOST = dict.fromkeys(("steps", "engine steps", "failed steps", "gathers"), STEP) | {"saves": SAVE}
 
 
 @pytest.mark.parametrize(("name", "times"), (LONG if IS_LONG else SHORT).items())
@@ -47,6 +55,10 @@ def test_nothing_is_left_behind(pool: Pool, name: str, times: int) -> None:
         first, *_, last = samples
         grown = {what for what, count in last.counts.items() if count > first.counts[what]}
         assert not grown, (grown, first.counts, last.counts)
+        if IS_LONG:
+            malloc, blocks = MOST.get(name, MODEL)
+            assert steady(samples, "malloc") < malloc
+            assert steady(samples, "blocks") < blocks
 
 
 def figures(samples: list[Sample]) -> str:
