@@ -17,6 +17,7 @@ from deepspeed_autotp.state.sharded_model import shard_of
 from tests.support.core_llama import ROOT_MODULE
 from tests.support.fuzzing import fuzzed
 from tests.support.one_error import check_error
+from tests.support.plan_coverage import check_covered
 from tests.support.random_bits import DTYPES, bits, random_bits
 
 pytestmark = [
@@ -88,19 +89,6 @@ def made(given_model: Given, ranks: int, grain: int) -> Plan | None:
     except ValueError as error:
         check_error(error)
         return None
-
-
-def check_covered(entry: Entry, ranks: int) -> None:
-    """Each element is on some rank, and on none of them twice."""
-    size = entry.view[1]
-    owners: list[list[int]] = [[] for _ in range(size)]
-    for rank in range(ranks):
-        runs = entry.runs(rank)
-        assert sum(runs[1::2]) == entry.width(rank)
-        for start, length in zip(runs[::2], runs[1::2], strict=True):
-            for element in range(start, start + length):
-                owners[element].append(rank)
-    assert all(owners) and all(sorted(set(each)) == each for each in owners)
 
 
 def check_chunks(entry: Entry, shards: list[torch.Tensor], full: torch.Tensor) -> None:

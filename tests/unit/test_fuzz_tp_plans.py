@@ -22,6 +22,7 @@ from tests.support.core_llama import llama
 from tests.support.fuzzing import fuzzed
 from tests.support.hostile_values import NAMES, VALUES, mutated
 from tests.support.one_error import check_error
+from tests.support.plan_coverage import check_plan
 from tests.support.small_models import build
 
 pytestmark = pytest.mark.fuzz
@@ -40,20 +41,6 @@ PATTERNS = st.one_of(
 )
 STYLES = st.one_of(st.sampled_from(_core.style_names()), NAMES)
 TP_PLANS = st.dictionaries(PATTERNS, STYLES, max_size=8)
-
-
-def check_plan(plan: Plan) -> None:
-    """Each element of each parameter is on some rank."""
-    for entry in plan.entries:
-        if not entry.is_sharded:
-            continue
-        marks = torch.zeros(entry.view[1], dtype=torch.bool)
-        for rank in range(plan.ranks):
-            runs = entry.runs(rank)
-            for start, length in zip(runs[::2], runs[1::2], strict=True):
-                marks[start : start + length] = True
-            assert sum(runs[1::2]) == entry.width(rank)
-        assert bool(marks.all()), entry.name
 
 
 @fuzzed(80)
@@ -106,7 +93,6 @@ RULES = {
         {"patterns": [".*down_proj.weight$"], "partition_type": "row", "shape": [-1, 2]},
     ],
 }
-MADE_FROM: dict[bool, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -115,21 +101,27 @@ def model() -> nn.Module:
         return build("llama", tied=True)
 
 
-def made_from(model: nn.Module, with_rules: bool) -> Any:
-    if with_rules not in MADE_FROM:
-        settings = TPTrainingConfig(partition_config=RULES) if with_rules else TPTrainingConfig()
-        request = PlanRequest(replicated=("model.layers.0.mlp",), large_names=("lm_head",))
-        text = json.dumps(recipe(describe(model), settings, request))
-        MADE_FROM[with_rules] = json.loads(text)
-    return MADE_FROM[with_rules]
+@pytest.fixture(scope="module")
+def recipes(model: nn.Module) -> dict[bool, Any]:
+    """Without rules, and with some."""
+    request = PlanRequest(replicated=("model.layers.0.mlp",), large_names=("lm_head",))
+    given_settings = {False: TPTrainingConfig(), True: TPTrainingConfig(partition_config=RULES)}
+    return {
+        with_rules: json.loads(json.dumps(recipe(describe(model), settings, request)))
+        for with_rules, settings in given_settings.items()
+    }
 
 
 @fuzzed(50)
 @given(st.data(), st.booleans(), st.integers(1, 4))
 def test_a_recipe_of_anybody_is_planned_or_refused(
-    model: nn.Module, data: st.DataObject, with_rules: bool, ranks: int
+    model: nn.Module,
+    recipes: dict[bool, Any],
+    data: st.DataObject,
+    with_rules: bool,
+    ranks: int,
 ) -> None:
-    given_recipe = data.draw(mutated(made_from(model, with_rules)))
+    given_recipe = data.draw(mutated(recipes[with_rules]))
     try:
         plan = plan_of(given_recipe, model, ranks=ranks)
     except ValueError as error:
@@ -153,7 +145,7 @@ def test_recorded_arguments_are_merged_or_refused(
     records = _core.Records()
     try:
         records.add(1, tp_size, dtype)
-        merged = _core.merge(
+        _core.merge(
             records.find(1), autotp_size=autotp_size, tp_size=nested, dtype=asked, bf16=bf16
         )
     except ValueError as error:
@@ -161,5 +153,5 @@ def test_recorded_arguments_are_merged_or_refused(
     except TypeError as error:
         assert "expected an int" in str(error)
     else:
-        sizes = {tp_size, autotp_size, nested} - {-1, 0, 1, None}
-        assert len(sizes) <= 1 or merged["autotp_size"] is not None
+        sizes = {max(size, 1) for size in (tp_size, autotp_size, nested) if size >= 0}
+        assert len(sizes) <= 1
