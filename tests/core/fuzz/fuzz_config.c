@@ -13,11 +13,13 @@
 
 static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
 
+/* Also one that is wrong in any place. */
 static tp_spec
-take_spec(input *in)
+take_any_spec(input *in)
 {
-    tp_spec spec = {.partition = (tp_partition)take_int(in, 0, TP_PARTITION_SKIP),
-                    .dim = take_int(in, -1, TP_MAX_DIMS)};
+    tp_spec spec = {0};
+    spec.partition = (tp_partition)take_int(in, 0, TP_PARTITION_SKIP);
+    spec.dim = take_int(in, -1, TP_MAX_DIMS);
     const int flags = take_byte(in);
     spec.gather_output = flags % 8 == 7;
     spec.split_input = flags % 16 == 14;
@@ -55,7 +57,7 @@ try_spec(input *in)
     tp_error err = TP_NO_ERROR;
     tp_model *model = NULL;
     tp_view view;
-    const tp_spec spec = take_spec(in);
+    const tp_spec spec = take_any_spec(in);
     const tp_module module = {.name = "", .kind = TP_MODULE_LINEAR};
     tp_parameter weight = {.name = "weight",
                            .leaf = "weight",
@@ -116,8 +118,10 @@ try_sizes(input *in)
     tp_size_source sources[4];
     int64_t settled = 0;
     const int count = take_int(in, 0, COUNT(sources));
-    for (int i = 0; i < count; i++)
-        sources[i] = (tp_size_source){take_line(in), take_size(in)};
+    for (int i = 0; i < count; i++) {
+        sources[i].where = take_line(in);
+        sources[i].size = take_size(in);
+    }
     const bool differs = tp_size_differs(sources, count);
     REQUIRE(is_done(tp_size_settle(sources, count, &settled, &err), &err) == !differs);
     for (int i = 0; !differs && i < count; i++)
@@ -127,9 +131,10 @@ try_sizes(input *in)
 static tp_record
 take_record(input *in)
 {
-    tp_record record = {.tp_size = take_size(in),
-                        .dtype = dtypes[take_int(in, 0, COUNT(dtypes) - 1)],
-                        .group = take_int(in, 0, 2)};
+    tp_record record;
+    record.tp_size = take_size(in);
+    record.dtype = dtypes[take_int(in, 0, COUNT(dtypes) - 1)];
+    record.group = take_int(in, 0, 2);
     record.group_size = record.group == 0 ? 0 : take_int(in, -1, 4);
     return record;
 }
@@ -138,20 +143,42 @@ static tp_merge_facts
 take_facts(input *in)
 {
     const int flags = take_byte(in);
-    tp_merge_facts facts = {.autotp_size = (flags & 1) != 0 ? take_size(in) : -1,
-                            .tp_size = (flags & 2) != 0 ? take_size(in) : -1,
-                            .tp_group = take_int(in, 0, 2),
-                            .section = (flags & 4) != 0 ? "tp" : "tensor_parallel",
-                            .dtype = (flags & 8) != 0 ? take_line(in) : NULL,
+    tp_merge_facts facts = {.section = (flags & 4) != 0 ? "tp" : "tensor_parallel",
                             .bf16 = (flags & 16) != 0,
                             .fp16 = (flags & 32) != 0,
                             .has_mpu = (flags & 64) != 0,
                             .has_mesh = (flags & 128) != 0};
+    facts.autotp_size = (flags & 1) != 0 ? take_size(in) : -1;
+    facts.tp_size = (flags & 2) != 0 ? take_size(in) : -1;
+    facts.tp_group = take_int(in, 0, 2);
+    facts.dtype = (flags & 8) != 0 ? take_line(in) : NULL;
     facts.tp_group_size = facts.tp_group == 0 ? 0 : take_int(in, 0, 4);
     return facts;
 }
 
-/* What is filled in was recorded, and where two sizes were stated they are equal. */
+static bool
+is_same_size(int64_t a, int64_t b)
+{
+    return a < 0 || b < 0 || effective(a) == effective(b);
+}
+
+/* All sizes that the record and the configuration state are equal. */
+static void
+check_sizes(const tp_record *record, const tp_merge_facts *facts)
+{
+    const int64_t sizes[] = {
+        facts->autotp_size,
+        facts->tp_size,
+        facts->tp_group_size > 0 ? facts->tp_group_size : -1,
+        record == NULL ? -1 : record->tp_size,
+        record == NULL || record->group_size == 0 ? -1 : record->group_size,
+    };
+    for (int i = 0; i < COUNT(sizes); i++)
+        for (int k = 0; k < i; k++)
+            REQUIRE(is_same_size(sizes[i], sizes[k]));
+}
+
+/* What is filled in was recorded. */
 static void
 merge(const tp_record *record, const tp_merge_facts *facts)
 {
@@ -159,8 +186,7 @@ merge(const tp_record *record, const tp_merge_facts *facts)
     tp_merge_fill fill;
     if (!is_done(tp_merge(record, facts, &fill, &err), &err))
         return;
-    REQUIRE(facts->autotp_size < 0 || facts->tp_size < 0 ||
-            effective(facts->autotp_size) == effective(facts->tp_size));
+    check_sizes(record, facts);
     if (record == NULL) {
         REQUIRE(fill.autotp_size == -1 && fill.tp_size == -1 && !fill.tp_group);
         return;

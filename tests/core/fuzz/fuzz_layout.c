@@ -236,9 +236,13 @@ try_any_runs(input *in)
         }
         free(copies);
     }
-    const tp_shard_view view = {take_size(in), take_size(in), take_size(in), 1,
-                                values[3],     lists[3].count};
-    if (is_done(tp_shard_check(&view, take_size(in), take_size(in), &err), &err))
+    tp_shard_view view = {.item = 1, .runs = values[3], .values = lists[3].count};
+    view.outer = take_size(in);
+    view.size = take_size(in);
+    view.inner = take_size(in);
+    const int64_t full = take_size(in);
+    const int64_t own = take_size(in);
+    if (is_done(tp_shard_check(&view, full, own, &err), &err))
         is_done(tp_shard_disjoint(&view, &err), &err);
 }
 

@@ -26,11 +26,13 @@ take_pattern(const fixture *f, input *in, char *room)
     return at;
 }
 
+/* One that is mostly right, so that there is a plan. */
 static tp_spec
-take_spec(input *in)
+take_likely_spec(input *in)
 {
-    tp_spec spec = {.partition = (tp_partition)take_int(in, 0, TP_PARTITION_SKIP),
-                    .dim = take_int(in, -1, 2)};
+    tp_spec spec = {0};
+    spec.partition = (tp_partition)take_int(in, 0, TP_PARTITION_SKIP);
+    spec.dim = take_int(in, -1, 2);
     const int flags = take_byte(in);
     spec.gather_output = flags % 8 == 7 && spec.partition == TP_PARTITION_COLUMN;
     spec.split_input = flags % 8 == 6 && spec.partition == TP_PARTITION_ROW;
@@ -65,11 +67,21 @@ add_config_rule(fixture *f, const char *pattern, const tp_spec *spec)
     is_done(tp_rules_add(f->rules, &rule, &f->err), &f->err);
 }
 
+static int
+style_count(void)
+{
+    int count = 0;
+    while (tp_hf_plan_style_name(count) != NULL)
+        count++;
+    return count;
+}
+
 static void
 take_rules(fixture *f, input *in)
 {
     int presets = 0;
     const char *const *names = tp_preset_names(&presets);
+    const int styles = style_count();
     char room[LONGEST_PART];
     for (int left = take_int(in, 0, 6); left > 0; left--) {
         const int kind = take_int(in, 0, 7);
@@ -78,14 +90,13 @@ take_rules(fixture *f, input *in)
             const int preset = take_byte(in) % presets;
             is_done(tp_rules_add_preset(f->rules, names[preset], &f->err), &f->err);
         } else if (kind < 4) {
-            const tp_spec spec = take_spec(in);
+            const tp_spec spec = take_likely_spec(in);
             add_config_rule(f, pattern, &spec);
         } else {
-            const char *style = tp_hf_plan_style_name(take_byte(in) % 24);
+            const char *style = tp_hf_plan_style_name(take_byte(in) % styles);
             const bool required = take_int(in, 0, 7) == 7;
-            if (style != NULL)
-                is_done(tp_rules_add_style(f->rules, pattern, style, required, &f->err),
-                        &f->err);
+            is_done(tp_rules_add_style(f->rules, pattern, style, required, &f->err),
+                    &f->err);
         }
     }
 }
@@ -200,14 +211,14 @@ read_table(fixture *f)
 static void
 read_costs(fixture *f, input *in)
 {
-    tp_memory_options options = {.stage = take_int(in, 0, 4),
-                                 .replicas = take_int(in, 0, 8),
-                                 .states = take_int(in, 0, 2),
-                                 .reduce_bucket = TP_REDUCE_BUCKET,
+    tp_memory_options options = {.reduce_bucket = TP_REDUCE_BUCKET,
                                  .persistence = TP_PERSISTENCE_THRESHOLD,
                                  .max_live = TP_MAX_LIVE_PARAMETERS,
-                                 .sub_group = TP_SUB_GROUP,
-                                 .overlap_comm = take_bool(in)};
+                                 .sub_group = TP_SUB_GROUP};
+    options.stage = take_int(in, 0, 4);
+    options.replicas = take_int(in, 0, 8);
+    options.states = take_int(in, 0, 2);
+    options.overlap_comm = take_bool(in);
     tp_replica_traffic rows[TP_REPLICA_TRAFFIC];
     tp_rank_memory memory;
     if (take_bool(in))

@@ -47,9 +47,19 @@ static int64_t
 take_length(input *in)
 {
     const int kind = take_byte(in);
-    return kind < 128   ? kind
-           : kind < 250 ? take_byte(in) << 8 | take_byte(in)
-                        : take_size(in);
+    return kind < 128 ? kind : kind < 250 ? take_short(in) : take_size(in);
+}
+
+static tp_rows
+take_rows(input *in)
+{
+    tp_rows rows;
+    rows.begin = take_length(in);
+    rows.rows = take_byte(in);
+    rows.bytes = take_length(in);
+    rows.stride = take_length(in);
+    rows.out_stride = take_length(in);
+    return rows;
 }
 
 static void
@@ -68,9 +78,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     input in = input_of(data, size);
     tp_error err = TP_NO_ERROR;
     const int kind = take_byte(&in);
-    const int64_t length = (int64_t)take_byte(&in) << 8 | take_byte(&in);
-    const tp_rows rows = {take_length(&in), take_int(&in, 0, 255), take_length(&in),
-                          take_length(&in), take_length(&in)};
+    const int64_t length = take_short(&in);
+    const tp_rows rows = take_rows(&in);
     const int64_t room = end_of(0, rows.rows, rows.bytes, rows.out_stride);
     const int64_t end = end_of(rows.begin, rows.rows, rows.bytes, rows.stride);
     if (room >= 0 && room <= MOST_MEMORY && end >= 0) {

@@ -18,7 +18,9 @@ typedef struct {
 static tp_box
 take_box(input *in)
 {
-    tp_box box = {.file = take_int(in, 0, 2), .dims = take_int(in, 0, TP_MAX_DIMS)};
+    tp_box box = {0};
+    box.file = take_int(in, 0, 2);
+    box.dims = take_int(in, 0, TP_MAX_DIMS);
     if (take_int(in, 0, 31) == 31)
         box.dims = take_int(in, -1, TP_MAX_DIMS + 1);
     const bool dense = take_bool(in);

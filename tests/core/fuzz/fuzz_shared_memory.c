@@ -63,13 +63,15 @@ write_garbage(input *in, tp_shm *shm)
         case 3:
             counters->failed = (uint64_t)take_size(in);
             break;
-        case 4:
-            counters->tags[take_int(in, 0, 1)] =
-                (tp_shm_tag){(uint64_t)take_size(in), (uint64_t)take_size(in),
-                             (uint64_t)take_size(in)};
+        case 4: {
+            tp_shm_tag *tag = &counters->tags[take_int(in, 0, 1)];
+            tag->bytes = (uint64_t)take_size(in);
+            tag->kind = (uint64_t)take_size(in);
+            tag->label = (uint64_t)take_size(in);
             break;
+        }
         default: {
-            const size_t at = (size_t)take_byte(in) << 8 | (size_t)take_byte(in);
+            const size_t at = (size_t)take_short(in);
             ((unsigned char *)shm->counters)[at % shm->bytes] =
                 (unsigned char)take_byte(in);
         }

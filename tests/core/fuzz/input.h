@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* input.h -- the bytes of a fuzzer, read as numbers and texts.
  *
- * Behind the end numbers are 0 and texts "", so that any bytes are an input. Texts are
+ * Behind the end numbers are 0 and texts "", so that any bytes are an input. One
+ * expression takes one value: in which order C evaluates several is up to the
+ * compiler, and an input would mean something else to the next. Texts are
  * in memory of just their size, so that a sanitizer sees what is read beside them; all
  * are given back by input_end. */
 #ifndef TP_FUZZ_INPUT_H
@@ -69,6 +71,14 @@ take_bool(input *in)
     return (take_byte(in) & 1) != 0;
 }
 
+/* Two bytes, the higher one first. */
+static inline int
+take_short(input *in)
+{
+    const int high = take_byte(in);
+    return high << 8 | take_byte(in);
+}
+
 /* `low` to `high`, which are at most 255 apart. */
 static inline int
 take_int(input *in, int low, int high)
@@ -101,7 +111,7 @@ take_size(input *in)
     if (kind < 224)
         return kind;
     if (kind < 240)
-        return take_byte(in) << 8 | take_byte(in);
+        return take_short(in);
     return kind < 252 ? edges[kind % COUNT(edges)] : take_int64(in);
 }
 

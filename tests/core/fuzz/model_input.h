@@ -190,10 +190,10 @@ step_experts(making *at)
     const bool turned = take_bool(at->in);
     const tp_integer integers[] = {{"num_experts", experts}};
     const int parent = any_module(at);
-    const int module = add_child(
-        at, parent, "experts",
-        (tp_module_kind)take_int(at->in, TP_MODULE_EXPERTS, TP_MODULE_EXPERT_BLOCKS),
-        integers, take_int(at->in, 0, 1));
+    const tp_module_kind kind =
+        (tp_module_kind)take_int(at->in, TP_MODULE_EXPERTS, TP_MODULE_EXPERT_BLOCKS);
+    const int count = take_int(at->in, 0, 1);
+    const int module = add_child(at, parent, "experts", kind, integers, count);
     const int64_t shapes[2][3] = {
         {experts, turned ? hidden : times(2, inner), turned ? times(2, inner) : hidden},
         {experts, turned ? inner : hidden, turned ? hidden : inner}};
@@ -270,7 +270,9 @@ step_embedding(making *at)
 {
     const int parent = any_module(at);
     const char *part = model_parts[take_byte(at->in) % COUNT(model_parts)];
-    const int64_t shape[] = {take_features(at->in), take_features(at->in)};
+    int64_t shape[2];
+    shape[0] = take_features(at->in);
+    shape[1] = take_features(at->in);
     const int module = add_child(at, parent, part, TP_MODULE_EMBEDDING, NULL, 0);
     add_tensor(at, module, "weight", 2, shape, -1);
     if (take_bool(at->in))
