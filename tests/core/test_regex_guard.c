@@ -163,7 +163,7 @@ test_a_fallback_that_needs_too_many_long_matches_is_not_asked(void)
     CHECK_INT_EQ(matches.left, 0);
     CHECK_INT_EQ(python.asked, 1);
     CHECK_FAILS(tp_regex_match_counted(regex, &subject, &matches, &matched, &err),
-                TP_LIMIT, &err, "too many steps");
+                TP_LIMIT, &err, "all long matches of the plan together");
     CHECK_INT_EQ(python.asked, 1);
     tp_regex_free(regex);
 }

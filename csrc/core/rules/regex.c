@@ -239,6 +239,10 @@ is_limit(int result)
            result == PCRE2_ERROR_HEAPLIMIT;
 }
 
+/* In the place of a result of PCRE2, whose own are above: the pattern may be harmless,
+ * but no long match is left to it. */
+#define NO_LONG_MATCH_LEFT (-10000)
+
 /* As run, where long matches are counted: first with few steps, then with more. */
 static int
 run_counted(const pcre2_code *code, const tp_subject *subject, uint32_t most,
@@ -248,7 +252,7 @@ run_counted(const pcre2_code *code, const tp_subject *subject, uint32_t most,
     int result = run(code, subject, steps);
     for (int cost = 1; is_limit(result) && steps < most; cost *= 10) {
         if (matches->left < cost)
-            break;
+            return NO_LONG_MATCH_LEFT;
         matches->left -= cost;
         steps = steps < most / 10 ? steps * 10 : most;
         result = run(code, subject, steps);
@@ -263,6 +267,15 @@ fail_match(const tp_regex *regex, const tp_subject *subject, int result, tp_erro
     const int subject_shown = shown(subject->size);
     if (result == PCRE2_ERROR_NOMEMORY)
         return tp_fail_memory(err);
+    if (result == NO_LONG_MATCH_LEFT)
+        return tp_fail(
+            err, TP_LIMIT,
+            "pattern '%.*s' gave up on '%.*s', since all long matches of the plan "
+            "together took too long: this pattern or others before it have nested or "
+            "neighbouring repeats such as (a+)* or .*.*.*, which share the same text "
+            "in "
+            "many ways; write them with fewer of these",
+            pattern_shown, regex->pattern, subject_shown, subject->text);
     if (!is_limit(result))
         return tp_fail(err, TP_BUG, "PCRE2 error %d for pattern '%.*s' on '%.*s'",
                        result, pattern_shown, regex->pattern, subject_shown,
@@ -287,7 +300,7 @@ match_fallback(const tp_regex *regex, const tp_subject *subject,
     if (regex->guard != NULL) {
         const uint32_t steps = (uint32_t)(MOST_STEPS_OF_PYTHON / regex->rounds);
         const int result = run_counted(regex->guard, subject, steps, matches);
-        if (is_limit(result))
+        if (is_limit(result) || result == NO_LONG_MATCH_LEFT)
             return fail_match(regex, subject, result, err);
     }
     const int found =
