@@ -178,11 +178,11 @@ class ReadsFullWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = state_of(self, _OwnForward)
-        own.is_running = True
+        before, own.is_running = own.is_running, True
         try:
             y: Tensor = super().forward(x)
         finally:
-            own.is_running = False
+            own.is_running = before
         return y
 
     @property

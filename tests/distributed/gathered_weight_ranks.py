@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import deepspeed_autotp
 from deepspeed_autotp.interop.module_state import set_state
 from deepspeed_autotp.layers.layer_sharding import sharding_of
+from deepspeed_autotp.vocab_parallel.gathered_weight import reading_shard
 from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_curves import RATE
 from tests.support.output_head_models import batch, build, gradient_difference, shard
@@ -230,6 +231,23 @@ def peculiar() -> list[str]:
         except (RuntimeError, AttributeError) as error:
             said.append(f"{type(error).__name__}: {error}")
     return said
+
+
+def read_after_a_forward() -> list[list[bool]]:
+    """Whether ``reading_shard`` still reads the shard once the layer has run within it, and whether
+    the full weight is read behind it."""
+    model: Any = shard(model_with("plain", tied=False, bias=False), "llama")
+    head, size, found = model.lm_head, model.config.vocab_size, []
+
+    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        with reading_shard(head):
+            head(output.last_hidden_state)
+            inside = head.weight.shape[0]
+        found.append([inside < size, head.weight.shape[0] == size])
+
+    model.base_model.register_forward_hook(look)
+    model(**batch())
+    return found
 
 
 def trl_head(family: str, tied: bool) -> dict[str, Any]:

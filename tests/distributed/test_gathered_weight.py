@@ -42,6 +42,11 @@ def test_a_forward_that_was_interrupted_is_left(pool: Pool, kind: str) -> None:
         assert all(found.values()), found
 
 
+def test_the_shard_is_read_until_the_context_ends(pool: Pool) -> None:
+    for found in pool.run(gathered_weight_ranks.read_after_a_forward):
+        assert found == [[True, True]]
+
+
 def test_what_cannot_be_gathered_is_an_error_and_not_the_shard(pool: Pool) -> None:
     for broken, gone in pool.run(gathered_weight_ranks.peculiar):
         assert broken.startswith("RuntimeError: weight of ") and "cannot be gathered" in broken
