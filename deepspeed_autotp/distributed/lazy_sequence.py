@@ -92,20 +92,20 @@ class LazySequence(GatheredLater):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is Tensor.__getitem__ and isinstance(args[0], cls) and _takes_all(args[1]):
+        if func is Tensor.__getitem__ and isinstance(args[0], cls) and _takes_all(*args):
             return args[0]
         if func in _OF_GRADIENT:
             _refuse_taken(func, args, kwargs or {})
         return _PLAIN(func, types, args, dict(kwargs or {}))
 
 
-def _takes_all(index: Any) -> bool:
-    """Whether an index gives all of the tensor."""
-    every = slice(None)
-    return all(
-        each is Ellipsis or (isinstance(each, slice) and each in (every, slice(0, None)))
-        for each in (index if isinstance(index, tuple) else (index,))
-    )
+def _takes_all(x: Tensor, index: Any) -> bool:
+    """Whether an index gives all of ``x``; torch refuses one of more dimensions."""
+    parts = index if isinstance(index, tuple) else (index,)
+    every = (slice(None), slice(0, None))
+    slices = sum(isinstance(each, slice) and each in every for each in parts)
+    rest = sum(each is Ellipsis for each in parts)
+    return slices <= x.dim() and slices + rest == len(parts)
 
 
 class _RefuseGradients:

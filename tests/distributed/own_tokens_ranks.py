@@ -16,6 +16,7 @@ from tests.support.engine_config import Setting, engine_config
 from tests.support.loss_chunks import loss_chunks
 from tests.support.loss_curves import RATE, own_rows
 from tests.support.output_head_models import VOCABULARY, build, gradient_difference, shard
+from tests.support.raised_error import raised_error
 from tests.support.recorded_collectives import recorded_collectives
 from tests.support.small_models import tokens
 
@@ -256,6 +257,26 @@ def gradient_is_retained() -> float:
             each(input_ids=ids, labels=ids).loss.backward()
     own, expected = (each.kept.grad for each in (model, unsharded))
     return float((own - expected).abs().max() / expected.abs().max())
+
+
+class IndexesTooMuch(UsesHiddenStates):
+    """With one index more than there are dimensions, each of which takes all."""
+
+    def change(self, hidden: Tensor) -> Tensor:
+        return hidden[:, :, :, :]
+
+
+def an_index_too_many() -> list[str]:
+    """What one process says, and what a rank says."""
+    ids = tokens(0, vocabulary=VOCABULARY)
+    unsharded, model = (build("llama", tied=False) for _ in range(2))
+    for each in (unsharded, model):
+        each.__class__ = IndexesTooMuch
+    shard(model, "llama", sequence_parallel=True, self_check=False)
+    return [
+        raised_error(lambda each=each: each(input_ids=ids, labels=ids))  # type: ignore[misc]
+        for each in (unsharded, model)
+    ]
 
 
 class AsksLate(UsesHiddenStates):

@@ -63,6 +63,11 @@ def test_the_gradient_of_hidden_states_can_be_kept(pool: Pool) -> None:
     assert max(pool.run(own_tokens_ranks.gradient_is_retained)) < 1e-6
 
 
+def test_an_index_too_many_is_the_error_of_torch(pool: Pool) -> None:
+    for expected, said in pool.run(own_tokens_ranks.an_index_too_many):
+        assert said == expected and said.startswith("IndexError: too many indices")
+
+
 @pytest.mark.parametrize("how", LATE)
 def test_a_gradient_of_hidden_states_that_is_not_formed_is_refused(pool: Pool, how: str) -> None:
     for message in pool.run(own_tokens_ranks.gradient_is_asked_late, how):
