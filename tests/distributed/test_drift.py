@@ -58,4 +58,5 @@ def test_a_long_run_lets_no_replica_drift(pool: Pool, way: str) -> None:
 def test_replicas_are_seen_to_drift_where_their_products_differ(pool: Pool) -> None:
     run = Run("parallelize", 4, 2, rounds_otherwise=True)
     for each in pool.run(drift_ranks.train, run):
+        assert list(each.differing) == [2, 4]
         assert all(any("mlp" in name for name in names) for names in each.differing.values())
