@@ -156,9 +156,8 @@ def differences(got: Curve, wanted: Curve) -> Iterator[tuple[str, str, float]]:
     if wanted.evaluated < torch.finfo(torch.float32).max:  # beyond it there is none in float32
         yield "loss", "in evaluation", relative(got.evaluated, wanted.evaluated)
     for step, (a, b) in enumerate(zip(got.norms, wanted.norms, strict=True)):
-        if math.isnan(a):
-            continue
-        yield "norm", f"of step {step}", relative(a, b)
+        if a is not None and b is not None:
+            yield "norm", f"of step {step}", relative(a, b)
     for step, (own, full) in enumerate(zip(got.gradients, wanted.gradients, strict=True)):
         largest = max((float(g.abs().max()) for g in full.values() if g.numel()), default=0.0)
         for name in sorted(full.keys() | own.keys()):

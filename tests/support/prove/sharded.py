@@ -239,7 +239,7 @@ class Sharded:
             else:
                 norm = self.engine.get_global_grad_norm()
                 # DeepSpeed forms none without ZeRO and clipping.
-                curve.norms.append(float("nan") if norm is None else float(norm))
+                curve.norms.append(None if norm is None else float(norm))
             self.masks.append(take_masks(self.model))
             if step == STEPS - 2:
                 self.between()

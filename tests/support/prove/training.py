@@ -30,11 +30,11 @@ Gradients = dict[str, Tensor]
 
 @dataclass
 class Curve:
-    """Losses, norms and gradients of all steps; at the end the weights, the loss in evaluation, and
-    what is wrong with replicas."""
+    """Losses, norms (None where there is none) and gradients of all steps; at the end the weights,
+    the loss in evaluation, and what is wrong with replicas."""
 
     losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
+    norms: list[float | None] = field(default_factory=list)
     gradients: list[Gradients] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     evaluated: float = 0.0
