@@ -299,7 +299,7 @@ class Sharded:
             self.engine.destroy()
 
     def share(self) -> float:
-        """Of the parameters, on this rank."""
+        """Of the parameters, on this rank, whatever ZeRO leaves of them there."""
         return held(self.model) / held(make(self.case, self.dtype))
 
     def save(self, folder: str) -> None:
@@ -368,4 +368,7 @@ def load_and_finish(case: Case, dtype: torch.dtype, folder: str, curve: Curve) -
 
 
 def held(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    """Elements of the model's own parameters: adapters are in no unsharded model, and ZeRO 3 keeps
+    the size of what it has partitioned in ``ds_numel``."""
+    own = (p for name, p in model.named_parameters() if "lora_" not in name)
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in own)
