@@ -2,11 +2,12 @@
 """One case on ranks: both runs, and how far they are apart."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tests.support.log_records import logged_warnings
@@ -52,7 +53,7 @@ def run_case(case: Case) -> Outcome:
             curve, masks, share = train_sharded(case, dtype_of(case))
         except ValueError as error:
             return Outcome("refused", str(error), warnings=tuple(warnings))
-    return compared(case, curve, masks, share, tuple(warnings))
+    return compared(case, [curve], masks, share, tuple(warnings))
 
 
 def begin_case(case: Case, folder: str) -> tuple[Outcome, Curve]:
@@ -65,14 +66,17 @@ def begin_case(case: Case, folder: str) -> tuple[Outcome, Curve]:
     return Outcome("same", "", share, tuple(warnings)), curve
 
 
-def finish_case(case: Case, folder: str, curve: Curve, share: float) -> Outcome:
-    """The rest, on every rank of another run."""
+def finish_case(case: Case, folder: str, begun: Sequence[Curve], share: float) -> Outcome:
+    """The rest, on every rank of another run. ``begun`` are the curves of all ranks of the first,
+    which may be more or fewer; each is compared on some rank."""
     with logged_warnings() as warnings:
         try:
-            curve = load_and_finish(case, dtype_of(case), folder, curve)
+            rest = load_and_finish(case, dtype_of(case), folder)
         except ValueError as error:
             return Outcome("refused", str(error), warnings=tuple(warnings))
-    return compared(case, curve, [], share, tuple(warnings))
+    own = begun[dist.get_rank() :: dist.get_world_size()] or begun[:1]
+    curves = [first.before(rest) for first in own]
+    return compared(case, curves, [], share, tuple(warnings))
 
 
 def dtype_of(case: Case) -> torch.dtype:
@@ -82,16 +86,17 @@ def dtype_of(case: Case) -> torch.dtype:
 
 
 def compared(
-    case: Case, curve: Curve, masks: list[Any], share: float, warnings: tuple[str, ...]
+    case: Case, curves: Sequence[Curve], masks: list[Any], share: float, warnings: tuple[str, ...]
 ) -> Outcome:
     dtype = dtype_of(case)
     exact = one_process(replace(case, autocast=False), torch.float64, masks)
     bounds = bounds_of(case, dtype, masks, exact)
-    found = list(differences(curve, exact))
+    found = [each for curve in curves for each in differences(curve, exact)]
     wrong = [f"{k} {n}: {d:.1e} > {bounds[k]:.0e}" for k, n, d in found if not d <= bounds[k]]
-    if not wrong and curve.replicas != "all equal":
+    replicas = curves[0].replicas
+    if not wrong and replicas != "all equal":
         worst = max(far / bounds[kind] for kind, _, far in found)
-        wrong = [f"{curve.replicas}; all else is within {worst:.0e} of its bound"]
+        wrong = [f"{replicas}; all else is within {worst:.0e} of its bound"]
         return Outcome("differs", wrong[0], share, warnings)
     if not wrong:
         return Outcome("same", "", share, warnings)

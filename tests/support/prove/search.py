@@ -59,11 +59,9 @@ def outcomes_of(pool: Pool, case: Case) -> list[Outcome]:
         begun = pool.run(begin_case, case, folder, ranks=ranks, timeout=timeout)
         if any(outcome.kind != "same" for outcome, _ in begun):
             return [outcome for outcome, _ in begun]
-        outcome, curve = begun[0]
+        share, curves = begun[0][0].share, [curve for _, curve in begun]
         ranks = case.resume * case.replicas
-        outcomes = pool.run(
-            finish_case, case, folder, curve, outcome.share, ranks=ranks, timeout=timeout
-        )
+        outcomes = pool.run(finish_case, case, folder, curves, share, ranks=ranks, timeout=timeout)
         return outcomes
 
 

@@ -358,9 +358,9 @@ def train_and_save(case: Case, dtype: torch.dtype, folder: str) -> tuple[Curve, 
     return curve, share
 
 
-def load_and_finish(case: Case, dtype: torch.dtype, folder: str, curve: Curve) -> Curve:
-    """The last step, of a model with other weights before it loads the checkpoint."""
-    run = Sharded(case, dtype, drawn=case.seed + 1)
+def load_and_finish(case: Case, dtype: torch.dtype, folder: str) -> Curve:
+    """The last step alone, of a model with other weights before it loads the checkpoint."""
+    run, curve = Sharded(case, dtype, drawn=case.seed + 1), Curve()
     run.load(folder)
     run.train(curve, first=STEPS - 1)
     run.finish(curve)

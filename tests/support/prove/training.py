@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,11 @@ class Curve:
     weights: dict[str, Tensor] = field(default_factory=dict)
     evaluated: float = 0.0
     replicas: str = "all equal"
+
+    def before(self, rest: "Curve") -> "Curve":
+        """These steps, and then those of ``rest`` and its end."""
+        losses, norms = self.losses + rest.losses, self.norms + rest.norms
+        return replace(rest, losses=losses, norms=norms, gradients=self.gradients + rest.gradients)
 
 
 def make(case: Case, dtype: torch.dtype, *, drawn: int | None = None) -> nn.Module:
