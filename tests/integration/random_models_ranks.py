@@ -26,4 +26,4 @@ def run_wrongly(case: Case) -> Outcome:
         return right(of, model)
 
     with mock.patch.object(sharded, "make_optimizer", make_optimizer):
-        return run_case(case)
+        return run_case(case, "")

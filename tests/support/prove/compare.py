@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.support.log_records import logged_warnings
 from tests.support.prove.case import Case
+from tests.support.prove.refusals import Refused
 from tests.support.prove.sharded import load_and_finish, train_and_save, train_sharded
 from tests.support.prove.training import (
     Curve,
@@ -46,12 +47,12 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def run_case(case: Case) -> Outcome:
-    """On every rank of a run; the same outcome on all."""
+def run_case(case: Case, folder: str) -> Outcome:
+    """On every rank of a run; the same outcome on all. ``folder`` is empty."""
     with logged_warnings() as warnings:
         try:
-            curve, masks, share = train_sharded(case, dtype_of(case))
-        except ValueError as error:
+            curve, masks, share = train_sharded(case, dtype_of(case), folder)
+        except Refused as error:
             return Outcome("refused", str(error), warnings=tuple(warnings))
     return compared(case, [curve], masks, share, tuple(warnings))
 
@@ -61,7 +62,7 @@ def begin_case(case: Case, folder: str) -> tuple[Outcome, Curve]:
     with logged_warnings() as warnings:
         try:
             curve, share = train_and_save(case, dtype_of(case), folder)
-        except ValueError as error:
+        except Refused as error:
             return Outcome("refused", str(error), warnings=tuple(warnings)), Curve()
     return Outcome("same", "", share, tuple(warnings)), curve
 
@@ -72,7 +73,7 @@ def finish_case(case: Case, folder: str, begun: Sequence[Curve], share: float) -
     with logged_warnings() as warnings:
         try:
             rest = load_and_finish(case, dtype_of(case), folder)
-        except ValueError as error:
+        except Refused as error:
             return Outcome("refused", str(error), warnings=tuple(warnings))
     own = begun[dist.get_rank() :: dist.get_world_size()] or begun[:1]
     curves = [first.before(rest) for first in own]

@@ -52,10 +52,10 @@ def outcomes_of(pool: Pool, case: Case) -> list[Outcome]:
     timeout = COMPILE_TIMEOUT if case.compiled else TIMEOUT
     ranks = case.tp * case.replicas
     outcomes: list[Outcome]
-    if not case.resume:
-        outcomes = pool.run(run_case, case, ranks=ranks, timeout=timeout)
-        return outcomes
     with tempfile.TemporaryDirectory() as folder:
+        if not case.resume:
+            outcomes = pool.run(run_case, case, folder, ranks=ranks, timeout=timeout)
+            return outcomes
         begun = pool.run(begin_case, case, folder, ranks=ranks, timeout=timeout)
         if any(outcome.kind != "same" for outcome, _ in begun):
             return [outcome for outcome, _ in begun]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same three steps on the ranks of a TP group, and what is gathered from them."""
 
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.support.prove.encoders import KINDS
 from tests.support.prove.families import checkpoint_family
 from tests.support.prove.gathered import Masks, full_masks, gradients, take_masks
 from tests.support.prove.names import ENCODERS
+from tests.support.prove.refusals import refusals
 from tests.support.prove.rules import apart_rules, own_rules, random_rules
 from tests.support.prove.training import (
     CLIP,
@@ -45,15 +46,18 @@ from tests.support.replica_difference import replica_difference
 class Sharded:
     """A sharded model, its optimizer or engine, and the masks that its dropouts drew."""
 
-    def __init__(self, case: Case, dtype: torch.dtype, *, drawn: int | None = None) -> None:
-        """``drawn``: the seed of its weights, if not that of the case."""
+    def __init__(
+        self, case: Case, dtype: torch.dtype, folder: str, *, drawn: int | None = None
+    ) -> None:
+        """``folder`` is an empty one for files; ``drawn`` the seed of its weights, if not that of
+        the case."""
         self.case, self.dtype, self.drawn = case, dtype, drawn
         self.tp = dist.get_world_size() // case.replicas
         self.engine: Any = None
         mesh = init_device_mesh("cpu", (case.replicas, self.tp), mesh_dim_names=("dp", "tp"))
         torch.set_num_threads(1)
         self.others = mesh["dp"].get_group()
-        self.model = self.from_files() if case.start == "files" else self.build()
+        self.model = self.from_files(folder) if case.start == "files" else self.build()
         self.schedule: Any = None
         if case.way.startswith("zero"):
             self.make_engine()
@@ -145,9 +149,10 @@ class Sharded:
 
     def parallelize(self, mesh: Any) -> None:
         model = self.model
-        deepspeed_autotp.parallelize(
-            model, mesh=mesh, config=self.section(model), example_inputs=self.examples()
-        )
+        with refusals():
+            deepspeed_autotp.parallelize(
+                model, mesh=mesh, config=self.section(model), example_inputs=self.examples()
+            )
         if self.case.lora == "after":
             unsharded = self.make()
             names = lora_targets(self.case, unsharded)
@@ -155,27 +160,24 @@ class Sharded:
             self.model = add_lora(self.case, model, names)
             self.model.load_state_dict(full)
 
-    def from_files(self) -> nn.Module:
+    def from_files(self, folder: str) -> nn.Module:
         import transformers
 
         name = "AutoModelForCausalLM"
         if self.case.family in ENCODERS:
             name = KINDS[self.case.family].model
-        folder = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [""]
-        dist.broadcast_object_list(folder)
+        files = str(Path(folder, "pretrained"))
         if dist.get_rank() == 0:
-            self.make().save_pretrained(folder[0])  # type: ignore[operator]
+            self.make().save_pretrained(files)  # type: ignore[operator]
         dist.barrier()
-        model: nn.Module = deepspeed_autotp.from_pretrained(
-            getattr(transformers, name),
-            folder[0],
-            tp_size=self.tp,
-            config=self.section(nn.Module()),
-            dtype=self.dtype,
-        )
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(folder[0])
+        with refusals():
+            model: nn.Module = deepspeed_autotp.from_pretrained(
+                getattr(transformers, name),
+                files,
+                tp_size=self.tp,
+                config=self.section(nn.Module()),
+                dtype=self.dtype,
+            )
         # transformers lets what a class has frozen be trained once it is loaded, as tables of
         # positions: without a gradient, which torch passes over and DeepSpeed takes for zeros.
         trained = {name: p.requires_grad for name, p in self.make().named_parameters()}
@@ -204,13 +206,15 @@ class Sharded:
             "steps_per_print": 10**9,
         }
         optimizer = make_optimizer(case, model)
-        self.engine, *_ = deepspeed_autotp.initialize(
-            model=model,
-            optimizer=optimizer,
-            lr_scheduler=make_schedule(case, optimizer),
-            config=config,
-            example_inputs=self.examples(),
-        )
+        schedule = make_schedule(case, optimizer)
+        with refusals():
+            self.engine, *_ = deepspeed_autotp.initialize(
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=schedule,
+                config=config,
+                example_inputs=self.examples(),
+            )
 
     def train(self, curve: Curve, first: int = 0, last: int = STEPS) -> None:
         for step in range(first, last):
@@ -292,14 +296,13 @@ class Sharded:
         curve.replicas = replica_difference(self.outer)
         curve.weights = deepspeed_autotp.full_state_dict(self.outer)
         curve.evaluated = evaluate(self.case, self.model, self.called)
-        self.close()
 
     def close(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
 
     def share(self) -> float:
-        """Of the parameters, on this rank, whatever ZeRO leaves of them there."""
+        """Of the parameters, on this rank, whatever ZeRO and FSDP leave of them there."""
         return held(self.model) / held(make(self.case, self.dtype))
 
     def save(self, folder: str) -> None:
@@ -339,31 +342,46 @@ def add_hooks(case: Case, model: nn.Module) -> None:
             module.register_full_backward_hook(lambda m, grads, outputs: None)
 
 
-def train_sharded(case: Case, dtype: torch.dtype) -> tuple[Curve, list[Any], float]:
+@contextmanager
+def opened(
+    case: Case, dtype: torch.dtype, folder: str, *, drawn: int | None = None
+) -> Iterator[Sharded]:
+    run = Sharded(case, dtype, folder, drawn=drawn)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def train_sharded(case: Case, dtype: torch.dtype, folder: str) -> tuple[Curve, list[Any], float]:
     """What three steps give, the masks of dropout, and the share of the parameters of a rank."""
-    run, curve = Sharded(case, dtype), Curve()
-    run.train(curve)
-    run.finish(curve)
-    masks = full_masks(case, run.model, run.masks) if case.dropout else []
-    return curve, masks, run.share()
+    curve = Curve()
+    with opened(case, dtype, folder) as run:
+        with refusals():
+            run.train(curve)
+        run.finish(curve)
+        masks = full_masks(case, run.model, run.masks) if case.dropout else []
+        return curve, masks, run.share()
 
 
 def train_and_save(case: Case, dtype: torch.dtype, folder: str) -> tuple[Curve, float]:
     """All but the last step, and a checkpoint in ``folder``."""
-    run, curve = Sharded(case, dtype), Curve()
-    run.train(curve, last=STEPS - 1)
-    run.save(folder)
-    share = run.share()
-    run.close()
-    return curve, share
+    curve = Curve()
+    with opened(case, dtype, folder) as run:
+        with refusals():
+            run.train(curve, last=STEPS - 1)
+        run.save(str(Path(folder, "checkpoint")))
+        return curve, run.share()
 
 
 def load_and_finish(case: Case, dtype: torch.dtype, folder: str) -> Curve:
     """The last step alone, of a model with other weights before it loads the checkpoint."""
-    run, curve = Sharded(case, dtype, drawn=case.seed + 1), Curve()
-    run.load(folder)
-    run.train(curve, first=STEPS - 1)
-    run.finish(curve)
+    curve = Curve()
+    with opened(case, dtype, folder, drawn=case.seed + 1) as run:
+        run.load(str(Path(folder, "checkpoint")))
+        with refusals():
+            run.train(curve, first=STEPS - 1)
+        run.finish(curve)
     return curve
 
 
