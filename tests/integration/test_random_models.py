@@ -4,8 +4,9 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
-from tests.integration.random_models_ranks import run_wrongly
+from tests.integration.random_models_ranks import dtypes_of_linears, run_wrongly
 from tests.support.prove.case import Case
 from tests.support.prove.drawing import draw, parse
 from tests.support.prove.search import Verdict, shrunk, verdict
@@ -40,6 +41,11 @@ def test_an_error_of_two_millionths_on_one_rank_is_found(pool: Pool) -> None:
     _, wrong = pool.run(run_wrongly, parse("projection='qkv' head_bias=True"))
     assert wrong.kind == "differs"
     assert "gradient lm_head.bias of step 2: 2.0e-06 > 1e-09" in wrong.text
+
+
+def test_linear_layers_of_a_case_with_autocast_compute_in_bfloat16(pool: Pool) -> None:
+    for dtypes in pool.run(dtypes_of_linears, parse("autocast=True")):
+        assert dtypes == {torch.bfloat16}
 
 
 def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:

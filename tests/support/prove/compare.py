@@ -81,8 +81,9 @@ def finish_case(case: Case, folder: str, begun: Sequence[Curve], share: float) -
 
 
 def dtype_of(case: Case) -> torch.dtype:
-    """Of the weights that are given. DeepSpeed sums no gradients in float64 without ZeRO."""
-    is_32 = case.way == "zero 0" or case.precision != "float64"
+    """Of the weights that are given. DeepSpeed sums no gradients in float64 without ZeRO, and
+    autocast leaves float64 as it is."""
+    is_32 = case.way == "zero 0" or case.precision != "float64" or case.autocast
     return torch.float32 if is_32 else torch.float64
 
 
