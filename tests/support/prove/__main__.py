@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tests.support.prove.case import Case
-from tests.support.prove.drawing import draw, parse
+from tests.support.prove.drawing import draw_with, parse, parse_fields
 from tests.support.prove.search import Verdict, reason, shrunk, verdict
 from tests.support.worker_pool import Pool
 
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--tp", type=int, help="instead of the TP size that is drawn")
+    parser.add_argument("--only", default="", help='fields of each case: "autocast=True layers=2"')
     parser.add_argument("--case", help="one case, as it is printed")
     parser.add_argument("--minutes", type=float, default=1e9, help="no case begins after these")
     parser.add_argument("--no-shrink", action="store_true")
@@ -27,8 +28,11 @@ def main() -> int:
     if arguments.case is not None:
         cases = iter([parse(arguments.case)])
     else:
+        fixed = parse_fields(arguments.only)
+        if arguments.tp is not None:
+            fixed["tp"] = arguments.tp
         seeds = range(arguments.seed, arguments.seed + arguments.cases)
-        cases = (draw(seed, arguments.tp) for seed in seeds)
+        cases = draw_with(seeds, fixed)
     pool = Pool(5)
     try:
         return search(pool, cases, arguments)

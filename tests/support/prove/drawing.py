@@ -3,7 +3,7 @@
 
 import ast
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,8 +11,8 @@ from tests.support.prove.case import Case
 from tests.support.prove.contradictions import settle
 
 
-def draw(seed: int, tp: int | None = None, **fixed: Any) -> Case:
-    """The case of a seed; ``tp`` and ``fixed`` replace what is drawn."""
+def draw(seed: int, **fixed: Any) -> Case:
+    """The case of a seed; ``fixed`` replace what is drawn."""
     source = random.Random(seed)
     drawn: dict[str, Any] = {"seed": seed}
     for each in fields(Case):
@@ -20,19 +20,27 @@ def draw(seed: int, tp: int | None = None, **fixed: Any) -> Case:
         number, other = source.random(), source.randrange(max(1, len(values) - 1))
         if each.name != "seed":
             drawn[each.name] = values[0] if number < plain else values[1:][other]
-    if tp is not None:
-        drawn["tp"] = tp
     return settle(Case(**{**drawn, **fixed}))
 
 
 def parse(text: str) -> Case:
     """The case that ``str`` writes."""
-    changes = {}
+    return settle(Case(**parse_fields(text)))
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+    """Names and values of fields, as a case is written."""
     tree = ast.parse(f"dict({', '.join(_assignments(text))})", mode="eval")
     assert isinstance(tree.body, ast.Call)
-    for keyword in tree.body.keywords:
-        changes[keyword.arg] = ast.literal_eval(keyword.value)
-    return settle(Case(**changes))
+    return {str(each.arg): ast.literal_eval(each.value) for each in tree.body.keywords}
+
+
+def draw_with(seeds: Iterable[int], fixed: Mapping[str, Any]) -> Iterator[Case]:
+    """The cases of these seeds with some fields fixed, without those that contradict them."""
+    for seed in seeds:
+        case = draw(seed, **fixed)
+        if all(getattr(case, name) == value for name, value in fixed.items()):
+            yield case
 
 
 def _assignments(text: str) -> list[str]:
