@@ -15,6 +15,7 @@ from tests.support.prove.training import Curve
 
 # Of a gradient: a thousandth of what the self-check allows in float32.
 ERROR = 2e-6
+FACTORS = {"gradient": 1 + ERROR, "half gradient": 0.5}
 # Between replicas it is an error however small it is.
 SMALL_ERROR = 1e-12
 
@@ -25,9 +26,9 @@ def run_wrongly(case: Case, kind: str) -> Outcome:
 
     def train(run: Sharded, curve: Curve, first: int = 0, last: int = STEPS) -> None:
         is_wrong = dist.get_rank() == 1
-        if is_wrong and kind == "gradient":
+        if is_wrong and kind in FACTORS:
             *_, head = run.model.parameters()
-            head.register_hook(lambda gradient: gradient * (1 + ERROR))
+            head.register_hook(lambda gradient: gradient * FACTORS[kind])
         right(run, curve, first, last)
         if is_wrong:
             disturb(run, curve, kind)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random models train sharded as in one process; ``make prove`` has more of them."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -8,8 +9,11 @@ import torch
 
 from tests.integration.random_models_ranks import dtypes_of_linears, run_wrongly
 from tests.support.prove.case import Case
+from tests.support.prove.compare import MARGIN, Difference, allowed, differences, widened
 from tests.support.prove.drawing import draw, parse
+from tests.support.prove.refusals import refusals
 from tests.support.prove.search import Verdict, shrunk, verdict
+from tests.support.prove.training import Curve
 from tests.support.worker_pool import Pool
 
 SEEDS = range(16)
@@ -53,9 +57,41 @@ def test_an_error_of_two_millionths_on_one_rank_is_found(pool: Pool, kind: str, 
     assert said in wrong.text
 
 
+def test_half_a_gradient_on_one_rank_is_found_with_autocast(pool: Pool) -> None:
+    case = parse("autocast=True projection='qkv' head_bias=True")
+    _, wrong = pool.run(run_wrongly, case, "half gradient")
+    assert wrong.kind == "differs"
+    assert "gradient lm_head.bias of step 0" in wrong.text
+
+
 def test_linear_layers_of_a_case_with_autocast_compute_in_bfloat16(pool: Pool) -> None:
     for dtypes in pool.run(dtypes_of_linears, parse("autocast=True")):
         assert dtypes == {torch.bfloat16}
+
+
+def test_a_norm_that_is_no_number_differs_and_none_is_not_compared() -> None:
+    (found,) = differences(
+        Curve(norms=[math.nan, None]), Curve(norms=[1.0, 1.0], evaluated=math.inf)
+    )
+    assert (str(found), found.far) == ("norm of step 0", math.inf)
+
+
+def test_noise_of_one_parameter_widens_the_bound_of_no_other() -> None:
+    noise = {("gradient", "a", ""): 0.5, ("gradient", "b", ""): 1e-6, ("gradient", "c", ""): 0.0}
+    wide, *others = widened(noise).values()
+    assert wide == MARGIN * 0.5
+    assert others == [MARGIN * 1e-6, MARGIN * 1e-6]
+
+
+def test_a_number_that_overflows_in_one_process_widens_no_bound_of_others() -> None:
+    bounds = {("loss", "", ""): 0.1, ("loss", "", "of step 1"): math.inf}
+    assert allowed(bounds, Difference("loss", "", "of step 0", 0.0)) == 0.1
+    assert allowed(bounds, Difference("loss", "", "of step 1", 0.0)) == math.inf
+
+
+def test_a_value_error_of_a_model_is_no_refusal() -> None:
+    with pytest.raises(ValueError, match="of the model"), refusals():
+        raise ValueError("of the model")
 
 
 def test_a_case_follows_from_its_seed_and_from_what_is_printed() -> None:

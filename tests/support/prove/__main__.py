@@ -42,7 +42,7 @@ def main() -> int:
 
 def search(pool: Pool, cases: Iterable[Case], arguments: argparse.Namespace) -> int:
     began, kinds, reasons, failures = time.monotonic(), Counter(), Counter(), 0
-    shares, warned, last = [], Counter(), None
+    shares, warned, last, blind = [], Counter(), None, []
     for case in cases:
         if time.monotonic() - began > 60 * arguments.minutes:
             break
@@ -54,6 +54,8 @@ def search(pool: Pool, cases: Iterable[Case], arguments: argparse.Namespace) -> 
             print(*(f"        {line}" for line in (*found.warnings, found.text) if line), sep="\n")
         if found.kind == "refused":
             reasons[reason(found.text)] += 1
+        elif found.kind == "blind":
+            blind.append(f"{found.text[:300]}\n  {case}")
         elif found.kind == "same":
             shares.append(found.share * case.tp)
             warned.update({reason(each) for each in found.warnings})
@@ -65,6 +67,8 @@ def search(pool: Pool, cases: Iterable[Case], arguments: argparse.Namespace) -> 
     print(f"{sum(kinds.values())} cases to seed {last} in {seconds:.0f} s: {dict(kinds)}")
     if shares:
         print(f"a rank holds {sum(shares) / len(shares):.2f} of its equal share of the parameters")
+    for text in blind:
+        print(f"too noisy to be compared: {text}")
     for title, counts in (("refused", reasons), ("warned", warned)):
         for text, count in counts.most_common():
             print(f"{title} {count:4}  {text}")

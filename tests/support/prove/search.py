@@ -20,7 +20,7 @@ TRIES = 80
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``kind``: same, refused, differs, unstable, or error, as where ranks do not agree."""
+    """``kind``: same, blind, refused, differs, unstable, or error, as where ranks do not agree."""
 
     kind: str
     text: str
