@@ -157,7 +157,7 @@ fuzz-python: $(stamp) ## Give patterns, configurations and checkpoints of anybod
 SEED ?= 0
 CASES ?= 100
 CASE ?=
-# Further options: make prove PROVE="--minutes 10 -v"
+# Further options: make prove PROVE="--minutes 10 -v", and of which cases: PROVE="--only tp=3"
 PROVE ?=
 
 prove: $(stamp) ## Train random models sharded and in one process, and compare; minutes. SEED=, CASES=, TP=, CASE=
