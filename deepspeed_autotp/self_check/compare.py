@@ -68,6 +68,7 @@ class Comparison:
         found = self._outputs(sharded)
         if found is None and (ends := self._ends(sharded) or self._gradients(sharded.gradients)):
             found = replace(ends, logits=self._plan.logits_layer is not None)
+        found = found or self._buffers(sharded)
         if found is None:
             return None
         return replace(found, text=f"the sharded model differs from the full model: {found.text}")
@@ -201,6 +202,21 @@ class Comparison:
                 )
                 text = f"the gradient of {entry.name} ({entry.kind}; {rule}) {problem}{advice}"
                 return self._of_gradient(entry, text)
+        return None
+
+    def _buffers(self, sharded: Run) -> Difference | None:
+        """What a module keeps for its next call, as a running statistic. One that has other sizes
+        on this rank is of its own features."""
+        for name, full in self._full.buffers.items():
+            got = sharded.buffers.get(name)
+            if got is not None and got.shape != full.shape:
+                continue
+            other = self._rounded.buffers.get(name)
+            problem = "is not changed" if got is None else differs(got, full, rounded=other)
+            if problem:
+                what = f"{name}, which the model changes as it runs, {problem}"
+                found = self._due_to(self._blamed(name), f"{what}; it would act in the next step")
+                return replace(found, gathering=self._ran_gathering([name]))
         return None
 
     def _of_gradient(self, entry: Entry, text: str) -> Difference:

@@ -73,6 +73,15 @@ def fix_rng(device: torch.device) -> None:
             torch.cuda.manual_seed(_SEED)
 
 
+def float_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the buffers with finite numbers that are no integers."""
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and bool(buffer.isfinite().all())
+    }
+
+
 def rng_digest(device: torch.device) -> int:
     """Equal for equal RNG states of ``device``."""
     state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import deepspeed_autotp
 from tests.support.engine_config import initialize
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
 from tests.support.log_records import LoggedMessages, logged_warnings
 from tests.support.model_snapshot import refusal
-from tests.support.small_models import build
+from tests.support.small_models import build, tokens
 
 Q_AS_ROW = {
     "layer_specs": [{"patterns": [r".*\.q_proj\.weight$"], "partition_type": "row"}],
@@ -243,6 +243,42 @@ def frozen_model() -> tuple[list[bool], list[bool], bool]:
     ids = torch.arange(12).reshape(2, 6)
     model(input_ids=ids, labels=ids).loss.backward()
     return before, after, any(p.grad is not None for p in model.parameters() if not p.requires_grad)
+
+
+class Scaled(nn.Module):
+    """Scales by the largest value of the call before, as layers do for 8-bit numbers."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x) / self.largest.clone()
+        self.largest.copy_(x.detach().abs().max() / 100)
+        return y
+
+
+def running_number() -> list[list[float]]:
+    """Losses of three steps of a model that keeps such a number between layers, alone and sharded;
+    its layers there are sharded individually."""
+    curves = []
+    for ranks in (1, dist.get_world_size()):
+        model = build("llama", tied=False)
+        mlp: Any = model.get_submodule("model.layers.1.mlp")
+        mlp.act_fn = Scaled(mlp.act_fn)
+        if ranks > 1:
+            deepspeed_autotp.parallelize(model, tp_size=ranks)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for number in range(3):
+            loss = model(input_ids=tokens(number), labels=tokens(number)).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        curves.append(losses)
+    return curves
 
 
 class KeyBias(nn.Module):

@@ -148,6 +148,11 @@ def test_frozen_parameters_stay_frozen(pool: Pool) -> None:
         assert before == after and not touched
 
 
+def test_a_number_that_acts_in_the_next_step_is_compared(pool: Pool) -> None:
+    for full, sharded in pool.run(self_check_ranks.running_number):
+        assert worst_difference(sharded, full) < 1e-5
+
+
 def test_a_gradient_that_vanishes_is_no_difference(pool: Pool) -> None:
     assert pool.run(self_check_ranks.vanishing_gradient) == [True, True]
 
