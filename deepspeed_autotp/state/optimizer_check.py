@@ -87,15 +87,17 @@ class _BeforeStep:
 
 def _refuse_changed(model: nn.Module, state: TensorParallel) -> None:
     """ValueError where ``model`` does not train with the parameters that were sharded, alone."""
-    names = {name for name, _ in all_named_parameters(model)}
-    gone = next((e.name for e in state.plan.entries if e.name not in names), None)
+    parameters = dict(all_named_parameters(model))
+    gone = next((e.name for e in state.plan.entries if e.name not in parameters), None)
     if gone is not None:
         raise ValueError(
             f"{gone} is not a parameter of {type(model).__name__} any more: its module was "
             "replaced after the model was sharded, and what took its place knows nothing of "
             "other ranks; exchange modules before, and import peft before for adapters after"
         )
-    added = min(names - {entry.name for entry in state.plan.entries}, default=None)
+    planned = {entry.name for entry in state.plan.entries}  # without other names of a module
+    unknown = (name for name, p in parameters.items() if state.entry(p) is None)
+    added = next((name for name in unknown if name not in planned), None)
     if added is not None:
         raise ValueError(
             f"{added} was added to {type(model).__name__} after it was sharded: beside shards "

@@ -48,6 +48,7 @@ def test_frozen_experts_and_routers_stay_as_they_are(pool: Pool, frozen: str, ze
     trained(pool, Case("mixtral", zero=zero, clip=0.5, frozen=frozen), 2)
 
 
+@pytest.mark.long
 def test_a_compiled_model_trains_as_one_process(pool: Pool) -> None:
     trained(pool, Case("mixtral", zero=1, clip=0.5, compiles=True), 2)
 

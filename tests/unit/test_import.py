@@ -86,7 +86,7 @@ def test_importing_costs_next_to_nothing_and_all_names_a_part_of_what_torch_cost
     torch, package, names = (min(run[key] for run in runs) for key in ("torch", "package", "names"))
     assert package < 0.05, f"{package:.3f} s"
     # A third of it is pydantic; a busy machine is slow at both, and ours reads more small files.
-    assert names < max(0.3, 0.45 * torch), f"{names:.2f} s of {torch:.2f} s for torch"
+    assert names < max(0.3, 0.5 * torch), f"{names:.2f} s of {torch:.2f} s for torch"
 
 
 PEFT_COMES_LATER = """
