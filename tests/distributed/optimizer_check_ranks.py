@@ -3,6 +3,7 @@
 
 import gc
 import importlib
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,14 +43,14 @@ def parameters_of_own(how: str) -> tuple[str, bool]:
     """What is said of a parameter that is added to a sharded model, or of a gradient hook that one
     has before; and whether a weight moved."""
     model = build("llama", tied=False)
-    up_proj = model.get_submodule("model.layers.0.mlp.up_proj")
+    up_proj: Any = model.get_submodule("model.layers.0.mlp.up_proj")
     if how == "hook":
-        up_proj.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))  # type: ignore[union-attr,operator]
-        before = up_proj.weight.detach().clone()  # type: ignore[operator,union-attr]
+        up_proj.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+        before = up_proj.weight.detach().clone()
         said = raised_error(
             lambda: deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
         )
-        return said, not torch.equal(before, up_proj.weight)  # type: ignore[arg-type]
+        return said, not torch.equal(before, up_proj.weight)
     deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size())
     slope = nn.Parameter(torch.ones(()))
     up_proj.register_parameter("slope", slope)

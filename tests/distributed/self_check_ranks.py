@@ -16,8 +16,9 @@ import deepspeed_autotp
 from tests.support.engine_config import initialize
 from tests.support.handmade_model import PARTITION, build_handmade, example, single_curve
 from tests.support.log_records import LoggedMessages, logged_warnings
+from tests.support.loss_curves import single_losses
 from tests.support.model_snapshot import refusal
-from tests.support.small_models import build, tokens
+from tests.support.small_models import build
 
 Q_AS_ROW = {
     "layer_specs": [{"patterns": [r".*\.q_proj\.weight$"], "partition_type": "row"}],
@@ -269,15 +270,7 @@ def running_number() -> list[list[float]]:
         mlp.act_fn = Scaled(mlp.act_fn)
         if ranks > 1:
             deepspeed_autotp.parallelize(model, tp_size=ranks)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        losses = []
-        for number in range(3):
-            loss = model(input_ids=tokens(number), labels=tokens(number)).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-        curves.append(losses)
+        curves.append(single_losses(model, clip=0.0, steps=3))
     return curves
 
 

@@ -273,8 +273,7 @@ fail_match(const tp_regex *regex, const tp_subject *subject, int result, tp_erro
             "pattern '%.*s' gave up on '%.*s', since all long matches of the plan "
             "together took too long: this pattern or others before it have nested or "
             "neighbouring repeats such as (a+)* or .*.*.*, which share the same text "
-            "in "
-            "many ways; write them with fewer of these",
+            "in many ways; write them with fewer of these",
             pattern_shown, regex->pattern, subject_shown, subject->text);
     if (!is_limit(result))
         return tp_fail(err, TP_BUG, "PCRE2 error %d for pattern '%.*s' on '%.*s'",
