@@ -264,8 +264,11 @@ class TPGroup:
     def all_reduce_in(self, subgroups: Subgroups, x: Tensor) -> Tensor:
         """Sum ``x`` over the ranks that hold the same runs as this one, of which there are more."""
         x = x.contiguous()
+        handle = self._groups.subgroup(subgroups).on(x.device)
+        if torch.compiler.is_compiling():
+            return traced_all_reduce(x, handle)
         with self._lost:
-            dist.all_reduce(x, group=self._groups.subgroup(subgroups).on(x.device))
+            dist.all_reduce(x, group=handle)
         return x
 
     def __deepcopy__(self, memo: object) -> TPGroup:

@@ -33,6 +33,7 @@ from deepspeed_autotp.layers.experts import (
 from deepspeed_autotp.layers.linear import ColumnConv1D, ColumnLinear, RowConv1D, RowLinear
 from deepspeed_autotp.layers.linear_4bit import ColumnLinear4bit, RowLinear4bit
 from deepspeed_autotp.layers.norm import GatheredNorm
+from deepspeed_autotp.layers.summed_gradients import SumsGradients, summed_parameter
 
 _CLASSES: dict[tuple[Kind, type[nn.Module]], type[nn.Module]] = {
     (Kind.COLUMN, nn.Linear): ColumnLinear,
@@ -117,6 +118,12 @@ def mix_in(mixin: Any, module: nn.Module) -> Callable[[], None]:
     return set_class(module, _combined(mixin, own, (mixin, own)))
 
 
+def mix_in_sums(module: nn.Module, names: Sequence[str]) -> Callable[[], None]:
+    """As :func:`mix_in` of ``SumsGradients``, with the parameters ``names``; returns the undo."""
+    own: Any = type(module)
+    return set_class(module, _summing(own, tuple(names)))
+
+
 def changed_classes(model: nn.Module) -> list[str]:
     """The modules that took another class after they were sharded, by their names: a class of
     other code around the sharded one."""
@@ -153,6 +160,15 @@ def _wrapped(
     return type(f"{wrapper.__name__}Of{own.__name__}", bases, attributes)
 
 
+@functools.cache
+def _summing(own: type[Any], names: tuple[str, ...]) -> type[nn.Module]:
+    attributes: dict[str, Any] = {
+        name: summed_parameter(name, getattr(own, name, None)) for name in names
+    }
+    attributes["__module__"] = __name__
+    return type(f"{SumsGradients.__name__}Of{own.__name__}", (SumsGradients, own), attributes)
+
+
 def _divided(name: str, ranks: int) -> Callable[[nn.Module], Tensor | None]:
     def read(module: nn.Module) -> Tensor | None:
         parameter = own_parameters(module)[name]
@@ -179,7 +195,8 @@ class _RequireSuperForward(nn.Module):
         record.reached = False
         y = super().forward(*args, **kwargs)
         if not record.reached:
-            own = type(self).__mro__[2].__name__
+            classes = type(self).__mro__
+            own = classes[classes.index(_RequireSuperForward) + 1].__name__
             raise RuntimeError(
                 f"{own}.forward does not call super().forward, and so skips the collectives that "
                 "its sharded weight needs; let it call super().forward, or leave the layer "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deepspeed_autotp._core import Entry, Kind, Layer, Plan
 from deepspeed_autotp.distributed.autograd_collectives import ShardLayout
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
+from deepspeed_autotp.distributed.gradient_sum import GradientSum
 from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.bitsandbytes import is_4bit, is_linear_4bit
 from deepspeed_autotp.interop.dropout import declares_dropout
@@ -26,6 +27,7 @@ from deepspeed_autotp.layers.attention import takes_per_head_bias
 from deepspeed_autotp.layers.class_swap import (
     WRAPPERS,
     mix_in,
+    mix_in_sums,
     set_class,
     sharded_class,
     wrapper_class,
@@ -34,6 +36,7 @@ from deepspeed_autotp.layers.dropout import RegionBlock, ReplicatedDropout, Shar
 from deepspeed_autotp.layers.forward_context import ForwardContext
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 from deepspeed_autotp.layers.layer_sharding import LayerSharding
+from deepspeed_autotp.layers.summed_gradients import SummedParameters
 from deepspeed_autotp.native import packing
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.sequence_parallel.stack_modules import modules_behind_layers, shard_sequence
@@ -41,7 +44,7 @@ from deepspeed_autotp.sharding.local_config import with_local_integer
 from deepspeed_autotp.sharding.partition import check_memory, move_parameters, shard_parameters
 from deepspeed_autotp.sharding.pinned_copy import PinnedCopy
 from deepspeed_autotp.sharding.quantized import shard_quantized
-from deepspeed_autotp.state.grad_sync import open_subgroups, register_grad_hooks
+from deepspeed_autotp.state.grad_sync import open_subgroups, register_grad_hooks, sums_at_use
 from deepspeed_autotp.state.sharded_model import shard_of
 from deepspeed_autotp.vocab_parallel.gathered_weight import read_full_weight
 from deepspeed_autotp.vocab_parallel.output_head import keep_logits_sharded
@@ -94,6 +97,7 @@ class Conversion:
             self._plan, self._modules, group=self._group, context=self._context, undo=self._undo
         )
         self._open_regions()
+        self._sum_gradients()
         self._undo += [h.remove for h in self._context.register_hooks(self._modules[""])]
         for hook in register_grad_hooks(self._plan, self._parameters, self._group):
             self._undo.append(hook.remove)
@@ -110,6 +114,17 @@ class Conversion:
             for name in names:
                 self._undo.append(set_state(self._modules[name], self._context))
                 self._undo.append(mix_in(mixin, self._modules[name]))
+
+    def _sum_gradients(self) -> None:
+        """Let modules sum the gradients of parameters that other ranks use, too."""
+        sums: dict[nn.Module, dict[str, GradientSum]] = {}
+        for index, how in sums_at_use(self._plan, self._group).items():
+            owner, _, name = self._plan.entries[index].name.rpartition(".")
+            if self._parameters[index].is_floating_point():  # not one in 4 bits
+                sums.setdefault(self._modules[owner], {})[name] = how
+        for module, by_name in sums.items():
+            self._undo.append(set_state(module, SummedParameters(by_name, self._context)))
+            self._undo.append(mix_in_sums(module, list(by_name)))
 
     def keep_logits(self, *, insist: bool = False) -> str:
         """Let the output head keep its shard of the logits where labels are given, if the plan says

@@ -3,8 +3,7 @@
 
 It takes a rank's shards for the parameters: between steps a rank has some rows of its shard, a
 DTensor, and while a module runs there is a plain parameter with all of them. DTensors and plain
-parameters both take the place of what was sharded, and with it of the hooks that sum gradients over
-the TP ranks: the plain ones are given these hooks, the DTensors are known by their names.
+parameters both take the place of what was sharded; the DTensors are known by their names.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp._core import Entry
 from deepspeed_autotp.interop.fully_shard import (
     fully_sharded_modules,
     is_distributed,
@@ -24,21 +22,18 @@ from deepspeed_autotp.interop.fully_shard import (
     mesh_ranks,
     reshard,
 )
-from deepspeed_autotp.interop.wrappers import all_named_parameters, without_wrappers
-from deepspeed_autotp.state.grad_sync import grad_hook, hook_gradient
+from deepspeed_autotp.interop.wrappers import all_named_parameters
+from deepspeed_autotp.state.grad_sync import grad_hooks
 from deepspeed_autotp.state.sharded_model import TensorParallel, container_of, owner_of
 
 
-class SumUnsharded:
-    """A forward pre-hook of the sharded model: has the gradients of the parameters that fully_shard
-    makes for a forward summed over the TP ranks, as the plan says."""
+class CheckFullyShard:
+    """A forward pre-hook of the sharded model: ValueError where fully_shard around it, or around a
+    module of it, does not fit."""
 
     def __init__(self, state: TensorParallel) -> None:
         self._weak = weakref.ref(state)  # which has this: no cycle keeps the shards
-        self._entries: dict[str, Entry] = {}  # once there is a module of fully_shard
         self._seen: set[int] = set()  # modules of fully_shard
-        self._summed: set[str] = set()
-        self._to_sum: frozenset[str] | None = None  # names, once they were asked for
         self._calls = 0
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
@@ -58,80 +53,22 @@ class SumUnsharded:
             return
         state = self._state
         root = state.root_in(module)
-        for name, each in fully_sharded_modules(root):
+        for _, each in fully_sharded_modules(root):
+            if not self._seen:
+                _check_parameters(root, state)
             if id(each) not in self._seen:
-                self._know(root, state)
                 check_mesh(each, state)
                 self._seen.add(id(each))
-                once = _OnceUnsharded(self, f"{name}." if name else "", each)
-                if each is module:
-                    once(each, ())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SumUnsharded:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckFullyShard:
         """Of a copy of the model, which fully_shard has yet to be called for."""
-        return SumUnsharded(copy.deepcopy(self._state, memo))
+        return CheckFullyShard(copy.deepcopy(self._state, memo))
 
     @property
     def _state(self) -> TensorParallel:
         state = self._weak()
         assert state is not None, "the model that is called has it"
         return state
-
-    def _know(self, root: nn.Module, state: TensorParallel) -> None:
-        """The plan as it is with fully_shard, after which adapters are no more changed."""
-        if self._entries:
-            return
-        names = {name for name, _ in all_named_parameters(root)}
-        entries = {entry.name: entry for entry in state.plan.entries}
-        gone = next((name for name in entries if name not in names), None)
-        if gone is not None:
-            raise ValueError(
-                f"fully_shard: {gone} is not a parameter of {type(root).__name__}: adapters have "
-                "made another module the sharded model; keep that module, as get_peft_model "
-                "returns it, and call it"
-            )
-        self._entries = entries
-
-    def register(self, name: str, parameter: Tensor) -> None:
-        """Have the gradient of a parameter summed; of a DTensor nothing is done."""
-        entry = self._entries.get(name)
-        if entry is None or is_distributed(parameter) or self._state.entry(parameter) is not None:
-            return
-        if entry.is_tied:
-            entry = self._state.plan.entries[entry.tied_to]
-        hook = grad_hook(entry, self._state.group)
-        if hook is not None and parameter.is_floating_point():
-            hook_gradient(parameter, hook)
-            self._summed.add(entry.name)
-
-    def check(self, entry: Entry) -> None:
-        """ValueError where the gradient of a DTensor was to be summed, and was not."""
-        if self._to_sum is None:
-            state = self._state
-            hooks = {each.name: grad_hook(each, state.group) for each in state.plan.entries}
-            self._to_sum = frozenset(name for name, hook in hooks.items() if hook is not None)
-        if entry.name in self._summed or entry.name not in self._to_sum:
-            return
-        raise ValueError(
-            f"the gradient of {entry.name} was not summed over the TP group, each rank of which "
-            "has a part of the sum: fully_shard made its parameter outside of a forward of the "
-            "sharded model; call fully_shard before the first forward, then the model itself"
-        )
-
-
-class _OnceUnsharded:
-    """A forward pre-hook of one module of fully_shard, until its parameters are there."""
-
-    def __init__(self, unsharded: SumUnsharded, prefix: str, module: nn.Module) -> None:
-        self._unsharded = unsharded
-        self._prefix = prefix
-        # Not traced: a module that is compiled alone calls it, too.
-        self._handle = module.register_forward_pre_hook(torch.compiler.disable(self))
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:
-        self._handle.remove()
-        for name, parameter in module.named_parameters():
-            self._unsharded.register(without_wrappers(self._prefix + name), parameter)
 
 
 def follow_fully_shard(model: nn.Module, state: TensorParallel) -> None:
@@ -182,4 +119,23 @@ def check_mesh(module: nn.Module, state: TensorParallel) -> None:
             "shards in one TP group, expected a mesh of data-parallel ranks; make one mesh, "
             'init_device_mesh(device, (dp, tp), mesh_dim_names=("dp", "tp")), and pass mesh["tp"] '
             'to parallelize and mesh["dp"] to fully_shard'
+        )
+
+
+def _check_parameters(root: nn.Module, state: TensorParallel) -> None:
+    """ValueError where DTensors could not be known by their names, or would lose a hook."""
+    names = {name for name, _ in all_named_parameters(root)}
+    gone = next((entry.name for entry in state.plan.entries if entry.name not in names), None)
+    if gone is not None:
+        raise ValueError(
+            f"fully_shard: {gone} is not a parameter of {type(root).__name__}: adapters have "
+            "made another module the sharded model; keep that module, as get_peft_model "
+            "returns it, and call it"
+        )
+    hooked = next(iter(grad_hooks(state.plan, state.group)), None)
+    if hooked is not None:
+        raise ValueError(
+            f"fully_shard: the gradient of {state.plan.entries[hooked].name} is summed over the "
+            "TP group by a hook on it, as it is a parameter of the model itself or is read in "
+            "full, and fully_shard makes another parameter of it; give it to a module of its own"
         )

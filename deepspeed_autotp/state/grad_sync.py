@@ -1,33 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of parameters that several ranks hold, each of which computes a part of the sum."""
+"""Which gradients are summed over the TP group, and where: in general where the forward uses the
+parameter (layers/summed_gradients.py), else by a hook on it."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deepspeed_autotp._core import Entry, Kind, Plan
+from deepspeed_autotp._core import Plan
+from deepspeed_autotp.distributed.gradient_sum import GradientSum, gradient_sum
 from deepspeed_autotp.distributed.process_group import TPGroup
 
 GradHook = Callable[[Tensor | None], Tensor | None]
 
 
+def sums_at_use(plan: Plan, group: TPGroup) -> dict[int, GradientSum]:
+    """By entry, also that of a tensor's second name."""
+    hooked = _hooked(plan)
+    return {i: how for i, how in _sums(plan, group).items() if _tensor(plan, i) not in hooked}
+
+
+def grad_hooks(plan: Plan, group: TPGroup) -> dict[int, GradHook]:
+    """What sums the gradients of parameters that not only modules with a class of the package use.
+    By entry, also that of a tensor's second name."""
+    hooked = _hooked(plan)
+    return {
+        i: _SumHook(plan.entries[i].name, how)
+        for i, how in _sums(plan, group).items()
+        if _tensor(plan, i) in hooked
+    }
+
+
 def register_grad_hooks(
     plan: Plan, parameters: Sequence[nn.Parameter], group: TPGroup
 ) -> Iterator[RemovableHandle]:
-    """Register hooks that all-reduce such gradients, each before the gradient reaches ``.grad``.
-
-    ``parameters[i]`` is the tensor of ``plan.entries[i]``. Each is registered when it is asked for.
-    """
-    for entry, parameter in zip(plan.entries, parameters, strict=True):
-        hook = None if entry.is_tied else grad_hook(entry, group)
-        if hook is None or not parameter.is_floating_point():
-            continue
-        yield hook_gradient(parameter, hook)
+    """Register the hooks, each when it is asked for; ``parameters[i]`` is the tensor of
+    ``plan.entries[i]``."""
+    for index, hook in grad_hooks(plan, group).items():
+        if not plan.entries[index].is_tied and parameters[index].is_floating_point():
+            yield hook_gradient(parameters[index], hook)
 
 
 def hook_gradient(parameter: Tensor, hook: GradHook) -> RemovableHandle:
@@ -41,86 +54,45 @@ def hook_gradient(parameter: Tensor, hook: GradHook) -> RemovableHandle:
 
 
 def open_subgroups(plan: Plan, group: TPGroup) -> None:
-    """Make the process groups that the hooks of a plan use. All ranks call it, before a hook is
-    called."""
-    shared = [e for e in plan.entries if not e.is_tied and _is_shared(e, group.size)]
-    group.open_subgroups([_holders(entry, group.size) for entry in shared])
+    """Make the process groups that the sums of a plan use. All ranks call it, before a sum."""
+    sums = _sums(plan, group).values()
+    group.open_subgroups([how.holders for how in sums if how.runs is not None])
 
 
-def grad_hook(entry: Entry, group: TPGroup) -> GradHook | None:
-    """What sums the gradient of a parameter over the TP ranks that hold it; None where nothing is
-    to be summed."""
-    if entry.kind is Kind.REPLICATED_SUM:
-        return _AllReduceGrad(group, entry)
-    if _is_shared(entry, group.size):
-        return _AllReduceSharedRuns(group, entry)
-    return None
-
-
-def _in_float32(gradient: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Reduce a 16-bit gradient in float32: its sum is rounded once, not once per rank."""
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        return reduce(gradient.float()).to(gradient.dtype)
-    return reduce(gradient.clone())
-
-
-def _refuse_second_order(gradient: Tensor, name: str) -> None:
-    """RuntimeError where the all-reduce itself would have to be differentiated."""
-    if gradient.requires_grad:
-        raise RuntimeError(
-            f"the gradient of {name} is all-reduced over the TP group, which cannot be "
-            "differentiated again; call backward without create_graph=True"
-        )
-
-
-class _AllReduceGrad:
-    """Sum the gradient of a replicated parameter that every rank uses for its own shard."""
-
-    def __init__(self, group: TPGroup, entry: Entry) -> None:
-        self._group = group
-        self._name = entry.name
+class _SumHook:
+    def __init__(self, name: str, how: GradientSum) -> None:
+        self._name = name
+        self._sum = how
 
     def __call__(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:  # a layer that was not called, beside others of its input
             return None
-        _refuse_second_order(gradient, self._name)
-        return _in_float32(gradient, self._group.all_reduce)
+        if gradient.requires_grad:
+            raise RuntimeError(
+                f"the gradient of {self._name} is all-reduced over the TP group, which cannot be "
+                "differentiated again; call backward without create_graph=True"
+            )
+        return self._sum(gradient)
 
 
-class _AllReduceSharedRuns:
-    """Sum the gradient of the runs that several ranks hold, as with few key/value heads."""
-
-    def __init__(self, group: TPGroup, entry: Entry) -> None:
-        self._group = group
-        self._name = entry.name
-        self._dim = entry.dim
-        self._runs = entry.shared(group.rank)
-        self._holders = _holders(entry, group.size)
-
-    def __call__(self, gradient: Tensor | None) -> Tensor | None:
-        if gradient is None:  # a layer that was not called, beside others of its input
-            return None
-        _refuse_second_order(gradient, self._name)
-        self._group.announce()  # also ranks without a shared run, as every collective
-        summed = gradient.clone()
-        for offset, length, _, _ in self._runs:
-            run = summed.narrow(self._dim, offset, length)
-            reduce = functools.partial(self._group.all_reduce_in, self._holders)
-            run.copy_(_in_float32(run, reduce))
-        return summed
+def _sums(plan: Plan, group: TPGroup) -> dict[int, GradientSum]:
+    found = ((i, gradient_sum(plan.entries[_tensor(plan, i)], group)) for i in _entries(plan))
+    return {i: how for i, how in found if how is not None}
 
 
-def _is_shared(entry: Entry, ranks: int) -> bool:
-    """Whether several ranks hold the same runs of a parameter, and not all of all of it."""
-    return entry.kind is not Kind.REPLICATED_SUM and any(map(entry.shared, range(ranks)))
+def _hooked(plan: Plan) -> frozenset[int]:
+    """The tensors that the model itself has, whose class is what a checkpoint names, and those of
+    layers whose full weight others read."""
+    owners = {"", *(layer.module for layer in plan.layers if layer.gathers_weight)}
+    names = ((i, plan.entries[i].name) for i in _entries(plan))
+    return frozenset(_tensor(plan, i) for i, name in names if name.rpartition(".")[0] in owners)
 
 
-def _holders(entry: Entry, ranks: int) -> tuple[tuple[int, int], ...]:
-    return tuple(_holders_of(entry, rank) for rank in range(ranks))
+def _entries(plan: Plan) -> range:
+    return range(len(plan.entries))
 
 
-def _holders_of(entry: Entry, rank: int) -> tuple[int, int]:
-    """Lowest rank and number of the ranks that hold the same runs as ``rank``."""
-    found = {(owner, holders) for _, _, owner, holders in entry.shared(rank)} or {(rank, 1)}
-    assert len(found) == 1, f"rank {rank} shares runs of {entry.name} with several sets of ranks"
-    return found.pop()
+def _tensor(plan: Plan, index: int) -> int:
+    """The entry of the tensor that an entry names."""
+    entry = plan.entries[index]
+    return entry.tied_to if entry.is_tied else index

@@ -22,7 +22,7 @@ from deepspeed_autotp.interop.optimizers import refuse_optimizer_over_tensors
 from deepspeed_autotp.interop.torch_private import forward_pre_hooks
 from deepspeed_autotp.interop.wrappers import all_named_parameters
 from deepspeed_autotp.state.comparison_hook import ComparisonHook
-from deepspeed_autotp.state.fully_shard import SumUnsharded, follow_fully_shard
+from deepspeed_autotp.state.fully_shard import CheckFullyShard, follow_fully_shard
 from deepspeed_autotp.state.sharded_model import TensorParallel, owner_of
 from deepspeed_autotp.state.torch_clipping import let_torch_clip
 
@@ -36,9 +36,8 @@ class _BeforeStep:
     there were, and the norm of a replicated parameter's gradient, which is equal on all ranks.
     """
 
-    def __init__(self, state: TensorParallel, unsharded: SumUnsharded) -> None:
+    def __init__(self, state: TensorParallel) -> None:
         self._state = weakref.ref(state)
-        self._unsharded = unsharded
         self._plain = {id(p): weakref.ref(p) for p in state.parameters}  # before fully_shard
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that may step shards
         self._others = 0  # steps of what is not in the plan
@@ -60,9 +59,6 @@ class _BeforeStep:
             refuse_optimizer_over_tensors(optimizer, before="the optimizer of a sharded model")
             refuse_unlike_on_parts(optimizer, before="the optimizer of a sharded model")
             self._known.add(optimizer)
-        for parameter, entry in entries:
-            if is_distributed(parameter) and parameter.grad is not None:
-                self._unsharded.check(entry)
         self.steps += bool(entries)
         self._others += not entries
         calls = self.steps if entries else self._others
@@ -154,14 +150,14 @@ def check_optimizers(state: TensorParallel) -> None:
     """Check the steps of a sharded model from now on, as long as ``state`` is there, and let torch
     clip its gradients by their norm."""
     let_torch_clip()
-    unsharded = SumUnsharded(state)
-    before_step = _BeforeStep(state, unsharded)
+    check_fully_shard = CheckFullyShard(state)
+    before_step = _BeforeStep(state)
     handle = register_optimizer_step_pre_hook(before_step)
     weakref.finalize(state, handle.remove)
     compare = _CompareSteps(state.group, before_step)
 
     def register(model: nn.Module) -> None:
-        for hook in (unsharded, compare):
+        for hook in (check_fully_shard, compare):
             if hook not in forward_pre_hooks(model):
                 model.register_forward_pre_hook(hook)
 

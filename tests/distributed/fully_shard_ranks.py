@@ -14,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import deepspeed_autotp
 from deepspeed_autotp.interop.fully_shard import is_distributed
+from tests.support import layer_cases
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
 from tests.support.training_loops import loss_of
@@ -145,6 +146,29 @@ def wrapped_late() -> list[float]:
     return apart
 
 
+def through_the_backbone() -> float:
+    """Weights' largest difference to one process where the model inside is called before the model,
+    and the loss has a penalty on the norms of queries and keys."""
+    dp, tensor_parallel = meshes(2)
+    own = make("qwen3", {})
+    model = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=dp)
+    for each in (own, model):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
+        loss = each.model(input_ids=tokens(0)).last_hidden_state.square().mean()
+        norms = [p for n, p in each.named_parameters() if "q_norm" in n or "k_norm" in n]
+        (loss + sum(_all_rows(p.square().sum()) for p in norms)).backward()
+        optimizer.step()
+    full = deepspeed_autotp.full_state_dict(model)
+    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+
+
+def _all_rows(total: Any) -> Tensor:
+    full: Tensor = total.full_tensor() if is_distributed(total) else total
+    return full
+
+
 def unfrozen_late() -> float:
     """The weights' largest difference to one process where norms are frozen in the first step."""
     dp, tensor_parallel = meshes(2)
@@ -256,11 +280,9 @@ def refusals(folder: str) -> dict[str, str]:
     dp, tensor_parallel = meshes(2)
     model = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
     spread(model, dp)
-    inner = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
-    for layer in inner.model.layers:
-        fully_shard(layer, mesh=dp)
-    optimizer = torch.optim.SGD(inner.parameters(), lr=0.5)
-    inner.model(input_ids=tokens(0)).last_hidden_state.sum().backward()
+    case = layer_cases.CASES["scale of the model"]
+    scaled = layer_cases.shard(layer_cases.build(case), case, mesh=tensor_parallel)
+    fully_shard(scaled, mesh=dp)
     config = LoraConfig(target_modules=["q_proj", "o_proj"])
     late = deepspeed_autotp.parallelize(make("qwen3", {}), mesh=tensor_parallel)
     get_peft_model(late, config)  # what is returned is not kept
@@ -276,7 +298,7 @@ def refusals(folder: str) -> dict[str, str]:
     return {
         "adapters, their model is gone": raised_error(lambda: late(input_ids=tokens(0))),
         "adapters after": raised_error(lambda: get_peft_model(model, config)),
-        "step": raised_error(optimizer.step),
+        "scale of the model": raised_error(lambda: scaled(case.inputs())),
         "save_pretrained": raised_error(lambda: deepspeed_autotp.save_pretrained(model, folder)),
         "gather_params": raised_error(deepspeed_autotp.gather_params(model).__enter__),
         "gather_params, head": raised_error(deepspeed_autotp.gather_params(head).__enter__),

@@ -188,10 +188,9 @@ def twice(name: str) -> list[str]:
 def twice_of_a_sum() -> str:
     """The same for a parameter whose gradient is summed over the ranks by a hook, of a loss that
     is formed of it alone."""
-    case = CASES["norm of heads"]
+    case = CASES["scale of the model"]
     model = shard(build(case), case)
-    weights = [p for name, p in model.named_parameters() if name.startswith("norm.")]
-    loss = torch.stack([p.square().sum() for p in weights]).sum()
+    loss = model.get_parameter("scale").square().sum()
     return raised_error(lambda: loss.backward(create_graph=True))
 
 

@@ -12,6 +12,7 @@ from tests.distributed.fully_shard_ranks import (
     infinite_on_one_rank,
     mixed_precision,
     refusals,
+    through_the_backbone,
     train,
     train_one,
     unfrozen_late,
@@ -59,6 +60,10 @@ def test_gradients_are_summed_also_where_the_model_ran_before_and_in_a_copy(pool
     assert all(max(apart) < 1e-9 for apart in pool.run(wrapped_late, ranks=4))
 
 
+def test_gradients_are_summed_in_any_forward_and_a_penalty_counts_once(pool: Pool) -> None:
+    assert max(pool.run(through_the_backbone, ranks=4)) < 1e-8
+
+
 def test_gradients_of_parameters_that_were_frozen_at_first_are_summed(pool: Pool) -> None:
     assert max(pool.run(unfrozen_late, ranks=4)) < 1e-9
 
@@ -82,7 +87,7 @@ def test_what_would_train_wrongly_is_refused_by_name(pool: Pool, tmp_path: Path)
     results = pool.run(refusals, str(tmp_path), ranks=4)
     found = {key: {each[key] for each in results} for key in results[0]}
     for key, words in {
-        "step": "q_norm.weight was not summed over the TP group",
+        "scale of the model": "fully_shard: the gradient of scale is summed over the TP group",
         "adapters, their model is gone": "keep that module, as get_peft_model returns it",
         "adapters after": "fully_shard has partitioned the weights",
         "save_pretrained": "got a model with fully_shard",

@@ -39,8 +39,9 @@ def test_one_graph_whose_collectives_are_fused_with_the_products_beside(
         # are those of the blocks' inputs, each of which is a sum of products.
         assert (found.backward["gathers"], found.backward["scatters"]) == (blocks + 1, blocks)
         assert found.backward["fused_all_gather_matmul"] == blocks
-        # What the embedding gives, and the gradient of what the head is given.
-        assert found.forward["all_reduce"] == found.backward["all_reduce"] == 1
+        # What the embedding gives, and the gradients of what the head is given and of the norms
+        # before the blocks.
+        assert (found.forward["all_reduce"], found.backward["all_reduce"]) == (1, blocks + 1)
 
 
 @pytest.mark.long

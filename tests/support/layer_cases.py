@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 import deepspeed_autotp
 
@@ -75,6 +76,21 @@ class Normed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.norm(self.column(x).unflatten(-1, (-1, self.size)))
+        y: Tensor = self.row(heads.flatten(-2))
+        return y
+
+
+class OwnScale(nn.Module):
+    """The same with a scale of each head's features that the model itself has."""
+
+    def __init__(self, heads: int, size: int) -> None:
+        super().__init__()
+        self.column = nn.Linear(IN, heads * size)
+        self.scale = nn.Parameter(torch.rand(size))
+        self.row = nn.Linear(heads * size, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.column(x).unflatten(-1, (-1, len(self.scale))) * self.scale
         y: Tensor = self.row(heads.flatten(-2))
         return y
 
@@ -172,6 +188,11 @@ CASES: dict[str, Case] = {
         rules=(*PAIR, rule(r"norm\.", "skip", grad_allreduce=True)),
         grain=3,
     ),
+    "scale of the model": Case(
+        lambda: OwnScale(5, 3),
+        rules=(*PAIR, rule(r"^scale$", "skip", grad_allreduce=True)),
+        grain=3,
+    ),
     "gpt-2's linear": Case(lambda: Pair(conv1d(INNER, IN), conv1d(OUT, INNER)), rules=PAIR),
     "gpt-2's linear, gathered": Case(
         lambda: Single(conv1d(INNER, IN)),
@@ -235,8 +256,11 @@ def build(case: Case) -> nn.Module:
     return case.build().double()
 
 
-def shard(model: nn.Module, case: Case, *, self_check: bool = False) -> nn.Module:
-    """Over all ranks; as a rule without a self-check, which would find what is measured here."""
+def shard(
+    model: nn.Module, case: Case, *, self_check: bool = False, mesh: DeviceMesh | None = None
+) -> nn.Module:
+    """Over ``mesh``, or all ranks; as a rule without a self-check, which would find what these
+    tests measure."""
     config: dict[str, Any] = {"self_check": self_check, "tp_grain_size": case.grain}
     if case.rules:
         config["partition_config"] = {"layer_specs": list(case.rules), "use_default_specs": False}
@@ -244,7 +268,8 @@ def shard(model: nn.Module, case: Case, *, self_check: bool = False) -> nn.Modul
         vars(model)["_tp_plan"] = dict(case.styles)
     return deepspeed_autotp.parallelize(
         model,
-        tp_size=dist.get_world_size(),
+        tp_size=None if mesh is not None else dist.get_world_size(),
+        mesh=mesh,
         config=config,
         example_inputs={"x": case.inputs()} if self_check else None,
     )

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules with parameters of whose gradient each rank computes a part of a sum.
+
+A norm of queries and keys is applied to a rank's own heads, key and value heads that several ranks
+hold to a rank's own queries, and with sharded tokens any replicated module to a rank's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepspeed_autotp.distributed.gradient_sum import GradientSum, with_summed_gradient
+from deepspeed_autotp.interop.module_state import state_of
+from deepspeed_autotp.interop.torch_private import backward_id, own_parameters
+from deepspeed_autotp.layers.forward_context import ForwardContext
+
+
+@dataclass(slots=True)
+class SummedParameters:
+    """How the gradients of a module's own parameters are summed, by name.
+
+    in_use  what the module's forward has read as these parameters, while it runs
+    """
+
+    sums: Mapping[str, GradientSum]
+    context: ForwardContext
+    in_use: dict[str, Tensor] | None = None
+
+
+class SumsGradients(nn.Module):
+    """A module with such parameters, mixed into its class, which has a
+    :func:`summed_parameter` for each.
+
+    forward   no communication
+    backward  all-reduce of the gradient of each parameter over the ranks that hold it
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        state = state_of(self, SummedParameters)
+        for name in state.sums:
+            if name not in own_parameters(self):
+                raise RuntimeError(
+                    f"{name} of {type(self).__name__} is no parameter of it any more, as after "
+                    "torch.nn.utils.parametrize, and its gradient would not be summed over the "
+                    "TP group; change the module before the model is sharded"
+                )
+        before, state.in_use = state.in_use, {}
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            state.in_use = before
+
+
+def summed_parameter(name: str, inherited: object) -> property:
+    """The parameter ``name``, which reads as a view with a gradient that is summed: in the forward
+    of its module as one, however often it is read, and also in that of the model.
+
+    ``inherited`` is what the module's class has under the name.
+    """
+    own = inherited.fget if isinstance(inherited, property) else None
+
+    def read(module: nn.Module) -> Tensor | None:
+        if name not in own_parameters(module):
+            raise AttributeError(name)  # which nn.Module turns into its own message
+        parameter = own_parameters(module)[name] if own is None else own(module)
+        try:
+            return _in_use(module, name, parameter)
+        except AttributeError as error:
+            # Python would take it for a missing attribute, and ask nn.Module for the parameter.
+            raise RuntimeError(f"{name} of {type(module).__name__}: {error}") from error
+
+    return property(read)
+
+
+def _in_use(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
+    if parameter is None or not (parameter.requires_grad and torch.is_grad_enabled()):
+        return parameter
+    state = state_of(module, SummedParameters)
+    if state.in_use is None:
+        is_used = _is_in_forward(module, state.context)
+        return with_summed_gradient(parameter, state.sums[name]) if is_used else parameter
+    if name not in state.in_use:
+        state.in_use[name] = with_summed_gradient(parameter, state.sums[name])
+    return state.in_use[name]
+
+
+def _is_in_forward(module: nn.Module, context: ForwardContext) -> bool:
+    if context.is_in_forward or torch.compiler.is_compiling():
+        return context.is_in_forward
+    # A checkpointed part that runs again; or another forward, which may not lead to that above.
+    return backward_id() >= 0 or "forward" in vars(module)
