@@ -68,7 +68,7 @@ class Comparison:
         found = self._outputs(sharded)
         if found is None and (ends := self._ends(sharded) or self._gradients(sharded.gradients)):
             found = replace(ends, logits=self._plan.logits_layer is not None)
-        found = found or self._buffers(sharded)
+        found = found or self._kept(sharded)
         if found is None:
             return None
         return replace(found, text=f"the sharded model differs from the full model: {found.text}")
@@ -204,14 +204,14 @@ class Comparison:
                 return self._of_gradient(entry, text)
         return None
 
-    def _buffers(self, sharded: Run) -> Difference | None:
-        """What a module keeps for its next call, as a running statistic. One that has other sizes
-        on this rank is of its own features."""
-        for name, full in self._full.buffers.items():
-            got = sharded.buffers.get(name)
+    def _kept(self, sharded: Run) -> Difference | None:
+        """What a module keeps for its next call, as a running statistic. A tensor that has other
+        sizes on this rank is of its own features."""
+        for name, full in self._full.kept.items():
+            got = sharded.kept.get(name)
             if got is not None and got.shape != full.shape:
                 continue
-            other = self._rounded.buffers.get(name)
+            other = self._rounded.kept.get(name)
             problem = "is not changed" if got is None else differs(got, full, rounded=other)
             if problem:
                 what = f"{name}, which the model changes as it runs, {problem}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of the self-check must leave as it was: modes, attributes, buffers, RNG state."""
+"""What a run of the self-check must leave as it was: modes, attributes, tensors, RNG state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepspeed_autotp.interop.rng_states import rng_kept
 
@@ -73,12 +73,18 @@ def fix_rng(device: torch.device) -> None:
             torch.cuda.manual_seed(_SEED)
 
 
-def float_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the buffers with finite numbers that are no integers."""
+def kept_numbers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what the modules keep as buffers, or in attributes, that is floating and finite."""
+    kept = {
+        f"{name}.{key}" if name else key: value
+        for name, module in model.named_modules()
+        for key, value in (*module.named_buffers(recurse=False), *_attributes(module))
+    }
+    copies = {name: torch.as_tensor(value).detach().clone() for name, value in kept.items()}
     return {
-        name: buffer.detach().clone()
-        for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and bool(buffer.isfinite().all())
+        name: number
+        for name, number in copies.items()
+        if number.is_floating_point() and bool(number.isfinite().all())
     }
 
 
@@ -89,7 +95,7 @@ def rng_digest(device: torch.device) -> int:
 
 
 class _Saved:
-    """One module's attributes, one level into its containers, and the values of its buffers."""
+    """One module's attributes, one level into its containers, and the values of its tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         self._held = vars(module)
@@ -99,8 +105,9 @@ class _Saved:
             for value in self._attributes.values()
             if type(value) in _CONTAINERS
         ]
-        self._buffers = [
-            (buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)
+        kept = (value for _, value in _attributes(module) if isinstance(value, Tensor))
+        self._tensors = [
+            (tensor, tensor.detach().clone()) for tensor in (*module.buffers(recurse=False), *kept)
         ]
 
     @torch.no_grad()
@@ -113,6 +120,13 @@ class _Saved:
                 container.extend(content)
             else:
                 container.update(content)
-        for buffer, value in self._buffers:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+        for tensor, value in self._tensors:
+            if not torch.equal(tensor, value):
+                tensor.copy_(value)
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Tensor | float]]:
+    """Numbers that are neither parameters nor buffers."""
+    for key, value in vars(module).items():
+        if type(value) in (float, Tensor):
+            yield key, value

@@ -15,7 +15,7 @@ from deepspeed_autotp._core import Plan
 from deepspeed_autotp.interop.bitsandbytes import computing_in_float32
 from deepspeed_autotp.planning.model_description import Description
 from deepspeed_autotp.self_check.inputs import Inputs
-from deepspeed_autotp.self_check.isolation import fix_rng, float_buffers, isolated
+from deepspeed_autotp.self_check.isolation import fix_rng, isolated, kept_numbers
 from deepspeed_autotp.self_check.outside_reads import OutsideReads
 from deepspeed_autotp.self_check.precision import in_float32, is_16_bit, rounded_otherwise
 from deepspeed_autotp.self_check.tiny_values import drawn_values, tiny_parameters
@@ -158,11 +158,11 @@ class Runs:
             WithoutRandomness(trace.drawn),
             trace,
         ):
-            before = float_buffers(self._model)
+            before = kept_numbers(self._model)
             output = self._model(**way.inputs)
             trace.differentiate(output, parameters, labelled=way.labelled)
-            trace.run.buffers = {
-                name: buffer
-                for name, buffer in float_buffers(self._model).items()
-                if name not in before or not torch.equal(buffer, before[name])
+            trace.run.kept = {
+                name: number
+                for name, number in kept_numbers(self._model).items()
+                if name not in before or not torch.equal(number, before[name])
             }

@@ -46,7 +46,8 @@ class Run:
 
     ``loss`` is what the gradients are of, or None where they are of a fixed weighted sum of the
     ``finals``, the model's outputs. ``in_backward``: the forward has ended. ``outside_reads`` are
-    filled by :class:`OutsideReads`. ``buffers`` are those that the run has changed, at its end.
+    filled by :class:`OutsideReads`. ``kept`` are the numbers that modules keep and that the run has
+    changed, at its end.
     """
 
     outputs: list[Output] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Run:
     ran: list[str] = field(default_factory=list)
     in_backward: bool = False
     outside_reads: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def order(self) -> list[str]:
         """Every module that ran, a module called twice twice, in order."""

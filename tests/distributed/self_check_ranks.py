@@ -247,27 +247,39 @@ def frozen_model() -> tuple[list[bool], list[bool], bool]:
 
 
 class Scaled(nn.Module):
-    """Scales by the largest value of the call before, as layers do for 8-bit numbers."""
+    """Scales by the largest value of the call before, as layers do for 8-bit numbers. It is in a
+    "buffer", in an attribute that is a "tensor", in one that is "another" each time, or a
+    "number"."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    largest: Any
+
+    def __init__(self, inner: nn.Module, kept: str) -> None:
         super().__init__()
         self.inner = inner
-        self.register_buffer("largest", torch.ones(()))
+        self.kept = kept
+        if kept == "buffer":
+            self.register_buffer("largest", torch.ones(()))
+        else:
+            self.largest = 1.0 if kept == "number" else torch.ones(())
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.inner(x) / self.largest.clone()
-        self.largest.copy_(x.detach().abs().max() / 100)
+        largest = x.detach().abs().max() / 100
+        y: Tensor = self.inner(x) / (self.largest + 0.0)
+        if self.kept in ("buffer", "tensor"):
+            self.largest.copy_(largest)
+        else:
+            self.largest = float(largest) if self.kept == "number" else largest
         return y
 
 
-def running_number() -> list[list[float]]:
+def running_number(kept: str) -> list[list[float]]:
     """Losses of three steps of a model that keeps such a number between layers, alone and sharded;
     its layers there are sharded individually."""
     curves = []
     for ranks in (1, dist.get_world_size()):
         model = build("llama", tied=False)
         mlp: Any = model.get_submodule("model.layers.1.mlp")
-        mlp.act_fn = Scaled(mlp.act_fn)
+        mlp.act_fn = Scaled(mlp.act_fn, kept)
         if ranks > 1:
             deepspeed_autotp.parallelize(model, tp_size=ranks)
         curves.append(single_losses(model, clip=0.0, steps=3))

@@ -148,8 +148,9 @@ def test_frozen_parameters_stay_frozen(pool: Pool) -> None:
         assert before == after and not touched
 
 
-def test_a_number_that_acts_in_the_next_step_is_compared(pool: Pool) -> None:
-    for full, sharded in pool.run(self_check_ranks.running_number):
+@pytest.mark.parametrize("kept", ["buffer", "tensor", "another", "number"])
+def test_a_number_that_acts_in_the_next_step_is_compared(pool: Pool, kept: str) -> None:
+    for full, sharded in pool.run(self_check_ranks.running_number, kept):
         assert worst_difference(sharded, full) < 1e-5
 
 
