@@ -4,12 +4,20 @@
 
 static uint32_t state = 4711;
 static int rounds = 4000;
+/* Allocations fail in one round of these, which makes a plan some hundred times. */
+enum { FAILING = 8 };
 
 static int
 pick(int low, int high)
 {
     state = state * 1664525u + 1013904223u;
     return low + (int)((state >> 8) % (uint32_t)(high - low + 1));
+}
+
+static int
+try_plan_of(int round, fixture *f)
+{
+    return round % FAILING == 0 ? try_plan(f) : try_plan_once(f);
 }
 
 /* Mostly sensible, now and then not. */
@@ -87,7 +95,7 @@ test_a_random_plan_covers_every_weight_or_is_refused_with_words(void)
         f.options.grain = pick(1, 5);
         f.options.embedding_dim = pick(0, 1);
         add_random(&f);
-        if (try_plan(&f) < 0) {
+        if (try_plan_of(round, &f) < 0) {
             CHECK(f.err.code == TP_VALUE && strlen(tp_error_text(&f.err)) > 20);
         } else {
             made++;
@@ -105,7 +113,7 @@ test_tied_names_have_equal_entries(void)
     for (int round = 0; round < rounds / 4; round++) {
         fixture f = fixture_new(pick(1, 3));
         add_random(&f);
-        const int count = try_plan(&f) == 0 ? tp_plan_entry_count(f.plan) : 0;
+        const int count = try_plan_of(round, &f) == 0 ? tp_plan_entry_count(f.plan) : 0;
         for (int i = 0; i < count; i++) {
             const int first = tp_model_parameter(f.model, i)->tied_to;
             if (first < 0)
