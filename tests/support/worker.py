@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker of the pool: ``python -m tests.support.worker <file descriptor>``.
+"""One worker of the pool, as it is forked from a template.
 
 Serves jobs until its channel closes. What a job changes in the process (environment, process
 groups, the state of DeepSpeed, Accelerate and transformers) is put back after it.
@@ -37,18 +37,17 @@ _DESTROYED: weakref.WeakSet[Any] = weakref.WeakSet()
 _FUNCTIONS: dict[str, Any] = {}
 
 
-def main() -> None:
+def serve(channel: Connection) -> None:
+    """Answer jobs until the channel closes."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    channel = Connection(int(sys.argv[1]))
-    _import_all()
-    channel.send_bytes(b"ready")
+    channel.send(os.getpid())
     while True:
         try:
             job = pickle.loads(channel.recv_bytes())
         except EOFError:
             return
-        channel.send_bytes(pickle.dumps(_serve(job)))
+        channel.send_bytes(pickle.dumps(_answer(job)))
         _keep_coverage()
 
 
@@ -60,7 +59,8 @@ def _keep_coverage() -> None:
         current.save()
 
 
-def _import_all() -> None:
+def import_all() -> None:
+    """Import what costs seconds, once for all workers."""
     import accelerate  # noqa: F401
     import deepspeed
     import torch
@@ -68,8 +68,12 @@ def _import_all() -> None:
     # What DeepSpeed's initialize imports in any case. The functions of torch.distributed.nn keep
     # the default group of the moment of their import as default argument, and so its sockets.
     import torch._dynamo
+    import torch._inductor.compile_fx
     import torch.distributed.nn
-    import transformers.integrations.deepspeed  # noqa: F401
+    import transformers.integrations.deepspeed
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import deepspeed_autotp.api.deepspeed_api  # noqa: F401
 
     torch.set_num_threads(1)
     _FUNCTIONS.update(vars(torch.nn.functional))
@@ -82,7 +86,7 @@ def _import_all() -> None:
     gc.freeze()
 
 
-def _serve(job: Job) -> Answer:
+def _answer(job: Job) -> Answer:
     environment = dict(os.environ)
     result, failure = b"", None
     try:
@@ -242,7 +246,3 @@ def _reset_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     unset_hf_deepspeed_config()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pool of worker processes for every distributed test of a run.
 
-A worker imports torch, transformers and DeepSpeed once, which costs seconds, and then serves
-one test after the other. ``Pool.run`` gives its ranks a fresh gloo group, calls one function on
-each of them and returns what they returned. A rank that raises, dies or does not answer makes
-``run`` raise, so the failure carries the name of the test that asked.
+A worker is forked from a template, which has imported torch, transformers and DeepSpeed, and
+serves one test after the other. ``Pool.run`` gives its ranks a fresh gloo group, calls one
+function on each of them and returns what they returned. A rank that raises, dies or does not
+answer makes ``run`` raise, so the failure carries the name of the test that asked.
 """
 
 import pickle
@@ -17,7 +17,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from tests.support.worker_process import EXTENSIONS, Answer, Failure, Job, PoolError, Worker
+from tests.support.worker_process import (
+    EXTENSIONS,
+    Answer,
+    Failure,
+    Job,
+    PoolError,
+    Template,
+    Worker,
+)
 
 __all__ = ["SIZE", "Pool", "PoolError"]
 
@@ -33,6 +41,7 @@ class Pool:
 
     def __init__(self, size: int = SIZE) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="autotp-pool-")
+        self._templates: list[Template | None] = [None, None]
         self._workers: list[Worker | None] = [None] * size
         self._runs = 0
 
@@ -83,6 +92,10 @@ class Pool:
         for worker in running:
             worker.await_end()
         self._workers = [None] * len(self._workers)
+        for template in self._templates:
+            if template is not None:
+                template.close()
+        self._templates = [None, None]
         self._folder.cleanup()
 
     def _need(self, ranks: int) -> list[Worker]:
@@ -91,12 +104,27 @@ class Pool:
         workers = []
         for rank in range(ranks):
             worker = self._workers[rank]
-            if worker is None or worker.process.poll() is not None:
-                worker = self._workers[rank] = Worker(rank, Path(self._folder.name))
+            if worker is None or worker.has_ended(0):
+                log = Path(self._folder.name, f"worker-{rank}.log")
+                worker = self._workers[rank] = Worker(self._template(rank), log)
             workers.append(worker)
         for worker in workers:
             worker.await_ready(deadline)
         return workers
+
+    def _template(self, rank: int) -> Template:
+        """What the worker of a rank is forked from.
+
+        There are two, since the order of a set of strings, which a fork has from its template,
+        must not be the same on all ranks: on ranks that are launched it is not. Ranks 0 and 3 have
+        the first and ranks 1 and 2 the second, so that the ranks of every pair differ.
+        """
+        index = rank.bit_count() % 2
+        template = self._templates[index]
+        if template is None:
+            log = Path(self._folder.name, f"template-{index}.log")
+            template = self._templates[index] = Template(log)
+        return template
 
     def _collect(
         self, workers: Sequence[Worker], timeout: float
@@ -181,7 +209,8 @@ def _drop_locks(began: float) -> None:
 
 
 def _death(rank: int, worker: Worker, path: str) -> str:
-    code = worker.process.returncode
+    code = worker.exit_status
+    assert code is not None
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"rank {rank} died with {how} while running {path}\n{worker.printed()}"
 

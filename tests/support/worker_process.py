@@ -4,14 +4,16 @@
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-__all__ = ["EXTENSIONS", "Answer", "Failure", "Job", "PoolError", "Worker"]
+__all__ = ["EXTENSIONS", "Answer", "Failure", "Job", "PoolError", "Template", "Worker"]
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed compiles some of its operations at first use; built once, they serve later runs.
@@ -68,80 +70,128 @@ class PoolError(Exception):
         self.kind = kind
 
 
-class Worker:
-    """One worker process, the channel to it, and the file that collects what it prints."""
+class Template:
+    """The process that workers are forked from, and the file that collects what it prints."""
 
-    def __init__(self, number: int, folder: Path) -> None:
-        self.log = folder / f"worker-{number}.log"
-        self.channel, child = Pipe()
-        environment = os.environ | {
-            "DS_ACCELERATOR": "cpu",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
-        }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.worker", str(child.fileno())],
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._requests, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.worker_template", str(child.fileno())],
                 cwd=ROOT,
-                env=environment,
+                env=_environment(),
                 pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
         child.close()
-        self.ready = False
+
+    def fork(self, channel: Connection, report: Connection, log: Path) -> None:
+        """Start a worker, which serves at ``channel``; its exit status is sent to ``report``."""
+        with log.open("wb") as output:
+            socket.send_fds(
+                self._requests,
+                [pickle.dumps(_environment())],
+                [channel.fileno(), report.fileno(), output.fileno()],
+            )
+
+    def printed(self) -> str:
+        return _last_lines(self._log, 0)
+
+    def close(self) -> None:
+        """Wait for the process, which leaves by itself."""
+        self._requests.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
+    }
+
+
+class Worker:
+    """One worker process, the channel to it, and the file that collects what it prints."""
+
+    def __init__(self, template: Template, log: Path) -> None:
+        self.channel, child = Pipe()
+        self._report, report = Pipe(duplex=False)
+        with child, report:
+            template.fork(child, report, log)
+        self._template = template
+        self._log = log
+        self._pid: int | None = None  # once it is ready
+        self.exit_status: int | None = None
         self.job_log_start = 0
 
     def await_ready(self, deadline: float) -> None:
-        if self.ready:
+        if self._pid is not None:
             return
         if not self.channel.poll(max(0.0, deadline - time.monotonic())):
-            raise PoolError(f"a worker did not start:\n{self.printed()}", rank=-1, kind="timeout")
+            raise PoolError(f"a worker did not start:\n{self._start()}", rank=-1, kind="timeout")
         try:
-            self.channel.recv_bytes()
+            self._pid = self.channel.recv()
         except EOFError:
             raise PoolError(
-                f"a worker died at start:\n{self.printed()}", rank=-1, kind="died"
+                f"a worker died at start:\n{self._start()}", rank=-1, kind="died"
             ) from None
-        self.ready = True
+
+    def _start(self) -> str:
+        return "\n".join([self._template.printed(), self.printed()])
 
     def send(self, job: Job) -> None:
-        self.job_log_start = self.log.stat().st_size
+        self.job_log_start = self._log.stat().st_size
         self.channel.send_bytes(pickle.dumps(job))
 
     def printed(self) -> str:
         """The last lines that this worker printed since its job began."""
-        with self.log.open("rb") as log:
-            log.seek(self.job_log_start)
-            lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_LINES:])
+        return _last_lines(self._log, self.job_log_start)
 
     def dump_stacks(self) -> None:
         """Have faulthandler print the stacks of all threads, which it does on SIGUSR1."""
-        self.process.send_signal(signal.SIGUSR1)
+        self._signal(signal.SIGUSR1)
         time.sleep(DUMP_TIME)
 
-    def has_ended(self) -> bool:
+    def has_ended(self, timeout: float | None = DUMP_TIME) -> bool:
         """Whether the process is gone; its channel closes a moment before it can be waited for."""
-        try:
-            self.process.wait(timeout=DUMP_TIME)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        if self.exit_status is None and self._report.poll(timeout):
+            try:
+                self.exit_status = self._report.recv()
+            except EOFError:  # its template is gone, and will not tell
+                self.exit_status = -signal.SIGKILL
+        return self.exit_status is not None
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._signal(signal.SIGKILL)
+        self.has_ended(None)
         self.channel.close()
+        self._report.close()
 
     def await_end(self) -> None:
         """Wait for a worker whose channel is closed: it leaves by itself."""
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if not self.has_ended(10):
+            self._signal(signal.SIGKILL)
+            self.has_ended(None)
+        self._report.close()
+
+    def _signal(self, number: int) -> None:
+        if self._pid is not None and not self.has_ended(0):
+            os.kill(self._pid, number)
+
+
+def _last_lines(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_LINES:])
