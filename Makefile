@@ -39,8 +39,10 @@ build: $(stamp) ## Compile what changed; the same as setup once .venv is there
 demo: $(stamp) ## Train a small Llama with TP 2 x DP 2 and compare with one process
 	@$(python) examples/demo.py
 
+# Where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile all modules anew.
 test: $(stamp) ## Run everything: format, lint, types, then all tests
 	@$(MAKE) --no-print-directory format-check lint types
+	@$(python) -m compileall -q deepspeed_autotp tests
 	@$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)$(if $(STATUS),; echo $$? > "$(STATUS)")
 
 # The files that have tests for a GPU: others import what a GPU machine need not have.
