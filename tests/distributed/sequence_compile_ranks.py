@@ -223,12 +223,12 @@ def compiled(model: Looped, blocks: Sequence[int]) -> Callable[..., Any]:
     return called
 
 
-def handmade(blocks: list[int], checkpoints: str) -> Found:
+def handmade(layers: int, blocks: list[int], checkpoints: str) -> Found:
     """A small model of which some blocks are compiled, or without ``blocks`` all; with
     ``checkpoints`` that are "traced", too."""
     import torch._dynamo.config as settings
 
-    unsharded, sharded = handmade_pair(layers=3 if blocks else 2)
+    unsharded, sharded = handmade_pair(layers=layers)
     sharded.is_checkpointing = bool(checkpoints)
     losses = curve(unsharded, unsharded)
     found = Found()

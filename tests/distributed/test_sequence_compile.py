@@ -54,22 +54,23 @@ def test_tokens_need_not_divide_by_the_tp_size(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "checkpoints", "ranks"),
+    ("layers", "blocks", "checkpoints", "ranks"),
     [
-        ([], "", 2),
-        ([], "uncompiled", 2),
-        pytest.param([], "traced", 2, marks=pytest.mark.long),
+        (1, [], "", 2),
+        (2, [], "uncompiled", 2),
+        pytest.param(2, [], "", 2, marks=pytest.mark.long),
+        pytest.param(2, [], "traced", 2, marks=pytest.mark.long),
         # Four heads for three ranks: layers that may drop out run uncompiled.
-        pytest.param([], "", 3, marks=pytest.mark.long),
-        pytest.param([0, 1, 2], "", 2, marks=pytest.mark.long),
-        pytest.param([0, 2], "", 2, marks=pytest.mark.long),
-        pytest.param([1], "", 2, marks=pytest.mark.long),
+        pytest.param(2, [], "", 3, marks=pytest.mark.long),
+        pytest.param(3, [0, 1, 2], "", 2, marks=pytest.mark.long),
+        pytest.param(3, [0, 2], "", 2, marks=pytest.mark.long),
+        pytest.param(3, [1], "", 2, marks=pytest.mark.long),
     ],
 )
 def test_models_and_blocks_train_and_evaluate_as_one_process(
-    pool: Pool, blocks: list[int], checkpoints: str, ranks: int
+    pool: Pool, layers: int, blocks: list[int], checkpoints: str, ranks: int
 ) -> None:
-    job = (sequence_compile_ranks.handmade, blocks, checkpoints)
+    job = (sequence_compile_ranks.handmade, layers, blocks, checkpoints)
     for found in pool.run(*job, ranks=ranks, timeout=110):
         assert _equals_one_process(found)
         is_compiled = checkpoints != "uncompiled" and ranks == 2
