@@ -102,9 +102,9 @@ _FORWARDS = {
 }
 
 
-def model_with(forward: str, *, tied: bool, bias: bool) -> Any:
+def model_with(forward: str, *, tied: bool, bias: bool, layers: int = 2) -> Any:
     """A Llama whose forward was replaced, as TRL replaces it."""
-    model: Any = build("llama", tied=tied)
+    model: Any = build("llama", tied=tied, num_hidden_layers=layers)
     if bias:
         drawn = torch.randn(model.config.vocab_size, generator=torch.Generator().manual_seed(1))
         model.lm_head.bias = nn.Parameter(drawn)
@@ -129,8 +129,8 @@ def compiled() -> tuple[float, float, int]:
     """As above under torch.compile, and how often a graph was broken."""
     from torch._dynamo.utils import counters
 
-    unsharded = model_with("plain", tied=False, bias=True)
-    model = shard(model_with("plain", tied=False, bias=True), "llama")
+    unsharded = model_with("plain", tied=False, bias=True, layers=1)
+    model = shard(model_with("plain", tied=False, bias=True, layers=1), "llama")
     torch._dynamo.reset()
     counters.clear()
     try:

@@ -241,7 +241,8 @@ def autocast() -> dict[str, Any]:
 def compiled() -> tuple[float, float, bool]:
     """A step of a compiled model, which has full logits."""
     torch._dynamo.reset()
-    unsharded, model = build("llama", tied=False), shard(build("llama", tied=False), "llama")
+    unsharded, model = (build("llama", tied=False, num_hidden_layers=1) for _ in range(2))
+    shard(model, "llama")
     expected = unsharded(**batch()).loss
     expected.backward()
     outputs = torch.compile(model, backend="eager")(**batch())
