@@ -30,7 +30,7 @@ from tests.support.worker_process import Answer, Failure, Job
 # end the wait of the rank that is of interest.
 GROUP_MARGIN = 30.0
 # They wake up all the time, so that hundreds of them slow every test.
-MOST_GROUP_THREADS = 60
+MOST_GROUP_THREADS = 30
 # Engines that something still refers to after they were destroyed, which works once only.
 _DESTROYED: weakref.WeakSet[Any] = weakref.WeakSet()
 # The functions of torch.nn.functional.
