@@ -18,7 +18,13 @@ from tests.support.worker_process import ROOT
 
 @pytest.mark.parametrize(
     ("tp", "parallel", "max_shard_size"),
-    [(2, True, "20KB"), (2, False, "20KB"), (3, True, "5GB"), (4, False, "60KB"), (4, True, "5GB")],
+    [
+        (2, True, "20KB"),
+        (2, False, "20KB"),
+        (3, True, "5GB"),
+        pytest.param(4, False, "60KB", marks=pytest.mark.long),
+        (4, True, "5GB"),
+    ],
 )
 def test_the_files_are_those_of_the_unsharded_model_and_load(
     pool: Pool, tp: int, parallel: bool, max_shard_size: str, tmp_path: Path

@@ -23,7 +23,7 @@ NAMES = (
 )
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("zero", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -13,8 +13,10 @@ from tests.support.worker_pool import Pool
 @pytest.mark.parametrize(
     ("own_layers", "zero", "ranks"),
     [
-        *((True, 0, 2), (True, 1, 2)),
-        *((True, 0, 4), (True, 2, 4), (True, 3, 4)),
+        (True, 0, 2),
+        pytest.param(True, 1, 2, marks=pytest.mark.long),
+        pytest.param(True, 0, 4, marks=pytest.mark.long),
+        *((True, 2, 4), (True, 3, 4)),
         *((False, 0, 2), (False, 1, 4)),
     ],
 )
