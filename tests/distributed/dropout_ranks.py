@@ -70,9 +70,9 @@ def gradients(heads: int, sequence: bool) -> list[tuple[float, list[Tensor], flo
 
 
 def long_run(
-    heads: int, sequence: bool, reentrant: bool | None, compiled: bool
+    steps: int, heads: int, sequence: bool, reentrant: bool | None, compiled: bool
 ) -> tuple[str, float, list[float]]:
-    """200 steps with all dropouts: the check of the replicas, a random number, the losses."""
+    """Steps with all dropouts: the check of the replicas, a random number, the losses."""
     model = sharded(heads, sequence=sequence, reentrant=reentrant)
     run: nn.Module = model
     if compiled:
@@ -81,7 +81,7 @@ def long_run(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
     try:
-        for number in range(200):
+        for number in range(steps):
             losses.append(float(step(run, heads, number)))
             optimizer.step()
             optimizer.zero_grad()

@@ -99,26 +99,31 @@ def test_checkpoints_change_neither_gradients_nor_the_rng_state(
     assert len(behind) == 1
 
 
-@pytest.mark.sample(2)
 @pytest.mark.parametrize(
-    ("heads", "ranks", "sequence", "reentrant", "compiled"),
+    ("steps", "heads", "ranks", "sequence", "reentrant", "compiled"),
     [
-        pytest.param(4, 3, False, True, False, marks=pytest.mark.long),
-        pytest.param(4, 3, False, False, False, marks=pytest.mark.long),
-        (5, 2, True, False, False),
-        pytest.param(4, 2, False, False, True, marks=pytest.mark.long),
+        (50, 5, 2, True, False, False),
+        pytest.param(200, 4, 3, False, True, False, marks=pytest.mark.long),
+        pytest.param(200, 4, 3, False, False, False, marks=pytest.mark.long),
+        pytest.param(200, 5, 2, True, False, False, marks=pytest.mark.long),
+        pytest.param(200, 4, 2, False, False, True, marks=pytest.mark.long),
     ],
 )
-def test_replicas_stay_equal_over_200_steps_with_all_dropouts(
-    pool: Pool, heads: int, ranks: int, sequence: bool, reentrant: bool | None, compiled: bool
+def test_replicas_stay_equal_over_many_steps_with_all_dropouts(
+    pool: Pool,
+    steps: int,
+    heads: int,
+    ranks: int,
+    sequence: bool,
+    reentrant: bool | None,
+    compiled: bool,
 ) -> None:
-    found = pool.run(
-        dropout_ranks.long_run, heads, sequence, reentrant, compiled, ranks=ranks, timeout=110
-    )
+    job = (dropout_ranks.long_run, steps, heads, sequence, reentrant, compiled)
+    found = pool.run(*job, ranks=ranks, timeout=110)
     assert [said for said, _, _ in found] == ["all equal"] * ranks
     assert len({after for _, after, _ in found}) == 1
     assert all(losses == found[0][2] for _, _, losses in found)
-    assert len(set(found[0][2])) > 190
+    assert len(set(found[0][2])) > 0.95 * steps
 
 
 @pytest.mark.sample(2)
