@@ -7,7 +7,7 @@ hold to a rank's own queries, and with sharded tokens any replicated module to a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +40,12 @@ class SumsGradients(nn.Module):
     backward  all-reduce of the gradient of each parameter over the ranks that hold it
     """
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Also where the module alone was given another forward, as of a kernel.
+        return _while_it_runs(self, super().__call__, args, kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        state = state_of(self, SummedParameters)
-        for name in state.sums:
-            if name not in own_parameters(self):
-                raise RuntimeError(
-                    f"{name} of {type(self).__name__} is no parameter of it any more, as after "
-                    "torch.nn.utils.parametrize, and its gradient would not be summed over the "
-                    "TP group; change the module before the model is sharded"
-                )
-        before, state.in_use = state.in_use, {}
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            state.in_use = before
+        return _while_it_runs(self, super().forward, args, kwargs)
 
 
 def summed_parameter(name: str, inherited: object) -> property:
@@ -77,20 +69,38 @@ def summed_parameter(name: str, inherited: object) -> property:
     return property(read)
 
 
+def _while_it_runs(
+    module: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    state = state_of(module, SummedParameters)
+    for name in state.sums:
+        if name not in own_parameters(module):
+            raise RuntimeError(
+                f"{name} of {type(module).__name__} is no parameter of it any more, as after "
+                "torch.nn.utils.parametrize, and its gradient would not be summed over the "
+                "TP group; change the module before the model is sharded"
+            )
+    before, state.in_use = state.in_use, {}
+    try:
+        return run(*args, **kwargs)
+    finally:
+        state.in_use = before
+
+
 def _in_use(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
     if parameter is None or not (parameter.requires_grad and torch.is_grad_enabled()):
         return parameter
     state = state_of(module, SummedParameters)
     if state.in_use is None:
-        is_used = _is_in_forward(module, state.context)
+        is_used = _is_in_forward(state.context)
         return with_summed_gradient(parameter, state.sums[name]) if is_used else parameter
     if name not in state.in_use:
         state.in_use[name] = with_summed_gradient(parameter, state.sums[name])
     return state.in_use[name]
 
 
-def _is_in_forward(module: nn.Module, context: ForwardContext) -> bool:
+def _is_in_forward(context: ForwardContext) -> bool:
+    """Of the model, or of a part of it that a checkpoint runs again."""
     if context.is_in_forward or torch.compiler.is_compiling():
         return context.is_in_forward
-    # A checkpointed part that runs again; or another forward, which may not lead to that above.
-    return backward_id() >= 0 or "forward" in vars(module)
+    return backward_id() >= 0

@@ -74,12 +74,13 @@ def fix_rng(device: torch.device) -> None:
 
 
 def kept_numbers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of what the modules keep as buffers, or in attributes, that is floating and finite."""
-    kept = {
-        f"{name}.{key}" if name else key: value
-        for name, module in model.named_modules()
-        for key, value in (*module.named_buffers(recurse=False), *_attributes(module))
-    }
+    """Copies of what modules keep as buffers, or as single numbers in attributes, that is floating
+    and finite. Other tensors in attributes are mostly activations."""
+    kept: dict[str, Tensor | float] = dict(model.named_buffers())
+    for name, module in model.named_modules():
+        for key, value in _attributes(module):
+            if not isinstance(value, Tensor) or value.numel() == 1:
+                kept[f"{name}.{key}" if name else key] = value
     copies = {name: torch.as_tensor(value).detach().clone() for name, value in kept.items()}
     return {
         name: number

@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,15 @@ class Pool:
         for rank, worker in enumerate(workers):
             job = Job(path, arguments, rank, ranks, timeout, rendezvous, port, dict(env or {}))
             worker.send(job)
-        answers, late = self._collect(workers, timeout)
+        try:
+            answers, late = self._collect(workers, timeout)
+        except BaseException:  # as of a test whose time is up: answers would be the next job's
+            self._kill(range(ranks))
+            raise
         missing = [rank for rank in range(ranks) if rank not in answers]
         if missing:
             return self._fail_missing(workers, answers, missing, path, late, began)
-        for rank, worker in enumerate(workers):
-            if answers[rank].worn:
-                worker.kill()
-                self._workers[rank] = None
+        self._kill(rank for rank in range(ranks) if answers[rank].worn)
         failures = {rank: answers[rank].failure for rank in range(ranks)}
         _raise_first({rank: f for rank, f in failures.items() if f is not None}, path)
         return [pickle.loads(answers[rank].result) for rank in range(ranks)]
@@ -126,6 +127,12 @@ class Pool:
             template = self._templates[index] = Template(log)
         return template
 
+    def _kill(self, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            worker, self._workers[rank] = self._workers[rank], None
+            if worker is not None:
+                worker.kill()
+
     def _collect(
         self, workers: Sequence[Worker], timeout: float
     ) -> tuple[dict[int, Answer], float]:
@@ -170,9 +177,7 @@ class Pool:
             headline = f"rank {rank} did not answer within {waited:.0f} s while running {path}"
             workers[rank].dump_stacks()
             reports.append(f"{headline}\n{workers[rank].printed()}")
-        for rank in missing:
-            workers[rank].kill()
-            self._workers[rank] = None
+        self._kill(missing)
         _drop_locks(began)
         failed = {r: a.failure for r, a in answers.items() if a.failure is not None}
         if failed and not dead:

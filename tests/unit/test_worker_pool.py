@@ -3,6 +3,7 @@
 
 import os
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -50,6 +51,11 @@ def crash_on_rank_zero() -> None:
     if dist.get_rank() == 0:
         os.kill(os.getpid(), signal.SIGSEGV)
     dist.all_reduce(torch.ones(()))
+
+
+def answer_late() -> str:
+    time.sleep(2.0)
+    return "late"
 
 
 def return_a_function() -> Any:
@@ -203,6 +209,22 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_the_pool_lives_on(pool: P
     assert caught.value.kind == "timeout"
     assert "in hang_on_rank_one" in str(caught.value)
     assert pool.run(where) == [(0, 2, 2), (1, 2, 2)]
+
+
+def test_a_job_that_is_interrupted_leaves_no_answer_to_the_next(pool: Pool) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(answer_late)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert pool.run(echo, "next") == ["next", "next"]
 
 
 def test_a_rank_that_crashes_is_named_with_its_signal_and_stack(pool: Pool) -> None:
