@@ -16,7 +16,7 @@ enum { SLOT = 64, MOST_BYTES = 1024, MOST_STEPS = 12 };
 
 static const double kPatience = 0.001;
 /* A call waits for each peer and each chunk; a machine may be busy. */
-static const double kLongest = 5;
+static const double kLongest = 30;
 
 static tp_shm *
 open_memory(int ranks)
