@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -39,6 +40,17 @@ def backward_id() -> int:
     read = _required(torch._C, "_current_graph_task_id", needed_for="the overlap of gradients")
     found: int = read()
     return found
+
+
+def is_called(modules: Container[nn.Module]) -> bool:
+    """Whether a call of one of ``modules`` is on the stack of this thread."""
+    call = _required(nn.Module, "_wrapped_call_impl", needed_for="the sums of gradients").__code__
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is call and frame.f_locals["self"] in modules:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def keeps_graph() -> bool:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deepspeed_autotp.distributed.dropout_rng import DropoutRNG
 from deepspeed_autotp.interop.peft import without_adapters
-from deepspeed_autotp.interop.torch_private import saves_tensors_by
+from deepspeed_autotp.interop.torch_private import is_called, saves_tensors_by
 from deepspeed_autotp.layers.grad_overlap import SharedInput
 
 
@@ -52,6 +52,7 @@ class ForwardContext:
         self.prepare: Callable[[], None] | None = None
         self.head: HeadOfOwnTokens | None = None
         self._model: weakref.ref[nn.Module] | None = None
+        self._parts: weakref.WeakSet[nn.Module] | None = None  # its modules, once asked for
         self._depth = 0  # of calls of the model within its own forward
         self._call: tuple[int, FrameType] | None = None  # thread, and what runs our hooks there
 
@@ -74,6 +75,16 @@ class ForwardContext:
         """Whether the model is being called."""
         self._leave_interrupted()
         return self._depth > 0
+
+    @property
+    def is_in_forward_of_part(self) -> bool:
+        """Whether the model, or a module of it, as its backbone, is being called; not compiled."""
+        if self.is_in_forward:
+            return True
+        model = None if self._model is None else self._model()
+        if self._parts is None and model is not None:
+            self._parts = weakref.WeakSet(model.modules())
+        return self._parts is not None and is_called(self._parts)
 
     def register_hooks(self, model: nn.Module) -> list[RemovableHandle]:
         """Hooks around the forward of ``model``, which holds all sharded layers, and of the model

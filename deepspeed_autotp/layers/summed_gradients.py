@@ -50,7 +50,7 @@ class SumsGradients(nn.Module):
 
 def summed_parameter(name: str, inherited: object) -> property:
     """The parameter ``name``, which reads as a view with a gradient that is summed: in the forward
-    of its module as one, however often it is read, and also in that of the model.
+    of its module as one, however often it is read, and also in that of another of the model.
 
     ``inherited`` is what the module's class has under the name.
     """
@@ -100,7 +100,7 @@ def _in_use(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | 
 
 
 def _is_in_forward(context: ForwardContext) -> bool:
-    """Of the model, or of a part of it that a checkpoint runs again."""
-    if context.is_in_forward or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return context.is_in_forward
-    return backward_id() >= 0
+    # Also a checkpointed part that runs again.
+    return context.is_in_forward_of_part or backward_id() >= 0

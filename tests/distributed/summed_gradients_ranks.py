@@ -4,12 +4,13 @@
 import copy
 import functools
 from collections.abc import Callable
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -62,6 +63,23 @@ def read_by_others(model: nn.Module) -> None:
 def _scaled_by_weight(norm: Any, column: nn.Module, args: Any, y: Tensor) -> Tensor:
     del column, args
     return (y.unflatten(-1, (-1, len(norm.weight))) * norm.weight).flatten(-2)
+
+
+def read_by_others_in_the_backbone(model: nn.Module) -> None:
+    """The same without a call of the model itself, as TRL calls what is inside of it."""
+    read_by_others(model)
+    hidden = model.model(input_ids=tokens(0)).last_hidden_state
+    loss_of(lambda **_: SimpleNamespace(logits=model.lm_head(hidden)), tokens(0)).backward()
+
+
+def hooked_by_accelerate(model: nn.Module) -> None:
+    """Its hooks replace the forward of each module; the penalty reads attributes of modules."""
+    for module in model.modules():
+        add_hook_to_module(module, ModelHook(), append=True)
+    norms = [each for each in model.modules() if type(each).__name__.endswith("Qwen3RMSNorm")]
+    assert norms and all(isinstance(norm.weight, nn.Parameter) for norm in norms)
+    squares = torch.stack([norm.weight.square().sum() for norm in norms])
+    (loss_of(model, tokens(0)) + squares.sum()).backward()
 
 
 def replaced_forward(model: nn.Module) -> None:
@@ -118,6 +136,7 @@ WAYS: dict[str, Callable[[nn.Module], None]] = {
     each.__name__: each
     for each in (
         *(added, apart, checkpointed, of_the_backbone, read_by_others, replaced_forward),
+        *(read_by_others_in_the_backbone, hooked_by_accelerate),
         *(by_copies, of_a_copy, compiled, unfrozen),
     )
 }

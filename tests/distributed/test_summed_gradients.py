@@ -37,7 +37,10 @@ def test_a_penalty_on_all_weights_counts_once(pool: Pool, case: str, way: str) -
 
 @pytest.mark.parametrize(
     "way",
-    ["of_the_backbone", "read_by_others", "replaced_forward", "of_a_copy", "compiled", "unfrozen"],
+    [
+        *("of_the_backbone", "read_by_others", "read_by_others_in_the_backbone"),
+        *("replaced_forward", "hooked_by_accelerate", "of_a_copy", "compiled", "unfrozen"),
+    ],
 )
 def test_and_the_model_is_used_in_any_way(pool: Pool, way: str) -> None:
     _check(pool, way, "qwen3", {"num_key_value_heads": 1}, {}, 2)
