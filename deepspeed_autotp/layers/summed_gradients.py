@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspeed_autotp.distributed.gradient_sum import GradientSum, with_summed_gradient
+from deepspeed_autotp.interop.fully_shard import is_distributed
 from deepspeed_autotp.interop.module_state import state_of
 from deepspeed_autotp.interop.torch_private import backward_id, own_parameters
 from deepspeed_autotp.layers.forward_context import ForwardContext
@@ -89,6 +90,8 @@ def _while_it_runs(
 
 def _in_use(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
     if parameter is None or not (parameter.requires_grad and torch.is_grad_enabled()):
+        return parameter
+    if is_distributed(parameter):  # fully_shard looks in a forward if it is still its own
         return parameter
     state = state_of(module, SummedParameters)
     if state.in_use is None:

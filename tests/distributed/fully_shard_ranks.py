@@ -164,6 +164,23 @@ def through_the_backbone() -> float:
     return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
 
 
+def layers_alone() -> float:
+    """Weights' largest difference to one process where fully_shard was called for the layers, and
+    the model itself is called, with one head of keys that the TP ranks share."""
+    dp, tensor_parallel = meshes(2)
+    changes = {"num_key_value_heads": 1}
+    own = make("qwen3", changes)
+    model = deepspeed_autotp.parallelize(make("qwen3", changes), mesh=tensor_parallel)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=dp)
+    for each in (own, model):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
+        loss_of(each, tokens(0)).backward()
+        optimizer.step()
+    full = deepspeed_autotp.full_state_dict(model)
+    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+
+
 def _all_rows(total: Any) -> Tensor:
     full: Tensor = total.full_tensor() if is_distributed(total) else total
     return full

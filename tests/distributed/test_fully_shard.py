@@ -10,6 +10,7 @@ from tests.distributed.fully_shard_ranks import (
     adapted,
     compiled,
     infinite_on_one_rank,
+    layers_alone,
     mixed_precision,
     refusals,
     through_the_backbone,
@@ -62,6 +63,10 @@ def test_gradients_are_summed_also_where_the_model_ran_before_and_in_a_copy(pool
 
 def test_gradients_are_summed_in_any_forward_and_a_penalty_counts_once(pool: Pool) -> None:
     assert max(pool.run(through_the_backbone, ranks=4)) < 1e-8
+
+
+def test_the_model_itself_need_not_be_fully_sharded(pool: Pool) -> None:
+    assert max(pool.run(layers_alone, ranks=4)) < 1e-8
 
 
 def test_gradients_of_parameters_that_were_frozen_at_first_are_summed(pool: Pool) -> None:
