@@ -21,8 +21,8 @@ from deepspeed_autotp.distributed.lost_ranks import LostRanks, Work
 from deepspeed_autotp.distributed.model_groups import ModelGroups, Subgroups
 from deepspeed_autotp.distributed.owned_groups import OwnedGroups
 from deepspeed_autotp.distributed.shared_memory import SharedMemory, reopen, shared_memory
-from deepspeed_autotp.interop.torch_private import (
-    is_gloo,
+from deepspeed_autotp.interop.torch_private import is_gloo
+from deepspeed_autotp.interop.traced_collectives import (
     traced_all_gather,
     traced_all_reduce,
     traced_reduce_scatter,

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from deepspeed_autotp.interop.progress_bars import without_progress_bars
+from deepspeed_autotp.interop.torch_private import storage_id
 from deepspeed_autotp.interop.versions import required
 
 
@@ -117,7 +117,7 @@ def _split(state: Mapping[str, Tensor], max_shard_size: int | str) -> Any:
     return factory(
         state,
         get_storage_size=lambda tensor: tensor.untyped_storage().nbytes(),
-        get_storage_id=_storage,
+        get_storage_id=storage_id,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
@@ -128,12 +128,6 @@ def _function(module: Any, name: str) -> Callable[..., Any]:
         module, name, project="transformers", needed_for="save_pretrained"
     )
     return found
-
-
-def _storage(tensor: Tensor) -> int:
-    """A number of the storage, which is not given anew while the storage lives."""
-    number: int = StorageWeakRef(tensor.untyped_storage()).cdata
-    return number
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -156,7 +150,7 @@ class _Trace(TorchFunctionMode):
     def __init__(self, full: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._full = full
-        self._names = {_storage(tensor): name for name, tensor in full.items()}
+        self._names = {storage_id(tensor): name for name, tensor in full.items()}
         # Of storages that are computed: the names of what they are computed from.
         self._computed: dict[int, frozenset[str]] = {}
         self._alive: list[Tensor] = []  # so that the numbers of storages stay theirs
@@ -174,22 +168,22 @@ class _Trace(TorchFunctionMode):
         if made:
             sources = frozenset(n for t in _tensors((args, kwargs)) for n in self._sources(t))
             self._alive += made
-            self._computed.update((_storage(t), sources) for t in made)
+            self._computed.update((storage_id(t), sources) for t in made)
         return result
 
     def _is_new(self, tensor: Tensor) -> bool:
-        storage = _storage(tensor)
+        storage = storage_id(tensor)
         return storage not in self._names and storage not in self._computed
 
     def _sources(self, tensor: Tensor) -> frozenset[str]:
-        storage = _storage(tensor)
+        storage = storage_id(tensor)
         if storage in self._names:
             return frozenset([self._names[storage]])
         return self._computed.get(storage, frozenset())
 
     def saved(self, name: str, tensor: Tensor) -> SavedTensor:
         """``tensor``, which was made within this trace, as a tensor of the files."""
-        source = self._names.get(_storage(tensor))
+        source = self._names.get(storage_id(tensor))
         is_view = source is not None and (
             tensor.is_contiguous() and tensor.dtype == self._full[source].dtype
         )

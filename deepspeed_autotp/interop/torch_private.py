@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import optimizer as optimizers
 from torch.utils import _pytree as pytree
 
@@ -33,6 +33,12 @@ def version_counter(x: Tensor) -> int:
     """A number that every write to ``x`` in place increases."""
     found: int = _required(x, "_version", needed_for="finding writes in place")
     return found
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number of the storage, which is not given anew while the storage lives."""
+    number: int = StorageWeakRef(tensor.untyped_storage()).cdata
+    return number
 
 
 def backward_id() -> int:
@@ -320,24 +326,6 @@ def found_inf_per_device(
     read = _required(scaler, "_found_inf_per_device", needed_for="deepspeed_autotp.GradScaler")
     found: dict[torch.device, Tensor] = read(optimizer)
     return found
-
-
-def traced_all_reduce(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
-    """The sum of contiguous ``x`` over the ranks, for torch.compile, as a new tensor."""
-    summed: Tensor = functional.all_reduce(x, "sum", handle)
-    return summed
-
-
-def traced_all_gather(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
-    """The ranks' contiguous ``x`` along dimension 0, for torch.compile."""
-    gathered: Tensor = functional.all_gather_tensor(x, 0, handle)
-    return gathered
-
-
-def traced_reduce_scatter(x: Tensor, handle: dist.ProcessGroup) -> Tensor:
-    """This rank's rows of the sum of contiguous ``x`` over the ranks, for torch.compile."""
-    rows: Tensor = functional.reduce_scatter_tensor(x, "sum", 0, handle)
-    return rows
 
 
 def is_hooked(module: nn.Module) -> bool:

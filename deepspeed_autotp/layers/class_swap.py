@@ -163,7 +163,8 @@ def _wrapped(
 @functools.cache
 def _summing(own: type[Any], names: tuple[str, ...]) -> type[nn.Module]:
     attributes: dict[str, Any] = {
-        name: summed_parameter(name, getattr(own, name, None)) for name in names
+        name: summed_parameter(name, [vars(c)[name] for c in own.__mro__ if name in vars(c)])
+        for name in names
     }
     attributes["__module__"] = __name__
     return type(f"{SumsGradients.__name__}Of{own.__name__}", (SumsGradients, own), attributes)

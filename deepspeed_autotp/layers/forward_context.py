@@ -41,6 +41,7 @@ class ForwardContext:
     rng       the RNG states of sharded regions
     gathered  full weights that the forward that runs has gathered, by layer, name, whether
               gradients are formed, and version of the shard
+    summed    views whose gradients are summed, with their parameters, by module state and name
     prepare   called before the forward, if set
     head      set while an output head waits that takes this rank's tokens of the hidden states
     """
@@ -49,6 +50,7 @@ class ForwardContext:
         self.input = input
         self.rng = rng
         self.gathered: dict[tuple[nn.Module, str, bool, int], Tensor] = {}
+        self.summed: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self.prepare: Callable[[], None] | None = None
         self.head: HeadOfOwnTokens | None = None
         self._model: weakref.ref[nn.Module] | None = None
@@ -121,6 +123,7 @@ class ForwardContext:
         self._call = None
         self.input.forget()
         self.gathered.clear()
+        self.summed.clear()
         self.rng.end(failed=output is None)
 
     def _leave_interrupted(self) -> None:

@@ -7,7 +7,7 @@ hold to a rank's own queries, and with sharded tokens any replicated module to a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from deepspeed_autotp.distributed.gradient_sum import GradientSum, with_summed_gradient
 from deepspeed_autotp.interop.fully_shard import is_distributed
 from deepspeed_autotp.interop.module_state import state_of
-from deepspeed_autotp.interop.torch_private import backward_id, own_parameters
+from deepspeed_autotp.interop.torch_private import backward_id, own_parameters, storage_id
 from deepspeed_autotp.layers.forward_context import ForwardContext
+
+# By module state and name, of each the parameter.
+Views = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 
 @dataclass(slots=True)
 class SummedParameters:
     """How the gradients of a module's own parameters are summed, by name.
 
-    in_use  what the module's forward has read as these parameters, while it runs
+    in_use  what the module's forward has read as these parameters, while it runs outside of that
+            of the model, which has what is in use in its context
     """
 
     sums: Mapping[str, GradientSum]
     context: ForwardContext
-    in_use: dict[str, Tensor] | None = None
+    in_use: Views | None = None
 
 
 class SumsGradients(nn.Module):
@@ -49,13 +53,14 @@ class SumsGradients(nn.Module):
         return _while_it_runs(self, super().forward, args, kwargs)
 
 
-def summed_parameter(name: str, inherited: object) -> property:
+def summed_parameter(name: str, inherited: Sequence[object]) -> property:
     """The parameter ``name``, which reads as a view with a gradient that is summed: in the forward
     of its module as one, however often it is read, and also in that of another of the model.
 
-    ``inherited`` is what the module's class has under the name.
+    ``inherited`` is what the module's class and its bases have under the name.
     """
-    own = inherited.fget if isinstance(inherited, property) else None
+    first = next(iter(inherited), None)
+    own = first.fget if isinstance(first, property) else None
 
     def read(module: nn.Module) -> Tensor | None:
         if name not in own_parameters(module):
@@ -94,12 +99,25 @@ def _in_use(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | 
     if is_distributed(parameter):  # fully_shard looks in a forward if it is still its own
         return parameter
     state = state_of(module, SummedParameters)
-    if state.in_use is None:
+    views = _views(state)
+    if views is None:
         is_used = _is_in_forward(state.context)
         return with_summed_gradient(parameter, state.sums[name]) if is_used else parameter
-    if name not in state.in_use:
-        state.in_use[name] = with_summed_gradient(parameter, state.sums[name])
-    return state.in_use[name]
+    key = id(state), name
+    before, view = views.get(key, (None, None))
+    # ZeRO 3 gathers a weight into other memory for each call of a module.
+    if view is None or before is not parameter or storage_id(view) != storage_id(parameter):
+        view = with_summed_gradient(parameter, state.sums[name])
+        views[key] = parameter, view
+    return view
+
+
+def _views(state: SummedParameters) -> Views | None:
+    """Those of the model's forward, so that ranks which call a module more often than others sum as
+    often; or else of the module's own."""
+    if not torch.compiler.is_compiling() and state.context.is_in_forward:
+        return state.context.summed
+    return state.in_use
 
 
 def _is_in_forward(context: ForwardContext) -> bool:

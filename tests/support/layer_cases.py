@@ -80,6 +80,15 @@ class Normed(nn.Module):
         return y
 
 
+class NormedOneByOne(Normed):
+    """With a call for each head, of which ranks have more or fewer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.column(x).unflatten(-1, (-1, self.size)).unbind(-2)
+        y: Tensor = self.row(torch.cat([self.norm(head) for head in heads], dim=-1))
+        return y
+
+
 class OwnScale(nn.Module):
     """The same with a scale of each head's features that the model itself has."""
 
@@ -185,6 +194,11 @@ CASES: dict[str, Case] = {
     ),
     "norm of heads": Case(
         lambda: Normed(5, 3),
+        rules=(*PAIR, rule(r"norm\.", "skip", grad_allreduce=True)),
+        grain=3,
+    ),
+    "norm of each head": Case(
+        lambda: NormedOneByOne(5, 3),
         rules=(*PAIR, rule(r"norm\.", "skip", grad_allreduce=True)),
         grain=3,
     ),
