@@ -144,6 +144,8 @@ class Case:
     offload: bool = choice(False, True, plain=0.85)
     # All forwards of a step before its backward passes.
     forwards_first: bool = choice(False, True, plain=0.85)
+    # Squares of all parameters in what is differentiated, of a rank's shards.
+    squares: bool = choice(False, True, plain=0.85)
     seed: int = choice(0, plain=1.0)  # of weights, inputs and what else is drawn
 
     def __str__(self) -> str:

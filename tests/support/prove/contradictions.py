@@ -71,6 +71,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.way != "parallelize", "autocast check backward functional"),
     (lambda c: not _engine(c) or c.way == "zero 0", "offload"),
     (lambda c: c.accumulate == 1 or _spread(c), "forwards_first"),
+    # What is left of parameters outside of a forward, and what DDP finds in outputs alone.
+    (lambda c: _spread(c) or c.way == "zero 3" or c.precision == "bfloat16", "squares"),
     # What a recomputation drops, and what a forward counts in place.
     (lambda c: c.forwards_first and c.checkpointing != "", "dropout"),
     (lambda c: c.forwards_first, "counts"),

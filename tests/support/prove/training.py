@@ -200,6 +200,12 @@ def backward(case: Case, loss: Tensor) -> None:
     loss.backward()
 
 
+def squares(case: Case, model: nn.Module) -> Tensor:
+    """A penalty on the parameters that train."""
+    trained = [p.square().sum() for p in model.parameters() if p.requires_grad and case.squares]
+    return 0.05 * torch.stack(trained).sum() if trained else torch.zeros(())
+
+
 def clip_values(case: Case, model: nn.Module) -> None:
     if case.clip == "value":
         torch.nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
@@ -244,9 +250,10 @@ def train_unsharded(
             replay(model, masks[step])
         total = 0.0
         for ids, targets in chunks(case, step):
+            parts = case.accumulate * case.replicas
             with casting(case):
-                loss = loss_of(case, model, ids, targets) / (case.accumulate * case.replicas)
-            backward(case, loss)
+                loss = loss_of(case, model, ids, targets) / parts
+            backward(case, loss + squares(case, model) / parts)
             total += float(loss.detach())
         curve.losses.append(total)
         if case.way.startswith("zero"):
