@@ -23,7 +23,11 @@ def most(name: str) -> float:
 
 @pytest.mark.parametrize(
     ("device", "ranks"),
-    [("cpu", 2), *(pytest.param("cuda", ranks, marks=pytest.mark.gpu) for ranks in (2, 4))],
+    [
+        # Other tests show the same on a CPU; this is the command that a GPU is given.
+        pytest.param("cpu", 2, marks=pytest.mark.long),
+        *(pytest.param("cuda", ranks, marks=pytest.mark.gpu) for ranks in (2, 4)),
+    ],
 )
 def test_ranks_on_one_device_equal_one_process(device: str, ranks: int) -> None:
     if device == "cuda":

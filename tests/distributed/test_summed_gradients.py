@@ -46,6 +46,7 @@ def test_and_the_model_is_used_in_any_way(pool: Pool, way: str) -> None:
     _check(pool, way, "qwen3", {"num_key_value_heads": 1}, {}, 2)
 
 
+@pytest.mark.long
 def test_compiled_ranks_may_share_heads_with_some_of_the_others(pool: Pool) -> None:
     _check(pool, "compiled", "llama", {"num_key_value_heads": 2}, {}, 3)
 

@@ -73,6 +73,8 @@ _contradictions: tuple[tuple[Any, str], ...] = (
     (lambda c: c.accumulate == 1 or _spread(c), "forwards_first"),
     # What is left of parameters outside of a forward, and what DDP finds in outputs alone.
     (lambda c: _spread(c) or c.way == "zero 3" or c.precision == "bfloat16", "squares"),
+    # DeepSpeed takes one gradient of a parameter, and a recomputation forms its own.
+    (lambda c: _engine(c) and c.checkpointing == "reentrant", "squares"),
     # What a recomputation drops, and what a forward counts in place.
     (lambda c: c.forwards_first and c.checkpointing != "", "dropout"),
     (lambda c: c.forwards_first, "counts"),
