@@ -29,9 +29,9 @@ class GradientSum:
     """
 
     group: TPGroup
-    dim: int
-    runs: tuple[tuple[int, int], ...] | None
-    holders: Subgroups
+    dim: int = 0
+    runs: tuple[tuple[int, int], ...] | None = None
+    holders: Subgroups = ()
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """A new tensor. All ranks call it."""
@@ -59,7 +59,7 @@ class GradientSum:
 def gradient_sum(entry: Entry, group: TPGroup) -> GradientSum | None:
     """None where nothing is to be summed. ``entry`` is that of the tensor, not of a second name."""
     if entry.kind is Kind.REPLICATED_SUM:
-        return GradientSum(group, 0, None, ())
+        return GradientSum(group)
     shared = [entry.shared(rank) for rank in range(group.size)]
     if not any(shared):
         return None

@@ -81,10 +81,10 @@ def kept_numbers(model: nn.Module) -> dict[str, Tensor]:
         for key, value in _attributes(module):
             if not isinstance(value, Tensor) or value.numel() == 1:
                 kept[f"{name}.{key}" if name else key] = value
-    copies = {name: torch.as_tensor(value).detach().clone() for name, value in kept.items()}
+    numbers = ((name, torch.as_tensor(value).detach()) for name, value in kept.items())
     return {
-        name: number
-        for name, number in copies.items()
+        name: number.clone()
+        for name, number in numbers
         if number.is_floating_point() and bool(number.isfinite().all())
     }
 

@@ -10,9 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deepspeed_autotp.distributed.autograd_collectives import copy_to_tp_region
+from deepspeed_autotp.distributed.gradient_sum import GradientSum, with_summed_gradient
 from deepspeed_autotp.distributed.lazy_sequence import gather_later, own_tokens
-from deepspeed_autotp.distributed.process_group import TPGroup
 from deepspeed_autotp.interop.live_bytes import real_tensors
 from deepspeed_autotp.interop.torch_private import own_parameters
 
@@ -33,7 +32,8 @@ class NormOfOwnTokens(nn.Module):
         if lazy is None:
             return super().forward(*args, **kwargs)
         named = dict.fromkeys(kwargs, lazy.shard)
-        with _with_parameters(self, lambda p: _with_summed_gradient(p, lazy.group)):
+        over_all = GradientSum(lazy.group)
+        with _with_parameters(self, lambda p: with_summed_gradient(p, over_all)):
             y = super().forward(*(() if named else (lazy.shard,)), **named)
         return gather_later(y, lazy.layout_of_shard, lazy.group)
 
@@ -48,11 +48,6 @@ def _with_parameters(module: nn.Module, changed: Callable[[Tensor], Tensor]) -> 
         yield
     finally:
         parameters.update(before)
-
-
-def _with_summed_gradient(parameter: Tensor, group: TPGroup) -> Tensor:
-    wide = parameter.float() if parameter.dtype.itemsize == 2 else parameter
-    return copy_to_tp_region(wide, group).to(parameter.dtype)
 
 
 @torch.no_grad()

@@ -124,8 +124,7 @@ def check_mesh(module: nn.Module, state: TensorParallel) -> None:
 
 def _check_parameters(root: nn.Module, state: TensorParallel) -> None:
     """ValueError where DTensors could not be known by their names, or would lose a hook."""
-    names = {name for name, _ in all_named_parameters(root)}
-    gone = next((entry.name for entry in state.plan.entries if entry.name not in names), None)
+    gone = state.missing_from({name for name, _ in all_named_parameters(root)})
     if gone is not None:
         raise ValueError(
             f"fully_shard: {gone} is not a parameter of {type(root).__name__}: adapters have "

@@ -18,19 +18,14 @@ GradHook = Callable[[Tensor | None], Tensor | None]
 
 def sums_at_use(plan: Plan, group: TPGroup) -> dict[int, GradientSum]:
     """By entry, also that of a tensor's second name."""
-    hooked = _hooked(plan)
-    return {i: how for i, how in _sums(plan, group).items() if _tensor(plan, i) not in hooked}
+    return _sums(plan, group, hooked=False)
 
 
 def grad_hooks(plan: Plan, group: TPGroup) -> dict[int, GradHook]:
     """What sums the gradients of parameters that not only modules with a class of the package use.
     By entry, also that of a tensor's second name."""
-    hooked = _hooked(plan)
-    return {
-        i: _SumHook(plan.entries[i].name, how)
-        for i, how in _sums(plan, group).items()
-        if _tensor(plan, i) in hooked
-    }
+    sums = _sums(plan, group, hooked=True)
+    return {i: _SumHook(plan.entries[i].name, how) for i, how in sums.items()}
 
 
 def register_grad_hooks(
@@ -55,7 +50,7 @@ def hook_gradient(parameter: Tensor, hook: GradHook) -> RemovableHandle:
 
 def open_subgroups(plan: Plan, group: TPGroup) -> None:
     """Make the process groups that the sums of a plan use. All ranks call it, before a sum."""
-    sums = _sums(plan, group).values()
+    sums = [how for hooked in (False, True) for how in _sums(plan, group, hooked=hooked).values()]
     group.open_subgroups([how.holders for how in sums if how.runs is not None])
 
 
@@ -75,24 +70,17 @@ class _SumHook:
         return self._sum(gradient)
 
 
-def _sums(plan: Plan, group: TPGroup) -> dict[int, GradientSum]:
-    found = ((i, gradient_sum(plan.entries[_tensor(plan, i)], group)) for i in _entries(plan))
-    return {i: how for i, how in found if how is not None}
-
-
-def _hooked(plan: Plan) -> frozenset[int]:
-    """The tensors that the model itself has, whose class is what a checkpoint names, and those of
-    layers whose full weight others read."""
+def _sums(plan: Plan, group: TPGroup, *, hooked: bool) -> dict[int, GradientSum]:
+    """Those of hooks, or the others. Hooks have the tensors that the model itself has, whose class
+    is what a checkpoint names, and those of layers whose full weight others read."""
+    entries = plan.entries
+    tensors = [entry.tied_to if entry.is_tied else i for i, entry in enumerate(entries)]
     owners = {"", *(layer.module for layer in plan.layers if layer.gathers_weight)}
-    names = ((i, plan.entries[i].name) for i in _entries(plan))
-    return frozenset(_tensor(plan, i) for i, name in names if name.rpartition(".")[0] in owners)
-
-
-def _entries(plan: Plan) -> range:
-    return range(len(plan.entries))
-
-
-def _tensor(plan: Plan, index: int) -> int:
-    """The entry of the tensor that an entry names."""
-    entry = plan.entries[index]
-    return entry.tied_to if entry.is_tied else index
+    named = zip(tensors, entries, strict=True)
+    of_hooks = {tensor for tensor, entry in named if entry.name.rpartition(".")[0] in owners}
+    found = (
+        (i, gradient_sum(entries[tensor], group))
+        for i, tensor in enumerate(tensors)
+        if (tensor in of_hooks) == hooked
+    )
+    return {i: how for i, how in found if how is not None}

@@ -84,7 +84,7 @@ class _BeforeStep:
 def _refuse_changed(model: nn.Module, state: TensorParallel) -> None:
     """ValueError where ``model`` does not train with the parameters that were sharded, alone."""
     parameters = dict(all_named_parameters(model))
-    gone = next((e.name for e in state.plan.entries if e.name not in parameters), None)
+    gone = state.missing_from(parameters)
     if gone is not None:
         raise ValueError(
             f"{gone} is not a parameter of {type(model).__name__} any more: its module was "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,10 @@ class TensorParallel:
                     f"{name} was replaced after the model was sharded, so its shard of the full "
                     "weight is not known; load weights with load_state_dict(assign=False)"
                 )
+
+    def missing_from(self, names: Container[str]) -> str | None:
+        """The first name of the plan that is not among ``names``."""
+        return next((entry.name for entry in self.plan.entries if entry.name not in names), None)
 
     def counts_in_norm(self, index: int) -> bool:
         """Whether this rank counts some of parameter ``index`` in the gradient norm.

@@ -125,6 +125,12 @@ def with_labels() -> tuple[list[float], list[float]]:
     return curves[0], curves[1]
 
 
+def weights_apart(own: nn.Module, model: nn.Module) -> float:
+    """The weights' largest difference to those of one process."""
+    full = deepspeed_autotp.full_state_dict(model)
+    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+
+
 def wrapped_late() -> list[float]:
     """Weights' largest differences to one process after a step each: with two forwards before
     fully_shard, and of a deep copy."""
@@ -141,8 +147,7 @@ def wrapped_late() -> list[float]:
             optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
             loss_of(each, tokens(0)).backward()
             optimizer.step()
-        full = deepspeed_autotp.full_state_dict(model)
-        apart.append(max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items()))
+        apart.append(weights_apart(own, model))
     return apart
 
 
@@ -160,8 +165,7 @@ def through_the_backbone() -> float:
         norms = [p for n, p in each.named_parameters() if "q_norm" in n or "k_norm" in n]
         (loss + sum(_all_rows(p.square().sum()) for p in norms)).backward()
         optimizer.step()
-    full = deepspeed_autotp.full_state_dict(model)
-    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+    return weights_apart(own, model)
 
 
 def layers_alone() -> float:
@@ -177,8 +181,7 @@ def layers_alone() -> float:
         optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
         loss_of(each, tokens(0)).backward()
         optimizer.step()
-    full = deepspeed_autotp.full_state_dict(model)
-    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+    return weights_apart(own, model)
 
 
 def _all_rows(total: Any) -> Tensor:
@@ -200,8 +203,7 @@ def unfrozen_late() -> float:
             loss_of(each, tokens(0)).backward()
             optimizer.step()
             optimizer.zero_grad()
-    full = deepspeed_autotp.full_state_dict(model)
-    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+    return weights_apart(own, model)
 
 
 def adapted(order: str) -> tuple[float, str]:
@@ -235,8 +237,7 @@ def adapted(order: str) -> tuple[float, str]:
             optimizer.step()
             optimizer.zero_grad()
     deepspeed_autotp.check_replicas(model)
-    full = deepspeed_autotp.full_state_dict(model)
-    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items()), said
+    return weights_apart(own, model), said
 
 
 def _lora(model: nn.Module) -> Any:
@@ -288,8 +289,7 @@ def compiled() -> float:
         optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
         loss_of(each, tokens(0)).backward()
         optimizer.step()
-    full = deepspeed_autotp.full_state_dict(model)
-    return max(float((full[n] - t).abs().max()) for n, t in own.state_dict().items())
+    return weights_apart(own, model)
 
 
 def refusals(folder: str) -> dict[str, str]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 import deepspeed_autotp
+from tests.support.gathered_gradients import gathered_gradients
 from tests.support.small_models import build, tokens
 from tests.support.training_loops import loss_of
 
@@ -26,16 +27,6 @@ def with_gradients(dtype: torch.dtype, is_sharded: bool, **changes: Any) -> nn.M
         assert gradient is not None
         parameter.grad = gradient.to(dtype)
     return model
-
-
-def gathered_gradients(model: nn.Module) -> dict[str, Tensor]:
-    state = deepspeed_autotp.tensor_parallel(model)
-    found = {}
-    for name, parameter in model.named_parameters():
-        entry = state.entry(parameter)
-        assert entry is not None and parameter.grad is not None
-        found[name] = parameter.grad if entry.dim < 0 else state.gather(parameter.grad, entry=entry)
-    return found
 
 
 def clip(dtype: torch.dtype, most: float, changes: dict[str, Any]) -> dict[str, Any]:

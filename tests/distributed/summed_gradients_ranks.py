@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import deepspeed_autotp
+from tests.support.gathered_gradients import gathered_gradients
 from tests.support.layer_cases import distance
 from tests.support.raised_error import raised_error
 from tests.support.small_models import build, tokens
@@ -157,14 +158,10 @@ def gradients(
     model = deepspeed_autotp.parallelize(model, tp_size=dist.get_world_size(), config=options)
     WAYS[way](full)
     WAYS[way](model)
-    state = deepspeed_autotp.tensor_parallel(model)
-    found = {}
-    for (name, parameter), own in zip(full.named_parameters(), state.parameters, strict=True):
-        entry = state.entry(own)
-        assert entry is not None and parameter.grad is not None and own.grad is not None, name
-        gradient = own.grad if entry.dim < 0 else state.gather(own.grad, entry=entry)
-        found[name] = distance(gradient, parameter.grad)
-    return found
+    found = gathered_gradients(model)
+    expected = {name: p.grad for name, p in full.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    return {name: distance(found[name], gradient) for name, gradient in expected.items()}
 
 
 def second_derivatives() -> list[Tensor]:

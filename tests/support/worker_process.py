@@ -101,7 +101,7 @@ class Template:
         return _last_lines(self._log, 0)
 
     def close(self) -> None:
-        """Wait for the process, which leaves by itself."""
+        """End the process, whose requests are closed."""
         self._requests.close()
         try:
             self._process.wait(timeout=10)
@@ -179,7 +179,7 @@ class Worker:
         self._report.close()
 
     def await_end(self) -> None:
-        """Wait for a worker whose channel is closed: it leaves by itself."""
+        """Wait for a worker whose channel is closed, which ends it."""
         if not self.has_ended(10):
             self._signal(signal.SIGKILL)
             self.has_ended(None)
